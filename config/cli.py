@@ -1,0 +1,164 @@
+"""From recipe and command line to a checked configuration: defaults < TOML < command line."""
+
+import argparse
+import difflib
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_args
+
+import tomli_w
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from config.schema import Config, Section
+from errors import UserError
+
+Options = TypeVar("Options", bound=Section)
+
+
+def load_config(argv: list[str]) -> Config:
+    """The configuration of `train.py [RECIPE.toml] [--name=value ...]`; all mistakes are told at once."""
+    fields = dict(_knobs(Config))
+    paths, given, problems = _parse(Config, argv, "RECIPE", "?", "a TOML file: what differs from the defaults")
+    recipe = Path(paths[0]) if paths else None
+    values, in_recipe = _read_recipe(recipe) if recipe else ({}, [])
+    given_values, on_line = _validate(Config, _nest(given, fields), strict=False)
+    problems += in_recipe + on_line
+    for name, value in _leaves(given_values):
+        values.setdefault(fields[name][0], {})[name] = value
+    config = Config() if problems else Config.model_validate(values)
+    _raise(problems or config.problems())
+    if not config.run.out_dir:
+        name = recipe.stem if recipe else f"{Path(config.data.corpus).stem}_{config.data.tokenizer}"
+        config = config.with_run(out_dir=f"out/{name}")
+    return config
+
+
+def load_options(schema: type[Options], argv: list[str], positional: str, nargs: str, meaning: str
+                 ) -> tuple[list[str], Options]:
+    """Positional arguments and typed options of the smaller commands: `sample.py RUN --seed=1`."""
+    paths, given, problems = _parse(schema, argv, positional, nargs, meaning)
+    values, more = _validate(schema, given, strict=False)
+    _raise(problems + more)
+    return paths, schema.model_validate(values)
+
+
+def read_config(path: Path) -> Config:
+    """The resolved configuration that a run saved."""
+    values, problems = _read_recipe(path)
+    _raise(problems)
+    return Config.model_validate(values)
+
+
+def write_config(config: Config, path: Path) -> None:
+    """Save every knob's value as TOML; the file is itself a recipe."""
+    path.write_text(tomli_w.dumps(config.model_dump()), encoding="utf-8")
+
+
+def _knobs(schema: type[Section]) -> Iterator[tuple[str, tuple[str, FieldInfo]]]:
+    """(name, (section, field)) of every leaf; the section of a flat schema is ''."""
+    for name, field in schema.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            for leaf, leaf_field in field.annotation.model_fields.items():
+                yield leaf, (name, leaf_field)
+        else:
+            yield name, ("", field)
+
+
+def _parse(schema: type[Section], argv: list[str], positional: str, nargs: str, meaning: str
+           ) -> tuple[list[str], dict[str, str], list[str]]:
+    """Split argv into positional arguments, {name: text} and problems, with --help made from the schema."""
+    parser = _Parser(usage=f"%(prog)s {positional} [--name=value ...]" if nargs != "?" else
+                     f"%(prog)s [{positional}] [--name=value ...]", allow_abbrev=False,
+                     formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110))
+    parser.add_argument(positional, nargs=nargs, default=None, help=meaning)
+    groups: dict[str, Any] = {}
+    for name, (section, field) in _knobs(schema):
+        if section not in groups:
+            doc = schema.model_fields[section].annotation.__doc__ if section else "options"
+            groups[section] = parser.add_argument_group(doc)
+        default = str(field.default).lower() if field.annotation is bool else field.default
+        choices = f" ({', '.join(get_args(field.annotation))})" if get_args(field.annotation) else ""
+        groups[section].add_argument(
+            f"--{name}", default=argparse.SUPPRESS, metavar=default if default != "" else '""',
+            help=f"{field.description}{choices}".replace("%", "%%"),
+            **({"nargs": "?", "const": "true"} if field.annotation is bool else {}))
+    found, unknown = parser.parse_known_args(argv)
+    given = vars(found)
+    paths = given.pop(positional) or []
+    names = [name for name, _ in _knobs(schema)]
+    return ([paths] if isinstance(paths, str) else paths), given, [_unknown(word, names) for word in unknown]
+
+
+def _unknown(word: str, names: list[str]) -> str:
+    name = word.split("=")[0].lstrip("-").replace("-", "_")
+    if not word.startswith("-"):
+        return f"{word!r}: unexpected argument; options are written --name=value"
+    return f"{word}: no such option{_did_you_mean(name, names)}"
+
+
+def _did_you_mean(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]}?" if close else "; --help lists them all"
+
+
+def _read_recipe(path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The checked values of a TOML file by section, and what is wrong with it."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = sorted(str(p) for p in Path(__file__).parent.glob("*.toml"))
+        raise UserError(f"{path}: no such recipe; there are {', '.join(Path(p).stem for p in near)} "
+                        "in config/") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: not a readable TOML file: {error}") from None
+    home = {name: section for name, (section, _) in _knobs(Config)}
+    problems = []
+    for section, table in list(raw.items()):
+        if not isinstance(table, dict):
+            hint = f"it belongs in [{home[section]}]" if section in home else "a recipe has sections only"
+            problems.append(f"{path}: {section} stands outside a section; {hint}")
+            del raw[section]
+        elif section not in Config.model_fields:
+            problems.append(f"{path}: [{section}] is no section{_did_you_mean(section, list(Config.model_fields))}")
+            del raw[section]
+        else:
+            for name in [name for name in table if home.get(name) != section]:
+                hint = f"; it belongs in [{home[name]}]" if name in home else _did_you_mean(name, list(home))
+                problems.append(f"{path}: [{section}] has no {name}{hint}")
+                del table[name]
+    values, more = _validate(Config, raw, strict=True)
+    return values, problems + [f"{path}: {problem}" for problem in more]
+
+
+def _validate(schema: type[Section], values: dict[str, Any], strict: bool) -> tuple[dict[str, Any], list[str]]:
+    """The given values, converted; and one line for each that is of the wrong type or out of range."""
+    try:
+        checked = schema.model_validate(values, strict=True) if strict else schema.model_validate_strings(values)
+    except ValidationError as error:
+        return {}, [f"{e['loc'][-1]}={e['input']!s:.80}: {e['msg'][0].lower()}{e['msg'][1:]}" for e in error.errors()]
+    return checked.model_dump(exclude_unset=True), []
+
+
+def _nest(given: dict[str, str], fields: dict[str, tuple[str, FieldInfo]]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, text in given.items():
+        nested.setdefault(fields[name][0], {})[name] = text
+    return nested
+
+
+def _leaves(values: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Any]]:
+    for table in values.values():
+        yield from table.items()
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise UserError(problems[0] if len(problems) == 1 else
+                        "\n  ".join([f"{len(problems)} problems", *problems]))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the options")

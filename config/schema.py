@@ -1,0 +1,118 @@
+"""Every knob, on one page: its name, type, range, default and meaning.
+
+The defaults are the default recipe. Sections are for reading; a name is unique across all of them,
+so the command line needs only the name: `--label_smoothing=0.1`. A zero switches off what has no
+other way of being off.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A group of knobs: typed, frozen, and closed to names it doesn't know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """[data] What text, cut into what tokens."""
+
+    corpus: str = Field("shakespeare", min_length=1, description="shakespeare, tinyshakespeare, or a UTF-8 text file")
+    tokenizer: Literal["char", "bpe", "gpt2"] = Field("char", description="what a token is")
+    vocab_size: int = Field(1024, ge=257, le=1_000_000, description="tokens that bpe learns from the training split")
+    val_fraction: float = Field(0.1, gt=0, lt=1, description="share of the text, at its end, kept for validation")
+
+
+class ModelConfig(Section):
+    """[model] One GPT: the defaults are a modern small one; GPT-2 is another setting of the same knobs."""
+
+    block_size: Positive = Field(64, description="context length in tokens")
+    n_layer: Positive = Field(4, description="transformer blocks")
+    n_head: Positive = Field(4, description="attention heads per block")
+    n_embd: Positive = Field(128, description="width of the residual stream")
+    dropout: Fraction = Field(0.0, description="probability of dropping an activation in training")
+    bias: bool = Field(False, description="biases in linear layers and LayerNorms")
+    position: Literal["rotary", "learned"] = Field("rotary", description="how positions are told apart")
+    norm: Literal["rmsnorm", "layernorm"] = Field("rmsnorm", description="normalisation; rmsnorm has no weights")
+    activation: Literal["relu2", "gelu"] = Field("relu2", description="nonlinearity of the MLP; relu2 is ReLU squared")
+    qk_norm: bool = Field(True, description="RMS-normalise queries and keys")
+    tied: bool = Field(False, description="the output head shares the token embedding's weights")
+    zero_init: bool = Field(True, description="output projections, and an untied head, start at zero")
+
+
+class LossConfig(Section):
+    """[loss] What is optimised. Perplexity always comes from the plain cross-entropy."""
+
+    label_smoothing: Fraction = Field(0.0, description="share of the target spread evenly over the vocabulary")
+
+
+class OptimConfig(Section):
+    """[optim] How the objective goes down."""
+
+    batch_size: Positive = Field(64, description="sequences in one optimizer step")
+    max_iters: Positive = Field(400, description="optimizer steps")
+    optimizer: Literal["muon", "adamw"] = Field("muon", description="for the blocks' matrices; AdamW takes the rest")
+    learning_rate: Rate = Field(0.01, description="AdamW's peak learning rate")
+    muon_learning_rate: Rate = Field(0.04, description="Muon's peak learning rate")
+    schedule: Literal["cosine", "linear", "constant"] = Field("linear", description="how the rates decay after warm-up")
+    warmup_iters: Count = Field(0, description="steps of linear warm-up")
+    decay_fraction: float = Field(1.0, ge=0, le=1, description="the last share of the steps in which the rates decay")
+    min_lr_ratio: float = Field(0.0, ge=0, le=1, description="where the decay ends, as a share of the peak")
+    weight_decay: Rate = Field(0.0, description="decoupled weight decay on matrices")
+    beta1: Fraction = Field(0.9, description="AdamW's memory of the gradient")
+    beta2: Fraction = Field(0.95, description="AdamW's memory of its square")
+    momentum: Fraction = Field(0.95, description="Muon's memory of the gradient")
+    grad_clip: Rate = Field(1.0, description="largest norm of the gradient; 0 = unlimited")
+
+
+class RunConfig(Section):
+    """[run] Where, on what, and how often."""
+
+    out_dir: str = Field("", description="the run's directory; empty = out/<recipe>")
+    init_from: Literal["scratch", "resume"] = Field("scratch", description="start anew, or go on from out_dir")
+    seed: int = Field(1337, ge=0, lt=2**32, description="of weights, batches and dropout")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the arithmetic; auto = the fastest")
+    compile: bool = Field(False, description="torch.compile the model: slow to start, then faster")
+    micro_batch_size: Count = Field(0, description="sequences in one forward pass; 0 = batch_size")
+    eval_interval: Positive = Field(100, description="steps between evaluations")
+    eval_tokens: Count = Field(0, description="validation tokens to evaluate; 0 = all")
+    log_interval: Positive = Field(20, description="steps between lines of metrics")
+    checkpoint_interval: Positive = Field(100, description="steps between checkpoints in last/")
+    patience: Count = Field(5, description="evaluations without a better loss before stopping; 0 = never stop")
+
+
+class Config(Section):
+    """A whole run, by section. `problems()` checks what no single field can."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    run: RunConfig = RunConfig()
+
+    def with_run(self, **changes: str) -> "Config":
+        """The same configuration with other values in [run]."""
+        return self.model_copy(update={"run": self.run.model_copy(update=changes)})
+
+    def problems(self) -> list[str]:
+        """Combinations that make no sense, one line each."""
+        model, optim, run = self.model, self.optim, self.run
+        found = []
+        if model.n_embd % model.n_head:
+            found.append(f"n_embd={model.n_embd} is not a multiple of n_head={model.n_head}; try n_embd="
+                         f"{max(1, round(model.n_embd / model.n_head)) * model.n_head}")
+        elif model.position == "rotary" and (model.n_embd // model.n_head) % 2:
+            found.append(f"rotary positions need an even head width; n_embd/n_head is {model.n_embd // model.n_head}")
+        if optim.warmup_iters > optim.max_iters:
+            found.append(f"warmup_iters={optim.warmup_iters} is more than max_iters={optim.max_iters}")
+        if run.micro_batch_size > optim.batch_size:
+            found.append(f"micro_batch_size={run.micro_batch_size} is more than batch_size={optim.batch_size}")
+        return found

@@ -1,0 +1,137 @@
+"""Loss curves of one run or many: `python curves.py out/a [out/b ...] [--terminal]`."""
+
+import itertools
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from config.cli import load_options
+from config.schema import Section
+from errors import UserError, run_command
+from runs import Run, open_run
+from surprisal import LN2, perplexity
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+X_LABELS = {"step": "optimizer steps", "tokens": "training tokens", "seconds": "seconds"}
+Y_LABELS = {"nats": "cross-entropy, nats per token", "bits_per_byte": "cross-entropy, bits per byte"}
+
+
+class CurveOptions(Section):
+    """What to draw, and where."""
+
+    x: Literal["step", "tokens", "seconds"] = Field("step", description="what the curves are drawn against")
+    unit: Literal["nats", "bits_per_byte"] = Field("nats", description="of the loss; bits per byte compare tokenizers")
+    out: str = Field("curves.png", min_length=1, description="the picture to write")
+    terminal: bool = Field(False, description="draw in the terminal instead")
+
+
+def main(argv: list[str]) -> None:
+    paths, options = load_options(CurveOptions, argv, "RUN", "+", "directories that train.py made")
+    runs = [open_run(Path(path)) for path in paths]
+    for run in runs:
+        if not run.read_metrics():
+            raise UserError(f"{run.path}: has no metrics yet")
+    if options.terminal:
+        draw_terminal(runs, options)
+    else:
+        draw_png(runs, Path(options.out), options)
+        print(options.out)
+
+
+def draw_png(runs: Sequence[Run], path: Path, options: CurveOptions) -> None:
+    """Training and validation loss of each run, the baselines as lines, the best checkpoints marked."""
+    from matplotlib.figure import Figure  # no pyplot: nothing global, no window
+
+    figure = Figure(figsize=(9.6, 5.8), dpi=130, layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines["top"].set_visible(False)
+    axes.grid(alpha=0.15)
+    for number, run in enumerate(runs):
+        _draw_run(axes, run, f"C{number}", options, alone=len(runs) == 1)
+    axes.set_xlim(0, 1.2 * _right(runs, options))  # room for the baselines' names
+    for name, value in _baselines(runs, options):
+        axes.axhline(value, color="0.45", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+        axes.annotate(f"{name}  {value:.2f}", (1, value), (-4, 2), xycoords=("axes fraction", "data"),
+                      textcoords="offset points", ha="right", va="bottom", fontsize=8, color="0.3")
+    axes.set_xlabel(X_LABELS[options.x])
+    axes.set_ylabel(Y_LABELS[options.unit])
+    if options.unit == "nats":
+        _add_perplexity(axes)
+    axes.set_title(", ".join(run.name for run in runs), fontsize=11, loc="left")
+    axes.legend(loc="upper center", frameon=False, fontsize=9, ncols=2)
+    new = path.with_name(path.name + ".tmp")
+    figure.savefig(new, format="png")
+    new.replace(path)
+
+
+def _add_perplexity(axes: "Axes") -> None:
+    """A second axis: exp(nats), at round numbers."""
+    low, high = (perplexity(nats) for nats in axes.get_ylim())
+    round_numbers = (digit * 10**power for power in range(6) for digit in (1, 1.5, 2, 3, 4, 5, 7))
+    ticks = [number for number in round_numbers if low <= number <= high]
+    second = axes.secondary_yaxis("right")
+    second.set_yticks([math.log(number) for number in ticks], [f"{number:,g}" for number in ticks])
+    second.set_ylabel("perplexity")
+
+
+def _draw_run(axes: "Axes", run: Run, color: str, options: CurveOptions, alone: bool) -> None:
+    name = "" if alone else f"{run.name}: "
+    axes.plot(*_series(run, "train_nll", options), color=color, alpha=0.45, linewidth=1.2,
+              label="training" if alone else None)
+    x, y = _series(run, "val_nll", options)
+    axes.plot(x, y, color=color, linewidth=2, marker="o", markersize=3.5, label=f"{name}validation")
+    best = min(range(len(y)), key=y.__getitem__)
+    axes.plot(x[best], y[best], color=color, marker="*", markersize=13, markeredgecolor="white", linestyle="none",
+              label=f"{name}best, {y[best]:.4f}", zorder=3)
+
+
+def draw_terminal(runs: Sequence[Run], options: CurveOptions) -> None:
+    """The same picture in characters."""
+    import plotext
+
+    plotext.plot_size(None, 28)
+    plotext.theme("clear")
+    for marker, run in zip(itertools.cycle(["braille", "dot", "x", "+"]), runs):
+        x, y = _series(run, "val_nll", options)
+        best = min(range(len(y)), key=y.__getitem__)
+        plotext.plot(x, y, label=f"{run.name}: validation, best {y[best]:.4f} at {x[best]:,.0f}", marker=marker)
+        if len(runs) == 1:
+            plotext.plot(*_series(run, "train_nll", options), label=f"{run.name}: training", marker="dot")
+    for label, value in _baselines(runs, options):
+        plotext.hline(value, "gray")
+        plotext.text(f"{label} {value:.2f}", _right(runs, options), value, alignment="right")
+    plotext.xlabel(X_LABELS[options.x])
+    plotext.title(Y_LABELS[options.unit])
+    picture = plotext.build()
+    print(picture if sys.stdout.isatty() else plotext.uncolorize(picture))
+
+
+def _right(runs: Sequence[Run], options: CurveOptions) -> float:
+    return max(run.read_metrics()[-1][options.x] for run in runs) or 1.0
+
+
+def _series(run: Run, key: str, options: CurveOptions) -> tuple[list[float], list[float]]:
+    """The x and y of a key of the metrics, in the wanted units, where it was measured."""
+    records = [record for record in run.read_metrics() if key in record]
+    return [record[options.x] for record in records], [record[key] * _scale(run, options) for record in records]
+
+
+def _scale(run: Run, options: CurveOptions) -> float:
+    return 1.0 if options.unit == "nats" else 1 / (LN2 * run.bytes_per_token)
+
+
+def _baselines(runs: Sequence[Run], options: CurveOptions) -> list[tuple[str, float]]:
+    """Names and values of the rungs, if all runs share them."""
+    if any(run.baselines != runs[0].baselines for run in runs):
+        return []
+    return [(rung.name, rung.nats_per_token * _scale(runs[0], options)) for rung in runs[0].baselines]
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,107 @@
+"""What a loss has to beat: a ladder from log|V|, through counting, to compressors.
+
+Every rung is measured on the same validation tokens that the model is scored on, `val[1:]`, with
+counts from the training split only. The n-grams are interpolated modified Kneser-Ney (Chen &
+Goodman 1999, "An empirical study of smoothing techniques for language modeling"), the strongest
+model that only counts.
+"""
+
+import bz2
+import gzip
+import lzma
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.tokenizer import Tokenizer
+from surprisal import LN2, bits_per_byte, perplexity, uniform_nll
+
+MAX_ORDER = 6  # tokens in the longest n-gram, for a small vocabulary
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": lambda data: gzip.compress(data, 9, mtime=0), "bzip2": bz2.compress, "xz": lzma.compress}
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One rung: a predictor's name and its loss on the validation split."""
+
+    name: str
+    nats_per_token: float
+    bits_per_byte: float
+    perplexity: float
+
+
+def ladder(train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer) -> Iterator[Baseline]:
+    """The rungs, computed one after another; `train` and `val` are token ids `(N,)`."""
+    vocab_size = tokenizer.vocab_size
+    scored = len(val) - 1
+    scored_bytes = tokenizer.count_bytes(val[1:])
+
+    def rung(name: str, total_nats: float) -> Baseline:
+        nats = total_nats / scored
+        return Baseline(name, nats, bits_per_byte(total_nats, scored_bytes), perplexity(nats))
+
+    yield rung("uniform, log|V|", scored * uniform_nll(vocab_size))
+    longest = MAX_ORDER if vocab_size < 500 else 4
+    for order, nll in enumerate(ngram_nll(train, val, vocab_size, longest), start=1):
+        if order in (1, 2, longest):
+            yield rung({1: "unigram", 2: "bigram"}.get(order, f"{order}-gram"), float(nll.sum()))
+    text = tokenizer.decode_bytes(val[1:].tolist())
+    for name, compress in COMPRESSORS.items():
+        yield rung(name, 8 * LN2 * len(compress(text)))
+
+
+def ngram_nll(train: np.ndarray, val: np.ndarray, vocab_size: int, longest: int) -> Iterator[np.ndarray]:
+    """NLL in nats of each token of `val[1:]`, `(len(val) - 1,)`, by n-grams of order 1, 2, ... `longest`.
+
+    Text runs on from train into val, so every validation token has its whole context. Each n-gram
+    that occurs gets an id by sorting, so orders and vocabularies of any size fit in memory.
+
+    >>> train = np.array([0, 1] * 500)
+    >>> [round(float(nll.mean()), 2) for nll in ngram_nll(train, train[:9], 2, 2)]
+    [0.69, 0.0]
+    """
+    tokens = np.concatenate([train, val]).astype(np.int64)
+    n_train, first = len(train), len(train) + 1  # `first` is the position of val[1]
+    context = np.zeros(len(tokens), dtype=np.int64)  # id of the n-1 tokens before each position
+    backoff = np.full(len(tokens) - first, 1.0 / vocab_size)
+    # Kneser-Ney: the longest order counts occurrences; lower ones, the distinct tokens that come before.
+    # Each order is asked for as the longest, so both kinds of count are made.
+    for order in range(1, longest + 1):
+        start = order - 1  # the first position with a whole n-gram behind it
+        unique, gram = _rank(context[start:] * vocab_size + tokens[start:])
+        in_train = gram[: n_train - start]
+        occurrences = np.bincount(in_train, minlength=len(unique))
+        contexts_of = unique // vocab_size
+        at = gram[first - start:]  # the n-grams to be scored
+        yield -np.log(_interpolate(occurrences, contexts_of, at, backoff))
+        # An n-gram one longer, ending at position i, is the id of the n-gram ending at i - 1, and token i.
+        longer = np.unique(gram[: n_train - start - 1] * vocab_size + tokens[start + 1: n_train], return_index=True)[1]
+        continuations = np.bincount(gram[1:][longer], minlength=len(unique))
+        backoff = _interpolate(continuations, contexts_of, at, backoff)
+        context[start + 1:] = gram[:-1]
+
+
+def _rank(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct keys in order, and each key's index among them: np.unique, faster for small keys."""
+    if keys.max() >= 2**25:
+        return np.unique(keys, return_inverse=True)
+    present = np.bincount(keys) > 0
+    return np.flatnonzero(present), (np.cumsum(present) - 1)[keys]
+
+
+def _interpolate(counts: np.ndarray, contexts_of: np.ndarray, at: np.ndarray, backoff: np.ndarray) -> np.ndarray:
+    """Modified Kneser-Ney probability of the n-grams `at`, `(M,)`, given the next lower order's.
+
+    `counts` and `contexts_of` are by n-gram id. A context never seen leaves the lower order's word.
+    """
+    n1, n2, n3, n4 = (max(1, int((counts == n).sum())) for n in (1, 2, 3, 4))
+    y = n1 / (n1 + 2 * n2)
+    discounts = np.clip([0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3], 0.01, [1e-9, 1, 2, 3])
+    discount = np.minimum(discounts[np.minimum(counts, 3)], counts)
+    total = np.bincount(contexts_of, weights=counts)
+    freed = np.bincount(contexts_of, weights=discount)
+    seen = total[contexts_of[at]] > 0
+    total_at = np.where(seen, total[contexts_of[at]], 1.0)
+    return np.where(seen, (counts - discount)[at] / total_at + freed[contexts_of[at]] / total_at * backoff, backoff)

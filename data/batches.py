@@ -1,0 +1,59 @@
+"""Batches: which tokens a step sees is a pure function of (corpus, seed, step).
+
+So resuming needs no loader state, and any number of ranks or micro-batches sees the same tokens.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from errors import UserError
+from loss import IGNORE_INDEX
+
+EVAL_BATCH_TOKENS = 4096  # in a forward pass; their logits take 4096 V floats
+
+
+class Batch(NamedTuple):
+    """`targets[b, t]` is the token after `inputs[b, t]`, or IGNORE_INDEX where none is to be scored."""
+
+    inputs: np.ndarray  # (B, T) int64
+    targets: np.ndarray  # (B, T) int64
+
+
+class TrainBatches:
+    """Windows of a token array without replacement; shuffled and shifted anew each epoch."""
+
+    def __init__(self, tokens: np.ndarray, block_size: int, batch_size: int, seed: int) -> None:
+        self.tokens, self.block_size, self.batch_size, self.seed = tokens, block_size, batch_size, seed
+        self.windows = (len(tokens) - block_size) // block_size  # in an epoch, wherever it is shifted to
+        if self.windows < 1:
+            raise UserError(f"the training split has {len(tokens)} tokens, too few for block_size={block_size}; it "
+                            f"needs {2 * block_size}: use a longer corpus or a smaller block_size")
+        self._epoch = lru_cache(maxsize=2)(self._shuffle)  # a batch may straddle two epochs
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of step 0, 1, 2, ...: `(batch_size, block_size)`."""
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        starts = np.array([self._epoch(place // self.windows)[place % self.windows] for place in places])
+        span = self.tokens[starts[:, None] + np.arange(self.block_size + 1)].astype(np.int64)
+        return Batch(span[:, :-1], span[:, 1:])
+
+    def _shuffle(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng((self.seed, epoch))
+        shift = rng.integers(self.block_size)
+        return shift + self.block_size * rng.permutation(self.windows)
+
+
+def eval_batches(tokens: np.ndarray, block_size: int) -> Iterator[Batch]:
+    """Every token but the first as a target, exactly once, in order; the last window is padded."""
+    scored = len(tokens) - 1
+    batch_size = max(1, EVAL_BATCH_TOKENS // block_size)
+    for start in range(0, scored, block_size * batch_size):
+        span = tokens[start: start + block_size * batch_size + 1].astype(np.int64)
+        rows = -(-(len(span) - 1) // block_size)
+        inputs = np.zeros(rows * block_size, dtype=np.int64)
+        targets = np.full(rows * block_size, IGNORE_INDEX, dtype=np.int64)
+        inputs[: len(span) - 1], targets[: len(span) - 1] = span[:-1], span[1:]
+        yield Batch(inputs.reshape(rows, block_size), targets.reshape(rows, block_size))

@@ -1,0 +1,77 @@
+"""Checkpoints: at every instant a whole one is on disk, and reading one executes nothing.
+
+A checkpoint is a folder with model.safetensors, progress.json and, where training can go on from
+it, optimizer.pt. It is written beside, flushed, and renamed into its place.
+"""
+
+import json
+import math
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.optim import Optimizer
+
+from errors import UserError
+from model import GPT
+
+
+@dataclass
+class Progress:
+    """How far a run has come. The batch and the dropout of a step follow from (seed, step)."""
+
+    step: int = 0  # optimizer steps taken
+    tokens: int = 0  # tokens scored in them
+    seconds: float = 0.0
+    best_nll: float = math.inf  # lowest validation loss, nats per token
+    evals_since_best: int = 0
+
+
+def save_checkpoint(folder: Path, model: GPT, progress: Progress, optimizers: list[Optimizer] | None = None) -> None:
+    """Replace the checkpoint in `folder` by this one; without `optimizers` it only serves to evaluate."""
+    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    for leftover in (new, old) if folder.exists() else (new,):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new.mkdir(parents=True)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, new / "model.safetensors")
+    (new / "progress.json").write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
+    if optimizers is not None:
+        torch.save([optimizer.state_dict() for optimizer in optimizers], new / "optimizer.pt")
+    for path in [*new.iterdir(), new]:
+        _flush(path)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    _flush(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path, model: GPT, optimizers: list[Optimizer] | None = None) -> Progress:
+    """Restore the weights and, if given, the optimizers; returns the progress. UserError if damaged."""
+    if not folder.exists():  # stopped between the two renames: the checkpoint before is whole
+        folder = folder.with_name(folder.name + ".old")
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        if optimizers is not None:
+            states = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+            for optimizer, state in zip(optimizers, states, strict=True):
+                optimizer.load_state_dict(state)
+        progress = Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: no checkpoint to load ({Path(error.filename).name} is missing)") from None
+    except (SafetensorError, ValueError, TypeError, RuntimeError, EOFError) as error:
+        raise UserError(f"{folder}: damaged, or of another model: {str(error).splitlines()[0]}") from None
+    return progress
+
+
+def _flush(path: Path) -> None:
+    """Have the operating system put a file or folder on disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,63 @@
+"""Text from a model, token by token: prefill, then decode with a KV cache."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.distributed import World
+from model import GPT, KVCache
+
+
+@torch.inference_mode()
+def generate(model: GPT, prompt: list[int], world: World, *, num_samples: int = 1, max_new_tokens: int = 500,
+             temperature: float = 0.8, top_k: int = 0, top_p: float = 1.0, seed: int = 1337, use_cache: bool = True
+             ) -> Iterator[list[int]]:
+    """Continue a prompt of at least one token; yields the next token of each sample, `(num_samples,)`.
+
+    Sample i depends on (seed, i), not on how many are made. When the window of `block_size` tokens
+    is full it slides on by half, so that the cache is filled anew only once in block_size / 2 tokens.
+    `use_cache=False` computes the same text from whole windows.
+    """
+    model.eval()
+    block_size = model.config.block_size
+    tokens = torch.tensor(prompt, device=world.device).expand(num_samples, -1)  # (B, tokens so far)
+    start = max(0, tokens.shape[1] - block_size)  # of the window
+    rngs = [np.random.default_rng((seed, i)) for i in range(num_samples)]
+    cache: KVCache | None = None
+    for _ in range(max_new_tokens):
+        if tokens.shape[1] - start > block_size:
+            start, cache = tokens.shape[1] - max(1, block_size // 2), None
+        if use_cache and cache is None:
+            cache = KVCache(model.config, num_samples, world.device, world.dtype)
+        seen = start + (cache.length if cache is not None else 0)
+        with world.autocast():
+            hidden = model.forward(tokens[:, seen:], cache)  # (B, T, C)
+            logits = model.logits(hidden[:, -1])  # (B, V)
+        chance = torch.tensor([rng.random() for rng in rngs], device=world.device)
+        chosen = choose(logits, chance, temperature, top_k, top_p)
+        tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+        yield chosen.tolist()
+
+
+def choose(logits: Tensor, chance: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Token ids `(B,)` drawn from logits `(B, V)`, by the inverse of the distribution's cumulative sum at `chance`.
+
+    Temperature 0 takes the most probable token. `top_k` keeps the k most probable (0 = all), and
+    `top_p` the fewest that have that much probability together (Holtzman et al. 2020).
+
+    >>> choose(torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([0.5]), temperature=0, top_k=0, top_p=1.0).tolist()
+    [1]
+    """
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    sorted_logits, order = (logits / temperature).sort(dim=-1, descending=True)
+    q = sorted_logits.softmax(dim=-1)
+    if top_k:
+        q[:, top_k:] = 0
+    q[q.cumsum(dim=-1) - q >= top_p * q.sum(dim=-1, keepdim=True)] = 0
+    cumulative = q.cumsum(dim=-1)
+    place = torch.searchsorted(cumulative, chance[:, None] * cumulative[:, -1:], right=True)  # (B, 1)
+    last_kept = (q > 0).sum(dim=-1, keepdim=True) - 1
+    return order.gather(-1, place.minimum(last_kept)).squeeze(-1)

@@ -1,0 +1,35 @@
+"""What a run measured, a flat JSON object a line."""
+
+import json
+from pathlib import Path
+
+from data.corpora import write_atomically
+from engine.step import StepResult
+from loss import LossMeans, divide_once
+from runs import Record, read_metrics
+from surprisal import bits_per_byte, perplexity
+
+
+def training_record(results: list[StepResult], seconds: float) -> Record:
+    """Means over some steps, which took that long; rate and gradient norm are the last one's."""
+    loss = divide_once(sums for result in results for sums in result.sums)
+    return {"lr": results[-1].learning_rate, "grad_norm": float(results[-1].grad_norm),
+            "tokens_per_second": loss.tokens / seconds, "train_nll": loss.nll, "objective": loss.objective}
+
+
+def validation_record(loss: LossMeans, bytes_per_token: float) -> Record:
+    return {"val_nll": loss.nll, "val_ppl": perplexity(loss.nll), "val_accuracy": loss.accuracy,
+            "val_bits_per_byte": bits_per_byte(loss.nll, bytes_per_token)}
+
+
+class RunLog:
+    """Appends to metrics.jsonl; a resumed run first drops the lines after the step it goes on from."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        kept = [json.dumps(record) + "\n" for record in read_metrics(path) if record["step"] <= step]
+        write_atomically(path, "".join(kept).encode())
+
+    def write(self, record: Record) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")

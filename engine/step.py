@@ -1,0 +1,87 @@
+"""One optimizer step, and one evaluation."""
+
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.optim import Optimizer
+
+from config.schema import Config
+from data.batches import Batch
+from engine.distributed import World
+from engine.optim import set_rates
+from loss import IGNORE_INDEX, LossMeans, LossSums, divide_once, next_token_loss
+from model import GPT
+
+
+@dataclass(frozen=True)
+class StepResult:
+    sums: list[LossSums]  # of each micro-batch
+    grad_norm: torch.Tensor  # before clipping
+    learning_rate: float
+
+
+def train_step(model: GPT, optimizers: list[Optimizer], batch: Batch, config: Config, world: World, step: int
+               ) -> StepResult:
+    """Take step 0, 1, ...
+
+
+    The gradient is that of the mean objective over every token scored in the whole batch, however
+    it is cut: each micro-batch's sum is divided by the whole batch's number of scored tokens.
+    """
+    learning_rate = set_rates(optimizers, config.optim, step)
+    scored = max(1, int((batch.targets != IGNORE_INDEX).sum()))
+    parts = []
+    for index, (inputs, targets) in enumerate(_micro_batches(batch, config.run.micro_batch_size, world)):
+        if config.model.dropout:  # dropout, like the batch, depends on (seed, step, micro-batch) alone
+            torch.manual_seed(np.random.SeedSequence((config.run.seed, step, index)).generate_state(1)[0])
+        with world.autocast():
+            sums = next_token_loss(model(inputs), model.head, targets, config.loss.label_smoothing)
+        (sums.objective / scored).backward()  # type: ignore[no-untyped-call]
+        parts.append(sums)
+    max_norm = config.optim.grad_clip or float("inf")
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return StepResult(parts, grad_norm, learning_rate)
+
+
+@torch.inference_mode()
+def evaluate(model: GPT, batches: Iterable[Batch], world: World) -> LossMeans:
+    """The exact mean loss over some batches, without dropout or smoothing."""
+    model.eval()
+    parts = []
+    for batch in batches:
+        inputs, targets = _to_device(batch, world)
+        with world.autocast():
+            parts.append(next_token_loss(model.forward(inputs), model.head, targets))  # not compiled: shapes vary
+    model.train()
+    return divide_once(parts)
+
+
+def try_compile(model: GPT, batch: Batch, config: Config, world: World) -> None:
+    """torch.compile the model in place; where that fails, warn and go on without."""
+    inputs, _ = next(_micro_batches(batch, config.run.micro_batch_size, world))
+    model.compile()
+    try:
+        with world.autocast():
+            model(inputs).sum().backward()
+    except Exception as error:  # a missing C++ compiler, an old GPU, ...: many kinds
+        model._compiled_call_impl = None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"torch.compile failed, going on without it: {reason}", stacklevel=2)
+    model.zero_grad(set_to_none=True)
+
+
+def _micro_batches(batch: Batch, size: int, world: World) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    inputs, targets = _to_device(batch, world)
+    size = size or len(inputs)
+    return zip(torch.split(inputs, size), torch.split(targets, size), strict=True)
+
+
+def _to_device(batch: Batch, world: World) -> tuple[torch.Tensor, torch.Tensor]:
+    inputs, targets = (torch.from_numpy(array).to(world.device, non_blocking=True) for array in batch)
+    return inputs, targets

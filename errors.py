@@ -1,0 +1,24 @@
+"""Mistakes a user can mend, told in one clear line."""
+
+import io
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Says what is wrong, where, and what to do. Commands print it and exit with code 2."""
+
+
+def run_command(main: Callable[[list[str]], None]) -> None:
+    """Run `main(argv)`; turn a UserError into a line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that knows no UTF-8 shows "?" instead of failing
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # `... | head` closed our output: nothing is wrong
+        sys.stderr.close()
+        sys.exit(0)

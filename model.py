@@ -1,0 +1,188 @@
+"""A GPT: one file, one config that spans GPT-2 and a modern small transformer.
+
+Shapes: B sequences, T tokens, C = n_embd, H heads of width D = C / H, V tokens in the vocabulary,
+S = tokens attended to (those in the KV cache and the T new ones).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from config.schema import ModelConfig
+
+
+class KVCache:
+    """Keys and values of the tokens already seen; made by the caller and passed to the model."""
+
+    def __init__(self, config: ModelConfig, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
+        shape = (config.n_layer, batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)  # (L, B, H, block_size, D)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0  # tokens seen
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new tokens' keys and values (B, H, T, D) of a layer; return all of them (B, H, S, D)."""
+        end = self.length + k.shape[2]
+        self.keys[layer, :, :, self.length:end] = k
+        self.values[layer, :, :, self.length:end] = v
+        return self.keys[layer, :, :, :end].to(k.dtype), self.values[layer, :, :, :end].to(v.dtype)
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    if config.norm == "layernorm":
+        return nn.LayerNorm(config.n_embd, bias=config.bias)
+    return nn.RMSNorm(config.n_embd, elementwise_affine=False)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021): turn each pair of features by an angle that grows with position."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+class CausalSelfAttention(nn.Module):
+    """Each token looks at itself and those before it."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer = config, layer
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
+        B, T, C = x.shape
+        qkv = self.qkv(x).view(B, T, 3, self.config.n_head, -1).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
+        qk, v = qkv[:2], qkv[2]
+        if self.config.qk_norm:  # Henry et al. 2020
+            qk = F.rms_norm(qk, qk.shape[-1:])
+        if rotary is not None:
+            qk = rotate(qk, *(r.to(qk.dtype) for r in rotary))
+        q, k = qk
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)  # (B, H, S, D)
+        y = attend(q, k, v, self.config.dropout if self.training else 0.0)
+        return self.dropout(self.proj(y.transpose(1, 2).reshape(B, T, C)))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """Causal attention of the last T of S tokens: softmax(q k' / sqrt(D)) v, (B, H, T, D)."""
+    T, S, D = q.shape[2], k.shape[2], q.shape[3]
+    future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(S - T + 1)
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        # On CPUs this is 2 to 4 times faster than the fused kernel, whose bfloat16 backward is slow.
+        scores = (q * D**-0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
+        weights = F.softmax(scores.masked_fill(future, -math.inf), dim=-1).to(v.dtype)
+        return F.dropout(weights, dropout) @ v
+    if T == S:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=~future, dropout_p=dropout)
+
+
+class MLP(nn.Module):
+    """Each token on its own: four times wider, a nonlinearity, and back."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.relu2 = config.activation == "relu2"  # So et al. 2021
+        self.fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x)
+        x = F.relu(x).square() if self.relu2 else F.gelu(x)
+        return self.dropout(self.proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = make_norm(config), make_norm(config)
+        self.attn = CausalSelfAttention(config, layer)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
+        x = x + self.attn(self.norm1(x), rotary, cache)
+        return x + self.mlp(self.norm2(x))
+
+
+class GPT(nn.Module):
+    """Token ids (B, T) to hidden states (B, T, C); `head` (V, C) turns those into logits."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config, self.vocab_size = config, vocab_size
+        self.embed = nn.Embedding(vocab_size, config.n_embd)
+        self.positions = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.norm = make_norm(config)
+        self.untied = None if config.tied else nn.Parameter(torch.empty(vocab_size, config.n_embd))
+        D = config.n_embd // config.n_head
+        frequencies = 10_000.0 ** -(torch.arange(0, D, 2) / D)
+        angles = torch.arange(config.block_size)[:, None] * frequencies  # (block_size, D/2)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+        self.init_weights()
+
+    @property
+    def head(self) -> Tensor:
+        """The output head's weights (V, C)."""
+        return self.embed.weight if self.untied is None else self.untied
+
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Hidden states (B, T, C) of tokens (B, T), which follow those in the cache and are added to it."""
+        start = cache.length if cache is not None else 0
+        here = slice(start, start + tokens.shape[1])
+        x = self.embed(tokens)
+        rotary = None
+        if self.positions is not None:
+            x = x + self.positions.weight[here]
+        else:
+            rotary = (self.cos[here], self.sin[here])
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, rotary, cache)
+        if cache is not None:
+            cache.length = here.stop
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V), in float32, of hidden states (..., C)."""
+        return F.linear(hidden, self.head).float()
+
+    def init_weights(self) -> None:
+        """GPT-2's normal(0, 0.02), with output projections smaller by sqrt(2 n_layer); or with
+        `zero_init` those, and an untied head, at zero: the first loss is then log|V|, exactly."""
+        zero, std = self.config.zero_init, 0.02
+        for name, p in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(p)
+            elif name.endswith("proj.weight"):
+                nn.init.normal_(p, std=0.0 if zero else std / math.sqrt(2 * self.config.n_layer))
+            elif name == "untied":
+                nn.init.normal_(p, std=0.0 if zero else std)
+            elif name == "embed.weight" and zero and self.untied is not None:
+                nn.init.normal_(p, std=1.0)  # no head shares it, so it may be as large as it is useful
+            elif p.ndim == 2:
+                nn.init.normal_(p, std=std)
+
+    def describe(self) -> str:
+        c = self.config
+        return (f"GPT of {self.num_params():,} parameters: n_layer={c.n_layer} n_head={c.n_head} n_embd={c.n_embd} "
+                f"block_size={c.block_size}; {self.flops_per_token() / 1e6:.1f} MFLOP to train on a token")
+
+    def num_params(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def flops_per_token(self) -> int:
+        """Of one training step, per token: 6 per weight that is multiplied by (2 forward, 4 backward)
+        and 6 T C per layer for attention, half of the full square as it is causal (Kaplan et al. 2020)."""
+        matrices = sum(p.numel() for p in self.blocks.parameters() if p.ndim == 2) + self.head.numel()
+        return 6 * matrices + 6 * self.config.n_layer * self.config.block_size * self.config.n_embd

@@ -1,0 +1,109 @@
+"""A run's directory: what is in it, making one, and opening one. Needs no torch.
+
+    config.toml     every knob's value; also a recipe
+    corpus.json     what the corpus was: sizes, hash, baselines
+    tokenizer.json  text to tokens and back
+    metrics.jsonl   a flat JSON object a line, NLL in nats per token
+    last/ best/     checkpoints: the newest, and the one with the lowest validation loss
+    curves.png      the picture of metrics.jsonl
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config.cli import read_config, write_config
+from config.schema import Config
+from data.baselines import Baseline
+from data.prepare import Corpus
+from data.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
+from errors import UserError
+
+Record = dict[str, float]  # a line of metrics
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run; checkpoints are loaded by engine.checkpoint."""
+
+    path: Path
+    config: Config
+    meta: dict[str, Any]  # of the corpus
+    earlier: Path | None = None  # where the run went that had this path before
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def baselines(self) -> list[Baseline]:
+        return [Baseline(**rung) for rung in self.meta["baselines"]]
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Of the validation split: bits per byte = nats per token / ln 2 / this."""
+        return float(self.meta["val"]["bytes"] / self.meta["val"]["tokens"])
+
+    def load_tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.path / "tokenizer.json")
+
+    def checkpoint(self) -> Path:
+        """The best checkpoint, or the last one where none has been evaluated."""
+        best = self.path / "best"
+        return best if best.exists() or best.with_name("best.old").exists() else self.path / "last"
+
+    def read_metrics(self) -> list[Record]:
+        return read_metrics(self.path / "metrics.jsonl")
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """The lines of a metrics.jsonl; one that a crash cut off is left out."""
+    records: list[Record] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def create_run(config: Config, corpus: Corpus) -> Run:
+    """A fresh directory at out_dir; an earlier run that was there is moved aside, and named."""
+    path = Path(config.run.out_dir)
+    earlier = None
+    if path.is_file() or (path.exists() and not (path / "config.toml").exists() and any(path.iterdir())):
+        raise UserError(f"out_dir={path}: exists and is not a run; choose another --out_dir")
+    if (path / "config.toml").exists():
+        earlier = next(p for n in range(1, 10**6) if not (p := path.with_name(f"{path.name}.{n}")).exists())
+        path.rename(earlier)
+    path.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(corpus.tokenizer, path / "tokenizer.json")
+    (path / "corpus.json").write_text(json.dumps(corpus.meta, indent=1), encoding="utf-8")
+    write_config(config, path / "config.toml")
+    return Run(path, config, corpus.meta, earlier)
+
+
+def resume_run(config: Config, corpus: Corpus) -> Run:
+    """The run at out_dir, to go on with `config`; UserError where that would be another model or text."""
+    run = open_run(Path(config.run.out_dir))
+    if run.meta["sha256"] != corpus.meta["sha256"] or run.meta["tokenizer"] != corpus.meta["tokenizer"]:
+        raise UserError(f"{run.path}: was trained on {run.meta['corpus']} ({run.meta['tokenizer']}), and this is "
+                        f"{corpus.meta['corpus']} ({corpus.meta['tokenizer']}) or its text has changed")
+    was, now = run.config.model.model_dump(), config.model.model_dump()
+    different = [f"{name} was {was[name]} and is now {now[name]}" for name in was if was[name] != now[name]]
+    if different:
+        raise UserError(f"{run.path}: cannot go on with another model: {'; '.join(different)}")
+    write_config(config.with_run(init_from="scratch"), run.path / "config.toml")
+    return Run(run.path, config, run.meta)
+
+
+def open_run(path: Path) -> Run:
+    """The run in a directory; UserError if there is none."""
+    if not (path / "config.toml").exists():
+        raise UserError(f"{path}: not a run; a run is a directory that train.py made, with a config.toml in it")
+    try:
+        meta = json.loads((path / "corpus.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}/corpus.json: {error}") from None
+    return Run(path, read_config(path / "config.toml"), meta)

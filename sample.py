@@ -1,0 +1,75 @@
+"""Text from a run: `python sample.py out/shakespeare_char --prompt="ROMEO:" --num_samples=3`."""
+
+import codecs
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from config.cli import load_options
+from config.schema import Count, Positive, Section
+from errors import UserError, run_command
+from runs import open_run
+
+
+class SampleOptions(Section):
+    """What to write, and how freely."""
+
+    prompt: str = Field("\n", description="text to go on from")
+    prompt_file: str = Field("", description="a UTF-8 file to go on from, instead of --prompt")
+    num_samples: Positive = Field(1, description="how many to write")
+    max_new_tokens: Positive = Field(500, description="tokens in each")
+    temperature: Annotated[float, Field(ge=0)] = Field(0.8, description="below 1 safer, above 1 wilder; 0 = no chance")
+    top_k: Count = Field(0, description="choose among the k most probable tokens; 0 = all")
+    top_p: float = Field(1.0, gt=0, le=1, description="choose among the fewest tokens of this probability together")
+    seed: Count = Field(1337, description="sample i depends on the seed and i only")
+    checkpoint: str = Field("", pattern="^(|best|last)$", description="best or last; empty = best, if there is one")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
+
+
+def main(argv: list[str]) -> None:
+    paths, options = load_options(SampleOptions, argv, "RUN", "1", "a directory that train.py made")
+    run = open_run(Path(paths[0]))
+    tokenizer = run.load_tokenizer()
+    text = read_prompt(options)
+    prompt = tokenizer.encode(text).tolist()
+
+    from engine.checkpoint import load_checkpoint
+    from engine.distributed import find_world
+    from engine.generate import generate
+    from model import GPT
+
+    world = find_world(options.device, "float32")
+    model = GPT(run.config.model, tokenizer.vocab_size).to(world.device)
+    load_checkpoint(run.path / options.checkpoint if options.checkpoint else run.checkpoint(), model)
+    steps = generate(model, prompt, world, num_samples=options.num_samples, max_new_tokens=options.max_new_tokens,
+                     temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed)
+
+    # All samples are made together; the first is shown as it comes, the others after it.
+    samples: list[list[int]] = [[] for _ in range(options.num_samples)]
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a token may end inside a character
+    print(text, end="", flush=True)
+    for tokens in steps:
+        for sample, token in zip(samples, tokens, strict=True):
+            sample.append(token)
+        print(decoder.decode(tokenizer.token_bytes[tokens[0]]), end="", flush=True)
+    print(decoder.decode(b"", final=True))
+    for sample in samples[1:]:
+        print("-" * 40 + "\n" + text + tokenizer.decode(sample))
+
+
+def read_prompt(options: SampleOptions) -> str:
+    if not options.prompt_file:
+        text = options.prompt
+    else:
+        try:
+            text = Path(options.prompt_file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"prompt_file={options.prompt_file}: {error}") from None
+    if not text:
+        raise UserError("the prompt is empty; the model needs a character to go on from, if only a line end")
+    return text
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,94 @@
+"""The arithmetic of surprise: what a loss in nats says, in every unit people use.
+
+An event of probability q carries a surprisal of -log q. Its average over what really happens is
+the cross-entropy, the number this repository trains, logs and draws. Everything here is plain
+Python on plain numbers; loss.py computes the same thing on tensors.
+"""
+
+import math
+from collections.abc import Sequence
+
+LN2 = math.log(2.0)  # nats in a bit
+
+
+def surprisal(q: float) -> float:
+    """Nats of surprise, -log q, at an event that was given probability q.
+
+    A forecast of 90% rain costs little when it rains; one of 5% costs a lot:
+
+    >>> round(surprisal(0.9), 3), round(surprisal(0.05), 3)
+    (0.105, 2.996)
+    >>> round(nats_to_bits(surprisal(0.001)), 2), round(nats_to_bits(surprisal(0.01)), 2)
+    (9.97, 6.64)
+    """
+    return -math.log(q) if q > 0 else math.inf
+
+
+def entropy(p: Sequence[float]) -> float:
+    """H(p) = -sum p log p, in nats: the surprise that no model can avoid."""
+    return cross_entropy(p, p)
+
+
+def cross_entropy(p: Sequence[float], q: Sequence[float]) -> float:
+    """H(p, q) = -sum p log q, in nats: the average surprise of model q when p is true.
+
+    With the truth one-hot, only the probability of what happened counts. The model says
+    [dog, cat, fish] = [0.2, 0.7, 0.1] and it was the cat:
+
+    >>> round(cross_entropy([0, 1, 0], [0.2, 0.7, 0.1]), 3)
+    0.357
+
+    Otherwise it is the entropy plus the price of a wrong model, H(p, q) = H(p) + KL(p || q):
+
+    >>> p, q = [0.5, 0.25, 0.25], [0.2, 0.7, 0.1]
+    >>> math.isclose(cross_entropy(p, q), entropy(p) + kl_divergence(p, q))
+    True
+    """
+    return math.fsum(pi * surprisal(qi) for pi, qi in zip(p, q, strict=True) if pi > 0)
+
+
+def kl_divergence(p: Sequence[float], q: Sequence[float]) -> float:
+    """KL(p || q) = sum p log(p / q), in nats: the extra surprise of believing q when p is true.
+
+    >>> kl_divergence([0.5, 0.5], [0.5, 0.5])
+    0.0
+    """
+    return math.fsum(pi * math.log(pi / qi) if qi > 0 else math.inf for pi, qi in zip(p, q, strict=True) if pi > 0)
+
+
+def uniform_nll(vocab_size: int) -> float:
+    """log|V|, in nats: the loss of a model that knows nothing, and of a freshly initialised one.
+
+    >>> round(uniform_nll(100_000), 1)
+    11.5
+    """
+    return math.log(vocab_size)
+
+
+def nats_to_bits(nats: float) -> float:
+    """Bits, nats / ln 2.
+
+    >>> round(nats_to_bits(uniform_nll(10)), 2)
+    3.32
+    """
+    return nats / LN2
+
+
+def perplexity(nats: float) -> float:
+    """exp(NLL): the number of equally likely tokens a model is, in effect, choosing between.
+
+    3.32 bits, as well as log(10) nats, is choosing between ten:
+
+    >>> round(perplexity(3.32 * LN2)), round(perplexity(uniform_nll(10)))
+    (10, 10)
+    """
+    return math.exp(nats) if nats < 709 else math.inf  # exp(709.8) is where float64 ends
+
+
+def bits_per_byte(nats: float, n_bytes: float) -> float:
+    """Total nats over total bytes, as bits: comparable between tokenizers and with compressors.
+
+    >>> bits_per_byte(8 * LN2, 4)
+    2.0
+    """
+    return nats / (LN2 * n_bytes)

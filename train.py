@@ -1,0 +1,130 @@
+"""Train a GPT, and show what its loss means: `python train.py [RECIPE.toml] [--name=value ...]`.
+
+The story, in order: configuration, corpus, model, the loop, and what came of it.
+"""
+
+import sys
+import time
+
+import report
+from config.cli import load_config
+from config.schema import Config
+from errors import run_command
+
+
+def main(argv: list[str]) -> None:
+    config = load_config(argv)  # --help and every mistake are answered before torch is loaded
+    sys.exit(train(config))
+
+
+def train(config: Config) -> int:
+    """Train as configured, from scratch or from the last checkpoint; returns the exit code."""
+    import torch
+    from tqdm import tqdm
+
+    from curves import CurveOptions, draw_png
+    from data.batches import TrainBatches, eval_batches
+    from data.prepare import prepare_corpus
+    from engine.checkpoint import Progress, load_checkpoint, save_checkpoint
+    from engine.distributed import find_world
+    from engine.generate import generate
+    from engine.optim import make_optimizers
+    from engine.runlog import RunLog, training_record, validation_record
+    from engine.signals import StopSignal
+    from engine.step import StepResult, evaluate, train_step, try_compile
+    from model import GPT
+    from runs import Record, create_run, resume_run
+
+    max_iters, tokens_per_step = config.optim.max_iters, config.optim.batch_size * config.model.block_size
+    world = find_world(config.run.device, config.run.dtype)
+
+    # The corpus, and what a loss on it must beat.
+    corpus = prepare_corpus(config.data)
+    tokenizer, baselines = corpus.tokenizer, corpus.baselines
+    batches = TrainBatches(corpus.train, config.model.block_size, config.optim.batch_size, config.run.seed)
+    val = corpus.val[: config.run.eval_tokens + 1] if config.run.eval_tokens else corpus.val
+    bytes_per_token = tokenizer.count_bytes(val[1:]) / (len(val) - 1)
+    print(report.corpus(corpus.meta, baselines) + "\n")
+
+    # The model, new or from the last checkpoint.
+    torch.manual_seed(config.run.seed)
+    model = GPT(config.model, tokenizer.vocab_size).to(world.device)
+    optimizers = make_optimizers(model, config.optim)
+    if config.run.init_from == "resume":
+        run = resume_run(config, corpus)
+        progress = load_checkpoint(run.path / "last", model, optimizers)
+        print(f"going on from step {progress.step:,} of {run.path}")
+    else:
+        run, progress = create_run(config, corpus), Progress()
+        if run.earlier:
+            print(f"the run that was in {run.path}/ is now in {run.earlier}/")
+    print(f"{model.describe()}\n{world}: {max_iters:,} steps of {tokens_per_step:,} tokens, "
+          f"{max_iters * tokens_per_step / len(corpus.train):.2f} epochs; into {run.path}/\n")
+    if config.run.compile:
+        try_compile(model, batches(progress.step), config, world)
+
+    # The loop.
+    log, stop = RunLog(run.path / "metrics.jsonl", progress.step), StopSignal()
+    bar = tqdm(total=max_iters, initial=progress.step, disable=None, unit="step", leave=False, dynamic_ncols=True)
+    began = time.perf_counter() - progress.seconds
+
+    def validate() -> Record:
+        loss = evaluate(model, eval_batches(val, config.model.block_size), world)
+        progress.evals_since_best += 1
+        if loss.nll < progress.best_nll:
+            progress.best_nll, progress.evals_since_best = loss.nll, 0
+            save_checkpoint(run.path / "best", model, progress)
+        return validation_record(loss, bytes_per_token)
+
+    def write(record: Record) -> None:
+        progress.seconds = time.perf_counter() - began
+        record = {"step": progress.step, "tokens": progress.tokens, "seconds": progress.seconds} | record
+        log.write(record)
+        if "val_nll" in record or bar.disable:
+            bar.write(report.progress(record, baselines))
+
+    def due(interval: int) -> bool:
+        return progress.step % interval == 0 or progress.step == max_iters
+
+    if progress.step == 0:
+        record = validate()
+        bar.write(report.step_zero(record["val_nll"], tokenizer.vocab_size))
+        bar.write("\n" + report.COLUMNS)
+        write(record)
+    results: list[StepResult] = []  # since the last line of metrics
+    since = time.perf_counter()
+    patient = True
+    while progress.step < max_iters and patient and not stop:
+        results.append(train_step(model, optimizers, batches(progress.step), config, world, progress.step))
+        progress.step += 1
+        progress.tokens += tokens_per_step
+        bar.update()
+        evaluating = due(config.run.eval_interval)
+        saving = due(config.run.checkpoint_interval) or bool(stop)
+        if evaluating or saving or due(config.run.log_interval):
+            record = training_record(results, time.perf_counter() - since)
+            bar.set_postfix_str(f"train {record['train_nll']:.4f}")
+            write(record | validate() if evaluating else record)
+            patient = not 0 < config.run.patience <= progress.evals_since_best
+            results.clear()
+            since = time.perf_counter()
+        if saving or not patient:
+            save_checkpoint(run.path / "last", model, progress, optimizers)
+    bar.close()
+
+    # What came of it.
+    draw_png([run], run.path / "curves.png", CurveOptions())
+    if stop:
+        print(f"\nStopped by {stop.name} at step {progress.step:,}. To go on:\n"
+              f"  python train.py {run.path}/config.toml --init_from=resume")
+        return stop.exit_code
+    print("\n" + report.verdict(run.read_metrics(), baselines, config))
+    load_checkpoint(run.checkpoint(), model)
+    prompt = corpus.val[:1].tolist()
+    sample = [token for (token,) in generate(model, prompt, world, max_new_tokens=300, seed=config.run.seed)]
+    print(f"\nA sample:\n\n{tokenizer.decode(sample)}\n\n{report.next_commands(run.path)}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
