@@ -37,8 +37,8 @@ class TrainBatches:
         """The batch of step 0, 1, 2, ...: `(batch_size, block_size)`."""
         places = range(step * self.batch_size, (step + 1) * self.batch_size)
         starts = np.array([self._epoch(place // self.windows)[place % self.windows] for place in places])
-        span = self.tokens[starts[:, None] + np.arange(self.block_size + 1)].astype(np.int64)
-        return Batch(span[:, :-1], span[:, 1:])
+        windows = self.tokens[starts[:, None] + np.arange(self.block_size + 1)]
+        return Batch(windows[:, :-1].astype(np.int64), windows[:, 1:].astype(np.int64))
 
     def _shuffle(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng((self.seed, epoch))

@@ -54,6 +54,9 @@ def load_checkpoint(folder: Path, model: GPT, optimizers: list[Optimizer] | None
     """Restore the weights and, if given, the optimizers; returns the progress. UserError if damaged."""
     if not folder.exists():  # stopped between the two renames: the checkpoint before is whole
         folder = folder.with_name(folder.name + ".old")
+    for file in ("model.safetensors", "progress.json", *(["optimizer.pt"] if optimizers else [])):
+        if not (folder / file).exists():
+            raise UserError(f"{folder}: no checkpoint to load, {file} is missing")
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"))
         if optimizers is not None:
@@ -61,8 +64,6 @@ def load_checkpoint(folder: Path, model: GPT, optimizers: list[Optimizer] | None
             for optimizer, state in zip(optimizers, states, strict=True):
                 optimizer.load_state_dict(state)
         progress = Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise UserError(f"{folder}: no checkpoint to load ({Path(error.filename).name} is missing)") from None
     except (SafetensorError, ValueError, TypeError, RuntimeError, EOFError) as error:
         raise UserError(f"{folder}: damaged, or of another model: {str(error).splitlines()[0]}") from None
     return progress
