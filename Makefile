@@ -1,36 +1,34 @@
-# `make train` and `make test` are all a newcomer needs; both make .venv when it is missing or out of date.
-# ARGS go to train.py: make train ARGS="config/tinyshakespeare_char.toml --max_iters=100"
+# `make train` and `make test` are all a newcomer needs. Both make .venv when it is missing or out of date.
+# ARGS go to train.py:  make train ARGS="config/tinyshakespeare_char.toml --max_iters=1000"
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 ARGS ?= config/shakespeare_char.toml
 
-.PHONY: train test lint clean
+.PHONY: train test lint
 
-train: .venv/train
+train: .venv/train.done
 	@.venv/bin/python train.py $(ARGS)
 
 test: lint
 	@.venv/bin/python -m pytest
 
-lint: .venv/dev
+lint: .venv/dev.done
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/mypy --no-error-summary
 
-clean:
-	rm -rf .venv
+# An installation is done when this file is newer than the requirements it came from.
+.venv/train.done: requirements.txt
+	$(call install,requirements.txt)
 
-# An installation is up to date when its stamp is newer than the file it was made from.
-.venv/train: requirements.txt
-	@$(call install,requirements.txt)
-
-.venv/dev: requirements.txt requirements-dev.txt
-	@$(call install,requirements-dev.txt)
+.venv/dev.done: requirements-dev.txt requirements.txt
+	$(call install,requirements-dev.txt)
 
 define install
-	test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer was found; make train PYTHON=/path/to/python3" >&2; exit 2; }
-	echo "installing $(1) into .venv (once)"
-	test -x .venv/bin/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $(1)
-	touch $@
+	@test -n "$(PYTHON)" || { echo "error: needs Python 3.11 or newer; name yours with PYTHON=/path/to/python3" >&2; exit 2; }
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv || { rm -rf .venv; \
+		echo "error: $(PYTHON) cannot make a virtual environment; on Debian or Ubuntu: apt install python3-venv" >&2; exit 2; }
+	@echo "installing $(1) into .venv, once; torch is large"
+	@.venv/bin/python -m pip install --disable-pip-version-check -r $(1)
+	@touch $@
 endef

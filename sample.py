@@ -28,7 +28,7 @@ class SampleOptions(Section):
 
 
 def main(argv: list[str]) -> None:
-    paths, options = load_options(SampleOptions, argv, "RUN", "1", "a directory that train.py made")
+    paths, options = load_options(SampleOptions, argv, "RUN", None, "a directory that train.py made")
     run = open_run(Path(paths[0]))
     tokenizer = run.load_tokenizer()
     text = read_prompt(options)

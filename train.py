@@ -60,8 +60,8 @@ def train(config: Config) -> int:
             print(f"the run that was in {run.path}/ is now in {run.earlier}/")
     print(f"{model.describe()}\n{world}: {max_iters:,} steps of {tokens_per_step:,} tokens, "
           f"{max_iters * tokens_per_step / len(corpus.train):.2f} epochs; into {run.path}/\n")
-    if config.run.compile:
-        try_compile(model, batches(progress.step), config, world)
+    if config.run.compile and (reason := try_compile(model, batches(progress.step), config, world)):
+        print(f"warning: torch.compile failed, going on without it: {reason}\n")
 
     # The loop.
     log, stop = RunLog(run.path / "metrics.jsonl", progress.step), StopSignal()
@@ -122,7 +122,7 @@ def train(config: Config) -> int:
     load_checkpoint(run.checkpoint(), model)
     prompt = corpus.val[:1].tolist()
     sample = [token for (token,) in generate(model, prompt, world, max_new_tokens=300, seed=config.run.seed)]
-    print(f"\nA sample:\n\n{tokenizer.decode(sample)}\n\n{report.next_commands(run.path)}")
+    print(f"\nA sample:\n\n{tokenizer.decode(sample).strip()}\n\n{report.next_commands(run.path)}")
     return 0
 
 

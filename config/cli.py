@@ -35,7 +35,7 @@ def load_config(argv: list[str]) -> Config:
     return config
 
 
-def load_options(schema: type[Options], argv: list[str], positional: str, nargs: str, meaning: str
+def load_options(schema: type[Options], argv: list[str], positional: str, nargs: str | None, meaning: str
                  ) -> tuple[list[str], Options]:
     """Positional arguments and typed options of the smaller commands: `sample.py RUN --seed=1`."""
     paths, given, problems = _parse(schema, argv, positional, nargs, meaning)
@@ -66,7 +66,7 @@ def _knobs(schema: type[Section]) -> Iterator[tuple[str, tuple[str, FieldInfo]]]
             yield name, ("", field)
 
 
-def _parse(schema: type[Section], argv: list[str], positional: str, nargs: str, meaning: str
+def _parse(schema: type[Section], argv: list[str], positional: str, nargs: str | None, meaning: str
            ) -> tuple[list[str], dict[str, str], list[str]]:
     """Split argv into positional arguments, {name: text} and problems, with --help made from the schema."""
     parser = _Parser(usage=f"%(prog)s {positional} [--name=value ...]" if nargs != "?" else
@@ -79,16 +79,25 @@ def _parse(schema: type[Section], argv: list[str], positional: str, nargs: str, 
             doc = schema.model_fields[section].annotation.__doc__ if section else "options"
             groups[section] = parser.add_argument_group(doc)
         default = str(field.default).lower() if field.annotation is bool else field.default
-        choices = f" ({', '.join(get_args(field.annotation))})" if get_args(field.annotation) else ""
         groups[section].add_argument(
             f"--{name}", default=argparse.SUPPRESS, metavar=default if default != "" else '""',
-            help=f"{field.description}{choices}".replace("%", "%%"),
+            help=f"{field.description}{_range(field)}".replace("%", "%%"),
             **({"nargs": "?", "const": "true"} if field.annotation is bool else {}))
     found, unknown = parser.parse_known_args(argv)
     given = vars(found)
     paths = given.pop(positional) or []
     names = [name for name, _ in _knobs(schema)]
     return ([paths] if isinstance(paths, str) else paths), given, [_unknown(word, names) for word in unknown]
+
+
+def _range(field: FieldInfo) -> str:
+    """What a knob may be, as --help shows it: its choices or its bounds."""
+    if choices := get_args(field.annotation):
+        return f" ({', '.join(choices)})"
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    bounds = [f"{sign} {getattr(bound, kind)}" for bound in field.metadata for kind, sign in signs.items()
+              if getattr(bound, kind, None) is not None]
+    return f" ({', '.join(bounds)})" if bounds else ""
 
 
 def _unknown(word: str, names: list[str]) -> str:

@@ -5,6 +5,7 @@ Each corpus is fetched once, checked against its hash, and kept as `data/<name>/
 
 import hashlib
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -130,9 +131,9 @@ def _read_file(path: Path) -> str:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write beside and rename, so that a half-written file never has the name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        file.write(content)
-    Path(file.name).replace(path)
+    new = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    new.write_bytes(content)
+    new.replace(path)
 
 
 NAMED = {"shakespeare": (fetch_plays, PLAYS_SHA256), "tinyshakespeare": (download_tinyshakespeare, TINY_SHA256)}

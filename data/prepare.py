@@ -7,9 +7,9 @@ the hash of the source and the baselines.
 
 import hashlib
 import json
+import os
 import shutil
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,8 @@ def _prepare(text: str, source: dict[str, Any], folder: Path, config: DataConfig
         "tokenizer": config.tokenizer, "vocab_size": tokenizer.vocab_size,
         **{split: {"tokens": len(tokens[split]), "bytes": len(splits[split].encode())} for split in splits},
         "baselines": baselines}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=folder.parent, suffix=".tmp"))
+    made = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    made.mkdir(parents=True)
     for split, array in tokens.items():
         np.save(made / f"{split}.npy", array)
     save_tokenizer(tokenizer, made / "tokenizer.json")

@@ -1,6 +1,5 @@
 """One optimizer step, and one evaluation."""
 
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -62,8 +61,9 @@ def evaluate(model: GPT, batches: Iterable[Batch], world: World) -> LossMeans:
     return divide_once(parts)
 
 
-def try_compile(model: GPT, batch: Batch, config: Config, world: World) -> None:
-    """torch.compile the model in place; where that fails, warn and go on without."""
+def try_compile(model: GPT, batch: Batch, config: Config, world: World) -> str:
+    """torch.compile the model in place; where that fails, leave it as it was and return why."""
+    reason = ""
     inputs, _ = next(_micro_batches(batch, config.run.micro_batch_size, world))
     model.compile()
     try:
@@ -72,8 +72,8 @@ def try_compile(model: GPT, batch: Batch, config: Config, world: World) -> None:
     except Exception as error:  # a missing C++ compiler, an old GPU, ...: many kinds
         model._compiled_call_impl = None
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        warnings.warn(f"torch.compile failed, going on without it: {reason}", stacklevel=2)
     model.zero_grad(set_to_none=True)
+    return reason
 
 
 def _micro_batches(batch: Batch, size: int, world: World) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

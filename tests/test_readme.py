@@ -1,0 +1,59 @@
+"""Every command in the README works, and every file that it names is there."""
+
+import re
+import shlex
+
+import pytest
+
+from config.cli import load_config
+from config.schema import Config
+from tests.conftest import ROOT, TINY
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = sorted(set(re.findall(r"python (?:\w+/)?\w+\.py[^\n`#|]*", README)))
+
+
+@pytest.fixture(scope="module")
+def shakespeare(run):
+    """The runs that the README's commands speak of, made tiny."""
+    for out in ("shakespeare_char", "deeper"):
+        run("train.py", "--corpus=text.txt", *TINY, f"--out_dir=out/{out}")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_command_works(command, run, shakespeare) -> None:
+    script, *arguments = shlex.split(command)[1:]
+    if script == "train.py" and "--help" not in arguments:
+        load_config(arguments)
+        if not any(argument.endswith(".toml") for argument in arguments):
+            run(script, *arguments, *TINY, "--corpus=text.txt")
+    else:
+        prompt = ["--prompt=the"] if script == "sample.py" else []  # the tiny corpus has no capitals
+        assert run(script, *arguments, *prompt).stdout
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) >= 5
+
+
+def test_every_file_named_is_there() -> None:
+    for name in set(re.findall(r"[\w/]+\.(?:py|toml|png)\b", README)):
+        if not name.startswith("out/"):
+            assert list(ROOT.glob(f"**/{name}")), name
+
+
+def test_defaults_in_the_table_are_the_defaults() -> None:
+    knobs = {name: value for section in Config().model_dump().values() for name, value in section.items()}
+    rows = re.findall(r"^\| `(--[^`]*)` \| ([^|]*) \|", README, flags=re.MULTILINE)
+    assert len(rows) >= 8
+    for names, values in rows:
+        if "=" not in names:
+            for name, value in zip(names.replace("--", "").split(), values.replace("`", "").split(","), strict=True):
+                assert str(knobs[name]).removesuffix(".0") == value.strip(), name
+
+
+def test_every_dependency_has_a_reason() -> None:
+    reasons = README.split("## Why each dependency")[1]
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        for package in re.findall(r"^([\w-]+)==", (ROOT / file).read_text(), flags=re.MULTILINE):
+            assert re.search(rf"\b{package}\b", reasons), package

@@ -1,0 +1,76 @@
+"""The words are true: each verdict is checked against metrics made to deserve it."""
+
+import json
+import math
+
+import pytest
+
+import report
+from config.schema import Config
+from data.baselines import Baseline
+from runs import open_run, read_metrics
+
+LADDER = [Baseline(name, nats, nats / math.log(2), math.exp(nats)) for name, nats in
+          [("uniform, log|V|", math.log(65)), ("bigram", 2.48), ("6-gram", 1.52), ("gzip", 2.21)]]
+
+
+def records(*val: float, train: float = 1.6, steps: int = 400) -> list[dict[str, float]]:
+    n = max(1, len(val) - 1)
+    return [{"step": i * steps // n, "seconds": 10.0 * i, "val_nll": nll, "val_ppl": math.exp(nll), "val_accuracy": 0.5,
+             "val_bits_per_byte": nll / math.log(2)} | ({"train_nll": train} if i else {}) for i, nll in enumerate(val)]
+
+
+def test_the_ladder_goes_down() -> None:
+    meta = {"corpus": "x", "tokenizer": "char", "vocab_size": 65, "train": {"tokens": 9000}, "val": {"tokens": 1000}}
+    printed = report.corpus(meta, LADDER)
+    assert [line.split()[0] for line in printed.splitlines()[3:]] == ["uniform,", "bigram", "gzip", "6-gram"]
+    assert "9,000 training and 1,000 validation tokens" in printed
+
+
+@pytest.mark.parametrize(("nll", "said"), [
+    (math.log(65) + 0.01, "as it should be"), (math.log(65) + 1, "1.00 too high"), (1.5, "2.67 too low")])
+def test_step_zero(nll: float, said: str) -> None:
+    assert said in report.step_zero(nll, 65)
+
+
+@pytest.mark.parametrize(("nll", "said"), [
+    (4.2, "beats nothing yet; next uniform, log|V|, 4.174"), (3.0, "beats uniform, log|V|; next bigram, 2.480"),
+    (2.0, "beats gzip; next 6-gram, 1.520"), (1.5, "beats 6-gram, the last rung")])
+def test_standing(nll: float, said: str) -> None:
+    assert report.standing(nll, LADDER) == said
+    assert report.progress(records(nll)[0], LADDER).endswith(said)
+
+
+def test_a_run_that_still_improves() -> None:
+    said = report.verdict(records(4.17, 2.0, 1.7), LADDER, Config())
+    assert "best validation loss is 1.7000 nats per token, at step 400 of 400" in said
+    assert "beats uniform, log|V|, bigram, gzip." in said
+    assert "Ahead: 6-gram (1.520)" in said
+    assert "did not overfit" in said
+    assert "0.100 below it" in said
+    assert "--max_iters=800" in said
+
+
+def test_a_run_that_overfitted_and_stopped_early() -> None:
+    said = report.verdict(records(4.17, 1.7, 1.9, train=0.8, steps=300), LADDER, Config())
+    assert "at step 150 of 300" in said
+    assert "since step 150 the validation loss rose by 0.200, and the training loss is at 0.800" in said
+    assert "stopped early: 5 evaluations" in said
+    assert "--dropout=0.1" in said
+
+
+def test_a_run_past_the_last_rung() -> None:
+    assert "all of the baselines" in report.verdict(records(4.17, 1.4), LADDER, Config())
+
+
+def test_metrics_survive_a_line_cut_off(tmp_path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "tra')
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}]
+
+
+def test_a_run_opens_with_what_it_was(trained) -> None:
+    run = open_run(trained[0])
+    assert run.config.model.n_embd == 16
+    assert run.baselines[0].nats_per_token == pytest.approx(math.log(run.load_tokenizer().vocab_size))
+    assert run.bytes_per_token > 1
+    assert run.checkpoint().name == "best"
