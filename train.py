@@ -69,6 +69,7 @@ def train(config: Config) -> int:
     began = time.perf_counter() - progress.seconds
 
     def validate() -> Record:
+        bar.set_postfix_str("evaluating")
         loss = evaluate(model, eval_batches(val, config.model.block_size), world)
         progress.evals_since_best += 1
         if loss.nll < progress.best_nll:
@@ -103,8 +104,8 @@ def train(config: Config) -> int:
         saving = due(config.run.checkpoint_interval) or bool(stop)
         if evaluating or saving or due(config.run.log_interval):
             record = training_record(results, time.perf_counter() - since)
-            bar.set_postfix_str(f"train {record['train_nll']:.4f}")
             write(record | validate() if evaluating else record)
+            bar.set_postfix_str(f"train {record['train_nll']:.4f}")
             patient = not 0 < config.run.patience <= progress.evals_since_best
             results.clear()
             since = time.perf_counter()

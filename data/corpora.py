@@ -35,6 +35,7 @@ def read_corpus(corpus: str) -> str:
         return _read_file(Path(corpus))
     path, sha256 = DATA / corpus / "input.txt", NAMED[corpus][1]
     if not path.exists():
+        print(f"fetching {corpus} ...", file=sys.stderr)
         write_atomically(path, NAMED[corpus][0]())
     text = path.read_bytes()
     if hashlib.sha256(text).hexdigest() != sha256:
