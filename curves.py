@@ -82,10 +82,11 @@ def _add_perplexity(axes: "Axes") -> None:
 
 def _draw_run(axes: "Axes", run: Run, color: str, options: CurveOptions, alone: bool) -> None:
     name = "" if alone else f"{run.name}: "
-    axes.plot(*_series(run, "train_nll", options), color=color, alpha=0.45, linewidth=1.2,
-              label="training" if alone else None)
+    x, y = _series(run, "train_nll", options)
+    axes.plot(x, y, color=color, alpha=0.45, linewidth=1.5, label="training" if alone else None)
     x, y = _series(run, "val_nll", options)
-    axes.plot(x, y, color=color, linewidth=2, marker="o", markersize=3.5, label=f"{name}validation")
+    axes.plot(x[:2], y[:2], color=color, linewidth=1, linestyle=":")  # nobody measured how it fell there
+    axes.plot(x[1:] or x, y[1:] or y, color=color, linewidth=2, marker="o", markersize=4, label=f"{name}validation")
     best = min(range(len(y)), key=y.__getitem__)
     axes.plot(x[best], y[best], color=color, marker="*", markersize=13, markeredgecolor="white", linestyle="none",
               label=f"{name}best, {y[best]:.4f}", zorder=3)

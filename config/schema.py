@@ -84,7 +84,7 @@ class RunConfig(Section):
     micro_batch_size: Count = Field(0, description="sequences in one forward pass; 0 = batch_size")
     eval_interval: Positive = Field(100, description="steps between evaluations")
     eval_tokens: Count = Field(0, description="validation tokens to evaluate; 0 = all")
-    log_interval: Positive = Field(20, description="steps between lines of metrics")
+    log_interval: Positive = Field(10, description="steps between lines of metrics")
     checkpoint_interval: Positive = Field(100, description="steps between checkpoints in last/")
     patience: Count = Field(5, description="evaluations without a better loss before stopping; 0 = never stop")
 
