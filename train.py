@@ -87,10 +87,11 @@ def train(config: Config) -> int:
     def due(interval: int) -> bool:
         return progress.step % interval == 0 or progress.step == max_iters
 
-    if progress.step == 0:
+    if progress.step > 0:
+        bar.write(report.COLUMNS)
+    else:
         record = validate()
-        bar.write(report.step_zero(record["val_nll"], tokenizer.vocab_size))
-        bar.write("\n" + report.COLUMNS)
+        bar.write(f"{report.step_zero(record['val_nll'], tokenizer.vocab_size)}\n\n{report.COLUMNS}")
         write(record)
     results: list[StepResult] = []  # since the last line of metrics
     since = time.perf_counter()
@@ -100,8 +101,7 @@ def train(config: Config) -> int:
         progress.step += 1
         progress.tokens += tokens_per_step
         bar.update()
-        evaluating = due(config.run.eval_interval)
-        saving = due(config.run.checkpoint_interval) or bool(stop)
+        evaluating, saving = due(config.run.eval_interval), due(config.run.checkpoint_interval)
         if evaluating or saving or due(config.run.log_interval):
             record = training_record(results, time.perf_counter() - since)
             write(record | validate() if evaluating else record)
@@ -109,9 +109,12 @@ def train(config: Config) -> int:
             patient = not 0 < config.run.patience <= progress.evals_since_best
             results.clear()
             since = time.perf_counter()
-        if saving or not patient:
+        if saving and progress.step < max_iters:
             save_checkpoint(run.path / "last", model, progress, optimizers)
+    if results:  # stopped between two lines
+        write(training_record(results, time.perf_counter() - since))
     bar.close()
+    save_checkpoint(run.path / "last", model, progress, optimizers)
 
     # What came of it.
     draw_png([run], run.path / "curves.png", CurveOptions())

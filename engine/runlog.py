@@ -27,8 +27,8 @@ class RunLog:
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
-        kept = [json.dumps(record) + "\n" for record in read_metrics(path) if record["step"] <= step]
-        write_atomically(path, "".join(kept).encode())
+        kept = [record for record in read_metrics(path) if record["step"] <= step] if step else []
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def write(self, record: Record) -> None:
         with self.path.open("a", encoding="utf-8") as file:

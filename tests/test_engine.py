@@ -1,6 +1,7 @@
 """The machinery: steps, optimizers, schedules, checkpoints, generation."""
 
 import io
+import json
 import math
 from contextlib import redirect_stdout
 
@@ -157,6 +158,27 @@ def test_resuming_continues_bit_for_bit(data_dir, optimizer) -> None:
     assert (data_dir / "out/run/last/model.safetensors").read_bytes() != expected
     assert run_training(*argv, "--init_from=resume") == whole
     assert (data_dir / "out/run/last/model.safetensors").read_bytes() == expected
+
+
+def test_a_run_stopped_at_any_moment_can_be_resumed(data_dir, monkeypatch) -> None:
+    """Before the first step, right after a line of metrics, between two lines, and by patience."""
+    import train as script
+
+    for stop_at, extra in ((0, []), (2, []), (3, ["--log_interval=2"]), (4, ["--patience=1", "--learning_rate=0",
+                                                                           "--muon_learning_rate=0"])):
+        checks = iter(range(100))
+        signal = type("Stop", (), {"name": "SIGTERM", "exit_code": 0,
+                                   "__bool__": lambda self, at=stop_at, checks=checks: next(checks) >= at})
+        with monkeypatch.context() as patch:
+            if stop_at < 4:
+                patch.setattr("engine.signals.StopSignal", signal)
+            with redirect_stdout(io.StringIO()):
+                script.train(load_config(["--corpus=text.txt", "--out_dir=out/run", *TINY, *extra]))
+        saved = json.loads((data_dir / "out/run/last/progress.json").read_text())["step"]
+        assert saved == (stop_at if stop_at < 4 else 2)
+        records = run_training("--init_from=resume", "--patience=0", *extra[:1])
+        assert records[-1]["step"] == 6
+        assert len({record["step"] for record in records}) == len(records)
 
 
 def test_resuming_another_model_or_text_is_refused(data_dir) -> None:
