@@ -176,7 +176,7 @@ def test_a_run_stopped_at_any_moment_can_be_resumed(data_dir, monkeypatch) -> No
                 script.train(load_config(["--corpus=text.txt", "--out_dir=out/run", *TINY, *extra]))
         saved = json.loads((data_dir / "out/run/last/progress.json").read_text())["step"]
         assert saved == (stop_at if stop_at < 4 else 2)
-        records = run_training("--init_from=resume", "--patience=0", *extra[:1])
+        records = run_training("--init_from=resume", *extra[:1], "--patience=0")
         assert records[-1]["step"] == 6
         assert len({record["step"] for record in records}) == len(records)
 
