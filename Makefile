@@ -11,7 +11,7 @@ train: .venv/train.done
 	@.venv/bin/python train.py $(ARGS)
 
 test: lint
-	@.venv/bin/python -m pytest
+	@.venv/bin/python -m pytest -n auto
 
 lint: .venv/dev.done
 	@.venv/bin/ruff check --quiet .
@@ -26,7 +26,7 @@ lint: .venv/dev.done
 
 define install
 	@test -n "$(PYTHON)" || { echo "error: needs Python 3.11 or newer; name yours with PYTHON=/path/to/python3" >&2; exit 2; }
-	@test -x .venv/bin/python || $(PYTHON) -m venv .venv || { rm -rf .venv; \
+	@.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || { rm -rf .venv; \
 		echo "error: $(PYTHON) cannot make a virtual environment; on Debian or Ubuntu: apt install python3-venv" >&2; exit 2; }
 	@echo "installing $(1) into .venv, once; torch is large"
 	@.venv/bin/python -m pip install --disable-pip-version-check -r $(1)

@@ -13,7 +13,7 @@ from config.cli import load_options
 from config.schema import Section
 from errors import UserError, run_command
 from runs import Run, open_run
-from surprisal import LN2, perplexity
+from surprisal import perplexity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,17 +57,27 @@ def draw_png(runs: Sequence[Run], path: Path, options: CurveOptions) -> None:
     axes.set_xlim(0, 1.2 * _right(runs, options))  # room for the baselines' names
     for name, value in _baselines(runs, options):
         axes.axhline(value, color="0.45", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-        axes.annotate(f"{name}  {value:.2f}", (1, value), (-4, 2), xycoords=("axes fraction", "data"),
+        axes.annotate(name, (1, value), (-4, 2), xycoords=("axes fraction", "data"),
                       textcoords="offset points", ha="right", va="bottom", fontsize=8, color="0.3")
     axes.set_xlabel(X_LABELS[options.x])
     axes.set_ylabel(Y_LABELS[options.unit])
     if options.unit == "nats":
         _add_perplexity(axes)
-    axes.set_title(", ".join(run.name for run in runs), fontsize=11, loc="left")
-    axes.legend(loc="upper center", frameon=False, fontsize=9, ncols=2)
+    axes.set_title(", ".join(_plain(run.name) for run in runs), fontsize=11, loc="left")
+    axes.legend(frameon=False, fontsize=9)
+    kind = path.suffix.removeprefix(".") or "png"
+    if kind not in figure.canvas.get_supported_filetypes():
+        raise UserError(f"{path}: cannot draw a .{kind} file; use .png, .svg or .pdf")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"{path}: should be a file in a directory that exists")
     new = path.with_name(path.name + ".tmp")
-    figure.savefig(new, format="png")
+    figure.savefig(new, format=kind)
     new.replace(path)
+
+
+def _plain(name: str) -> str:
+    """A run's name with nothing that matplotlib would take for a formula."""
+    return name.replace("$", r"\$")
 
 
 def _add_perplexity(axes: "Axes") -> None:
@@ -81,10 +91,12 @@ def _add_perplexity(axes: "Axes") -> None:
 
 
 def _draw_run(axes: "Axes", run: Run, color: str, options: CurveOptions, alone: bool) -> None:
-    name = "" if alone else f"{run.name}: "
+    name = "" if alone else f"{_plain(run.name)}: ".lstrip("_")
     x, y = _series(run, "train_nll", options)
     axes.plot(x, y, color=color, alpha=0.45, linewidth=1.5, label="training" if alone else None)
     x, y = _series(run, "val_nll", options)
+    if not y:
+        return
     axes.plot(x[:2], y[:2], color=color, linewidth=1, linestyle=":")  # nobody measured how it fell there
     axes.plot(x[1:] or x, y[1:] or y, color=color, linewidth=2, marker="o", markersize=4, label=f"{name}validation")
     best = min(range(len(y)), key=y.__getitem__)
@@ -100,13 +112,15 @@ def draw_terminal(runs: Sequence[Run], options: CurveOptions) -> None:
     plotext.theme("clear")
     for marker, run in zip(itertools.cycle(["braille", "dot", "x", "+"]), runs):
         x, y = _series(run, "val_nll", options)
-        best = min(range(len(y)), key=y.__getitem__)
-        plotext.plot(x, y, label=f"{run.name}: validation, best {y[best]:.4f} at {x[best]:,.0f}", marker=marker)
-        if len(runs) == 1:
-            plotext.plot(*_series(run, "train_nll", options), label=f"{run.name}: training", marker="dot")
-    for label, value in _baselines(runs, options):
+        if y:
+            best = min(range(len(y)), key=y.__getitem__)
+            plotext.plot(x, y, label=f"{run.name}: validation, best {y[best]:.4f} at {x[best]:,.0f}", marker=marker)
+        x, y = _series(run, "train_nll", options)
+        if y and len(runs) == 1:
+            plotext.plot(x, y, label=f"{run.name}: training", marker="dot")
+    for name, value in _baselines(runs, options):
         plotext.hline(value, "gray")
-        plotext.text(f"{label} {value:.2f}", _right(runs, options), value, alignment="right")
+        plotext.text(name, _right(runs, options), value, alignment="right")
     plotext.xlabel(X_LABELS[options.x])
     plotext.title(Y_LABELS[options.unit])
     picture = plotext.build()
@@ -124,14 +138,32 @@ def _series(run: Run, key: str, options: CurveOptions) -> tuple[list[float], lis
 
 
 def _scale(run: Run, options: CurveOptions) -> float:
-    return 1.0 if options.unit == "nats" else 1 / (LN2 * run.bytes_per_token)
+    """What nats per token are multiplied by: bits per byte are in the ratio that the run measured."""
+    measured = next((record for record in run.read_metrics() if record.get("val_nll")), None)
+    if options.unit == "nats" or measured is None:
+        return 1.0
+    return measured["val_bits_per_byte"] / measured["val_nll"]
 
 
 def _baselines(runs: Sequence[Run], options: CurveOptions) -> list[tuple[str, float]]:
-    """Names and values of the rungs, if all runs share them."""
-    if any(run.baselines != runs[0].baselines for run in runs):
-        return []
-    return [(rung.name, rung.nats_per_token * _scale(runs[0], options)) for rung in runs[0].baselines]
+    """Labels and values of the rungs up to log|V|; those too close to tell apart share a label."""
+    rungs: dict[str, float] = {}
+    for run in runs:
+        uniform = next(rung for rung in run.baselines if rung.name.startswith("uniform"))
+        for rung in run.baselines:
+            value = rung.nats_per_token if options.unit == "nats" else rung.bits_per_byte
+            same = all(rung in other.baselines for other in runs)
+            if rung.nats_per_token <= uniform.nats_per_token:
+                rungs[rung.name if same else f"{rung.name} ({run.name})"] = value
+    labels: list[tuple[str, float]] = []
+    room = 0.02 * max(rungs.values(), default=0.0)
+    for name, value in sorted(rungs.items(), key=lambda item: item[1]):
+        label = f"{_plain(name)}  {value:.2f}"
+        if labels and value - labels[-1][1] < room:
+            labels[-1] = (f"{labels[-1][0]},  {label}", labels[-1][1])
+        else:
+            labels.append((label, value))
+    return labels
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Mistakes a user can mend, told in one clear line."""
 
 import io
+import os
 import sys
 from collections.abc import Callable
 
@@ -19,6 +20,12 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # `... | head` closed our output: nothing is wrong
-        sys.stderr.close()
-        sys.exit(0)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # `... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
+        sys.exit(141)
+    except OSError as error:  # a disk, a directory, a permission
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(2)

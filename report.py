@@ -9,9 +9,14 @@ from data.baselines import Baseline
 from surprisal import perplexity, uniform_nll
 
 NEAR = 0.1  # nats from log|V| that an untrained model's loss may be
+EQUAL = 1e-4  # nats that are rounding, not a rung passed
 RISE = 0.01  # nats that the validation loss must rise before we speak of overfitting
 
-COLUMNS = "    step   train nll   val nll  perplexity  bits/byte  top-1   tokens/s"
+CELLS = [("step", "step", 7, ".0f"), ("train nll", "train_nll", 11, ".4f"), ("objective", "objective", 11, ".4f"),
+         ("val nll", "val_nll", 9, ".4f"), ("perplexity", "val_ppl", 12, ".4g"),
+         ("bits/byte", "val_bits_per_byte", 11, ".3f"), ("top-1", "val_accuracy", 7, ".1%"),
+         ("|grad|", "grad_norm", 8, ".2g"), ("lr", "lr", 9, ".2g"), ("tokens/s", "tokens_per_second", 10, ",.0f")]
+COLUMNS = "".join(title.rjust(width) for title, _, width, _ in CELLS)
 
 
 def corpus(meta: dict[str, Any], baselines: Sequence[Baseline]) -> str:
@@ -39,9 +44,7 @@ def step_zero(nll: float, vocab_size: int) -> str:
 
 def progress(record: dict[str, float], baselines: Sequence[Baseline]) -> str:
     """A line under COLUMNS; with an evaluation, where on the ladder it stands."""
-    cells = [("step", 8, "{:.0f}"), ("train_nll", 12, "{:.4f}"), ("val_nll", 10, "{:.4f}"), ("val_ppl", 12, "{:.2f}"),
-             ("val_bits_per_byte", 11, "{:.3f}"), ("val_accuracy", 7, "{:.1%}"), ("tokens_per_second", 11, "{:,.0f}")]
-    line = "".join((form.format(record[key]) if key in record else "").rjust(width) for key, width, form in cells)
+    line = "".join((format(record[key], form) if key in record else "").rjust(width) for _, key, width, form in CELLS)
     return f"{line}   {standing(record['val_nll'], baselines)}" if "val_nll" in record else line
 
 
@@ -55,35 +58,45 @@ def standing(nll: float, baselines: Sequence[Baseline]) -> str:
 def verdict(records: Sequence[dict[str, float]], baselines: Sequence[Baseline], config: Config) -> str:
     """How a run went, from its metrics: the best loss, the rungs, overfitting, and what to try next."""
     evals = [record for record in records if "val_nll" in record]
+    if not evals:
+        return "No loss was a number: nothing was learned. Try a lower --learning_rate and --muon_learning_rate."
     best, last = min(evals, key=lambda record: record["val_nll"]), evals[-1]
-    nll, train_nll = best["val_nll"], next((r["train_nll"] for r in reversed(records) if "train_nll" in r), None)
+    nll, uniform = best["val_nll"], next(rung for rung in baselines if rung.name.startswith("uniform"))
     passed, ahead = _split(nll, baselines)
     lines = [
-        f"The best validation loss is {nll:.4f} nats per token, at step {best['step']:,.0f} of {last['step']:,.0f}, "
-        f"after {last['seconds']:.0f} s:",
-        f"  {_descending(baselines)[0].nats_per_token - nll:.2f} nats below log|V|; "
+        f"The best validation loss is {nll:.4f} nats per token, at step {best['step']:,.0f} of "
+        f"{records[-1]['step']:,.0f}, after {records[-1]['seconds']:.0f} s:",
+        f"  {uniform.nats_per_token - nll:.2f} nats below log|V|; "
         f"{best['val_bits_per_byte']:.3f} bits per byte; {best['val_accuracy']:.1%} of the tokens guessed right;",
         f"  a perplexity of {perplexity(nll):.2f}, as unsure as between that many tokens.",
         f"  It beats {', '.join(rung.name for rung in passed) or 'none of the baselines'}"
         + ("." if ahead else ": all of the baselines.")]
     if ahead:
         lines.append(f"  Ahead: {', '.join(f'{rung.name} ({rung.nats_per_token:.3f})' for rung in ahead)}.")
-    rise = last["val_nll"] - nll
-    if last["step"] < config.optim.max_iters:
-        lines.append(f"It stopped early: {config.run.patience} evaluations brought no better loss.")
-    if train_nll is None:
-        return "\n".join(lines)
+    return "\n".join(lines + _course(records, last["val_nll"] - nll, best["step"], uniform.nats_per_token, config))
+
+
+def _course(records: Sequence[dict[str, float]], rise: float, best_step: float, uniform: float, config: Config
+            ) -> list[str]:
+    """Did it diverge, overfit, stop early, or is there more to gain; and what to try next."""
+    trained = [record for record in records if record["step"] > 0]
+    if not trained:
+        return []
+    train_nll = trained[-1].get("train_nll", float("nan"))
+    if not train_nll < uniform + NEAR:
+        return [f"It diverged: the training loss is {train_nll:.4g}, worse than knowing nothing.",
+                "Try a lower --learning_rate and --muon_learning_rate, or --warmup_iters."]
     if rise > RISE:
-        lines.append(f"It overfitted: since step {best['step']:,.0f} the validation loss rose by {rise:.3f}, and the "
-                     f"training loss is at {train_nll:.3f}. best/ keeps the model from before.")
-        lines.append(f"Try --dropout={min(0.5, config.model.dropout + 0.1):.1f}, a smaller model, or more text.")
-    else:
-        gap = last["val_nll"] - train_nll
-        lines.append(f"It did not overfit: the last validation loss is as good as the best, and the training loss, "
-                     f"{train_nll:.3f}, is {abs(gap):.3f} {'below' if gap > 0 else 'above'} it.")
-        lines.append(f"Try longer, --max_iters={2 * config.optim.max_iters}, or larger, "
-                     f"--n_layer={config.model.n_layer + 2}.")
-    return "\n".join(lines)
+        return [f"It overfitted: since step {best_step:,.0f} the validation loss rose by {rise:.3f}, and the "
+                f"training loss is at {train_nll:.3f}. best/ keeps the model from before.",
+                f"Try --dropout={min(0.5, config.model.dropout + 0.1):.1f}, a smaller model, or more text."]
+    if trained[-1]["step"] < config.optim.max_iters:
+        return [f"It stopped early: {config.run.patience} evaluation(s) since step {best_step:,.0f} were no better.",
+                "Try other learning rates, or --patience=0 to go on regardless."]
+    gap = next(record["val_nll"] for record in reversed(records) if "val_nll" in record) - train_nll
+    return ["It did not overfit: the last validation loss is as good as the best, and the training loss, "
+            f"{train_nll:.3f}, is {abs(gap):.3f} {'below' if gap > 0 else 'above'} it.",
+            f"Try longer, --max_iters={2 * config.optim.max_iters}, or larger, --n_layer={config.model.n_layer + 2}."]
 
 
 def next_commands(run: Path) -> str:
@@ -99,5 +112,5 @@ def _descending(baselines: Sequence[Baseline]) -> list[Baseline]:
 def _split(nll: float, baselines: Sequence[Baseline]) -> tuple[list[Baseline], list[Baseline]]:
     """The rungs a loss has passed, and those ahead of it, each from the worst to the best."""
     ladder = _descending(baselines)
-    passed = [rung for rung in ladder if nll < rung.nats_per_token]
+    passed = [rung for rung in ladder if nll < rung.nats_per_token - EQUAL]
     return passed, ladder[len(passed):]

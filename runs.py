@@ -40,18 +40,8 @@ class Run:
     def baselines(self) -> list[Baseline]:
         return [Baseline(**rung) for rung in self.meta["baselines"]]
 
-    @property
-    def bytes_per_token(self) -> float:
-        """Of the validation split: bits per byte = nats per token / ln 2 / this."""
-        return float(self.meta["val"]["bytes"] / self.meta["val"]["tokens"])
-
     def load_tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.path / "tokenizer.json")
-
-    def checkpoint(self) -> Path:
-        """The best checkpoint, or the last one where none has been evaluated."""
-        best = self.path / "best"
-        return best if best.exists() or best.with_name("best.old").exists() else self.path / "last"
 
     def read_metrics(self) -> list[Record]:
         return read_metrics(self.path / "metrics.jsonl")
@@ -72,9 +62,9 @@ def create_run(config: Config, corpus: Corpus) -> Run:
     """A fresh directory at out_dir; an earlier run that was there is moved aside, and named."""
     path = Path(config.run.out_dir)
     earlier = None
-    if path.is_file() or (path.exists() and not (path / "config.toml").exists() and any(path.iterdir())):
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and (not is_run(path) or path == Path())):
         raise UserError(f"out_dir={path}: exists and is not a run; choose another --out_dir")
-    if (path / "config.toml").exists():
+    if is_run(path):
         earlier = next(p for n in range(1, 10**6) if not (p := path.with_name(f"{path.name}.{n}")).exists())
         path.rename(earlier)
     path.mkdir(parents=True, exist_ok=True)
@@ -87,23 +77,31 @@ def create_run(config: Config, corpus: Corpus) -> Run:
 def resume_run(config: Config, corpus: Corpus) -> Run:
     """The run at out_dir, to go on with `config`; UserError where that would be another model or text."""
     run = open_run(Path(config.run.out_dir))
-    if run.meta["sha256"] != corpus.meta["sha256"] or run.meta["tokenizer"] != corpus.meta["tokenizer"]:
-        raise UserError(f"{run.path}: was trained on {run.meta['corpus']} ({run.meta['tokenizer']}), and this is "
-                        f"{corpus.meta['corpus']} ({corpus.meta['tokenizer']}) or its text has changed")
-    was, now = run.config.model.model_dump(), config.model.model_dump()
+    was, now = _identity(run.config, run.meta), _identity(config, corpus.meta)
     different = [f"{name} was {was[name]} and is now {now[name]}" for name in was if was[name] != now[name]]
     if different:
-        raise UserError(f"{run.path}: cannot go on with another model: {'; '.join(different)}")
-    write_config(config.with_run(init_from="scratch"), run.path / "config.toml")
+        raise UserError(f"{run.path}: cannot go on with another model or text: {'; '.join(different)}")
     return Run(run.path, config, run.meta)
+
+
+def _identity(config: Config, meta: dict[str, Any]) -> dict[str, Any]:
+    """What must stay the same for a run to go on."""
+    return {"text (sha256)": meta["sha256"][:8], "tokenizer": meta["tokenizer"], "vocab_size": meta["vocab_size"],
+            "val_fraction": config.data.val_fraction, "eval_tokens": config.run.eval_tokens,
+            "optimizer": config.optim.optimizer, **config.model.model_dump()}
+
+
+def is_run(path: Path) -> bool:
+    return all((path / name).is_file() for name in ("config.toml", "corpus.json", "tokenizer.json"))
 
 
 def open_run(path: Path) -> Run:
     """The run in a directory; UserError if there is none."""
-    if not (path / "config.toml").exists():
+    if not is_run(path):
         raise UserError(f"{path}: not a run; a run is a directory that train.py made, with a config.toml in it")
     try:
         meta = json.loads((path / "corpus.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}/corpus.json: {error}") from None
+        meta["sha256"], meta["tokenizer"], meta["vocab_size"], meta["baselines"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}/corpus.json: damaged ({error!r})") from None
     return Run(path, read_config(path / "config.toml"), meta)

@@ -2,7 +2,7 @@
 
 import codecs
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ from runs import open_run
 class SampleOptions(Section):
     """What to write, and how freely."""
 
-    prompt: str = Field("\n", description="text to go on from")
+    prompt: str = Field("", description="text to go on from; empty = a new line")
     prompt_file: str = Field("", description="a UTF-8 file to go on from, instead of --prompt")
     num_samples: Positive = Field(1, description="how many to write")
     max_new_tokens: Positive = Field(500, description="tokens in each")
@@ -23,8 +23,8 @@ class SampleOptions(Section):
     top_k: Count = Field(0, description="choose among the k most probable tokens; 0 = all")
     top_p: float = Field(1.0, gt=0, le=1, description="choose among the fewest tokens of this probability together")
     seed: Count = Field(1337, description="sample i depends on the seed and i only")
-    checkpoint: str = Field("", pattern="^(|best|last)$", description="best or last; empty = best, if there is one")
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
+    checkpoint: Literal["best", "last"] = Field("best", description="which of the run's checkpoints")
+    device: str = Field("auto", min_length=1, description="auto, cpu, mps, cuda or cuda:N")
 
 
 def main(argv: list[str]) -> None:
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     run = open_run(Path(paths[0]))
     tokenizer = run.load_tokenizer()
     text = read_prompt(options)
-    prompt = tokenizer.encode(text).tolist()
+    prompt = tokenizer.encode(text).tolist() if text else [tokenizer.first_token()]
 
     from engine.checkpoint import load_checkpoint
     from engine.distributed import find_world
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
 
     world = find_world(options.device, "float32")
     model = GPT(run.config.model, tokenizer.vocab_size).to(world.device)
-    load_checkpoint(run.path / options.checkpoint if options.checkpoint else run.checkpoint(), model)
+    load_checkpoint(run.path / options.checkpoint, model)
     steps = generate(model, prompt, world, num_samples=options.num_samples, max_new_tokens=options.max_new_tokens,
                      temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed)
 
@@ -60,15 +60,11 @@ def main(argv: list[str]) -> None:
 
 def read_prompt(options: SampleOptions) -> str:
     if not options.prompt_file:
-        text = options.prompt
-    else:
-        try:
-            text = Path(options.prompt_file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"prompt_file={options.prompt_file}: {error}") from None
-    if not text:
-        raise UserError("the prompt is empty; the model needs a character to go on from, if only a line end")
-    return text
+        return options.prompt
+    try:
+        return Path(options.prompt_file).read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompt_file={options.prompt_file}: {error}") from None
 
 
 if __name__ == "__main__":

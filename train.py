@@ -3,11 +3,13 @@
 The story, in order: configuration, corpus, model, the loop, and what came of it.
 """
 
+import math
+import shlex
 import sys
 import time
 
 import report
-from config.cli import load_config
+from config.cli import load_config, write_config
 from config.schema import Config
 from errors import run_command
 
@@ -45,6 +47,8 @@ def train(config: Config) -> int:
     val = corpus.val[: config.run.eval_tokens + 1] if config.run.eval_tokens else corpus.val
     bytes_per_token = tokenizer.count_bytes(val[1:]) / (len(val) - 1)
     print(report.corpus(corpus.meta, baselines) + "\n")
+    if len(val) < len(corpus.val):
+        print(f"evaluating on the first {len(val) - 1:,} validation tokens; the ladder is measured on all of them\n")
 
     # The model, new or from the last checkpoint.
     torch.manual_seed(config.run.seed)
@@ -53,6 +57,7 @@ def train(config: Config) -> int:
     if config.run.init_from == "resume":
         run = resume_run(config, corpus)
         progress = load_checkpoint(run.path / "last", model, optimizers)
+        write_config(config.with_run(init_from="scratch"), run.path / "config.toml")
         print(f"going on from step {progress.step:,} of {run.path}")
     else:
         run, progress = create_run(config, corpus), Progress()
@@ -95,24 +100,25 @@ def train(config: Config) -> int:
         write(record)
     results: list[StepResult] = []  # since the last line of metrics
     since = time.perf_counter()
-    patient = True
-    while progress.step < max_iters and patient and not stop:
+    patient = finite = True
+    while progress.step < max_iters and patient and finite and not stop:
         results.append(train_step(model, optimizers, batches(progress.step), config, world, progress.step))
         progress.step += 1
         progress.tokens += tokens_per_step
         bar.update()
         evaluating, saving = due(config.run.eval_interval), due(config.run.checkpoint_interval)
         if evaluating or saving or due(config.run.log_interval):
-            record = training_record(results, time.perf_counter() - since)
+            record = training_record(results, since)
             write(record | validate() if evaluating else record)
             bar.set_postfix_str(f"train {record['train_nll']:.4f}")
-            patient = not 0 < config.run.patience <= progress.evals_since_best
+            patient = not (evaluating and 0 < config.run.patience <= progress.evals_since_best)
+            finite = math.isfinite(record["train_nll"])
             results.clear()
             since = time.perf_counter()
         if saving and progress.step < max_iters:
             save_checkpoint(run.path / "last", model, progress, optimizers)
     if results:  # stopped between two lines
-        write(training_record(results, time.perf_counter() - since))
+        write(training_record(results, since))
     bar.close()
     save_checkpoint(run.path / "last", model, progress, optimizers)
 
@@ -120,11 +126,13 @@ def train(config: Config) -> int:
     draw_png([run], run.path / "curves.png", CurveOptions())
     if stop:
         print(f"\nStopped by {stop.name} at step {progress.step:,}. To go on:\n"
-              f"  python train.py {run.path}/config.toml --init_from=resume")
+              f"  python train.py {shlex.quote(str(run.path / 'config.toml'))} --init_from=resume")
         return stop.exit_code
     print("\n" + report.verdict(run.read_metrics(), baselines, config))
-    load_checkpoint(run.checkpoint(), model)
-    prompt = corpus.val[:1].tolist()
+    if not finite:
+        return 1
+    load_checkpoint(run.path / "best", model)
+    prompt = [tokenizer.first_token()]
     sample = [token for (token,) in generate(model, prompt, world, max_new_tokens=300, seed=config.run.seed)]
     print(f"\nA sample:\n\n{tokenizer.decode(sample).strip()}\n\n{report.next_commands(run.path)}")
     return 0

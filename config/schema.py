@@ -9,8 +9,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+MAX_STEP_TOKENS = 2**26  # a batch is held in memory whole
+MAX_PARAMETERS = 2**33  # and so is a model
+
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+Size = Annotated[int, Field(ge=1, le=1_000_000)]  # of something that is held in memory
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(ge=0)]
 
@@ -33,10 +37,10 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """[model] One GPT: the defaults are a modern small one; GPT-2 is another setting of the same knobs."""
 
-    block_size: Positive = Field(64, description="context length in tokens")
-    n_layer: Positive = Field(4, description="transformer blocks")
-    n_head: Positive = Field(4, description="attention heads per block")
-    n_embd: Positive = Field(128, description="width of the residual stream")
+    block_size: Size = Field(64, description="context length in tokens")
+    n_layer: Size = Field(4, description="transformer blocks")
+    n_head: Size = Field(4, description="attention heads per block")
+    n_embd: Size = Field(128, description="width of the residual stream")
     dropout: Fraction = Field(0.0, description="probability of dropping an activation in training")
     bias: bool = Field(False, description="biases in linear layers and LayerNorms")
     position: Literal["rotary", "learned"] = Field("rotary", description="how positions are told apart")
@@ -56,7 +60,7 @@ class LossConfig(Section):
 class OptimConfig(Section):
     """[optim] How the objective goes down."""
 
-    batch_size: Positive = Field(64, description="sequences in one optimizer step")
+    batch_size: Size = Field(64, description="sequences in one optimizer step")
     max_iters: Positive = Field(400, description="optimizer steps")
     optimizer: Literal["muon", "adamw"] = Field("muon", description="for the blocks' matrices; AdamW takes the rest")
     learning_rate: Rate = Field(0.01, description="AdamW's peak learning rate")
@@ -78,7 +82,7 @@ class RunConfig(Section):
     out_dir: str = Field("", description="the run's directory; empty = out/<recipe>")
     init_from: Literal["scratch", "resume"] = Field("scratch", description="start anew, or go on from out_dir")
     seed: int = Field(1337, ge=0, lt=2**32, description="of weights, batches and dropout")
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
+    device: str = Field("auto", min_length=1, description="auto, cpu, mps, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the arithmetic; auto = the fastest")
     compile: bool = Field(False, description="torch.compile the model: slow to start, then faster")
     micro_batch_size: Count = Field(0, description="sequences in one forward pass; 0 = batch_size")
@@ -107,10 +111,17 @@ class Config(Section):
         model, optim, run = self.model, self.optim, self.run
         found = []
         if model.n_embd % model.n_head:
+            unit = 2 * model.n_head  # heads of even width suit every kind of position
             found.append(f"n_embd={model.n_embd} is not a multiple of n_head={model.n_head}; try n_embd="
-                         f"{max(1, round(model.n_embd / model.n_head)) * model.n_head}")
+                         f"{max(1, round(model.n_embd / unit)) * unit}")
         elif model.position == "rotary" and (model.n_embd // model.n_head) % 2:
             found.append(f"rotary positions need an even head width; n_embd/n_head is {model.n_embd // model.n_head}")
+        if 12 * model.n_layer * model.n_embd**2 > MAX_PARAMETERS:
+            found.append(f"n_layer={model.n_layer} with n_embd={model.n_embd} makes more than {MAX_PARAMETERS:,} "
+                         "parameters")
+        if optim.batch_size * model.block_size > MAX_STEP_TOKENS:
+            found.append(f"batch_size={optim.batch_size} times block_size={model.block_size} is more than "
+                         f"{MAX_STEP_TOKENS:,} tokens in a step")
         if optim.warmup_iters > optim.max_iters:
             found.append(f"warmup_iters={optim.warmup_iters} is more than max_iters={optim.max_iters}")
         if run.micro_batch_size > optim.batch_size:

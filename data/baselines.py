@@ -1,9 +1,9 @@
 """What a loss has to beat: a ladder from log|V|, through counting, to compressors.
 
-Every rung is measured on the same validation tokens that the model is scored on, `val[1:]`, with
-counts from the training split only. The n-grams are interpolated modified Kneser-Ney (Chen &
-Goodman 1999, "An empirical study of smoothing techniques for language modeling"), the strongest
-model that only counts.
+Every rung is measured on the whole validation split, on the tokens that a model is scored on,
+`val[1:]`. The n-grams count the training split only; the compressors see nothing but `val[1:]`.
+The n-grams are interpolated modified Kneser-Ney (Chen & Goodman 1999, "An empirical study of
+smoothing techniques for language modeling"), the strongest model that only counts.
 """
 
 import bz2
@@ -43,7 +43,7 @@ def ladder(train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer) -> Iterator
         return Baseline(name, nats, bits_per_byte(total_nats, scored_bytes), perplexity(nats))
 
     yield rung("uniform, log|V|", scored * uniform_nll(vocab_size))
-    longest = MAX_ORDER if vocab_size < 500 else 4
+    longest = max(1, min(MAX_ORDER if vocab_size < 500 else 4, len(train) - 1))
     for order, nll in enumerate(ngram_nll(train, val, vocab_size, longest), start=1):
         if order in (1, 2, longest):
             yield rung({1: "unigram", 2: "bigram"}.get(order, f"{order}-gram"), float(nll.sum()))
@@ -77,6 +77,8 @@ def ngram_nll(train: np.ndarray, val: np.ndarray, vocab_size: int, longest: int)
         at = gram[first - start:]  # the n-grams to be scored
         yield -np.log(_interpolate(occurrences, contexts_of, at, backoff))
         # An n-gram one longer, ending at position i, is the id of the n-gram ending at i - 1, and token i.
+        if order == longest:
+            return
         longer = np.unique(gram[: n_train - start - 1] * vocab_size + tokens[start + 1: n_train], return_index=True)[1]
         continuations = np.bincount(gram[1:][longer], minlength=len(unique))
         backoff = _interpolate(continuations, contexts_of, at, backoff)

@@ -35,8 +35,9 @@ class TrainBatches:
 
     def __call__(self, step: int) -> Batch:
         """The batch of step 0, 1, 2, ...: `(batch_size, block_size)`."""
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)
-        starts = np.array([self._epoch(place // self.windows)[place % self.windows] for place in places])
+        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, places = np.divmod(places, self.windows)
+        starts = np.concatenate([self._epoch(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
         windows = self.tokens[starts[:, None] + np.arange(self.block_size + 1)]
         return Batch(windows[:, :-1].astype(np.int64), windows[:, 1:].astype(np.int64))
 

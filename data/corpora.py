@@ -116,7 +116,7 @@ def download_tinyshakespeare() -> bytes:
 
 def _read_file(path: Path) -> str:
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")  # a byte order mark
     except FileNotFoundError:
         raise UserError(f"corpus {str(path)!r}: no such file, and not one of {', '.join(NAMED)}") from None
     except UnicodeDecodeError as error:

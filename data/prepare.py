@@ -55,20 +55,24 @@ def prepare_corpus(config: DataConfig) -> Corpus:
     meta = _read_meta(folder)
     if any(meta.get(key) != value for key, value in source.items()):
         meta = _prepare(text, source, folder, config)
-    train, val = (np.load(folder / f"{split}.npy", mmap_mode="r") for split in ("train", "val"))
+    try:
+        train, val = (np.load(folder / f"{split}.npy", mmap_mode="r") for split in ("train", "val"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: damaged ({error}); delete it to have it prepared again") from None
     return Corpus(load_tokenizer(folder / "tokenizer.json"), train, val, meta)
 
 
 def _folder(config: DataConfig, sha256: str) -> Path:
     name = config.corpus if config.corpus in NAMED else f"{Path(config.corpus).stem}-{sha256[:8]}"
-    cut = "" if config.val_fraction == 0.1 else f"-val{config.val_fraction:g}"
+    cut = "" if config.val_fraction == 0.1 else f"-val{config.val_fraction}"
     return DATA / name / f"{config.tokenizer}{config.vocab_size if config.tokenizer == 'bpe' else ''}{cut}"
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        return meta if isinstance(meta, dict) else {}
+    except (FileNotFoundError, ValueError):
         return {}
 
 
@@ -99,6 +103,7 @@ def _prepare(text: str, source: dict[str, Any], folder: Path, config: DataConfig
         **{split: {"tokens": len(tokens[split]), "bytes": len(splits[split].encode())} for split in splits},
         "baselines": baselines}
     made = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
     for split, array in tokens.items():
         np.save(made / f"{split}.npy", array)

@@ -34,6 +34,10 @@ class Tokenizer:
     def to_json(self) -> dict[str, object]:
         raise NotImplementedError
 
+    def first_token(self) -> int:
+        """What text goes on from when there is none: a new line, if the vocabulary has it."""
+        return self.token_bytes.index(b"\n") if b"\n" in self.token_bytes else 0
+
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of some tokens; a character cut in two becomes U+FFFD."""
         return self.decode_bytes(tokens).decode("utf-8", errors="replace")

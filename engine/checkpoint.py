@@ -52,8 +52,9 @@ def save_checkpoint(folder: Path, model: GPT, progress: Progress, optimizers: li
 
 def load_checkpoint(folder: Path, model: GPT, optimizers: list[Optimizer] | None = None) -> Progress:
     """Restore the weights and, if given, the optimizers; returns the progress. UserError if damaged."""
-    if not folder.exists():  # stopped between the two renames: the checkpoint before is whole
-        folder = folder.with_name(folder.name + ".old")
+    old = folder.with_name(folder.name + ".old")
+    if not folder.exists() and old.exists():  # stopped between the two renames: the one before is whole
+        folder = old
     for file in ("model.safetensors", "progress.json", *(["optimizer.pt"] if optimizers else [])):
         if not (folder / file).exists():
             raise UserError(f"{folder}: no checkpoint to load, {file} is missing")

@@ -1,6 +1,7 @@
 """Where a run computes: one frozen World of device and arithmetic."""
 
 import ctypes
+import re
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ def find_world(device: str, dtype: str) -> World:
     """The World that was asked for; `auto` takes the fastest there is. UserError if it isn't there."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     kind = device.split(":")[0] if device != "auto" else next(kind for kind in available if available[kind])
+    if kind not in available or not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,4})?", device):
+        raise UserError(f"device={device}: should be auto, cpu, mps, cuda or cuda:N")
     if not available[kind]:
         raise UserError(f"device={device}: torch finds no {kind} on this machine; use --device=auto")
     chosen = torch.device(device if device != "auto" else kind)

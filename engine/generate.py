@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from engine.distributed import World
+from errors import UserError
 from model import GPT, KVCache
 
 
@@ -50,6 +51,9 @@ def choose(logits: Tensor, chance: Tensor, temperature: float, top_k: int, top_p
     >>> choose(torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([0.5]), temperature=0, top_k=0, top_p=1.0).tolist()
     [1]
     """
+    if not logits.isfinite().all():
+        raise UserError("the model's predictions are not numbers; it diverged in training")
+    logits = logits - logits.amax(dim=-1, keepdim=True)  # so that no temperature makes them overflow
     if temperature == 0:
         return logits.argmax(dim=-1)
     sorted_logits, order = (logits / temperature).sort(dim=-1, descending=True)

@@ -12,7 +12,7 @@ def make_optimizers(model: GPT, config: OptimConfig) -> list[Optimizer]:
     """One or two optimizers; each parameter is in exactly one.
 
     Muon (Jordan et al. 2024) steps each matrix by its orthogonalised momentum. Weight decay, as in
-    GPT-2, is for matrices only: biases, norms and positions' gains are left alone.
+    GPT-2, is for matrices only, embeddings among them: biases and norms are left alone.
     """
     named = [(name, p) for name, p in model.named_parameters()]
     muon = [p for name, p in named if config.optimizer == "muon" and name.startswith("blocks.") and p.ndim == 2]

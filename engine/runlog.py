@@ -1,6 +1,8 @@
 """What a run measured, a flat JSON object a line."""
 
 import json
+import math
+import time
 from pathlib import Path
 
 from data.corpora import write_atomically
@@ -10,9 +12,10 @@ from runs import Record, read_metrics
 from surprisal import bits_per_byte, perplexity
 
 
-def training_record(results: list[StepResult], seconds: float) -> Record:
-    """Means over some steps, which took that long; rate and gradient norm are the last one's."""
-    loss = divide_once(sums for result in results for sums in result.sums)
+def training_record(results: list[StepResult], since: float) -> Record:
+    """Means over some steps, begun at that time.perf_counter(); rate and gradient norm are the last one's."""
+    loss = divide_once(sums for result in results for sums in result.sums)  # waits for the device
+    seconds = time.perf_counter() - since
     return {"lr": results[-1].learning_rate, "grad_norm": float(results[-1].grad_norm),
             "tokens_per_second": loss.tokens / seconds, "train_nll": loss.nll, "objective": loss.objective}
 
@@ -31,5 +34,6 @@ class RunLog:
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def write(self, record: Record) -> None:
+        record = {key: value for key, value in record.items() if math.isfinite(value)}  # JSON knows no NaN
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")

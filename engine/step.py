@@ -24,8 +24,7 @@ class StepResult:
 
 def train_step(model: GPT, optimizers: list[Optimizer], batch: Batch, config: Config, world: World, step: int
                ) -> StepResult:
-    """Take step 0, 1, ...
-
+    """Take one step; the first is step 0.
 
     The gradient is that of the mean objective over every token scored in the whole batch, however
     it is cut: each micro-batch's sum is divided by the whole batch's number of scored tokens.

@@ -86,6 +86,32 @@ def test_curves(run, trained, clone) -> None:
     assert "\x1b" not in picture  # no colours into a file
 
 
+@pytest.mark.parametrize("text", ["a" * 3000, "ab\x00" * 900, "🎉é" * 900, "To be, or not to be: " * 200])
+def test_odd_texts(run, clone, text) -> None:
+    """No new line, one character, NULs, no ASCII: each trains, samples and draws."""
+    (clone / "odd text.txt").write_text(text, encoding="utf-8")
+    run("train.py", "--corpus=odd text.txt", "--out_dir=out/odd $text$", *TINY, "--max_iters=2")
+    run("sample.py", "out/odd $text$", "--max_new_tokens=20")
+    run("curves.py", "out/odd $text$", "--terminal")
+
+
+@pytest.mark.parametrize("n", [4, 12, 30, 200])
+def test_tiny_texts(run, clone, n) -> None:
+    (clone / "tiny.txt").write_text(("To be, or not to be: that is the question. " * 9)[:n], encoding="utf-8")
+    run("train.py", "--corpus=tiny.txt", "--out_dir=out/tiny-text", *TINY, "--block_size=1", "--val_fraction=0.5")
+
+
+def test_a_run_that_diverges_stops_and_says_so(run, clone) -> None:
+    done = run("train.py", "--corpus=text.txt", "--out_dir=out/nan", *TINY, "--norm=layernorm", "--qk_norm=false",
+               "--optimizer=adamw", "--learning_rate=1e38", "--grad_clip=0", check=False)
+    assert done.returncode == 1
+    assert "It diverged" in done.stdout
+    for line in (clone / "out/nan/metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)  # NaN is not JSON
+    assert run("sample.py", "out/nan", "--max_new_tokens=5").stdout
+    assert run("curves.py", "out/nan", "--terminal").stdout
+
+
 def test_preparing(run) -> None:
     printed = run("data/prepare.py", "text.txt", "--tokenizer=bpe", "--vocab_size=280").stdout
     assert "|V| = 280" in printed
@@ -111,7 +137,15 @@ def test_help_lists_every_knob_with_its_default(run) -> None:
     (["sample.py", "config"], "not a run"),
     (["sample.py"], "RUN"),
     (["sample.py", "out/tiny", "--prompt=Ω"], "'Ω' (U+03A9, at position 0) is not in this char vocabulary"),
-    (["sample.py", "out/tiny", "--prompt="], "the prompt is empty"),
+    (["train.py", "--corpus=text.txt", "--out_dir=short.txt/x"], "short.txt"),
+    (["train.py", "--corpus=text.txt", "--out_dir=website"], "not a run"),
+    (["train.py", "--corpus=text.txt", "--device=tpu"], "device=tpu: should be auto"),
+    (["train.py", "--n_embd=1000000"], "parameters"),
+    (["train.py", "--batch_size=1000000", "--block_size=1000"], "tokens in a step"),
+    (["curves.py", "out/tiny", "--out=nowhere/x.png"], "directory that exists"),
+    (["curves.py", "out/tiny", "--out=x.docx"], "cannot draw a .docx"),
+    (["curves.py", "website"], "not a run"),
+    (["sample.py", "out/tiny", "--checkpoint=middle"], "'best' or 'last'"),
     (["sample.py", "out/tiny", "--prompt_file=missing"], "prompt_file=missing"),
     (["sample.py", "out/tiny", "--top_p=0"], "top_p=0"),
     (["curves.py", "out/tiny", "text.txt"], "not a run"),
@@ -119,6 +153,8 @@ def test_help_lists_every_knob_with_its_default(run) -> None:
 ])
 def test_mistakes_are_one_clear_line(run, clone, trained, command, message) -> None:
     (clone / "empty.txt").write_bytes(b"")
+    (clone / "website").mkdir(exist_ok=True)
+    (clone / "website/config.toml").write_text("title = 'mine'")
     (clone / "latin.txt").write_bytes("caf\xe9 au lait".encode("latin-1"))
     (clone / "short.txt").write_bytes(b"To be, or not to be.")
     before = sorted(path for path in clone.glob("out/*"))

@@ -183,10 +183,14 @@ def test_a_run_stopped_at_any_moment_can_be_resumed(data_dir, monkeypatch) -> No
 
 def test_resuming_another_model_or_text_is_refused(data_dir) -> None:
     run_training("--max_iters=2")
-    with pytest.raises(UserError, match="n_layer was 2 and is now 3"):
-        run_training("--init_from=resume", "--n_layer=3")
+    before = (data_dir / "out/run/config.toml").read_bytes()
+    for change, said in (("--n_layer=3", "n_layer was 2 and is now 3"), ("--optimizer=adamw", "optimizer was muon"),
+                         ("--val_fraction=0.5", "val_fraction was 0.1"), ("--eval_tokens=9", "eval_tokens was 300")):
+        with pytest.raises(UserError, match=said):
+            run_training("--init_from=resume", change)
+    assert (data_dir / "out/run/config.toml").read_bytes() == before
     (data_dir / "text.txt").write_text("Something else entirely.\n" * 50, encoding="utf-8")
-    with pytest.raises(UserError, match=r"was trained on text.txt .*its text has changed"):
+    with pytest.raises(UserError, match=r"text \(sha256\) was"):
         run_training("--init_from=resume")
 
 
@@ -247,4 +251,6 @@ def test_choosing_follows_the_probabilities() -> None:
     assert shares(temperature=0.5) == pytest.approx([s * s / 0.365 for s in (0.5, 0.3, 0.15, 0.05)], abs=1e-3)
     assert shares(temperature=0) == [1, 0, 0, 0]
     extreme = torch.tensor([[0.0, 1000.0, -1000.0]])
-    assert choose(extreme, torch.tensor([0.999999]), 1e-3, 0, 1.0).tolist() == [1]
+    assert choose(extreme, torch.tensor([0.999999]), 1e-40, 0, 1.0).tolist() == [1]
+    with pytest.raises(UserError, match="diverged"):
+        choose(extreme / 0, torch.tensor([0.5]), 1.0, 0, 1.0)

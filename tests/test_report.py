@@ -55,8 +55,28 @@ def test_a_run_that_overfitted_and_stopped_early() -> None:
     said = report.verdict(records(4.17, 1.7, 1.9, train=0.8, steps=300), LADDER, Config())
     assert "at step 150 of 300" in said
     assert "since step 150 the validation loss rose by 0.200, and the training loss is at 0.800" in said
-    assert "stopped early: 5 evaluations" in said
     assert "--dropout=0.1" in said
+
+
+def test_a_run_that_stopped_on_a_plateau() -> None:
+    said = report.verdict(records(4.17, 1.7, 1.705, steps=300), LADDER, Config())
+    assert "stopped early: 5 evaluation(s) since step 150 were no better" in said
+    assert "--patience=0" in said
+
+
+def test_a_run_that_diverged() -> None:
+    said = report.verdict(records(4.17, 300.0, train=500.0), LADDER, Config())
+    assert "It diverged: the training loss is 500" in said
+    assert "overfit" not in said
+    without_numbers = [*records(4.17), {"step": 10, "seconds": 1.0}]
+    assert "It diverged: the training loss is nan" in report.verdict(without_numbers, LADDER, Config())
+    assert "No loss was a number" in report.verdict(without_numbers[1:], LADDER, Config())
+
+
+def test_below_log_v_is_measured_from_log_v() -> None:
+    above = Baseline("xz", 300.0, 400.0, math.inf)
+    assert "1.17 nats below log|V|" in report.verdict(records(4.17, 3.0), [*LADDER, above], Config())
+    assert report.standing(math.log(65) - 1e-6, LADDER).startswith("beats nothing yet")  # rounding is no rung
 
 
 def test_a_run_past_the_last_rung() -> None:
@@ -72,5 +92,3 @@ def test_a_run_opens_with_what_it_was(trained) -> None:
     run = open_run(trained[0])
     assert run.config.model.n_embd == 16
     assert run.baselines[0].nats_per_token == pytest.approx(math.log(run.load_tokenizer().vocab_size))
-    assert run.bytes_per_token > 1
-    assert run.checkpoint().name == "best"
