@@ -146,20 +146,24 @@ def _scale(run: Run, options: CurveOptions) -> float:
 
 
 def _baselines(runs: Sequence[Run], options: CurveOptions) -> list[tuple[str, float]]:
-    """Labels and values of the rungs up to log|V|; those too close to tell apart share a label."""
+    """Labels and values of the rungs up to log|V|; one that differs between runs says whose it is."""
+    values = [{rung.name: rung.nats_per_token if options.unit == "nats" else rung.bits_per_byte
+               for rung in run.baselines} for run in runs]
+    whose = [run.meta["tokenizer"] for run in runs]
+    if len(set(whose)) < len(runs):
+        whose = [run.name for run in runs]
     rungs: dict[str, float] = {}
-    for run in runs:
-        uniform = next(rung for rung in run.baselines if rung.name.startswith("uniform"))
-        for rung in run.baselines:
-            value = rung.nats_per_token if options.unit == "nats" else rung.bits_per_byte
-            same = all(rung in other.baselines for other in runs)
-            if rung.nats_per_token <= uniform.nats_per_token:
-                rungs[rung.name if same else f"{rung.name} ({run.name})"] = value
+    for own, owner in zip(values, whose, strict=True):
+        log_v = next(value for name, value in own.items() if name.startswith("uniform"))
+        for name, value in own.items():
+            shared = all(math.isclose(other.get(name, math.nan), value, rel_tol=1e-3) for other in values)
+            if value <= log_v:
+                rungs[name if shared else f"{name} ({owner})"] = value
     labels: list[tuple[str, float]] = []
-    room = 0.02 * max(rungs.values(), default=0.0)
+    room = 0.02 * (max(rungs.values()) - min(rungs.values()))
     for name, value in sorted(rungs.items(), key=lambda item: item[1]):
         label = f"{_plain(name)}  {value:.2f}"
-        if labels and value - labels[-1][1] < room:
+        if labels and value - labels[-1][1] < room:  # too close to tell apart: one label for both
             labels[-1] = (f"{labels[-1][0]},  {label}", labels[-1][1])
         else:
             labels.append((label, value))
