@@ -4,29 +4,38 @@ The model gives logits z for every token of the vocabulary; q = softmax(z) is it
 the token that came. Its loss is the surprisal -log q_y, in nats. All results are sums over tokens,
 never means: sums add up exactly over micro-batches and ranks, and are divided once, by the number
 of tokens scored in the whole batch.
+
+`cross_entropy` is the definition, from logits. `next_token_loss` starts from the hidden states and
+the head: for a large vocabulary it goes through the tokens in chunks, so that the logits of all of
+them are never in memory, and has the gradient ready when the loss is, so that nothing is computed twice.
 """
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE_INDEX = -100  # the target of a position that is not to be scored
+FUSED_LOGITS = 2**23  # logits, N V, from which we go in chunks
+CHUNK_LOGITS = 2**24  # logits in a chunk: 64 MB
 
 
 @dataclass(frozen=True)
 class LossSums:
-    """Sums over the scored tokens of a batch, as scalar tensors.
+    """Sums over the scored tokens of a batch, as scalar tensors; nats where not counts.
 
-    `objective` is what is optimised, in nats, and carries the gradient. `nll` is always the plain
-    cross-entropy in nats, whatever the objective: perplexity comes from it alone.
+    `objective` = nll + smoothing + z_loss is what is optimised, and carries the gradient. `nll` is
+    always the plain cross-entropy, whatever the objective: perplexity comes from it alone.
     """
 
     objective: Tensor
     nll: Tensor
+    smoothing: Tensor  # what label smoothing adds
+    z_loss: Tensor  # what the z-loss adds
     correct: Tensor  # tokens that were the most probable one
     tokens: Tensor  # tokens scored
 
@@ -37,23 +46,40 @@ class LossMeans:
 
     objective: float
     nll: float
+    smoothing: float
+    z_loss: float
     accuracy: float
     tokens: int
 
 
 def divide_once(parts: Iterable[LossSums]) -> LossMeans:
     """Add sums up, in float64, and divide by the number of tokens they scored; NaN for none."""
-    rows = [torch.stack([part.objective.detach(), part.nll.detach(), part.correct, part.tokens]) for part in parts]
-    objective, nll, correct, tokens = (math.fsum(column) for column in torch.stack(rows, dim=1).tolist())
-    n = tokens or math.nan
-    return LossMeans(objective / n, nll / n, correct / n, int(tokens))
+    rows = [torch.stack([getattr(part, field.name).detach() for field in fields(LossSums)]) for part in parts]
+    *sums, tokens = (math.fsum(column) for column in torch.stack(rows, dim=1).tolist())
+    objective, nll, smoothing, z_loss, accuracy = (total / (tokens or math.nan) for total in sums)
+    return LossMeans(objective, nll, smoothing, z_loss, accuracy, int(tokens))
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> LossSums:
+@dataclass(frozen=True)
+class Objective:
+    """What is optimised besides the surprisal of the target, token by token.
+
+    label_smoothing: with e, the target is p = (1 - e) one_hot(y) + e / V, and the cross-entropy
+        (1 - e) (-log q_y) + e mean_v(-log q_v) (Szegedy et al. 2016).
+    z_loss: adds `z_loss` (log sum exp z)^2, which keeps logits from drifting (Chowdhery et al. 2022).
+    softcap: with c, logits are c tanh(z / c) (Gemma Team 2024): a part of the model, so also of the nll.
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    softcap: float = 0.0
+
+
+PLAIN = Objective()
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, objective: Objective = PLAIN) -> LossSums:
     """Cross-entropy sums of logits `(..., V)` against targets `(...)`; IGNORE_INDEX is not scored.
-
-    With label smoothing e, the target is (1 - e) one_hot(y) + e / V (Szegedy et al. 2016), so
-    objective = (1 - e) (-log q_y) + e mean_v(-log q_v).
 
     The prediction [0.2, 0.7, 0.1] costs 0.357 nats when the middle one is true, and the gradient
     with respect to the logits is q - p:
@@ -69,18 +95,82 @@ def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0)
     >>> cross_entropy(torch.tensor([[1e4, 0.0]]), torch.tensor([1])).nll.item()
     10000.0
     """
-    log_q = F.log_softmax(logits.flatten(0, -2).float(), dim=-1)  # (N, V)
+    z = cap(logits.flatten(0, -2).float(), objective.softcap)  # (N, V)
     targets = targets.flatten()  # (N,)
     scored = targets != IGNORE_INDEX
+    log_q = F.log_softmax(z, dim=-1)
     nll = F.nll_loss(log_q, targets, reduction="sum", ignore_index=IGNORE_INDEX)
-    objective = nll
-    if label_smoothing:
-        evenly = -(log_q.mean(dim=-1) * scored).sum()
-        objective = (1 - label_smoothing) * nll + label_smoothing * evenly
-    correct = (log_q.detach().argmax(dim=-1) == targets).sum()  # IGNORE_INDEX is no argmax
-    return LossSums(objective, nll, correct, scored.sum())
+    smoothing = z_loss = torch.zeros_like(nll)
+    if objective.label_smoothing:
+        smoothing = objective.label_smoothing * (-(log_q.mean(dim=-1) * scored).sum() - nll)
+    if objective.z_loss:
+        z_loss = objective.z_loss * (z.logsumexp(dim=-1).square() * scored).sum()
+    correct = (z.detach().argmax(dim=-1) == targets).sum()  # IGNORE_INDEX is no argmax
+    return LossSums(nll + smoothing + z_loss, nll, smoothing, z_loss, correct, scored.sum())
 
 
-def next_token_loss(hidden: Tensor, head: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> LossSums:
+def cap(z: Tensor, softcap: float) -> Tensor:
+    return softcap * torch.tanh(z / softcap) if softcap else z
+
+
+def next_token_loss(hidden: Tensor, head: Tensor, targets: Tensor, objective: Objective = PLAIN) -> LossSums:
     """Cross-entropy sums from hidden states `(B, T, C)`, the output head `(V, C)` and targets `(B, T)`."""
-    return cross_entropy(F.linear(hidden, head), targets, label_smoothing)
+    if targets.numel() * len(head) < FUSED_LOGITS:
+        return cross_entropy(F.linear(hidden, head), targets, objective)
+    sums = _FusedLoss.apply(hidden.flatten(0, -2), head, targets.flatten(), objective)  # type: ignore[no-untyped-call]
+    return LossSums(*sums)
+
+
+class _FusedLoss(torch.autograd.Function):
+    """The same sums, and their gradient, a chunk of tokens at a time.
+
+    With g = q - p, or with the terms' own weights, a chunk's logits turn into g in place; g W and
+    g' h are then all that the backward pass needs, and they take (N, C) and (V, C), not (N, V).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, objective: Objective) -> tuple[Tensor, ...]:
+        (N, C), V, device = hidden.shape, len(head), hidden.device
+        eps, softcap = objective.label_smoothing, objective.softcap
+        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else hidden.dtype
+        weights = head.to(dtype)
+        d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        d_head = torch.zeros(V, C, device=device) if ctx.needs_input_grad[1] else None
+        sums = torch.zeros(5, device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
+        with torch.autocast(device.type, enabled=False):
+            size = max(1, CHUNK_LOGITS // V)
+            for start in range(0, N, size):
+                here = slice(start, start + size)
+                h, y = hidden[here].to(dtype), targets[here]
+                scored = (y != IGNORE_INDEX).float()
+                y = y.clamp(min=0)[:, None]
+                z = cap((h @ weights.T).float(), softcap)  # (n, V); from here on changed in place
+                z_y, (largest, guess) = z.gather(1, y)[:, 0], z.max(dim=1)
+                slope = 1 - (z / softcap).square() if softcap else None  # of the cap
+                mean_z = z.mean(dim=1) if eps else z_y
+                exp_sum = z.sub_(largest[:, None]).exp_().sum(dim=1)
+                lse = largest + exp_sum.log()
+                sums += torch.stack([lse - z_y, eps * (z_y - mean_z), objective.z_loss * lse.square(),
+                                     (guess == y[:, 0]).float(), torch.ones_like(lse)]) @ scored
+                if d_hidden is None and d_head is None:
+                    continue
+                z *= (scored * (1 + 2 * objective.z_loss * lse) / exp_sum)[:, None]  # q and the z-loss's share
+                if eps:
+                    z -= (scored * (eps / V))[:, None]
+                z.scatter_add_(1, y, (scored * (eps - 1))[:, None])
+                g = (z * slope if slope is not None else z).to(dtype)
+                if d_hidden is not None:
+                    d_hidden[here] = g @ weights
+                if d_head is not None:
+                    d_head += g.T @ h
+        ctx.save_for_backward(d_hidden, d_head)
+        ctx.head_dtype = head.dtype
+        nll, smoothing, z_loss, correct, tokens = sums.float()
+        ctx.mark_non_differentiable(nll, smoothing, z_loss, correct, tokens)
+        return nll + smoothing + z_loss, nll, smoothing, z_loss, correct, tokens
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        d_hidden, d_head = ctx.saved_tensors
+        return (d_hidden * grads[0] if d_hidden is not None else None,
+                (d_head * grads[0]).to(ctx.head_dtype) if d_head is not None else None, None, None)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config.schema import ModelConfig
+from loss import cap
 
 
 class KVCache:
@@ -155,7 +156,7 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., V), in float32, of hidden states (..., C)."""
-        return F.linear(hidden, self.head).float()
+        return cap(F.linear(hidden, self.head).float(), self.config.softcap)
 
     def init_weights(self) -> None:
         """GPT-2's normal(0, 0.02), with output projections smaller by sqrt(2 n_layer); or with

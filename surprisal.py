@@ -47,6 +47,20 @@ def cross_entropy(p: Sequence[float], q: Sequence[float]) -> float:
     return math.fsum(pi * surprisal(qi) for pi, qi in zip(p, q, strict=True) if pi > 0)
 
 
+def smoothed_entropy(vocab_size: int, label_smoothing: float) -> float:
+    """H(p) of a smoothed target p = (1 - e) one_hot + e / V, in nats: the floor under its cross-entropy.
+
+    What the loss is above it is exactly KL(p || q).
+
+    >>> p = [0.9 + 0.1 / 4, 0.1 / 4, 0.1 / 4, 0.1 / 4]
+    >>> math.isclose(smoothed_entropy(4, 0.1), entropy(p))
+    True
+    """
+    others = label_smoothing / vocab_size
+    peak = 1 - label_smoothing + others
+    return peak * surprisal(peak) + ((vocab_size - 1) * others * surprisal(others) if others else 0.0)
+
+
 def kl_divergence(p: Sequence[float], q: Sequence[float]) -> float:
     """KL(p || q) = sum p log(p / q), in nats: the extra surprise of believing q when p is true.
 

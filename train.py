@@ -73,6 +73,9 @@ def train(config: Config) -> int:
     bar = tqdm(total=max_iters, initial=progress.step, disable=None, unit="step", leave=False, dynamic_ncols=True)
     began = time.perf_counter() - progress.seconds
 
+    def measure() -> Record:
+        return training_record(results, since, config.loss, tokenizer.vocab_size)
+
     def validate() -> Record:
         bar.set_postfix_str("evaluating")
         loss = evaluate(model, eval_batches(val, config.model.block_size), world)
@@ -108,7 +111,7 @@ def train(config: Config) -> int:
         bar.update()
         evaluating, saving = due(config.run.eval_interval), due(config.run.checkpoint_interval)
         if evaluating or saving or due(config.run.log_interval):
-            record = training_record(results, since)
+            record = measure()
             write(record | validate() if evaluating else record)
             bar.set_postfix_str(f"train {record['train_nll']:.4f}")
             patient = not (evaluating and 0 < config.run.patience <= progress.evals_since_best)
@@ -118,7 +121,7 @@ def train(config: Config) -> int:
         if saving and progress.step < max_iters:
             save_checkpoint(run.path / "last", model, progress, optimizers)
     if results:  # stopped between two lines
-        write(training_record(results, since))
+        write(measure())
     bar.close()
     save_checkpoint(run.path / "last", model, progress, optimizers)
 

@@ -48,6 +48,7 @@ class ModelConfig(Section):
     activation: Literal["relu2", "gelu"] = Field("relu2", description="nonlinearity of the MLP; relu2 is ReLU squared")
     qk_norm: bool = Field(True, description="RMS-normalise queries and keys")
     tied: bool = Field(False, description="the output head shares the token embedding's weights")
+    softcap: Rate = Field(0.0, description="logits z become softcap tanh(z / softcap); 0 = as they are")
     zero_init: bool = Field(True, description="output projections, and an untied head, start at zero")
 
 
@@ -55,6 +56,7 @@ class LossConfig(Section):
     """[loss] What is optimised. Perplexity always comes from the plain cross-entropy."""
 
     label_smoothing: Fraction = Field(0.0, description="share of the target spread evenly over the vocabulary")
+    z_loss: Rate = Field(0.0, description="weight of (log sum exp of the logits) squared, which keeps them small")
 
 
 class OptimConfig(Section):

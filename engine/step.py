@@ -11,7 +11,7 @@ from config.schema import Config
 from data.batches import Batch
 from engine.distributed import World
 from engine.optim import set_rates
-from loss import IGNORE_INDEX, LossMeans, LossSums, divide_once, next_token_loss
+from loss import IGNORE_INDEX, LossMeans, LossSums, Objective, divide_once, next_token_loss
 from model import GPT
 
 
@@ -31,12 +31,13 @@ def train_step(model: GPT, optimizers: list[Optimizer], batch: Batch, config: Co
     """
     learning_rate = set_rates(optimizers, config.optim, step)
     scored = max(1, int((batch.targets != IGNORE_INDEX).sum()))
+    objective = Objective(config.loss.label_smoothing, config.loss.z_loss, config.model.softcap)
     parts = []
     for index, (inputs, targets) in enumerate(_micro_batches(batch, config.run.micro_batch_size, world)):
         if config.model.dropout:  # dropout, like the batch, depends on (seed, step, micro-batch) alone
             torch.manual_seed(np.random.SeedSequence((config.run.seed, step, index)).generate_state(1)[0])
         with world.autocast():
-            sums = next_token_loss(model(inputs), model.head, targets, config.loss.label_smoothing)
+            sums = next_token_loss(model(inputs), model.head, targets, objective)
         (sums.objective / scored).backward()  # type: ignore[no-untyped-call]
         parts.append(sums)
     max_norm = config.optim.grad_clip or float("inf")
@@ -55,7 +56,8 @@ def evaluate(model: GPT, batches: Iterable[Batch], world: World) -> LossMeans:
     for batch in batches:
         inputs, targets = _to_device(batch, world)
         with world.autocast():
-            parts.append(next_token_loss(model.forward(inputs), model.head, targets))  # not compiled: shapes vary
+            hidden = model.forward(inputs)  # not compiled: shapes vary
+            parts.append(next_token_loss(hidden, model.head, targets, Objective(softcap=model.config.softcap)))
     model.train()
     return divide_once(parts)
 

@@ -30,7 +30,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("clone")
     for source in [*ROOT.glob("*.py"), ROOT / "README.md", ROOT / "Makefile"]:
         shutil.copy(source, path)
-    for folder in ("config", "engine", "data"):
+    for folder in ("config", "engine", "data", "bench"):
         shutil.copytree(ROOT / folder, path / folder, ignore=lambda _, names: [
             name for name in names if not name.endswith((".py", ".toml"))])
     (path / "text.txt").write_text(make_text(), encoding="utf-8")

@@ -97,6 +97,8 @@ CHANGES: dict[str, tuple[list[str], list[str]]] = {
     "tied": (["--tied"], []),
     "zero_init": (["--zero_init=false"], []),
     "label_smoothing": (["--label_smoothing=0.1"], []),
+    "softcap": (["--softcap=2"], []),
+    "z_loss": (["--z_loss=0.01"], []),
     "batch_size": (["--batch_size=5"], []),
     "max_iters": (["--max_iters=3"], []),
     "optimizer": (["--optimizer=adamw"], []),

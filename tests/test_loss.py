@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from loss import IGNORE_INDEX, cross_entropy, divide_once, next_token_loss
+from loss import IGNORE_INDEX, Objective, cross_entropy, divide_once, next_token_loss
 
 
 def reference(logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -> tuple[float, float]:
@@ -27,7 +27,7 @@ def test_sums_are_the_definition(smoothing: float) -> None:
     torch.manual_seed(0)
     logits, targets = torch.randn(3, 5, 7) * 3, torch.randint(7, (3, 5))
     targets[0, :4] = IGNORE_INDEX
-    sums = cross_entropy(logits, targets, smoothing)
+    sums = cross_entropy(logits, targets, Objective(smoothing))
     objective, nll = reference(logits, targets, smoothing)
     assert sums.objective.item() == pytest.approx(objective, rel=1e-6)
     assert sums.nll.item() == pytest.approx(nll, rel=1e-6)
@@ -39,7 +39,7 @@ def test_sums_are_the_definition(smoothing: float) -> None:
 def test_gradient_is_q_minus_p_and_zero_where_masked() -> None:
     torch.manual_seed(0)
     logits, targets = torch.randn(4, 6, dtype=torch.float32, requires_grad=True), torch.tensor([1, 5, IGNORE_INDEX, 0])
-    cross_entropy(logits, targets, 0.3).objective.backward()
+    cross_entropy(logits, targets, Objective(0.3)).objective.backward()
     q = torch.exp(logits.detach().double())
     q /= q.sum(dim=-1, keepdim=True)
     p = torch.full_like(q, 0.3 / 6)
@@ -54,7 +54,7 @@ def test_gradient_is_q_minus_p_and_zero_where_masked() -> None:
 
 def test_smoothing_leaves_nll_alone() -> None:
     logits, targets = torch.randn(9, 4), torch.randint(4, (9,))
-    plain, smoothed = cross_entropy(logits, targets), cross_entropy(logits, targets, 0.2)
+    plain, smoothed = cross_entropy(logits, targets), cross_entropy(logits, targets, Objective(0.2))
     assert torch.equal(plain.nll, smoothed.nll)
     assert torch.equal(plain.objective, plain.nll)
     assert not torch.equal(smoothed.objective, smoothed.nll)
@@ -79,7 +79,7 @@ def test_bfloat16_logits_are_summed_in_float32() -> None:
 
 def test_everything_masked_is_zero_and_has_no_gradient() -> None:
     hidden, head = torch.randn(2, 3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
-    sums = next_token_loss(hidden, head, torch.full((2, 3), IGNORE_INDEX), 0.1)
+    sums = next_token_loss(hidden, head, torch.full((2, 3), IGNORE_INDEX), Objective(0.1))
     sums.objective.backward()
     assert sums.tokens.item() == sums.nll.item() == sums.objective.item() == sums.correct.item() == 0
     assert hidden.grad is not None
