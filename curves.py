@@ -1,5 +1,6 @@
 """Loss curves of one run or many: `python curves.py out/a [out/b ...] [--terminal]`."""
 
+import io
 import itertools
 import math
 import sys
@@ -11,6 +12,8 @@ from pydantic import Field
 
 from config.cli import load_options
 from config.schema import Section
+from data.baselines import UNIFORM
+from data.corpora import write_atomically
 from errors import UserError, run_command
 from runs import Run, open_run
 from surprisal import perplexity
@@ -35,7 +38,7 @@ def main(argv: list[str]) -> None:
     paths, options = load_options(CurveOptions, argv, "RUN", "+", "directories that train.py made")
     runs = [open_run(Path(path)) for path in paths]
     for run in runs:
-        if not run.read_metrics():
+        if not run.metrics:
             raise UserError(f"{run.path}: has no metrics yet")
     if options.terminal:
         draw_terminal(runs, options)
@@ -70,9 +73,9 @@ def draw_png(runs: Sequence[Run], path: Path, options: CurveOptions) -> None:
         raise UserError(f"{path}: cannot draw a .{kind} file; use .png, .svg or .pdf")
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"{path}: should be a file in a directory that exists")
-    new = path.with_name(path.name + ".tmp")
-    figure.savefig(new, format=kind)
-    new.replace(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=kind)
+    write_atomically(path, picture.getvalue())
 
 
 def _plain(name: str) -> str:
@@ -128,18 +131,18 @@ def draw_terminal(runs: Sequence[Run], options: CurveOptions) -> None:
 
 
 def _right(runs: Sequence[Run], options: CurveOptions) -> float:
-    return max(run.read_metrics()[-1][options.x] for run in runs) or 1.0
+    return max(run.metrics[-1][options.x] for run in runs) or 1.0
 
 
 def _series(run: Run, key: str, options: CurveOptions) -> tuple[list[float], list[float]]:
     """The x and y of a key of the metrics, in the wanted units, where it was measured."""
-    records = [record for record in run.read_metrics() if key in record]
+    records = [record for record in run.metrics if key in record]
     return [record[options.x] for record in records], [record[key] * _scale(run, options) for record in records]
 
 
 def _scale(run: Run, options: CurveOptions) -> float:
     """What nats per token are multiplied by: bits per byte are in the ratio that the run measured."""
-    measured = next((record for record in run.read_metrics() if record.get("val_nll")), None)
+    measured = next((record for record in run.metrics if record.get("val_nll")), None)
     if options.unit == "nats" or measured is None:
         return 1.0
     return measured["val_bits_per_byte"] / measured["val_nll"]
@@ -154,10 +157,9 @@ def _baselines(runs: Sequence[Run], options: CurveOptions) -> list[tuple[str, fl
         whose = [run.name for run in runs]
     rungs: dict[str, float] = {}
     for own, owner in zip(values, whose, strict=True):
-        log_v = next(value for name, value in own.items() if name.startswith("uniform"))
         for name, value in own.items():
             shared = all(math.isclose(other.get(name, math.nan), value, rel_tol=1e-3) for other in values)
-            if value <= log_v:
+            if value <= own[UNIFORM]:
                 rungs[name if shared else f"{name} ({owner})"] = value
     labels: list[tuple[str, float]] = []
     room = 0.02 * (max(rungs.values()) - min(rungs.values()))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from config.schema import Config
-from data.baselines import Baseline
+from data.baselines import UNIFORM, Baseline
 from surprisal import perplexity, uniform_nll
 
 NEAR = 0.1  # nats from log|V| that an untrained model's loss may be
@@ -61,7 +61,7 @@ def verdict(records: Sequence[dict[str, float]], baselines: Sequence[Baseline], 
     if not evals:
         return "No loss was a number: nothing was learned. Try a lower --learning_rate and --muon_learning_rate."
     best, last = min(evals, key=lambda record: record["val_nll"]), evals[-1]
-    nll, uniform = best["val_nll"], next(rung for rung in baselines if rung.name.startswith("uniform"))
+    nll, uniform = best["val_nll"], next(rung for rung in baselines if rung.name == UNIFORM)
     passed, ahead = _split(nll, baselines)
     lines = [
         f"The best validation loss is {nll:.4f} nats per token, at step {best['step']:,.0f} of "
@@ -73,11 +73,11 @@ def verdict(records: Sequence[dict[str, float]], baselines: Sequence[Baseline], 
         + ("." if ahead else ": all of the baselines.")]
     if ahead:
         lines.append(f"  Ahead: {', '.join(f'{rung.name} ({rung.nats_per_token:.3f})' for rung in ahead)}.")
-    return "\n".join(lines + _course(records, last["val_nll"] - nll, best["step"], uniform.nats_per_token, config))
+    return "\n".join(lines + _course(records, best, last, uniform.nats_per_token, config))
 
 
-def _course(records: Sequence[dict[str, float]], rise: float, best_step: float, uniform: float, config: Config
-            ) -> list[str]:
+def _course(records: Sequence[dict[str, float]], best: dict[str, float], last: dict[str, float], uniform: float,
+            config: Config) -> list[str]:
     """Did it diverge, overfit, stop early, or is there more to gain; and what to try next."""
     trained = [record for record in records if record["step"] > 0]
     if not trained:
@@ -86,14 +86,14 @@ def _course(records: Sequence[dict[str, float]], rise: float, best_step: float, 
     if not train_nll < uniform + NEAR:
         return [f"It diverged: the training loss is {train_nll:.4g}, worse than knowing nothing.",
                 "Try a lower --learning_rate and --muon_learning_rate, or --warmup_iters."]
+    rise, gap = last["val_nll"] - best["val_nll"], last["val_nll"] - train_nll
     if rise > RISE:
-        return [f"It overfitted: since step {best_step:,.0f} the validation loss rose by {rise:.3f}, and the "
+        return [f"It overfitted: since step {best['step']:,.0f} the validation loss rose by {rise:.3f}, and the "
                 f"training loss is at {train_nll:.3f}. best/ keeps the model from before.",
                 f"Try --dropout={min(0.5, config.model.dropout + 0.1):.1f}, a smaller model, or more text."]
     if trained[-1]["step"] < config.optim.max_iters:
-        return [f"It stopped early: {config.run.patience} evaluation(s) since step {best_step:,.0f} were no better.",
+        return [f"It stopped early: {config.run.patience} evaluation(s) since step {best['step']:,.0f} were no better.",
                 "Try other learning rates, or --patience=0 to go on regardless."]
-    gap = next(record["val_nll"] for record in reversed(records) if "val_nll" in record) - train_nll
     return ["It did not overfit: the last validation loss is as good as the best, and the training loss, "
             f"{train_nll:.3f}, is {abs(gap):.3f} {'below' if gap > 0 else 'above'} it.",
             f"Try longer, --max_iters={2 * config.optim.max_iters}, or larger, --n_layer={config.model.n_layer + 2}."]

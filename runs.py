@@ -10,6 +10,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,16 @@ class Run:
     def name(self) -> str:
         return self.path.name
 
-    @property
+    @cached_property
     def baselines(self) -> list[Baseline]:
         return [Baseline(**rung) for rung in self.meta["baselines"]]
 
     def load_tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.path / "tokenizer.json")
 
-    def read_metrics(self) -> list[Record]:
+    @cached_property
+    def metrics(self) -> list[Record]:
+        """The lines of metrics.jsonl, as they were when first asked for."""
         return read_metrics(self.path / "metrics.jsonl")
 
 

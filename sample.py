@@ -2,12 +2,12 @@
 
 import codecs
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from config.cli import load_options
-from config.schema import Count, Positive, Section
+from config.schema import Count, Positive, Rate, Section
 from errors import UserError, run_command
 from runs import open_run
 
@@ -19,7 +19,7 @@ class SampleOptions(Section):
     prompt_file: str = Field("", description="a UTF-8 file to go on from, instead of --prompt")
     num_samples: Positive = Field(1, description="how many to write")
     max_new_tokens: Positive = Field(500, description="tokens in each")
-    temperature: Annotated[float, Field(ge=0)] = Field(0.8, description="below 1 safer, above 1 wilder; 0 = no chance")
+    temperature: Rate = Field(0.8, description="below 1 safer, above 1 wilder; 0 = no chance")
     top_k: Count = Field(0, description="choose among the k most probable tokens; 0 = all")
     top_p: float = Field(1.0, gt=0, le=1, description="choose among the fewest tokens of this probability together")
     seed: Count = Field(1337, description="sample i depends on the seed and i only")

@@ -131,7 +131,7 @@ def train(config: Config) -> int:
         print(f"\nStopped by {stop.name} at step {progress.step:,}. To go on:\n"
               f"  python train.py {shlex.quote(str(run.path / 'config.toml'))} --init_from=resume")
         return stop.exit_code
-    print("\n" + report.verdict(run.read_metrics(), baselines, config))
+    print("\n" + report.verdict(run.metrics, baselines, config))
     if not finite:
         return 1
     load_checkpoint(run.path / "best", model)

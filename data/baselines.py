@@ -17,6 +17,7 @@ import numpy as np
 from data.tokenizer import Tokenizer
 from surprisal import LN2, bits_per_byte, perplexity, uniform_nll
 
+UNIFORM = "uniform, log|V|"  # the rung that every model starts on
 MAX_ORDER = 6  # tokens in the longest n-gram, for a small vocabulary
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": lambda data: gzip.compress(data, 9, mtime=0), "bzip2": bz2.compress, "xz": lzma.compress}
@@ -42,7 +43,7 @@ def ladder(train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer) -> Iterator
         nats = total_nats / scored
         return Baseline(name, nats, bits_per_byte(total_nats, scored_bytes), perplexity(nats))
 
-    yield rung("uniform, log|V|", scored * uniform_nll(vocab_size))
+    yield rung(UNIFORM, scored * uniform_nll(vocab_size))
     longest = max(1, min(MAX_ORDER if vocab_size < 500 else 4, len(train) - 1))
     for order, nll in enumerate(ngram_nll(train, val, vocab_size, longest), start=1):
         if order in (1, 2, longest):
