@@ -21,7 +21,8 @@ from torch import Tensor
 
 IGNORE_INDEX = -100  # the target of a position that is not to be scored
 FUSED_LOGITS = 2**23  # logits, N V, from which we go in chunks
-CHUNK_LOGITS = 2**24  # logits in a chunk: 64 MB
+CHUNKS = 32  # that a batch is cut into; more are slower, fewer take more memory
+CHUNK_TOKENS = 128  # at the least
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class _FusedLoss(torch.autograd.Function):
         d_head = torch.zeros(V, C, device=device) if ctx.needs_input_grad[1] else None
         sums = torch.zeros(5, device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
         with torch.autocast(device.type, enabled=False):
-            size = max(1, CHUNK_LOGITS // V)
+            size = max(CHUNK_TOKENS, N // CHUNKS)
             for start in range(0, N, size):
                 here = slice(start, start + size)
                 h, y = hidden[here].to(dtype), targets[here]
@@ -163,7 +164,7 @@ class _FusedLoss(torch.autograd.Function):
                     d_hidden[here] = g @ weights
                 if d_head is not None:
                     d_head += g.T @ h
-        ctx.save_for_backward(d_hidden, d_head)
+        ctx.gradients = d_hidden, d_head  # no outputs or inputs, so autograd need not watch over them
         ctx.head_dtype = head.dtype
         nll, smoothing, z_loss, correct, tokens = sums.float()
         ctx.mark_non_differentiable(nll, smoothing, z_loss, correct, tokens)
@@ -171,6 +172,8 @@ class _FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden, d_head = ctx.saved_tensors
-        return (d_hidden * grads[0] if d_hidden is not None else None,
-                (d_head * grads[0]).to(ctx.head_dtype) if d_head is not None else None, None, None)
+        if ctx.gradients is None:
+            raise RuntimeError("the fused loss can be differentiated once: its gradients are scaled in place")
+        (d_hidden, d_head), ctx.gradients = ctx.gradients, None
+        return (d_hidden.mul_(grads[0]) if d_hidden is not None else None,
+                d_head.mul_(grads[0]).to(ctx.head_dtype) if d_head is not None else None, None, None)
