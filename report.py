@@ -21,8 +21,15 @@ COLUMNS = "".join(title.rjust(width) for title, _, width, _ in CELLS)
 
 def corpus(meta: dict[str, Any], baselines: Sequence[Baseline]) -> str:
     """The corpus in a line, and its ladder of baselines, from the worst to the best."""
-    lines = [f"{meta['corpus']}: {meta['train']['tokens']:,} training and {meta['val']['tokens']:,} validation tokens "
-             f"({meta['tokenizer']}, |V| = {meta['vocab_size']:,})", "",
+    train, val = meta["train"], meta["val"]
+    lines = [f"{meta['corpus']}: {train['tokens']:,} training and {val['tokens']:,} validation tokens "
+             f"({meta['tokenizer']}, |V| = {meta['vocab_size']:,})"]
+    if train["documents"] > 1:
+        lines.append(f"  in {train['documents']:,} and {val['documents']:,} documents, each closed by an end token")
+    if val["scored"] < val["tokens"] - 1:
+        lines.append(f"  of which {train['scored'] / train['tokens']:.1%} and {val['scored'] / val['tokens']:.1%} are "
+                     "scored, the others given")
+    lines += ["",
              "  to beat             nats/token  bits/byte  perplexity"]
     lines += [f"  {rung.name:<18} {rung.nats_per_token:11.4f} {rung.bits_per_byte:10.3f} {rung.perplexity:11.2f}"
               for rung in _descending(baselines)]

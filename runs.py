@@ -90,8 +90,8 @@ def resume_run(config: Config, corpus: Corpus) -> Run:
 def _identity(config: Config, meta: dict[str, Any]) -> dict[str, Any]:
     """What must stay the same for a run to go on."""
     return {"text (sha256)": meta["sha256"][:8], "tokenizer": meta["tokenizer"], "vocab_size": meta["vocab_size"],
-            "val_fraction": config.data.val_fraction, "eval_tokens": config.run.eval_tokens,
-            "optimizer": config.optim.optimizer, **config.model.model_dump()}
+            **config.data.model_dump(exclude={"corpus", "tokenizer", "vocab_size"}),
+            "eval_tokens": config.run.eval_tokens, "optimizer": config.optim.optimizer, **config.model.model_dump()}
 
 
 def is_run(path: Path) -> bool:

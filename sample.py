@@ -32,7 +32,9 @@ def main(argv: list[str]) -> None:
     run = open_run(Path(paths[0]))
     tokenizer = run.load_tokenizer()
     text = read_prompt(options)
-    prompt = tokenizer.encode(text).tolist() if text else [tokenizer.first_token()]
+    prompt = tokenizer.encode(text).tolist()
+    if not text or tokenizer.end is not None:  # a document opens with the end of the one before
+        prompt = [tokenizer.first_token(), *prompt]
 
     from engine.checkpoint import load_checkpoint
     from engine.distributed import find_world
@@ -43,7 +45,8 @@ def main(argv: list[str]) -> None:
     model = GPT(run.config.model, tokenizer.vocab_size).to(world.device)
     load_checkpoint(run.path / options.checkpoint, model)
     steps = generate(model, prompt, world, num_samples=options.num_samples, max_new_tokens=options.max_new_tokens,
-                     temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed)
+                     temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed,
+                     end=tokenizer.end)
 
     # All samples are made together; the first is shown as it comes, the others after it.
     samples: list[list[int]] = [[] for _ in range(options.num_samples)]
@@ -52,10 +55,12 @@ def main(argv: list[str]) -> None:
     for tokens in steps:
         for sample, token in zip(samples, tokens, strict=True):
             sample.append(token)
-        print(decoder.decode(tokenizer.token_bytes[tokens[0]]), end="", flush=True)
+        if tokenizer.end not in samples[0]:
+            print(decoder.decode(tokenizer.token_bytes[tokens[0]]), end="", flush=True)
     print(decoder.decode(b"", final=True))
     for sample in samples[1:]:
-        print("-" * 40 + "\n" + text + tokenizer.decode(sample))
+        shown = sample[: sample.index(tokenizer.end)] if tokenizer.end in sample else sample
+        print("-" * 40 + "\n" + text + tokenizer.decode(shown))
 
 
 def read_prompt(options: SampleOptions) -> str:

@@ -43,12 +43,14 @@ def train(config: Config) -> int:
     # The corpus, and what a loss on it must beat.
     corpus = prepare_corpus(config.data)
     tokenizer, baselines = corpus.tokenizer, corpus.baselines
-    batches = TrainBatches(corpus.train, config.model.block_size, config.optim.batch_size, config.run.seed)
-    val = corpus.val[: config.run.eval_tokens + 1] if config.run.eval_tokens else corpus.val
-    bytes_per_token = tokenizer.count_bytes(val[1:]) / (len(val) - 1)
+    pad_after = tokenizer.end if config.data.padded else None
+    batches = TrainBatches(corpus.train, config.model.block_size, config.optim.batch_size, config.run.seed, pad_after)
+    val = corpus.val.first(config.run.eval_tokens)
+    bytes_per_token = tokenizer.count_bytes(val.targets()) / val.count_scored()
     print(report.corpus(corpus.meta, baselines) + "\n")
-    if len(val) < len(corpus.val):
-        print(f"evaluating on the first {len(val) - 1:,} validation tokens; the ladder is measured on all of them\n")
+    if len(val.tokens) < len(corpus.val.tokens):
+        print(f"evaluating on the first {config.run.eval_tokens:,} validation tokens; the ladder is measured on all of "
+              "them\n")
 
     # The model, new or from the last checkpoint.
     torch.manual_seed(config.run.seed)
@@ -64,7 +66,7 @@ def train(config: Config) -> int:
         if run.earlier:
             print(f"the run that was in {run.path}/ is now in {run.earlier}/")
     print(f"{model.describe()}\n{world}: {max_iters:,} steps of {tokens_per_step:,} tokens, "
-          f"{max_iters * tokens_per_step / len(corpus.train):.2f} epochs; into {run.path}/\n")
+          f"{max_iters * config.optim.batch_size / batches.windows:.2f} epochs; into {run.path}/\n")
     if config.run.compile and (reason := try_compile(model, batches(progress.step), config, world)):
         print(f"warning: torch.compile failed, going on without it: {reason}\n")
 
@@ -78,7 +80,7 @@ def train(config: Config) -> int:
 
     def validate() -> Record:
         bar.set_postfix_str("evaluating")
-        loss = evaluate(model, eval_batches(val, config.model.block_size), world)
+        loss = evaluate(model, eval_batches(val, config.model.block_size, pad_after), world)
         progress.evals_since_best += 1
         if loss.nll < progress.best_nll:
             progress.best_nll, progress.evals_since_best = loss.nll, 0
@@ -107,7 +109,7 @@ def train(config: Config) -> int:
     while progress.step < max_iters and patient and finite and not stop:
         results.append(train_step(model, optimizers, batches(progress.step), config, world, progress.step))
         progress.step += 1
-        progress.tokens += tokens_per_step
+        progress.tokens += results[-1].tokens
         bar.update()
         evaluating, saving = due(config.run.eval_interval), due(config.run.checkpoint_interval)
         if evaluating or saving or due(config.run.log_interval):
@@ -135,9 +137,10 @@ def train(config: Config) -> int:
     if not finite:
         return 1
     load_checkpoint(run.path / "best", model)
-    prompt = [tokenizer.first_token()]
-    sample = [token for (token,) in generate(model, prompt, world, max_new_tokens=300, seed=config.run.seed)]
-    print(f"\nA sample:\n\n{tokenizer.decode(sample).strip()}\n\n{report.next_commands(run.path)}")
+    steps = generate(model, [tokenizer.first_token()], world, num_samples=1 if tokenizer.end is None else 5,
+                     max_new_tokens=300, seed=config.run.seed, end=tokenizer.end)
+    samples = [tokenizer.decode(sample).strip() for sample in zip(*steps, strict=True)]
+    print("\n".join(["\nA sample:\n", *samples, "", report.next_commands(run.path)]))
     return 0
 
 

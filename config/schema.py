@@ -5,6 +5,7 @@ so the command line needs only the name: `--label_smoothing=0.1`. A zero switche
 other way of being off.
 """
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,10 +29,25 @@ class Section(BaseModel):
 class DataConfig(Section):
     """[data] What text, cut into what tokens."""
 
-    corpus: str = Field("shakespeare", min_length=1, description="shakespeare, tinyshakespeare, or a UTF-8 text file")
+    corpus: str = Field("shakespeare", min_length=1, description="shakespeare, tinyshakespeare, words, dialogue, or a "
+                        "UTF-8 file: .jsonl of prompts and completions, else text")
     tokenizer: Literal["char", "bpe", "gpt2"] = Field("char", description="what a token is")
     vocab_size: int = Field(1024, ge=257, le=1_000_000, description="tokens that bpe learns from the training split")
     val_fraction: float = Field(0.1, gt=0, lt=1, description="share of the text, at its end, kept for validation")
+    documents: Literal["none", "lines", "paragraphs"] = Field("none", description="what of a text is a document of its "
+                                                              "own, with an end token around it")
+    padded: bool = Field(False, description="each document is a sequence, padded to block_size; else they follow on")
+    score_end: bool = Field(True, description="the end token is predicted too; else it is given")
+    mask: str = Field("", description="a regular expression; what it matches is given, not scored (^ and $: line ends)")
+
+    @property
+    def is_jsonl(self) -> bool:
+        """A corpus of records, {"prompt": ..., "completion": ...}, of which the completions are scored."""
+        return self.corpus == "dialogue" or self.corpus.lower().endswith(".jsonl")
+
+    @property
+    def has_documents(self) -> bool:
+        return self.is_jsonl or self.documents != "none"
 
 
 class ModelConfig(Section):
@@ -47,6 +63,7 @@ class ModelConfig(Section):
     norm: Literal["rmsnorm", "layernorm"] = Field("rmsnorm", description="normalisation; rmsnorm has no weights")
     activation: Literal["relu2", "gelu"] = Field("relu2", description="nonlinearity of the MLP; relu2 is ReLU squared")
     qk_norm: bool = Field(True, description="RMS-normalise queries and keys")
+    document_attention: bool = Field(False, description="tokens attend to their own document only")
     tied: bool = Field(False, description="the output head shares the token embedding's weights")
     softcap: Rate = Field(0.0, description="logits z become softcap tanh(z / softcap); 0 = as they are")
     zero_init: bool = Field(True, description="output projections, and an untied head, start at zero")
@@ -110,8 +127,16 @@ class Config(Section):
 
     def problems(self) -> list[str]:
         """Combinations that make no sense, one line each."""
-        model, optim, run = self.model, self.optim, self.run
-        found = []
+        data, model, optim, run = self.data, self.model, self.optim, self.run
+        found = [f"{name} needs documents; use --documents=lines or paragraphs, or a .jsonl corpus"
+                 for name, on in (("padded", data.padded), ("score_end=false", not data.score_end),
+                                  ("document_attention", model.document_attention)) if on and not data.has_documents]
+        if data.is_jsonl and data.documents != "none":
+            found.append(f"documents={data.documents}: the documents of {data.corpus} are its records already")
+        try:
+            re.compile(data.mask)
+        except re.error as error:
+            found.append(f"mask={data.mask}: not a regular expression: {error}")
         if model.n_embd % model.n_head:
             unit = 2 * model.n_head  # heads of even width suit every kind of position
             found.append(f"n_embd={model.n_embd} is not a multiple of n_head={model.n_head}; try n_embd="

@@ -1,7 +1,8 @@
 """What a loss has to beat: a ladder from log|V|, through counting, to compressors.
 
 Every rung is measured on the whole validation split, on the tokens that a model is scored on,
-`val[1:]`. The n-grams count the training split only; the compressors see nothing but `val[1:]`.
+`val[1:]` or those of it that a loss mask leaves. The n-grams count the training split only; the
+compressors see nothing but `val[1:]`, and as nothing can be given to them, have no rung under a mask.
 The n-grams are interpolated modified Kneser-Ney (Chen & Goodman 1999, "An empirical study of
 smoothing techniques for language modeling"), the strongest model that only counts.
 """
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.documents import Split
 from data.tokenizer import Tokenizer
 from surprisal import LN2, bits_per_byte, perplexity, uniform_nll
 
@@ -33,11 +35,11 @@ class Baseline:
     perplexity: float
 
 
-def ladder(train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer) -> Iterator[Baseline]:
-    """The rungs, computed one after another; `train` and `val` are token ids `(N,)`."""
-    vocab_size = tokenizer.vocab_size
-    scored = len(val) - 1
-    scored_bytes = tokenizer.count_bytes(val[1:])
+def ladder(train: np.ndarray, split: Split, tokenizer: Tokenizer) -> Iterator[Baseline]:
+    """The rungs on a validation split, computed one after another; `train` is token ids `(N,)`."""
+    vocab_size, val = tokenizer.vocab_size, split.tokens
+    chosen = slice(None) if split.scored is None else split.scored[1:]
+    scored, scored_bytes = split.count_scored(), tokenizer.count_bytes(split.targets())
 
     def rung(name: str, total_nats: float) -> Baseline:
         nats = total_nats / scored
@@ -47,7 +49,9 @@ def ladder(train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer) -> Iterator
     longest = max(1, min(MAX_ORDER if vocab_size < 500 else 4, len(train) - 1))
     for order, nll in enumerate(ngram_nll(train, val, vocab_size, longest), start=1):
         if order in (1, 2, longest):
-            yield rung({1: "unigram", 2: "bigram"}.get(order, f"{order}-gram"), float(nll.sum()))
+            yield rung({1: "unigram", 2: "bigram"}.get(order, f"{order}-gram"), float(nll[chosen].sum()))
+    if split.scored is not None:
+        return
     text = tokenizer.decode_bytes(val[1:].tolist())
     for name, compress in COMPRESSORS.items():
         yield rung(name, 8 * LN2 * len(compress(text)))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.documents import Split
 from errors import UserError
 from loss import IGNORE_INDEX
 
@@ -23,38 +24,70 @@ class Batch(NamedTuple):
 
 
 class TrainBatches:
-    """Windows of a token array without replacement; shuffled and shifted anew each epoch."""
+    """Windows of a split without replacement; shuffled anew each epoch, and shifted where text runs on.
 
-    def __init__(self, tokens: np.ndarray, block_size: int, batch_size: int, seed: int) -> None:
-        self.tokens, self.block_size, self.batch_size, self.seed = tokens, block_size, batch_size, seed
-        self.windows = (len(tokens) - block_size) // block_size  # in an epoch, wherever it is shifted to
+    With an `end` token, a window is a document, padded, or cut where it is longer than a block.
+    """
+
+    def __init__(self, split: Split, block_size: int, batch_size: int, seed: int, end: int | None = None) -> None:
+        self.split, self.block_size, self.batch_size, self.seed = split, block_size, batch_size, seed
+        self.starts, self.lengths = find_windows(split.tokens, block_size, end)
+        self.shifts = block_size if end is None else 1
+        if end is None:  # leave room to shift, and none to pad
+            self.starts = self.starts[: (len(split.tokens) - block_size) // block_size]
+        self.windows = len(self.starts)  # in an epoch, wherever they are shifted to
         if self.windows < 1:
-            raise UserError(f"the training split has {len(tokens)} tokens, too few for block_size={block_size}; it "
-                            f"needs {2 * block_size}: use a longer corpus or a smaller block_size")
+            raise UserError(f"the training split has {len(split.tokens)} tokens, too few for block_size={block_size}; "
+                            f"it needs {2 * block_size}: use a longer corpus or a smaller block_size")
         self._epoch = lru_cache(maxsize=2)(self._shuffle)  # a batch may straddle two epochs
 
     def __call__(self, step: int) -> Batch:
         """The batch of step 0, 1, 2, ...: `(batch_size, block_size)`."""
         places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, places = np.divmod(places, self.windows)
-        starts = np.concatenate([self._epoch(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
-        windows = self.tokens[starts[:, None] + np.arange(self.block_size + 1)]
-        return Batch(windows[:, :-1].astype(np.int64), windows[:, 1:].astype(np.int64))
+        rows = [self._epoch(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)]
+        starts, lengths = np.concatenate(rows).T
+        return cut(self.split, starts, lengths, self.block_size)
 
     def _shuffle(self, epoch: int) -> np.ndarray:
+        """(start, length) of each window, `(windows, 2)`."""
         rng = np.random.default_rng((self.seed, epoch))
-        shift = rng.integers(self.block_size)
-        return shift + self.block_size * rng.permutation(self.windows)
+        shift = rng.integers(self.shifts)
+        order = rng.permutation(self.windows)
+        return np.stack([shift + self.starts[order], self.lengths[order]], axis=1)
 
 
-def eval_batches(tokens: np.ndarray, block_size: int) -> Iterator[Batch]:
-    """Every token but the first as a target, exactly once, in order; the last window is padded."""
-    scored = len(tokens) - 1
+def eval_batches(split: Split, block_size: int, end: int | None = None) -> Iterator[Batch]:
+    """Every token but the first in one window, exactly once, in order; windows that are not full are padded."""
+    starts, lengths = find_windows(split.tokens, block_size, end)
     batch_size = max(1, EVAL_BATCH_TOKENS // block_size)
-    for start in range(0, scored, block_size * batch_size):
-        span = tokens[start: start + block_size * batch_size + 1].astype(np.int64)
-        rows = -(-(len(span) - 1) // block_size)
-        inputs = np.zeros(rows * block_size, dtype=np.int64)
-        targets = np.full(rows * block_size, IGNORE_INDEX, dtype=np.int64)
-        inputs[: len(span) - 1], targets[: len(span) - 1] = span[:-1], span[1:]
-        yield Batch(inputs.reshape(rows, block_size), targets.reshape(rows, block_size))
+    for first in range(0, len(starts), batch_size):
+        here = slice(first, first + batch_size)
+        yield cut(split, starts[here], lengths[here], block_size)
+
+
+def find_windows(tokens: np.ndarray, block_size: int, end: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Where windows start, and how many targets each has: at most block_size, and all but the first token once.
+
+    With an `end` token, none reaches from one document into the next.
+
+    >>> [array.tolist() for array in find_windows(np.array([9, 1, 2, 3, 9, 4, 9]), 3, end=9)]
+    [[0, 3, 4], [3, 1, 2]]
+    """
+    borders = np.array([0, len(tokens) - 1])
+    if end is not None:
+        borders = np.union1d(borders, np.flatnonzero(tokens == end))
+    lengths = np.diff(borders)
+    pieces = -(-lengths // block_size)
+    offsets = block_size * (np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces))
+    return np.repeat(borders[:-1], pieces) + offsets, np.minimum(np.repeat(lengths, pieces) - offsets, block_size)
+
+
+def cut(split: Split, starts: np.ndarray, lengths: np.ndarray, block_size: int) -> Batch:
+    """The windows at `starts`, `(B,)`, as rows; beyond their `lengths` the first token is repeated, and not scored."""
+    offsets = np.arange(block_size)
+    inside = offsets < lengths[:, None]  # (B, T)
+    at = np.where(inside, starts[:, None] + offsets, starts[:, None])
+    scored = inside if split.scored is None else inside & split.scored[at + 1]
+    return Batch(split.tokens[at].astype(np.int64),
+                 np.where(scored, split.tokens[at + 1].astype(np.int64), IGNORE_INDEX))

@@ -5,7 +5,10 @@ Each corpus is fetched once, checked against its hash, and kept as `data/<name>/
 
 import hashlib
 import importlib.util
+import itertools
+import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -30,7 +33,9 @@ TIMEOUT = 15  # seconds without an answer before a download is given up
 
 
 def read_corpus(corpus: str) -> str:
-    """The text of a corpus: of a name in NAMED, or of the UTF-8 file at that path."""
+    """The text of a corpus: of a name in NAMED or MADE, or of the UTF-8 file at that path."""
+    if corpus in MADE:
+        return MADE[corpus](read_corpus("shakespeare"))
     if corpus not in NAMED:
         return _read_file(Path(corpus))
     path, sha256 = DATA / corpus / "input.txt", NAMED[corpus][1]
@@ -76,6 +81,31 @@ def clean_play(markdown: str) -> str:
     return "\n\n".join("\n".join(speech) for speech in speeches if len(speech) > 1)
 
 
+def list_words(plays: str) -> str:
+    """The distinct words of the plays, in lower case and random order, one a line.
+
+    >>> sorted(list_words("ROMEO:\\nO me! 'tis o'er, me thinks'").splitlines())
+    ["'tis", 'me', 'o', "o'er", 'romeo', 'thinks']
+    """
+    words = sorted({word.rstrip("'") for word in re.findall(r"'?[a-z][a-z']*", plays.lower())})
+    random.Random(0).shuffle(words)
+    return "\n".join(words)
+
+
+def list_dialogue(plays: str) -> str:
+    """Each speech of the plays as the completion of the one before it and the name of who speaks next, as JSONL.
+
+    >>> print(list_dialogue("CAT:\\nNo.\\n\\nDOG:\\nWoof."))
+    {"prompt": "CAT:\\nNo.\\n\\nDOG:\\n", "completion": "Woof."}
+    """
+    speeches = plays.strip().split("\n\n")
+    records = []
+    for cue, speech in itertools.pairwise(speeches):
+        name, _, lines = speech.partition("\n")
+        records.append(json.dumps({"prompt": f"{cue}\n\n{name}\n", "completion": lines}, ensure_ascii=False))
+    return "\n".join(records)
+
+
 _DIRECTION = re.compile(r"_*\\?\[[^\]]*\]_*|_+[^_]+_+|(?<!\*)\*[^*]+\*(?!\*)")  # _Enter X_, _\[Aside]_, *Exit*
 _NOT_SPOKEN = re.compile(r"$|\d+\. |[*\[]")  # nothing, the numbered lists of pageants, and stray marks
 
@@ -118,7 +148,7 @@ def _read_file(path: Path) -> str:
     try:
         text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")  # a byte order mark
     except FileNotFoundError:
-        raise UserError(f"corpus {str(path)!r}: no such file, and not one of {', '.join(NAMED)}") from None
+        raise UserError(f"corpus {str(path)!r}: no such file, and not one of {', '.join(NAMES)}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"corpus {path}: not UTF-8 text (byte 0x{error.object[error.start]:02x} at offset "
                         f"{error.start}); convert it, for example with iconv") from None
@@ -138,3 +168,5 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 NAMED = {"shakespeare": (fetch_plays, PLAYS_SHA256), "tinyshakespeare": (download_tinyshakespeare, TINY_SHA256)}
+MADE = {"words": list_words, "dialogue": list_dialogue}  # from the plays
+NAMES = [*NAMED, *MADE]

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,20 +25,21 @@ import report
 from config.cli import load_options
 from config.schema import DataConfig
 from data.baselines import Baseline, ladder
-from data.corpora import DATA, NAMED, read_corpus
+from data.corpora import DATA, NAMES, read_corpus
+from data.documents import SEPARATORS, Document, Split, encode_documents, plain_text, read_documents
 from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
 from errors import UserError, run_command
 
-FORMAT = 1  # raised when prepared files of an older program can no longer be used
+FORMAT = 2  # raised when prepared files of an older program can no longer be used
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A prepared corpus: token ids as memory maps `(N,)`, their tokenizer, and meta.json."""
+    """A prepared corpus: its splits as memory maps, their tokenizer, and meta.json."""
 
     tokenizer: Tokenizer
-    train: np.ndarray
-    val: np.ndarray
+    train: Split
+    val: Split
     meta: dict[str, Any]
 
     @property
@@ -49,23 +51,36 @@ def prepare_corpus(config: DataConfig) -> Corpus:
     """The prepared corpus, made anew only if it is missing or its text has changed."""
     text = read_corpus(config.corpus)
     sha256 = hashlib.sha256(text.encode()).hexdigest()
-    source = {"format": FORMAT, "corpus": config.corpus if config.corpus in NAMED else Path(config.corpus).name,
+    source = {"format": FORMAT, "corpus": config.corpus if config.corpus in NAMES else Path(config.corpus).name,
               "sha256": sha256}
     folder = _folder(config, sha256)
     meta = _read_meta(folder)
     if any(meta.get(key) != value for key, value in source.items()):
         meta = _prepare(text, source, folder, config)
     try:
-        train, val = (np.load(folder / f"{split}.npy", mmap_mode="r") for split in ("train", "val"))
+        train, val = (Split(*(np.load(path, mmap_mode="r") for name in (split, f"{split}_scored")
+                              if (path := folder / f"{name}.npy").exists())) for split in ("train", "val"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: damaged ({error}); delete it to have it prepared again") from None
     return Corpus(load_tokenizer(folder / "tokenizer.json"), train, val, meta)
 
 
 def _folder(config: DataConfig, sha256: str) -> Path:
-    name = config.corpus if config.corpus in NAMED else f"{Path(config.corpus).stem}-{sha256[:8]}"
-    cut = "" if config.val_fraction == 0.1 else f"-val{config.val_fraction}"
-    return DATA / name / f"{config.tokenizer}{config.vocab_size if config.tokenizer == 'bpe' else ''}{cut}"
+    name = config.corpus if config.corpus in NAMES else f"{Path(config.corpus).stem}-{sha256[:8]}"
+    return DATA / name / "-".join([f"{config.tokenizer}{config.vocab_size if config.tokenizer == 'bpe' else ''}",
+                                   *_cut(config)])
+
+
+def _cut(config: DataConfig) -> Iterator[str]:
+    """What of the configuration, besides the tokenizer, decides what is prepared; nothing at the defaults."""
+    if config.val_fraction != 0.1:
+        yield f"val{config.val_fraction}"
+    if config.documents != "none":
+        yield config.documents
+    if not config.score_end:
+        yield "end_given"
+    if config.mask:
+        yield f"mask_{hashlib.sha256(config.mask.encode()).hexdigest()[:8]}"
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
@@ -78,35 +93,36 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 
 def _prepare(text: str, source: dict[str, Any], folder: Path, config: DataConfig) -> dict[str, Any]:
     """Make everything in `folder`, beside it first and then renamed: it is never half-made."""
-    cut = int(len(text) * (1 - config.val_fraction))  # in characters; the splits are contiguous
-    splits = {"train": text[:cut], "val": text[cut:]}
+    documents = _split(text, config)
+    separator = SEPARATORS.get(config.documents, "\n") if config.has_documents else None
     with tqdm(total=10, desc=f"preparing {source['corpus']}", bar_format="{desc} |{bar}| {postfix}",
               leave=False, disable=None) as bar:
         bar.set_postfix_str("tokens")
-        tokenizer = make_tokenizer(config.tokenizer, text, splits["train"], config.vocab_size)
+        train_text = plain_text(documents["train"])
+        tokenizer = make_tokenizer(config.tokenizer, train_text + plain_text(documents["val"]), train_text,
+                                   config.vocab_size, separator)
         bar.update()
-        dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-        tokens = {}
-        for split, part in splits.items():
-            tokens[split] = tokenizer.encode(part).astype(dtype)
+        splits = {}
+        for name, part in documents.items():
+            splits[name] = _encode(name, part, tokenizer, config)
             bar.update()
-            if len(tokens[split]) < 2:
-                raise UserError(f"corpus {source['corpus']}: too short: its {split} split has {len(tokens[split])} "
-                                "token(s), and it takes two to predict one from the other")
         bar.set_postfix_str("baselines")
         baselines = []
-        for baseline in ladder(tokens["train"], tokens["val"], tokenizer):
+        for baseline in ladder(splits["train"].tokens, splits["val"], tokenizer):
             baselines.append(asdict(baseline))
             bar.update()
     meta = source | {
         "tokenizer": config.tokenizer, "vocab_size": tokenizer.vocab_size,
-        **{split: {"tokens": len(tokens[split]), "bytes": len(splits[split].encode())} for split in splits},
+        **{name: {"tokens": len(split.tokens), "bytes": tokenizer.count_bytes(split.tokens),
+                  "documents": len(documents[name]), "scored": split.count_scored()} for name, split in splits.items()},
         "baselines": baselines}
     made = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
-    for split, array in tokens.items():
-        np.save(made / f"{split}.npy", array)
+    for name, split in splits.items():
+        np.save(made / f"{name}.npy", split.tokens)
+        if split.scored is not None:
+            np.save(made / f"{name}_scored.npy", split.scored)
     save_tokenizer(tokenizer, made / "tokenizer.json")
     (made / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
@@ -114,8 +130,34 @@ def _prepare(text: str, source: dict[str, Any], folder: Path, config: DataConfig
     return meta
 
 
+def _split(text: str, config: DataConfig) -> dict[str, list[Document]]:
+    """Both splits' documents: contiguous, cut between documents, or in the middle of an only one."""
+    if not config.has_documents:
+        cut = int(len(text) * (1 - config.val_fraction))  # in characters
+        return {"train": read_documents(text[:cut], config), "val": read_documents(text[cut:], config)}
+    documents = read_documents(text, config)
+    if len(documents) < 2:
+        raise UserError(f"corpus {config.corpus}: has {len(documents)} document(s); it takes two to have one for "
+                        "validation")
+    cut = min(max(1, int(len(documents) * (1 - config.val_fraction))), len(documents) - 1)
+    return {"train": documents[:cut], "val": documents[cut:]}
+
+
+def _encode(name: str, documents: list[Document], tokenizer: Tokenizer, config: DataConfig) -> Split:
+    split = encode_documents(documents, tokenizer, config.score_end)
+    if len(split.tokens) < 2:
+        raise UserError(f"corpus {config.corpus}: too short: its {name} split has {len(split.tokens)} token(s), and it "
+                        "takes two to predict one from the other")
+    if not split.count_scored():
+        raise UserError(f"corpus {config.corpus}: nothing to score in its {name} split: mask={config.mask} matches all "
+                        "of it")
+    if config.mask and all(scored for document in documents for _, scored in document):
+        raise UserError(f"mask={config.mask}: matches nothing in the {name} split of {config.corpus}")
+    return split
+
+
 def main(argv: list[str]) -> None:
-    names, config = load_options(DataConfig, argv, "NAME", "?", f"{', '.join(NAMED)}, or a UTF-8 text file")
+    names, config = load_options(DataConfig, argv, "NAME", "?", f"{', '.join(NAMES)}, or a UTF-8 text file")
     if names:
         config = config.model_copy(update={"corpus": names[0]})
     corpus = prepare_corpus(config)

@@ -4,6 +4,7 @@ A tokenizer is saved with the run as `tokenizer.json`, so that sampling needs no
 """
 
 import base64
+import itertools
 import json
 from collections.abc import Iterable
 from functools import cached_property
@@ -22,6 +23,12 @@ class Tokenizer:
     """What char and byte-pair tokens have in common."""
 
     token_bytes: list[bytes]  # the UTF-8 bytes that each token stands for, by token id
+    separator: str | None  # what the end token stands for; None without one
+
+    @property
+    def end(self) -> int | None:
+        """The token that opens and closes documents, the last of the vocabulary; None where there is none."""
+        return self.vocab_size - 1 if self.separator is not None else None
 
     @property
     def vocab_size(self) -> int:
@@ -31,11 +38,17 @@ class Tokenizer:
         """Token ids `(N,)` of any text of this tokenizer's characters."""
         raise NotImplementedError
 
+    def encode_all(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids `(N,)` of many texts, each encoded by itself; and how many each has."""
+        raise NotImplementedError
+
     def to_json(self) -> dict[str, object]:
         raise NotImplementedError
 
     def first_token(self) -> int:
-        """What text goes on from when there is none: a new line, if the vocabulary has it."""
+        """What text goes on from when there is none: a document's opening, or a new line, if there is one."""
+        if self.end is not None:
+            return self.end
         return self.token_bytes.index(b"\n") if b"\n" in self.token_bytes else 0
 
     def decode(self, tokens: Iterable[int]) -> str:
@@ -54,9 +67,9 @@ class Tokenizer:
 class CharTokenizer(Tokenizer):
     """A token is a character; the vocabulary is every character of the corpus, in code point order."""
 
-    def __init__(self, characters: str) -> None:
-        self.characters = "".join(sorted(set(characters)))
-        self.token_bytes = [character.encode() for character in self.characters]
+    def __init__(self, characters: str, separator: str | None = None) -> None:
+        self.characters, self.separator = "".join(sorted(set(characters))), separator
+        self.token_bytes = [text.encode() for text in [*self.characters, *([separator] if separator else [])]]
 
     @cached_property
     def _codes(self) -> np.ndarray:
@@ -72,16 +85,19 @@ class CharTokenizer(Tokenizer):
                             f"char vocabulary of {len(self.characters)}; leave it out, or train with --tokenizer=bpe")
         return tokens
 
+    def encode_all(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        return self.encode("".join(texts)), np.array([len(text) for text in texts], dtype=np.int64)
+
     def to_json(self) -> dict[str, object]:
-        return {"kind": "char", "characters": self.characters}
+        return {"kind": "char", "characters": self.characters, "separator": self.separator}
 
 
 class BPETokenizer(Tokenizer):
     """Byte-level byte-pair encoding, run by tiktoken: any text has tokens, and comes back."""
 
-    def __init__(self, pattern: str, ranks: list[bytes], special: dict[str, int]) -> None:
-        self.pattern, self.ranks, self.special = pattern, ranks, special
-        self.token_bytes = ranks + [text.encode() for text in special]
+    def __init__(self, pattern: str, ranks: list[bytes], special: dict[str, int], separator: str | None = None) -> None:
+        self.pattern, self.ranks, self.special, self.separator = pattern, ranks, special, separator
+        self.token_bytes = ranks + [(separator or text).encode() for text in special]
 
     @cached_property
     def _encoding(self):  # type: ignore[no-untyped-def]
@@ -94,29 +110,37 @@ class BPETokenizer(Tokenizer):
         """Token ids; what looks like a special token in the text is ordinary text."""
         return np.array(self._encoding.encode_ordinary(text), dtype=np.int64)
 
+    def encode_all(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        parts = [self._encoding.encode_ordinary(text) for text in texts]
+        return (np.fromiter(itertools.chain.from_iterable(parts), dtype=np.int64),
+                np.array([len(part) for part in parts], dtype=np.int64))
+
     def to_json(self) -> dict[str, object]:
-        return {"kind": "bpe", "pattern": self.pattern, "special": self.special,
+        return {"kind": "bpe", "pattern": self.pattern, "special": self.special, "separator": self.separator,
                 "ranks": [base64.b64encode(token).decode() for token in self.ranks]}
 
 
-def make_tokenizer(kind: str, text: str, train_text: str, vocab_size: int) -> Tokenizer:
-    """A tokenizer for a corpus: `char` and `gpt2` are given, `bpe` is learned from the training split."""
+def make_tokenizer(kind: str, text: str, train_text: str, vocab_size: int, separator: str | None = None) -> Tokenizer:
+    """A tokenizer for a corpus: `char` and `gpt2` are given, `bpe` is learned from the training split.
+
+    With a separator of documents it has an end token, which stands for that separator.
+    """
     if kind == "char":
-        return CharTokenizer(text)
-    return _load_gpt2() if kind == "gpt2" else _train_bpe(train_text, vocab_size)
+        return CharTokenizer(text, separator)
+    return _load_gpt2(separator) if kind == "gpt2" else _train_bpe(train_text, vocab_size, separator)
 
 
-def _train_bpe(text: str, vocab_size: int) -> BPETokenizer:
+def _train_bpe(text: str, vocab_size: int, separator: str | None) -> BPETokenizer:
     """At most `vocab_size` tokens, the 256 bytes among them; a short text has fewer pairs to merge."""
     import rustbpe
 
     trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator([text], vocab_size, pattern=PATTERN)
-    ranks = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
-    return BPETokenizer(PATTERN, [bytes(token) for token, _ in ranks], {})
+    trainer.train_from_iterator([text], vocab_size - bool(separator), pattern=PATTERN)
+    ranks = [bytes(token) for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])]
+    return BPETokenizer(PATTERN, ranks, {"<|end|>": len(ranks)} if separator else {}, separator)
 
 
-def _load_gpt2() -> BPETokenizer:
+def _load_gpt2(separator: str | None) -> BPETokenizer:
     import tiktoken
 
     try:
@@ -126,7 +150,7 @@ def _load_gpt2() -> BPETokenizer:
                         "network once, or set TIKTOKEN_CACHE_DIR to a folder that has it, or use --tokenizer=bpe"
                         ) from None
     ranks = sorted(gpt2._mergeable_ranks, key=gpt2._mergeable_ranks.__getitem__)
-    return BPETokenizer(gpt2._pat_str, ranks, gpt2._special_tokens)
+    return BPETokenizer(gpt2._pat_str, ranks, gpt2._special_tokens, separator)
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
@@ -138,9 +162,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         if saved["kind"] == "char":
-            return CharTokenizer(saved["characters"])
+            return CharTokenizer(saved["characters"], saved["separator"])
         return BPETokenizer(saved["pattern"], [base64.b64decode(t, validate=True) for t in saved["ranks"]],
-                            saved["special"])
+                            saved["special"], saved["separator"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a tokenizer of this program ({type(error).__name__}: {error})") from None
 

@@ -13,13 +13,14 @@ from model import GPT, KVCache
 
 @torch.inference_mode()
 def generate(model: GPT, prompt: list[int], world: World, *, num_samples: int = 1, max_new_tokens: int = 500,
-             temperature: float = 0.8, top_k: int = 0, top_p: float = 1.0, seed: int = 1337, use_cache: bool = True
-             ) -> Iterator[list[int]]:
+             temperature: float = 0.8, top_k: int = 0, top_p: float = 1.0, seed: int = 1337, end: int | None = None,
+             use_cache: bool = True) -> Iterator[list[int]]:
     """Continue a prompt of at least one token; yields the next token of each sample, `(num_samples,)`.
 
     Sample i depends on (seed, i), not on how many are made. When the window of `block_size` tokens
     is full it slides on by half, so that the cache is filled anew only once in block_size / 2 tokens.
-    `use_cache=False` computes the same text from whole windows.
+    A sample that came to the `end` token stays there; when all have, it is over. `use_cache=False`
+    computes the same text from whole windows.
     """
     model.eval()
     block_size = model.config.block_size
@@ -27,6 +28,7 @@ def generate(model: GPT, prompt: list[int], world: World, *, num_samples: int = 
     start = max(0, tokens.shape[1] - block_size)  # of the window
     rngs = [np.random.default_rng((seed, i)) for i in range(num_samples)]
     cache: KVCache | None = None
+    ended = torch.zeros(num_samples, dtype=torch.bool, device=world.device)
     for _ in range(max_new_tokens):
         if tokens.shape[1] - start > block_size:
             start, cache = tokens.shape[1] - max(1, block_size // 2), None
@@ -38,8 +40,13 @@ def generate(model: GPT, prompt: list[int], world: World, *, num_samples: int = 
             logits = model.logits(hidden[:, -1])  # (B, V)
         chance = torch.tensor([rng.random() for rng in rngs], device=world.device)
         chosen = choose(logits, chance, temperature, top_k, top_p)
+        if end is not None:
+            chosen = chosen.masked_fill(ended, end)
+            ended = ended | (chosen == end)
         tokens = torch.cat([tokens, chosen[:, None]], dim=1)
         yield chosen.tolist()
+        if ended.all():
+            return
 
 
 def choose(logits: Tensor, chance: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:

@@ -20,6 +20,7 @@ class StepResult:
     sums: list[LossSums]  # of each micro-batch
     grad_norm: torch.Tensor  # before clipping
     learning_rate: float
+    tokens: int  # scored in all of the batch
 
 
 def train_step(model: GPT, optimizers: list[Optimizer], batch: Batch, config: Config, world: World, step: int
@@ -30,7 +31,7 @@ def train_step(model: GPT, optimizers: list[Optimizer], batch: Batch, config: Co
     it is cut: each micro-batch's sum is divided by the whole batch's number of scored tokens.
     """
     learning_rate = set_rates(optimizers, config.optim, step)
-    scored = max(1, int((batch.targets != IGNORE_INDEX).sum()))
+    scored = int((batch.targets != IGNORE_INDEX).sum())
     objective = Objective(config.loss.label_smoothing, config.loss.z_loss, config.model.softcap)
     parts = []
     for index, (inputs, targets) in enumerate(_micro_batches(batch, config.run.micro_batch_size, world)):
@@ -38,14 +39,14 @@ def train_step(model: GPT, optimizers: list[Optimizer], batch: Batch, config: Co
             torch.manual_seed(np.random.SeedSequence((config.run.seed, step, index)).generate_state(1)[0])
         with world.autocast():
             sums = next_token_loss(model(inputs), model.head, targets, objective)
-        (sums.objective / scored).backward()  # type: ignore[no-untyped-call]
+        (sums.objective / max(1, scored)).backward()  # type: ignore[no-untyped-call]
         parts.append(sums)
     max_norm = config.optim.grad_clip or float("inf")
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return StepResult(parts, grad_norm, learning_rate)
+    return StepResult(parts, grad_norm, learning_rate, scored)
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from config.schema import DataConfig
 from data import corpora
 from data.baselines import ladder, ngram_nll
 from data.batches import TrainBatches, eval_batches
+from data.documents import Split
 from data.prepare import prepare_corpus
 from data.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer, make_tokenizer, save_tokenizer
 from errors import UserError
@@ -98,10 +99,11 @@ def test_preparation_splits_counts_and_is_not_repeated(data_dir, monkeypatch) ->
     corpus = prepare_corpus(DataConfig(corpus="text.txt"))
     text = make_text()
     cut = int(len(text) * 0.9)
-    assert corpus.tokenizer.decode(corpus.train) == text[:cut]
-    assert corpus.tokenizer.decode(corpus.val) == text[cut:]
-    assert corpus.train.dtype == np.uint16
-    assert corpus.meta["val"] == {"tokens": len(text) - cut, "bytes": len(text[cut:].encode())}
+    assert corpus.tokenizer.decode(corpus.train.tokens) == text[:cut]
+    assert corpus.tokenizer.decode(corpus.val.tokens) == text[cut:]
+    assert corpus.train.tokens.dtype == np.uint16
+    assert corpus.meta["val"] == {"tokens": len(text) - cut, "bytes": len(text[cut:].encode()), "documents": 1,
+                                  "scored": len(text) - cut - 1}
     assert corpus.meta["sha256"] == hashlib.sha256(text.encode()).hexdigest()
     monkeypatch.setattr("data.prepare.ladder", None)  # a second preparation would fail
     assert prepare_corpus(DataConfig(corpus="text.txt")).baselines == corpus.baselines
@@ -113,14 +115,14 @@ def test_preparation_splits_counts_and_is_not_repeated(data_dir, monkeypatch) ->
 
 def test_batches_cover_an_epoch_once_and_depend_on_the_step_alone() -> None:
     tokens = np.arange(1000, dtype=np.uint16)
-    batches = TrainBatches(tokens, block_size=8, batch_size=10, seed=1)
+    batches = TrainBatches(Split(tokens), block_size=8, batch_size=10, seed=1)
     assert batches.windows == 124
     seen = np.concatenate([batches(step).inputs for step in range(13)])[:124]
     assert len(np.unique(seen)) == 124 * 8
     assert (np.concatenate([batches(step).targets for step in range(13)])[:124] == seen + 1).all()
-    again = TrainBatches(tokens, block_size=8, batch_size=10, seed=1)
+    again = TrainBatches(Split(tokens), block_size=8, batch_size=10, seed=1)
     assert (again(12).inputs == batches(12).inputs).all()
-    assert (TrainBatches(tokens, 8, 10, seed=2)(0).inputs != batches(0).inputs).any()
+    assert (TrainBatches(Split(tokens), 8, 10, seed=2)(0).inputs != batches(0).inputs).any()
     second = np.concatenate([batches(step).inputs for step in range(12, 25)])[4:128]
     assert len(np.unique(second)) == 124 * 8
     assert (second[:, 0] % 8 != seen[0, 0] % 8).all()  # shifted
@@ -129,16 +131,16 @@ def test_batches_cover_an_epoch_once_and_depend_on_the_step_alone() -> None:
 @pytest.mark.parametrize("n", [2, 9, 17, 64, 9000])
 def test_evaluation_scores_every_token_but_the_first_once(n: int) -> None:
     tokens = np.arange(n, dtype=np.uint16)
-    scored = np.concatenate([batch.targets[batch.targets != IGNORE_INDEX] for batch in eval_batches(tokens, 8)])
+    scored = np.concatenate([batch.targets[batch.targets != IGNORE_INDEX] for batch in eval_batches(Split(tokens), 8)])
     assert scored.tolist() == list(range(1, n))
-    for inputs, targets in eval_batches(tokens, 8):
+    for inputs, targets in eval_batches(Split(tokens), 8):
         mask = targets != IGNORE_INDEX
         assert (targets[mask] == inputs[mask] + 1).all()
 
 
 def test_a_corpus_shorter_than_a_block_is_refused() -> None:
     with pytest.raises(UserError, match="too few for block_size=64"):
-        TrainBatches(np.zeros(100, dtype=np.uint16), 64, 1, 0)
+        TrainBatches(Split(np.zeros(100, dtype=np.uint16)), 64, 1, 0)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
@@ -186,7 +188,7 @@ def test_the_ladder() -> None:
     text = make_text()
     tokenizer = CharTokenizer(text)
     tokens = tokenizer.encode(text)
-    rungs = {rung.name: rung for rung in ladder(tokens[:9000], tokens[9000:], tokenizer)}
+    rungs = {rung.name: rung for rung in ladder(tokens[:9000], Split(tokens[9000:]), tokenizer)}
     assert list(rungs) == ["uniform, log|V|", "unigram", "bigram", "6-gram", "gzip", "bzip2", "xz"]
     assert rungs["uniform, log|V|"].nats_per_token == pytest.approx(np.log(tokenizer.vocab_size))
     order = [rungs[name].nats_per_token for name in ("uniform, log|V|", "unigram", "bigram", "6-gram")]

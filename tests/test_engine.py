@@ -11,6 +11,7 @@ import torch
 from config.cli import load_config
 from config.schema import Config, ModelConfig, OptimConfig
 from data.batches import Batch, TrainBatches, eval_batches
+from data.documents import Split
 from engine.checkpoint import Progress, load_checkpoint, save_checkpoint
 from engine.distributed import World, find_world
 from engine.generate import choose, generate
@@ -39,7 +40,7 @@ def make_model(config: ModelConfig = SMALL) -> GPT:
 def make_batch(seed: int = 0) -> Batch:
     import numpy as np
 
-    return TrainBatches(np.random.default_rng(seed).integers(13, size=500), 8, 6, seed)(0)
+    return TrainBatches(Split(np.random.default_rng(seed).integers(13, size=500)), 8, 6, seed)(0)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 5])
@@ -72,7 +73,7 @@ def test_a_batch_with_nothing_to_score_is_no_nan() -> None:
 def test_evaluation_is_exact_and_unsmoothed() -> None:
     """Equal to the loss of each token computed on its own window, one at a time."""
     model, tokens = make_model(ModelConfig(**SMALL.model_dump() | {"dropout": 0.5})), make_batch().inputs.reshape(-1)
-    got = evaluate(model, eval_batches(tokens, 8), CPU)
+    got = evaluate(model, eval_batches(Split(tokens), 8), CPU)
     model.eval()
     nll = correct = 0.0
     for i in range(1, len(tokens)):

@@ -21,7 +21,9 @@ def records(*val: float, train: float = 1.6, steps: int = 400) -> list[dict[str,
 
 
 def test_the_ladder_goes_down() -> None:
-    meta = {"corpus": "x", "tokenizer": "char", "vocab_size": 65, "train": {"tokens": 9000}, "val": {"tokens": 1000}}
+    meta = {"corpus": "x", "tokenizer": "char", "vocab_size": 65, 
+            "train": {"tokens": 9000, "scored": 8999, "documents": 1},
+            "val": {"tokens": 1000, "scored": 999, "documents": 1}}
     printed = report.corpus(meta, LADDER)
     assert [line.split()[0] for line in printed.splitlines()[3:]] == ["uniform,", "bigram", "gzip", "6-gram"]
     assert "9,000 training and 1,000 validation tokens" in printed

@@ -1,0 +1,151 @@
+"""Documents and masks: what is scored, what is given, and that no token is lost or leaks."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from config.schema import DataConfig, ModelConfig
+from data import corpora
+from data.batches import TrainBatches, eval_batches
+from data.documents import Split
+from data.prepare import Corpus, prepare_corpus
+from errors import UserError
+from loss import IGNORE_INDEX, next_token_loss
+from model import GPT, KVCache
+
+PLAY = "\n\n".join(f"{name}:\nMy lord, {n} times {n} is {n * n}." for n, name in enumerate(["CAT", "DOG", "OWL"] * 20))
+
+
+def prepare(text: str, name: str = "play.txt", **settings: object) -> Corpus:
+    from pathlib import Path
+
+    Path(name).write_text(text, encoding="utf-8")
+    return prepare_corpus(DataConfig(corpus=name, **settings))
+
+
+def scored_text(corpus: Corpus, split: Split) -> str:
+    return corpus.tokenizer.decode(split.targets())
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "bpe"])
+def test_a_regular_expression_says_what_is_given(data_dir, tokenizer) -> None:
+    whole = prepare(PLAY, tokenizer=tokenizer, vocab_size=300)
+    masked = prepare(PLAY, tokenizer=tokenizer, vocab_size=300, mask="^[A-Z]+:$")
+    for split in (masked.train, masked.val):
+        assert ":" not in scored_text(masked, split)
+        assert "My lord" in scored_text(masked, split)
+    assert masked.tokenizer.decode(masked.train.tokens) == whole.tokenizer.decode(whole.train.tokens)
+    assert masked.meta["val"]["bytes"] == whole.meta["val"]["bytes"]
+    assert [rung.name for rung in masked.baselines] == ["uniform, log|V|", "unigram", "bigram", "6-gram"]
+    bigram = [next(rung.nats_per_token for rung in c.baselines if rung.name == "bigram") for c in (whole, masked)]
+    assert bigram[0] != bigram[1]  # measured on what is scored
+
+
+def test_only_completions_are_scored(data_dir) -> None:
+    records = [{"prompt": f"{n} plus {n} is ", "completion": f"{2 * n}!"} for n in range(50)]
+    corpus = prepare("\n".join(map(json.dumps, records)), "sums.jsonl")
+    assert scored_text(corpus, corpus.train) == "".join(f"{2 * n}!\n" for n in range(45))
+    assert scored_text(corpus, corpus.val) == "".join(f"{2 * n}!\n" for n in range(45, 50))
+    assert corpus.tokenizer.decode(corpus.val.tokens).startswith("\n45 plus 45 is 90!\n46 plus")
+
+
+@pytest.mark.parametrize(("settings", "end"), [
+    ({"documents": "lines"}, "\n"), ({"documents": "paragraphs"}, "\n\n"),
+    ({"documents": "paragraphs", "tokenizer": "bpe", "vocab_size": 300}, "\n\n")])
+def test_documents_are_closed_by_a_token_that_stands_for_what_was_between_them(data_dir, settings, end) -> None:
+    corpus = prepare(PLAY + end, **settings)
+    tokens, token = corpus.train.tokens, corpus.tokenizer.end
+    assert tokens[0] == tokens[-1] == token == corpus.tokenizer.vocab_size - 1
+    both = corpus.tokenizer.decode([*tokens[1:], *corpus.val.tokens[1:]])
+    assert both == (PLAY + end).replace("\n\n", end)
+    assert (tokens == token).sum() == corpus.meta["train"]["documents"] + 1
+    given = prepare(PLAY + end, **settings, score_end=False)
+    assert token in corpus.train.targets()
+    assert token not in given.train.targets()
+
+
+@pytest.mark.parametrize("block_size", [4, 30, 200])
+def test_padded_documents_are_each_in_rows_of_their_own(data_dir, block_size) -> None:
+    corpus = prepare(PLAY, documents="paragraphs")
+    end = corpus.tokenizer.end
+    batches = TrainBatches(corpus.train, block_size, 7, seed=0, end=end)
+    rows = [row for step in range(-(-batches.windows // 7)) for row in zip(*batches(step), strict=True)]
+    seen = []
+    for inputs, targets in rows[: batches.windows]:
+        scored = targets != IGNORE_INDEX
+        n = scored.sum()
+        assert scored[:n].all()  # padding comes after
+        assert end not in inputs[1:n]
+        seen.append(corpus.tokenizer.decode(targets[:n]))
+    assert sorted("".join(seen)) == sorted(corpus.tokenizer.decode(corpus.train.tokens[1:]))
+    if block_size == 200:
+        assert sorted(seen) == sorted(f"{speech}\n\n" for speech in PLAY.split("\n\n")[:54])
+    got = [b.targets[b.targets != IGNORE_INDEX] for b in eval_batches(corpus.val, block_size, end)]
+    assert np.concatenate(got).tolist() == corpus.val.tokens[1:].tolist()
+
+
+def test_padding_is_as_if_it_were_not_there(data_dir) -> None:
+    corpus = prepare(PLAY, documents="paragraphs")
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(block_size=64, n_layer=2, n_head=2, n_embd=16, zero_init=False),
+                corpus.tokenizer.vocab_size)
+    batch = next(iter(eval_batches(corpus.val, 64, corpus.tokenizer.end)))
+    inputs, targets = map(torch.from_numpy, batch)
+    padded = next_token_loss(model(inputs), model.head, targets)
+    alone = 0.0
+    for x, y in zip(inputs, targets, strict=True):
+        n = int((y != IGNORE_INDEX).sum())
+        alone += next_token_loss(model(x[None, :n]), model.head, y[None, :n]).nll.item()
+    assert padded.nll.item() == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize("position", ["rotary", "learned"])
+def test_with_document_attention_nothing_leaks(position) -> None:
+    """Tokens of an earlier document change nothing in a later one; cached or not, in one piece or many."""
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(block_size=16, n_layer=2, n_head=2, n_embd=32, document_attention=True,
+                            position=position), 11).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    tokens = torch.randint(10, (2, 16))
+    tokens[0, 5] = tokens[1, 9] = tokens[1, 0] = 10  # an end token, which opens the next document
+    changed = tokens.clone()
+    changed[0, 2] = (changed[0, 2] + 1) % 10
+    before, after = model(tokens), model(changed)
+    assert not torch.allclose(before[0, 2:5], after[0, 2:5], atol=1e-3)
+    assert torch.equal(before[0, 5:], after[0, 5:])
+    assert torch.equal(before[1], after[1])
+    cache = KVCache(model.config, 2, torch.device("cpu"), torch.float32)
+    pieces = [model(tokens[:, a:b], cache) for a, b in [(0, 4), (4, 5), (5, 7), (7, 16)]]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), before, atol=1e-5, rtol=1e-5)
+    if position == "rotary":  # only distances count, so the document could as well stand alone
+        torch.testing.assert_close(model(tokens[:1, 5:]), before[:1, 5:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("text", "settings", "message"), [
+    ('{"prompt": "a"}', {}, r'line 1: should be \{"prompt": "...", "completion": "..."\}'),
+    ('{"prompt": "a", "completion": "b"}\n{"prompt": 1, "completion": "b"}', {}, "line 2: should be"),
+    ('{"prompt": "a", "completion": ""}', {}, "the second not empty"),
+    ('["a"]', {}, "line 1: should be"), ("oops", {}, "line 1: not JSON"), ("[" * 99999, {}, "line 1: not JSON"),
+    ('{"prompt": "a", "completion": "b"}', {}, "has 1 document"), ("\n\n", {}, "has 0 document"),
+])
+def test_records_that_are_none_are_named(data_dir, text, settings, message) -> None:
+    with pytest.raises(UserError, match=message):
+        prepare(text, "bad.jsonl", **settings)
+    assert not list((data_dir / "data").glob("**/*.npy"))
+
+
+@pytest.mark.parametrize(("mask", "message"), [("(?s).*", "nothing to score in its train split"),
+                                               ("zebra", "mask=zebra: matches nothing in the train split")])
+def test_masks_that_do_nothing_or_all_are_refused(data_dir, mask, message) -> None:
+    with pytest.raises(UserError, match=message):
+        prepare(PLAY, mask=mask)
+
+
+def test_the_corpora_made_from_the_plays() -> None:
+    words = corpora.list_words(PLAY).split("\n")
+    assert sorted(words) == ["cat", "dog", "is", "lord", "my", "owl", "times"] != words
+    first = json.loads(corpora.list_dialogue(PLAY).split("\n")[0])
+    assert first == {"prompt": "CAT:\nMy lord, 0 times 0 is 0.\n\nDOG:\n", "completion": "My lord, 1 times 1 is 1."}
