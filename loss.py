@@ -29,14 +29,15 @@ CHUNK_TOKENS = 128  # at the least
 class LossSums:
     """Sums over the scored tokens of a batch, as scalar tensors; nats where not counts.
 
-    `objective` = nll + smoothing + z_loss is what is optimised, and carries the gradient. `nll` is
-    always the plain cross-entropy, whatever the objective: perplexity comes from it alone.
+    `objective` = nll + smoothing + z_loss + distillation is what is optimised, and carries the gradient.
+    `nll` is always the plain cross-entropy, whatever the objective: perplexity comes from it alone.
     """
 
     objective: Tensor
     nll: Tensor
     smoothing: Tensor  # what label smoothing adds
     z_loss: Tensor  # what the z-loss adds
+    distillation: Tensor  # what the teacher adds
     correct: Tensor  # tokens that were the most probable one
     tokens: Tensor  # tokens scored
 
@@ -49,6 +50,7 @@ class LossMeans:
     nll: float
     smoothing: float
     z_loss: float
+    distillation: float
     accuracy: float
     tokens: int
 
@@ -57,8 +59,8 @@ def divide_once(parts: Iterable[LossSums]) -> LossMeans:
     """Add sums up, in float64, and divide by the number of tokens they scored; NaN for none."""
     rows = [torch.stack([getattr(part, field.name).detach() for field in fields(LossSums)]) for part in parts]
     *sums, tokens = (math.fsum(column) for column in torch.stack(rows, dim=1).tolist())
-    objective, nll, smoothing, z_loss, accuracy = (total / (tokens or math.nan) for total in sums)
-    return LossMeans(objective, nll, smoothing, z_loss, accuracy, int(tokens))
+    objective, nll, smoothing, z_loss, distillation, accuracy = (total / (tokens or math.nan) for total in sums)
+    return LossMeans(objective, nll, smoothing, z_loss, distillation, accuracy, int(tokens))
 
 
 @dataclass(frozen=True)
@@ -69,18 +71,25 @@ class Objective:
         (1 - e) (-log q_y) + e mean_v(-log q_v) (Szegedy et al. 2016).
     z_loss: adds `z_loss` (log sum exp z)^2, which keeps logits from drifting (Chowdhery et al. 2022).
     softcap: with c, logits are c tanh(z / c) (Gemma Team 2024): a part of the model, so also of the nll.
+    alpha, temperature: with a teacher's prediction t, the cross-entropy, smoothed or not, counts 1 - alpha, and
+        alpha T^2 KL(t_T || q_T) is added, both softened by dividing logits by T (Hinton et al. 2015).
     """
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     softcap: float = 0.0
+    alpha: float = 0.0
+    temperature: float = 1.0
 
 
 PLAIN = Objective()
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, objective: Objective = PLAIN) -> LossSums:
-    """Cross-entropy sums of logits `(..., V)` against targets `(...)`; IGNORE_INDEX is not scored.
+def cross_entropy(logits: Tensor, targets: Tensor, objective: Objective = PLAIN, teacher: Tensor | None = None
+                  ) -> LossSums:
+    """Cross-entropy sums of logits `(..., V)` against targets `(...)`, and maybe a teacher's logits `(..., V)`.
+
+    A target of IGNORE_INDEX is not scored.
 
     The prediction [0.2, 0.7, 0.1] costs 0.357 nats when the middle one is true, and the gradient
     with respect to the logits is q - p:
@@ -101,25 +110,45 @@ def cross_entropy(logits: Tensor, targets: Tensor, objective: Objective = PLAIN)
     scored = targets != IGNORE_INDEX
     log_q = F.log_softmax(z, dim=-1)
     nll = F.nll_loss(log_q, targets, reduction="sum", ignore_index=IGNORE_INDEX)
-    smoothing = z_loss = torch.zeros_like(nll)
+    smoothing = z_loss = distillation = torch.zeros_like(nll)
     if objective.label_smoothing:
         smoothing = objective.label_smoothing * (-(log_q.mean(dim=-1) * scored).sum() - nll)
     if objective.z_loss:
         z_loss = objective.z_loss * (z.logsumexp(dim=-1).square() * scored).sum()
+    if teacher is not None:
+        soft, T = teacher.flatten(0, -2).float(), objective.temperature
+        kl = F.kl_div(F.log_softmax(z / T, dim=-1), F.log_softmax(soft / T, dim=-1), reduction="none", log_target=True)
+        distillation = objective.alpha * (T**2 * (kl.sum(dim=-1) * scored).sum() - nll - smoothing)
     correct = (z.detach().argmax(dim=-1) == targets).sum()  # IGNORE_INDEX is no argmax
-    return LossSums(nll + smoothing + z_loss, nll, smoothing, z_loss, correct, scored.sum())
+    return LossSums(nll + smoothing + z_loss + distillation, nll, smoothing, z_loss, distillation, correct,
+                    scored.sum())
 
 
 def cap(z: Tensor, softcap: float) -> Tensor:
     return softcap * torch.tanh(z / softcap) if softcap else z
 
 
-def next_token_loss(hidden: Tensor, head: Tensor, targets: Tensor, objective: Objective = PLAIN) -> LossSums:
-    """Cross-entropy sums from hidden states `(B, T, C)`, the output head `(V, C)` and targets `(B, T)`."""
-    if targets.numel() * len(head) < FUSED_LOGITS:
-        return cross_entropy(F.linear(hidden, head), targets, objective)
-    sums = _FusedLoss.apply(hidden.flatten(0, -2), head, targets.flatten(), objective)  # type: ignore[no-untyped-call]
-    return LossSums(*sums)
+def next_token_loss(hidden: Tensor, head: Tensor, targets: Tensor, objective: Objective = PLAIN,
+                    teacher: Tensor | None = None) -> LossSums:
+    """Cross-entropy sums from hidden states `(B, T, C)`, the output head `(V, C)` and targets `(B, T)`.
+
+    A teacher's logits `(B, T, V)` are in memory anyway: with them there are no chunks.
+    """
+    if targets.numel() * len(head) < FUSED_LOGITS or teacher is not None:
+        return cross_entropy(F.linear(hidden, head), targets, objective, teacher)
+    objective_sum, nll, smoothing, z_loss, correct, tokens = _FusedLoss.apply(  # type: ignore[no-untyped-call]
+        hidden.flatten(0, -2), head, targets.flatten(), objective)
+    return LossSums(objective_sum, nll, smoothing, z_loss, torch.zeros_like(nll), correct, tokens)
+
+
+@torch.no_grad()
+def token_nll(hidden: Tensor, head: Tensor, targets: Tensor, softcap: float = 0.0) -> Tensor:
+    """Each target's NLL in nats, `(B, T)`, from hidden states `(B, T, C)`; 0 where it is not scored."""
+    size = max(1, FUSED_LOGITS // len(head))
+    return torch.cat([
+        F.cross_entropy(cap(F.linear(h, head).float(), softcap), y, reduction="none", ignore_index=IGNORE_INDEX)
+        for h, y in zip(torch.split(hidden.flatten(0, -2), size), torch.split(targets.flatten(), size), strict=True)
+    ]).view(targets.shape)
 
 
 class _FusedLoss(torch.autograd.Function):

@@ -36,14 +36,12 @@ def main(argv: list[str]) -> None:
     if not text or tokenizer.end is not None:  # a document opens with the end of the one before
         prompt = [tokenizer.first_token(), *prompt]
 
-    from engine.checkpoint import load_checkpoint
+    from engine.checkpoint import load_model
     from engine.distributed import find_world
     from engine.generate import generate
-    from model import GPT
 
     world = find_world(options.device, "float32")
-    model = GPT(run.config.model, tokenizer.vocab_size).to(world.device)
-    load_checkpoint(run.path / options.checkpoint, model)
+    model = load_model(run, options.checkpoint, world)
     steps = generate(model, prompt, world, num_samples=options.num_samples, max_new_tokens=options.max_new_tokens,
                      temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed,
                      end=tokenizer.end)

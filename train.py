@@ -27,7 +27,7 @@ def train(config: Config) -> int:
     from curves import CurveOptions, draw_png
     from data.batches import TrainBatches, eval_batches
     from data.prepare import prepare_corpus
-    from engine.checkpoint import Progress, load_checkpoint, save_checkpoint
+    from engine.checkpoint import Progress, load_checkpoint, load_teacher, save_checkpoint
     from engine.distributed import find_world
     from engine.generate import generate
     from engine.optim import make_optimizers
@@ -56,6 +56,8 @@ def train(config: Config) -> int:
     torch.manual_seed(config.run.seed)
     model = GPT(config.model, tokenizer.vocab_size).to(world.device)
     optimizers = make_optimizers(model, config.optim)
+    teacher = (load_teacher(config.loss.teacher, tokenizer, config.model.block_size, world) if config.loss.teacher
+               else None)
     if config.run.init_from == "resume":
         run = resume_run(config, corpus)
         progress = load_checkpoint(run.path / "last", model, optimizers)
@@ -107,7 +109,7 @@ def train(config: Config) -> int:
     since = time.perf_counter()
     patient = finite = True
     while progress.step < max_iters and patient and finite and not stop:
-        results.append(train_step(model, optimizers, batches(progress.step), config, world, progress.step))
+        results.append(train_step(model, optimizers, batches(progress.step), config, world, progress.step, teacher))
         progress.step += 1
         progress.tokens += results[-1].tokens
         bar.update()

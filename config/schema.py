@@ -74,6 +74,9 @@ class LossConfig(Section):
 
     label_smoothing: Fraction = Field(0.0, description="share of the target spread evenly over the vocabulary")
     z_loss: Rate = Field(0.0, description="weight of (log sum exp of the logits) squared, which keeps them small")
+    teacher: str = Field("", description="a run whose predictions are learned too (distillation); empty = none")
+    alpha: float = Field(0.5, ge=0, le=1, description="the teacher's share of the objective; the text has the rest")
+    temperature: float = Field(1.0, gt=0, le=100, description="softens the teacher's and the model's predictions")
 
 
 class OptimConfig(Section):
@@ -133,6 +136,9 @@ class Config(Section):
                                   ("document_attention", model.document_attention)) if on and not data.has_documents]
         if data.is_jsonl and data.documents != "none":
             found.append(f"documents={data.documents}: the documents of {data.corpus} are its records already")
+        if not self.loss.teacher:
+            found += [f"{name}={getattr(self.loss, name)} needs a --teacher" for name in ("alpha", "temperature")
+                      if getattr(self.loss, name) != LossConfig.model_fields[name].default]
         try:
             re.compile(data.mask)
         except re.error as error:

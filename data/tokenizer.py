@@ -162,9 +162,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         if saved["kind"] == "char":
-            return CharTokenizer(saved["characters"], saved["separator"])
+            return CharTokenizer(saved["characters"], saved.get("separator"))
         return BPETokenizer(saved["pattern"], [base64.b64decode(t, validate=True) for t in saved["ranks"]],
-                            saved["special"], saved["separator"])
+                            saved["special"], saved.get("separator"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a tokenizer of this program ({type(error).__name__}: {error})") from None
 

@@ -16,8 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
 
+from data.tokenizer import Tokenizer
+from engine.distributed import World
 from errors import UserError
 from model import GPT
+from runs import Run, open_run
 
 
 @dataclass
@@ -68,6 +71,24 @@ def load_checkpoint(folder: Path, model: GPT, optimizers: list[Optimizer] | None
     except (SafetensorError, ValueError, TypeError, RuntimeError, EOFError) as error:
         raise UserError(f"{folder}: damaged, or of another model: {str(error).splitlines()[0]}") from None
     return progress
+
+
+def load_model(run: Run, checkpoint: str, world: World) -> GPT:
+    """The model of a run's `best` or `last` checkpoint, to predict with."""
+    model = GPT(run.config.model, run.meta["vocab_size"]).to(world.device)
+    load_checkpoint(run.path / checkpoint, model)
+    return model.eval()
+
+
+def load_teacher(path: str, tokenizer: Tokenizer, block_size: int, world: World) -> GPT:
+    """The best model of a run, to learn from; UserError if it speaks of other tokens, or of fewer at once."""
+    run = open_run(Path(path))
+    if (theirs := run.load_tokenizer()).to_json() != tokenizer.to_json():
+        raise UserError(f"teacher={path}: has another vocabulary ({run.meta['tokenizer']}, |V| = {theirs.vocab_size}) "
+                        f"than this corpus (|V| = {tokenizer.vocab_size}); it should be a run on the same corpus")
+    if run.config.model.block_size < block_size:
+        raise UserError(f"teacher={path}: its block_size is {run.config.model.block_size}, less than {block_size}")
+    return load_model(run, "best", world)
 
 
 def _flush(path: Path) -> None:

@@ -17,7 +17,8 @@ def training_record(results: list[StepResult], since: float, config: LossConfig,
     """Means over some steps, begun at that time.perf_counter(); rate and gradient norm are the last one's.
 
     The objective comes with its parts, where it has more than the NLL; and with label smoothing, also
-    with the floor H(p) under the cross-entropy of the smoothed target p, and the excess KL(p || q).
+    with the floor H(p) under the cross-entropy of the smoothed target p, and the excess KL(p || q); with a
+    teacher, also with KL(teacher || model), both softened.
     """
     loss = divide_once(sums for result in results for sums in result.sums)  # waits for the device
     seconds = time.perf_counter() - since
@@ -29,6 +30,10 @@ def training_record(results: list[StepResult], since: float, config: LossConfig,
                    "smoothed_kl": loss.nll + loss.smoothing - floor}
     if config.z_loss:
         record["z_loss"] = loss.z_loss
+    if config.teacher:
+        record["distillation"] = loss.distillation
+    if config.teacher and config.alpha:
+        record["teacher_kl"] = (loss.distillation / config.alpha + loss.nll + loss.smoothing) / config.temperature**2
     return record
 
 

@@ -11,7 +11,7 @@ from config.schema import Config
 from data.batches import Batch
 from engine.distributed import World
 from engine.optim import set_rates
-from loss import IGNORE_INDEX, LossMeans, LossSums, Objective, divide_once, next_token_loss
+from loss import IGNORE_INDEX, LossMeans, LossSums, Objective, divide_once, next_token_loss, token_nll
 from model import GPT
 
 
@@ -23,8 +23,8 @@ class StepResult:
     tokens: int  # scored in all of the batch
 
 
-def train_step(model: GPT, optimizers: list[Optimizer], batch: Batch, config: Config, world: World, step: int
-               ) -> StepResult:
+def train_step(model: GPT, optimizers: list[Optimizer], batch: Batch, config: Config, world: World, step: int,
+               teacher: GPT | None = None) -> StepResult:
     """Take one step; the first is step 0.
 
     The gradient is that of the mean objective over every token scored in the whole batch, however
@@ -32,13 +32,14 @@ def train_step(model: GPT, optimizers: list[Optimizer], batch: Batch, config: Co
     """
     learning_rate = set_rates(optimizers, config.optim, step)
     scored = int((batch.targets != IGNORE_INDEX).sum())
-    objective = Objective(config.loss.label_smoothing, config.loss.z_loss, config.model.softcap)
+    objective = Objective(config.loss.label_smoothing, config.loss.z_loss, config.model.softcap, config.loss.alpha,
+                          config.loss.temperature)
     parts = []
     for index, (inputs, targets) in enumerate(_micro_batches(batch, config.run.micro_batch_size, world)):
         if config.model.dropout:  # dropout, like the batch, depends on (seed, step, micro-batch) alone
             torch.manual_seed(np.random.SeedSequence((config.run.seed, step, index)).generate_state(1)[0])
         with world.autocast():
-            sums = next_token_loss(model(inputs), model.head, targets, objective)
+            sums = next_token_loss(model(inputs), model.head, targets, objective, _taught(teacher, inputs))
         (sums.objective / max(1, scored)).backward()  # type: ignore[no-untyped-call]
         parts.append(sums)
     max_norm = config.optim.grad_clip or float("inf")
@@ -47,6 +48,12 @@ def train_step(model: GPT, optimizers: list[Optimizer], batch: Batch, config: Co
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return StepResult(parts, grad_norm, learning_rate, scored)
+
+
+@torch.no_grad()
+def _taught(teacher: GPT | None, inputs: torch.Tensor) -> torch.Tensor | None:
+    """The teacher's logits (B, T, V)."""
+    return teacher.logits(teacher(inputs)) if teacher is not None else None
 
 
 @torch.inference_mode()
@@ -61,6 +68,15 @@ def evaluate(model: GPT, batches: Iterable[Batch], world: World) -> LossMeans:
             parts.append(next_token_loss(hidden, model.head, targets, Objective(softcap=model.config.softcap)))
     model.train()
     return divide_once(parts)
+
+
+@torch.inference_mode()
+def nll_by_token(model: GPT, batch: Batch, world: World) -> np.ndarray:
+    """NLL in nats of each target of a batch, `(B, T)`; 0 where it is not scored."""
+    model.eval()
+    inputs, targets = _to_device(batch, world)
+    with world.autocast():
+        return token_nll(model.forward(inputs), model.head, targets, model.config.softcap).cpu().numpy()
 
 
 def try_compile(model: GPT, batch: Batch, config: Config, world: World) -> str:

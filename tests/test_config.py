@@ -102,6 +102,9 @@ CHANGES: dict[str, tuple[list[str], list[str]]] = {
     "tied": (["--tied"], []),
     "zero_init": (["--zero_init=false"], []),
     "label_smoothing": (["--label_smoothing=0.1"], []),
+    "teacher": (["--teacher=teacher"], []),
+    "alpha": (["--alpha=0.2"], ["--teacher=teacher"]),
+    "temperature": (["--temperature=3"], ["--teacher=teacher"]),
     "softcap": (["--softcap=2"], []),
     "z_loss": (["--z_loss=0.01"], []),
     "batch_size": (["--batch_size=5"], []),
@@ -156,6 +159,9 @@ def observe(tmp_path_factory):
 
         (directory / "text.txt").write_text(make_text(), encoding="utf-8")
         (directory / "other.txt").write_text(make_text(500), encoding="utf-8")
+        with redirect_stdout(out := io.StringIO()):
+            train(load_config(["--corpus=text.txt", *TINY, "--out_dir=teacher"]))
+        assert out.getvalue()
         yield observe
 
 
