@@ -34,6 +34,7 @@ def train(config: Config) -> int:
     from engine.runlog import RunLog, training_record, validation_record
     from engine.signals import StopSignal
     from engine.step import StepResult, evaluate, train_step, try_compile
+    from explain import explain_batch
     from model import GPT
     from runs import Record, create_run, resume_run
 
@@ -58,6 +59,8 @@ def train(config: Config) -> int:
     optimizers = make_optimizers(model, config.optim)
     teacher = (load_teacher(config.loss.teacher, tokenizer, config.model.block_size, world) if config.loss.teacher
                else None)
+    if config.run.explain_batch:
+        return explain_batch(batches(0), model, tokenizer, config, world)
     if config.run.init_from == "resume":
         run = resume_run(config, corpus)
         progress = load_checkpoint(run.path / "last", model, optimizers)

@@ -112,6 +112,7 @@ class RunConfig(Section):
     eval_tokens: Count = Field(0, description="validation tokens to evaluate; 0 = all")
     log_interval: Positive = Field(10, description="steps between lines of metrics")
     checkpoint_interval: Positive = Field(100, description="steps between checkpoints in last/")
+    explain_batch: bool = Field(False, description="show the first batch, what of it is scored and its NLL, and stop")
     patience: Count = Field(5, description="evaluations without a better loss before stopping; 0 = never stop")
 
 

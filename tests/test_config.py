@@ -5,6 +5,7 @@ import json
 import shutil
 from contextlib import redirect_stdout
 from functools import lru_cache
+from pathlib import Path
 
 import pytest
 
@@ -169,6 +170,12 @@ def observe(tmp_path_factory):
 def test_every_knob_changes_something(knob, observe, monkeypatch) -> None:
     if knob == "compile":  # the compiler itself would take longer than all of these tests
         monkeypatch.setattr(GPT, "compile", lambda model: print("compiling"))
+    if knob == "explain_batch":  # nothing is trained
+        with redirect_stdout(out := io.StringIO()):
+            train(load_config(["--corpus=text.txt", *TINY, "--out_dir=explained", "--explain_batch"]))
+        assert "token by token" in out.getvalue()
+        assert not Path("explained").exists()
+        return
     if knob == "init_from":
         observe(("--out_dir=out/run",))
     if knob == "device":  # no second device here: asking for one must at least be answered

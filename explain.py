@@ -1,0 +1,91 @@
+"""One batch for the eye, `train.py ... --explain_batch`: what is read, what is scored, what each token cost."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from config.schema import Config
+from data.batches import Batch
+from data.tokenizer import Tokenizer
+from engine.checkpoint import load_checkpoint
+from engine.distributed import World
+from engine.step import nll_by_token
+from loss import IGNORE_INDEX
+from model import GPT
+
+GIVEN = "\x1b[2m"  # dim
+RESET = "\x1b[0m"
+SHADES = (22, 28, 64, 100, 136, 130, 124, 160)  # of a terminal's 256 colours, from green to red
+ROWS = 6  # of the batch that are shown
+COLUMNS = 6  # of the list of tokens
+
+
+def explain_batch(batch: Batch, model: GPT, tokenizer: Tokenizer, config: Config, world: World) -> int:
+    """Print a batch as the model sees it: untrained, or with init_from=resume as the run's last checkpoint."""
+    if config.run.init_from == "resume":
+        load_checkpoint(Path(config.run.out_dir) / "last", model)
+    print(describe(batch, nll_by_token(model, batch, world), tokenizer, colour=sys.stdout.isatty()))
+    return 0
+
+
+def describe(batch: Batch, nll: np.ndarray, tokenizer: Tokenizer, colour: bool) -> str:
+    """Rows of text with given tokens dim and scored ones shaded by their NLL `(B, T)`, in nats; then a list.
+
+    Without colour, [brackets] are around what is given.
+    """
+    scored = batch.targets != IGNORE_INDEX
+    mean = nll[scored].mean() if scored.any() else float("nan")
+    lines = [f"{scored.sum():,} of {scored.size:,} targets are scored, {scored.mean():.1%}; mean {mean:.4f} nats, from "
+             f"{nll[scored].min(initial=np.inf):.4f} to {nll[scored].max(initial=0):.4f}", "", _legend(nll, colour), ""]
+    for row in range(min(ROWS, len(scored))):
+        opening = _paint(_show(tokenizer, batch.inputs[row, 0]), GIVEN, colour)
+        lines.append(opening + _row(batch, nll, tokenizer, row, colour))
+    if len(scored) > ROWS:
+        lines.append(f"... and {len(scored) - ROWS} more")
+    lines += ["", "the first row, token by token (NLL in nats):"]
+    cells = [f"{_show(tokenizer, target):>12} {f'{cost:.3f}':<7}" if target != IGNORE_INDEX else
+             f"{_show(tokenizer, following):>12} given  "
+             for target, following, cost in zip(batch.targets[0], _following(batch, 0), nll[0], strict=True)]
+    lines += ["".join(cells[start: start + COLUMNS]) for start in range(0, len(cells), COLUMNS)]
+    return "\n".join(lines)
+
+
+def _row(batch: Batch, nll: np.ndarray, tokenizer: Tokenizer, row: int, colour: bool) -> str:
+    top = max(float(nll.max()), 1e-9)
+    pieces, brackets = [], False
+    for target, following, cost in zip(batch.targets[row], _following(batch, row), nll[row], strict=True):
+        given = target == IGNORE_INDEX
+        if not colour and given != brackets:
+            pieces.append("[" if given else "]")
+            brackets = given
+        style = GIVEN if given else f"\x1b[48;5;{SHADES[min(int(cost / top * len(SHADES)), len(SHADES) - 1)]}m"
+        pieces.append(_paint(_show(tokenizer, following), style, colour))
+    return "".join(pieces) + ("]" if brackets else "")
+
+
+def _following(batch: Batch, row: int) -> Sequence[int]:
+    """What comes after each input: the target, or where that is not scored, the next input."""
+    after = np.append(batch.inputs[row, 1:], batch.inputs[row, -1:])
+    return np.where(batch.targets[row] != IGNORE_INDEX, batch.targets[row], after).tolist()
+
+
+def _legend(nll: np.ndarray, colour: bool) -> str:
+    if not colour:
+        return "[given, not scored]; the rest is scored"
+    top, n = max(float(nll.max()), 1e-9), len(SHADES)
+    shades = "".join(_paint(f" {top * i / n:.1f} ", f"\x1b[48;5;{shade}m", True) for i, shade in enumerate(SHADES))
+    return f"{_paint('given, not scored', GIVEN, True)}   scored, nats: {shades}"
+
+
+def _show(tokenizer: Tokenizer, token: int) -> str:
+    """A token in a line: line ends and spaces made visible, and an end token as what it is."""
+    if token == tokenizer.end:
+        return "<|end|>"
+    text = tokenizer.decode([int(token)]).replace("\n", "⏎").replace("\t", "⇥")
+    return "".join(character if character.isprintable() else "�" for character in text)
+
+
+def _paint(text: str, style: str, colour: bool) -> str:
+    return f"{style}{text}{RESET}" if colour else text
