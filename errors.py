@@ -2,8 +2,12 @@
 
 import io
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable
+
+_RANK = int(os.environ.get("RANK", 0))  # torchrun sets it
 
 
 class UserError(Exception):
@@ -11,13 +15,16 @@ class UserError(Exception):
 
 
 def run_command(main: Callable[[list[str]], None]) -> None:
-    """Run `main(argv)`; turn a UserError into a line on stderr and exit code 2."""
+    """Run `main(argv)`; turn a UserError into a line on stderr and exit code 2 (torchrun makes it 1)."""
     for stream in (sys.stdout, sys.stderr):  # a terminal that knows no UTF-8 shows "?" instead of failing
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    if _RANK > 0:  # torchrun's other processes, which would say everything again
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         main(sys.argv[1:])
     except UserError as error:
+        _let_rank_0_tell()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -26,6 +33,17 @@ def run_command(main: Callable[[list[str]], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
         sys.exit(141)
     except OSError as error:  # a disk, a directory, a permission
+        _let_rank_0_tell()
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _let_rank_0_tell() -> None:
+    """Under torchrun all ranks meet the same mistake: rank 0 tells it, and torchrun then ends the others.
+
+    One that is still here after that had a mistake of its own, and goes on to tell it.
+    """
+    if _RANK > 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(10)

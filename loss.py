@@ -11,7 +11,7 @@ them are never in memory, and has the gradient ready when the loss is, so that n
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -55,10 +55,15 @@ class LossMeans:
     tokens: int
 
 
-def divide_once(parts: Iterable[LossSums]) -> LossMeans:
-    """Add sums up, in float64, and divide by the number of tokens they scored; NaN for none."""
+def divide_once(parts: Iterable[LossSums], over_ranks: Callable[[Tensor], Tensor] | None = None) -> LossMeans:
+    """Add sums up, in float64, and divide by the number of tokens they scored; NaN for none.
+
+    Where the parts are shared out, `over_ranks` adds the totals of all ranks, once.
+    """
     rows = [torch.stack([getattr(part, field.name).detach() for field in fields(LossSums)]) for part in parts]
-    *sums, tokens = (math.fsum(column) for column in torch.stack(rows, dim=1).tolist())
+    columns = torch.stack(rows, dim=1).tolist() if rows else [[]] * len(fields(LossSums))
+    totals = torch.tensor([math.fsum(column) for column in columns], dtype=torch.float64)
+    *sums, tokens = (over_ranks(totals) if over_ranks else totals).tolist()
     objective, nll, smoothing, z_loss, distillation, accuracy = (total / (tokens or math.nan) for total in sums)
     return LossMeans(objective, nll, smoothing, z_loss, distillation, accuracy, int(tokens))
 

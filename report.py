@@ -9,6 +9,7 @@ from data.baselines import UNIFORM, Baseline
 from surprisal import perplexity, uniform_nll
 
 NEAR = 0.1  # nats from log|V| that an untrained model's loss may be
+SKIPPED = "no token of this step's batch is to be scored: it is skipped, and counted in skipped_steps"
 EQUAL = 1e-4  # nats that are rounding, not a rung passed
 RISE = 0.01  # nats that the validation loss must rise before we speak of overfitting
 
@@ -80,13 +81,15 @@ def verdict(records: Sequence[dict[str, float]], baselines: Sequence[Baseline], 
         + ("." if ahead else ": all of the baselines.")]
     if ahead:
         lines.append(f"  Ahead: {', '.join(f'{rung.name} ({rung.nats_per_token:.3f})' for rung in ahead)}.")
+    if skipped := records[-1].get("skipped_steps"):
+        lines.append(f"{skipped:,.0f} of the steps had nothing to score, and were skipped.")
     return "\n".join(lines + _course(records, best, last, uniform.nats_per_token, config))
 
 
 def _course(records: Sequence[dict[str, float]], best: dict[str, float], last: dict[str, float], uniform: float,
             config: Config) -> list[str]:
     """Did it diverge, overfit, stop early, or is there more to gain; and what to try next."""
-    trained = [record for record in records if record["step"] > 0]
+    trained = [record for record in records if record["step"] > 0 and record.get("tokens_per_second") != 0]
     if not trained:
         return []
     train_nll = trained[-1].get("train_nll", float("nan"))

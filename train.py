@@ -1,6 +1,8 @@
 """Train a GPT, and show what its loss means: `python train.py [RECIPE.toml] [--name=value ...]`.
 
-The story, in order: configuration, corpus, model, the loop, and what came of it.
+The story, in order: configuration, corpus, model, the loop, and what came of it. Several processes,
+`torchrun --standalone --nproc_per_node=2 train.py ...`, share out the same steps; all of them walk
+through this file, and what is to happen once, `world.once` does on rank 0.
 """
 
 import math
@@ -39,10 +41,10 @@ def train(config: Config) -> int:
     from runs import Record, create_run, resume_run
 
     max_iters, tokens_per_step = config.optim.max_iters, config.optim.batch_size * config.model.block_size
-    world = find_world(config.run.device, config.run.dtype)
+    world = find_world(config.run.device, config.run.dtype, config.optim.batch_size)
 
     # The corpus, and what a loss on it must beat.
-    corpus = prepare_corpus(config.data)
+    corpus = world.first(prepare_corpus, config.data)
     tokenizer, baselines = corpus.tokenizer, corpus.baselines
     pad_after = tokenizer.end if config.data.padded else None
     batches = TrainBatches(corpus.train, config.model.block_size, config.optim.batch_size, config.run.seed, pad_after)
@@ -62,12 +64,12 @@ def train(config: Config) -> int:
     if config.run.explain_batch:
         return explain_batch(batches(0), model, tokenizer, config, world)
     if config.run.init_from == "resume":
-        run = resume_run(config, corpus)
+        run = world.once(resume_run, config, corpus)
         progress = load_checkpoint(run.path / "last", model, optimizers)
-        write_config(config.with_run(init_from="scratch"), run.path / "config.toml")
+        world.once(write_config, config.with_run(init_from="scratch"), run.path / "config.toml")
         print(f"going on from step {progress.step:,} of {run.path}")
     else:
-        run, progress = create_run(config, corpus), Progress()
+        run, progress = world.once(create_run, config, corpus), Progress()
         if run.earlier:
             print(f"the run that was in {run.path}/ is now in {run.earlier}/")
     print(f"{model.describe()}\n{world}: {max_iters:,} steps of {tokens_per_step:,} tokens, "
@@ -76,12 +78,13 @@ def train(config: Config) -> int:
         print(f"warning: torch.compile failed, going on without it: {reason}\n")
 
     # The loop.
-    log, stop = RunLog(run.path / "metrics.jsonl", progress.step), StopSignal()
-    bar = tqdm(total=max_iters, initial=progress.step, disable=None, unit="step", leave=False, dynamic_ncols=True)
+    log, stop = world.once(RunLog, run.path / "metrics.jsonl", progress.step), StopSignal(world)
+    bar = tqdm(total=max_iters, initial=progress.step, disable=world.rank > 0 or None, unit="step", leave=False,
+               dynamic_ncols=True)
     began = time.perf_counter() - progress.seconds
 
     def measure() -> Record:
-        return training_record(results, since, config.loss, tokenizer.vocab_size)
+        return training_record(results, since, config.loss, tokenizer.vocab_size, world)
 
     def validate() -> Record:
         bar.set_postfix_str("evaluating")
@@ -89,13 +92,13 @@ def train(config: Config) -> int:
         progress.evals_since_best += 1
         if loss.nll < progress.best_nll:
             progress.best_nll, progress.evals_since_best = loss.nll, 0
-            save_checkpoint(run.path / "best", model, progress)
+            world.once(save_checkpoint, run.path / "best", model, progress)
         return validation_record(loss, bytes_per_token)
 
     def write(record: Record) -> None:
         progress.seconds = time.perf_counter() - began
-        record = {"step": progress.step, "tokens": progress.tokens, "seconds": progress.seconds} | record
-        log.write(record)
+        record = progress.record() | record
+        world.once(log.write, record)
         if "val_nll" in record or bar.disable:
             bar.write(report.progress(record, baselines))
 
@@ -113,32 +116,35 @@ def train(config: Config) -> int:
     patient = finite = True
     while progress.step < max_iters and patient and finite and not stop:
         results.append(train_step(model, optimizers, batches(progress.step), config, world, progress.step, teacher))
+        if results[-1].skipped and not progress.skipped_steps:
+            bar.write(report.SKIPPED)
         progress.step += 1
         progress.tokens += results[-1].tokens
+        progress.skipped_steps += results[-1].skipped
         bar.update()
         evaluating, saving = due(config.run.eval_interval), due(config.run.checkpoint_interval)
         if evaluating or saving or due(config.run.log_interval):
             record = measure()
             write(record | validate() if evaluating else record)
-            bar.set_postfix_str(f"train {record['train_nll']:.4f}")
+            bar.set_postfix_str(f"train {record.get('train_nll', math.nan):.4f}")
             patient = not (evaluating and 0 < config.run.patience <= progress.evals_since_best)
-            finite = math.isfinite(record["train_nll"])
+            finite = math.isfinite(record.get("train_nll", 0.0))
             results.clear()
             since = time.perf_counter()
         if saving and progress.step < max_iters:
-            save_checkpoint(run.path / "last", model, progress, optimizers)
+            world.once(save_checkpoint, run.path / "last", model, progress, optimizers)
     if results:  # stopped between two lines
         write(measure())
     bar.close()
-    save_checkpoint(run.path / "last", model, progress, optimizers)
+    world.once(save_checkpoint, run.path / "last", model, progress, optimizers)
 
     # What came of it.
-    draw_png([run], run.path / "curves.png", CurveOptions())
+    world.once(draw_png, [run], run.path / "curves.png", CurveOptions())
     if stop:
-        print(f"\nStopped by {stop.name} at step {progress.step:,}. To go on:\n"
-              f"  python train.py {shlex.quote(str(run.path / 'config.toml'))} --init_from=resume")
+        world.once(print, f"\nStopped by {stop.name} at step {progress.step:,}. To go on:\n"
+                   f"  python train.py {shlex.quote(str(run.path / 'config.toml'))} --init_from=resume", flush=True)
         return stop.exit_code
-    print("\n" + report.verdict(run.metrics, baselines, config))
+    world.once(print, "\n" + report.verdict(run.metrics, baselines, config), flush=True)
     if not finite:
         return 1
     load_checkpoint(run.path / "best", model)

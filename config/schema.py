@@ -107,7 +107,7 @@ class RunConfig(Section):
     device: str = Field("auto", min_length=1, description="auto, cpu, mps, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the arithmetic; auto = the fastest")
     compile: bool = Field(False, description="torch.compile the model: slow to start, then faster")
-    micro_batch_size: Count = Field(0, description="sequences in one forward pass; 0 = batch_size")
+    micro_batch_size: Count = Field(0, description="sequences in one forward pass; 0 = a rank's share of the batch")
     eval_interval: Positive = Field(100, description="steps between evaluations")
     eval_tokens: Count = Field(0, description="validation tokens to evaluate; 0 = all")
     log_interval: Positive = Field(10, description="steps between lines of metrics")

@@ -20,7 +20,7 @@ from data.tokenizer import Tokenizer
 from engine.distributed import World
 from errors import UserError
 from model import GPT
-from runs import Run, open_run
+from runs import Record, Run, open_run
 
 
 @dataclass
@@ -32,6 +32,12 @@ class Progress:
     seconds: float = 0.0
     best_nll: float = math.inf  # lowest validation loss, nats per token
     evals_since_best: int = 0
+    skipped_steps: int = 0  # those with nothing to score
+
+    def record(self) -> Record:
+        """What a line of metrics begins with."""
+        record: Record = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
+        return record | ({"skipped_steps": self.skipped_steps} if self.skipped_steps else {})
 
 
 def save_checkpoint(folder: Path, model: GPT, progress: Progress, optimizers: list[Optimizer] | None = None) -> None:

@@ -7,23 +7,29 @@ from pathlib import Path
 
 from config.schema import LossConfig
 from data.corpora import write_atomically
+from engine.distributed import World
 from engine.step import StepResult
 from loss import LossMeans, divide_once
 from runs import Record, read_metrics
 from surprisal import bits_per_byte, perplexity, smoothed_entropy
 
 
-def training_record(results: list[StepResult], since: float, config: LossConfig, vocab_size: int) -> Record:
+def training_record(results: list[StepResult], since: float, config: LossConfig, vocab_size: int, world: World
+                    ) -> Record:
     """Means over some steps, begun at that time.perf_counter(); rate and gradient norm are the last one's.
 
+    Steps that were skipped measured nothing: if all were, there is no loss here, and no token a second.
     The objective comes with its parts, where it has more than the NLL; and with label smoothing, also
     with the floor H(p) under the cross-entropy of the smoothed target p, and the excess KL(p || q); with a
     teacher, also with KL(teacher || model), both softened.
     """
-    loss = divide_once(sums for result in results for sums in result.sums)  # waits for the device
+    loss = divide_once((sums for result in results for sums in result.sums), world.sum)  # waits for the device
     seconds = time.perf_counter() - since
-    record = {"lr": results[-1].learning_rate, "grad_norm": float(results[-1].grad_norm),
-              "tokens_per_second": loss.tokens / seconds, "train_nll": loss.nll, "objective": loss.objective}
+    record = {"lr": results[-1].learning_rate, "tokens_per_second": loss.tokens / seconds}
+    norms = [result.grad_norm for result in results if result.grad_norm is not None]
+    if not norms:
+        return record
+    record |= {"grad_norm": float(norms[-1]), "train_nll": loss.nll, "objective": loss.objective}
     if config.label_smoothing:
         floor = smoothed_entropy(vocab_size, config.label_smoothing)
         record |= {"smoothing": loss.smoothing, "smoothed_floor": floor,

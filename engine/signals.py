@@ -3,11 +3,17 @@
 import signal
 from types import FrameType
 
+from engine.distributed import World
+
 
 class StopSignal:
-    """Truthy once SIGINT or SIGTERM came; a second one stops at once."""
+    """Truthy once SIGINT or SIGTERM came, to any rank; a second one stops at once.
 
-    def __init__(self) -> None:
+    A signal reaches ranks at different moments, or only one of them, so they ask, and stop, together.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
         self.received: signal.Signals | None = None
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._receive)
@@ -17,7 +23,9 @@ class StopSignal:
         signal.signal(number, signal.SIG_DFL)
 
     def __bool__(self) -> bool:
-        return self.received is not None
+        if agreed := self.world.max(self.received or 0):
+            self.received = signal.Signals(agreed)
+        return agreed > 0
 
     @property
     def name(self) -> str:

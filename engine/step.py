@@ -1,7 +1,8 @@
 """One optimizer step, and one evaluation."""
 
+import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,31 +18,39 @@ from model import GPT
 
 @dataclass(frozen=True)
 class StepResult:
-    sums: list[LossSums]  # of each micro-batch
-    grad_norm: torch.Tensor  # before clipping
+    sums: list[LossSums]  # of each of this rank's micro-batches
+    grad_norm: torch.Tensor | None  # before clipping; None where no token was to be scored, and no step taken
     learning_rate: float
     tokens: int  # scored in all of the batch
+
+    @property
+    def skipped(self) -> bool:
+        return self.grad_norm is None
 
 
 def train_step(model: GPT, optimizers: list[Optimizer], batch: Batch, config: Config, world: World, step: int,
                teacher: GPT | None = None) -> StepResult:
     """Take one step; the first is step 0.
 
-    The gradient is that of the mean objective over every token scored in the whole batch, however
-    it is cut: each micro-batch's sum is divided by the whole batch's number of scored tokens.
+    The gradient is that of the mean objective over every token scored in the whole batch, however it
+    is cut and shared out: each micro-batch's sum is divided by the whole batch's number of scored
+    tokens, which every rank knows. A batch with nothing to score leaves weights and optimizers alone.
     """
     learning_rate = set_rates(optimizers, config.optim, step)
     scored = int((batch.targets != IGNORE_INDEX).sum())
+    if not scored:
+        return StepResult([], None, learning_rate, 0)
     objective = Objective(config.loss.label_smoothing, config.loss.z_loss, config.model.softcap, config.loss.alpha,
                           config.loss.temperature)
     parts = []
-    for index, (inputs, targets) in enumerate(_micro_batches(batch, config.run.micro_batch_size, world)):
+    for index, inputs, targets in _micro_batches(batch, config.run.micro_batch_size, world):
         if config.model.dropout:  # dropout, like the batch, depends on (seed, step, micro-batch) alone
             torch.manual_seed(np.random.SeedSequence((config.run.seed, step, index)).generate_state(1)[0])
         with world.autocast():
             sums = next_token_loss(model(inputs), model.head, targets, objective, _taught(teacher, inputs))
-        (sums.objective / max(1, scored)).backward()  # type: ignore[no-untyped-call]
+        (sums.objective / scored).backward()  # type: ignore[no-untyped-call]
         parts.append(sums)
+    world.sum_gradients(model.parameters())
     max_norm = config.optim.grad_clip or float("inf")
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     for optimizer in optimizers:
@@ -58,16 +67,16 @@ def _taught(teacher: GPT | None, inputs: torch.Tensor) -> torch.Tensor | None:
 
 @torch.inference_mode()
 def evaluate(model: GPT, batches: Iterable[Batch], world: World) -> LossMeans:
-    """The exact mean loss over some batches, without dropout or smoothing."""
+    """The exact mean loss over some batches, shared out over ranks, without dropout or smoothing."""
     model.eval()
     parts = []
-    for batch in batches:
+    for batch in itertools.islice(batches, world.rank, None, world.size):
         inputs, targets = _to_device(batch, world)
         with world.autocast():
             hidden = model.forward(inputs)  # not compiled: shapes vary
             parts.append(next_token_loss(hidden, model.head, targets, Objective(softcap=model.config.softcap)))
     model.train()
-    return divide_once(parts)
+    return divide_once(parts, world.sum)
 
 
 @torch.inference_mode()
@@ -82,7 +91,7 @@ def nll_by_token(model: GPT, batch: Batch, world: World) -> np.ndarray:
 def try_compile(model: GPT, batch: Batch, config: Config, world: World) -> str:
     """torch.compile the model in place; where that fails, leave it as it was and return why."""
     reason = ""
-    inputs, _ = next(_micro_batches(batch, config.run.micro_batch_size, world))
+    _, inputs, _ = next(_micro_batches(batch, config.run.micro_batch_size, replace(world, rank=0)))
     model.compile()
     try:
         with world.autocast():
@@ -94,10 +103,16 @@ def try_compile(model: GPT, batch: Batch, config: Config, world: World) -> str:
     return reason
 
 
-def _micro_batches(batch: Batch, size: int, world: World) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    inputs, targets = _to_device(batch, world)
-    size = size or len(inputs)
-    return zip(torch.split(inputs, size), torch.split(targets, size), strict=True)
+def _micro_batches(batch: Batch, size: int, world: World) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """This rank's micro-batches, `(index, inputs, targets)`: of all those in the batch, numbers r, r + W, ...
+
+    A size of 0 is an equal share of the batch for every rank.
+    """
+    B = len(batch.inputs)
+    size = size or -(-B // world.size)
+    for index in range(world.rank, -(-B // size), world.size):
+        here = slice(index * size, (index + 1) * size)
+        yield index, *_to_device(Batch(*(array[here] for array in batch)), world)
 
 
 def _to_device(batch: Batch, world: World) -> tuple[torch.Tensor, torch.Tensor]:

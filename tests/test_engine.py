@@ -1,13 +1,16 @@
 """The machinery: steps, optimizers, schedules, checkpoints, generation."""
 
+import copy
 import io
 import json
 import math
 from contextlib import redirect_stdout
 
+import numpy as np
 import pytest
 import torch
 
+import report
 from config.cli import load_config
 from config.schema import Config, ModelConfig, OptimConfig
 from data.batches import Batch, TrainBatches, eval_batches
@@ -38,8 +41,6 @@ def make_model(config: ModelConfig = SMALL) -> GPT:
 
 
 def make_batch(seed: int = 0) -> Batch:
-    import numpy as np
-
     return TrainBatches(Split(np.random.default_rng(seed).integers(13, size=500)), 8, 6, seed)(0)
 
 
@@ -55,6 +56,7 @@ def test_the_step_is_that_of_the_whole_batch_however_it_is_cut(size: int) -> Non
         model = make_model()
         result = train_step(model, [], batch, config, CPU, step=0)  # no optimizer: the gradients stay
         gradients.append({name: p.grad for name, p in model.named_parameters()})
+        assert result.grad_norm is not None
         norms.append(float(result.grad_norm))
         assert divide_once(result.sums).tokens == 6 * 8 - 8 - 5
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
@@ -62,12 +64,51 @@ def test_the_step_is_that_of_the_whole_batch_however_it_is_cut(size: int) -> Non
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
 
 
-def test_a_batch_with_nothing_to_score_is_no_nan() -> None:
-    batch = make_batch()
-    batch.targets[:] = IGNORE_INDEX
+def test_a_batch_with_nothing_to_score_moves_nothing() -> None:
+    """Neither weights, nor momentum, nor weight decay: it is as if the step had not been."""
     model = make_model()
-    train_step(model, make_optimizers(model, OptimConfig()), batch, Config(), CPU, step=0)
-    assert all(torch.isfinite(p).all() for p in model.parameters())
+    optimizers = make_optimizers(model, OptimConfig(weight_decay=0.1))
+    assert not train_step(model, optimizers, make_batch(), Config(), CPU, step=0).skipped
+    before = copy.deepcopy([model.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)])
+    empty = make_batch()
+    empty.targets[:] = IGNORE_INDEX
+    result = train_step(model, optimizers, empty, Config(), CPU, step=1)
+    assert (result.skipped, result.sums, result.learning_rate > 0) == (True, [], True)
+    after = [model.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("empty", [{1, 2, 5}, set(range(6))], ids=["some", "all"])
+def test_skipped_steps_are_counted_and_said_also_after_a_resume(data_dir, monkeypatch, capsys, empty) -> None:
+    batch_of = TrainBatches.__call__
+
+    def batches(self, step: int) -> Batch:
+        batch = batch_of(self, step)
+        return batch._replace(targets=np.full_like(batch.targets, IGNORE_INDEX)) if step in empty else batch
+
+    monkeypatch.setattr(TrainBatches, "__call__", batches)
+    train(load_config(["--corpus=text.txt", "--out_dir=out/run", *TINY, "--max_iters=4"]))
+    assert capsys.readouterr().out.count(report.SKIPPED) == 1
+    train(load_config(["--corpus=text.txt", "--out_dir=out/run", *TINY, "--init_from=resume"]))
+    printed = capsys.readouterr().out
+    assert f"{len(empty)} of the steps had nothing to score, and were skipped" in printed
+    assert "diverged" not in printed
+    records = read_metrics(data_dir / "out/run/metrics.jsonl")
+    assert [record.get("skipped_steps", 0) for record in records] == [
+        len([step for step in empty if step < taken]) for taken in range(7)]
+    for record in records[1:]:
+        assert ("train_nll" in record) == (record["step"] - 1 not in empty)
+    assert all(math.isfinite(record["val_nll"]) for record in records if "val_nll" in record)
+
+
+def test_progress_of_before_steps_were_skipped_still_loads(tmp_path) -> None:
+    model = make_model()
+    save_checkpoint(tmp_path / "last", model, Progress(step=7, best_nll=1.5))
+    path = tmp_path / "last/progress.json"
+    saved = json.loads(path.read_text())
+    del saved["skipped_steps"]
+    path.write_text(json.dumps(saved))
+    assert load_checkpoint(tmp_path / "last", model) == Progress(step=7, best_nll=1.5)
 
 
 def test_evaluation_is_exact_and_unsmoothed() -> None:
@@ -168,7 +209,7 @@ def test_a_run_stopped_at_any_moment_can_be_resumed(data_dir, monkeypatch) -> No
     for stop_at, extra in ((0, []), (2, []), (3, ["--log_interval=2"]), (4, ["--patience=1", "--learning_rate=0",
                                                                            "--muon_learning_rate=0"])):
         checks = iter(range(100))
-        signal = type("Stop", (), {"name": "SIGTERM", "exit_code": 0,
+        signal = type("Stop", (), {"name": "SIGTERM", "exit_code": 0, "__init__": lambda self, world: None,
                                    "__bool__": lambda self, at=stop_at, checks=checks: next(checks) >= at})
         with monkeypatch.context() as patch:
             if stop_at < 4:

@@ -29,7 +29,7 @@ def test_text_brackets_and_costs() -> None:
         target = batch.targets[b, t]
         np.testing.assert_allclose(nll[b, t], 0 if target == IGNORE_INDEX else -logits[b, t, target], atol=1e-5)
     shown = describe(batch, nll, TOKENIZER, colour=False)
-    assert "10 of 24 targets are scored, 41.7%" in shown
+    assert "11 of 24 targets are scored, 45.8%" in shown
     assert "<|end|>[ab:]⏎cd ef<|end|>[" in shown
     assert "<|end|>[gh:]⏎hg<|end|>[" in shown
     assert f"⏎ {nll[0, 3]:.3f}" in shown

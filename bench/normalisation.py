@@ -1,0 +1,95 @@
+"""What goes wrong when each micro-batch is divided by its own number of scored tokens.
+
+    python bench/normalisation.py [CORPUS]
+
+The gradient of a batch is that of its mean loss, sum / count. Averaging the means of its micro-batches
+weighs a token the more the fewer are scored beside it: the same gradient only if all score equally
+many. Here one batch is masked more and more unevenly, and both gradients are taken, of a new model and of
+one after some training: the size of their difference, relative to the right one, and the angle's cosine.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from config.schema import Config, DataConfig
+from data.batches import Batch, TrainBatches
+from data.prepare import prepare_corpus
+from engine.distributed import World, find_world
+from engine.optim import make_optimizers
+from engine.step import train_step
+from loss import IGNORE_INDEX, next_token_loss
+from model import GPT
+
+STEPS = 100  # of training, for the second model
+
+LEAST = (1.0, 0.5, 0.1, 0.02)  # the smallest share of a sequence that may be scored: from even to uneven
+
+
+def masked(batch: Batch, least: float) -> Batch:
+    """The batch with only the end of each sequence scored: a random share of it, log-uniform from `least` to 1."""
+    B, T = batch.targets.shape
+    shares = least ** np.random.default_rng(0).random(B)
+    scored = np.maximum(1, np.round(shares * T))[:, None]
+    return batch._replace(targets=np.where(np.arange(T) >= T - scored, batch.targets, IGNORE_INDEX))
+
+
+def compare(model: GPT, batch: Batch, micro_batch_size: int, world: World) -> dict[str, float]:
+    """The mean of means against the mean: |m - g| / |g|, |m| / |g|, and their cosine."""
+    right = wrong = torch.zeros((), dtype=torch.float64)
+    starts = range(0, len(batch.inputs), micro_batch_size)
+    for start in starts:
+        inputs, targets = (torch.from_numpy(array[start: start + micro_batch_size]).to(world.device)
+                           for array in (batch.inputs, batch.targets))
+        gradient, tokens = _sum_gradient(model, inputs, targets)
+        right = right + gradient
+        wrong = wrong + gradient / tokens / len(starts)  # 0 / 0 where nothing is scored
+    right = right / int((batch.targets != IGNORE_INDEX).sum())
+    return {"difference": float((wrong - right).norm() / right.norm()), "norm": float(wrong.norm() / right.norm()),
+            "cosine": float(torch.cosine_similarity(wrong, right, dim=0))}
+
+
+def _sum_gradient(model: GPT, inputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+    """The gradient of the summed loss, as one vector, and the number of tokens scored."""
+    sums = next_token_loss(model(inputs), model.head, targets)
+    gradients = torch.autograd.grad(sums.objective, list(model.parameters()))
+    return torch.cat([gradient.flatten() for gradient in gradients]).double(), int(sums.tokens)
+
+
+def main(argv: list[str]) -> None:
+    world = find_world("cpu", "float32")
+    config = Config(data=DataConfig(corpus=argv[0])) if argv else Config()
+    corpus = prepare_corpus(config.data)
+    batches = TrainBatches(corpus.train, config.model.block_size, config.optim.batch_size, config.run.seed)
+    torch.manual_seed(config.run.seed)
+    model = GPT(config.model, corpus.tokenizer.vocab_size).to(world.device)
+    optimizers = make_optimizers(model, config.optim)
+    rows = []
+    print(f"{config.optim.batch_size} sequences of {config.model.block_size} tokens\n\n"
+          f"{'steps':>6} {'least':>6} {'scored':>7} {'micro-batch':>12} {'|m - g|/|g|':>12} "
+          f"{'|m|/|g|':>8} {'cosine':>8}")
+    for step in range(STEPS + 1):
+        if step in (0, STEPS):
+            for least in LEAST:
+                batch = masked(batches(STEPS), least)
+                for size in (1, 4, 16):
+                    row = {"steps": step, "least": least, "scored": float((batch.targets != IGNORE_INDEX).mean()),
+                           "micro_batch_size": size} | compare(model, batch, size, world)
+                    rows.append(row)
+                    print("{steps:>6} {least:6.0%} {scored:7.1%} {micro_batch_size:>12} {difference:12.1e} {norm:8.3f} "
+                          "{cosine:8.4f}".format(**row), flush=True)
+        train_step(model, optimizers, batches(step), config, world, step)
+    out = Path("out/bench_normalisation.json")
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(rows, indent=1))
+    print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
