@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 MAX_STEP_TOKENS = 2**26  # a batch is held in memory whole
 MAX_PARAMETERS = 2**33  # and so is a model
+MAX_CONTEXTS = 100_000  # and so are the probabilities of a Markov source
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -28,10 +29,24 @@ class Section(BaseModel):
 class DataConfig(Section):
     """[data] What text, cut into what tokens."""
 
-    corpus: str = Field("shakespeare", min_length=1, description="shakespeare, tinyshakespeare, or a UTF-8 text file")
+    corpus: str = Field("shakespeare", min_length=1,
+                        description="shakespeare, tinyshakespeare, markov, or a UTF-8 text file")
     tokenizer: Literal["char", "bpe", "gpt2"] = Field("char", description="what a token is")
     vocab_size: int = Field(1024, ge=257, le=1_000_000, description="tokens that bpe learns from the training split")
     val_fraction: float = Field(0.1, gt=0, lt=1, description="share of the text, at its end, kept for validation")
+    markov_order: int = Field(2, ge=1, le=16, description="of the markov corpus: characters that the next depends on")
+    markov_alphabet: int = Field(27, ge=2, le=63, description="its different characters, the space first")
+    markov_temperature: float = Field(0.5, ge=0.01, le=100, description="low = predictable")
+
+    def problems(self) -> list[str]:
+        """Combinations that make no sense, one line each."""
+        found = []
+        if self.corpus == "markov" and self.tokenizer != "char":
+            found.append(f"corpus=markov has a known entropy per character: use tokenizer=char, not {self.tokenizer}")
+        if self.corpus == "markov" and self.markov_alphabet**self.markov_order > MAX_CONTEXTS:
+            found.append(f"markov_alphabet={self.markov_alphabet} to the power of markov_order={self.markov_order} is "
+                         f"more than {MAX_CONTEXTS:,} contexts")
+        return found
 
 
 class ModelConfig(Section):
@@ -111,7 +126,7 @@ class Config(Section):
     def problems(self) -> list[str]:
         """Combinations that make no sense, one line each."""
         model, optim, run = self.model, self.optim, self.run
-        found = []
+        found = self.data.problems()
         if model.n_embd % model.n_head:
             unit = 2 * model.n_head  # heads of even width suit every kind of position
             found.append(f"n_embd={model.n_embd} is not a multiple of n_head={model.n_head}; try n_embd="

@@ -18,6 +18,7 @@ from data.tokenizer import Tokenizer
 from surprisal import LN2, bits_per_byte, perplexity, uniform_nll
 
 UNIFORM = "uniform, log|V|"  # the rung that every model starts on
+FLOOR = "entropy rate"  # where it is known: the rung that no model passes
 MAX_ORDER = 6  # tokens in the longest n-gram, for a small vocabulary
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": lambda data: gzip.compress(data, 9, mtime=0), "bzip2": bz2.compress, "xz": lzma.compress}
@@ -33,8 +34,12 @@ class Baseline:
     perplexity: float
 
 
-def ladder(train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer) -> Iterator[Baseline]:
-    """The rungs, computed one after another; `train` and `val` are token ids `(N,)`."""
+def ladder(train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer, entropy_rate: float | None = None
+           ) -> Iterator[Baseline]:
+    """The rungs, computed one after another; `train` and `val` are token ids `(N,)`.
+
+    The entropy rate, in nats per token, is that of the text's source, not of val, and known to few.
+    """
     vocab_size = tokenizer.vocab_size
     scored = len(val) - 1
     scored_bytes = tokenizer.count_bytes(val[1:])
@@ -51,6 +56,8 @@ def ladder(train: np.ndarray, val: np.ndarray, tokenizer: Tokenizer) -> Iterator
     text = tokenizer.decode_bytes(val[1:].tolist())
     for name, compress in COMPRESSORS.items():
         yield rung(name, 8 * LN2 * len(compress(text)))
+    if entropy_rate is not None:
+        yield rung(FLOOR, scored * entropy_rate)
 
 
 def ngram_nll(train: np.ndarray, val: np.ndarray, vocab_size: int, longest: int) -> Iterator[np.ndarray]:

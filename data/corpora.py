@@ -118,7 +118,7 @@ def _read_file(path: Path) -> str:
     try:
         text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")  # a byte order mark
     except FileNotFoundError:
-        raise UserError(f"corpus {str(path)!r}: no such file, and not one of {', '.join(NAMED)}") from None
+        raise UserError(f"corpus {str(path)!r}: no such file, and not one of {', '.join(NAMES)}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"corpus {path}: not UTF-8 text (byte 0x{error.object[error.start]:02x} at offset "
                         f"{error.start}); convert it, for example with iconv") from None
@@ -138,3 +138,4 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 NAMED = {"shakespeare": (fetch_plays, PLAYS_SHA256), "tinyshakespeare": (download_tinyshakespeare, TINY_SHA256)}
+NAMES = (*NAMED, "markov")  # the last one is not fetched but made, by data/markov.py

@@ -24,7 +24,8 @@ import report
 from config.cli import load_options
 from config.schema import DataConfig
 from data.baselines import Baseline, ladder
-from data.corpora import DATA, NAMED, read_corpus
+from data.corpora import DATA, NAMED, NAMES, read_corpus
+from data.markov import LENGTH, Floor, MarkovSource
 from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
 from errors import UserError, run_command
 
@@ -39,27 +40,46 @@ class Corpus:
     train: np.ndarray
     val: np.ndarray
     meta: dict[str, Any]
+    source_nll: np.ndarray | None = None  # of val[1:] in nats, where the probabilities are known
 
     @property
     def baselines(self) -> list[Baseline]:
         return [Baseline(**rung) for rung in self.meta["baselines"]]
 
+    def floor(self, scored: int) -> float | None:
+        """Nats per token that the source itself pays for the first `scored` of val[1:], where that is known.
+
+        A model's loss on the same tokens, less this, estimates KL(source || model) with much less
+        noise than its loss less the entropy rate: the luck of this text is in both, and cancels.
+        """
+        return None if self.source_nll is None else float(self.source_nll[:scored].mean())
+
 
 def prepare_corpus(config: DataConfig) -> Corpus:
     """The prepared corpus, made anew only if it is missing or its text has changed."""
-    text = read_corpus(config.corpus)
+    text, floor = _read(config)
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     source = {"format": FORMAT, "corpus": config.corpus if config.corpus in NAMED else Path(config.corpus).name,
               "sha256": sha256}
     folder = _folder(config, sha256)
     meta = _read_meta(folder)
     if any(meta.get(key) != value for key, value in source.items()):
-        meta = _prepare(text, source, folder, config)
+        meta = _prepare(text, floor, source, folder, config)
     try:
         train, val = (np.load(folder / f"{split}.npy", mmap_mode="r") for split in ("train", "val"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: damaged ({error}); delete it to have it prepared again") from None
-    return Corpus(load_tokenizer(folder / "tokenizer.json"), train, val, meta)
+    return Corpus(load_tokenizer(folder / "tokenizer.json"), train, val, meta,
+                  floor.nll[len(text) - len(val) + 1:] if floor else None)
+
+
+def _read(config: DataConfig) -> tuple[str, Floor | None]:
+    """The text of a corpus and, where the source is known, its floor."""
+    if config.corpus != "markov":
+        return read_corpus(config.corpus), None
+    source = MarkovSource(config.markov_order, config.markov_alphabet, config.markov_temperature)
+    text, nll = source.sample(LENGTH)
+    return text, Floor(source.entropy_rate, nll)
 
 
 def _folder(config: DataConfig, sha256: str) -> Path:
@@ -76,7 +96,8 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _prepare(text: str, source: dict[str, Any], folder: Path, config: DataConfig) -> dict[str, Any]:
+def _prepare(text: str, floor: Floor | None, source: dict[str, Any], folder: Path, config: DataConfig
+             ) -> dict[str, Any]:
     """Make everything in `folder`, beside it first and then renamed: it is never half-made."""
     cut = int(len(text) * (1 - config.val_fraction))  # in characters; the splits are contiguous
     splits = {"train": text[:cut], "val": text[cut:]}
@@ -95,13 +116,15 @@ def _prepare(text: str, source: dict[str, Any], folder: Path, config: DataConfig
                                 "token(s), and it takes two to predict one from the other")
         bar.set_postfix_str("baselines")
         baselines = []
-        for baseline in ladder(tokens["train"], tokens["val"], tokenizer):
+        for baseline in ladder(tokens["train"], tokens["val"], tokenizer, floor and floor.entropy_rate):
             baselines.append(asdict(baseline))
             bar.update()
     meta = source | {
         "tokenizer": config.tokenizer, "vocab_size": tokenizer.vocab_size,
         **{split: {"tokens": len(tokens[split]), "bytes": len(splits[split].encode())} for split in splits},
         "baselines": baselines}
+    if floor:  # a token is a character
+        meta |= {"entropy_rate": floor.entropy_rate, "source_nll": float(floor.nll[cut + 1:].mean())}
     made = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
@@ -115,9 +138,11 @@ def _prepare(text: str, source: dict[str, Any], folder: Path, config: DataConfig
 
 
 def main(argv: list[str]) -> None:
-    names, config = load_options(DataConfig, argv, "NAME", "?", f"{', '.join(NAMED)}, or a UTF-8 text file")
+    names, config = load_options(DataConfig, argv, "NAME", "?", f"{', '.join(NAMES)}, or a UTF-8 text file")
     if names:
         config = config.model_copy(update={"corpus": names[0]})
+    if problems := config.problems():
+        raise UserError("; ".join(problems))
     corpus = prepare_corpus(config)
     print(report.corpus(corpus.meta, corpus.baselines))
 
