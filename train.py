@@ -28,6 +28,7 @@ def train(config: Config) -> int:
     from data.batches import TrainBatches, eval_batches
     from data.prepare import prepare_corpus
     from engine.checkpoint import Progress, load_checkpoint, save_checkpoint
+    from engine.diagnosis import diagnose
     from engine.distributed import find_world
     from engine.generate import generate
     from engine.optim import make_optimizers
@@ -45,7 +46,7 @@ def train(config: Config) -> int:
     tokenizer, baselines = corpus.tokenizer, corpus.baselines
     batches = TrainBatches(corpus.train, config.model.block_size, config.optim.batch_size, config.run.seed)
     val = corpus.val[: config.run.eval_tokens + 1] if config.run.eval_tokens else corpus.val
-    bytes_per_token = tokenizer.count_bytes(val[1:]) / (len(val) - 1)
+    bytes_per_token, floor = tokenizer.count_bytes(val[1:]) / (len(val) - 1), corpus.floor(len(val) - 1)
     print(report.corpus(corpus.meta, baselines) + "\n")
     if len(val) < len(corpus.val):
         print(f"evaluating on the first {len(val) - 1:,} validation tokens; the ladder is measured on all of them\n")
@@ -83,7 +84,7 @@ def train(config: Config) -> int:
         if loss.nll < progress.best_nll:
             progress.best_nll, progress.evals_since_best = loss.nll, 0
             save_checkpoint(run.path / "best", model, progress)
-        return validation_record(loss, bytes_per_token)
+        return validation_record(loss, bytes_per_token, floor)
 
     def write(record: Record) -> None:
         progress.seconds = time.perf_counter() - began
@@ -99,7 +100,7 @@ def train(config: Config) -> int:
         bar.write(report.COLUMNS)
     else:
         record = validate()
-        bar.write(f"{report.step_zero(record['val_nll'], tokenizer.vocab_size)}\n\n{report.COLUMNS}")
+        bar.write(f"{report.step_zero(diagnose(model, batches, world), tokenizer.vocab_size)}\n\n{report.COLUMNS}")
         write(record)
     results: list[StepResult] = []  # since the last line of metrics
     since = time.perf_counter()
