@@ -102,9 +102,9 @@ def _draw_run(axes: "Axes", run: Run, color: str, options: CurveOptions, alone: 
         return
     axes.plot(x[:2], y[:2], color=color, linewidth=1, linestyle=":")  # nobody measured how it fell there
     axes.plot(x[1:] or x, y[1:] or y, color=color, linewidth=2, marker="o", markersize=4, label=f"{name}validation")
-    best = min(range(len(y)), key=y.__getitem__)
+    best, says = _best(run, y, options)
     axes.plot(x[best], y[best], color=color, marker="*", markersize=13, markeredgecolor="white", linestyle="none",
-              label=f"{name}best, {y[best]:.4f}", zorder=3)
+              label=f"{name}best, {says}", zorder=3)
 
 
 def draw_terminal(runs: Sequence[Run], options: CurveOptions) -> None:
@@ -116,8 +116,8 @@ def draw_terminal(runs: Sequence[Run], options: CurveOptions) -> None:
     for marker, run in zip(itertools.cycle(["braille", "dot", "x", "+"]), runs):
         x, y = _series(run, "val_nll", options)
         if y:
-            best = min(range(len(y)), key=y.__getitem__)
-            plotext.plot(x, y, label=f"{run.name}: validation, best {y[best]:.4f} at {x[best]:,.0f}", marker=marker)
+            best, says = _best(run, y, options)
+            plotext.plot(x, y, label=f"{run.name}: validation, best {says} at {x[best]:,.0f}", marker=marker)
         x, y = _series(run, "train_nll", options)
         if y and len(runs) == 1:
             plotext.plot(x, y, label=f"{run.name}: training", marker="dot")
@@ -138,6 +138,13 @@ def _series(run: Run, key: str, options: CurveOptions) -> tuple[list[float], lis
     """The x and y of a key of the metrics, in the wanted units, where it was measured."""
     records = [record for record in run.metrics if key in record]
     return [record[options.x] for record in records], [record[key] * _scale(run, options) for record in records]
+
+
+def _best(run: Run, losses: Sequence[float], options: CurveOptions) -> tuple[int, str]:
+    """Which of the validation losses is the lowest, and its value, with the KL gap where that is known."""
+    best = min(range(len(losses)), key=losses.__getitem__)
+    _, gaps = _series(run, "kl_gap", options)
+    return best, f"{losses[best]:.4f}" + (f", KL {gaps[best]:.4f}" if gaps else "")
 
 
 def _scale(run: Run, options: CurveOptions) -> float:

@@ -1,14 +1,19 @@
 """What the numbers mean, in words and small tables. Needs no torch."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from config.schema import Config
-from data.baselines import UNIFORM, Baseline
+from data.baselines import FLOOR, UNIFORM, Baseline
 from surprisal import perplexity, uniform_nll
 
-NEAR = 0.1  # nats from log|V| that an untrained model's loss may be
+if TYPE_CHECKING:
+    from engine.diagnosis import Diagnosis
+
+NEAR = 0.01  # nats from what is expected that an untrained model's loss may be, at least
+LARGE = 0.5  # nats that an untrained model's logits may cost by themselves
 SKIPPED = "no token of this step's batch is to be scored: it is skipped, and counted in skipped_steps"
 EQUAL = 1e-4  # nats that are rounding, not a rung passed
 RISE = 0.01  # nats that the validation loss must rise before we speak of overfitting
@@ -18,6 +23,8 @@ CELLS = [("step", "step", 7, ".0f"), ("train nll", "train_nll", 11, ".4f"), ("ob
          ("bits/byte", "val_bits_per_byte", 11, ".3f"), ("top-1", "val_accuracy", 7, ".1%"),
          ("|grad|", "grad_norm", 8, ".2g"), ("lr", "lr", 9, ".2g"), ("tokens/s", "tokens_per_second", 10, ",.0f")]
 COLUMNS = "".join(title.rjust(width) for title, _, width, _ in CELLS)
+SHIFTED = {0: "each target is its own input", 2: "each target is two tokens after its input",
+           -1: "each target is the token before its input"}
 
 
 def corpus(meta: dict[str, Any], baselines: Sequence[Baseline]) -> str:
@@ -34,33 +41,74 @@ def corpus(meta: dict[str, Any], baselines: Sequence[Baseline]) -> str:
              "  to beat             nats/token  bits/byte  perplexity"]
     lines += [f"  {rung.name:<18} {rung.nats_per_token:11.4f} {rung.bits_per_byte:10.3f} {rung.perplexity:11.2f}"
               for rung in _descending(baselines)]
+    if "entropy_rate" in meta:
+        luck = meta["source_nll"] - meta["entropy_rate"]
+        lines += ["", f"  The entropy rate is the floor: the source itself pays it, {luck:+.4f} of luck on this text.",
+                  "  What a model pays more than the source is KL(source || model)."]
     return "\n".join(lines)
 
 
-def step_zero(nll: float, vocab_size: int) -> str:
-    """Is the loss of the untrained model log|V|, as it should be? If not, the likely causes."""
-    expected = uniform_nll(vocab_size)
-    says = f"step 0: loss {nll:.4f} nats, and log|V| = log {vocab_size:,} = {expected:.4f}"
-    if abs(nll - expected) <= NEAR:
-        return f"{says}: as it should be, the model knows nothing yet"
-    if nll > expected:
-        return (f"{says}: {nll - expected:.2f} too high, it is confidently wrong. Likely causes: the weights start too "
-                "large, or the tokens come from another vocabulary")
-    return (f"{says}: {expected - nll:.2f} too low for a model that knows nothing. Likely causes: the inputs contain "
-            "the targets (are they shifted by one?), or the weights were trained before")
+def step_zero(first: "Diagnosis", vocab_size: int) -> str:
+    """Is the first loss what it should be for a model that knows nothing? If not, what is wrong.
+
+    Logits of variance s^2 that know nothing cost log|V| + s^2 / 2, if they are Gaussian: log mean exp z
+    is s^2 / 2 above their mean. Whatever their shape, they never cost less than log|V|.
+    """
+    if not first.scored:
+        return "step 0: WRONG: nothing to score: every target of the first batches is masked"
+    uniform, expected = uniform_nll(vocab_size), first.logit_variance / 2
+    says = (f"step 0: loss {first.nll:.4f} nats; log|V| + half the logits' variance = log {vocab_size:,} + "
+            f"{expected:.4f} = {uniform + expected:.4f}")
+    if faults := [*_label_faults(first), *_loss_faults(first, vocab_size)]:
+        return "\n  WRONG: ".join([says, *faults])
+    if first.nll > uniform + expected + _near(first):  # tied weights expect each token to come again
+        says += f" (the logits are not Gaussian: by themselves they cost {first.spread:.4f})"
+    return f"{says}: as it should be, the model knows nothing yet"
+
+
+def _near(first: "Diagnosis") -> float:
+    """How far the loss may be from what its logits cost by themselves: some tokens are more frequent than others."""
+    return NEAR + first.logit_variance**0.5 / 3
+
+
+def _label_faults(first: "Diagnosis") -> Iterator[str]:
+    shift = max(first.agreement, key=first.agreement.__getitem__)  # the first of equals, which is the right one
+    if shift != 1 and first.agreement[shift] > 0.9:
+        yield f"the labels are off by one: {SHIFTED[shift]}"
+    elif first.agreement[1] < 0.5:
+        yield f"only {first.agreement[1]:.0%} of the targets are the input that comes next; are they shuffled?"
+
+
+def _loss_faults(first: "Diagnosis", vocab_size: int) -> Iterator[str]:
+    excess = first.nll - uniform_nll(first.rows)
+    if first.rows != vocab_size:
+        yield (f"the vocabulary is padded: the head has {first.rows:,} rows for {vocab_size:,} tokens, which adds "
+               f"log({first.rows:,} / {vocab_size:,}) = {uniform_nll(first.rows) - uniform_nll(vocab_size):.3f} nats")
+    if not math.isfinite(first.nll):
+        yield "the loss is not a number"
+    elif excess < -_near(first):
+        yield (f"the loss is {-excess:.2f} below log|V|, too low for a model that knows nothing: its weights were "
+               "trained before, or it sees its targets")
+    elif first.spread > LARGE:
+        yield (f"the weights start too large: logits with a standard deviation of {first.logit_variance**0.5:.2f} are "
+               f"sure of what they cannot know, which costs {excess:.2f} nats")
+    elif excess > first.spread + _near(first):
+        yield (f"the loss is {excess:.2f} above log|V|, and not for the logits' spread: they favour tokens that do not "
+               "come; are the targets of another vocabulary?")
 
 
 def progress(record: dict[str, float], baselines: Sequence[Baseline]) -> str:
     """A line under COLUMNS; with an evaluation, where on the ladder it stands."""
     line = "".join((format(record[key], form) if key in record else "").rjust(width) for _, key, width, form in CELLS)
-    return f"{line}   {standing(record['val_nll'], baselines)}" if "val_nll" in record else line
+    return f"{line}   {standing(record['val_nll'], baselines, record.get('kl_gap'))}" if "val_nll" in record else line
 
 
-def standing(nll: float, baselines: Sequence[Baseline]) -> str:
-    """Which rung a loss has passed, and which comes next."""
+def standing(nll: float, baselines: Sequence[Baseline], kl_gap: float | None = None) -> str:
+    """Which rung a loss has passed, which comes next, and how far it is above the floor where there is one."""
     passed, ahead = _split(nll, baselines)
     says = f"beats {passed[-1].name}" if passed else "beats nothing yet"
-    return f"{says}; next {ahead[0].name}, {ahead[0].nats_per_token:.3f}" if ahead else f"{says}, the last rung"
+    says += f"; next {ahead[0].name}, {ahead[0].nats_per_token:.3f}" if ahead else ", the last rung"
+    return says if kl_gap is None else f"{says}; {kl_gap:.4f} above the floor"
 
 
 def verdict(records: Sequence[dict[str, float]], baselines: Sequence[Baseline], config: Config) -> str:
@@ -83,6 +131,11 @@ def verdict(records: Sequence[dict[str, float]], baselines: Sequence[Baseline], 
         lines.append(f"  Ahead: {', '.join(f'{rung.name} ({rung.nats_per_token:.3f})' for rung in ahead)}.")
     if skipped := records[-1].get("skipped_steps"):
         lines.append(f"{skipped:,.0f} of the steps had nothing to score, and were skipped.")
+    if "kl_gap" in best:
+        entropy_rate, kl_gap = next(rung.nats_per_token for rung in baselines if rung.name == FLOOR), best["kl_gap"]
+        lines.append(f"  H(p, q) = H(p) + KL(p || q): {nll:.4f} is the entropy rate {entropy_rate:.4f}, "
+                     f"{nll - kl_gap - entropy_rate:+.4f} of luck with this text,\n"
+                     f"  and {kl_gap:.4f} above the floor, the KL gap that is left.")
     return "\n".join(lines + _course(records, best, last, uniform.nats_per_token, config))
 
 
@@ -93,7 +146,7 @@ def _course(records: Sequence[dict[str, float]], best: dict[str, float], last: d
     if not trained:
         return []
     train_nll = trained[-1].get("train_nll", float("nan"))
-    if not train_nll < uniform + NEAR:
+    if not train_nll < uniform + 0.1:
         return [f"It diverged: the training loss is {train_nll:.4g}, worse than knowing nothing.",
                 "Try a lower --learning_rate and --muon_learning_rate, or --warmup_iters."]
     rise, gap = last["val_nll"] - best["val_nll"], last["val_nll"] - train_nll
@@ -120,7 +173,7 @@ def _descending(baselines: Sequence[Baseline]) -> list[Baseline]:
 
 
 def _split(nll: float, baselines: Sequence[Baseline]) -> tuple[list[Baseline], list[Baseline]]:
-    """The rungs a loss has passed, and those ahead of it, each from the worst to the best."""
-    ladder = _descending(baselines)
+    """The rungs a loss has passed, and those ahead of it, each from the worst to the best; not the floor."""
+    ladder = [rung for rung in _descending(baselines) if rung.name != FLOOR]
     passed = [rung for rung in ladder if nll < rung.nats_per_token - EQUAL]
     return passed, ladder[len(passed):]

@@ -30,6 +30,7 @@ def train(config: Config) -> int:
     from data.batches import TrainBatches, eval_batches
     from data.prepare import prepare_corpus
     from engine.checkpoint import Progress, load_checkpoint, load_teacher, save_checkpoint
+    from engine.diagnosis import diagnose
     from engine.distributed import find_world
     from engine.generate import generate
     from engine.optim import make_optimizers
@@ -50,6 +51,7 @@ def train(config: Config) -> int:
     batches = TrainBatches(corpus.train, config.model.block_size, config.optim.batch_size, config.run.seed, pad_after)
     val = corpus.val.first(config.run.eval_tokens)
     bytes_per_token = tokenizer.count_bytes(val.targets()) / val.count_scored()
+    floor = corpus.floor(len(val.tokens) - 1)
     print(report.corpus(corpus.meta, baselines) + "\n")
     if len(val.tokens) < len(corpus.val.tokens):
         print(f"evaluating on the first {config.run.eval_tokens:,} validation tokens; the ladder is measured on all of "
@@ -93,7 +95,7 @@ def train(config: Config) -> int:
         if loss.nll < progress.best_nll:
             progress.best_nll, progress.evals_since_best = loss.nll, 0
             world.once(save_checkpoint, run.path / "best", model, progress)
-        return validation_record(loss, bytes_per_token)
+        return validation_record(loss, bytes_per_token, floor)
 
     def write(record: Record) -> None:
         progress.seconds = time.perf_counter() - began
@@ -109,7 +111,7 @@ def train(config: Config) -> int:
         bar.write(report.COLUMNS)
     else:
         record = validate()
-        bar.write(f"{report.step_zero(record['val_nll'], tokenizer.vocab_size)}\n\n{report.COLUMNS}")
+        bar.write(f"{report.step_zero(diagnose(model, batches, world), tokenizer.vocab_size)}\n\n{report.COLUMNS}")
         write(record)
     results: list[StepResult] = []  # since the last line of metrics
     since = time.perf_counter()

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 MAX_STEP_TOKENS = 2**26  # a batch is held in memory whole
 MAX_PARAMETERS = 2**33  # and so is a model
+MAX_CONTEXTS = 100_000  # and so are the probabilities of a Markov source
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -29,8 +30,8 @@ class Section(BaseModel):
 class DataConfig(Section):
     """[data] What text, cut into what tokens."""
 
-    corpus: str = Field("shakespeare", min_length=1, description="shakespeare, tinyshakespeare, words, dialogue, or a "
-                        "UTF-8 file: .jsonl of prompts and completions, else text")
+    corpus: str = Field("shakespeare", min_length=1, description="shakespeare, tinyshakespeare, words, dialogue, "
+                        "markov, or a UTF-8 file: .jsonl of prompts and completions, else text")
     tokenizer: Literal["char", "bpe", "gpt2"] = Field("char", description="what a token is")
     vocab_size: int = Field(1024, ge=257, le=1_000_000, description="tokens that bpe learns from the training split")
     val_fraction: float = Field(0.1, gt=0, lt=1, description="share of the text, at its end, kept for validation")
@@ -39,6 +40,9 @@ class DataConfig(Section):
     padded: bool = Field(False, description="each document is a sequence, padded to block_size; else they follow on")
     score_end: bool = Field(True, description="the end token is predicted too; else it is given")
     mask: str = Field("", description="a regular expression; what it matches is given, not scored (^ and $: line ends)")
+    markov_order: int = Field(2, ge=1, le=16, description="of the markov corpus: characters that the next depends on")
+    markov_alphabet: int = Field(27, ge=2, le=63, description="its different characters, the space first")
+    markov_temperature: float = Field(0.5, ge=0.01, le=100, description="low = predictable")
 
     @property
     def is_jsonl(self) -> bool:
@@ -48,6 +52,27 @@ class DataConfig(Section):
     @property
     def has_documents(self) -> bool:
         return self.is_jsonl or self.documents != "none"
+
+    def problems(self) -> list[str]:
+        """Combinations that make no sense, one line each."""
+        found = [f"{name} needs documents; use --documents=lines or paragraphs, or a .jsonl corpus"
+                 for name, on in (("padded", self.padded), ("score_end=false", not self.score_end))
+                 if on and not self.has_documents]
+        if self.is_jsonl and self.documents != "none":
+            found.append(f"documents={self.documents}: the documents of {self.corpus} are its records already")
+        try:
+            re.compile(self.mask)
+        except re.error as error:
+            found.append(f"mask={self.mask}: not a regular expression: {error}")
+        if self.corpus != "markov":
+            return found
+        found += [f"the entropy of markov is known per character of the whole text: leave {name} as it is"
+                  for name in ("tokenizer", "documents", "mask")
+                  if getattr(self, name) != DataConfig.model_fields[name].default]
+        if self.markov_alphabet**self.markov_order > MAX_CONTEXTS:
+            found.append(f"markov_alphabet={self.markov_alphabet} to the power of markov_order={self.markov_order} is "
+                         f"more than {MAX_CONTEXTS:,} contexts")
+        return found
 
 
 class ModelConfig(Section):
@@ -132,18 +157,12 @@ class Config(Section):
     def problems(self) -> list[str]:
         """Combinations that make no sense, one line each."""
         data, model, optim, run = self.data, self.model, self.optim, self.run
-        found = [f"{name} needs documents; use --documents=lines or paragraphs, or a .jsonl corpus"
-                 for name, on in (("padded", data.padded), ("score_end=false", not data.score_end),
-                                  ("document_attention", model.document_attention)) if on and not data.has_documents]
-        if data.is_jsonl and data.documents != "none":
-            found.append(f"documents={data.documents}: the documents of {data.corpus} are its records already")
+        found = data.problems()
+        if model.document_attention and not data.has_documents:
+            found.append("document_attention needs documents; use --documents=lines or paragraphs, or a .jsonl corpus")
         if not self.loss.teacher:
             found += [f"{name}={getattr(self.loss, name)} needs a --teacher" for name in ("alpha", "temperature")
                       if getattr(self.loss, name) != LossConfig.model_fields[name].default]
-        try:
-            re.compile(data.mask)
-        except re.error as error:
-            found.append(f"mask={data.mask}: not a regular expression: {error}")
         if model.n_embd % model.n_head:
             unit = 2 * model.n_head  # heads of even width suit every kind of position
             found.append(f"n_embd={model.n_embd} is not a multiple of n_head={model.n_head}; try n_embd="

@@ -20,6 +20,7 @@ from data.tokenizer import Tokenizer
 from surprisal import LN2, bits_per_byte, perplexity, uniform_nll
 
 UNIFORM = "uniform, log|V|"  # the rung that every model starts on
+FLOOR = "entropy rate"  # where it is known: the rung that no model passes
 MAX_ORDER = 6  # tokens in the longest n-gram, for a small vocabulary
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": lambda data: gzip.compress(data, 9, mtime=0), "bzip2": bz2.compress, "xz": lzma.compress}
@@ -35,8 +36,12 @@ class Baseline:
     perplexity: float
 
 
-def ladder(train: np.ndarray, split: Split, tokenizer: Tokenizer) -> Iterator[Baseline]:
-    """The rungs on a validation split, computed one after another; `train` is token ids `(N,)`."""
+def ladder(train: np.ndarray, split: Split, tokenizer: Tokenizer, entropy_rate: float | None = None
+           ) -> Iterator[Baseline]:
+    """The rungs on a validation split, computed one after another; `train` is token ids `(N,)`.
+
+    The entropy rate, in nats per token, is that of the text's source, not of this split, and known to few.
+    """
     vocab_size, val = tokenizer.vocab_size, split.tokens
     chosen = slice(None) if split.scored is None else split.scored[1:]
     scored, scored_bytes = split.count_scored(), tokenizer.count_bytes(split.targets())
@@ -55,6 +60,8 @@ def ladder(train: np.ndarray, split: Split, tokenizer: Tokenizer) -> Iterator[Ba
     text = tokenizer.decode_bytes(val[1:].tolist())
     for name, compress in COMPRESSORS.items():
         yield rung(name, 8 * LN2 * len(compress(text)))
+    if entropy_rate is not None:
+        yield rung(FLOOR, scored * entropy_rate)
 
 
 def ngram_nll(train: np.ndarray, val: np.ndarray, vocab_size: int, longest: int) -> Iterator[np.ndarray]:

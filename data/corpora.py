@@ -169,4 +169,4 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 NAMED = {"shakespeare": (fetch_plays, PLAYS_SHA256), "tinyshakespeare": (download_tinyshakespeare, TINY_SHA256)}
 MADE = {"words": list_words, "dialogue": list_dialogue}  # from the plays
-NAMES = [*NAMED, *MADE]
+NAMES = [*NAMED, *MADE, "markov"]  # the last one is drawn by data/markov.py

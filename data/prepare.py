@@ -27,6 +27,7 @@ from config.schema import DataConfig
 from data.baselines import Baseline, ladder
 from data.corpora import DATA, NAMES, read_corpus
 from data.documents import SEPARATORS, Document, Split, encode_documents, plain_text, read_documents
+from data.markov import LENGTH, Floor, MarkovSource
 from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
 from errors import UserError, run_command
 
@@ -41,28 +42,47 @@ class Corpus:
     train: Split
     val: Split
     meta: dict[str, Any]
+    source_nll: np.ndarray | None = None  # of val[1:] in nats, where the probabilities are known
 
     @property
     def baselines(self) -> list[Baseline]:
         return [Baseline(**rung) for rung in self.meta["baselines"]]
 
+    def floor(self, scored: int) -> float | None:
+        """Nats per token that the source itself pays for the first `scored` of val[1:], where that is known.
+
+        A model's loss on the same tokens, less this, estimates KL(source || model) with much less
+        noise than its loss less the entropy rate: the luck of this text is in both, and cancels.
+        """
+        return None if self.source_nll is None else float(self.source_nll[:scored].mean())
+
 
 def prepare_corpus(config: DataConfig) -> Corpus:
     """The prepared corpus, made anew only if it is missing or its text has changed."""
-    text = read_corpus(config.corpus)
+    text, floor = _read(config)
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     source = {"format": FORMAT, "corpus": config.corpus if config.corpus in NAMES else Path(config.corpus).name,
               "sha256": sha256}
     folder = _folder(config, sha256)
     meta = _read_meta(folder)
     if any(meta.get(key) != value for key, value in source.items()):
-        meta = _prepare(text, source, folder, config)
+        meta = _prepare(text, floor, source, folder, config)
     try:
         train, val = (Split(*(np.load(path, mmap_mode="r") for name in (split, f"{split}_scored")
                               if (path := folder / f"{name}.npy").exists())) for split in ("train", "val"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: damaged ({error}); delete it to have it prepared again") from None
-    return Corpus(load_tokenizer(folder / "tokenizer.json"), train, val, meta)
+    return Corpus(load_tokenizer(folder / "tokenizer.json"), train, val, meta,
+                  floor.nll[1 - len(val.tokens):] if floor else None)
+
+
+def _read(config: DataConfig) -> tuple[str, Floor | None]:
+    """The text of a corpus and, where the source is known, its floor."""
+    if config.corpus != "markov":
+        return read_corpus(config.corpus), None
+    source = MarkovSource(config.markov_order, config.markov_alphabet, config.markov_temperature)
+    text, nll = source.sample(LENGTH)
+    return text, Floor(source.entropy_rate, nll)
 
 
 def _folder(config: DataConfig, sha256: str) -> Path:
@@ -81,6 +101,8 @@ def _cut(config: DataConfig) -> Iterator[str]:
         yield "end_given"
     if config.mask:
         yield f"mask_{hashlib.sha256(config.mask.encode()).hexdigest()[:8]}"
+    if config.corpus == "markov":
+        yield f"{config.markov_order}_{config.markov_alphabet}_{config.markov_temperature}"
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
@@ -91,7 +113,8 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _prepare(text: str, source: dict[str, Any], folder: Path, config: DataConfig) -> dict[str, Any]:
+def _prepare(text: str, floor: Floor | None, source: dict[str, Any], folder: Path, config: DataConfig
+             ) -> dict[str, Any]:
     """Make everything in `folder`, beside it first and then renamed: it is never half-made."""
     documents = _split(text, config)
     separator = SEPARATORS.get(config.documents, "\n") if config.has_documents else None
@@ -108,7 +131,7 @@ def _prepare(text: str, source: dict[str, Any], folder: Path, config: DataConfig
             bar.update()
         bar.set_postfix_str("baselines")
         baselines = []
-        for baseline in ladder(splits["train"].tokens, splits["val"], tokenizer):
+        for baseline in ladder(splits["train"].tokens, splits["val"], tokenizer, floor and floor.entropy_rate):
             baselines.append(asdict(baseline))
             bar.update()
     meta = source | {
@@ -116,6 +139,9 @@ def _prepare(text: str, source: dict[str, Any], folder: Path, config: DataConfig
         **{name: {"tokens": len(split.tokens), "bytes": tokenizer.count_bytes(split.tokens),
                   "documents": len(documents[name]), "scored": split.count_scored()} for name, split in splits.items()},
         "baselines": baselines}
+    if floor:  # a token is a character
+        nll = floor.nll[1 - len(splits["val"].tokens):]
+        meta |= {"entropy_rate": floor.entropy_rate, "source_nll": float(nll.mean())}
     made = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
@@ -160,6 +186,8 @@ def main(argv: list[str]) -> None:
     names, config = load_options(DataConfig, argv, "NAME", "?", f"{', '.join(NAMES)}, or a UTF-8 text file")
     if names:
         config = config.model_copy(update={"corpus": names[0]})
+    if problems := config.problems():
+        raise UserError("; ".join(problems))
     corpus = prepare_corpus(config)
     print(report.corpus(corpus.meta, corpus.baselines))
 

@@ -43,9 +43,11 @@ def training_record(results: list[StepResult], since: float, config: LossConfig,
     return record
 
 
-def validation_record(loss: LossMeans, bytes_per_token: float) -> Record:
-    return {"val_nll": loss.nll, "val_ppl": perplexity(loss.nll), "val_accuracy": loss.accuracy,
-            "val_bits_per_byte": bits_per_byte(loss.nll, bytes_per_token)}
+def validation_record(loss: LossMeans, bytes_per_token: float, floor: float | None = None) -> Record:
+    """`floor` is what the text's source itself pays for the same tokens, in nats per token, where that is known."""
+    record = {"val_nll": loss.nll, "val_ppl": perplexity(loss.nll), "val_accuracy": loss.accuracy,
+              "val_bits_per_byte": bits_per_byte(loss.nll, bytes_per_token)}
+    return record if floor is None else record | {"kl_gap": loss.nll - floor}
 
 
 class RunLog:

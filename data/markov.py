@@ -1,0 +1,76 @@
+"""Text from a random Markov source, whose entropy rate is known: the floor that no model gets below."""
+
+import string
+from typing import NamedTuple
+
+import numpy as np
+
+ALPHABET = " " + string.ascii_lowercase + string.ascii_uppercase + string.digits  # Shannon's 27 symbols come first
+SUCCESSORS = 4  # symbols that may follow a context
+UNITS = 256  # probabilities are whole numbers of 1 / UNITS, so that a random byte draws a symbol
+SEED = 0
+LENGTH = 2_000_000  # symbols of text
+
+
+class Floor(NamedTuple):
+    """What a source leaves to no model."""
+
+    entropy_rate: float  # nats per symbol
+    nll: np.ndarray  # the source's own surprisal at each symbol of its text `(N,)`
+
+
+class MarkovSource:
+    """After each context, the last `order` symbols, comes one of a few symbols, each with its own probability.
+
+    Symbol 0, the space, is one of them everywhere. So from any context `order` spaces lead to the one
+    of spaces only, which may follow itself: there is one recurrent class, it has no period, and the
+    stationary distribution is unique. Both that and the text depend on the three arguments alone.
+    A low `temperature` makes one successor likely, a high one makes all alike.
+    """
+
+    def __init__(self, order: int, alphabet: int, temperature: float) -> None:
+        self.alphabet = alphabet
+        contexts = np.arange(alphabet**order)  # a context is a number, and the symbols in it are its digits
+        rng = np.random.default_rng(SEED)
+        others = rng.random((len(contexts), alphabet - 1)).argsort(axis=1)[:, : SUCCESSORS - 1] + 1
+        logits = rng.standard_normal((len(contexts), others.shape[1] + 1)) / temperature
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        units = np.rint(UNITS * weights / weights.sum(axis=1, keepdims=True)).clip(min=1).astype(np.int64)
+        units[contexts, logits.argmax(axis=1)] += UNITS - units.sum(axis=1)
+        self.successors = np.pad(others, ((0, 0), (1, 0)))  # (contexts, S) symbols
+        self.units = units  # (contexts, S)
+        self.next_contexts = (contexts[:, None] * alphabet + self.successors) % len(contexts)
+        self.stationary = self._find_stationary()  # (contexts,)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """p(s | c) of each context c and each of its successors s, `(contexts, S)`."""
+        return self.units / UNITS
+
+    @property
+    def entropy_rate(self) -> float:
+        """H = sum over contexts c of pi(c) H(p(. | c)), in nats per symbol, to machine precision."""
+        return float(-self.stationary @ (self.probabilities * np.log(self.probabilities)).sum(axis=1))
+
+    def _find_stationary(self) -> np.ndarray:
+        """pi = pi P, `(contexts,)`: P is applied until it changes nothing but rounding."""
+        pi, change = np.full(len(self.units), 1 / len(self.units)), 1.0
+        while change > 1e-14:  # the sum of |pi P - pi|
+            flow = (pi[:, None] * self.probabilities).ravel()
+            moved = np.bincount(self.next_contexts.ravel(), flow, minlength=len(pi))
+            change = float(np.abs(moved - pi).sum())
+            pi = moved / moved.sum()
+        return pi
+
+    def sample(self, length: int) -> tuple[str, np.ndarray]:
+        """A text that begins as if it had always gone on, and the source's own surprisal at each symbol, in nats."""
+        rng = np.random.default_rng(SEED + 1)
+        drawn_by = np.repeat(self.successors.ravel(), self.units.ravel()).astype(np.uint8).reshape(-1, UNITS)
+        table, alphabet, contexts = [row.tobytes() for row in drawn_by], self.alphabet, len(drawn_by)
+        path = [context := int(rng.choice(contexts, p=self.stationary))]
+        path += [context := (context * alphabet + table[context][byte]) % contexts for byte in rng.bytes(length)]
+        before, after = np.array(path[:-1]), np.array(path[1:])
+        chosen = self.next_contexts[before] == after[:, None]  # (length, S), true once in a row
+        symbols = (after % self.alphabet).astype(np.uint8)
+        text = np.frombuffer(ALPHABET.encode(), dtype=np.uint8)[symbols].tobytes().decode()
+        return text, -np.log(self.probabilities[before][chosen])

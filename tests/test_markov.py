@@ -1,0 +1,178 @@
+"""A source whose entropy is known, against entropies computed another way."""
+
+import math
+
+import numpy as np
+import pytest
+
+import report
+from config.cli import load_config
+from config.schema import DataConfig
+from curves import CurveOptions, draw_png, draw_terminal
+from data import markov
+from data.baselines import FLOOR, Baseline
+from data.markov import MarkovSource
+from data.prepare import prepare_corpus
+from errors import UserError
+from runs import open_run
+from surprisal import entropy
+from tests.conftest import TINY
+from train import train
+
+CASES = [(1, 27, 0.5), (2, 5, 1.0), (3, 4, 0.1), (4, 2, 0.01), (1, 63, 100.0)]
+
+
+def matrix(source: MarkovSource) -> np.ndarray:
+    """The whole transition matrix between contexts, made one entry at a time."""
+    n = len(source.units)
+    P = np.zeros((n, n))
+    for context in range(n):
+        for symbol, units in zip(source.successors[context], source.units[context], strict=True):
+            P[context, (context * source.alphabet + symbol) % n] += units / 256
+    return P
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_entropy_rate_is_that_of_the_stationary_distribution(case) -> None:
+    """The eigenvector of the transition matrix, and the entropy of each of its rows."""
+    source = MarkovSource(*case)
+    P = matrix(source)
+    assert P.sum(axis=1) == pytest.approx(1.0, abs=1e-15)
+    values, vectors = np.linalg.eig(P.T)
+    assert np.sum(np.abs(values) > 1 - 1e-9) == 1  # one recurrent class, without a period
+    pi = np.real(vectors[:, np.argmax(np.abs(values))])
+    pi /= pi.sum()
+    assert np.abs(source.stationary @ P - source.stationary).sum() < 1e-13
+    assert source.stationary == pytest.approx(pi, abs=1e-9)
+    by_hand = sum(weight * entropy(row.tolist()) for weight, row in zip(pi, P, strict=True))
+    assert source.entropy_rate == pytest.approx(by_hand, abs=1e-9)
+
+
+def test_a_chain_whose_entropy_is_known_in_closed_form() -> None:
+    """Two symbols that change with chances a and b: pi = (b, a) / (a + b), H = (b h(a) + a h(b)) / (a + b)."""
+    source = MarkovSource(1, 2, 0.5)
+    a, b = (1 - source.probabilities[c][source.successors[c] == c].item() for c in range(2))
+    H = (b * entropy([a, 1 - a]) + a * entropy([b, 1 - b])) / (a + b)
+    assert source.stationary == pytest.approx([b / (a + b), a / (a + b)], abs=1e-14)
+    assert source.entropy_rate == pytest.approx(H, abs=1e-14)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_long_text_pays_the_entropy_rate(case) -> None:
+    source = MarkovSource(*case)
+    text, nll = source.sample(200_000)
+    means = nll.reshape(100, -1).mean(axis=1)  # of blocks, which hardly depend on each other
+    error = means.std() / math.sqrt(len(means))
+    assert nll.mean() == pytest.approx(source.entropy_rate, abs=4 * error + 1e-4)
+    assert nll.max() <= math.log(256) + 1e-12
+    order, alphabet, _ = case
+    P, context = matrix(source), 0
+    for i, character in enumerate(text[:2000]):
+        following = (context * alphabet + markov.ALPHABET.index(character)) % len(P)
+        if i >= order:  # before, the context has symbols that are not in the text
+            assert -math.log(P[context, following]) == pytest.approx(nll[i])
+        context = following
+
+
+def test_a_text_is_sparse_and_the_same_every_time() -> None:
+    text, nll = MarkovSource(2, 27, 0.5).sample(50_000)
+    again, nll_again = MarkovSource(2, 27, 0.5).sample(50_000)
+    assert text == again
+    assert (nll == nll_again).all()
+    assert set(text) <= set(markov.ALPHABET[:27])
+    followers: dict[str, set[str]] = {}
+    for i in range(2, len(text)):
+        followers.setdefault(text[i - 2: i], set()).add(text[i])
+    assert max(map(len, followers.values())) == markov.SUCCESSORS
+    assert MarkovSource(2, 27, 0.6).sample(50)[0] != text[:50]
+    assert len(MarkovSource(1, 2, 0.5).successors[0]) == 2
+
+
+def test_temperature_is_disorder() -> None:
+    rates = [MarkovSource(2, 9, temperature).entropy_rate for temperature in (0.01, 0.1, 0.3, 1.0, 3.0, 100.0)]
+    assert rates == sorted(rates)
+    assert rates[0] < 0.1
+    assert rates[-1] == pytest.approx(math.log(markov.SUCCESSORS), abs=1e-3)
+
+
+@pytest.fixture
+def short(data_dir, monkeypatch):
+    """A markov corpus of a few thousand characters, in a temporary directory."""
+    monkeypatch.setattr("data.prepare.LENGTH", 6000)
+    return data_dir
+
+
+def test_the_corpus_knows_its_floor(short) -> None:
+    corpus = prepare_corpus(DataConfig(corpus="markov", markov_alphabet=5))
+    source = MarkovSource(2, 5, 0.5)
+    text, nll = source.sample(6000)
+    assert corpus.tokenizer.decode(corpus.val.tokens) == text[5400:]
+    assert corpus.meta["corpus"] == "markov"
+    assert corpus.meta["entropy_rate"] == source.entropy_rate
+    assert corpus.meta["source_nll"] == pytest.approx(nll[5401:].mean())
+    assert corpus.floor(599) == pytest.approx(nll[5401:].mean())
+    assert corpus.floor(100) == pytest.approx(nll[5401:5501].mean())
+    rungs = {rung.name: rung for rung in corpus.baselines}
+    assert rungs[FLOOR].nats_per_token == pytest.approx(source.entropy_rate)
+    assert rungs[FLOOR].perplexity == pytest.approx(math.exp(source.entropy_rate))
+    assert rungs[FLOOR].bits_per_byte == pytest.approx(source.entropy_rate / math.log(2))
+    assert prepare_corpus(DataConfig(corpus="markov", markov_alphabet=5)).floor(599) == corpus.floor(599)
+    assert prepare_corpus(DataConfig(corpus="markov", markov_alphabet=6)).meta["sha256"] != corpus.meta["sha256"]
+    assert prepare_corpus(DataConfig(corpus="text.txt")).floor(599) is None
+
+
+def test_training_shows_the_gap(short, capsys) -> None:
+    """The first gap is log|V| less what the source pays; no loss is below the floor."""
+    recipe = ["--corpus=markov", "--markov_order=1", "--markov_alphabet=4", "--out_dir=out/run", *TINY,
+              "--max_iters=60", "--eval_interval=20", "--eval_tokens=500", "--muon_learning_rate=0.1"]
+    assert train(load_config(recipe)) == 0
+    printed = capsys.readouterr().out
+    run = open_run(short / "out/run")
+    floor = prepare_corpus(run.config.data).floor(500)
+    assert floor is not None
+    gaps = [record["kl_gap"] for record in run.metrics if "val_nll" in record]
+    assert len(gaps) == 4
+    assert gaps[0] == pytest.approx(math.log(4) - floor, abs=1e-5)
+    assert 0 < gaps[-1] < 0.25 * gaps[0]
+    assert f"{gaps[-1]:.4f} above the floor" in printed
+    assert "H(p, q) = H(p) + KL(p || q)" in printed
+    assert "beats entropy rate" not in printed
+    draw_png([run], short / "c.png", CurveOptions())
+    draw_terminal([run], CurveOptions())
+    picture = capsys.readouterr().out
+    assert "entropy rate" in picture
+    assert f", KL {min(gaps):.4f}" in picture
+    with pytest.raises(UserError, match=r"text \(sha256\) was"):
+        train(load_config([*recipe, "--init_from=resume", "--markov_temperature=0.4"]))
+
+
+def test_the_floor_is_never_beaten_in_words() -> None:
+    """Not even by a loss that is below the entropy rate because the validation text is a lucky one."""
+    from tests.test_report import LADDER, records
+
+    ladder = [*LADDER, Baseline(FLOOR, 1.45, 2.09, 4.26)]
+    assert report.standing(1.449, ladder, 0.001) == "beats 6-gram, the last rung; 0.0010 above the floor"
+    assert report.standing(2.0, ladder, 0.552).endswith("next 6-gram, 1.520; 0.5520 above the floor")
+    lucky = records(4.17, 1.449)
+    for record in lucky:
+        record["kl_gap"] = record["val_nll"] - 1.448
+    said = report.verdict(lucky, ladder, load_config([]))
+    assert "6-gram: all of the baselines." in said
+    assert "1.4490 is the entropy rate 1.4500, -0.0020 of luck with this text,\n  and 0.0010 above the floor" in said
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["--tokenizer=bpe"], "entropy of markov is known per character of the whole text: leave tokenizer as it is"),
+    (["--markov_order=4"], "markov_alphabet=27 to the power of markov_order=4 is more than 100,000 contexts"),
+    (["--markov_alphabet=64"], "markov_alphabet=64: .*less than or equal to 63"),
+    (["--markov_temperature=0"], "markov_temperature=0: .*greater than or equal to 0.01"),
+])
+def test_mistakes(argv, message) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(["--corpus=markov", *argv])
+
+
+def test_preparing_refuses_them_too(run) -> None:
+    done = run("data/prepare.py", "markov", "--markov_order=16", check=False)
+    assert done.returncode == 2
+    assert "more than 100,000 contexts" in done.stderr
