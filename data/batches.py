@@ -47,14 +47,24 @@ class TrainBatches:
         return shift + self.block_size * rng.permutation(self.windows)
 
 
-def eval_batches(tokens: np.ndarray, block_size: int) -> Iterator[Batch]:
-    """Every token but the first as a target, exactly once, in order; the last window is padded."""
-    scored = len(tokens) - 1
+def eval_batches(tokens: np.ndarray, block_size: int, stride: int = 0) -> Iterator[Batch]:
+    """Every token but the first as a target, exactly once, in order; the last window is padded.
+
+    The windows move on by `stride` tokens, 1 to block_size; 0 stands for block_size, windows side by side.
+    Where they overlap, a window after the first scores only its last `stride` tokens: they have at
+    least block_size - stride tokens before them.
+
+    >>> [batch.targets.tolist() for batch in eval_batches(np.arange(8), block_size=4, stride=2)]
+    [[[1, 2, 3, 4], [-100, -100, 5, 6], [-100, -100, 7, -100]]]
+    """
+    stride, scored = stride or block_size, len(tokens) - 1
+    windows = 1 + max(0, -(-(scored - block_size) // stride))
     batch_size = max(1, EVAL_BATCH_TOKENS // block_size)
-    for start in range(0, scored, block_size * batch_size):
-        span = tokens[start: start + block_size * batch_size + 1].astype(np.int64)
-        rows = -(-(len(span) - 1) // block_size)
-        inputs = np.zeros(rows * block_size, dtype=np.int64)
-        targets = np.full(rows * block_size, IGNORE_INDEX, dtype=np.int64)
-        inputs[: len(span) - 1], targets[: len(span) - 1] = span[:-1], span[1:]
-        yield Batch(inputs.reshape(rows, block_size), targets.reshape(rows, block_size))
+    for first in range(0, windows, batch_size):
+        starts = stride * np.arange(first, min(first + batch_size, windows))[:, None]
+        places = starts + np.arange(block_size)  # of the inputs (B, T)
+        inputs = tokens[np.minimum(places, scored)].astype(np.int64)
+        targets = tokens[np.minimum(places + 1, scored)].astype(np.int64)
+        scored_before = (places < starts + block_size - stride) & (starts > 0)
+        targets[scored_before | (places >= scored)] = IGNORE_INDEX
+        yield Batch(inputs, targets)
