@@ -50,7 +50,7 @@ def progress(record: dict[str, float], baselines: Sequence[Baseline]) -> str:
 
 def standing(nll: float, baselines: Sequence[Baseline]) -> str:
     """Which rung a loss has passed, and which comes next."""
-    passed, ahead = _split(nll, baselines)
+    passed, ahead = passed_and_ahead(nll, baselines)
     says = f"beats {passed[-1].name}" if passed else "beats nothing yet"
     return f"{says}; next {ahead[0].name}, {ahead[0].nats_per_token:.3f}" if ahead else f"{says}, the last rung"
 
@@ -62,7 +62,7 @@ def verdict(records: Sequence[dict[str, float]], baselines: Sequence[Baseline], 
         return "No loss was a number: nothing was learned. Try a lower --learning_rate and --muon_learning_rate."
     best, last = min(evals, key=lambda record: record["val_nll"]), evals[-1]
     nll, uniform = best["val_nll"], next(rung for rung in baselines if rung.name == UNIFORM)
-    passed, ahead = _split(nll, baselines)
+    passed, ahead = passed_and_ahead(nll, baselines)
     lines = [
         f"The best validation loss is {nll:.4f} nats per token, at step {best['step']:,.0f} of "
         f"{records[-1]['step']:,.0f}, after {records[-1]['seconds']:.0f} s:",
@@ -109,7 +109,7 @@ def _descending(baselines: Sequence[Baseline]) -> list[Baseline]:
     return sorted(baselines, key=lambda rung: -rung.nats_per_token)
 
 
-def _split(nll: float, baselines: Sequence[Baseline]) -> tuple[list[Baseline], list[Baseline]]:
+def passed_and_ahead(nll: float, baselines: Sequence[Baseline]) -> tuple[list[Baseline], list[Baseline]]:
     """The rungs a loss has passed, and those ahead of it, each from the worst to the best."""
     ladder = _descending(baselines)
     passed = [rung for rung in ladder if nll < rung.nats_per_token - EQUAL]
