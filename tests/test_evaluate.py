@@ -242,7 +242,8 @@ def test_a_reading_knows_where_its_tokens_are(runs) -> None:
 
 
 def test_a_text_of_a_few_tokens_has_intervals_that_are_numbers() -> None:
-    for offsets in ([np.array([1])], [np.array([1, 2, 3]), np.array([2])], [np.arange(200), np.arange(0, 200, 70)]):
+    for offsets in ([np.array([1])], [np.array([2]), np.array([3])], [np.array([1, 2, 3]), np.array([2])],
+                    [np.arange(200), np.arange(0, 200, 70)]):
         blocks = Blocks(*offsets)
         for number, own in enumerate(offsets):
             estimate = interval(blocks.ratio(np.ones(len(own)), np.ones(len(own)), number))
