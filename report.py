@@ -105,7 +105,7 @@ def progress(record: dict[str, float], baselines: Sequence[Baseline]) -> str:
 
 def standing(nll: float, baselines: Sequence[Baseline], kl_gap: float | None = None) -> str:
     """Which rung a loss has passed, which comes next, and how far it is above the floor where there is one."""
-    passed, ahead = _split(nll, baselines)
+    passed, ahead = passed_and_ahead(nll, baselines)
     says = f"beats {passed[-1].name}" if passed else "beats nothing yet"
     says += f"; next {ahead[0].name}, {ahead[0].nats_per_token:.3f}" if ahead else ", the last rung"
     return says if kl_gap is None else f"{says}; {kl_gap:.4f} above the floor"
@@ -118,7 +118,7 @@ def verdict(records: Sequence[dict[str, float]], baselines: Sequence[Baseline], 
         return "No loss was a number: nothing was learned. Try a lower --learning_rate and --muon_learning_rate."
     best, last = min(evals, key=lambda record: record["val_nll"]), evals[-1]
     nll, uniform = best["val_nll"], next(rung for rung in baselines if rung.name == UNIFORM)
-    passed, ahead = _split(nll, baselines)
+    passed, ahead = passed_and_ahead(nll, baselines)
     lines = [
         f"The best validation loss is {nll:.4f} nats per token, at step {best['step']:,.0f} of "
         f"{records[-1]['step']:,.0f}, after {records[-1]['seconds']:.0f} s:",
@@ -172,7 +172,7 @@ def _descending(baselines: Sequence[Baseline]) -> list[Baseline]:
     return sorted(baselines, key=lambda rung: -rung.nats_per_token)
 
 
-def _split(nll: float, baselines: Sequence[Baseline]) -> tuple[list[Baseline], list[Baseline]]:
+def passed_and_ahead(nll: float, baselines: Sequence[Baseline]) -> tuple[list[Baseline], list[Baseline]]:
     """The rungs a loss has passed, and those ahead of it, each from the worst to the best; not the floor."""
     ladder = [rung for rung in _descending(baselines) if rung.name != FLOOR]
     passed = [rung for rung in ladder if nll < rung.nats_per_token - EQUAL]

@@ -17,7 +17,7 @@ from typing import Any
 from config.cli import read_config, write_config
 from config.schema import Config
 from data.baselines import Baseline
-from data.prepare import Corpus
+from data.prepare import Corpus, prepare_corpus
 from data.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 from errors import UserError
 
@@ -43,6 +43,16 @@ class Run:
 
     def load_tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.path / "tokenizer.json")
+
+    def load_corpus(self) -> Corpus:
+        """The prepared corpus that the run was trained on; UserError if its text is not what it was."""
+        corpus = prepare_corpus(self.config.data)
+        if corpus.meta["sha256"] != self.meta["sha256"]:
+            raise UserError(f"{self.path}: its corpus, {self.config.data.corpus}, has changed since (sha256 was "
+                            f"{self.meta['sha256'][:8]} and is now {corpus.meta['sha256'][:8]})")
+        if corpus.tokenizer.token_bytes != self.load_tokenizer().token_bytes:
+            raise UserError(f"{self.path}: its corpus, {self.config.data.corpus}, is now cut into other tokens")
+        return corpus
 
     @cached_property
     def metrics(self) -> list[Record]:

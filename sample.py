@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     from engine.generate import generate
 
     world = find_world(options.device, "float32")
-    model = load_model(run, options.checkpoint, world)
+    model, _ = load_model(run, options.checkpoint, world)
     steps = generate(model, prompt, world, num_samples=options.num_samples, max_new_tokens=options.max_new_tokens,
                      temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed,
                      end=tokenizer.end)

@@ -63,7 +63,7 @@ def _knobs(schema: type[Section]) -> Iterator[tuple[str, tuple[str, FieldInfo]]]
             for leaf, leaf_field in field.annotation.model_fields.items():
                 yield leaf, (name, leaf_field)
         else:
-            yield name, ("", field)
+            yield field.alias or name, ("", field)  # pydantic keeps a name such as json for itself
 
 
 def _parse(schema: type[Section], argv: list[str], positional: str, nargs: str | None, meaning: str
@@ -147,7 +147,7 @@ def _validate(schema: type[Section], values: dict[str, Any], strict: bool) -> tu
         checked = schema.model_validate(values, strict=True) if strict else schema.model_validate_strings(values)
     except ValidationError as error:
         return {}, [f"{e['loc'][-1]}={e['input']!s:.80}: {e['msg'][0].lower()}{e['msg'][1:]}" for e in error.errors()]
-    return checked.model_dump(exclude_unset=True), []
+    return checked.model_dump(exclude_unset=True, by_alias=True), []
 
 
 def _nest(given: dict[str, str], fields: dict[str, tuple[str, FieldInfo]]) -> dict[str, Any]:

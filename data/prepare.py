@@ -59,7 +59,7 @@ class Corpus:
 
 def prepare_corpus(config: DataConfig) -> Corpus:
     """The prepared corpus, made anew only if it is missing or its text has changed."""
-    text, floor = _read(config)
+    text, floor = read_source(config)
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     source = {"format": FORMAT, "corpus": config.corpus if config.corpus in NAMES else Path(config.corpus).name,
               "sha256": sha256}
@@ -76,7 +76,7 @@ def prepare_corpus(config: DataConfig) -> Corpus:
                   floor.nll[1 - len(val.tokens):] if floor else None)
 
 
-def _read(config: DataConfig) -> tuple[str, Floor | None]:
+def read_source(config: DataConfig) -> tuple[str, Floor | None]:
     """The text of a corpus and, where the source is known, its floor."""
     if config.corpus != "markov":
         return read_corpus(config.corpus), None
@@ -116,7 +116,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 def _prepare(text: str, floor: Floor | None, source: dict[str, Any], folder: Path, config: DataConfig
              ) -> dict[str, Any]:
     """Make everything in `folder`, beside it first and then renamed: it is never half-made."""
-    documents = _split(text, config)
+    documents = split_text(text, config)
     separator = SEPARATORS.get(config.documents, "\n") if config.has_documents else None
     with tqdm(total=10, desc=f"preparing {source['corpus']}", bar_format="{desc} |{bar}| {postfix}",
               leave=False, disable=None) as bar:
@@ -156,7 +156,7 @@ def _prepare(text: str, floor: Floor | None, source: dict[str, Any], folder: Pat
     return meta
 
 
-def _split(text: str, config: DataConfig) -> dict[str, list[Document]]:
+def split_text(text: str, config: DataConfig) -> dict[str, list[Document]]:
     """Both splits' documents: contiguous, cut between documents, or in the middle of an only one."""
     if not config.has_documents:
         cut = int(len(text) * (1 - config.val_fraction))  # in characters

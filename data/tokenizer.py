@@ -60,8 +60,12 @@ class Tokenizer:
 
     def count_bytes(self, tokens: np.ndarray) -> int:
         """Bytes of UTF-8 that some tokens stand for: what bits per byte are divided by."""
-        lengths = np.array([len(token) for token in self.token_bytes])
-        return int(lengths[tokens].sum())
+        return int(self.byte_lengths[tokens].sum())
+
+    @cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """Bytes of each token, `(V,)`."""
+        return np.array([len(token) for token in self.token_bytes])
 
 
 class CharTokenizer(Tokenizer):

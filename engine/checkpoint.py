@@ -79,11 +79,11 @@ def load_checkpoint(folder: Path, model: GPT, optimizers: list[Optimizer] | None
     return progress
 
 
-def load_model(run: Run, checkpoint: str, world: World) -> GPT:
-    """The model of a run's `best` or `last` checkpoint, to predict with."""
+def load_model(run: Run, checkpoint: str, world: World) -> tuple[GPT, Progress]:
+    """The model of a run's `best` or `last` checkpoint, to predict with, and how far it was trained."""
     model = GPT(run.config.model, run.meta["vocab_size"]).to(world.device)
-    load_checkpoint(run.path / checkpoint, model)
-    return model.eval()
+    progress = load_checkpoint(run.path / checkpoint, model)
+    return model.eval(), progress
 
 
 def load_teacher(path: str, tokenizer: Tokenizer, block_size: int, world: World) -> GPT:
@@ -94,7 +94,7 @@ def load_teacher(path: str, tokenizer: Tokenizer, block_size: int, world: World)
                         f"than this corpus (|V| = {tokenizer.vocab_size}); it should be a run on the same corpus")
     if run.config.model.block_size < block_size:
         raise UserError(f"teacher={path}: its block_size is {run.config.model.block_size}, less than {block_size}")
-    return load_model(run, "best", world)
+    return load_model(run, "best", world)[0]
 
 
 def _flush(path: Path) -> None:

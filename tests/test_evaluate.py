@@ -1,0 +1,425 @@
+"""evaluate.py: the same loss as training's, each token once, and statements that hold on data made to deserve them."""
+
+import io
+import json
+import math
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import analysis
+import evaluate
+import report_evaluation
+from analysis import Blocks, calibrate, interval
+from config.cli import load_config
+from config.schema import ModelConfig
+from data.batches import eval_batches
+from data.documents import Split
+from engine import scoring
+from engine.distributed import World
+from engine.scoring import Predictions, predict, score, score_both
+from errors import UserError
+from loss import IGNORE_INDEX
+from model import GPT
+from runs import open_run
+from tests.conftest import TINY, make_text
+from train import train
+
+CPU = World(torch.device("cpu"), torch.float32)
+BETAS = analysis.INVERSE_TEMPERATURES
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Tiny runs, in the current directory: whole, short, wide (another block), bpe, and other (another text)."""
+    directory = tmp_path_factory.mktemp("evaluate")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("data.prepare", "data.corpora"):
+            patch.setattr(f"{module}.DATA", directory / "data")
+        patch.chdir(directory)
+        Path("text.txt").write_text(make_text(), encoding="utf-8")
+        Path("other.txt").write_text(make_text(300) + "a", encoding="utf-8")
+        for out, *arguments in (
+                ["whole", "--eval_tokens=0"], ["short", "--max_iters=2"], ["wide", "--block_size=16"],
+                ["bpe", "--tokenizer=bpe", "--vocab_size=300", "--eval_tokens=0"], ["other", "--corpus=other.txt"]):
+            with redirect_stdout(io.StringIO()):
+                train(load_config(["--corpus=text.txt", f"--out_dir=out/{out}", *TINY, *arguments]))
+        yield directory
+
+
+def found(*argv: str) -> dict[str, Any]:
+    """What `evaluate.py ... --json` prints."""
+    with redirect_stdout(io.StringIO()) as out:
+        evaluate.main([*argv, "--json"])
+    return json.loads(out.getvalue(), parse_constant=pytest.fail)
+
+
+def said(*argv: str) -> str:
+    with redirect_stdout(io.StringIO()) as out:
+        evaluate.main([*argv])
+    return out.getvalue()
+
+
+def metrics(run: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("run", ["out/whole", "out/bpe"])
+def test_the_loss_is_the_one_that_training_logged(runs, run) -> None:
+    best = min((record for record in metrics(run) if "val_nll" in record), key=lambda record: record["val_nll"])
+    result = found(run)
+    assert result["loss"]["nats_per_token"]["value"] == pytest.approx(best["val_nll"], rel=1e-6)
+    assert result["loss"]["bits_per_byte"]["value"] == pytest.approx(best["val_bits_per_byte"], rel=1e-6)
+    assert result["loss"]["perplexity"]["value"] == pytest.approx(best["val_ppl"], rel=1e-6)
+    assert result["loss"]["top1"]["value"] == pytest.approx(best["val_accuracy"])
+    assert result["logged_nll"] == best["val_nll"]
+    assert found(run, "--checkpoint=last")["logged_nll"] == metrics(run)[-1]["val_nll"]
+    assert "the same, to" in said(run)
+
+
+def test_training_that_saw_a_part_is_told_apart(runs) -> None:
+    result = found("out/short")
+    assert result["logged_nll"] is None
+    assert "Training evaluated the first 300 tokens only; this is all of them." in result["notes"]
+    assert result["loss"]["tokens"] == found("out/whole")["loss"]["tokens"] > 300
+
+
+@pytest.mark.parametrize("stride", [0, 1, 3, 7, 8])
+@pytest.mark.parametrize("n", [2, 8, 9, 10, 17, 5000])
+def test_every_token_but_the_first_is_scored_once_whatever_the_stride(n: int, stride: int) -> None:
+    tokens = np.arange(n, dtype=np.uint16)
+    targets = []
+    for batch in eval_batches(Split(tokens), 8, stride=stride):
+        scored = batch.targets != IGNORE_INDEX
+        assert (batch.targets[scored] == batch.inputs[scored] + 1).all()
+        seen = np.nonzero(scored)[1] + 1
+        least = 8 - (stride or 8) + 1  # tokens of context, where there are that many
+        assert (seen >= np.minimum(batch.targets[scored], least)).all()
+        targets += batch.targets[scored].tolist()
+    assert targets == list(range(1, n))
+
+
+SMALL = ModelConfig(block_size=8, n_layer=2, n_head=2, n_embd=16)
+
+
+def make_model(config: ModelConfig = SMALL, seed: int = 0) -> GPT:
+    torch.manual_seed(seed)
+    model = GPT(config, 13)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 2**20])
+def test_each_token_is_scored_as_one_by_one_in_float64(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "CHUNK_LOGITS", chunk * 13)
+    monkeypatch.setattr(scoring, "MIN_CHUNK", 1)
+    model = make_model(ModelConfig(block_size=8, n_layer=2, n_head=2, n_embd=16, softcap=3.0, dropout=0.5))
+    tokens = np.random.default_rng(0).integers(13, size=100)
+    scores = score(predict(model, eval_batches(Split(tokens), 8, stride=5), CPU), BETAS)
+    assert scores.targets.tolist() == tokens[1:].tolist()
+    exact = model.double()
+    tempered = np.zeros(len(BETAS))
+    for i in range(1, 100):
+        start = 0 if i <= 8 else 5 * -(-(i - 8) // 5)
+        z = exact.logits(exact(torch.from_numpy(tokens[None, start:i])))[0, -1].detach().double()
+        q = z.softmax(-1)
+        assert scores.seen[i - 1] == i - start
+        assert scores.nll[i - 1] == pytest.approx(-math.log(q[tokens[i]]), abs=1e-5)
+        assert scores.rank[i - 1] == sorted(range(13), key=lambda v: -float(q[v])).index(tokens[i])
+        assert scores.confidence[i - 1] == pytest.approx(float(q.max()), abs=1e-5)
+        tempered += [-float((beta * z).log_softmax(-1)[tokens[i]]) for beta in BETAS]
+    assert scores.tempered == pytest.approx(tempered, rel=1e-5)
+
+
+def made(logits: torch.Tensor, targets: torch.Tensor) -> list[Predictions]:
+    return [Predictions(logits, targets, torch.ones_like(targets))]
+
+
+def test_the_units_are_those_of_the_same_sums() -> None:
+    nll, rank, n_bytes = np.array([1.0, 2.0, 6.0, 3.0]), np.array([0, 4, 5, 9]), np.array([1, 2, 1, 4])
+    loss = analysis.measure_loss(Blocks(n_bytes.cumsum()), nll, rank, n_bytes)
+    assert (loss.tokens, loss.bytes, loss.nats_per_token.value) == (4, 8, 3)
+    assert (loss.top1.value, loss.top5.value) == (0.25, 0.5)
+    assert loss.bits_per_token.value == pytest.approx(3 / math.log(2))
+    assert loss.bits_per_byte.value == pytest.approx(12 / 8 / math.log(2))
+    assert loss.perplexity.value == pytest.approx(math.exp(3))
+    assert loss.perplexity.high == pytest.approx(math.exp(loss.nats_per_token.high), rel=1e-3)
+    assert math.isfinite(analysis.measure_loss(Blocks(n_bytes.cumsum()), nll * 1e6, rank, n_bytes).perplexity.value)
+
+
+def test_of_equal_logits_the_first_is_the_guess() -> None:
+    scores = score(made(torch.tensor([[0.0, 1.0, 1.0, 1.0]]).expand(4, 4), torch.arange(4)), BETAS)
+    assert scores.rank.tolist() == [3, 0, 1, 2]
+
+
+def test_a_model_that_diverged_is_told() -> None:
+    model = make_model()
+    torch.nn.init.constant_(model.embed.weight, math.nan)
+    with pytest.raises(UserError, match="diverged"):
+        list(predict(model, eval_batches(Split(np.arange(9)), 8), CPU))
+
+
+def test_divergence_is_that_of_the_predictions_and_none_with_oneself() -> None:
+    tokens = np.random.default_rng(0).integers(13, size=200)
+    wide = ModelConfig(block_size=12, n_layer=1, n_head=2, n_embd=16)
+
+    def predictions(config: ModelConfig = SMALL, seed: int = 0):
+        model = make_model(config, seed)
+        return predict(model, eval_batches(Split(tokens), model.config.block_size), CPU)
+
+    ours, theirs, kl = score_both(predictions(), predictions(wide, 1), BETAS)
+    q, p = (torch.cat([part.logits for part in parts]).double().softmax(-1)
+            for parts in (predictions(), predictions(wide, 1)))
+    assert kl[0] == pytest.approx((q * (q / p).log()).sum(-1).numpy(), abs=1e-5)
+    assert kl[1] == pytest.approx((p * (p / q).log()).sum(-1).numpy(), abs=1e-5)
+    assert (kl > 0).all()
+    assert ours.nll.tolist() == score(predictions(), BETAS).nll.tolist()
+    assert theirs.nll.tolist() == score(predictions(wide, 1), BETAS).nll.tolist()
+    assert not score_both(predictions(), predictions(), BETAS)[2].any()
+
+
+def make_nll(rng: np.random.Generator, blocks: int, spread: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
+    """Surprisals of mean 2 that are alike within stretches of 1,000 bytes; and where their tokens begin."""
+    hard = np.repeat(rng.normal(0, spread, size=4 * blocks), 250)
+    return 2 + hard + rng.normal(0, 0.5, size=1000 * blocks), 4 * np.arange(1000 * blocks)
+
+
+def test_intervals_cover_what_they_should_and_narrow_with_more_text() -> None:
+    rng, covered, widths = np.random.default_rng(0), 0, []
+    for _ in range(100):
+        nll, offsets = make_nll(rng, 60)
+        estimate = interval(Blocks(offsets).ratio(nll, np.ones(len(nll))))
+        assert estimate.value == pytest.approx(nll.mean())
+        covered += estimate.low <= 2 <= estimate.high
+        widths.append(estimate.high - estimate.low)
+    assert 90 <= covered <= 99
+    nll, offsets = make_nll(rng, 960)
+    longer = interval(Blocks(offsets).ratio(nll, np.ones(len(nll))))
+    assert longer.high - longer.low == pytest.approx(np.mean(widths) / 4, rel=0.2)
+
+
+def test_a_paired_difference_leaves_out_what_both_find_hard() -> None:
+    nll, offsets = make_nll(np.random.default_rng(0), 60)
+    noise = np.random.default_rng(1).normal(0, 0.1, size=len(nll))
+    noise -= noise.mean()
+    ones = np.ones(len(nll))
+    blocks = Blocks(offsets, offsets)
+    own = interval(blocks.ratio(nll, ones))
+    better = interval(blocks.ratio(nll - 0.01 + noise, ones, run=1) - blocks.ratio(nll, ones, run=0))
+    assert own.high - own.low > 0.02  # alone, either could be the better one
+    assert better.low < -0.01 < better.high < 0
+    same = interval(blocks.ratio(nll + noise, ones, run=1) - blocks.ratio(nll, ones, run=0))
+    assert same.low < 0 < same.high
+
+
+def test_other_tokens_of_the_same_text_fall_into_the_same_blocks() -> None:
+    """The same surprisal a byte, in tokens of 1 byte and of 1 to 50: no difference, in any resample."""
+    lengths = np.random.default_rng(0).integers(1, 51, size=4000)
+    offsets = lengths.cumsum() - lengths
+    per_byte = np.random.default_rng(1).normal(2, 1, size=lengths.sum())
+    blocks = Blocks(np.arange(len(per_byte)), offsets)
+    difference = interval(blocks.ratio(per_byte, np.ones(len(per_byte)), 0)
+                          - blocks.ratio(np.add.reduceat(per_byte, offsets), lengths, 1))
+    assert difference.value == pytest.approx(0)
+    assert difference.high - difference.low < 0.01  # the tokens that cross a border
+    own = interval(blocks.ratio(per_byte, np.ones(len(per_byte)), 0))
+    assert difference.high - difference.low < 0.2 * (own.high - own.low) + 0.01
+
+
+def test_a_reading_knows_where_its_tokens_are(runs) -> None:
+    run = open_run(Path("out/bpe"))
+    corpus = run.load_corpus()
+    reading = evaluate.Reading(run, corpus.tokenizer, corpus.val)
+    val = corpus.val.tokens
+    text = corpus.tokenizer.decode_bytes(val)
+    for token, offset, length in zip(val[1:], reading.offsets, reading.bytes, strict=True):
+        assert text[offset: offset + length] == corpus.tokenizer.token_bytes[token]
+
+
+def test_a_text_of_a_few_tokens_has_intervals_that_are_numbers() -> None:
+    for offsets in ([np.array([1])], [np.array([2]), np.array([3])], [np.array([1, 2, 3]), np.array([2])],
+                    [np.arange(200), np.arange(0, 200, 70)]):
+        blocks = Blocks(*offsets)
+        for number, own in enumerate(offsets):
+            estimate = interval(blocks.ratio(np.ones(len(own)), np.ones(len(own)), number))
+            assert (estimate.low, estimate.value, estimate.high) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 1.7, 3.0])
+def test_calibration_recovers_the_factor_by_which_logits_were_spoiled(factor: float) -> None:
+    torch.manual_seed(0)
+    honest = 1.5 * torch.randn(40_000, 10)
+    targets = torch.multinomial(honest.softmax(-1), 1)[:, 0]
+    scores = score(made(factor * honest, targets), BETAS)
+    right = scores.rank == 0
+    calibration = calibrate(scores.confidence, right, scores.tempered)
+    assert calibration.temperature == pytest.approx(factor, rel=0.03)
+    best = -(factor * honest / calibration.temperature).log_softmax(-1)[torch.arange(40_000), targets].mean()
+    assert calibration.nats_gained == pytest.approx(scores.nll.mean() - float(best), abs=1e-5)
+    assert (calibration.ece < 0.01) == (factor == 1.0)
+    lean = float(np.mean(scores.confidence)) - right.mean()
+    assert (lean > 0.05) == (factor > 1)
+    assert (lean < -0.05) == (factor < 1)
+    assert sum(each.tokens for each in calibration.bins) == 40_000
+    ece = 0.0
+    for i in range(15):
+        inside = (scores.confidence >= i / 15) & (scores.confidence < (i + 1) / 15)
+        if inside.any():
+            ece += inside.mean() * abs(scores.confidence[inside].mean() - right[inside].mean())
+    assert calibration.ece == pytest.approx(ece, rel=1e-4)  # a token may be on the edge of a bin
+
+
+def test_a_certain_and_right_model_is_calibrated() -> None:
+    scores = score(made(torch.tensor([[100.0, 0.0]]), torch.tensor([0])), BETAS)
+    calibration = calibrate(scores.confidence, scores.rank == 0, scores.tempered)
+    assert (calibration.ece, calibration.bins[0].high) == (0, 1)
+
+
+@pytest.mark.parametrize(("run", "kinds"), [
+    ("out/whole", ["context", "character"]), ("out/bpe", ["context", "frequency"])])
+def test_the_groups_add_up_to_the_whole(runs, run, kinds) -> None:
+    result = found(run, "--stride=3")
+    assert list(result["groups"]) == kinds
+    for groups in result["groups"].values():
+        assert len(groups) > 1
+        assert sum(each["tokens"] for each in groups) == result["loss"]["tokens"]
+        for share in ("share", "share_of_nats"):
+            assert sum(each[share] for each in groups) == pytest.approx(1)
+        for key, whole in (("nats_per_token", "nats_per_token"), ("top1", "top1")):
+            mean = sum(each["share"] * each[key] for each in groups)
+            assert mean == pytest.approx(result["loss"][whole]["value"])
+    text = make_text()
+    val = text[int(len(text) * 0.9):][1:]
+    if run == "out/whole":
+        lines = next(each for each in result["groups"]["character"] if each["name"] == "new line")
+        assert lines["tokens"] == val.count("\n")
+
+
+def test_a_stride_gives_context_and_is_worth_something_said(runs) -> None:
+    near, far = found("out/wide", "--stride=16"), found("out/wide", "--stride=1")
+    assert near["loss"] == found("out/wide")["loss"]
+    assert far["loss"]["tokens"] == near["loss"]["tokens"]
+    assert far["groups"]["context"][-1]["share"] > 0.95 > near["groups"]["context"][-1]["share"]
+    assert "with windows side by side; the context that the stride adds is worth" in said("out/whole", "--stride=2")
+
+
+def test_a_text_file_is_scored_as_the_split_it_is_a_copy_of(runs) -> None:
+    text = make_text()
+    for split, part in (("val", text[int(len(text) * 0.9):]), ("train", text[:int(len(text) * 0.9)])):
+        Path("copy.txt").write_text(part, encoding="utf-8")
+        for run in ("out/whole", "out/bpe"):
+            of_split, of_text = found(run, f"--split={split}"), found(run, "--text=copy.txt")
+            assert of_text["loss"] == of_split["loss"]
+            assert of_text["groups"] == of_split["groups"]
+            assert (of_text["beats"], of_text["ahead"], of_text["logged_nll"]) == ([], [], None)
+    assert found("out/whole")["ahead"]
+
+
+def test_against_another_run(runs) -> None:
+    ours, theirs = found("out/whole", "--against=out/short"), found("out/short")
+    against = ours["against"]
+    assert against["loss"] == theirs["loss"]
+    assert against["nats_per_token"]["value"] == pytest.approx(
+        ours["loss"]["nats_per_token"]["value"] - theirs["loss"]["nats_per_token"]["value"])
+    assert against["noise"] is False
+    assert against["kl"]["value"] > 0 < against["kl_back"]["value"]
+    assert found("out/short", "--against=out/whole")["against"]["bits_per_byte"]["value"] == pytest.approx(
+        -against["bits_per_byte"]["value"])
+    words = said("out/whole", "--against=out/short")
+    assert "fewer nats per token than its" in words
+    assert "The difference is not noise" in words
+    assert "KL(this || other)" in words
+    itself = found("out/whole", "--against=out/whole")["against"]
+    assert (itself["noise"], itself["kl"]["value"], itself["bits_per_byte"]["high"]) == (True, 0, 0)
+    assert "The difference is noise" in said("out/whole", "--against=out/whole")
+    assert found("out/whole", "--against=out/wide")["against"]["kl"]["value"] > 0  # another context length
+
+
+def test_against_a_run_with_other_tokens(runs) -> None:
+    result = found("out/whole", "--against=out/bpe")
+    assert result["against"]["loss"] == found("out/bpe")["loss"]
+    assert (result["against"]["nats_per_token"], result["against"]["kl"]) == (None, None)
+    assert result["against"]["bits_per_byte"]["value"] == pytest.approx(
+        result["loss"]["bits_per_byte"]["value"] - result["against"]["loss"]["bits_per_byte"]["value"])
+    assert "only bits per byte compare" in said("out/whole", "--against=out/bpe")
+
+
+def test_a_run_that_may_have_seen_the_text_is_named(runs) -> None:
+    assert "out/other was trained on another text or split: it may have seen this one." in found(
+        "out/whole", "--against=out/other")["notes"]
+    assert not found("out/whole", "--against=out/bpe")["notes"]
+
+
+@pytest.mark.parametrize(("estimate", "words"), [
+    (analysis.Estimate(-0.5, -0.6, -0.4), "0.5000 (0.4000 to 0.6000) fewer"),
+    (analysis.Estimate(0.5, -0.1, 0.6), "0.5000 (-0.1000 to 0.6000) more"),
+    (analysis.Estimate(-0.5, -0.6, 0.1), "0.5000 (-0.1000 to 0.6000) fewer")])
+def test_a_difference_and_its_interval_point_the_same_way(estimate, words) -> None:
+    assert report_evaluation._difference(estimate) == words
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["out/whole", "--stride=9"], "stride=9 is more than block_size=8 of out/whole"),
+    (["out/wide", "--against=out/whole", "--stride=9"], "block_size=8 of out/whole"),
+    (["out/whole", "--stride=-1"], "stride=-1"),
+    (["out/whole", "--text=nowhere.txt"], "no such file"),
+    (["out/whole", "--text=latin.txt"], "latin.txt: not UTF-8"),
+    (["out/whole", "--text=omega.txt"], r"omega.txt: the character 'Ω' \(U\+03A9, at position 2\)"),
+    (["out/whole", "--text=one.txt"], r"one.txt: too short: it has 1 token\(s\)"),
+    (["out/whole", "--against=out/nowhere"], "out/nowhere: not a run"),
+    (["out"], "not a run"),
+    (["out/whole", "--split=test"], "'val' or 'train'"),
+    (["out/whole", "--strid=2"], "did you mean stride"),
+    (["out/whole", "--device=tpu"], "device=tpu"),
+    (["out/broken"], "broken/best: no checkpoint to load"),
+])
+def test_mistakes_are_one_clear_line(runs, argv, message) -> None:
+    Path("latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    Path("omega.txt").write_text("a Ω", encoding="utf-8")
+    Path("one.txt").write_text("a", encoding="utf-8")
+    Path("out/broken").mkdir(exist_ok=True)
+    for name in ("config.toml", "corpus.json", "tokenizer.json"):
+        Path("out/broken", name).write_bytes(Path("out/whole", name).read_bytes())
+    with pytest.raises(UserError, match=message) as error:
+        evaluate.main(argv)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_text_that_has_changed_is_refused_unless_another_is_named(runs) -> None:
+    before = Path("text.txt").read_bytes()
+    try:
+        Path("text.txt").write_text(make_text(401), encoding="utf-8")
+        with pytest.raises(UserError, match=r"out/bpe: its corpus, text.txt, has changed since \(sha256 was"):
+            evaluate.main(["out/bpe"])
+        result = found("out/bpe", "--text=other.txt")
+        assert list(result["groups"]) == ["context"]
+        assert "has changed since" in result["notes"][0]
+    finally:
+        Path("text.txt").write_bytes(before)
+
+
+def test_the_real_command(run, trained) -> None:
+    path, _ = trained
+    printed = run("evaluate.py", str(path)).stdout
+    for part in ("nats per token", "95% interval", "It beats", "Calibration:", "tokens of context", "new line"):
+        assert part in printed
+    done = run("evaluate.py", str(path), "--json", "--stride=4")
+    assert json.loads(done.stdout)["stride"] == 4
+    assert not done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["out/tiny", "--stride=99"], ["out/tiny", "--text=nowhere"]])
+def test_mistakes_are_answered_without_torch(clone, trained, arguments) -> None:
+    done = subprocess.run([sys.executable, "-X", "importtime", "evaluate.py", *arguments], cwd=clone,
+                          capture_output=True, text=True, encoding="utf-8")
+    imported = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "pydantic" in imported
+    assert "torch" not in imported
+    assert "--stride" in done.stdout or done.returncode == 2
