@@ -50,6 +50,8 @@ def _remarks(found: Evaluation) -> list[str]:
         else:
             says = f"here, {abs(gap):.0e} away: on another device, or in another precision."
         lines.append(f"Training logged {found.logged_nll:.6f} nats per token {says}")
+    if found.kl_gap is not None:
+        lines.append(f"It is {found.kl_gap:.4f} above what the source itself pays: the KL gap.")
     if found.beats or found.ahead:
         lines.append(f"It beats {', '.join(rung.name for rung in found.beats) or 'none of the baselines'}"
                      + ("." if found.ahead else ": all of the baselines."))

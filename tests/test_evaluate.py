@@ -37,17 +37,25 @@ BETAS = analysis.INVERSE_TEMPERATURES
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Tiny runs, in the current directory: whole, short, wide (another block), bpe, and other (another text)."""
+    """Tiny runs, in the current directory: whole, short, wide (another block), other (another text), ..."""
     directory = tmp_path_factory.mktemp("evaluate")
     with pytest.MonkeyPatch.context() as patch:
         for module in ("data.prepare", "data.corpora"):
             patch.setattr(f"{module}.DATA", directory / "data")
         patch.chdir(directory)
+        patch.setattr("data.prepare.LENGTH", 3000)  # of the markov corpus
         Path("text.txt").write_text(make_text(), encoding="utf-8")
+        Path("records.jsonl").write_text("\n".join(
+            json.dumps({"prompt": f"{n} and 1 ", "completion": f"make {n + 1}"}) for n in range(200)), encoding="utf-8")
         Path("other.txt").write_text(make_text(300) + "a", encoding="utf-8")
         for out, *arguments in (
                 ["whole", "--eval_tokens=0"], ["short", "--max_iters=2"], ["wide", "--block_size=16"],
-                ["bpe", "--tokenizer=bpe", "--vocab_size=300", "--eval_tokens=0"], ["other", "--corpus=other.txt"]):
+                ["bpe", "--tokenizer=bpe", "--vocab_size=300", "--eval_tokens=0"], ["other", "--corpus=other.txt"],
+                ["masked", "--mask=[aeiou]", "--eval_tokens=0"],
+                ["padded", "--documents=lines", "--padded", "--eval_tokens=0"],
+                ["bpe_lines", "--documents=lines", "--tokenizer=bpe", "--vocab_size=300", "--eval_tokens=0"],
+                ["records", "--corpus=records.jsonl", "--score_end=false", "--eval_tokens=0"],
+                ["markov", "--corpus=markov", "--markov_alphabet=3", "--eval_tokens=0"]):
             with redirect_stdout(io.StringIO()):
                 train(load_config(["--corpus=text.txt", f"--out_dir=out/{out}", *TINY, *arguments]))
         yield directory
@@ -70,7 +78,7 @@ def metrics(run: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("run", ["out/whole", "out/bpe"])
+@pytest.mark.parametrize("run", ["out/whole", "out/bpe", "out/masked", "out/padded", "out/bpe_lines", "out/records"])
 def test_the_loss_is_the_one_that_training_logged(runs, run) -> None:
     best = min((record for record in metrics(run) if "val_nll" in record), key=lambda record: record["val_nll"])
     result = found(run)
@@ -81,6 +89,47 @@ def test_the_loss_is_the_one_that_training_logged(runs, run) -> None:
     assert result["logged_nll"] == best["val_nll"]
     assert found(run, "--checkpoint=last")["logged_nll"] == metrics(run)[-1]["val_nll"]
     assert "the same, to" in said(run)
+
+
+def test_what_is_given_is_left_out(runs) -> None:
+    """The same characters, less the masked ones; the same lines, with their ends, in either tokenizer's bytes."""
+    val = make_text()[int(len(make_text()) * 0.9):]
+    masked = found("out/masked")
+    assert masked["loss"]["tokens"] == sum(character not in "aeiou" for character in val[1:])
+    assert "lower-case letter" in [each["name"] for each in masked["groups"]["character"]]
+    ends = [each for each in found("out/padded")["groups"]["character"] if each["name"] == "end of document"]
+    assert ends[0]["tokens"] == open_run(Path("out/padded")).meta["val"]["documents"]
+    assert found("out/padded")["loss"]["bytes"] == found("out/bpe_lines")["loss"]["bytes"]
+    completions = "".join(f"make {n + 1}" for n in range(180, 200))
+    assert found("out/records")["loss"]["bytes"] == len(completions)
+
+
+def test_documents_are_read_alike_by_both_runs(runs) -> None:
+    against = found("out/padded", "--against=out/bpe_lines")["against"]
+    assert against["loss"] == found("out/bpe_lines")["loss"]
+    assert against["kl"] is None
+    ours = found("out/masked", "--against=out/whole")
+    assert ours["against"]["loss"]["tokens"] == ours["loss"]["tokens"]
+
+
+def test_a_padded_run_gains_nothing_beyond_its_documents(runs) -> None:
+    """Whatever the stride, tokens before the document are not seen, and each token is scored once."""
+    split = open_run(Path("out/padded")).load_corpus().val
+    end = int(split.tokens[0])
+    for stride in (0, 1, 5):
+        targets = []
+        for batch in eval_batches(split, 8, end, stride):
+            assert not (batch.inputs[:, 1:] == end)[batch.targets[:, 1:] != IGNORE_INDEX].any()
+            targets += batch.targets[batch.targets != IGNORE_INDEX].tolist()
+        assert targets == split.tokens[1:].tolist()
+
+
+def test_where_the_entropy_is_known_so_is_the_gap(runs) -> None:
+    gap = min(record["kl_gap"] for record in metrics("out/markov") if "kl_gap" in record)
+    assert found("out/markov")["kl_gap"] == pytest.approx(gap, abs=1e-6)
+    assert f"{gap:.4f} above what the source itself pays" in said("out/markov")
+    assert found("out/markov", "--split=train")["kl_gap"] is None
+    assert found("out/whole")["kl_gap"] is None
 
 
 def test_training_that_saw_a_part_is_told_apart(runs) -> None:
@@ -374,6 +423,9 @@ def test_a_difference_and_its_interval_point_the_same_way(estimate, words) -> No
     (["out/whole", "--text=omega.txt"], r"omega.txt: the character 'Ω' \(U\+03A9, at position 2\)"),
     (["out/whole", "--text=one.txt"], r"one.txt: too short: it has 1 token\(s\)"),
     (["out/whole", "--against=out/nowhere"], "out/nowhere: not a run"),
+    (["out/whole", "--against=out/padded"], "against=out/padded: one of the two runs has documents"),
+    (["out/masked", "--text=vowels.txt"], r"vowels.txt: nothing to score in it: mask=\[aeiou\] matches all of it"),
+    (["out/records", "--text=bad.jsonl"], "corpus bad.jsonl, line 2: should be"),
     (["out"], "not a run"),
     (["out/whole", "--split=test"], "'val' or 'train'"),
     (["out/whole", "--strid=2"], "did you mean stride"),
@@ -384,6 +436,8 @@ def test_mistakes_are_one_clear_line(runs, argv, message) -> None:
     Path("latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     Path("omega.txt").write_text("a Ω", encoding="utf-8")
     Path("one.txt").write_text("a", encoding="utf-8")
+    Path("vowels.txt").write_text("aaeoa", encoding="utf-8")
+    Path("bad.jsonl").write_text('{"prompt": "1", "completion": "2"}\n{"prompt": "1"}', encoding="utf-8")
     Path("out/broken").mkdir(exist_ok=True)
     for name in ("config.toml", "corpus.json", "tokenizer.json"):
         Path("out/broken", name).write_bytes(Path("out/whole", name).read_bytes())
