@@ -1,5 +1,6 @@
 """What the numbers mean, in words and small tables. Needs no torch."""
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ CELLS = [("step", "step", 7, ".0f"), ("train nll", "train_nll", 11, ".4f"), ("ob
          ("bits/byte", "val_bits_per_byte", 11, ".3f"), ("top-1", "val_accuracy", 7, ".1%"),
          ("|grad|", "grad_norm", 8, ".2g"), ("lr", "lr", 9, ".2g"), ("tokens/s", "tokens_per_second", 10, ",.0f")]
 COLUMNS = "".join(title.rjust(width) for title, _, width, _ in CELLS)
+PARTS = {"smoothing": "smoothing", "z_loss": "z-loss", "distillation": "distillation"}  # key: name
 SHIFTED = {0: "each target is its own input", 2: "each target is two tokens after its input",
            -1: "each target is the token before its input"}
 
@@ -136,7 +138,22 @@ def verdict(records: Sequence[dict[str, float]], baselines: Sequence[Baseline], 
         lines.append(f"  H(p, q) = H(p) + KL(p || q): {nll:.4f} is the entropy rate {entropy_rate:.4f}, "
                      f"{nll - kl_gap - entropy_rate:+.4f} of luck with this text,\n"
                      f"  and {kl_gap:.4f} above the floor, the KL gap that is left.")
-    return "\n".join(lines + _course(records, best, last, uniform.nats_per_token, config))
+    parts = [_parts(record) for record in records if "objective" in record][-1:]
+    return "\n".join([*lines, *itertools.chain(*parts), *_course(records, best, last, uniform.nats_per_token, config)])
+
+
+def _parts(record: dict[str, float]) -> Iterator[str]:
+    """What the objective of some training steps was made of, where that is more than the NLL."""
+    added = [(record[key], name) for key, name in PARTS.items() if key in record]
+    if not added:
+        return
+    yield (f"The objective, at last {record['objective']:.4f}, is the training NLL of {record['train_nll']:.4f}"
+           + "".join(f" {'-' if nats < 0 else '+'} {abs(nats):.4f} of {name}" for nats, name in added) + ".")
+    if "smoothed_kl" in record:
+        yield (f"  NLL + smoothing = H(p) + KL(p || q), p being the smoothed target: a floor of "
+               f"{record['smoothed_floor']:.4f}, and {record['smoothed_kl']:.4f} above it.")
+    if "teacher_kl" in record:
+        yield f"  KL(teacher || model), both softened, is {record['teacher_kl']:.4f}."
 
 
 def _course(records: Sequence[dict[str, float]], best: dict[str, float], last: dict[str, float], uniform: float,

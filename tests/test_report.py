@@ -21,7 +21,7 @@ def records(*val: float, train: float = 1.6, steps: int = 400) -> list[dict[str,
 
 
 def test_the_ladder_goes_down() -> None:
-    meta = {"corpus": "x", "tokenizer": "char", "vocab_size": 65, 
+    meta = {"corpus": "x", "tokenizer": "char", "vocab_size": 65,
             "train": {"tokens": 9000, "scored": 8999, "documents": 1},
             "val": {"tokens": 1000, "scored": 999, "documents": 1}}
     printed = report.corpus(meta, LADDER)
@@ -45,6 +45,19 @@ def test_a_run_that_still_improves() -> None:
     assert "did not overfit" in said
     assert "0.100 below it" in said
     assert "--max_iters=800" in said
+
+
+def test_the_objective_comes_apart() -> None:
+    run = records(4.17, 2.0, 1.7)
+    run[-1] |= {"objective": 1.9, "smoothing": 0.35, "z_loss": 0.05, "distillation": -0.1, "smoothed_floor": 0.75,
+                "smoothed_kl": 1.2, "teacher_kl": 0.07}
+    said = report.verdict(run, LADDER, Config())
+    assert ("The objective, at last 1.9000, is the training NLL of 1.6000 + 0.3500 of smoothing + 0.0500 of z-loss - "
+            "0.1000 of distillation.") in said
+    assert "a floor of 0.7500, and 1.2000 above it" in said
+    assert "KL(teacher || model), both softened, is 0.0700" in said
+    run[-1] = {key: value for key, value in run[-1].items() if key not in report.PARTS} | {"objective": 1.6}
+    assert "The objective" not in report.verdict(run, LADDER, Config())
 
 
 def test_a_run_that_overfitted_and_stopped_early() -> None:
