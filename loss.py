@@ -178,7 +178,7 @@ class _FusedLoss(torch.autograd.Function):
                 here = slice(start, start + size)
                 h, y = hidden[here].to(dtype), targets[here]
                 scored = (y != IGNORE_INDEX).float()
-                y = y.clamp(min=0)[:, None]
+                y = y.where(y != IGNORE_INDEX, 0)[:, None]  # any other is an error
                 z = cap((h @ weights.T).float(), softcap)  # (n, V); from here on changed in place
                 z_y, (largest, guess) = z.gather(1, y)[:, 0], z.max(dim=1)
                 slope = 1 - (z / softcap).square() if softcap else None  # of the cap

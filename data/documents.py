@@ -26,6 +26,10 @@ class Split:
     tokens: np.ndarray
     scored: np.ndarray | None = None
 
+    def __post_init__(self) -> None:
+        if self.scored is not None and len(self.scored) != len(self.tokens):
+            raise ValueError(f"a mask for {len(self.scored):,} tokens, and there are {len(self.tokens):,}")
+
     def first(self, n: int) -> "Split":
         """The same, up to the n-th token that can be predicted; n = 0: all of it."""
         part = self if n == 0 else Split(self.tokens[: n + 1], None if self.scored is None else self.scored[: n + 1])

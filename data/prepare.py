@@ -67,13 +67,27 @@ def prepare_corpus(config: DataConfig) -> Corpus:
     meta = _read_meta(folder)
     if any(meta.get(key) != value for key, value in source.items()):
         meta = _prepare(text, floor, source, folder, config)
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    train, val = (_load_split(folder, name, meta, tokenizer.vocab_size) for name in ("train", "val"))
+    return Corpus(tokenizer, train, val, meta, floor.nll[1 - len(val.tokens):] if floor else None)
+
+
+def _load_split(folder: Path, name: str, meta: dict[str, Any], vocab_size: int) -> Split:
+    """A split as memory maps; UserError if it isn't what was prepared, before anything is learned from it."""
     try:
-        train, val = (Split(*(np.load(path, mmap_mode="r") for name in (split, f"{split}_scored")
-                              if (path := folder / f"{name}.npy").exists())) for split in ("train", "val"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: damaged ({error}); delete it to have it prepared again") from None
-    return Corpus(load_tokenizer(folder / "tokenizer.json"), train, val, meta,
-                  floor.nll[1 - len(val.tokens):] if floor else None)
+        split = Split(*(np.load(path, mmap_mode="r") for part in (name, f"{name}_scored")
+                        if (path := folder / f"{part}.npy").exists()))
+        found = {"tokens": len(split.tokens), "scored": split.count_scored()}
+        largest = int(split.tokens.max())
+    except (OSError, ValueError, TypeError, IndexError) as error:
+        raise UserError(f"{folder}/{name}*.npy: damaged ({error}); delete {folder} to have it prepared again") from None
+    faults = [f"{n:,} {what}, not {meta[name][what]:,}" for what, n in found.items() if n != meta[name][what]]
+    if largest >= vocab_size:
+        faults.append(f"token {largest}, outside the vocabulary of {vocab_size:,}")
+    if faults:
+        raise UserError(f"{folder}/{name}*.npy: damaged ({'; '.join(faults)}); delete {folder} to have it prepared "
+                        "again")
+    return split
 
 
 def read_source(config: DataConfig) -> tuple[str, Floor | None]:

@@ -144,6 +144,26 @@ def test_masks_that_do_nothing_or_all_are_refused(data_dir, mask, message) -> No
         prepare(PLAY, mask=mask)
 
 
+@pytest.mark.parametrize(("name", "array", "message"), [
+    ("val_scored", np.ones(7, dtype=bool), r"val\*.npy: damaged \(.*mask"),
+    ("val", np.zeros(9, dtype=np.uint16), r"a mask for \d+ tokens, and there are 9"),
+    ("train", lambda tokens: tokens + (tokens == tokens.max()), r"token (\d+), outside the vocabulary of \1"),
+    ("train", np.zeros((3, 3)), "damaged"), ("train", np.array(3), "damaged"), ("train", None, "damaged"),
+    ("val_scored", None, r"val\*.npy: damaged \(\d+ scored, not \d+\)"),
+])
+def test_arrays_that_are_not_what_was_prepared_are_refused(data_dir, name, array, message) -> None:
+    prepare(PLAY, mask="CAT:")
+    path = next((data_dir / "data").glob(f"**/{name}.npy"))
+    if array is None:
+        path.unlink()
+    else:
+        np.save(path, array(np.load(path)) if callable(array) else array)
+    with pytest.raises(UserError, match=message) as error:
+        prepare(PLAY, mask="CAT:")
+    assert "to have it prepared again" in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
 def test_the_corpora_made_from_the_plays() -> None:
     words = corpora.list_words(PLAY).split("\n")
     assert sorted(words) == ["cat", "dog", "is", "lord", "my", "owl", "times"] != words

@@ -105,6 +105,15 @@ def test_ties_go_to_the_first_token_on_both_paths() -> None:
     assert cross_entropy(hidden @ head.T, targets).correct.item() == 2
 
 
+@pytest.mark.parametrize("target", [-1, -99, 9])
+def test_a_target_outside_the_vocabulary_is_an_error_on_both_paths(target, monkeypatch) -> None:
+    hidden, head, targets = torch.randn(1, 3, 4), torch.randn(9, 4), torch.tensor([[0, target, IGNORE_INDEX]])
+    for threshold in (0, 2**60):
+        monkeypatch.setattr(loss, "FUSED_LOGITS", threshold)
+        with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+            next_token_loss(hidden, head, targets)
+
+
 def test_extreme_logits_stay_finite() -> None:
     hidden = torch.tensor([[1e4], [-1e4]], requires_grad=True)
     head = torch.tensor([[1.0], [-1.0], [0.0]], requires_grad=True)
