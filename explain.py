@@ -18,6 +18,7 @@ from model import GPT
 GIVEN = "\x1b[2m"  # dim
 RESET = "\x1b[0m"
 SHADES = (22, 28, 64, 100, 136, 130, 124, 160)  # of a terminal's 256 colours, from green to red
+UNSEEN = -1  # a token that is neither read nor scored
 ROWS = 6  # of the batch that are shown
 COLUMNS = 6  # of the list of tokens
 
@@ -66,8 +67,8 @@ def _row(batch: Batch, nll: np.ndarray, tokenizer: Tokenizer, row: int, colour: 
 
 
 def _following(batch: Batch, row: int) -> Sequence[int]:
-    """What comes after each input: the target, or where that is not scored, the next input."""
-    after = np.append(batch.inputs[row, 1:], batch.inputs[row, -1:])
+    """What comes after each input: the target, or where that is not scored, the next input; UNSEEN after the last."""
+    after = np.append(batch.inputs[row, 1:], UNSEEN)
     return np.where(batch.targets[row] != IGNORE_INDEX, batch.targets[row], after).tolist()
 
 
@@ -81,6 +82,8 @@ def _legend(nll: np.ndarray, colour: bool) -> str:
 
 def _show(tokenizer: Tokenizer, token: int) -> str:
     """A token in a line: line ends and spaces made visible, and an end token as what it is."""
+    if token == UNSEEN:
+        return "…"
     if token == tokenizer.end:
         return "<|end|>"
     text = tokenizer.decode([int(token)]).replace("\n", "⏎").replace("\t", "⇥")

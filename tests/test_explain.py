@@ -38,6 +38,14 @@ def test_text_brackets_and_costs() -> None:
     assert "\x1b[2ma\x1b[0m" in coloured  # given
 
 
+def test_what_is_given_after_a_window_is_not_made_up() -> None:
+    """A batch does not hold the target of its last input where that is given."""
+    batch = next(eval_batches(SPLIT, 2))
+    assert batch.targets[0].tolist() == [IGNORE_INDEX] * 2
+    shown = describe(batch, np.zeros(batch.targets.shape, np.float32), TOKENIZER, colour=False)
+    assert "\n<|end|>[a…]\nb[:]⏎\n" in shown
+
+
 def test_a_batch_with_nothing_scored_is_shown_too() -> None:
     (batch,) = eval_batches(SPLIT, 12, TOKENIZER.end)
     batch.targets[:] = IGNORE_INDEX
