@@ -58,10 +58,12 @@ def draw_png(runs: Sequence[Run], path: Path, options: CurveOptions) -> None:
     for number, run in enumerate(runs):
         _draw_run(axes, run, f"C{number}", options, alone=len(runs) == 1)
     axes.set_xlim(0, 1.2 * _right(runs, options))  # room for the baselines' names
-    for name, value in _baselines(runs, options):
+    baselines = _baselines(runs, options)
+    for name, value in baselines:
+        below = value == min(value for _, value in baselines)  # where no curve comes
         axes.axhline(value, color="0.45", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-        axes.annotate(name, (1, value), (-4, 2), xycoords=("axes fraction", "data"),
-                      textcoords="offset points", ha="right", va="bottom", fontsize=8, color="0.3")
+        axes.annotate(name, (1, value), (-4, -2 if below else 2), xycoords=("axes fraction", "data"),
+                      textcoords="offset points", ha="right", va="top" if below else "bottom", fontsize=8, color="0.3")
     axes.set_xlabel(X_LABELS[options.x])
     axes.set_ylabel(Y_LABELS[options.unit])
     if options.unit == "nats":

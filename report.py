@@ -179,6 +179,14 @@ def _course(records: Sequence[dict[str, float]], best: dict[str, float], last: d
             f"Try longer, --max_iters={2 * config.optim.max_iters}, or larger, --n_layer={config.model.n_layer + 2}."]
 
 
+def samples(opening: str, texts: Sequence[str]) -> str:
+    """Texts that a model wrote, after an opening that it was given."""
+    texts = [text.strip() for text in texts]
+    given = f"Given:\n\n{opening.strip()}\n\n" if opening else ""
+    between = "\n\n" if any("\n" in text for text in texts) else "\n"
+    return f"{given}{'A sample' if len(texts) == 1 else f'{len(texts)} samples'}:\n\n{between.join(texts)}"
+
+
 def next_commands(run: Path) -> str:
     return (f"The curve:     {run}/curves.png, or: python curves.py {run} --terminal\n"
             f"More samples:  python sample.py {run} --num_samples=3\n"

@@ -15,7 +15,8 @@ from runs import open_run
 class SampleOptions(Section):
     """What to write, and how freely."""
 
-    prompt: str = Field("", description="text to go on from; empty = a new line")
+    prompt: str = Field("", description="text to go on from; empty = what is given first in the validation text, "
+                        "or a new line")
     prompt_file: str = Field("", description="a UTF-8 file to go on from, instead of --prompt")
     num_samples: Positive = Field(1, description="how many to write")
     max_new_tokens: Positive = Field(500, description="tokens in each")
@@ -31,10 +32,8 @@ def main(argv: list[str]) -> None:
     paths, options = load_options(SampleOptions, argv, "RUN", None, "a directory that train.py made")
     run = open_run(Path(paths[0]))
     tokenizer = run.load_tokenizer()
-    text = read_prompt(options)
-    prompt = tokenizer.encode(text).tolist()
-    if not text or tokenizer.end is not None:  # a document opens with the end of the one before
-        prompt = [tokenizer.first_token(), *prompt]
+    text = read_prompt(options) or run.meta.get("opening", "")
+    prompt = tokenizer.encode_prompt(text)
 
     from engine.checkpoint import load_model
     from engine.distributed import find_world

@@ -150,10 +150,11 @@ def train(config: Config) -> int:
     if not finite:
         return 1
     load_checkpoint(run.path / "best", model)
-    steps = generate(model, [tokenizer.first_token()], world, num_samples=1 if tokenizer.end is None else 5,
+    opening = corpus.meta.get("opening", "")
+    steps = generate(model, tokenizer.encode_prompt(opening), world, num_samples=1 if tokenizer.end is None else 5,
                      max_new_tokens=300, seed=config.run.seed, end=tokenizer.end)
-    samples = [tokenizer.decode(sample).strip() for sample in zip(*steps, strict=True)]
-    print("\n".join(["\nA sample:\n", *samples, "", report.next_commands(run.path)]))
+    samples = [tokenizer.decode(sample) for sample in zip(*steps, strict=True)]
+    print(f"\n{report.samples(opening, samples)}\n\n{report.next_commands(run.path)}")
     return 0
 
 

@@ -4,6 +4,7 @@ A document is a list of segments `(text, scored)`; what is not scored is given: 
 is not asked to predict it. A corpus is one document, unless the configuration or its format cuts it up.
 """
 
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -86,6 +87,11 @@ def read_records(text: str, corpus: str) -> list[tuple[str, str]]:
                             "two texts, the second not empty")
         records.append((prompt, completion))
     return records
+
+
+def given_first(document: Document) -> str:
+    """What a document opens with that is not scored, for a model to go on from."""
+    return "".join(text for text, _ in itertools.takewhile(lambda segment: not segment[1], document))
 
 
 def plain_text(documents: list[Document]) -> str:

@@ -26,7 +26,7 @@ from config.cli import load_options
 from config.schema import DataConfig
 from data.baselines import Baseline, ladder
 from data.corpora import DATA, NAMES, read_corpus
-from data.documents import SEPARATORS, Document, Split, encode_documents, plain_text, read_documents
+from data.documents import SEPARATORS, Document, Split, encode_documents, given_first, plain_text, read_documents
 from data.markov import LENGTH, Floor, MarkovSource
 from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
 from errors import UserError, run_command
@@ -152,7 +152,7 @@ def _prepare(text: str, floor: Floor | None, source: dict[str, Any], folder: Pat
         "tokenizer": config.tokenizer, "vocab_size": tokenizer.vocab_size,
         **{name: {"tokens": len(split.tokens), "bytes": tokenizer.count_bytes(split.tokens),
                   "documents": len(documents[name]), "scored": split.count_scored()} for name, split in splits.items()},
-        "baselines": baselines}
+        "opening": given_first(documents["val"][0]) if config.has_documents else "", "baselines": baselines}
     if floor:  # a token is a character
         nll = floor.nll[1 - len(splits["val"].tokens):]
         meta |= {"entropy_rate": floor.entropy_rate, "source_nll": float(nll.mean())}

@@ -45,11 +45,12 @@ class Tokenizer:
     def to_json(self) -> dict[str, object]:
         raise NotImplementedError
 
-    def first_token(self) -> int:
-        """What text goes on from when there is none: a document's opening, or a new line, if there is one."""
+    def encode_prompt(self, text: str) -> list[int]:
+        """At least one token to go on from: a document opens with the end of the one before, no text is a new line."""
+        tokens: list[int] = self.encode(text).tolist()
         if self.end is not None:
-            return self.end
-        return self.token_bytes.index(b"\n") if b"\n" in self.token_bytes else 0
+            return [self.end, *tokens]
+        return tokens or [self.token_bytes.index(b"\n") if b"\n" in self.token_bytes else 0]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of some tokens; a character cut in two becomes U+FFFD."""

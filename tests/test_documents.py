@@ -124,6 +124,13 @@ def test_with_document_attention_nothing_leaks(position) -> None:
         torch.testing.assert_close(model(tokens[:1, 5:]), before[:1, 5:], atol=1e-5, rtol=1e-5)
 
 
+def test_samples_go_on_from_what_is_given_first(data_dir) -> None:
+    """A model that was never asked to predict a prompt has to be given one."""
+    assert prepare(corpora.list_dialogue(PLAY), "play.jsonl").meta["opening"].endswith("2809.\n\nCAT:\n")
+    assert prepare(PLAY, documents="paragraphs", mask="^[A-Z]+:").meta["opening"] == "CAT:"
+    assert prepare(PLAY, documents="paragraphs").meta["opening"] == prepare(PLAY, mask="^[A-Z]+:").meta["opening"] == ""
+
+
 @pytest.mark.parametrize(("text", "settings", "message"), [
     ('{"prompt": "a"}', {}, r'line 1: should be \{"prompt": "...", "completion": "..."\}'),
     ('{"prompt": "a", "completion": "b"}\n{"prompt": 1, "completion": "b"}', {}, "line 2: should be"),

@@ -47,6 +47,12 @@ def test_a_run_that_still_improves() -> None:
     assert "--max_iters=800" in said
 
 
+def test_samples_are_told_from_what_was_given() -> None:
+    assert report.samples("", ["\nab\n"]) == "A sample:\n\nab"
+    assert report.samples("", ["ab", "cd"]) == "2 samples:\n\nab\ncd"
+    assert report.samples("CAT:\n", ["a\nb\n", "c"]) == "Given:\n\nCAT:\n\n2 samples:\n\na\nb\n\nc"
+
+
 def test_the_objective_comes_apart() -> None:
     run = records(4.17, 2.0, 1.7)
     run[-1] |= {"objective": 1.9, "smoothing": 0.35, "z_loss": 0.05, "distillation": -0.1, "smoothed_floor": 0.75,
