@@ -40,7 +40,7 @@ def reference(hidden, head, targets, objective: Objective, scale: float):
 
 
 def fused(hidden, head, targets, objective: Objective, chunk: int) -> LossSums:
-    with mock.patch.multiple(loss, FUSED_LOGITS=0, CHUNKS=10**9, CHUNK_TOKENS=chunk):
+    with mock.patch.multiple(loss, FUSED_LOGITS=0, CHUNKS=10**9, CHUNK_TOKENS=chunk, HEAD_ROWS=chunk):
         return next_token_loss(hidden[None], head, targets[None], objective)
 
 
