@@ -165,11 +165,12 @@ def _baselines(runs: Sequence[Run], options: CurveOptions) -> list[tuple[str, fl
     if len(set(whose)) < len(runs):
         whose = [run.name for run in runs]
     rungs: dict[str, float] = {}
-    for own, owner in zip(values, whose, strict=True):
+    for own in values:
         for name, value in own.items():
-            shared = all(math.isclose(other.get(name, math.nan), value, rel_tol=1e-3) for other in values)
+            sharing = [owner for other, owner in zip(values, whose, strict=True)
+                       if math.isclose(other.get(name, math.nan), value, rel_tol=1e-3)]
             if value <= own[UNIFORM]:
-                rungs[name if shared else f"{name} ({owner})"] = value
+                rungs[name if len(sharing) == len(runs) else f"{name} ({', '.join(sharing)})"] = value
     labels: list[tuple[str, float]] = []
     room = 0.02 * (max(rungs.values()) - min(rungs.values()))
     for name, value in sorted(rungs.items(), key=lambda item: item[1]):

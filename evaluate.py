@@ -18,7 +18,6 @@ import report_evaluation
 from analysis import Blocks, Comparison, Evaluation, Group, Loss, interval
 from config.cli import load_options
 from config.schema import Count, DataConfig, Section
-from data.corpora import read_corpus
 from data.documents import Document, Split, encode_documents, read_documents
 from data.prepare import read_source, split_text
 from data.tokenizer import CharTokenizer, Tokenizer
@@ -91,7 +90,7 @@ def evaluate(runs: Sequence[Run], options: EvaluateOptions) -> Evaluation:
     losses = [analysis.measure_loss(blocks, own.nll, own.rank, reading.bytes, number)
               for number, (own, reading) in enumerate(zip(scores, readings, strict=True))]
     logged = [record["val_nll"] for record in run.metrics if record["step"] == steps[0] and "val_nll" in record]
-    if whole_val and run.config.run.eval_tokens:
+    if whole_val and 0 < run.config.run.eval_tokens < len(readings[0].split.tokens) - 1:
         notes.append(f"Training evaluated the first {run.config.run.eval_tokens:,} tokens only; this is all of them.")
         logged = []
     groups = group(readings[0], scores[0], notes)
@@ -114,7 +113,7 @@ def read_text(runs: Sequence[Run], options: EvaluateOptions) -> tuple[str, list[
     run, tokenizers, notes, floor = runs[0], [run.load_tokenizer() for run in runs], [], None
     if options.text:
         name, config = options.text, run.config.data.model_copy(update={"corpus": options.text})
-        documents = read_documents(read_corpus(options.text), config)
+        documents = read_documents(read_source(config)[0], config)
         split = encode(name, documents, tokenizers[0], config)
     else:
         name, config, corpus = f"the {options.split} split of {run.meta['corpus']}", run.config.data, run.load_corpus()
@@ -123,13 +122,14 @@ def read_text(runs: Sequence[Run], options: EvaluateOptions) -> tuple[str, list[
     readings = [Reading(run, tokenizers[0], split)]
     for other, tokenizer in zip(runs[1:], tokenizers[1:], strict=True):
         if tokenizer.to_json() != tokenizers[0].to_json():
-            if (tokenizer.end is None) != (tokenizers[0].end is None):
-                raise UserError(f"against={other.path}: one of the two runs has documents with an end token, and the "
-                                "other has not: they do not predict the same")
+            if tokenizer.separator != tokenizers[0].separator:
+                raise UserError(f"against={other.path}: its end token stands for {tokenizer.separator!r}, and that of "
+                                f"{run.path} for {tokenizers[0].separator!r}: they do not predict the same bytes")
             documents = documents or split_text(read_source(config)[0], config)[options.split]
             split = encode(name, documents, tokenizer, config)
         readings.append(Reading(other, tokenizer, split))
-        splits = {(each.meta["sha256"], each.config.data.val_fraction) for each in (run, other)}
+        splits = {(each.meta["sha256"], each.config.data.val_fraction, each.config.data.documents)
+                  for each in (run, other)}
         if len(splits) > 1 and not options.text:
             notes.append(f"{other.path} was trained on another text or split: it may have seen this one.")
     return name, readings, notes, floor

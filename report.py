@@ -147,7 +147,7 @@ def _parts(record: dict[str, float]) -> Iterator[str]:
     added = [(record[key], name) for key, name in PARTS.items() if key in record]
     if not added:
         return
-    yield (f"The objective, at last {record['objective']:.4f}, is the training NLL of {record['train_nll']:.4f}"
+    yield (f"The objective, in the end {record['objective']:.4f}, is the training NLL of {record['train_nll']:.4f}"
            + "".join(f" {'-' if nats < 0 else '+'} {abs(nats):.4f} of {name}" for nats, name in added) + ".")
     if "smoothed_kl" in record:
         yield (f"  NLL + smoothing = H(p) + KL(p || q), p being the smoothed target: a floor of "

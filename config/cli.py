@@ -27,11 +27,12 @@ def load_config(argv: list[str]) -> Config:
     problems += in_recipe + on_line
     for name, value in _leaves(given_values):
         values.setdefault(fields[name][0], {})[name] = value
-    config = Config() if problems else Config.model_validate(values)
-    _raise(problems or config.problems())
+    _raise(problems)
+    config = Config.model_validate(values)
     if not config.run.out_dir:
         name = recipe.stem if recipe else f"{Path(config.data.corpus).stem}_{config.data.tokenizer}"
         config = config.with_run(out_dir=f"out/{name}")
+    _raise(config.problems())
     return config
 
 

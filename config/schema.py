@@ -5,7 +5,9 @@ so the command line needs only the name: `--label_smoothing=0.1`. A zero switche
 other way of being off.
 """
 
+import os
 import re
+import warnings
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -61,11 +63,16 @@ class DataConfig(Section):
         if self.is_jsonl and self.documents != "none":
             found.append(f"documents={self.documents}: the documents of {self.corpus} are its records already")
         try:
-            re.compile(self.mask)
-        except re.error as error:
-            found.append(f"mask={self.mask}: not a regular expression: {error}")
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", FutureWarning)
+                re.compile(self.mask)
+            self.mask.encode()
+        except (re.error, FutureWarning, OverflowError, RecursionError, UnicodeEncodeError) as error:
+            found.append(f"mask={self.mask!a:.80}: not a regular expression: {error}")
         if self.corpus != "markov":
-            return found
+            knobs = ("markov_order", "markov_alphabet", "markov_temperature")
+            return found + [f"{name}={getattr(self, name)} needs --corpus=markov" for name in knobs
+                            if getattr(self, name) != DataConfig.model_fields[name].default]
         found += [f"the entropy of markov is known per character of the whole text: leave {name} as it is"
                   for name in ("tokenizer", "documents", "mask")
                   if getattr(self, name) != DataConfig.model_fields[name].default]
@@ -163,6 +170,8 @@ class Config(Section):
         if not self.loss.teacher:
             found += [f"{name}={getattr(self.loss, name)} needs a --teacher" for name in ("alpha", "temperature")
                       if getattr(self.loss, name) != LossConfig.model_fields[name].default]
+        elif os.path.abspath(self.loss.teacher) == os.path.abspath(run.out_dir):
+            found.append(f"teacher={self.loss.teacher} is out_dir too: a run cannot be its own teacher")
         if model.n_embd % model.n_head:
             unit = 2 * model.n_head  # heads of even width suit every kind of position
             found.append(f"n_embd={model.n_embd} is not a multiple of n_head={model.n_head}; try n_embd="

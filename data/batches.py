@@ -13,7 +13,7 @@ from data.documents import Split
 from errors import UserError
 from loss import IGNORE_INDEX
 
-EVAL_BATCH_TOKENS = 4096  # in a forward pass; their logits take 4096 V floats
+EVAL_BATCH_TOKENS = 4096  # in a forward pass
 
 
 class Batch(NamedTuple):

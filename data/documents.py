@@ -18,6 +18,7 @@ from errors import UserError
 Document = list[tuple[str, bool]]
 
 SEPARATORS = {"lines": "\n", "paragraphs": "\n\n"}  # what stands between documents, and what their end stands for
+SEPARATED = {"lines": r"(?:\r?\n)+", "paragraphs": r"\r?\n(?:\r?\n)+"}  # by
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def read_documents(text: str, config: DataConfig) -> list[Document]:
                 for prompt, completion in read_records(text, config.corpus)]
     if config.documents == "none":
         return [mark_given(text, config.mask)]
-    parts = re.split(SEPARATORS[config.documents] + "+", text)
+    parts = re.split(SEPARATED[config.documents], text)
     return [mark_given(part, config.mask) for part in parts if part]
 
 
@@ -65,8 +66,9 @@ def mark_given(text: str, mask: str) -> Document:
     """
     document, end = [], 0
     for match in re.finditer(mask, text, re.MULTILINE) if mask else ():
-        document += [(text[end: match.start()], True), (match[0], False)]
-        end = match.end()
+        if match[0]:
+            document += [(text[end: match.start()], True), (match[0], False)]
+            end = match.end()
     return [segment for segment in [*document, (text[end:], True)] if segment[0]]
 
 
@@ -85,6 +87,10 @@ def read_records(text: str, corpus: str) -> list[tuple[str, str]]:
         if not (isinstance(prompt, str) and isinstance(completion, str) and completion):
             raise UserError(f'corpus {corpus}, line {number}: should be {{"prompt": "...", "completion": "..."}}, '
                             "two texts, the second not empty")
+        try:
+            (prompt + completion).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"corpus {corpus}, line {number}: has half a character, a lone surrogate") from None
         records.append((prompt, completion))
     return records
 
@@ -109,7 +115,7 @@ def encode_documents(documents: list[Document], tokenizer: Tokenizer, score_end:
     tokens, counts = tokenizer.encode_all([text for text, _ in segments])
     scored = np.repeat(np.array([scored for _, scored in segments], dtype=bool), counts)
     if tokenizer.end is not None:
-        last = np.cumsum([len(document) for document in documents]) - 1  # segment of each document
+        last = np.cumsum([len(document) for document in documents], dtype=int) - 1  # segment of each document
         borders = np.concatenate([[0], np.cumsum(counts)[last]])
         tokens, scored = np.insert(tokens, borders, tokenizer.end), np.insert(scored, borders, score_end)
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32

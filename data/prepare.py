@@ -1,8 +1,8 @@
 """Text to token arrays, once: `python data/prepare.py NAME [--tokenizer=char|bpe|gpt2]`.
 
-train.py does this by itself when a corpus is new. What is made, in data/<corpus>/<tokenizer>/:
-train.npy and val.npy, token ids, uint16 or uint32; tokenizer.json; and meta.json with the sizes,
-the hash of the source and the baselines.
+train.py does this by itself when a corpus is new. What is made, in data/<corpus>/<tokenizer>[-<what else differs>]/:
+train.npy and val.npy, token ids, uint16 or uint32; train_scored.npy and val_scored.npy where not all are scored,
+bool; tokenizer.json; and meta.json with the sizes, the hash of the source and the baselines.
 """
 
 import hashlib
@@ -191,8 +191,9 @@ def _encode(name: str, documents: list[Document], tokenizer: Tokenizer, config: 
     if not split.count_scored():
         raise UserError(f"corpus {config.corpus}: nothing to score in its {name} split: mask={config.mask} matches all "
                         "of it")
-    if config.mask and all(scored for document in documents for _, scored in document):
-        raise UserError(f"mask={config.mask}: matches nothing in the {name} split of {config.corpus}")
+    if name == "train" and config.mask and all(scored for document in documents for _, scored in document):
+        hint = "; its lines end in \\r\\n" if "\r\n" in plain_text(documents) else ""
+        raise UserError(f"mask={config.mask}: matches nothing in the {name} split of {config.corpus}{hint}")
     return split
 
 

@@ -90,8 +90,9 @@ def load_teacher(path: str, tokenizer: Tokenizer, block_size: int, world: World)
     """The best model of a run, to learn from; UserError if it speaks of other tokens, or of fewer at once."""
     run = open_run(Path(path))
     if (theirs := run.load_tokenizer()).to_json() != tokenizer.to_json():
-        raise UserError(f"teacher={path}: has another vocabulary ({run.meta['tokenizer']}, |V| = {theirs.vocab_size}) "
-                        f"than this corpus (|V| = {tokenizer.vocab_size}); it should be a run on the same corpus")
+        raise UserError(f"teacher={path}: has another vocabulary (|V| = {theirs.vocab_size}, end token for "
+                        f"{theirs.separator!r}) than this corpus (|V| = {tokenizer.vocab_size}, end token for "
+                        f"{tokenizer.separator!r}); it should be a run on the same corpus and documents")
     if run.config.model.block_size < block_size:
         raise UserError(f"teacher={path}: its block_size is {run.config.model.block_size}, less than {block_size}")
     return load_model(run, "best", world)[0]

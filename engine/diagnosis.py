@@ -31,8 +31,8 @@ class Diagnosis:
 @torch.inference_mode()
 def diagnose(model: GPT, batches: Callable[[int], Batch], world: World) -> Diagnosis:
     """Measure a model on the first batches, as many tokens of one as an evaluation takes at once."""
-    first = [batches(step) for step in range(FIRST_BATCHES)]
-    inputs, targets = batch = max(first, key=lambda batch: (batch.targets != IGNORE_INDEX).any())
+    first = (batches(step) for step in range(FIRST_BATCHES))
+    inputs, targets = batch = next((batch for batch in first if (batch.targets != IGNORE_INDEX).any()), batches(0))
     scoring_first = np.argsort((targets == IGNORE_INDEX).all(axis=1), kind="stable")
     few = scoring_first[: max(1, EVAL_BATCH_TOKENS // inputs.shape[1])]
     x, y = (torch.from_numpy(array[few]).to(world.device) for array in batch)
@@ -54,6 +54,8 @@ def diagnose(model: GPT, batches: Callable[[int], Batch], world: World) -> Diagn
 def _agreement(inputs: np.ndarray, targets: np.ndarray, shift: int) -> float:
     """The share of the scored `targets[b, t]` that equal `inputs[b, t + shift]`; NaN where there is none to compare.
 
+    An input that comes later is compared only if its own target is scored too: else it may be padding.
+
     >>> inputs = np.array([[5, 6, 7, 8]])
     >>> [_agreement(inputs, np.array([[6, 7, 8, 9]]), shift) for shift in SHIFTS]
     [1.0, 0.0, 0.0, 0.0]
@@ -62,4 +64,6 @@ def _agreement(inputs: np.ndarray, targets: np.ndarray, shift: int) -> float:
     there = slice(max(0, -shift), T - max(0, shift))  # targets whose counterpart is in the window
     ahead = inputs[:, there.start + shift: there.stop + shift]
     scored = targets[:, there] != IGNORE_INDEX
+    if shift > 0:
+        scored = scored & (targets[:, shift:] != IGNORE_INDEX)
     return float((ahead == targets[:, there])[scored].mean()) if scored.any() else float("nan")

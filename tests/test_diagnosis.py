@@ -165,6 +165,14 @@ def test_not_a_number() -> None:
         *UNTIED, change=lambda model: torch.nn.init.constant_(model.head, math.nan))
 
 
+def test_padding_is_not_taken_for_labels() -> None:
+    """Documents of one token: half of the targets are followed by padding."""
+    tokens = np.tile([V - 1, 0, V - 1, 1, V - 1, 2], 400)
+    for block_size in (2, 4):
+        batches = TrainBatches(Split(tokens), block_size, 16, seed=0, end=V - 1)
+        assert look(f"--block_size={block_size}", batches=batches).endswith(SOUND)
+
+
 def test_training_says_it(data_dir, capsys, monkeypatch) -> None:
     """The real command, with a batch that gives the targets away."""
     recipe = ["--corpus=text.txt", "--out_dir=out/run", *TINY]

@@ -1,6 +1,7 @@
 """Documents and masks: what is scored, what is given, and that no token is lost or leaks."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +20,6 @@ PLAY = "\n\n".join(f"{name}:\nMy lord, {n} times {n} is {n * n}." for n, name in
 
 
 def prepare(text: str, name: str = "play.txt", **settings: object) -> Corpus:
-    from pathlib import Path
-
     Path(name).write_text(text, encoding="utf-8")
     return prepare_corpus(DataConfig(corpus=name, **settings))
 
@@ -135,6 +134,7 @@ def test_samples_go_on_from_what_is_given_first(data_dir) -> None:
     ('{"prompt": "a"}', {}, r'line 1: should be \{"prompt": "...", "completion": "..."\}'),
     ('{"prompt": "a", "completion": "b"}\n{"prompt": 1, "completion": "b"}', {}, "line 2: should be"),
     ('{"prompt": "a", "completion": ""}', {}, "the second not empty"),
+    ('{"prompt": "a \\ud800", "completion": "b"}', {}, "line 1: has half a character"),
     ('["a"]', {}, "line 1: should be"), ("oops", {}, "line 1: not JSON"), ("[" * 99999, {}, "line 1: not JSON"),
     ('{"prompt": "a", "completion": "b"}', {}, "has 1 document"), ("\n\n", {}, "has 0 document"),
 ])
@@ -169,6 +169,22 @@ def test_arrays_that_are_not_what_was_prepared_are_refused(data_dir, name, array
         prepare(PLAY, mask="CAT:")
     assert "to have it prepared again" in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_match_of_nothing_cuts_nothing(data_dir) -> None:
+    whole, masked = prepare(PLAY, tokenizer="bpe", vocab_size=300), prepare(PLAY, mask="(DOG:)*", tokenizer="bpe",
+                                                                            vocab_size=300)
+    assert abs(len(masked.train.tokens) - len(whole.train.tokens)) < 0.1 * len(whole.train.tokens)
+
+
+def test_line_ends_of_another_system_part_documents_too(data_dir) -> None:
+    crlf = PLAY.replace("\n", "\r\n")
+    for documents in ("lines", "paragraphs"):
+        count = prepare(PLAY, documents=documents).meta["train"]["documents"]
+        Path("crlf.txt").write_bytes(crlf.encode())
+        assert prepare_corpus(DataConfig(corpus="crlf.txt", documents=documents)).meta["train"]["documents"] == count
+    with pytest.raises(UserError, match=r"matches nothing in the train split of crlf.txt; its lines end in \\r\\n"):
+        prepare_corpus(DataConfig(corpus="crlf.txt", mask="^CAT:$"))
 
 
 def test_the_corpora_made_from_the_plays() -> None:

@@ -45,6 +45,7 @@ def runs(tmp_path_factory):
         patch.chdir(directory)
         patch.setattr("data.prepare.LENGTH", 3000)  # of the markov corpus
         Path("text.txt").write_text(make_text(), encoding="utf-8")
+        Path("paragraphs.txt").write_text(make_text().replace("\n", "\n\n"), encoding="utf-8")
         Path("records.jsonl").write_text("\n".join(
             json.dumps({"prompt": f"{n} and 1 ", "completion": f"make {n + 1}"}) for n in range(200)), encoding="utf-8")
         Path("other.txt").write_text(make_text(300) + "a", encoding="utf-8")
@@ -53,6 +54,7 @@ def runs(tmp_path_factory):
                 ["bpe", "--tokenizer=bpe", "--vocab_size=300", "--eval_tokens=0"], ["other", "--corpus=other.txt"],
                 ["masked", "--mask=[aeiou]", "--eval_tokens=0"],
                 ["padded", "--documents=lines", "--padded", "--eval_tokens=0"],
+                ["speeches", "--corpus=paragraphs.txt", "--documents=paragraphs", "--max_iters=1"],
                 ["bpe_lines", "--documents=lines", "--tokenizer=bpe", "--vocab_size=300", "--eval_tokens=0"],
                 ["records", "--corpus=records.jsonl", "--score_end=false", "--eval_tokens=0"],
                 ["markov", "--corpus=markov", "--markov_alphabet=3", "--eval_tokens=0"]):
@@ -423,7 +425,9 @@ def test_a_difference_and_its_interval_point_the_same_way(estimate, words) -> No
     (["out/whole", "--text=omega.txt"], r"omega.txt: the character 'Ω' \(U\+03A9, at position 2\)"),
     (["out/whole", "--text=one.txt"], r"one.txt: too short: it has 1 token\(s\)"),
     (["out/whole", "--against=out/nowhere"], "out/nowhere: not a run"),
-    (["out/whole", "--against=out/padded"], "against=out/padded: one of the two runs has documents"),
+    (["out/whole", "--against=out/padded"], r"against=out/padded: its end token stands for '\\n', and that of"),
+    (["out/padded", "--against=out/speeches"], r"stands for '\\n\\n', and that of out/padded for '\\n'"),
+    (["out/padded", "--text=newlines.txt"], r"newlines.txt: too short: it has 1 token\(s\)"),
     (["out/masked", "--text=vowels.txt"], r"vowels.txt: nothing to score in it: mask=\[aeiou\] matches all of it"),
     (["out/records", "--text=bad.jsonl"], "corpus bad.jsonl, line 2: should be"),
     (["out"], "not a run"),
@@ -436,6 +440,7 @@ def test_mistakes_are_one_clear_line(runs, argv, message) -> None:
     Path("latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     Path("omega.txt").write_text("a Ω", encoding="utf-8")
     Path("one.txt").write_text("a", encoding="utf-8")
+    Path("newlines.txt").write_text("\n\n", encoding="utf-8")
     Path("vowels.txt").write_text("aaeoa", encoding="utf-8")
     Path("bad.jsonl").write_text('{"prompt": "1", "completion": "2"}\n{"prompt": "1"}', encoding="utf-8")
     Path("out/broken").mkdir(exist_ok=True)

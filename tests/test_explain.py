@@ -28,12 +28,12 @@ def test_text_brackets_and_costs() -> None:
     for b, t in np.ndindex(*nll.shape):
         target = batch.targets[b, t]
         np.testing.assert_allclose(nll[b, t], 0 if target == IGNORE_INDEX else -logits[b, t, target], atol=1e-5)
-    shown = describe(batch, nll, TOKENIZER, colour=False)
+    shown = describe(batch, nll, TOKENIZER, colour=False, padded=True)
     assert "11 of 24 targets are scored, 45.8%" in shown
-    assert "<|end|>[ab:]⏎cd ef<|end|>[" in shown
-    assert "<|end|>[gh:]⏎hg<|end|>[" in shown
+    assert "\n[<|end|>ab:]⏎cd ef<|end|>\n[<|end|>gh:]⏎hg<|end|>\n" in shown
+    assert "␣" in shown
     assert f"⏎ {nll[0, 3]:.3f}" in shown
-    coloured = describe(batch, nll, TOKENIZER, colour=True)
+    coloured = describe(batch, nll, TOKENIZER, colour=True, padded=True)
     assert re.sub("\x1b[^m]*m", "", coloured).count("ab:⏎cd ef<|end|>") == 1
     assert "\x1b[2ma\x1b[0m" in coloured  # given
 
@@ -43,7 +43,7 @@ def test_what_is_given_after_a_window_is_not_made_up() -> None:
     batch = next(eval_batches(SPLIT, 2))
     assert batch.targets[0].tolist() == [IGNORE_INDEX] * 2
     shown = describe(batch, np.zeros(batch.targets.shape, np.float32), TOKENIZER, colour=False)
-    assert "\n<|end|>[a…]\nb[:]⏎\n" in shown
+    assert "\n[<|end|>a…]\n[b:]⏎\n" in shown
 
 
 def test_a_batch_with_nothing_scored_is_shown_too() -> None:

@@ -58,8 +58,8 @@ def test_the_objective_comes_apart() -> None:
     run[-1] |= {"objective": 1.9, "smoothing": 0.35, "z_loss": 0.05, "distillation": -0.1, "smoothed_floor": 0.75,
                 "smoothed_kl": 1.2, "teacher_kl": 0.07}
     said = report.verdict(run, LADDER, Config())
-    assert ("The objective, at last 1.9000, is the training NLL of 1.6000 + 0.3500 of smoothing + 0.0500 of z-loss - "
-            "0.1000 of distillation.") in said
+    assert ("The objective, in the end 1.9000, is the training NLL of 1.6000 + 0.3500 of smoothing + 0.0500 of z-loss "
+            "- 0.1000 of distillation.") in said
     assert "a floor of 0.7500, and 1.2000 above it" in said
     assert "KL(teacher || model), both softened, is 0.0700" in said
     run[-1] = {key: value for key, value in run[-1].items() if key not in report.PARTS} | {"objective": 1.6}
