@@ -4,6 +4,7 @@ import torch
 from torch.optim import Optimizer
 
 from config.schema import OptimConfig
+from engine.muon import Muon
 from engine.schedule import rate_scale
 from model import GPT
 
@@ -11,8 +12,7 @@ from model import GPT
 def make_optimizers(model: GPT, config: OptimConfig) -> list[Optimizer]:
     """One or two optimizers; each parameter is in exactly one.
 
-    Muon (Jordan et al. 2024) steps each matrix by its orthogonalised momentum. Weight decay, as in
-    GPT-2, is for matrices only, embeddings among them: biases and norms are left alone.
+    Weight decay, as in GPT-2, is for matrices only, embeddings among them: biases and norms are left alone.
     """
     named = [(name, p) for name, p in model.named_parameters()]
     muon = [p for name, p in named if config.optimizer == "muon" and name.startswith("blocks.") and p.ndim == 2]
@@ -24,8 +24,7 @@ def make_optimizers(model: GPT, config: OptimConfig) -> list[Optimizer]:
          {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0}],
         lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused)]
     if muon:
-        optimizers.append(torch.optim.Muon(muon, lr=config.muon_learning_rate, momentum=config.momentum,
-                                           weight_decay=config.weight_decay))
+        optimizers.append(Muon(muon, config.muon_learning_rate, config.momentum, config.weight_decay))
     return optimizers
 
 
@@ -33,7 +32,7 @@ def set_rates(optimizers: list[Optimizer], config: OptimConfig, step: int) -> fl
     """Set the learning rates of a step; returns AdamW's, the one called `learning_rate`."""
     scale = rate_scale(config, step)
     for optimizer in optimizers:
-        peak = config.muon_learning_rate if isinstance(optimizer, torch.optim.Muon) else config.learning_rate
+        peak = config.muon_learning_rate if isinstance(optimizer, Muon) else config.learning_rate
         for group in optimizer.param_groups:
             group["lr"] = peak * scale
     return config.learning_rate * scale
