@@ -76,8 +76,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float, visible: Tensor | No
     before: softmax(q k' / sqrt(D)) v, (B, H, T, D)."""
     (B, H, T, D), S = q.shape, k.shape[2]
     plain = q.device.type == "cpu" and q.dtype == torch.bfloat16
-    if visible is None and T == S and not plain:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+    if visible is None and T in (S, 1) and not plain:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=T == S)
     if visible is None:
         visible = causal(T, S, q.device)
     if plain:
