@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch.optim import Optimizer
 
 from config.schema import Config
 from data.batches import Batch
 from engine.distributed import World
 from engine.optim import set_rates
+from engine.optimizers import Optimizer
 from loss import IGNORE_INDEX, LossMeans, LossSums, Objective, divide_once, next_token_loss, token_nll
 from model import GPT
 
@@ -55,7 +55,7 @@ def train_step(model: GPT, optimizers: list[Optimizer], batch: Batch, config: Co
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     for optimizer in optimizers:
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
     return StepResult(parts, grad_norm, learning_rate, scored)
 
 

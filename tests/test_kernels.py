@@ -1,11 +1,15 @@
 """The hand-written gradients are the gradients, and grouped Muon is torch's Muon."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.muon import Muon, orthogonalise
+from engine.optimizers import AdamW, Muon, orthogonalise
 from kernels import relu2, rms_norm, rotate
+from tests.conftest import ROOT
 
 
 def angles(T: int, width: int, heads: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,7 +67,36 @@ def test_grouped_muon_is_muon() -> None:
         b.step()
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, q, atol=1e-3, rtol=1e-3)  # bfloat16 inside
-    assert a.state_dict()["state"].keys() == b.state_dict()["state"].keys()
+
+
+def test_adamw_is_adamw() -> None:
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in [(3, 4), (5,)]]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    a = AdamW(ours, lr=0.02, betas=(0.9, 0.95), weight_decay=0.1)
+    b = torch.optim.AdamW(theirs, lr=0.02, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    for _ in range(3):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn(p.shape)
+            q.grad = p.grad.clone()
+        a.step()
+        b.step()
+    assert all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))
+
+
+def test_training_does_not_import_the_compiler() -> None:
+    """It takes as long as torch does."""
+    code = """import sys, torch
+from engine.optimizers import AdamW, Muon
+p = torch.nn.Parameter(torch.ones(2, 2))
+for optimizer in (AdamW([p], 0.1, (0.9, 0.9), 0.1), Muon([p], 0.1, 0.9, 0.1)):
+    p.square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+sys.exit("torch._dynamo" in sys.modules)"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 
 
 def test_orthogonalised_matrices_are_nearly_orthogonal() -> None:
