@@ -1,0 +1,75 @@
+"""How long whole commands take to a validation loss, from process start, against nanoGPT's recipe.
+
+    python bench/time_to_loss.py [RECIPE.toml ...] [--rounds=3] [--reference=config/nanogpt_cpu.toml]
+
+Each round runs the reference and then every recipe, with another seed each round and with compile
+caches cold, so that what disturbs the machine disturbs all of them. The ratio is that of two commands
+of the same round. The loss is that of the run's best checkpoint, on all of the validation split.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from pydantic import Field
+
+from config.cli import load_options
+from config.schema import Positive, Section
+from errors import UserError, run_command
+
+
+class Options(Section):
+    """What to run."""
+
+    rounds: Positive = Field(3, description="of each command, seeds 1, 2, ...")
+    reference: str = Field("config/nanogpt_cpu.toml", min_length=1, description="the recipe to compare with")
+
+
+def run_recipe(recipe: str, seed: int) -> dict[str, Any]:
+    """A whole command in an empty run directory: its seconds, and the best loss that it measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "train.py", recipe, f"--seed={seed}", f"--out_dir={folder}/run", "--eval_tokens=0"]
+        began = time.perf_counter()
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
+                              env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/compiled"})
+        seconds = time.perf_counter() - began
+        if done.returncode:
+            raise UserError(f"{' '.join(command)}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+        records = [json.loads(line) for line in Path(folder, "run/metrics.jsonl").read_text().splitlines()]
+    return {"recipe": recipe, "seed": seed, "seconds": seconds, "training_seconds": records[-1]["seconds"],
+            "val_nll": min(record["val_nll"] for record in records if "val_nll" in record)}
+
+
+def main(argv: list[str]) -> None:
+    recipes, options = load_options(Options, argv, "RECIPE", "*", "recipes to time")
+    recipes = recipes or ["config/tinyshakespeare_sprint.toml"]
+    rows: list[dict[str, Any]] = []
+    print(f"{'seed':>4} {'recipe':<40} {'seconds':>8} {'training':>9} {'val nll':>8} {'ratio':>7}")
+    for seed in range(1, options.rounds + 1):
+        reference = run_recipe(options.reference, seed)
+        for row in [reference, *(run_recipe(recipe, seed) for recipe in recipes)]:
+            rows.append(row | {"ratio": reference["seconds"] / row["seconds"]})
+            print("{seed:>4} {recipe:<40} {seconds:8.1f} {training_seconds:9.1f} {val_nll:8.4f} {ratio:7.1f}".format(
+                **rows[-1]), flush=True)
+    print()
+    for recipe in [options.reference, *recipes]:
+        values = {key: [row[key] for row in rows if row["recipe"] == recipe] for key in ("seconds", "val_nll", "ratio")}
+        print(f"{recipe}: " + "; ".join(f"{key} {statistics.median(own):.4g} ({min(own):.4g} to {max(own):.4g})"
+                                        for key, own in values.items()))
+    out = ROOT / "out/bench_time_to_loss.json"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    print(f"written to {out.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    run_command(main)
