@@ -31,7 +31,7 @@ from data.markov import LENGTH, Floor, MarkovSource
 from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
 from errors import UserError, run_command
 
-FORMAT = 2  # raised when prepared files of an older program can no longer be used
+FORMAT = 3  # raised when prepared files of an older program can no longer be used
 
 
 @dataclass(frozen=True)
