@@ -58,9 +58,8 @@ def draw_png(runs: Sequence[Run], path: Path, options: CurveOptions) -> None:
     for number, run in enumerate(runs):
         _draw_run(axes, run, f"C{number}", options, alone=len(runs) == 1)
     axes.set_xlim(0, 1.2 * _right(runs, options))  # room for the baselines' names
-    baselines = _baselines(runs, options)
-    for name, value in baselines:
-        below = value == min(value for _, value in baselines)  # where no curve comes
+    for place, (name, value) in enumerate(_baselines(runs, options)):
+        below = place == 0  # the lowest one's name stands where no curve comes
         axes.axhline(value, color="0.45", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
         axes.annotate(name, (1, value), (-4, -2 if below else 2), xycoords=("axes fraction", "data"),
                       textcoords="offset points", ha="right", va="top" if below else "bottom", fontsize=8, color="0.3")
@@ -158,7 +157,7 @@ def _scale(run: Run, options: CurveOptions) -> float:
 
 
 def _baselines(runs: Sequence[Run], options: CurveOptions) -> list[tuple[str, float]]:
-    """Labels and values of the rungs up to log|V|; one that differs between runs says whose it is."""
+    """Labels and values of the rungs up to log|V|, from the lowest; one that differs between runs says whose it is."""
     values = [{rung.name: rung.nats_per_token if options.unit == "nats" else rung.bits_per_byte
                for rung in run.baselines} for run in runs]
     whose = [run.meta["tokenizer"] for run in runs]

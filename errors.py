@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
+DIVERGED = "the model's predictions are not numbers; it diverged in training"
 _RANK = int(os.environ.get("RANK", 0))  # torchrun sets it
 
 

@@ -17,8 +17,8 @@ import report
 import report_evaluation
 from analysis import Blocks, Comparison, Evaluation, Group, Loss, interval
 from config.cli import load_options
-from config.schema import Count, DataConfig, Section
-from data.documents import Document, Split, encode_documents, read_documents
+from config.schema import Count, Section
+from data.documents import Split, encode_text, read_documents
 from data.prepare import read_source, split_text
 from data.tokenizer import CharTokenizer, Tokenizer
 from errors import UserError, run_command
@@ -114,9 +114,9 @@ def read_text(runs: Sequence[Run], options: EvaluateOptions) -> tuple[str, list[
     if options.text:
         name, config = options.text, run.config.data.model_copy(update={"corpus": options.text})
         documents = read_documents(read_source(config)[0], config)
-        split = encode(name, documents, tokenizers[0], config)
+        split = encode_text(documents, tokenizers[0], config, name, "it")
     else:
-        name, config, corpus = f"the {options.split} split of {run.meta['corpus']}", run.config.data, run.load_corpus()
+        name, config, corpus = f"the {options.split} split of {run.meta['corpus']}", run.config.data, run.corpus
         documents, split = [], corpus.val if options.split == "val" else corpus.train
         floor = corpus.floor(len(split.tokens) - 1) if options.split == "val" else None
     readings = [Reading(run, tokenizers[0], split)]
@@ -126,7 +126,7 @@ def read_text(runs: Sequence[Run], options: EvaluateOptions) -> tuple[str, list[
                 raise UserError(f"against={other.path}: its end token stands for {tokenizer.separator!r}, and that of "
                                 f"{run.path} for {tokenizers[0].separator!r}: they do not predict the same bytes")
             documents = documents or split_text(read_source(config)[0], config)[options.split]
-            split = encode(name, documents, tokenizer, config)
+            split = encode_text(documents, tokenizer, config, name, "it")
         readings.append(Reading(other, tokenizer, split))
         splits = {(each.meta["sha256"], each.config.data.val_fraction, each.config.data.documents)
                   for each in (run, other)}
@@ -135,28 +135,14 @@ def read_text(runs: Sequence[Run], options: EvaluateOptions) -> tuple[str, list[
     return name, readings, notes, floor
 
 
-def encode(name: str, documents: list[Document], tokenizer: Tokenizer, config: DataConfig) -> Split:
-    """The tokens of a text, of which at least one can be scored; UserError naming the text."""
-    try:
-        split = encode_documents(documents, tokenizer, config.score_end)
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from None
-    if len(split.tokens) < 2:
-        raise UserError(f"{name}: too short: it has {len(split.tokens)} token(s), and it takes two to predict one from "
-                        "the other")
-    if not split.count_scored():
-        raise UserError(f"{name}: nothing to score in it: mask={config.mask} matches all of it")
-    return split
-
-
 def score(readings: Sequence[Reading], options: EvaluateOptions
           ) -> tuple[list["Scores"], np.ndarray | None, list[int], str]:
     """The scores of each reading, KL both ways at each token if they have the same, the steps, and where it was."""
     from tqdm import tqdm
 
+    from engine import scoring
     from engine.checkpoint import load_model
     from engine.distributed import find_world
-    from engine.scoring import predict, score, score_both
     from loss import IGNORE_INDEX
 
     def watch(batches: Iterable["Batch"]) -> Iterator["Batch"]:
@@ -172,12 +158,12 @@ def score(readings: Sequence[Reading], options: EvaluateOptions
             worlds.append(find_world(options.device or config.run.device, config.run.dtype))
             model, progress = load_model(reading.run, options.checkpoint, worlds[-1])
             steps.append(progress.step)
-            predictions.append(predict(model, watch(reading.batches(options.stride)), worlds[-1]))
+            predictions.append(scoring.predict(model, watch(reading.batches(options.stride)), worlds[-1]))
         betas = analysis.INVERSE_TEMPERATURES
         if len(readings) == 2 and readings[0].split is readings[1].split:
-            ours, theirs, kl = score_both(predictions[0], predictions[1], betas)
+            ours, theirs, kl = scoring.score_both(predictions[0], predictions[1], betas)
             return [ours, theirs], kl, steps, str(worlds[0])
-        return [score(own, betas) for own in predictions], None, steps, str(worlds[0])
+        return [scoring.score(own, betas) for own in predictions], None, steps, str(worlds[0])
 
 
 def group(reading: Reading, scores: "Scores", notes: list[str]) -> dict[str, list[Group]]:
@@ -191,7 +177,7 @@ def group(reading: Reading, scores: "Scores", notes: list[str]) -> dict[str, lis
         groups["character"] = analysis.group(analysis.CHARACTER_KINDS, kind[scores.targets], scores.nll, right)
         return groups
     try:
-        counts = np.bincount(reading.run.load_corpus().train.tokens, minlength=tokenizer.vocab_size)
+        counts = np.bincount(reading.run.corpus.train.tokens, minlength=tokenizer.vocab_size)
     except UserError as error:
         notes.append(f"How often the tokens occur in training is not known: {error}")
         return groups

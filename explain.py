@@ -11,7 +11,7 @@ from data.tokenizer import Tokenizer
 from engine.checkpoint import load_checkpoint
 from engine.distributed import World
 from engine.step import nll_by_token
-from errors import UserError
+from errors import DIVERGED, UserError
 from loss import IGNORE_INDEX
 from model import GPT
 
@@ -29,7 +29,7 @@ def explain_batch(batch: Batch, model: GPT, tokenizer: Tokenizer, config: Config
         load_checkpoint(Path(config.run.out_dir) / "last", model)
     nll = nll_by_token(model, batch, world)
     if not np.isfinite(nll).all():
-        raise UserError("the model's predictions are not numbers; it diverged in training")
+        raise UserError(DIVERGED)
     print(describe(batch, nll, tokenizer, colour=sys.stdout.isatty(), padded=config.data.padded))
     return 0
 

@@ -44,7 +44,8 @@ class Run:
     def load_tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.path / "tokenizer.json")
 
-    def load_corpus(self) -> Corpus:
+    @cached_property
+    def corpus(self) -> Corpus:
         """The prepared corpus that the run was trained on; UserError if its text is not what it was."""
         corpus = prepare_corpus(self.config.data)
         if corpus.meta["sha256"] != self.meta["sha256"]:

@@ -150,7 +150,7 @@ def train(config: Config) -> int:
     if not finite:
         return 1
     load_checkpoint(run.path / "best", model)
-    opening = corpus.meta.get("opening", "")
+    opening = corpus.meta["opening"]
     steps = generate(model, tokenizer.encode_prompt(opening), world, num_samples=1 if tokenizer.end is None else 5,
                      max_new_tokens=300, seed=config.run.seed, end=tokenizer.end)
     samples = [tokenizer.decode(sample) for sample in zip(*steps, strict=True)]

@@ -28,6 +28,10 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    def changed(self, *names: str) -> list[str]:
+        """Those of some knobs that are not at their defaults."""
+        return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+
 
 class DataConfig(Section):
     """[data] What text, cut into what tokens."""
@@ -70,12 +74,10 @@ class DataConfig(Section):
         except (re.error, FutureWarning, OverflowError, RecursionError, UnicodeEncodeError) as error:
             found.append(f"mask={self.mask!a:.80}: not a regular expression: {error}")
         if self.corpus != "markov":
-            knobs = ("markov_order", "markov_alphabet", "markov_temperature")
-            return found + [f"{name}={getattr(self, name)} needs --corpus=markov" for name in knobs
-                            if getattr(self, name) != DataConfig.model_fields[name].default]
+            return found + [f"{name}={getattr(self, name)} needs --corpus=markov"
+                            for name in self.changed("markov_order", "markov_alphabet", "markov_temperature")]
         found += [f"the entropy of markov is known per character of the whole text: leave {name} as it is"
-                  for name in ("tokenizer", "documents", "mask")
-                  if getattr(self, name) != DataConfig.model_fields[name].default]
+                  for name in self.changed("tokenizer", "documents", "mask")]
         if self.markov_alphabet**self.markov_order > MAX_CONTEXTS:
             found.append(f"markov_alphabet={self.markov_alphabet} to the power of markov_order={self.markov_order} is "
                          f"more than {MAX_CONTEXTS:,} contexts")
@@ -168,8 +170,8 @@ class Config(Section):
         if model.document_attention and not data.has_documents:
             found.append("document_attention needs documents; use --documents=lines or paragraphs, or a .jsonl corpus")
         if not self.loss.teacher:
-            found += [f"{name}={getattr(self.loss, name)} needs a --teacher" for name in ("alpha", "temperature")
-                      if getattr(self.loss, name) != LossConfig.model_fields[name].default]
+            found += [f"{name}={getattr(self.loss, name)} needs a --teacher"
+                      for name in self.loss.changed("alpha", "temperature")]
         elif os.path.abspath(self.loss.teacher) == os.path.abspath(run.out_dir):
             found.append(f"teacher={self.loss.teacher} is out_dir too: a run cannot be its own teacher")
         if model.n_embd % model.n_head:

@@ -105,6 +105,20 @@ def plain_text(documents: list[Document]) -> str:
     return "\n".join("".join(text for text, _ in document) for document in documents)
 
 
+def encode_text(documents: list[Document], tokenizer: Tokenizer, config: DataConfig, name: str, owner: str) -> Split:
+    """The tokens of a text, of which at least one can be scored; UserError, saying it of the `owner` in `name`."""
+    try:
+        split = encode_documents(documents, tokenizer, config.score_end)
+    except UserError as error:  # a character that is not in the vocabulary
+        raise UserError(f"{name}: {error}") from None
+    if len(split.tokens) < 2:
+        raise UserError(f"{name}: too short: {owner} has {len(split.tokens)} token(s), and it takes two to predict one "
+                        "from the other")
+    if not split.count_scored():
+        raise UserError(f"{name}: nothing to score in {owner}: mask={config.mask} matches all of it")
+    return split
+
+
 def encode_documents(documents: list[Document], tokenizer: Tokenizer, score_end: bool) -> Split:
     """Documents as tokens, one after another.
 

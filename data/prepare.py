@@ -26,12 +26,12 @@ from config.cli import load_options
 from config.schema import DataConfig
 from data.baselines import Baseline, ladder
 from data.corpora import DATA, NAMES, read_corpus
-from data.documents import SEPARATORS, Document, Split, encode_documents, given_first, plain_text, read_documents
+from data.documents import SEPARATORS, Document, Split, encode_text, given_first, plain_text, read_documents
 from data.markov import LENGTH, Floor, MarkovSource
 from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
 from errors import UserError, run_command
 
-FORMAT = 2  # raised when prepared files of an older program can no longer be used
+FORMAT = 3  # raised when prepared files of an older program can no longer be used
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,13 @@ def _load_split(folder: Path, name: str, meta: dict[str, Any], vocab_size: int) 
         split = Split(*(np.load(path, mmap_mode="r") for part in (name, f"{name}_scored")
                         if (path := folder / f"{part}.npy").exists()))
         found = {"tokens": len(split.tokens), "scored": split.count_scored()}
-        largest = int(split.tokens.max())
+        faults = [f"{n:,} {what}, not {meta[name][what]:,}" for what, n in found.items() if n != meta[name][what]]
+        if (largest := int(split.tokens.max())) >= vocab_size:
+            faults.append(f"token {largest}, outside the vocabulary of {vocab_size:,}")
+        if faults:
+            raise ValueError("; ".join(faults))
     except (OSError, ValueError, TypeError, IndexError) as error:
         raise UserError(f"{folder}/{name}*.npy: damaged ({error}); delete {folder} to have it prepared again") from None
-    faults = [f"{n:,} {what}, not {meta[name][what]:,}" for what, n in found.items() if n != meta[name][what]]
-    if largest >= vocab_size:
-        faults.append(f"token {largest}, outside the vocabulary of {vocab_size:,}")
-    if faults:
-        raise UserError(f"{folder}/{name}*.npy: damaged ({'; '.join(faults)}); delete {folder} to have it prepared "
-                        "again")
     return split
 
 
@@ -184,13 +182,7 @@ def split_text(text: str, config: DataConfig) -> dict[str, list[Document]]:
 
 
 def _encode(name: str, documents: list[Document], tokenizer: Tokenizer, config: DataConfig) -> Split:
-    split = encode_documents(documents, tokenizer, config.score_end)
-    if len(split.tokens) < 2:
-        raise UserError(f"corpus {config.corpus}: too short: its {name} split has {len(split.tokens)} token(s), and it "
-                        "takes two to predict one from the other")
-    if not split.count_scored():
-        raise UserError(f"corpus {config.corpus}: nothing to score in its {name} split: mask={config.mask} matches all "
-                        "of it")
+    split = encode_text(documents, tokenizer, config, f"corpus {config.corpus}", f"its {name} split")
     if name == "train" and config.mask and all(scored for document in documents for _, scored in document):
         hint = "; its lines end in \\r\\n" if "\r\n" in plain_text(documents) else ""
         raise UserError(f"mask={config.mask}: matches nothing in the {name} split of {config.corpus}{hint}")

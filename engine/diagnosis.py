@@ -31,8 +31,10 @@ class Diagnosis:
 @torch.inference_mode()
 def diagnose(model: GPT, batches: Callable[[int], Batch], world: World) -> Diagnosis:
     """Measure a model on the first batches, as many tokens of one as an evaluation takes at once."""
-    first = (batches(step) for step in range(FIRST_BATCHES))
-    inputs, targets = batch = next((batch for batch in first if (batch.targets != IGNORE_INDEX).any()), batches(0))
+    for step in range(FIRST_BATCHES):
+        inputs, targets = batch = batches(step)
+        if (targets != IGNORE_INDEX).any():
+            break
     scoring_first = np.argsort((targets == IGNORE_INDEX).all(axis=1), kind="stable")
     few = scoring_first[: max(1, EVAL_BATCH_TOKENS // inputs.shape[1])]
     x, y = (torch.from_numpy(array[few]).to(world.device) for array in batch)

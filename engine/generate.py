@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from engine.distributed import World
-from errors import UserError
+from errors import DIVERGED, UserError
 from model import GPT, KVCache
 
 
@@ -59,7 +59,7 @@ def choose(logits: Tensor, chance: Tensor, temperature: float, top_k: int, top_p
     [1]
     """
     if not logits.isfinite().all():
-        raise UserError("the model's predictions are not numbers; it diverged in training")
+        raise UserError(DIVERGED)
     logits = logits - logits.amax(dim=-1, keepdim=True)  # so that no temperature makes them overflow
     if temperature == 0:
         return logits.argmax(dim=-1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data.batches import Batch
 from engine.distributed import World
-from errors import UserError
+from errors import DIVERGED, UserError
 from loss import IGNORE_INDEX
 from model import GPT
 
@@ -63,7 +63,7 @@ def _predictions(model: GPT, world: World, hidden: Tensor, targets: Tensor, seen
     with world.autocast():
         logits = model.logits(hidden)
     if not logits.isfinite().all():
-        raise UserError("the model's predictions are not numbers; it diverged in training")
+        raise UserError(DIVERGED)
     return Predictions(logits, targets, seen)
 
 

@@ -116,7 +116,7 @@ def test_documents_are_read_alike_by_both_runs(runs) -> None:
 
 def test_a_padded_run_gains_nothing_beyond_its_documents(runs) -> None:
     """Whatever the stride, tokens before the document are not seen, and each token is scored once."""
-    split = open_run(Path("out/padded")).load_corpus().val
+    split = open_run(Path("out/padded")).corpus.val
     end = int(split.tokens[0])
     for stride in (0, 1, 5):
         targets = []
@@ -286,7 +286,7 @@ def test_other_tokens_of_the_same_text_fall_into_the_same_blocks() -> None:
 
 def test_a_reading_knows_where_its_tokens_are(runs) -> None:
     run = open_run(Path("out/bpe"))
-    corpus = run.load_corpus()
+    corpus = run.corpus
     reading = evaluate.Reading(run, corpus.tokenizer, corpus.val)
     val = corpus.val.tokens
     text = corpus.tokenizer.decode_bytes(val)
