@@ -11,26 +11,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config.schema import ModelConfig
+from data.ngrams import NGrams
 from kernels import relu2, rms_norm, rotate
 from loss import cap
+from prior import NGramPrior
 
 
 class KVCache:
     """Keys and values of the tokens already seen; made by the caller and passed to the model."""
 
     def __init__(self, config: ModelConfig, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (config.n_layer, batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)  # (L, B, H, block_size, D)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.documents = torch.zeros(batch_size, config.block_size, device=device, dtype=torch.int64)  # of each token
-        self.length = 0  # tokens seen
+        shape = (batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.tokens = torch.zeros(batch_size, config.block_size, device=device, dtype=torch.int64)
+        self.length = 0  # of those, seen
+
+    def append(self, tokens: Tensor) -> Tensor:
+        """Store new tokens (B, T); return all of them (B, S)."""
+        end = self.length + tokens.shape[1]
+        self.tokens[:, self.length:end] = tokens
+        return self.tokens[:, :end]
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new tokens' keys and values (B, H, T, D) of a layer; return all of them (B, H, S, D)."""
-        end = self.length + k.shape[2]
-        self.keys[layer, :, :, self.length:end] = k
-        self.values[layer, :, :, self.length:end] = v
-        return self.keys[layer, :, :, :end].to(k.dtype), self.values[layer, :, :, :end].to(v.dtype)
+        keys, values, end = self.keys[layer], self.values[layer], self.length + k.shape[2]
+        keys[:, :, self.length:end] = k
+        values[:, :, self.length:end] = v
+        return keys[:, :, :end], values[:, :, :end]
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
@@ -52,23 +60,22 @@ class CausalSelfAttention(nn.Module):
         self.config, self.layer = config, layer
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: KVCache | None, visible: Tensor | None
                 ) -> Tensor:
         B, T, C = x.shape
-        H = self.config.n_head
-        qk, v = self.qkv(x).split((2 * C, C), dim=-1)  # heads side by side, those of q first
+        H, dropout = self.config.n_head, self.config.dropout if self.training else 0.0
+        qk, v = self.qkv(x).split_with_sizes((2 * C, C), dim=-1)  # heads side by side, those of q first
         if self.config.qk_norm:  # Henry et al. 2020
             qk = rms_norm(qk.view(B, T, 2 * H, -1)).view(B, T, 2 * C)
         if rotary is not None:
             qk = rotate(qk, rotary[0].to(qk.dtype), rotary[1].to(qk.dtype), C // H)
-        q, k = qk.view(B, T, 2, H, -1).permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
+        q, k = qk.view(B, T, 2, H, -1).permute(2, 0, 3, 1, 4).unbind()  # (B, H, T, D) each
         v = v.view(B, T, H, -1).transpose(1, 2)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, H, S, D)
-        y = attend(q, k, v, self.config.dropout if self.training else 0.0, visible)
-        return self.dropout(self.proj(y.transpose(1, 2).reshape(B, T, C)))
+        y = attend(q, k, v, dropout, visible)
+        return drop(self.proj(y.transpose(1, 2).reshape(B, T, C)), dropout)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float, visible: Tensor | None = None) -> Tensor:
@@ -90,6 +97,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float, visible: Tensor | No
     return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
 
 
+def drop(x: Tensor, p: float) -> Tensor:
+    """Dropout (Srivastava et al. 2014), which costs nothing where there is none."""
+    return F.dropout(x, p) if p else x
+
+
 def causal(T: int, S: int, device: torch.device) -> Tensor:
     """Which of S tokens the last T may see, (T, S): themselves and those before them."""
     return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
@@ -100,13 +112,12 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.activation = relu2 if config.activation == "relu2" else F.gelu
+        self.config, self.activation = config, relu2 if config.activation == "relu2" else F.gelu
         self.fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.proj(self.activation(self.fc(x))))
+        return drop(self.proj(self.activation(self.fc(x))), self.config.dropout if self.training else 0.0)
 
 
 class Block(nn.Module):
@@ -123,20 +134,27 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token ids (B, T) to hidden states (B, T, C); `head` (V, C) turns those into logits."""
+    """Token ids (B, T) to hidden states (B, T, C); `head` (V, C) turns those into logits.
+
+    With a prior, hidden states have V features more, its log-probabilities, which the head passes on: the
+    logits are those of the network and, as far as it trusts them, those of the prior.
+    """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+    def __init__(self, config: ModelConfig, vocab_size: int, ngrams: NGrams | None = None) -> None:
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
         self.embed = nn.Embedding(vocab_size, config.n_embd)
         self.positions = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
-        self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = make_norm(config)
         self.untied = None if config.tied else nn.Parameter(torch.empty(vocab_size, config.n_embd))
+        self.prior = NGramPrior(ngrams) if ngrams is not None else None
+        if self.prior is not None:
+            self.guess = nn.Linear(vocab_size, config.n_embd, bias=False)
+            self.trust = nn.Parameter(torch.empty(config.n_embd))
         D = config.n_embd // config.n_head
         frequencies = 10_000.0 ** -(torch.arange(0, D, 2) / D)
         angles = torch.arange(config.block_size)[:, None] * frequencies  # (block_size, D/2)
@@ -147,43 +165,46 @@ class GPT(nn.Module):
 
     @property
     def head(self) -> Tensor:
-        """The output head's weights (V, C)."""
-        return self.embed.weight if self.untied is None else self.untied
+        """The output head's weights (V, C), or (V, C + V) with a prior."""
+        own = self.embed.weight if self.untied is None else self.untied
+        return own if self.prior is None else torch.cat([own, torch.eye(self.vocab_size, device=own.device)], dim=1)
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Hidden states (B, T, C) of tokens (B, T), which follow those in the cache and are added to it."""
+    def forward(self, tokens: Tensor, cache: KVCache | None = None, parts: Tensor | None = None) -> Tensor:
+        """Hidden states (B, T, C) of tokens (B, T), which follow those in the cache and are added to it.
+
+        `parts` (B,) says what part of the training text, if any, a row is of: the prior must not know that.
+        """
+        T = tokens.shape[1]
         start = cache.length if cache is not None else 0
-        here = slice(start, start + tokens.shape[1])
+        here = slice(start, start + T)
+        seen = cache.append(tokens) if cache is not None else tokens  # (B, S)
         x = self.embed(tokens)
+        if self.prior is not None:
+            log_p = self.prior(seen[:, -(T + self.config.ngram):], parts)[:, -T:]  # (B, T, V)
+            x = x + self.guess(log_p.exp())
         rotary = None
         if self.positions is not None:
             x = x + self.positions.weight[here]
         else:
             rotary = (self.cos[here], self.sin[here])
-        x = self.dropout(x)
-        visible = self._own_document(tokens, cache) if self.config.document_attention else None
+        x = drop(x, self.config.dropout if self.training else 0.0)
+        visible = self._own_document(seen, T) if self.config.document_attention else None
         for block in self.blocks:
             x = block(x, rotary, cache, visible)
         if cache is not None:
             cache.length = here.stop
-        return self.norm(x)
+        x = self.norm(x)
+        if self.prior is None:
+            return x
+        return torch.cat([x, log_p * (x @ self.trust)[..., None]], dim=-1)
 
-    def _own_document(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
-        """Which tokens each may see, (B, 1, T, S): those before it in its own document.
+    def _own_document(self, seen: Tensor, T: int) -> Tensor:
+        """Which tokens (B, S) each of the last T may see, (B, 1, T, S): those before it in its own document.
 
         The end token, the last of the vocabulary, opens the next document; the others go on with it.
         """
-        opens, T = tokens == self.vocab_size - 1, tokens.shape[1]
-        documents = opens.cumsum(dim=1)  # (B, T)
-        if cache is not None:
-            here = slice(cache.length, cache.length + T)
-            if cache.length:
-                documents = documents + cache.documents[:, cache.length - 1: cache.length]
-            cache.documents[:, here] = documents
-            seen = cache.documents[:, : here.stop]  # (B, S)
-        else:
-            seen = documents
-        return (documents[:, None, :, None] == seen[:, None, None, :]) & causal(T, seen.shape[1], tokens.device)
+        documents = (seen == self.vocab_size - 1).cumsum(dim=1)  # (B, S)
+        return (documents[:, None, -T:, None] == documents[:, None, None, :]) & causal(T, seen.shape[1], seen.device)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., V), in float32, of hidden states (..., C)."""
@@ -194,11 +215,11 @@ class GPT(nn.Module):
         `zero_init` those, and an untied head, at zero: the first loss is then log|V|, exactly."""
         zero, std = self.config.zero_init, 0.02
         for name, p in self.named_parameters():
-            if name.endswith("bias"):
+            if name.endswith("bias") or name == "trust":
                 nn.init.zeros_(p)
             elif name.endswith("proj.weight"):
                 nn.init.normal_(p, std=0.0 if zero else std / math.sqrt(2 * self.config.n_layer))
-            elif name == "untied":
+            elif name in ("untied", "guess.weight"):
                 nn.init.normal_(p, std=0.0 if zero else std)
             elif name == "embed.weight" and zero and self.untied is not None:
                 nn.init.normal_(p, std=1.0)  # no head shares it, so it may be as large as it is useful
@@ -207,8 +228,9 @@ class GPT(nn.Module):
 
     def describe(self) -> str:
         c = self.config
-        return (f"GPT of {self.num_params():,} parameters: n_layer={c.n_layer} n_head={c.n_head} n_embd={c.n_embd} "
-                f"block_size={c.block_size}; {self.flops_per_token() / 1e6:.1f} MFLOP to train on a token")
+        counted = "" if self.prior is None else f" and {self.prior.count:,} n-grams of 1 to {c.ngram} tokens"
+        return (f"GPT of {self.num_params():,} parameters{counted}: n_layer={c.n_layer} n_head={c.n_head} n_embd="
+                f"{c.n_embd} block_size={c.block_size}; {self.flops_per_token() / 1e6:.1f} MFLOP to train on a token")
 
     def num_params(self) -> int:
         return sum(p.numel() for p in self.parameters())

@@ -56,7 +56,8 @@ def main(argv: list[str]) -> None:
     end = corpus.tokenizer.end if config.data.padded else None
     batches = TrainBatches(corpus.train, config.model.block_size, config.optim.batch_size, config.run.seed, end)
     torch.manual_seed(config.run.seed)
-    model = GPT(config.model, corpus.tokenizer.vocab_size).to(world.device)
+    ngrams = corpus.count_ngrams(config.model.ngram)
+    model = GPT(config.model, corpus.tokenizer.vocab_size, ngrams).to(world.device)
     if config.run.compile:
         model.compile()
     optimizers = make_optimizers(model, config.optim)
@@ -71,10 +72,10 @@ def main(argv: list[str]) -> None:
 
     for step in range(WARM_UP + STEPS):
         with timed("data"):
-            inputs, targets = (torch.from_numpy(array).to(world.device) for array in batches(step))
+            inputs, targets, parts = (torch.from_numpy(array).to(world.device) for array in batches(step))
         with world.autocast():
             with timed("forward"):
-                hidden = model(inputs)
+                hidden = model(inputs, parts=parts)
             with timed("loss"):
                 objective = next_token_loss(hidden, model.head, targets).objective / tokens
         with timed("backward"):

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+from data.ngrams import load_ngrams
 from data.tokenizer import Tokenizer
 from engine.distributed import World
 from engine.optimizers import Optimizer
@@ -82,8 +84,12 @@ def load_checkpoint(folder: Path, model: GPT, optimizers: list[Optimizer] | None
 
 def load_model(run: Run, checkpoint: str, world: World) -> tuple[GPT, Progress]:
     """The model of a run's `best` or `last` checkpoint, to predict with, and how far it was trained."""
-    model = GPT(run.config.model, run.meta["vocab_size"]).to(world.device)
+    ngrams = load_ngrams(run.path / "ngrams.safetensors") if run.config.model.ngram else None
+    model = GPT(run.config.model, run.meta["vocab_size"], ngrams).to(world.device)
     progress = load_checkpoint(run.path / checkpoint, model)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.to(world.dtype)  # once, where autocast would do it for each batch, or each token
     return model.eval(), progress
 
 
@@ -96,6 +102,9 @@ def load_teacher(path: str, tokenizer: Tokenizer, block_size: int, world: World)
                         f"{tokenizer.separator!r}); it should be a run on the same corpus and documents")
     if run.config.model.block_size < block_size:
         raise UserError(f"teacher={path}: its block_size is {run.config.model.block_size}, less than {block_size}")
+    if run.config.model.ngram:
+        raise UserError(f"teacher={path}: its n-grams were counted in the text that it should teach, so it knows too "
+                        "much of it; train one with --ngram=0")
     return load_model(run, "best", world)[0]
 
 

@@ -188,10 +188,11 @@ def run_training(*argv: str) -> list[dict[str, float]]:
             for record in read_metrics(Path("out/run/metrics.jsonl"))]
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_resuming_continues_bit_for_bit(data_dir, optimizer) -> None:
+@pytest.mark.parametrize(("optimizer", "ngram"), [("muon", 0), ("adamw", 0), ("muon", 3)])
+def test_resuming_continues_bit_for_bit(data_dir, optimizer, ngram) -> None:
     """6 steps at once equal 6 steps with a stop after 4: weights and metrics; with dropout, across epochs."""
-    argv = [f"--optimizer={optimizer}", "--dropout=0.2", "--batch_size=8", "--decay_fraction=0", "--val_fraction=0.99"]
+    argv = [f"--optimizer={optimizer}", f"--ngram={ngram}", "--dropout=0.2", "--batch_size=8",
+            "--decay_fraction=0", "--val_fraction=0.99"]
     whole = run_training(*argv)
     expected = (data_dir / "out/run/last/model.safetensors").read_bytes()
     run_training(*argv, "--max_iters=4")
@@ -235,7 +236,7 @@ def test_resuming_another_model_or_text_is_refused(data_dir) -> None:
 
 
 def test_a_failing_compiler_is_a_warning(monkeypatch) -> None:
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("no C++ compiler\nand a long story")
 
     model = make_model()
