@@ -169,6 +169,11 @@ class GPT(nn.Module):
         own = self.embed.weight if self.untied is None else self.untied
         return own if self.prior is None else torch.cat([own, torch.eye(self.vocab_size, device=own.device)], dim=1)
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether every logit is zero, whatever the tokens, as `zero_init` leaves an untied head."""
+        return self.untied is not None and not self.untied.any() and (self.prior is None or not self.trust.any())
+
     def forward(self, tokens: Tensor, cache: KVCache | None = None, parts: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, C) of tokens (B, T), which follow those in the cache and are added to it.
 

@@ -77,8 +77,11 @@ def count_ngrams(tokens: np.ndarray, order: int, vocab_size: int, parts: bool = 
         ending[start:] = gram
         context[start + 1:] = gram[:-1] + nodes
         nodes += len(unique)
-    views = [_smooth(keys, [counts.sum(axis=0) - (counts[left_out] if left_out >= 0 else 0) for counts in occurrences],
-                     shorter, vocab_size) for left_out in range(-1, rows if parts else 0)]
+    totals = [counts.sum(axis=0) for counts in occurrences]
+    views = [_smooth(keys, totals, shorter, vocab_size)]
+    for left_out in range(PARTS if parts else 0):
+        rest = [total - counts[left_out] for total, counts in zip(totals, occurrences, strict=True)]
+        views.append(_smooth(keys, rest, shorter, vocab_size))
     share, backoff = (np.stack(arrays) for arrays in zip(*views, strict=True))
     return NGrams(vocab_size, order, np.concatenate(keys), share, backoff)
 
@@ -104,10 +107,11 @@ def kneser_ney(counts: np.ndarray, contexts: np.ndarray, n_contexts: int) -> tup
 
     What is discounted from the counts goes to the shorter contexts. One without counts leaves them everything.
     """
-    n1, n2, n3, n4 = (max(1, int((counts == n).sum())) for n in (1, 2, 3, 4))
+    n1, n2, n3, n4 = np.bincount(np.minimum(counts, 5), minlength=5)[1:5].clip(1)
     y = n1 / (n1 + 2 * n2)
-    discounts = np.clip([0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3], 0.01, [1e-9, 1, 2, 3])
-    discount = np.minimum(discounts[np.minimum(counts, 3)], counts)
+    discounts = np.clip([0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3], 0.01, [1, 1, 2, 3])
+    discounts[0] = 0
+    discount = discounts[np.minimum(counts, 3)]
     total = np.bincount(contexts, weights=counts, minlength=n_contexts)
     freed = np.bincount(contexts, weights=discount, minlength=n_contexts)
     divisor = np.where(total > 0, total, 1.0)
@@ -116,7 +120,7 @@ def kneser_ney(counts: np.ndarray, contexts: np.ndarray, n_contexts: int) -> tup
 
 def rank(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The distinct keys in order, and each key's index among them: np.unique, faster for small keys."""
-    if keys.max() >= 2**25:
+    if keys.max() >= 8 * len(keys):
         return np.unique(keys, return_inverse=True)
     present = np.bincount(keys) > 0
     return np.flatnonzero(present), (np.cumsum(present) - 1)[keys]

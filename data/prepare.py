@@ -32,7 +32,7 @@ from data.ngrams import MAX_VOCABULARY, NGrams, count_ngrams
 from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
 from errors import UserError, run_command
 
-FORMAT = 3  # raised when prepared files of an older program can no longer be used
+FORMAT = 4  # raised when prepared files of an older program can no longer be used
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,8 @@ def _prepare(text: str, floor: Floor | None, source: dict[str, Any], folder: Pat
               leave=False, disable=None) as bar:
         bar.set_postfix_str("tokens")
         train_text = plain_text(documents["train"])
-        tokenizer = make_tokenizer(config.tokenizer, train_text + plain_text(documents["val"]), train_text,
-                                   config.vocab_size, separator)
+        characters = plain_text([*documents["train"], *documents["val"]], between="")
+        tokenizer = make_tokenizer(config.tokenizer, characters, train_text, config.vocab_size, separator)
         bar.update()
         splits = {}
         for name, part in documents.items():

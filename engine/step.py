@@ -69,11 +69,14 @@ def _taught(teacher: GPT | None, inputs: torch.Tensor) -> torch.Tensor | None:
 def evaluate(model: GPT, batches: Iterable[Batch], world: World) -> LossMeans:
     """The exact mean loss over some batches, shared out over ranks, without dropout or smoothing."""
     model.eval()
-    parts = []
+    parts, blank = [], model.is_blank
     for batch in itertools.islice(batches, world.rank, None, world.size):
         inputs, targets, _ = _to_device(batch, world)
         with world.autocast():
-            hidden = model.forward(inputs)  # not compiled: shapes vary
+            if blank:  # then hidden states do not matter, and the first step need not wait for them
+                hidden = torch.zeros(*inputs.shape, model.head.shape[1], device=world.device)
+            else:
+                hidden = model.forward(inputs)  # not compiled: shapes vary
             parts.append(next_token_loss(hidden, model.head, targets, Objective(softcap=model.config.softcap)))
     model.train()
     return divide_once(parts, world.sum)

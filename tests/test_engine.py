@@ -15,6 +15,7 @@ from config.cli import load_config
 from config.schema import Config, ModelConfig, OptimConfig
 from data.batches import Batch, TrainBatches, eval_batches
 from data.documents import Split
+from data.ngrams import count_ngrams
 from engine.checkpoint import Progress, load_checkpoint, save_checkpoint
 from engine.distributed import World, find_world
 from engine.generate import choose, generate
@@ -125,6 +126,27 @@ def test_evaluation_is_exact_and_unsmoothed() -> None:
     assert got.tokens == len(tokens) - 1
     assert got.nll == pytest.approx(nll / got.tokens, rel=1e-5)
     assert got.accuracy == pytest.approx(correct / got.tokens)
+
+
+@pytest.mark.parametrize("ngrams", [None, count_ngrams(np.arange(300) % 13, 3, 13)])
+def test_a_blank_model_is_evaluated_as_any_other(ngrams, monkeypatch) -> None:
+    """Without a forward pass, and to the same numbers."""
+    model = GPT(SMALL.model_copy(update={"ngram": 3}), 13, ngrams)
+    batches = [*eval_batches(Split(np.random.default_rng(0).integers(13, size=100)), 8)]
+    assert model.is_blank
+    with monkeypatch.context() as context:
+        context.setattr(model, "forward", None)
+        short = evaluate(model, batches, CPU)
+    monkeypatch.setattr(GPT, "is_blank", False)
+    assert evaluate(model, batches, CPU) == short
+    assert short.nll == pytest.approx(math.log(13), rel=1e-6)
+    monkeypatch.undo()
+    for name, p in model.named_parameters():
+        if name == ("untied" if ngrams is None else "trust"):
+            torch.nn.init.normal_(p)
+    assert not model.is_blank
+    assert evaluate(model, batches, CPU) != short
+    assert not GPT(SMALL.model_copy(update={"tied": True, "zero_init": False}), 13).is_blank
 
 
 def test_every_parameter_has_one_optimizer() -> None:
