@@ -231,6 +231,13 @@ class GPT(nn.Module):
             elif p.ndim == 2:
                 nn.init.normal_(p, std=std)
 
+    def to_predict(self, dtype: torch.dtype) -> "GPT":
+        """Keep the weights of products in `dtype`, where autocast would cast them for each batch, or each token."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                module.to(dtype)
+        return self.eval()
+
     def describe(self) -> str:
         c = self.config
         counted = "" if self.prior is None else f" and {self.prior.count:,} n-grams of 1 to {c.ngram} tokens"

@@ -6,6 +6,7 @@ The model has nanoGPT's 10.7M parameters (6 layers, 6 heads, 384 wide, 256 token
 ways take turns; medians over rounds.
 """
 
+import copy
 import json
 import statistics
 import sys
@@ -24,11 +25,13 @@ from errors import run_command
 from model import GPT
 
 VOCABULARY, NEW_TOKENS, ROUNDS = 65, 500, 3
-WAYS = {"one sequence": (1, True, NEW_TOKENS), "16 sequences": (16, True, NEW_TOKENS),
-        "one, whole windows": (1, False, 60)}  # sequences, with the cache, tokens of each
+WAYS = {"one sequence": (1, True, NEW_TOKENS, "float32"), "16 sequences": (16, True, NEW_TOKENS, "float32"),
+        "16, bfloat16": (16, True, NEW_TOKENS, "bfloat16"),
+        "one, whole windows": (1, False, 60, "float32")}  # sequences, with the cache, tokens of each, arithmetic
 
 
 def tokens_per_second(model: GPT, world: World, num_samples: int, use_cache: bool, new_tokens: int) -> float:
+    """Of all sequences together, from the prompt to the last token."""
     prompt = [0] * (1 if use_cache else model.config.block_size)  # windows are whole ones almost all the time
     began = time.perf_counter()
     made = sum(len(tokens) for tokens in generate(model, prompt, world, num_samples=num_samples,
@@ -37,14 +40,15 @@ def tokens_per_second(model: GPT, world: World, num_samples: int, use_cache: boo
 
 
 def main(argv: list[str]) -> None:
-    world = find_world("auto", "float32")
+    worlds = {dtype: find_world("auto", dtype) for dtype in ("float32", "bfloat16")}
     torch.manual_seed(0)
-    model = GPT(read_config(ROOT / "config/nanogpt_gpu.toml").model, VOCABULARY).to(world.device)
+    model = GPT(read_config(ROOT / "config/nanogpt_gpu.toml").model, VOCABULARY)
+    models = {dtype: copy.deepcopy(model).to_predict(world.dtype).to(world.device) for dtype, world in worlds.items()}
     rates: dict[str, list[float]] = {name: [] for name in WAYS}
     for _ in range(ROUNDS + 1):  # the first warms up
-        for name, way in WAYS.items():
-            rates[name].append(tokens_per_second(model, world, *way))
-    print(f"{model.describe()}\n{world}\n\n{'':<20}{'tokens/s':>10}{'from':>10}{'to':>10}{'ratio':>8}")
+        for name, (num_samples, use_cache, new_tokens, dtype) in WAYS.items():
+            rates[name].append(tokens_per_second(models[dtype], worlds[dtype], num_samples, use_cache, new_tokens))
+    print(f"{model.describe()}\n{worlds['float32']}\n\n{'':<20}{'tokens/s':>10}{'from':>10}{'to':>10}{'ratio':>8}")
     base = statistics.median(rates["one, whole windows"][1:])
     for name, values in rates.items():
         middle = statistics.median(values[1:])

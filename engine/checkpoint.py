@@ -13,7 +13,6 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from data.ngrams import load_ngrams
 from data.tokenizer import Tokenizer
@@ -87,10 +86,7 @@ def load_model(run: Run, checkpoint: str, world: World) -> tuple[GPT, Progress]:
     ngrams = load_ngrams(run.path / "ngrams.safetensors") if run.config.model.ngram else None
     model = GPT(run.config.model, run.meta["vocab_size"], ngrams).to(world.device)
     progress = load_checkpoint(run.path / checkpoint, model)
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            module.to(world.dtype)  # once, where autocast would do it for each batch, or each token
-    return model.eval(), progress
+    return model.to_predict(world.dtype), progress
 
 
 def load_teacher(path: str, tokenizer: Tokenizer, block_size: int, world: World) -> GPT:
