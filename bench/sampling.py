@@ -26,7 +26,7 @@ from model import GPT
 
 VOCABULARY, NEW_TOKENS, ROUNDS = 65, 500, 3
 WAYS = {"one sequence": (1, True, NEW_TOKENS, "float32"), "16 sequences": (16, True, NEW_TOKENS, "float32"),
-        "16, bfloat16": (16, True, NEW_TOKENS, "bfloat16"),
+        "one, bfloat16": (1, True, NEW_TOKENS, "bfloat16"), "16, bfloat16": (16, True, NEW_TOKENS, "bfloat16"),
         "one, whole windows": (1, False, 60, "float32")}  # sequences, with the cache, tokens of each, arithmetic
 
 
