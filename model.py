@@ -82,7 +82,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float, visible: Tensor | No
     """Attention of the last T of S tokens to the `visible` ones, (B, 1, T, S) or (T, S), or to all that came
     before: softmax(q k' / sqrt(D)) v, (B, H, T, D)."""
     (B, H, T, D), S = q.shape, k.shape[2]
-    plain = q.device.type == "cpu" and q.dtype == torch.bfloat16
+    plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()
     if visible is None and T in (S, 1) and not plain:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=T == S)
     if visible is None:

@@ -62,6 +62,7 @@ def count_ngrams(tokens: np.ndarray, order: int, vocab_size: int, parts: bool = 
     rows = PARTS if parts else 1
     context = np.zeros(len(tokens), dtype=np.int64)  # node of the n - 1 tokens before each place
     keys: list[np.ndarray] = []  # by n
+    parents: list[np.ndarray] = []  # by n: each n-gram's context, an index among the (n - 1)-grams
     occurrences: list[np.ndarray] = []  # by n: in each part, (rows, G_n)
     shorter: list[np.ndarray] = []  # by n: each n-gram without its first token, an index among the (n - 1)-grams
     ending = np.zeros(len(tokens), dtype=np.int64)  # which (n - 1)-gram ends at each place
@@ -70,6 +71,7 @@ def count_ngrams(tokens: np.ndarray, order: int, vocab_size: int, parts: bool = 
         unique, gram = rank(context[start:] * vocab_size + tokens[start:])
         counts = np.bincount(part[start:] * len(unique) + gram, minlength=rows * len(unique))
         occurrences.append(counts.astype(np.int32).reshape(rows, -1))
+        parents.append(unique // vocab_size - (nodes - len(keys[-1]) if keys else 0))
         keys.append(unique)
         somewhere = np.empty(len(unique), dtype=np.int64)
         somewhere[gram] = np.arange(start, len(tokens))
@@ -78,28 +80,25 @@ def count_ngrams(tokens: np.ndarray, order: int, vocab_size: int, parts: bool = 
         context[start + 1:] = gram[:-1] + nodes
         nodes += len(unique)
     totals = [counts.sum(axis=0) for counts in occurrences]
-    views = [_smooth(keys, totals, shorter, vocab_size)]
-    for left_out in range(PARTS if parts else 0):
-        rest = [total - counts[left_out] for total, counts in zip(totals, occurrences, strict=True)]
-        views.append(_smooth(keys, rest, shorter, vocab_size))
-    share, backoff = (np.stack(arrays) for arrays in zip(*views, strict=True))
+    views = 1 + PARTS if parts else 1
+    share = np.empty((views, nodes - 1), dtype=np.float32)
+    backoff = np.ones((views, nodes), dtype=np.float32)
+    for view in range(views):
+        seen = [total - own[view - 1] if view else total for total, own in zip(totals, occurrences, strict=True)]
+        _smooth(seen, parents, shorter, share[view], backoff[view])
     return NGrams(vocab_size, order, np.concatenate(keys), share, backoff)
 
 
-def _smooth(keys: list[np.ndarray], occurrences: list[np.ndarray], shorter: list[np.ndarray], vocab_size: int
-            ) -> tuple[np.ndarray, np.ndarray]:
-    """Shares `(G,)` and backoffs `(G + 1,)`, given how often each n-gram occurs, by n."""
-    shares, backoffs, first = [], [], 0  # `first` is the node of the first context
-    for n, unique in enumerate(keys):
-        contexts = 1 if n == 0 else len(keys[n - 1])
-        counts = occurrences[n]
-        if n + 1 < len(keys):  # but for the longest: the distinct tokens that come before
-            counts = np.bincount(shorter[n + 1][occurrences[n + 1] > 0], minlength=len(unique))
-        share, backoff = kneser_ney(counts, unique // vocab_size - first, contexts)
-        shares.append(share.astype(np.float32))
-        backoffs.append(backoff.astype(np.float32))
-        first += contexts
-    return np.concatenate(shares), np.concatenate([*backoffs, np.ones(len(keys[-1]), dtype=np.float32)])
+def _smooth(occurrences: list[np.ndarray], parents: list[np.ndarray], shorter: list[np.ndarray], share: np.ndarray,
+            backoff: np.ndarray) -> None:
+    """Fill in shares `(G,)` and backoffs `(G + 1,)`, given how often each n-gram occurs, by n."""
+    context, contexts = 0, 1  # the first node of a context, and how many there are
+    for n, counts in enumerate(occurrences):
+        if n + 1 < len(occurrences):  # but for the longest: the distinct tokens that come before
+            counts = np.bincount(shorter[n + 1][occurrences[n + 1] > 0], minlength=len(counts))
+        first = context + contexts  # n-gram's node
+        share[first - 1:first - 1 + len(counts)], backoff[context:first] = kneser_ney(counts, parents[n], contexts)
+        context, contexts = first, len(counts)
 
 
 def kneser_ney(counts: np.ndarray, contexts: np.ndarray, n_contexts: int) -> tuple[np.ndarray, np.ndarray]:
