@@ -87,7 +87,7 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """[model] One GPT: the defaults are a modern small one; GPT-2 is another setting of the same knobs."""
 
-    block_size: Size = Field(256, description="context length in tokens")
+    block_size: Size = Field(64, description="context length in tokens")
     n_layer: Size = Field(4, description="transformer blocks")
     n_head: Size = Field(4, description="attention heads per block")
     n_embd: Size = Field(128, description="width of the residual stream")
@@ -118,7 +118,7 @@ class LossConfig(Section):
 class OptimConfig(Section):
     """[optim] How the objective goes down."""
 
-    batch_size: Size = Field(16, description="sequences in one optimizer step")
+    batch_size: Size = Field(64, description="sequences in one optimizer step")
     max_iters: Positive = Field(400, description="optimizer steps")
     optimizer: Literal["muon", "adamw"] = Field("muon", description="for the blocks' matrices; AdamW takes the rest")
     learning_rate: Rate = Field(0.01, description="AdamW's peak learning rate")

@@ -142,7 +142,7 @@ def test_help_lists_every_knob_with_its_default(run) -> None:
     (["train.py", "--corpus=nowhere.txt"], "no such file"),
     (["train.py", "--corpus=empty.txt"], "is empty"),
     (["train.py", "--corpus=latin.txt"], "not UTF-8"),
-    (["train.py", "--corpus=short.txt"], "too few for block_size=256"),
+    (["train.py", "--corpus=short.txt"], "too few for block_size=64"),
     (["train.py", "--corpus=text.txt", "--init_from=resume", "--out_dir=out/none"], "not a run"),
     (["train.py", "--corpus=config"], "directory"),
     (["sample.py", "config"], "not a run"),
