@@ -174,18 +174,16 @@ class GPT(nn.Module):
         """Whether every logit is zero, whatever the tokens, as `zero_init` leaves an untied head."""
         return self.untied is not None and not self.untied.any() and (self.prior is None or not self.trust.any())
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None, parts: Tensor | None = None) -> Tensor:
-        """Hidden states (B, T, C) of tokens (B, T), which follow those in the cache and are added to it.
-
-        `parts` (B,) says what part of the training text, if any, a row is of: the prior must not know that.
-        """
+    def forward(self, tokens: Tensor, cache: KVCache | None = None, left_out: Tensor | None = None) -> Tensor:
+        """Hidden states (B, T, C), or (B, T, C + V) with a prior, of tokens (B, T), which follow those in the cache
+        and are added to it. In training, the prior is without the counts that are `left_out` (B, T)."""
         T = tokens.shape[1]
         start = cache.length if cache is not None else 0
         here = slice(start, start + T)
         seen = cache.append(tokens) if cache is not None else tokens  # (B, S)
         x = self.embed(tokens)
         if self.prior is not None:
-            log_p = self.prior(seen[:, -(T + self.config.ngram):], parts)[:, -T:]  # (B, T, V)
+            log_p = self.prior(seen[:, -(T + self.prior.order):], left_out)[:, -T:]  # (B, T, V)
             x = x + self.guess(log_p.exp())
         rotary = None
         if self.positions is not None:
@@ -217,7 +215,8 @@ class GPT(nn.Module):
 
     def init_weights(self) -> None:
         """GPT-2's normal(0, 0.02), with output projections smaller by sqrt(2 n_layer); or with
-        `zero_init` those, and an untied head, at zero: the first loss is then log|V|, exactly."""
+        `zero_init` those, and an untied head, at zero: the first loss is then log|V|, exactly. No prior is
+        trusted at first."""
         zero, std = self.config.zero_init, 0.02
         for name, p in self.named_parameters():
             if name.endswith("bias") or name == "trust":
@@ -232,7 +231,7 @@ class GPT(nn.Module):
                 nn.init.normal_(p, std=std)
 
     def to_predict(self, dtype: torch.dtype) -> "GPT":
-        """Keep the weights of products in `dtype`, where autocast would cast them for each batch, or each token."""
+        """Keep linear layers' weights in `dtype`, where autocast would cast them for each batch, or each token."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 module.to(dtype)
@@ -250,5 +249,8 @@ class GPT(nn.Module):
     def flops_per_token(self) -> int:
         """Of one training step, per token: 6 per weight that is multiplied by (2 forward, 4 backward)
         and 6 T C per layer for attention, half of the full square as it is causal (Kaplan et al. 2020)."""
-        matrices = sum(p.numel() for p in self.blocks.parameters() if p.ndim == 2) + self.head.numel()
+        matrices = sum(p.numel() for p in self.blocks.parameters() if p.ndim == 2)
+        matrices += self.embed.weight.numel() if self.untied is None else self.untied.numel()
+        if self.prior is not None:
+            matrices += self.guess.weight.numel()
         return 6 * matrices + 6 * self.config.n_layer * self.config.block_size * self.config.n_embd

@@ -15,8 +15,8 @@ SPELLED_OUT = 2**20  # probabilities of short contexts that are kept ready, in e
 class NGramPrior(nn.Module):
     """Tokens (B, T) to log-probabilities (B, T, V) of the token after each, from those of the window before it.
 
-    In training the counts have to leave out the text that is predicted, or they would know it: a row of
-    part p is given those of view p.
+    In training the counts have to leave out the text that is predicted, or they would know it: a token in
+    part p of the training text is predicted from those of view p.
     """
 
     keys: Tensor
@@ -35,16 +35,17 @@ class NGramPrior(nn.Module):
         share, backoff = torch.from_numpy(ngrams.share), torch.from_numpy(ngrams.backoff)
         for name, tensor in {
                 "keys": keys, "tokens": keys % self.vocab_size, "first": first,  # child of each node, an index of keys
-                "share": share, "backoff": torch.cat([backoff, torch.ones(len(backoff), 1)], dim=1)}.items():
+                "share": share, "backoff": backoff}.items():
             self.register_buffer(name, tensor, persistent=False)  # counts are saved once, not with each checkpoint
         self.register_buffer("ready", self._spell_out(), persistent=False)
 
     @torch.no_grad()
-    def forward(self, tokens: Tensor, parts: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, left_out: Tensor | None = None) -> Tensor:
+        """`left_out` (B, T) is the part that each predicted token is in; 0, as None, leaves nothing out."""
         B, T = tokens.shape
         V, (views, ready) = self.vocab_size, self.ready.shape[:2]
-        view = torch.zeros_like(tokens[:, 0]) if parts is None or views == 1 else parts
-        view = view.repeat_interleave(T)  # (N,) as there are N = B T places
+        view = torch.zeros_like(tokens) if left_out is None or views == 1 else left_out
+        view = view.flatten()  # (N,) as there are N = B T places
         contexts = self._contexts(tokens)
         start = torch.zeros_like(view)
         for node in contexts:  # those kept ready are the shorter ones

@@ -92,13 +92,15 @@ def create_run(config: Config, corpus: Corpus, ngrams: NGrams | None = None) -> 
     return Run(path, config, corpus.meta, earlier)
 
 
-def resume_run(config: Config, corpus: Corpus) -> Run:
+def resume_run(config: Config, corpus: Corpus, ngrams: NGrams | None = None) -> Run:
     """The run at out_dir, to go on with `config`; UserError where that would be another model or text."""
     run = open_run(Path(config.run.out_dir))
     was, now = _identity(run.config, run.meta), _identity(config, corpus.meta)
     different = [f"{name} was {was[name]} and is now {now[name]}" for name in was if was[name] != now[name]]
     if different:
         raise UserError(f"{run.path}: cannot go on with another model or text: {'; '.join(different)}")
+    if ngrams is not None and not (run.path / "ngrams.safetensors").exists():
+        ngrams.save(run.path / "ngrams.safetensors")
     return Run(run.path, config, run.meta)
 
 

@@ -67,7 +67,7 @@ def train(config: Config) -> int:
     if config.run.explain_batch:
         return explain_batch(batches(0), model, tokenizer, config, world)
     if config.run.init_from == "resume":
-        run = world.once(resume_run, config, corpus)
+        run = world.once(resume_run, config, corpus, ngrams)
         progress = load_checkpoint(run.path / "last", model, optimizers)
         world.once(write_config, config.with_run(init_from="scratch"), run.path / "config.toml")
         print(f"going on from step {progress.step:,} of {run.path}")

@@ -44,8 +44,8 @@ def peak_flops(world: World) -> float:
 
 
 def clock(world: World) -> float:
-    if world.device.type == "cuda":
-        torch.cuda.synchronize(world.device)
+    if world.device.type != "cpu":
+        getattr(torch, world.device.type).synchronize()
     return time.perf_counter()
 
 
@@ -72,16 +72,16 @@ def main(argv: list[str]) -> None:
 
     for step in range(WARM_UP + STEPS):
         with timed("data"):
-            inputs, targets, parts = (torch.from_numpy(array).to(world.device) for array in batches(step))
+            inputs, targets, left_out = (torch.from_numpy(array).to(world.device) for array in batches(step))
         with world.autocast():
             with timed("forward"):
-                hidden = model(inputs, parts=parts)
+                hidden = model(inputs, left_out=left_out)
             with timed("loss"):
                 objective = next_token_loss(hidden, model.head, targets).objective / tokens
         with timed("backward"):
             objective.backward()  # type: ignore[no-untyped-call]
         with timed("optimizer"):
-            set_rates(optimizers, config.optim, step)
+            set_rates(optimizers, config.optim, min(step, config.optim.max_iters - 1))
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip or float("inf"))
             for optimizer in optimizers:
                 optimizer.step()

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from errors import UserError
 
 MAX_VOCABULARY = 2048  # tokens: a model's head then has as many columns more
+MAX_COUNTS = 2**28  # n-grams times views: each has two numbers of 4 bytes
 PARTS = 10  # of a training text; for each there are shares and backoffs that leave its n-grams out
 
 
@@ -32,7 +33,7 @@ class NGrams:
     order: int
     keys: np.ndarray  # (G,) int64
     share: np.ndarray  # (views, G) float32
-    backoff: np.ndarray  # (views, G + 1) float32, by node; 1 where no child was seen
+    backoff: np.ndarray  # (views, G + 2) float32, by node; 1 where no child was seen, as after the last, which is none
 
     def save(self, path: Path) -> None:
         """Write view 0, which is what predictions are made with."""
@@ -81,8 +82,11 @@ def count_ngrams(tokens: np.ndarray, order: int, vocab_size: int, parts: bool = 
         nodes += len(unique)
     totals = [counts.sum(axis=0) for counts in occurrences]
     views = 1 + PARTS if parts else 1
+    if views * nodes > MAX_COUNTS:
+        raise UserError(f"ngram={order}: {nodes - 1:,} n-grams, which take more than {8 * MAX_COUNTS / 2**30:.0f} GB; "
+                        "use a smaller --ngram, or a shorter text")
     share = np.empty((views, nodes - 1), dtype=np.float32)
-    backoff = np.ones((views, nodes), dtype=np.float32)
+    backoff = np.ones((views, nodes + 1), dtype=np.float32)
     for view in range(views):
         seen = [total - own[view - 1] if view else total for total, own in zip(totals, occurrences, strict=True)]
         _smooth(seen, parents, shorter, share[view], backoff[view])
@@ -91,7 +95,7 @@ def count_ngrams(tokens: np.ndarray, order: int, vocab_size: int, parts: bool = 
 
 def _smooth(occurrences: list[np.ndarray], parents: list[np.ndarray], shorter: list[np.ndarray], share: np.ndarray,
             backoff: np.ndarray) -> None:
-    """Fill in shares `(G,)` and backoffs `(G + 1,)`, given how often each n-gram occurs, by n."""
+    """Fill in shares `(G,)` and backoffs `(G + 2,)`, given how often each n-gram occurs, by n."""
     context, contexts = 0, 1  # the first node of a context, and how many there are
     for n, counts in enumerate(occurrences):
         if n + 1 < len(occurrences):  # but for the longest: the distinct tokens that come before
@@ -119,7 +123,7 @@ def kneser_ney(counts: np.ndarray, contexts: np.ndarray, n_contexts: int) -> tup
 
 def rank(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The distinct keys in order, and each key's index among them: np.unique, faster for small keys."""
-    if keys.max() >= 8 * len(keys):
+    if keys.max() >= min(8 * len(keys), 2**25):
         return np.unique(keys, return_inverse=True)
     present = np.bincount(keys) > 0
     return np.flatnonzero(present), (np.cumsum(present) - 1)[keys]

@@ -84,6 +84,9 @@ def load_checkpoint(folder: Path, model: GPT, optimizers: list[Optimizer] | None
 def load_model(run: Run, checkpoint: str, world: World) -> tuple[GPT, Progress]:
     """The model of a run's `best` or `last` checkpoint, to predict with, and how far it was trained."""
     ngrams = load_ngrams(run.path / "ngrams.safetensors") if run.config.model.ngram else None
+    if ngrams and (ngrams.vocab_size, ngrams.order) != (run.meta["vocab_size"], run.config.model.ngram):
+        raise UserError(f"{run.path}/ngrams.safetensors: of another run: {ngrams.order}-grams of {ngrams.vocab_size} "
+                        "tokens")
     model = GPT(run.config.model, run.meta["vocab_size"], ngrams).to(world.device)
     progress = load_checkpoint(run.path / checkpoint, model)
     return model.to_predict(world.dtype), progress

@@ -37,10 +37,10 @@ def diagnose(model: GPT, batches: Callable[[int], Batch], world: World) -> Diagn
             break
     scoring_first = np.argsort((targets == IGNORE_INDEX).all(axis=1), kind="stable")
     few = scoring_first[: max(1, EVAL_BATCH_TOKENS // inputs.shape[1])]
-    x, y, parts = (torch.from_numpy(array[few]).to(world.device) for array in batch)
+    x, y, left_out = (torch.from_numpy(array[few]).to(world.device) for array in batch)
     model.eval()
     with world.autocast():
-        z = model.logits(model.forward(x, parts=parts))  # (B, T, V)
+        z = model.logits(model.forward(x, left_out=left_out))  # (B, T, V)
     model.train()
     at = z[y != IGNORE_INDEX]  # (N, V)
     V = at.shape[1]

@@ -10,6 +10,7 @@ from engine.distributed import World
 from errors import DIVERGED, UserError
 from model import GPT, KVCache
 
+COLD = 1e-30  # temperatures below it are 0
 ALMOST_ONE = 1 - 2**-23  # times any float32, less than it: no token of probability 0 is ever drawn
 
 @torch.inference_mode()
@@ -62,7 +63,7 @@ def choose(logits: Tensor, chance: Tensor, temperature: float, top_k: int, top_p
     if not logits.isfinite().all():
         raise UserError(DIVERGED)
     logits = logits - logits.amax(dim=-1, keepdim=True)  # so that no temperature makes them overflow
-    if temperature == 0:
+    if temperature < COLD:
         return logits.argmax(dim=-1)
     q, order = (logits / temperature).softmax(dim=-1), None
     if top_k or top_p < 1:

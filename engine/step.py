@@ -43,11 +43,12 @@ def train_step(model: GPT, optimizers: list[Optimizer], batch: Batch, config: Co
     objective = Objective(config.loss.label_smoothing, config.loss.z_loss, config.model.softcap, config.loss.alpha,
                           config.loss.temperature)
     parts = []
-    for index, inputs, targets, part in _micro_batches(batch, config.run.micro_batch_size, world):
+    for index, inputs, targets, left_out in _micro_batches(batch, config.run.micro_batch_size, world):
         if config.model.dropout:  # dropout, like the batch, depends on (seed, step, micro-batch) alone
             torch.manual_seed(np.random.SeedSequence((config.run.seed, step, index)).generate_state(1)[0])
         with world.autocast():
-            sums = next_token_loss(model(inputs, parts=part), model.head, targets, objective, _taught(teacher, inputs))
+            hidden = model(inputs, left_out=left_out)
+            sums = next_token_loss(hidden, model.head, targets, objective, _taught(teacher, inputs))
         (sums.objective / scored).backward()  # type: ignore[no-untyped-call]
         parts.append(sums)
     world.sum_gradients(model.parameters())
@@ -86,19 +87,20 @@ def evaluate(model: GPT, batches: Iterable[Batch], world: World) -> LossMeans:
 def nll_by_token(model: GPT, batch: Batch, world: World) -> np.ndarray:
     """NLL in nats of each target of a batch, `(B, T)`; 0 where it is not scored."""
     model.eval()
-    inputs, targets, parts = _to_device(batch, world)
+    inputs, targets, left_out = _to_device(batch, world)
     with world.autocast():
-        return token_nll(model.forward(inputs, parts=parts), model.head, targets, model.config.softcap).cpu().numpy()
+        hidden = model.forward(inputs, left_out=left_out)
+        return token_nll(hidden, model.head, targets, model.config.softcap).cpu().numpy()
 
 
 def try_compile(model: GPT, batch: Batch, config: Config, world: World) -> str:
     """torch.compile the model in place; where that fails, leave it as it was and return why."""
     reason = ""
-    _, inputs, _, parts = next(_micro_batches(batch, config.run.micro_batch_size, replace(world, rank=0)))
+    _, inputs, _, left_out = next(_micro_batches(batch, config.run.micro_batch_size, replace(world, rank=0)))
     model.compile()
     try:
         with world.autocast():
-            model(inputs, parts=parts).sum().backward()
+            model(inputs, left_out=left_out).sum().backward()
     except Exception as error:  # a missing C++ compiler, an old GPU, ...: many kinds
         model._compiled_call_impl = None
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -108,7 +110,7 @@ def try_compile(model: GPT, batch: Batch, config: Config, world: World) -> str:
 
 def _micro_batches(batch: Batch, size: int, world: World
                    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """This rank's micro-batches, `(index, inputs, targets, parts)`: of all those in the batch, numbers r, r + W, ...
+    """This rank's micro-batches, `(index, inputs, targets, left_out)`: of all those in the batch, numbers r, r + W, ...
 
     A size of 0 is an equal share of the batch for every rank.
     """
@@ -120,5 +122,5 @@ def _micro_batches(batch: Batch, size: int, world: World
 
 
 def _to_device(batch: Batch, world: World) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    inputs, targets, parts = (torch.from_numpy(array).to(world.device, non_blocking=True) for array in batch)
-    return inputs, targets, parts
+    inputs, targets, left_out = (torch.from_numpy(array).to(world.device, non_blocking=True) for array in batch)
+    return inputs, targets, left_out

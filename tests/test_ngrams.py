@@ -12,14 +12,21 @@ import torch
 from config.cli import load_config
 from config.schema import Config, ModelConfig
 from data.baselines import ngram_nll
+from data.batches import TrainBatches
+from data.documents import Split
 from data.ngrams import PARTS, count_ngrams, kneser_ney, load_ngrams, part_of
+from engine.checkpoint import load_model
+from engine.distributed import World
+from engine.step import nll_by_token, train_step
 from errors import UserError
-from loss import next_token_loss
+from loss import divide_once, next_token_loss
 from model import GPT, KVCache
 from prior import NGramPrior
+from runs import open_run
 from tests.conftest import TINY
 from train import train
 
+CPU = World(torch.device("cpu"), torch.float32)
 V = 5
 CONFIG = ModelConfig(block_size=16, n_layer=2, n_head=2, n_embd=32, ngram=4)
 
@@ -65,8 +72,10 @@ def by_hand(tokens: list[int], order: int, left_out: range, context: tuple[int, 
     return p
 
 
+@pytest.mark.parametrize("ready", [1, 2**20])
 @pytest.mark.parametrize("order", [1, 2, 3, 6])
-def test_the_prior_is_the_n_gram_of_the_ladder(order: int) -> None:
+def test_the_prior_is_the_n_gram_of_the_ladder(order: int, ready: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prior.SPELLED_OUT", ready)
     train, val = make_tokens(3000), make_tokens(400, seed=1)
     *_, nll = ngram_nll(train, val, V, order)
     log_p = NGramPrior(count_ngrams(train, order, V))(torch.from_numpy(val[None, :-1].astype(np.int64)))[0]
@@ -83,23 +92,37 @@ def test_views_leave_a_part_out(ready: int, monkeypatch: pytest.MonkeyPatch) -> 
     contexts = torch.tensor(list(itertools.product(range(V), repeat=2)))  # (25, 2)
     where = np.flatnonzero(part_of(np.arange(150), 150) == 4)
     for part, left_out in [(0, range(0)), (4, range(where[0], where[-1] + 1))]:
-        p = prior(contexts, torch.full((len(contexts),), part)).exp()[:, -1]
+        p = prior(contexts, torch.full_like(contexts, part)).exp()[:, -1]
         expected = [by_hand(tokens.tolist(), order, left_out, tuple(context)) for context in contexts.tolist()]
         assert p.numpy() == pytest.approx(np.array(expected), abs=1e-6)
 
 
-def test_training_text_is_not_known_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(V, size=2000)  # noise: who predicts it has seen it
+@pytest.mark.parametrize("block_size", [8, 64, 250])
+def test_training_text_is_not_known_before(block_size: int) -> None:
+    """Noise costs log|V|, or more, in every batch of an epoch: whoever predicts it better has seen it."""
+    tokens = np.random.default_rng(0).integers(V, size=1000)
     prior = NGramPrior(count_ngrams(tokens, 8, V, parts=True))
-    row = torch.from_numpy(tokens[None, 1000:1016])
-    part = torch.from_numpy(part_of(np.array([1000]), 2000))
+    batches = TrainBatches(Split(tokens), block_size, 2, seed=0)
+    known: list[float] = []
+    unknown: list[float] = []
+    for step in range(-(-batches.windows // 2)):
+        inputs, targets, left_out = map(torch.from_numpy, batches(step))
+        assert (left_out >= 1).all()
+        for losses, parts in ((known, None), (unknown, left_out)):
+            losses.append(-prior(inputs, parts).gather(2, targets[..., None]).mean().item())
+    assert np.mean(known) < 0.85 * math.log(V)
+    assert np.mean(unknown) > math.log(V)
 
-    def nll(parts: torch.Tensor | None) -> float:
-        log_p = prior(row[:, :-1], parts)[0, 7:]
-        return -log_p.gather(1, row[0, 8:, None]).mean().item()
 
-    assert nll(None) < 0.7 * math.log(V) < 0.95 * math.log(V) < nll(part)
+def test_a_step_leaves_out_the_text_that_it_learns() -> None:
+    model, tokens = make_model(), make_tokens(900)
+    batch = TrainBatches(Split(tokens), 16, 4, seed=0)(0)
+    losses = [divide_once(train_step(model, [], batch._replace(left_out=left_out), Config(), CPU, 0).sums).nll
+              for left_out in (batch.left_out, np.zeros_like(batch.left_out))]
+    assert abs(losses[0] - losses[1]) > 1e-3
+    shown = [nll_by_token(model, batch._replace(left_out=left_out), CPU).mean()
+             for left_out in (batch.left_out, np.zeros_like(batch.left_out))]
+    assert shown == pytest.approx(losses, rel=1e-5)
 
 
 def test_parts_are_equal_and_cover_the_text() -> None:
@@ -126,7 +149,8 @@ def test_full_trust_is_the_prior() -> None:
     torch.testing.assert_close(q, model.prior(tokens).exp())
 
 
-def test_cached_equals_uncached() -> None:
+def test_cached_equals_uncached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prior.SPELLED_OUT", 40)
     model = make_model(order=6)
     tokens = torch.from_numpy(make_tokens(48).astype(np.int64).reshape(3, 16))
     cache = KVCache(model.config, 3, torch.device("cpu"), torch.float32)
@@ -137,7 +161,7 @@ def test_cached_equals_uncached() -> None:
 def test_the_network_hears_what_the_prior_says() -> None:
     model = make_model()
     tokens = torch.from_numpy(make_tokens(64).astype(np.int64).reshape(4, 16))
-    loss = next_token_loss(model(tokens, parts=torch.tensor([1, 4, 4, 9])), model.head, tokens.roll(-1, 1))
+    loss = next_token_loss(model(tokens, left_out=torch.randint(PARTS + 1, (4, 16))), model.head, tokens.roll(-1, 1))
     loss.objective.backward()
     for parameter in (model.guess.weight, model.trust):
         assert parameter.grad is not None
@@ -163,7 +187,8 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", [[0], [0, 0, 0, 0], [4, 3], list(range(V)) * 3])
 def test_tiny_texts(text: list[int]) -> None:
     prior = NGramPrior(count_ngrams(np.array(text), 6, V, parts=True))
-    p = prior(torch.tensor([[0, 0, 0, 4, 3, 1, 2]]).expand(PARTS + 1, -1), torch.arange(PARTS + 1)).exp()
+    views = torch.arange(PARTS + 1)[:, None].expand(-1, 7)
+    p = prior(torch.tensor([[0, 0, 0, 4, 3, 1, 2]]).expand(PARTS + 1, -1), views).exp()
     assert p.sum(dim=-1).numpy() == pytest.approx(np.ones((PARTS + 1, 7)), abs=1e-5)
     assert (p > 0).all()
 
@@ -192,6 +217,25 @@ def test_a_large_vocabulary_is_refused_before_anything_is_made(data_dir, monkeyp
     with pytest.raises(UserError, match=r"ngram=3: takes a vocabulary of at most 15 tokens, and this has \d\d; use"):
         train(load_config(["--corpus=text.txt", "--out_dir=out/large", *TINY, "--ngram=3"]))
     assert not (data_dir / "out").exists()
+
+
+def test_a_lost_table_comes_back_and_another_is_refused(data_dir) -> None:
+    argv = ["--corpus=text.txt", "--out_dir=out/counted", *TINY, "--ngram=3"]
+    train(load_config(argv))
+    table = data_dir / "out/counted/ngrams.safetensors"
+    counted = table.read_bytes()
+    table.unlink()
+    train(load_config([*argv, "--init_from=resume", "--max_iters=8"]))
+    assert table.read_bytes() == counted
+    count_ngrams(make_tokens(500), 3, V).save(table)
+    with pytest.raises(UserError, match=r"ngrams\.safetensors: of another run: 3-grams of 5 tokens"):
+        load_model(open_run(data_dir / "out/counted"), "best", CPU)
+
+
+def test_too_many_n_grams_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.ngrams.MAX_COUNTS", 2**10)
+    with pytest.raises(UserError, match=r"ngram=6: [\d,]+ n-grams, which take more than 0 GB; use a smaller --ngram"):
+        count_ngrams(make_tokens(900), 6, V, parts=True)
 
 
 def test_what_does_not_go_together() -> None:
