@@ -77,6 +77,10 @@ def main(argv: list[str]) -> None:
         if options.stride > run.config.model.block_size:
             raise UserError(f"stride={options.stride} is more than block_size={run.config.model.block_size} of "
                             f"{run.path}: the tokens between windows would not be scored")
+        known = options.split == "train" and not options.text and run.meta["sha256"] == runs[0].meta["sha256"]
+        if known and run.config.model.ngram:
+            raise UserError(f"split=train: the n-grams of {run.path} were counted in this text, so its loss would be "
+                            "too low; metrics.jsonl has train_nll, measured with counts that leave each part out")
     evaluation = evaluate(runs, options)
     print(json.dumps(asdict(evaluation), indent=1) if options.as_json else report_evaluation.words(evaluation))
 

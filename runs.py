@@ -6,6 +6,7 @@
     metrics.jsonl   a flat JSON object a line, NLL in nats per token
     last/ best/     checkpoints: the newest, and the one with the lowest validation loss
     curves.png      the picture of metrics.jsonl
+    ngrams.safetensors  what was counted in the training text, where the model starts from that
 """
 
 import json
@@ -17,6 +18,7 @@ from typing import Any
 from config.cli import read_config, write_config
 from config.schema import Config
 from data.baselines import Baseline
+from data.ngrams import NGrams
 from data.prepare import Corpus, prepare_corpus
 from data.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 from errors import UserError
@@ -72,7 +74,7 @@ def read_metrics(path: Path) -> list[Record]:
     return records
 
 
-def create_run(config: Config, corpus: Corpus) -> Run:
+def create_run(config: Config, corpus: Corpus, ngrams: NGrams | None = None) -> Run:
     """A fresh directory at out_dir; an earlier run that was there is moved aside, and named."""
     path = Path(config.run.out_dir)
     earlier = None
@@ -84,17 +86,21 @@ def create_run(config: Config, corpus: Corpus) -> Run:
     path.mkdir(parents=True, exist_ok=True)
     save_tokenizer(corpus.tokenizer, path / "tokenizer.json")
     (path / "corpus.json").write_text(json.dumps(corpus.meta, indent=1), encoding="utf-8")
+    if ngrams is not None:
+        ngrams.save(path / "ngrams.safetensors")
     write_config(config, path / "config.toml")
     return Run(path, config, corpus.meta, earlier)
 
 
-def resume_run(config: Config, corpus: Corpus) -> Run:
+def resume_run(config: Config, corpus: Corpus, ngrams: NGrams | None = None) -> Run:
     """The run at out_dir, to go on with `config`; UserError where that would be another model or text."""
     run = open_run(Path(config.run.out_dir))
     was, now = _identity(run.config, run.meta), _identity(config, corpus.meta)
     different = [f"{name} was {was[name]} and is now {now[name]}" for name in was if was[name] != now[name]]
     if different:
         raise UserError(f"{run.path}: cannot go on with another model or text: {'; '.join(different)}")
+    if ngrams is not None and not (run.path / "ngrams.safetensors").exists():
+        ngrams.save(run.path / "ngrams.safetensors")
     return Run(run.path, config, run.meta)
 
 

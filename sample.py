@@ -26,6 +26,8 @@ class SampleOptions(Section):
     seed: Count = Field(1337, description="sample i depends on the seed and i only")
     checkpoint: Literal["best", "last"] = Field("best", description="which of the run's checkpoints")
     device: str = Field("auto", min_length=1, description="auto, cpu, mps, cuda or cuda:N")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the arithmetic; bfloat16 is faster for "
+                                                  "many samples at once")
 
 
 def main(argv: list[str]) -> None:
@@ -39,7 +41,7 @@ def main(argv: list[str]) -> None:
     from engine.distributed import find_world
     from engine.generate import generate
 
-    world = find_world(options.device, "float32")
+    world = find_world(options.device, options.dtype)
     model, _ = load_model(run, options.checkpoint, world)
     steps = generate(model, prompt, world, num_samples=options.num_samples, max_new_tokens=options.max_new_tokens,
                      temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed,

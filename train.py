@@ -59,19 +59,20 @@ def train(config: Config) -> int:
 
     # The model, new or from the last checkpoint.
     torch.manual_seed(config.run.seed)
-    model = GPT(config.model, tokenizer.vocab_size).to(world.device)
+    ngrams = corpus.count_ngrams(config.model.ngram)
+    model = GPT(config.model, tokenizer.vocab_size, ngrams).to(world.device)
     optimizers = make_optimizers(model, config.optim)
     teacher = (load_teacher(config.loss.teacher, tokenizer, config.model.block_size, world) if config.loss.teacher
                else None)
     if config.run.explain_batch:
         return explain_batch(batches(0), model, tokenizer, config, world)
     if config.run.init_from == "resume":
-        run = world.once(resume_run, config, corpus)
+        run = world.once(resume_run, config, corpus, ngrams)
         progress = load_checkpoint(run.path / "last", model, optimizers)
         world.once(write_config, config.with_run(init_from="scratch"), run.path / "config.toml")
         print(f"going on from step {progress.step:,} of {run.path}")
     else:
-        run, progress = world.once(create_run, config, corpus), Progress()
+        run, progress = world.once(create_run, config, corpus, ngrams), Progress()
         if run.earlier:
             print(f"the run that was in {run.path}/ is now in {run.earlier}/")
     print(f"{model.describe()}\n{world}: {max_iters:,} steps of {tokens_per_step:,} tokens, "

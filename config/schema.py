@@ -93,6 +93,8 @@ class ModelConfig(Section):
     n_embd: Size = Field(128, description="width of the residual stream")
     dropout: Fraction = Field(0.0, description="probability of dropping an activation in training")
     bias: bool = Field(False, description="biases in linear layers and LayerNorms")
+    ngram: int = Field(0, ge=0, le=16, description="starts from what n-grams of up to so many tokens, counted in the "
+                       "training text, predict; 0 = from nothing")
     position: Literal["rotary", "learned"] = Field("rotary", description="how positions are told apart")
     norm: Literal["rmsnorm", "layernorm"] = Field("rmsnorm", description="normalisation; rmsnorm has no weights")
     activation: Literal["relu2", "gelu"] = Field("relu2", description="nonlinearity of the MLP; relu2 is ReLU squared")
@@ -169,6 +171,8 @@ class Config(Section):
         found = data.problems()
         if model.document_attention and not data.has_documents:
             found.append("document_attention needs documents; use --documents=lines or paragraphs, or a .jsonl corpus")
+        if model.document_attention and model.ngram:
+            found.append(f"ngram={model.ngram} looks across documents, document_attention does not: use one of them")
         if not self.loss.teacher:
             found += [f"{name}={getattr(self.loss, name)} needs a --teacher"
                       for name in self.loss.changed("alpha", "temperature")]

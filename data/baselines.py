@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.documents import Split
+from data.ngrams import kneser_ney, rank
 from data.tokenizer import Tokenizer
 from surprisal import LN2, bits_per_byte, perplexity, uniform_nll
 
@@ -82,40 +83,22 @@ def ngram_nll(train: np.ndarray, val: np.ndarray, vocab_size: int, longest: int)
     # Each order is asked for as the longest, so both kinds of count are made.
     for order in range(1, longest + 1):
         start = order - 1  # the first position with a whole n-gram behind it
-        unique, gram = _rank(context[start:] * vocab_size + tokens[start:])
+        unique, gram = rank(context[start:] * vocab_size + tokens[start:])
         in_train = gram[: n_train - start]
         occurrences = np.bincount(in_train, minlength=len(unique))
-        contexts_of = unique // vocab_size
+        contexts = unique // vocab_size
         at = gram[first - start:]  # the n-grams to be scored
-        yield -np.log(_interpolate(occurrences, contexts_of, at, backoff))
+        yield -np.log(_interpolate(occurrences, contexts, at, backoff))
         # An n-gram one longer, ending at position i, is the id of the n-gram ending at i - 1, and token i.
         if order == longest:
             return
         longer = np.unique(gram[: n_train - start - 1] * vocab_size + tokens[start + 1: n_train], return_index=True)[1]
         continuations = np.bincount(gram[1:][longer], minlength=len(unique))
-        backoff = _interpolate(continuations, contexts_of, at, backoff)
+        backoff = _interpolate(continuations, contexts, at, backoff)
         context[start + 1:] = gram[:-1]
 
 
-def _rank(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct keys in order, and each key's index among them: np.unique, faster for small keys."""
-    if keys.max() >= 2**25:
-        return np.unique(keys, return_inverse=True)
-    present = np.bincount(keys) > 0
-    return np.flatnonzero(present), (np.cumsum(present) - 1)[keys]
-
-
-def _interpolate(counts: np.ndarray, contexts_of: np.ndarray, at: np.ndarray, backoff: np.ndarray) -> np.ndarray:
-    """Modified Kneser-Ney probability of the n-grams `at`, `(M,)`, given the next lower order's.
-
-    `counts` and `contexts_of` are by n-gram id. A context never seen leaves the lower order's word.
-    """
-    n1, n2, n3, n4 = (max(1, int((counts == n).sum())) for n in (1, 2, 3, 4))
-    y = n1 / (n1 + 2 * n2)
-    discounts = np.clip([0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3], 0.01, [1e-9, 1, 2, 3])
-    discount = np.minimum(discounts[np.minimum(counts, 3)], counts)
-    total = np.bincount(contexts_of, weights=counts)
-    freed = np.bincount(contexts_of, weights=discount)
-    seen = total[contexts_of[at]] > 0
-    total_at = np.where(seen, total[contexts_of[at]], 1.0)
-    return np.where(seen, (counts - discount)[at] / total_at + freed[contexts_of[at]] / total_at * backoff, backoff)
+def _interpolate(counts: np.ndarray, contexts: np.ndarray, at: np.ndarray, backoff: np.ndarray) -> np.ndarray:
+    """Probability of the n-grams `at`, `(M,)`, given the next shorter ones'."""
+    share, left = kneser_ney(counts, contexts, int(contexts.max()) + 1)
+    return share[at] + left[contexts[at]] * backoff

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.documents import Split
+from data.ngrams import part_of
 from errors import UserError
 from loss import IGNORE_INDEX
 
@@ -21,6 +22,7 @@ class Batch(NamedTuple):
 
     inputs: np.ndarray  # (B, T) int64
     targets: np.ndarray  # (B, T) int64
+    left_out: np.ndarray  # (B, T) int64, the part of the training split that a target is in, 1 ... PARTS; 0 = none
 
 
 class TrainBatches:
@@ -47,7 +49,9 @@ class TrainBatches:
         epochs, places = np.divmod(places, self.windows)
         rows = [self._epoch(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)]
         starts, lengths = np.concatenate(rows).T
-        return cut(self.split, starts, lengths, self.block_size)
+        targets_at = starts[:, None] + np.arange(1, self.block_size + 1)  # beyond a document's end, not scored
+        left_out = part_of(np.minimum(targets_at, len(self.split.tokens) - 1), len(self.split.tokens))
+        return cut(self.split, starts, lengths, self.block_size)._replace(left_out=left_out)
 
     def _shuffle(self, epoch: int) -> np.ndarray:
         """(start, length) of each window, `(windows, 2)`."""
@@ -105,4 +109,4 @@ def cut(split: Split, starts: np.ndarray, lengths: np.ndarray, block_size: int, 
     if skips is not None:
         scored = scored & (offsets >= skips[:, None])
     return Batch(split.tokens[at].astype(np.int64),
-                 np.where(scored, split.tokens[at + 1].astype(np.int64), IGNORE_INDEX))
+                 np.where(scored, split.tokens[at + 1].astype(np.int64), IGNORE_INDEX), np.zeros_like(at))

@@ -100,9 +100,9 @@ def given_first(document: Document) -> str:
     return "".join(text for text, _ in itertools.takewhile(lambda segment: not segment[1], document))
 
 
-def plain_text(documents: list[Document]) -> str:
+def plain_text(documents: list[Document], between: str = "\n") -> str:
     """All characters, to learn a vocabulary from."""
-    return "\n".join("".join(text for text, _ in document) for document in documents)
+    return between.join("".join(text for text, _ in document) for document in documents)
 
 
 def encode_text(documents: list[Document], tokenizer: Tokenizer, config: DataConfig, name: str, owner: str) -> Split:

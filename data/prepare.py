@@ -28,10 +28,11 @@ from data.baselines import Baseline, ladder
 from data.corpora import DATA, NAMES, read_corpus
 from data.documents import SEPARATORS, Document, Split, encode_text, given_first, plain_text, read_documents
 from data.markov import LENGTH, Floor, MarkovSource
+from data.ngrams import MAX_VOCABULARY, NGrams, count_ngrams
 from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
 from errors import UserError, run_command
 
-FORMAT = 3  # raised when prepared files of an older program can no longer be used
+FORMAT = 4  # raised when prepared files of an older program can no longer be used
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,15 @@ class Corpus:
     @property
     def baselines(self) -> list[Baseline]:
         return [Baseline(**rung) for rung in self.meta["baselines"]]
+
+    def count_ngrams(self, order: int) -> NGrams | None:
+        """Those of the training split, in views that leave out each part; None for order 0."""
+        if not order:
+            return None
+        if self.tokenizer.vocab_size > MAX_VOCABULARY:
+            raise UserError(f"ngram={order}: takes a vocabulary of at most {MAX_VOCABULARY:,} tokens, and this has "
+                            f"{self.tokenizer.vocab_size:,}; use --ngram=0, or another tokenizer")
+        return count_ngrams(self.train.tokens, order, self.tokenizer.vocab_size, parts=True)
 
     def floor(self, scored: int) -> float | None:
         """Nats per token that the source itself pays for the first `scored` of val[1:], where that is known.
@@ -134,8 +144,8 @@ def _prepare(text: str, floor: Floor | None, source: dict[str, Any], folder: Pat
               leave=False, disable=None) as bar:
         bar.set_postfix_str("tokens")
         train_text = plain_text(documents["train"])
-        tokenizer = make_tokenizer(config.tokenizer, train_text + plain_text(documents["val"]), train_text,
-                                   config.vocab_size, separator)
+        characters = plain_text([*documents["train"], *documents["val"]], between="")
+        tokenizer = make_tokenizer(config.tokenizer, characters, train_text, config.vocab_size, separator)
         bar.update()
         splits = {}
         for name, part in documents.items():

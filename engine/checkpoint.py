@@ -1,7 +1,7 @@
 """Checkpoints: at every instant a whole one is on disk, and reading one executes nothing.
 
 A checkpoint is a folder with model.safetensors, progress.json and, where training can go on from
-it, optimizer.pt. It is written beside, flushed, and renamed into its place.
+it, optimizer.safetensors. It is written beside, flushed, and renamed into its place.
 """
 
 import json
@@ -11,13 +11,13 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.optim import Optimizer
 
+from data.ngrams import load_ngrams
 from data.tokenizer import Tokenizer
 from engine.distributed import World
+from engine.optimizers import Optimizer
 from errors import UserError
 from model import GPT
 from runs import Record, Run, open_run
@@ -49,7 +49,8 @@ def save_checkpoint(folder: Path, model: GPT, progress: Progress, optimizers: li
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, new / "model.safetensors")
     (new / "progress.json").write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
     if optimizers is not None:
-        torch.save([optimizer.state_dict() for optimizer in optimizers], new / "optimizer.pt")
+        save_file({f"{number}.{name}": tensor for number, optimizer in enumerate(optimizers)
+                   for name, tensor in optimizer.state_dict().items()}, new / "optimizer.safetensors")
     for path in [*new.iterdir(), new]:
         _flush(path)
     if folder.exists():
@@ -64,15 +65,16 @@ def load_checkpoint(folder: Path, model: GPT, optimizers: list[Optimizer] | None
     old = folder.with_name(folder.name + ".old")
     if not folder.exists() and old.exists():  # stopped between the two renames: the one before is whole
         folder = old
-    for file in ("model.safetensors", "progress.json", *(["optimizer.pt"] if optimizers else [])):
+    for file in ("model.safetensors", "progress.json", *(["optimizer.safetensors"] if optimizers else [])):
         if not (folder / file).exists():
             raise UserError(f"{folder}: no checkpoint to load, {file} is missing")
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"))
         if optimizers is not None:
-            states = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-            for optimizer, state in zip(optimizers, states, strict=True):
-                optimizer.load_state_dict(state)
+            states = load_file(folder / "optimizer.safetensors")
+            for number, optimizer in enumerate(optimizers):
+                optimizer.load_state_dict({name.removeprefix(f"{number}."): tensor for name, tensor in states.items()
+                                           if name.startswith(f"{number}.")})
         progress = Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
     except (SafetensorError, ValueError, TypeError, RuntimeError, EOFError) as error:
         raise UserError(f"{folder}: damaged, or of another model: {str(error).splitlines()[0]}") from None
@@ -81,9 +83,13 @@ def load_checkpoint(folder: Path, model: GPT, optimizers: list[Optimizer] | None
 
 def load_model(run: Run, checkpoint: str, world: World) -> tuple[GPT, Progress]:
     """The model of a run's `best` or `last` checkpoint, to predict with, and how far it was trained."""
-    model = GPT(run.config.model, run.meta["vocab_size"]).to(world.device)
+    ngrams = load_ngrams(run.path / "ngrams.safetensors") if run.config.model.ngram else None
+    if ngrams and (ngrams.vocab_size, ngrams.order) != (run.meta["vocab_size"], run.config.model.ngram):
+        raise UserError(f"{run.path}/ngrams.safetensors: of another run: {ngrams.order}-grams of {ngrams.vocab_size} "
+                        "tokens")
+    model = GPT(run.config.model, run.meta["vocab_size"], ngrams).to(world.device)
     progress = load_checkpoint(run.path / checkpoint, model)
-    return model.eval(), progress
+    return model.to_predict(world.dtype), progress
 
 
 def load_teacher(path: str, tokenizer: Tokenizer, block_size: int, world: World) -> GPT:
@@ -95,6 +101,9 @@ def load_teacher(path: str, tokenizer: Tokenizer, block_size: int, world: World)
                         f"{tokenizer.separator!r}); it should be a run on the same corpus and documents")
     if run.config.model.block_size < block_size:
         raise UserError(f"teacher={path}: its block_size is {run.config.model.block_size}, less than {block_size}")
+    if run.config.model.ngram:
+        raise UserError(f"teacher={path}: its n-grams were counted in the text that it should teach, so it knows too "
+                        "much of it; train one with --ngram=0")
     return load_model(run, "best", world)[0]
 
 

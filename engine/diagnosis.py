@@ -32,15 +32,15 @@ class Diagnosis:
 def diagnose(model: GPT, batches: Callable[[int], Batch], world: World) -> Diagnosis:
     """Measure a model on the first batches, as many tokens of one as an evaluation takes at once."""
     for step in range(FIRST_BATCHES):
-        inputs, targets = batch = batches(step)
+        inputs, targets, _ = batch = batches(step)
         if (targets != IGNORE_INDEX).any():
             break
     scoring_first = np.argsort((targets == IGNORE_INDEX).all(axis=1), kind="stable")
     few = scoring_first[: max(1, EVAL_BATCH_TOKENS // inputs.shape[1])]
-    x, y = (torch.from_numpy(array[few]).to(world.device) for array in batch)
+    x, y, left_out = (torch.from_numpy(array[few]).to(world.device) for array in batch)
     model.eval()
     with world.autocast():
-        z = model.logits(model.forward(x))  # (B, T, V)
+        z = model.logits(model.forward(x, left_out=left_out))  # (B, T, V)
     model.train()
     at = z[y != IGNORE_INDEX]  # (N, V)
     V = at.shape[1]

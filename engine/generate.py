@@ -10,6 +10,8 @@ from engine.distributed import World
 from errors import DIVERGED, UserError
 from model import GPT, KVCache
 
+COLD = 1e-30  # temperatures below it are 0
+ALMOST_ONE = 1 - 2**-23  # times any float32, less than it: no token of probability 0 is ever drawn
 
 @torch.inference_mode()
 def generate(model: GPT, prompt: list[int], world: World, *, num_samples: int = 1, max_new_tokens: int = 500,
@@ -61,14 +63,15 @@ def choose(logits: Tensor, chance: Tensor, temperature: float, top_k: int, top_p
     if not logits.isfinite().all():
         raise UserError(DIVERGED)
     logits = logits - logits.amax(dim=-1, keepdim=True)  # so that no temperature makes them overflow
-    if temperature == 0:
+    if temperature < COLD:
         return logits.argmax(dim=-1)
-    sorted_logits, order = (logits / temperature).sort(dim=-1, descending=True)
-    q = sorted_logits.softmax(dim=-1)
-    if top_k:
-        q[:, top_k:] = 0
-    q[q.cumsum(dim=-1) - q >= top_p * q.sum(dim=-1, keepdim=True)] = 0
+    q, order = (logits / temperature).softmax(dim=-1), None
+    if top_k or top_p < 1:
+        q, order = q.sort(dim=-1, descending=True)
+        if top_k:
+            q[:, top_k:] = 0
+        q[q.cumsum(dim=-1) - q >= top_p * q.sum(dim=-1, keepdim=True)] = 0
     cumulative = q.cumsum(dim=-1)
-    place = torch.searchsorted(cumulative, chance[:, None] * cumulative[:, -1:], right=True)  # (B, 1)
-    last_kept = (q > 0).sum(dim=-1, keepdim=True) - 1
-    return order.gather(-1, place.minimum(last_kept)).squeeze(-1)
+    chance = chance[:, None].clamp_max(ALMOST_ONE)
+    place = torch.searchsorted(cumulative, chance * cumulative[:, -1:], right=True)  # (B, 1)
+    return (place if order is None else order.gather(-1, place)).squeeze(-1)

@@ -45,7 +45,7 @@ def predict(model: GPT, batches: Iterable[Batch], world: World) -> Iterator[Pred
     size = max(MIN_CHUNK, CHUNK_LOGITS // len(model.head))
     left: list[Tensor] = []  # hidden states, targets and seen that are still to be scored
     for batch in batches:
-        inputs, targets = (torch.from_numpy(array).to(world.device) for array in batch)
+        inputs, targets = (torch.from_numpy(array).to(world.device) for array in (batch.inputs, batch.targets))
         with world.autocast():
             hidden = model.forward(inputs)  # (B, T, C)
         scored = targets != IGNORE_INDEX

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch.optim import Optimizer
 
 from config.schema import Config
 from data.batches import Batch
 from engine.distributed import World
 from engine.optim import set_rates
+from engine.optimizers import Optimizer
 from loss import IGNORE_INDEX, LossMeans, LossSums, Objective, divide_once, next_token_loss, token_nll
 from model import GPT
 
@@ -43,11 +43,12 @@ def train_step(model: GPT, optimizers: list[Optimizer], batch: Batch, config: Co
     objective = Objective(config.loss.label_smoothing, config.loss.z_loss, config.model.softcap, config.loss.alpha,
                           config.loss.temperature)
     parts = []
-    for index, inputs, targets in _micro_batches(batch, config.run.micro_batch_size, world):
+    for index, inputs, targets, left_out in _micro_batches(batch, config.run.micro_batch_size, world):
         if config.model.dropout:  # dropout, like the batch, depends on (seed, step, micro-batch) alone
             torch.manual_seed(np.random.SeedSequence((config.run.seed, step, index)).generate_state(1)[0])
         with world.autocast():
-            sums = next_token_loss(model(inputs), model.head, targets, objective, _taught(teacher, inputs))
+            hidden = model(inputs, left_out=left_out)
+            sums = next_token_loss(hidden, model.head, targets, objective, _taught(teacher, inputs))
         (sums.objective / scored).backward()  # type: ignore[no-untyped-call]
         parts.append(sums)
     world.sum_gradients(model.parameters())
@@ -55,7 +56,7 @@ def train_step(model: GPT, optimizers: list[Optimizer], batch: Batch, config: Co
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     for optimizer in optimizers:
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
     return StepResult(parts, grad_norm, learning_rate, scored)
 
 
@@ -69,11 +70,14 @@ def _taught(teacher: GPT | None, inputs: torch.Tensor) -> torch.Tensor | None:
 def evaluate(model: GPT, batches: Iterable[Batch], world: World) -> LossMeans:
     """The exact mean loss over some batches, shared out over ranks, without dropout or smoothing."""
     model.eval()
-    parts = []
+    parts, blank = [], model.is_blank
     for batch in itertools.islice(batches, world.rank, None, world.size):
-        inputs, targets = _to_device(batch, world)
+        inputs, targets, _ = _to_device(batch, world)
         with world.autocast():
-            hidden = model.forward(inputs)  # not compiled: shapes vary
+            if blank:  # then hidden states do not matter, and the first step need not wait for them
+                hidden = torch.zeros(*inputs.shape, model.head.shape[1], device=world.device)
+            else:
+                hidden = model.forward(inputs)  # not compiled: shapes vary
             parts.append(next_token_loss(hidden, model.head, targets, Objective(softcap=model.config.softcap)))
     model.train()
     return divide_once(parts, world.sum)
@@ -83,19 +87,20 @@ def evaluate(model: GPT, batches: Iterable[Batch], world: World) -> LossMeans:
 def nll_by_token(model: GPT, batch: Batch, world: World) -> np.ndarray:
     """NLL in nats of each target of a batch, `(B, T)`; 0 where it is not scored."""
     model.eval()
-    inputs, targets = _to_device(batch, world)
+    inputs, targets, left_out = _to_device(batch, world)
     with world.autocast():
-        return token_nll(model.forward(inputs), model.head, targets, model.config.softcap).cpu().numpy()
+        hidden = model.forward(inputs, left_out=left_out)
+        return token_nll(hidden, model.head, targets, model.config.softcap).cpu().numpy()
 
 
 def try_compile(model: GPT, batch: Batch, config: Config, world: World) -> str:
     """torch.compile the model in place; where that fails, leave it as it was and return why."""
     reason = ""
-    _, inputs, _ = next(_micro_batches(batch, config.run.micro_batch_size, replace(world, rank=0)))
+    _, inputs, _, left_out = next(_micro_batches(batch, config.run.micro_batch_size, replace(world, rank=0)))
     model.compile()
     try:
         with world.autocast():
-            model(inputs).sum().backward()
+            model(inputs, left_out=left_out).sum().backward()
     except Exception as error:  # a missing C++ compiler, an old GPU, ...: many kinds
         model._compiled_call_impl = None
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -103,8 +108,9 @@ def try_compile(model: GPT, batch: Batch, config: Config, world: World) -> str:
     return reason
 
 
-def _micro_batches(batch: Batch, size: int, world: World) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """This rank's micro-batches, `(index, inputs, targets)`: of all those in the batch, numbers r, r + W, ...
+def _micro_batches(batch: Batch, size: int, world: World
+                   ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """This rank's micro-batches, `(index, inputs, targets, left_out)`: of all those in the batch, numbers r, r + W, ...
 
     A size of 0 is an equal share of the batch for every rank.
     """
@@ -115,6 +121,6 @@ def _micro_batches(batch: Batch, size: int, world: World) -> Iterator[tuple[int,
         yield index, *_to_device(Batch(*(array[here] for array in batch)), world)
 
 
-def _to_device(batch: Batch, world: World) -> tuple[torch.Tensor, torch.Tensor]:
-    inputs, targets = (torch.from_numpy(array).to(world.device, non_blocking=True) for array in batch)
-    return inputs, targets
+def _to_device(batch: Batch, world: World) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    inputs, targets, left_out = (torch.from_numpy(array).to(world.device, non_blocking=True) for array in batch)
+    return inputs, targets, left_out

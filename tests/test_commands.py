@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,6 +111,16 @@ def test_a_run_that_diverges_stops_and_says_so(run, clone) -> None:
         json.loads(line, parse_constant=pytest.fail)  # NaN is not JSON
     assert run("sample.py", "out/nan", "--max_new_tokens=5").stdout
     assert run("curves.py", "out/nan", "--terminal").stdout
+
+
+@pytest.mark.parametrize("recipe", ["nanogpt_gpu", "gpt2_124m"])
+def test_recipes_for_a_gpu_go_through_here(run, clone, recipe) -> None:
+    """A dry run of compiled bfloat16, small, on the CPU; where there is no C++ compiler, a warning says so."""
+    done = run("train.py", f"config/{recipe}.toml", "--corpus=text.txt", "--tokenizer=char", f"--out_dir=out/{recipe}",
+               *TINY, "--n_layer=1", "--dtype=bfloat16", "--max_iters=2", "--warmup_iters=1", "--ngram=2")
+    assert "bfloat16: 2 steps" in done.stdout
+    assert "The best validation loss is" in done.stdout
+    assert done.stdout.count("warning: torch.compile failed") == (not shutil.which("g++"))
 
 
 def test_preparing(run) -> None:

@@ -110,6 +110,7 @@ CHANGES: dict[str, tuple[list[str], list[str]]] = {
     "activation": (["--activation=gelu"], []),
     "qk_norm": (["--qk_norm=false"], []),
     "tied": (["--tied"], []),
+    "ngram": (["--ngram=2"], []),
     "zero_init": (["--zero_init=false"], []),
     "label_smoothing": (["--label_smoothing=0.1"], []),
     "teacher": (["--teacher=teacher"], []),

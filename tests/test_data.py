@@ -133,7 +133,7 @@ def test_evaluation_scores_every_token_but_the_first_once(n: int) -> None:
     tokens = np.arange(n, dtype=np.uint16)
     scored = np.concatenate([batch.targets[batch.targets != IGNORE_INDEX] for batch in eval_batches(Split(tokens), 8)])
     assert scored.tolist() == list(range(1, n))
-    for inputs, targets in eval_batches(Split(tokens), 8):
+    for inputs, targets, _ in eval_batches(Split(tokens), 8):
         mask = targets != IGNORE_INDEX
         assert (targets[mask] == inputs[mask] + 1).all()
 

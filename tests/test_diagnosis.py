@@ -48,7 +48,7 @@ def sound_batches(config: Config) -> TrainBatches:
 
 def relabel(new_targets: Callable[[Batch], np.ndarray]) -> Callable[[int], Batch]:
     good = sound_batches(Config())
-    return lambda step: Batch(good(step).inputs, new_targets(good(step)))
+    return lambda step: good(step)._replace(targets=new_targets(good(step)))
 
 
 @pytest.mark.parametrize("argv", [[], ["--tied"], UNTIED, [*UNTIED, "--tied"], [*UNTIED, "--softcap=2"], GPT2,
@@ -179,6 +179,7 @@ def test_training_says_it(data_dir, capsys, monkeypatch) -> None:
     train(load_config(recipe))
     assert SOUND in capsys.readouterr().out
     sound = TrainBatches.__call__
-    monkeypatch.setattr(TrainBatches, "__call__", lambda self, step: Batch(*[sound(self, step).inputs] * 2))
+    monkeypatch.setattr(TrainBatches, "__call__", lambda self, step: sound(self, step)._replace(
+        targets=sound(self, step).inputs))
     train(load_config(recipe))
     assert "WRONG: the labels are off by one: each target is its own input" in capsys.readouterr().out

@@ -69,11 +69,13 @@ def test_training_with_a_teacher(data_dir) -> None:
 
 def test_teachers_that_will_not_do(data_dir) -> None:
     run("--out_dir=out/teacher", "--max_iters=2")
+    run("--out_dir=out/counter", "--max_iters=2", "--ngram=2")
     (data_dir / "other.txt").write_text("Another alphabet. " * 100, encoding="utf-8")
     for argv, message in ((["--corpus=other.txt"], r"teacher=out/teacher: has another vocabulary \(\|V\| = "),
                           (["--block_size=9"], "its block_size is 8, less than 9"),
                           (["--documents=lines"], r"end token for None\) than .* end token for '\\n'\)"),
                           (["--out_dir=out/../out/teacher"], "a run cannot be its own teacher"),
+                          (["--teacher=out/counter"], "its n-grams were counted in the text that it should teach"),
                           (["--teacher=nobody"], "nobody: not a run")):
         with pytest.raises(UserError, match=message):
             run("--teacher=out/teacher", "--out_dir=out/student", *argv)

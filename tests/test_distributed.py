@@ -59,7 +59,7 @@ def uneven_batch() -> Batch:
     targets = tokens[:, 1:].copy()
     for row, scored in enumerate((8, 8, 7, 3, 1, 0, 0, 0)):
         targets[row, scored:] = IGNORE_INDEX
-    return Batch(tokens[:, :-1], targets)
+    return Batch(tokens[:, :-1], targets, np.zeros(len(tokens), dtype=np.int64))
 
 
 def gradient(size: int, micro_batch_size: int, dropout: float = 0.0) -> torch.Tensor:
@@ -105,7 +105,8 @@ def test_evaluation_is_shared_out_without_loss(size: int) -> None:
 
 def test_the_mean_of_means_is_another_gradient() -> None:
     """What dividing each micro-batch by its own count does: nothing to even masks, a lot to uneven ones."""
-    model, whole = make_model(), Batch(*np.random.default_rng(0).integers(13, size=(2, 8, 8)))
+    inputs, targets = np.random.default_rng(0).integers(13, size=(2, 8, 8))
+    model, whole = make_model(), Batch(inputs, targets, np.zeros(8, dtype=np.int64))
     even = compare(model, masked(whole, 1.0), 1, CPU)
     uneven = compare(model, masked(whole, 0.1), 1, CPU)
     assert even["difference"] < 1e-5
@@ -177,8 +178,8 @@ def test_two_ranks_stopped_and_resumed_are_one_process(run, clone) -> None:
     With two micro-batches on two ranks everything should be equal bit for bit: of two addends the order
     does not matter. The tolerance is for matrix products that depend on where in memory a gradient lies.
     """
-    knobs = ["--micro_batch_size=2", "--dropout=0.1", "--val_fraction=0.5", "--eval_tokens=0", "--schedule=constant",
-             "--patience=0"]
+    knobs = ["--micro_batch_size=2", "--dropout=0.1", "--ngram=3", "--val_fraction=0.5", "--eval_tokens=0",
+             "--schedule=constant", "--patience=0"]
     two, one = clone / "out/two", clone / "out/one"
     process = torchrun(clone, *knobs, "--out_dir=out/two", "--max_iters=100000")
     deadline = time.monotonic() + 120

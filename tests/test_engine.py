@@ -15,6 +15,7 @@ from config.cli import load_config
 from config.schema import Config, ModelConfig, OptimConfig
 from data.batches import Batch, TrainBatches, eval_batches
 from data.documents import Split
+from data.ngrams import count_ngrams
 from engine.checkpoint import Progress, load_checkpoint, save_checkpoint
 from engine.distributed import World, find_world
 from engine.generate import choose, generate
@@ -69,12 +70,12 @@ def test_a_batch_with_nothing_to_score_moves_nothing() -> None:
     model = make_model()
     optimizers = make_optimizers(model, OptimConfig(weight_decay=0.1))
     assert not train_step(model, optimizers, make_batch(), Config(), CPU, step=0).skipped
-    before = copy.deepcopy([model.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)])
+    before = copy.deepcopy([model.state_dict(), *(optimizer.state_dict() for optimizer in optimizers)])
     empty = make_batch()
     empty.targets[:] = IGNORE_INDEX
     result = train_step(model, optimizers, empty, Config(), CPU, step=1)
     assert (result.skipped, result.sums, result.learning_rate > 0) == (True, [], True)
-    after = [model.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)]
+    after = [model.state_dict(), *(optimizer.state_dict() for optimizer in optimizers)]
     torch.testing.assert_close(after, before, rtol=0, atol=0)
 
 
@@ -127,15 +128,34 @@ def test_evaluation_is_exact_and_unsmoothed() -> None:
     assert got.accuracy == pytest.approx(correct / got.tokens)
 
 
+@pytest.mark.parametrize("ngrams", [None, count_ngrams(np.arange(300) % 13, 3, 13)])
+def test_a_blank_model_is_evaluated_as_any_other(ngrams, monkeypatch) -> None:
+    """Without a forward pass, and to the same numbers."""
+    model = GPT(SMALL.model_copy(update={"ngram": 3}), 13, ngrams)
+    batches = [*eval_batches(Split(np.random.default_rng(0).integers(13, size=100)), 8)]
+    assert model.is_blank
+    with monkeypatch.context() as context:
+        context.setattr(model, "forward", None)
+        short = evaluate(model, batches, CPU)
+    monkeypatch.setattr(GPT, "is_blank", False)
+    assert evaluate(model, batches, CPU) == short
+    assert short.nll == pytest.approx(math.log(13), rel=1e-6)
+    monkeypatch.undo()
+    for name, p in model.named_parameters():
+        if name == ("untied" if ngrams is None else "trust"):
+            torch.nn.init.normal_(p)
+    assert not model.is_blank
+    assert evaluate(model, batches, CPU) != short
+    assert not GPT(SMALL.model_copy(update={"tied": True, "zero_init": False}), 13).is_blank
+
+
 def test_every_parameter_has_one_optimizer() -> None:
     model = make_model(ModelConfig(**SMALL.model_dump() | {"bias": True, "norm": "layernorm", "position": "learned"}))
     for kind in ("muon", "adamw"):
         optimizers = make_optimizers(model, OptimConfig(optimizer=kind, weight_decay=0.1))
-        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-        assert sorted(id(p) for group in groups for p in group["params"]) == sorted(map(id, model.parameters()))
-        assert all(group["weight_decay"] == (0.1 if p.ndim == 2 else 0) for group in groups for p in group["params"])
-    muon = make_optimizers(model, OptimConfig())[1]
-    assert len(muon.param_groups[0]["params"]) == 2 * 4
+        assert sorted(id(p) for each in optimizers for p in each.params) == sorted(map(id, model.parameters()))
+        assert all(each.weight_decay == (0.1 if p.ndim == 2 else 0) for each in optimizers for p in each.params)
+    assert len(make_optimizers(model, OptimConfig())[-1].params) == 2 * 4
     assert set_rates(make_optimizers(model, OptimConfig()), OptimConfig(warmup_iters=3, learning_rate=0.4), 0) == 0.1
 
 
@@ -168,7 +188,7 @@ def test_checkpoints_restore_and_survive_a_stop_between_renames(tmp_path) -> Non
         assert torch.equal(tensor, other.state_dict()[name])
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "progress.json"])
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "progress.json"])
 def test_damaged_checkpoints_are_told(file, tmp_path) -> None:
     model = make_model()
     save_checkpoint(tmp_path / "last", model, Progress(), make_optimizers(model, OptimConfig()))
@@ -190,10 +210,11 @@ def run_training(*argv: str) -> list[dict[str, float]]:
             for record in read_metrics(Path("out/run/metrics.jsonl"))]
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_resuming_continues_bit_for_bit(data_dir, optimizer) -> None:
+@pytest.mark.parametrize(("optimizer", "ngram"), [("muon", 0), ("adamw", 0), ("muon", 3)])
+def test_resuming_continues_bit_for_bit(data_dir, optimizer, ngram) -> None:
     """6 steps at once equal 6 steps with a stop after 4: weights and metrics; with dropout, across epochs."""
-    argv = [f"--optimizer={optimizer}", "--dropout=0.2", "--batch_size=8", "--decay_fraction=0", "--val_fraction=0.99"]
+    argv = [f"--optimizer={optimizer}", f"--ngram={ngram}", "--dropout=0.2", "--batch_size=8",
+            "--decay_fraction=0", "--val_fraction=0.99"]
     whole = run_training(*argv)
     expected = (data_dir / "out/run/last/model.safetensors").read_bytes()
     run_training(*argv, "--max_iters=4")
@@ -237,7 +258,7 @@ def test_resuming_another_model_or_text_is_refused(data_dir) -> None:
 
 
 def test_a_failing_compiler_is_a_warning(monkeypatch) -> None:
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("no C++ compiler\nand a long story")
 
     model = make_model()

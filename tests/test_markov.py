@@ -133,7 +133,7 @@ def test_training_shows_the_gap(short, capsys) -> None:
     gaps = [record["kl_gap"] for record in run.metrics if "val_nll" in record]
     assert len(gaps) == 4
     assert gaps[0] == pytest.approx(math.log(4) - floor, abs=1e-5)
-    assert 0 < gaps[-1] < 0.25 * gaps[0]
+    assert -0.01 < gaps[-1] < 0.25 * gaps[0]  # on 500 tokens, luck may take it below 0
     assert f"{gaps[-1]:.4f} above the floor" in printed
     assert "H(p, q) = H(p) + KL(p || q)" in printed
     assert "beats entropy rate" not in printed

@@ -16,7 +16,7 @@ COMMANDS = sorted(set(re.findall(r"python (?:\w+/)?\w+\.py[^\n`#|]*", README)))
 @pytest.fixture(scope="module")
 def shakespeare(run):
     """The runs that the README's commands speak of, made tiny."""
-    for out in ("shakespeare_char", "deeper"):
+    for out in ("shakespeare_char", "no_ngrams"):
         run("train.py", "--corpus=text.txt", *TINY, "--block_size=32", f"--out_dir=out/{out}")
 
 

@@ -1,0 +1,65 @@
+"""Do memory and open files stay flat over a long run?
+
+    python bench/long_run.py [--name=value ...]
+
+A small model, by the real command, with evaluations and checkpoints all along. What the process holds is read from
+/proc twice a second (Linux), and shown for each tenth of the steps.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from config.cli import load_config
+from errors import UserError, run_command
+
+KNOBS = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=32", "--batch_size=8", "--eval_tokens=2000",
+         "--patience=0", "--dropout=0.1", "--ngram=4", "--corpus=tinyshakespeare", "--max_iters=10000"]
+
+
+def last_step(metrics: Path) -> int:
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def main(argv: list[str]) -> None:
+    steps = load_config([*KNOBS, *argv]).optim.max_iters
+    rows: list[tuple[int, float, int]] = []  # step, MB in memory, open files
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "train.py", *KNOBS, *argv, f"--out_dir={folder}/run"]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        here = Path(f"/proc/{process.pid}")
+        while process.poll() is None:
+            try:
+                pages = int((here / "statm").read_text().split()[1])
+                rows.append((last_step(Path(folder, "run/metrics.jsonl")),
+                             pages * os.sysconf("SC_PAGE_SIZE") / 1e6, len(list((here / "fd").iterdir()))))
+            except (OSError, ValueError, IndexError):  # between two moments, or at the end
+                pass
+            time.sleep(0.5)
+        if process.returncode:
+            raise UserError(f"{' '.join(command)}: exit code {process.returncode}")
+    print(f"{'steps':>16} {'MB, from':>9} {'to':>6} {'files, most':>12}")
+    shown = []
+    for tenth in range(10):
+        low, high = (steps * n // 10 for n in (tenth, tenth + 1))
+        inside = [row for row in rows if low < row[0] <= high]
+        if inside:
+            _, memory, files = zip(*inside, strict=True)
+            shown.append({"steps": [low, high], "mb": [min(memory), max(memory)], "files": max(files)})
+            print(f"{low:>7} ... {high:>5} {min(memory):9.1f} {max(memory):6.1f} {max(files):12}")
+    out = ROOT / "out/bench_long_run.json"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(shown, indent=1), encoding="utf-8")
+    print(f"written to {out.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    run_command(main)

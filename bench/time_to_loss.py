@@ -1,0 +1,100 @@
+"""How long whole commands take to a validation loss, from process start, against nanoGPT's recipe.
+
+    python bench/time_to_loss.py [RECIPE.toml ...] [--rounds=3] [--nanogpt=path/to/nanoGPT]
+
+Each round runs the reference and then every recipe, with another seed each round and with compile
+caches cold, so that what disturbs the machine disturbs all of them. The ratio is that of two commands
+of the same round. The loss is that of the run's best checkpoint, on all of the validation split.
+
+The reference is config/nanogpt_cpu.toml, or, with a checkout in which data/shakespeare_char is prepared, nanoGPT's
+own code with the command of its README, which evaluates on 20 random batches.
+"""
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from pydantic import Field
+
+from config.cli import load_options, read_config
+from config.schema import Positive, Section
+from data.prepare import prepare_corpus
+from errors import UserError, run_command
+
+REFERENCE = "config/nanogpt_cpu.toml"
+NANOGPT = ["train.py", "config/train_shakespeare_char.py", *(f"--{knob}" for knob in (
+    "device=cpu", "compile=False", "eval_iters=20", "log_interval=1", "block_size=64", "batch_size=12", "n_layer=4",
+    "n_head=4", "n_embd=128", "max_iters=2000", "lr_decay_iters=2000", "dropout=0.0"))]
+
+
+class Options(Section):
+    """What to run."""
+
+    rounds: Positive = Field(3, description="of each command, seeds 1, 2, ...")
+    nanogpt: str = Field("", description="a checkout of nanoGPT to compare with; empty = our recipe of the same model")
+
+
+def run(command: list[str], folder: str, **environment: str) -> tuple[float, str]:
+    """The seconds that a whole command took, and what it printed."""
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True,
+                          env=os.environ | environment)
+    if done.returncode:
+        raise UserError(f"{' '.join(command)}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+    return time.perf_counter() - began, done.stdout
+
+
+def run_nanogpt(path: str, seed: int) -> dict[str, Any]:
+    """nanoGPT has one seed, its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        seconds, printed = run([*NANOGPT, f"--out_dir={folder}"], path)
+    losses = [float(loss) for loss in re.findall(r"step \d+: .* val loss ([\d.]+)", printed)]
+    return {"recipe": "nanoGPT", "seed": seed, "seconds": seconds, "val_nll": min(losses)}
+
+
+def run_recipe(recipe: str, seed: int) -> dict[str, Any]:
+    """A whole command in an empty run directory: its seconds, and the best loss that it measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["train.py", recipe, f"--seed={seed}", f"--out_dir={folder}/run", "--eval_tokens=0"]
+        seconds, _ = run(command, str(ROOT), TORCHINDUCTOR_CACHE_DIR=f"{folder}/compiled")
+        records = [json.loads(line) for line in Path(folder, "run/metrics.jsonl").read_text().splitlines()]
+    return {"recipe": recipe, "seed": seed, "seconds": seconds,
+            "val_nll": min(record["val_nll"] for record in records if "val_nll" in record)}
+
+
+def main(argv: list[str]) -> None:
+    recipes, options = load_options(Options, argv, "RECIPE", "*", "recipes to time")
+    recipes = recipes or ["config/tinyshakespeare_sprint.toml", "config/tinyshakespeare_char.toml"]
+    for recipe in [REFERENCE, *recipes]:
+        prepare_corpus(read_config(ROOT / recipe).data)  # before any is timed
+    rows: list[dict[str, Any]] = []
+    print(f"{'seed':>4} {'recipe':<40} {'seconds':>8} {'val nll':>8} {'ratio':>7}")
+    for seed in range(1, options.rounds + 1):
+        reference = run_nanogpt(options.nanogpt, seed) if options.nanogpt else run_recipe(REFERENCE, seed)
+        for row in [reference, *(run_recipe(recipe, seed) for recipe in recipes)]:
+            rows.append(row | {"ratio": reference["seconds"] / row["seconds"]})
+            print("{seed:>4} {recipe:<40} {seconds:8.1f} {val_nll:8.4f} {ratio:7.1f}".format(
+                **rows[-1]), flush=True)
+    print()
+    for recipe in dict.fromkeys(row["recipe"] for row in rows):
+        values = {key: [row[key] for row in rows if row["recipe"] == recipe] for key in ("seconds", "val_nll", "ratio")}
+        print(f"{recipe}: " + "; ".join(f"{key} {statistics.median(own):.4g} ({min(own):.4g} to {max(own):.4g})"
+                                        for key, own in values.items()))
+    out = ROOT / "out/bench_time_to_loss.json"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    print(f"written to {out.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    run_command(main)
