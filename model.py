@@ -64,7 +64,7 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: KVCache | None, visible: Tensor | None
                 ) -> Tensor:
         B, T, C = x.shape
-        H, dropout = self.config.n_head, self.config.dropout if self.training else 0.0
+        H = self.config.n_head
         qk, v = self.qkv(x).split_with_sizes((2 * C, C), dim=-1)  # heads side by side, those of q first
         if self.config.qk_norm:  # Henry et al. 2020
             qk = rms_norm(qk.view(B, T, 2 * H, -1)).view(B, T, 2 * C)
@@ -74,8 +74,8 @@ class CausalSelfAttention(nn.Module):
         v = v.view(B, T, H, -1).transpose(1, 2)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, H, S, D)
-        y = attend(q, k, v, dropout, visible)
-        return drop(self.proj(y.transpose(1, 2).reshape(B, T, C)), dropout)
+        y = attend(q, k, v, self.config.dropout if self.training else 0.0, visible)
+        return drop(self.proj(y.transpose(1, 2).reshape(B, T, C)), self.config.dropout, self.training)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float, visible: Tensor | None = None) -> Tensor:
@@ -97,9 +97,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float, visible: Tensor | No
     return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
 
 
-def drop(x: Tensor, p: float) -> Tensor:
+def drop(x: Tensor, p: float, training: bool) -> Tensor:
     """Dropout (Srivastava et al. 2014), which costs nothing where there is none."""
-    return F.dropout(x, p) if p else x
+    return F.dropout(x, p) if p and training else x
 
 
 def causal(T: int, S: int, device: torch.device) -> Tensor:
@@ -117,7 +117,7 @@ class MLP(nn.Module):
         self.proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return drop(self.proj(self.activation(self.fc(x))), self.config.dropout if self.training else 0.0)
+        return drop(self.proj(self.activation(self.fc(x))), self.config.dropout, self.training)
 
 
 class Block(nn.Module):
@@ -142,6 +142,7 @@ class GPT(nn.Module):
 
     cos: Tensor
     sin: Tensor
+    identity: Tensor
 
     def __init__(self, config: ModelConfig, vocab_size: int, ngrams: NGrams | None = None) -> None:
         super().__init__()
@@ -155,6 +156,7 @@ class GPT(nn.Module):
         if self.prior is not None:
             self.guess = nn.Linear(vocab_size, config.n_embd, bias=False)
             self.trust = nn.Parameter(torch.empty(config.n_embd))
+            self.register_buffer("identity", torch.eye(vocab_size), persistent=False)
         D = config.n_embd // config.n_head
         frequencies = 10_000.0 ** -(torch.arange(0, D, 2) / D)
         angles = torch.arange(config.block_size)[:, None] * frequencies  # (block_size, D/2)
@@ -167,7 +169,7 @@ class GPT(nn.Module):
     def head(self) -> Tensor:
         """The output head's weights (V, C), or (V, C + V) with a prior."""
         own = self.embed.weight if self.untied is None else self.untied
-        return own if self.prior is None else torch.cat([own, torch.eye(self.vocab_size, device=own.device)], dim=1)
+        return own if self.prior is None else torch.cat([own, self.identity], dim=1)
 
     @property
     def is_blank(self) -> bool:
@@ -190,7 +192,7 @@ class GPT(nn.Module):
             x = x + self.positions.weight[here]
         else:
             rotary = (self.cos[here], self.sin[here])
-        x = drop(x, self.config.dropout if self.training else 0.0)
+        x = drop(x, self.config.dropout, self.training)
         visible = self._own_document(seen, T) if self.config.document_attention else None
         for block in self.blocks:
             x = block(x, rotary, cache, visible)

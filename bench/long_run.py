@@ -6,7 +6,6 @@ A small model, by the real command, with evaluations and checkpoints all along. 
 /proc twice a second (Linux), and shown for each tenth of the steps.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -17,16 +16,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bench.results import write_results
 from config.cli import load_config
 from errors import UserError, run_command
+from runs import read_metrics
 
 KNOBS = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=32", "--batch_size=8", "--eval_tokens=2000",
          "--patience=0", "--dropout=0.1", "--ngram=4", "--corpus=tinyshakespeare", "--max_iters=10000"]
 
 
 def last_step(metrics: Path) -> int:
-    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-    return int(json.loads(lines[-1])["step"]) if lines else 0
+    records = read_metrics(metrics)
+    return int(records[-1]["step"]) if records else 0
 
 
 def main(argv: list[str]) -> None:
@@ -55,10 +56,7 @@ def main(argv: list[str]) -> None:
             _, memory, files = zip(*inside, strict=True)
             shown.append({"steps": [low, high], "mb": [min(memory), max(memory)], "files": max(files)})
             print(f"{low:>7} ... {high:>5} {min(memory):9.1f} {max(memory):6.1f} {max(files):12}")
-    out = ROOT / "out/bench_long_run.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(shown, indent=1), encoding="utf-8")
-    print(f"written to {out.relative_to(ROOT)}")
+    write_results("long_run", shown)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ which the methods take turns; memory is the peak above the inputs and their grad
 have to make, in a process of its own; the error is that of the gradients, relative to float64.
 """
 
-import json
 import multiprocessing
 import statistics
 import sys
@@ -24,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from bench.results import write_results
 from engine.distributed import find_world
 from loss import next_token_loss
 
@@ -138,10 +138,7 @@ def main() -> None:
                 rows.append(row)
                 print("{N:>6} {C:>4} {V:>6} {dtype:>9}  {method:<23} {seconds:8.3f} {spread:6.3f} {time_ratio:6.2f} "
                       "{memory_mb:7.0f} {memory_ratio:7.2f} {gradient_error:11.1e}".format(**row), flush=True)
-    out = Path("out/bench_loss.json")
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(rows, indent=1))
-    print(f"written to {out}")
+    write_results("loss", rows)
 
 
 if __name__ == "__main__":

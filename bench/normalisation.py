@@ -8,7 +8,6 @@ many. Here one batch is masked more and more unevenly, and both gradients are ta
 one after some training: the size of their difference, relative to the right one, and the angle's cosine.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.results import write_results
 from config.schema import Config, DataConfig
 from data.batches import Batch, TrainBatches
 from data.prepare import prepare_corpus
@@ -85,10 +85,7 @@ def main(argv: list[str]) -> None:
                     print("{steps:>6} {least:6.0%} {scored:7.1%} {micro_batch_size:>12} {difference:12.1e} {norm:8.3f} "
                           "{cosine:8.4f}".format(**row), flush=True)
         train_step(model, optimizers, batches(step), config, world, step)
-    out = Path("out/bench_normalisation.json")
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(rows, indent=1))
-    print(f"written to {out}")
+    write_results("normalisation", rows)
 
 
 if __name__ == "__main__":

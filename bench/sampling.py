@@ -7,7 +7,6 @@ ways take turns; medians over rounds.
 """
 
 import copy
-import json
 import statistics
 import sys
 import time
@@ -19,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
+from bench.results import write_results
 from config.cli import read_config
 from engine.distributed import World, find_world
 from engine.generate import choose, generate
@@ -67,10 +67,7 @@ def main(argv: list[str]) -> None:
     for name, values in rates.items():
         middle = statistics.median(values[1:])
         print(f"{name:<20}{middle:10.0f}{min(values[1:]):10.0f}{max(values[1:]):10.0f}{middle / base:8.1f}")
-    out = ROOT / "out/bench_sampling.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(rates, indent=1), encoding="utf-8")
-    print(f"written to {out.relative_to(ROOT)}")
+    write_results("sampling", rates)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Parts take turns within a step, as in training; times are medians over steps. FL
 matrix products alone, against the best that a large product reaches here in the same arithmetic.
 """
 
-import json
 import statistics
 import sys
 import time
@@ -14,11 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from bench.results import write_results
 from config.cli import load_config
 from data.batches import TrainBatches
 from data.prepare import prepare_corpus
@@ -96,12 +95,9 @@ def main(argv: list[str]) -> None:
     print(f"{'step':<12}{1000 * step_seconds:9.2f}   ({1000 * min(steps):.2f} to {1000 * max(steps):.2f})\n\n"
           f"{tokens / step_seconds:,.0f} tokens/s; {flops / step_seconds / 1e9:,.0f} GFLOP/s in products, "
           f"{flops / step_seconds / peak:.0%} of the {peak / 1e9:,.0f} that a large one reaches here")
-    out = ROOT / "out/bench_throughput.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps({"config": config.model_dump(), "world": str(world), "parts": rows, "steps": steps,
-                               "tokens_per_second": tokens / step_seconds, "flops": flops / step_seconds,
-                               "peak_flops": peak}, indent=1), encoding="utf-8")
-    print(f"written to {out.relative_to(ROOT)}")
+    write_results("throughput", {
+        "config": config.model_dump(), "world": str(world), "parts": rows, "steps": steps,
+        "tokens_per_second": tokens / step_seconds, "flops": flops / step_seconds, "peak_flops": peak})
 
 
 if __name__ == "__main__":

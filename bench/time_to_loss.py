@@ -10,7 +10,6 @@ The reference is config/nanogpt_cpu.toml, or, with a checkout in which data/shak
 own code with the command of its README, which evaluates on 20 random batches.
 """
 
-import json
 import os
 import re
 import statistics
@@ -26,10 +25,12 @@ sys.path.insert(0, str(ROOT))
 
 from pydantic import Field
 
+from bench.results import write_results
 from config.cli import load_options, read_config
 from config.schema import Positive, Section
 from data.prepare import prepare_corpus
 from errors import UserError, run_command
+from runs import read_metrics
 
 REFERENCE = "config/nanogpt_cpu.toml"
 NANOGPT = ["train.py", "config/train_shakespeare_char.py", *(f"--{knob}" for knob in (
@@ -67,7 +68,7 @@ def run_recipe(recipe: str, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         command = ["train.py", recipe, f"--seed={seed}", f"--out_dir={folder}/run", "--eval_tokens=0"]
         seconds, _ = run(command, str(ROOT), TORCHINDUCTOR_CACHE_DIR=f"{folder}/compiled")
-        records = [json.loads(line) for line in Path(folder, "run/metrics.jsonl").read_text().splitlines()]
+        records = read_metrics(Path(folder, "run/metrics.jsonl"))
     return {"recipe": recipe, "seed": seed, "seconds": seconds,
             "val_nll": min(record["val_nll"] for record in records if "val_nll" in record)}
 
@@ -90,10 +91,7 @@ def main(argv: list[str]) -> None:
         values = {key: [row[key] for row in rows if row["recipe"] == recipe] for key in ("seconds", "val_nll", "ratio")}
         print(f"{recipe}: " + "; ".join(f"{key} {statistics.median(own):.4g} ({min(own):.4g} to {max(own):.4g})"
                                         for key, own in values.items()))
-    out = ROOT / "out/bench_time_to_loss.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    print(f"written to {out.relative_to(ROOT)}")
+    write_results("time_to_loss", rows)
 
 
 if __name__ == "__main__":

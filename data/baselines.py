@@ -3,8 +3,7 @@
 Every rung is measured on the whole validation split, on the tokens that a model is scored on,
 `val[1:]` or those of it that a loss mask leaves. The n-grams count the training split only; the
 compressors see nothing but `val[1:]`, and as nothing can be given to them, have no rung under a mask.
-The n-grams are interpolated modified Kneser-Ney (Chen & Goodman 1999, "An empirical study of
-smoothing techniques for language modeling"), the strongest model that only counts.
+How n-grams are smoothed is in data/ngrams.py.
 """
 
 import bz2

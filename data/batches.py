@@ -49,9 +49,7 @@ class TrainBatches:
         epochs, places = np.divmod(places, self.windows)
         rows = [self._epoch(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)]
         starts, lengths = np.concatenate(rows).T
-        targets_at = starts[:, None] + np.arange(1, self.block_size + 1)  # beyond a document's end, not scored
-        left_out = part_of(np.minimum(targets_at, len(self.split.tokens) - 1), len(self.split.tokens))
-        return cut(self.split, starts, lengths, self.block_size)._replace(left_out=left_out)
+        return cut(self.split, starts, lengths, self.block_size, training=True)
 
     def _shuffle(self, epoch: int) -> np.ndarray:
         """(start, length) of each window, `(windows, 2)`."""
@@ -96,11 +94,11 @@ def find_windows(tokens: np.ndarray, block_size: int, end: int | None, stride: i
             np.where(offsets > 0, block_size - stride, 0))
 
 
-def cut(split: Split, starts: np.ndarray, lengths: np.ndarray, block_size: int, skips: np.ndarray | None = None
-        ) -> Batch:
+def cut(split: Split, starts: np.ndarray, lengths: np.ndarray, block_size: int, skips: np.ndarray | None = None,
+        training: bool = False) -> Batch:
     """The windows at `starts`, `(B,)`, as rows; beyond their `lengths` the first token is repeated, and not scored.
 
-    Nor are the first `skips` targets of each, `(B,)`.
+    Nor are the first `skips` targets of each, `(B,)`. In `training` each target has its part left out.
     """
     offsets = np.arange(block_size)
     inside = offsets < lengths[:, None]  # (B, T)
@@ -109,4 +107,5 @@ def cut(split: Split, starts: np.ndarray, lengths: np.ndarray, block_size: int, 
     if skips is not None:
         scored = scored & (offsets >= skips[:, None])
     return Batch(split.tokens[at].astype(np.int64),
-                 np.where(scored, split.tokens[at + 1].astype(np.int64), IGNORE_INDEX), np.zeros_like(at))
+                 np.where(scored, split.tokens[at + 1].astype(np.int64), IGNORE_INDEX),
+                 part_of(at + 1, len(split.tokens)) if training else np.zeros_like(at))

@@ -13,6 +13,7 @@ from model import GPT, KVCache
 COLD = 1e-30  # temperatures below it are 0
 ALMOST_ONE = 1 - 2**-23  # times any float32, less than it: no token of probability 0 is ever drawn
 
+
 @torch.inference_mode()
 def generate(model: GPT, prompt: list[int], world: World, *, num_samples: int = 1, max_new_tokens: int = 500,
              temperature: float = 0.8, top_k: int = 0, top_p: float = 1.0, seed: int = 1337, end: int | None = None,

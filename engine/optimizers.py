@@ -26,10 +26,10 @@ class Optimizer:
     @torch.no_grad()
     def step(self) -> None:
         """Go one step; parameters without a gradient stay as they are."""
-        moved = [i for i, p in enumerate(self.params) if p.grad is not None]
-        if moved:
-            self._step([self.params[i] for i in moved], [grad for p in self.params if (grad := p.grad) is not None],
-                       {name: [tensors[i] for i in moved] for name, tensors in self.state.items()})
+        grads = {i: grad for i, p in enumerate(self.params) if (grad := p.grad) is not None}
+        if grads:
+            self._step([self.params[i] for i in grads], list(grads.values()),
+                       {name: [tensors[i] for i in grads] for name, tensors in self.state.items()})
 
     def _step(self, params: list[Tensor], grads: list[Tensor], state: dict[str, list[Tensor]]) -> None:
         raise NotImplementedError

@@ -105,8 +105,6 @@ sys.exit("torch._dynamo" in sys.modules)"""
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-
-
 def test_orthogonalised_matrices_are_nearly_orthogonal() -> None:
     torch.manual_seed(0)
     for shape in ((3, 16, 5), (2, 5, 16)):
