@@ -3,6 +3,7 @@
 import io
 import itertools
 import math
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +14,16 @@ from pydantic import Field
 from config.cli import load_options
 from config.schema import Section
 from data.baselines import UNIFORM
-from data.corpora import write_atomically
 from errors import UserError, run_command
+from files import write_atomically
 from runs import Run, open_run
 from surprisal import perplexity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+POINTS = 2000  # of a curve that can be told apart
+MARKED = 100  # evaluations, at most, that are marked one by one
 
 X_LABELS = {"step": "optimizer steps", "tokens": "training tokens", "seconds": "seconds"}
 Y_LABELS = {"nats": "cross-entropy, nats per token", "bits_per_byte": "cross-entropy, bits per byte"}
@@ -96,13 +100,14 @@ def _add_perplexity(axes: "Axes") -> None:
 
 def _draw_run(axes: "Axes", run: Run, color: str, options: CurveOptions, alone: bool) -> None:
     name = "" if alone else f"{_plain(run.name)}: ".lstrip("_")
-    x, y = _series(run, "train_nll", options)
-    axes.plot(x, y, color=color, alpha=0.45, linewidth=1.5, label="training" if alone else None)
+    x, y, label = _thin(*_series(run, "train_nll", options), "training")
+    axes.plot(x, y, color=color, alpha=0.45, linewidth=1.5, label=label if alone else None)
     x, y = _series(run, "val_nll", options)
     if not y:
         return
     axes.plot(x[:2], y[:2], color=color, linewidth=1, linestyle=":")  # nobody measured how it fell there
-    axes.plot(x[1:] or x, y[1:] or y, color=color, linewidth=2, marker="o", markersize=4, label=f"{name}validation")
+    axes.plot(x[1:] or x, y[1:] or y, color=color, linewidth=2, marker="o" if len(x) <= MARKED else None, markersize=4,
+              label=f"{name}validation")
     best, says = _best(run, y, options)
     axes.plot(x[best], y[best], color=color, marker="*", markersize=13, markeredgecolor="white", linestyle="none",
               label=f"{name}best, {says}", zorder=3)
@@ -119,9 +124,9 @@ def draw_terminal(runs: Sequence[Run], options: CurveOptions) -> None:
         if y:
             best, says = _best(run, y, options)
             plotext.plot(x, y, label=f"{run.name}: validation, best {says} at {x[best]:,.0f}", marker=marker)
-        x, y = _series(run, "train_nll", options)
+        x, y, label = _thin(*_series(run, "train_nll", options), "training")
         if y and len(runs) == 1:
-            plotext.plot(x, y, label=f"{run.name}: training", marker="dot")
+            plotext.plot(x, y, label=f"{run.name}: {label}", marker="dot")
     for name, value in _baselines(runs, options):
         plotext.hline(value, "gray")
         plotext.text(name, _right(runs, options), value, alignment="right")
@@ -139,6 +144,15 @@ def _series(run: Run, key: str, options: CurveOptions) -> tuple[list[float], lis
     """The x and y of a key of the metrics, in the wanted units, where it was measured."""
     records = [record for record in run.metrics if key in record]
     return [record[options.x] for record in records], [record[key] * _scale(run, options) for record in records]
+
+
+def _thin(x: list[float], y: list[float], label: str) -> tuple[list[float], list[float], str]:
+    """Where there are more points than can be told apart, means of equally many; the label says so."""
+    size = -(-len(x) // POINTS)
+    if size <= 1:
+        return x, y, label
+    means = [[statistics.fmean(values[at: at + size]) for at in range(0, len(x), size)] for values in (x, y)]
+    return means[0], means[1], f"{label}, means of {size:,} lines"
 
 
 def _best(run: Run, losses: Sequence[float], options: CurveOptions) -> tuple[int, str]:

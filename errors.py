@@ -2,13 +2,15 @@
 
 import io
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 DIVERGED = "the model's predictions are not numbers; it diverged in training"
-_RANK = int(os.environ.get("RANK", 0))  # torchrun sets it
+RANK = int(os.environ.get("RANK", 0))  # of the processes that torchrun starts, which sets it
 
 
 class UserError(Exception):
@@ -20,7 +22,7 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal that knows no UTF-8 shows "?" instead of failing
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    if _RANK > 0:  # torchrun's other processes, which would say everything again
+    if RANK > 0:  # torchrun's other processes, which would say everything again
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         main(sys.argv[1:])
@@ -40,11 +42,23 @@ def run_command(main: Callable[[list[str]], None]) -> None:
         sys.exit(2)
 
 
+@contextmanager
+def out_of_memory(remedy: str) -> Iterator[None]:
+    """Where memory runs out, on any device, raise a UserError with that remedy."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is the latter, as is what mps and CPUs raise
+        says = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", says):
+            raise UserError(f"out of memory: {remedy} ({says:.150})") from None
+        raise
+
+
 def _let_rank_0_tell() -> None:
     """Under torchrun all ranks meet the same mistake: rank 0 tells it, and torchrun then ends the others.
 
     One that is still here after that had a mistake of its own, and goes on to tell it.
     """
-    if _RANK > 0:
+    if RANK > 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(10)

@@ -56,17 +56,21 @@ class LossMeans:
     tokens: int
 
 
-def divide_once(parts: Iterable[LossSums], over_ranks: Callable[[Tensor], Tensor] | None = None) -> LossMeans:
-    """Add sums up, in float64, and divide by the number of tokens they scored; NaN for none.
-
-    Where the parts are shared out, `over_ranks` adds the totals of all ranks, once.
-    """
+def add_up(parts: Iterable[LossSums], over_ranks: Callable[[Tensor], Tensor] | None = None) -> LossSums:
+    """The sum of some sums, in float64 on the CPU, NaN where one is infinite; `over_ranks` adds those of all ranks."""
     rows = [torch.stack([getattr(part, field.name).detach() for field in fields(LossSums)]) for part in parts]
     columns = torch.stack(rows, dim=1).tolist() if rows else [[]] * len(fields(LossSums))
-    totals = torch.tensor([math.fsum(column) for column in columns], dtype=torch.float64)
-    *sums, tokens = (over_ranks(totals) if over_ranks else totals).tolist()
-    objective, nll, smoothing, z_loss, distillation, accuracy = (total / (tokens or math.nan) for total in sums)
-    return LossMeans(objective, nll, smoothing, z_loss, distillation, accuracy, int(tokens))
+    totals = torch.tensor([math.fsum(column) if all(map(math.isfinite, column)) else math.nan for column in columns],
+                          dtype=torch.float64)
+    return LossSums(*(over_ranks(totals) if over_ranks else totals))
+
+
+def divide_once(parts: Iterable[LossSums], over_ranks: Callable[[Tensor], Tensor] | None = None) -> LossMeans:
+    """Add sums up, and divide by the number of tokens they scored, once; NaN for none."""
+    total = add_up(parts, over_ranks)
+    objective, nll, smoothing, z_loss, distillation, accuracy, _ = (
+        float(getattr(total, field.name) / (total.tokens or math.nan)) for field in fields(LossSums))
+    return LossMeans(objective, nll, smoothing, z_loss, distillation, accuracy, int(total.tokens))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,14 @@ from surprisal import perplexity, uniform_nll
 
 if TYPE_CHECKING:
     from engine.diagnosis import Diagnosis
+    from engine.progress import Progress
+    from engine.step import StepResult
+    from runs import Run
 
 NEAR = 0.01  # nats from what is expected that an untrained model's loss may be, at least
 LARGE = 0.5  # nats that an untrained model's logits may cost by themselves
 SKIPPED = "no token of this step's batch is to be scored: it is skipped, and counted in skipped_steps"
+SHOWN = 10  # troubles of a kind that are told one by one; of more, every hundredth
 EQUAL = 1e-4  # nats that are rounding, not a rung passed
 RISE = 0.01  # nats that the validation loss must rise before we speak of overfitting
 
@@ -113,6 +118,23 @@ def standing(nll: float, baselines: Sequence[Baseline], kl_gap: float | None = N
     return says if kl_gap is None else f"{says}; {kl_gap:.4f} above the floor"
 
 
+def trouble(progress: "Progress", result: "StepResult", spike: float | None) -> str:
+    """What went wrong in a step, or nothing."""
+    if result.skipped and progress.skipped_steps == 1:
+        return SKIPPED
+    if result.bad and _is_told(progress.bad_steps):
+        return (f"step {progress.step:,}: the loss is {result.nll:.4g} and the gradient's norm {result.grad_norm:.4g}: "
+                "the step is not taken, and counted in bad_steps")
+    if spike is not None and _is_told(progress.loss_spikes):
+        return (f"step {progress.step:,}: a spike: the loss is {result.nll:.4f}, {spike:.2f} nats above the mean of "
+                "those before")
+    return ""
+
+
+def _is_told(number: int) -> bool:
+    return number <= SHOWN or number % 100 == 0
+
+
 def verdict(records: Sequence[dict[str, float]], baselines: Sequence[Baseline], config: Config) -> str:
     """How a run went, from its metrics: the best loss, the rungs, overfitting, and what to try next."""
     evals = [record for record in records if "val_nll" in record]
@@ -133,6 +155,11 @@ def verdict(records: Sequence[dict[str, float]], baselines: Sequence[Baseline], 
         lines.append(f"  Ahead: {', '.join(f'{rung.name} ({rung.nats_per_token:.3f})' for rung in ahead)}.")
     if skipped := records[-1].get("skipped_steps"):
         lines.append(f"{skipped:,.0f} of the steps had nothing to score, and were skipped.")
+    if bad := records[-1].get("bad_steps"):
+        lines.append(f"{bad:,.0f} of the steps were not taken: their loss or gradient was not a number.")
+    if spikes := records[-1].get("loss_spikes"):
+        lines.append(f"The training loss spiked {spikes:,.0f} time(s); a lower --learning_rate, a smaller --grad_clip "
+                     "or --warmup_iters may help.")
     if "kl_gap" in best:
         entropy_rate, kl_gap = next(rung.nats_per_token for rung in baselines if rung.name == FLOOR), best["kl_gap"]
         lines.append(f"  H(p, q) = H(p) + KL(p || q): {nll:.4f} is the entropy rate {entropy_rate:.4f}, "
@@ -159,13 +186,17 @@ def _parts(record: dict[str, float]) -> Iterator[str]:
 def _course(records: Sequence[dict[str, float]], best: dict[str, float], last: dict[str, float], uniform: float,
             config: Config) -> list[str]:
     """Did it diverge, overfit, stop early, or is there more to gain; and what to try next."""
-    trained = [record for record in records if record["step"] > 0 and record.get("tokens_per_second") != 0]
+    trained = [record for record in records if record["step"] > 0 and (
+        record.get("tokens_per_second") != 0 or "bad_in_a_row" in record)]
     if not trained:
         return []
     train_nll = trained[-1].get("train_nll", float("nan"))
-    if not train_nll < uniform + 0.1:
-        return [f"It diverged: the training loss is {train_nll:.4g}, worse than knowing nothing.",
-                "Try a lower --learning_rate and --muon_learning_rate, or --warmup_iters."]
+    if (bad := records[-1].get("bad_in_a_row")) or not train_nll < uniform + 0.1:
+        why = (f"the last {bad:,.0f} step(s) had a loss or gradient that is not a number" if bad else
+               f"the training loss is {train_nll:.4g}, worse than knowing nothing")
+        return [f"It diverged: {why}. best/ keeps the model from before.",
+                "Try a lower --learning_rate and --muon_learning_rate, --warmup_iters, --grad_clip=1, or "
+                "--dtype=float32."]
     rise, gap = last["val_nll"] - best["val_nll"], last["val_nll"] - train_nll
     if rise > RISE:
         return [f"It overfitted: since step {best['step']:,.0f} the validation loss rose by {rise:.3f}, and the "
@@ -177,6 +208,30 @@ def _course(records: Sequence[dict[str, float]], best: dict[str, float], last: d
     return ["It did not overfit: the last validation loss is as good as the best, and the training loss, "
             f"{train_nll:.3f}, is {abs(gap):.3f} {'below' if gap > 0 else 'above'} it.",
             f"Try longer, --max_iters={2 * config.optim.max_iters}, or larger, --n_layer={config.model.n_layer + 2}."]
+
+
+def going_on(run: "Run", step: int, remark: str) -> str:
+    """From where a run goes on, and with which knobs changed."""
+    changes = [f"  {name} was {before} and is now {now}" for name, (before, now) in (run.changes or {}).items()]
+    says = [f"{run.path}: {remark}"] if remark else []
+    return "\n".join([*says, f"going on from step {step:,} of {run.path}", *changes])
+
+
+def stopped(run: "Run", signal: str, step: int, saved: bool) -> str:
+    """That a signal has stopped a run, and how to go on."""
+    command = f"python train.py {shlex.quote(str(run.path / 'config.toml'))} --init_from=resume"
+    lost = "" if saved else ", which could not be saved: make room first; the checkpoint before is whole"
+    return f"Stopped by {signal} at step {step:,}{lost}. To go on:\n  {command}"
+
+
+def less_memory(config: Config) -> str:
+    """What to do where memory runs out."""
+    size = config.run.micro_batch_size or config.optim.batch_size
+    smaller = "a smaller --block_size, --n_embd or --n_layer"
+    if size == 1:
+        return f"use {smaller}"
+    return (f"use --micro_batch_size={size // 2}, half of what it is, which does not change the result, and "
+            f"--init_from=resume if training had begun; or {smaller}")
 
 
 def samples(opening: str, texts: Sequence[str]) -> str:

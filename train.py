@@ -6,19 +6,23 @@ through this file, and what is to happen once, `world.once` does on rank 0.
 """
 
 import math
-import shlex
 import sys
 import time
+from datetime import UTC, datetime
 
 import report
-from config.cli import load_config, write_config
+from config.cli import load_config
 from config.schema import Config
-from errors import run_command
+from engine.begin import begin_run, hold_run, note_start
+from errors import UserError, out_of_memory, run_command
+from runs import Record
 
 
 def main(argv: list[str]) -> None:
     config = load_config(argv)  # --help and every mistake are answered before torch is loaded
-    sys.exit(train(config))
+    with hold_run(config), out_of_memory(report.less_memory(config)):
+        code = train(config)
+    sys.exit(code)
 
 
 def train(config: Config) -> int:
@@ -29,17 +33,17 @@ def train(config: Config) -> int:
     from curves import CurveOptions, draw_png
     from data.batches import TrainBatches, eval_batches
     from data.prepare import prepare_corpus
-    from engine.checkpoint import Progress, load_checkpoint, load_teacher, save_checkpoint
+    from engine.checkpoint import load_checkpoint, load_last, load_teacher
     from engine.diagnosis import diagnose
     from engine.distributed import find_world
     from engine.generate import generate
     from engine.optim import make_optimizers
+    from engine.progress import Progress
     from engine.runlog import RunLog, training_record, validation_record
     from engine.signals import StopSignal
     from engine.step import StepResult, evaluate, train_step, try_compile
     from explain import explain_batch
     from model import GPT
-    from runs import Record, create_run, resume_run
 
     max_iters, tokens_per_step = config.optim.max_iters, config.optim.batch_size * config.model.block_size
     world = find_world(config.run.device, config.run.dtype, config.optim.batch_size)
@@ -66,28 +70,28 @@ def train(config: Config) -> int:
                else None)
     if config.run.explain_batch:
         return explain_batch(batches(0), model, tokenizer, config, world)
-    if config.run.init_from == "resume":
-        run = world.once(resume_run, config, corpus, ngrams)
-        progress = load_checkpoint(run.path / "last", model, optimizers)
-        world.once(write_config, config.with_run(init_from="scratch"), run.path / "config.toml")
-        print(f"going on from step {progress.step:,} of {run.path}")
-    else:
-        run, progress = world.once(create_run, config, corpus, ngrams), Progress()
-        if run.earlier:
-            print(f"the run that was in {run.path}/ is now in {run.earlier}/")
+    run, progress = world.once(begin_run, config, corpus, ngrams), Progress()
+    if run.changes is not None:
+        progress, remark = load_last(run, model, optimizers)
+        print(report.going_on(run, progress.step, remark))
+    elif run.earlier:
+        print(f"the run that was in {run.path}/ is now in {run.earlier}/")
+    world.once(note_start, run, ngrams, {"step": progress.step, "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                                         "on": str(world), "torch": torch.__version__})
     print(f"{model.describe()}\n{world}: {max_iters:,} steps of {tokens_per_step:,} tokens, "
           f"{max_iters * config.optim.batch_size / batches.windows:.2f} epochs; into {run.path}/\n")
     if config.run.compile and (reason := try_compile(model, batches(progress.step), config, world)):
         print(f"warning: torch.compile failed, going on without it: {reason}\n")
 
     # The loop.
-    log, stop = world.once(RunLog, run.path / "metrics.jsonl", progress.step), StopSignal(world)
+    stop = StopSignal(world)
     bar = tqdm(total=max_iters, initial=progress.step, disable=world.rank > 0 or None, unit="step", leave=False,
                dynamic_ncols=True)
+    log = RunLog(run, world, progress.step, bar.write)
     began = time.perf_counter() - progress.seconds
 
     def measure() -> Record:
-        return training_record(results, since, config.loss, tokenizer.vocab_size, world)
+        return training_record(results, since, config.loss, tokenizer.vocab_size)
 
     def validate() -> Record:
         bar.set_postfix_str("evaluating")
@@ -95,13 +99,13 @@ def train(config: Config) -> int:
         progress.evals_since_best += 1
         if loss.nll < progress.best_nll:
             progress.best_nll, progress.evals_since_best = loss.nll, 0
-            world.once(save_checkpoint, run.path / "best", model, progress)
+            log.save("best", model, progress)
         return validation_record(loss, bytes_per_token, floor)
 
     def write(record: Record) -> None:
         progress.seconds = time.perf_counter() - began
         record = progress.record() | record
-        world.once(log.write, record)
+        log.write(record)
         if "val_nll" in record or bar.disable:
             bar.write(report.progress(record, baselines))
 
@@ -111,44 +115,44 @@ def train(config: Config) -> int:
     if progress.step > 0:
         bar.write(report.COLUMNS)
     else:
+        log.save("last", model, progress, optimizers)  # before hours of work: is there room?
         record = validate()
         bar.write(f"{report.step_zero(diagnose(model, batches, world), tokenizer.vocab_size)}\n\n{report.COLUMNS}")
         write(record)
     results: list[StepResult] = []  # since the last line of metrics
     since = time.perf_counter()
-    patient = finite = True
-    while progress.step < max_iters and patient and finite and not stop:
+    patient = True
+    while progress.step < max_iters and patient and progress.bad_in_a_row < config.run.max_bad_steps and not stop:
         results.append(train_step(model, optimizers, batches(progress.step), config, world, progress.step, teacher))
-        if results[-1].skipped and not progress.skipped_steps:
-            bar.write(report.SKIPPED)
-        progress.step += 1
-        progress.tokens += results[-1].tokens
-        progress.skipped_steps += results[-1].skipped
+        spike = progress.count(results[-1])
+        if trouble := report.trouble(progress, results[-1], spike):
+            bar.write(trouble)
         bar.update()
-        evaluating, saving = due(config.run.eval_interval), due(config.run.checkpoint_interval)
+        evaluating, saving = due(config.run.eval_interval), due(config.run.checkpoint_interval) or stop.saving
         if evaluating or saving or due(config.run.log_interval):
             record = measure()
             write(record | validate() if evaluating else record)
             bar.set_postfix_str(f"train {record.get('train_nll', math.nan):.4f}")
             patient = not (evaluating and 0 < config.run.patience <= progress.evals_since_best)
-            finite = math.isfinite(record.get("train_nll", 0.0))
             results.clear()
             since = time.perf_counter()
-        if saving and progress.step < max_iters:
-            world.once(save_checkpoint, run.path / "last", model, progress, optimizers)
+        if saving and progress.step < max_iters and log.save("last", model, progress, optimizers) and stop.saving:
+            bar.write(f"SIGUSR1: saved a checkpoint of step {progress.step:,} in {run.path}/last; going on")
     if results:  # stopped between two lines
         write(measure())
     bar.close()
-    world.once(save_checkpoint, run.path / "last", model, progress, optimizers)
+    saved = log.save("last", model, progress, optimizers)
 
     # What came of it.
-    world.once(draw_png, [run], run.path / "curves.png", CurveOptions())
+    log.attempt("curves.png", draw_png, [run], run.path / "curves.png", CurveOptions())
     if stop:
-        world.once(print, f"\nStopped by {stop.name} at step {progress.step:,}. To go on:\n"
-                   f"  python train.py {shlex.quote(str(run.path / 'config.toml'))} --init_from=resume", flush=True)
+        world.once(print, "\n" + report.stopped(run, stop.name, progress.step, saved), flush=True)
         return stop.exit_code
     world.once(print, "\n" + report.verdict(run.metrics, baselines, config), flush=True)
-    if not finite:
+    if not saved:
+        raise UserError(f"{run.path}: its last checkpoint could not be written; make room, and go on from the one "
+                        "before with --init_from=resume")
+    if progress.bad_in_a_row:
         return 1
     load_checkpoint(run.path / "best", model)
     opening = corpus.meta["opening"]

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 from bench.results import write_results
-from config.cli import read_config
+from config.cli import load_config
 from engine.distributed import World, find_world
 from engine.generate import choose, generate
 from errors import run_command
@@ -56,7 +56,7 @@ def whole_windows(model: GPT, world: World, new_tokens: int) -> Iterator[list[in
 def main(argv: list[str]) -> None:
     worlds = {dtype: find_world("auto", dtype) for dtype in ("float32", "bfloat16")}
     torch.manual_seed(0)
-    model = GPT(read_config(ROOT / "config/nanogpt_gpu.toml").model, VOCABULARY)
+    model = GPT(load_config([str(ROOT / "config/nanogpt_gpu.toml")]).model, VOCABULARY)
     models = {dtype: copy.deepcopy(model).to_predict(world.dtype).to(world.device) for dtype, world in worlds.items()}
     rates: dict[str, list[float]] = {name: [] for name in WAYS}
     for _ in range(ROUNDS + 1):  # the first warms up

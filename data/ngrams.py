@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save
 
 from errors import UserError
+from files import read_sealed
 
 MAX_VOCABULARY = 2048  # tokens: a model's head then has as many columns more
 MAX_COUNTS = 2**28  # n-grams times views: each has two numbers of 4 bytes
+REMEDY = "going on with the run, --init_from=resume, writes it anew"
 PARTS = 10  # of a training text; for each there are shares and backoffs that leave its n-grams out
 
 
@@ -35,20 +37,25 @@ class NGrams:
     share: np.ndarray  # (views, G) float32
     backoff: np.ndarray  # (views, G + 2) float32, by node; 1 where no child was seen, as after the last, which is none
 
-    def save(self, path: Path) -> None:
-        """Write view 0, which is what predictions are made with."""
-        save_file({"keys": self.keys, "share": self.share[:1], "backoff": self.backoff[:1],
-                   "sizes": np.array([self.vocab_size, self.order])}, path)
+    def to_bytes(self) -> bytes:
+        """View 0, which is what predictions are made with, as safetensors."""
+        return save({"keys": self.keys, "share": self.share[:1], "backoff": self.backoff[:1],
+                     "sizes": np.array([self.vocab_size, self.order])})
 
 
 def load_ngrams(path: Path) -> NGrams:
-    """UserError if the file is not there or damaged."""
+    """Those that a run was given; UserError if the file is not there or damaged."""
     try:
-        saved = load_file(path)
-        vocab_size, order = map(int, saved["sizes"])
-        return NGrams(vocab_size, order, saved["keys"], saved["share"], saved["backoff"])
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: no n-grams to load ({error})") from None
+        saved = load(read_sealed(path, REMEDY))
+        keys, share, backoff, sizes = (saved[name] for name in ("keys", "share", "backoff", "sizes"))
+        vocab_size, order = map(int, sizes)
+        if keys.dtype != np.int64 or share.shape != (1, len(keys)) or backoff.shape != (1, len(keys) + 2) or not (
+                len(keys) and keys[0] >= 0 and (np.diff(keys) > 0).all()
+                and (keys // vocab_size <= np.arange(len(keys))).all()):
+            raise ValueError("they are no tree of n-grams")
+        return NGrams(vocab_size, order, keys, share, backoff)
+    except (SafetensorError, KeyError, ValueError, TypeError, ArithmeticError) as error:
+        raise UserError(f"{path}: no n-grams to load ({error}); {REMEDY}") from None
 
 
 def part_of(places: np.ndarray, length: int) -> np.ndarray:

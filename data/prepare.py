@@ -2,12 +2,11 @@
 
 train.py does this by itself when a corpus is new. What is made, in data/<corpus>/<tokenizer>[-<what else differs>]/:
 train.npy and val.npy, token ids, uint16 or uint32; train_scored.npy and val_scored.npy where not all are scored,
-bool; tokenizer.json; and meta.json with the sizes, the hash of the source and the baselines.
+bool; tokenizer.json; meta.json with the sizes, the hash of the source and the baselines; and SHA256SUMS of all of them.
 """
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -29,10 +28,11 @@ from data.corpora import DATA, NAMES, read_corpus
 from data.documents import SEPARATORS, Document, Split, encode_text, given_first, plain_text, read_documents
 from data.markov import LENGTH, Floor, MarkovSource
 from data.ngrams import MAX_VOCABULARY, NGrams, count_ngrams
-from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
+from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
 from errors import UserError, run_command
+from files import find_damage, only_one, put, seal
 
-FORMAT = 4  # raised when prepared files of an older program can no longer be used
+FORMAT = 5  # raised when prepared files of an older program can no longer be used
 
 
 @dataclass(frozen=True)
@@ -74,28 +74,28 @@ def prepare_corpus(config: DataConfig) -> Corpus:
     source = {"format": FORMAT, "corpus": config.corpus if config.corpus in NAMES else Path(config.corpus).name,
               "sha256": sha256}
     folder = _folder(config, sha256)
-    meta = _read_meta(folder)
-    if any(meta.get(key) != value for key, value in source.items()):
-        meta = _prepare(text, floor, source, folder, config)
-    tokenizer = load_tokenizer(folder / "tokenizer.json")
-    train, val = (_load_split(folder, name, meta, tokenizer.vocab_size) for name in ("train", "val"))
-    return Corpus(tokenizer, train, val, meta, floor.nll[1 - len(val.tokens):] if floor else None)
-
-
-def _load_split(folder: Path, name: str, meta: dict[str, Any], vocab_size: int) -> Split:
-    """A split as memory maps; UserError if it isn't what was prepared, before anything is learned from it."""
+    if _fault(folder, source) is not None:
+        with only_one(folder.with_name(f".{folder.name}.lock"), f"{folder}: is being prepared", wait=True):
+            if (fault := _fault(folder, source)) is not None:  # nor did another prepare it meanwhile
+                if fault:
+                    print(f"{fault}: preparing it again", file=sys.stderr)
+                _prepare(text, floor, source, folder, config)
+    tokenizer = load_tokenizer(folder / "tokenizer.json", f"delete {folder} to have it prepared again")
     try:
-        split = Split(*(np.load(path, mmap_mode="r") for part in (name, f"{name}_scored")
-                        if (path := folder / f"{part}.npy").exists()))
-        found = {"tokens": len(split.tokens), "scored": split.count_scored()}
-        faults = [f"{n:,} {what}, not {meta[name][what]:,}" for what, n in found.items() if n != meta[name][what]]
-        if (largest := int(split.tokens.max())) >= vocab_size:
-            faults.append(f"token {largest}, outside the vocabulary of {vocab_size:,}")
-        if faults:
-            raise ValueError("; ".join(faults))
-    except (OSError, ValueError, TypeError, IndexError) as error:
-        raise UserError(f"{folder}/{name}*.npy: damaged ({error}); delete {folder} to have it prepared again") from None
-    return split
+        train, val = (Split(*(np.load(path, mmap_mode="r") for part in (name, f"{name}_scored")
+                              if (path := folder / f"{part}.npy").exists())) for name in ("train", "val"))
+    except ValueError as error:  # under the right seal, and yet not arrays of ours
+        raise UserError(f"{folder}/*.npy: not token arrays ({error}); delete {folder} to have it prepared again"
+                        ) from None
+    return Corpus(tokenizer, train, val, _read_meta(folder), floor.nll[1 - len(val.tokens):] if floor else None)
+
+
+def _fault(folder: Path, source: dict[str, Any]) -> str | None:
+    """Why a folder cannot be used: its damage, or "" if it was not made from this source; None if it can."""
+    meta = _read_meta(folder)
+    if folder.exists() and meta.get("format", FORMAT) == FORMAT and (damage := find_damage(folder)):
+        return damage
+    return None if all(meta.get(key) == value for key, value in source.items()) else ""
 
 
 def read_source(config: DataConfig) -> tuple[str, Floor | None]:
@@ -131,12 +131,11 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         return meta if isinstance(meta, dict) else {}
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 
-def _prepare(text: str, floor: Floor | None, source: dict[str, Any], folder: Path, config: DataConfig
-             ) -> dict[str, Any]:
+def _prepare(text: str, floor: Floor | None, source: dict[str, Any], folder: Path, config: DataConfig) -> None:
     """Make everything in `folder`, beside it first and then renamed: it is never half-made."""
     documents = split_text(text, config)
     separator = SEPARATORS.get(config.documents, "\n") if config.has_documents else None
@@ -164,18 +163,22 @@ def _prepare(text: str, floor: Floor | None, source: dict[str, Any], folder: Pat
     if floor:  # a token is a character
         nll = floor.nll[1 - len(splits["val"].tokens):]
         meta |= {"entropy_rate": floor.entropy_rate, "source_nll": float(nll.mean())}
-    made = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    made = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(made, ignore_errors=True)
-    made.mkdir(parents=True)
-    for name, split in splits.items():
-        np.save(made / f"{name}.npy", split.tokens)
-        if split.scored is not None:
-            np.save(made / f"{name}_scored.npy", split.scored)
-    save_tokenizer(tokenizer, made / "tokenizer.json")
-    (made / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    made.rename(folder)
-    return meta
+    try:
+        made.mkdir(parents=True)
+        for name, split in splits.items():
+            np.save(made / f"{name}.npy", split.tokens)
+            if split.scored is not None:
+                np.save(made / f"{name}_scored.npy", split.scored)
+        (made / "tokenizer.json").write_text(json.dumps(tokenizer.to_json()), encoding="utf-8")
+        (made / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        seal(made)
+        put(made, folder, old := folder.with_name(f"{folder.name}.old"))
+    except OSError:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def split_text(text: str, config: DataConfig) -> dict[str, list[Document]]:

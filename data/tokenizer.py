@@ -13,10 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from errors import UserError
+from files import read_sealed
 
 # Words with the space before them, numbers, punctuation, line ends, and other spaces; every
 # character is in one of them. Pieces are short, so that merging them takes linear time.
 PATTERN = r" ?\p{L}{1,32}(?:'\p{L}{1,8})?| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]{1,16}|[\r\n]{1,16}|\s{1,16}"
+
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"  # Radford et al. 2019
 
 
 class Tokenizer:
@@ -155,23 +158,26 @@ def _load_gpt2(separator: str | None) -> BPETokenizer:
                         "network once, or set TIKTOKEN_CACHE_DIR to a folder that has it, or use --tokenizer=bpe"
                         ) from None
     ranks = sorted(gpt2._mergeable_ranks, key=gpt2._mergeable_ranks.__getitem__)
-    return BPETokenizer(gpt2._pat_str, ranks, gpt2._special_tokens, separator)
+    return BPETokenizer(GPT2_PATTERN, ranks, gpt2._special_tokens, separator)
 
 
-def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
-    path.write_text(json.dumps(tokenizer.to_json(), ensure_ascii=True), encoding="utf-8")
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a prepared corpus or a run; UserError if the file is not one."""
+def load_tokenizer(path: Path, remedy: str) -> Tokenizer:
+    """The tokenizer of a prepared corpus or a run; UserError, with the remedy, if the file is not one."""
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = json.loads(read_sealed(path, remedy))
         if saved["kind"] == "char":
             return CharTokenizer(saved["characters"], saved.get("separator"))
-        return BPETokenizer(saved["pattern"], [base64.b64decode(t, validate=True) for t in saved["ranks"]],
-                            saved["special"], saved.get("separator"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a tokenizer of this program ({type(error).__name__}: {error})") from None
+        if saved["pattern"] not in (PATTERN, GPT2_PATTERN):  # a stranger's could take forever
+            raise ValueError(f"the pattern {saved['pattern']!r:.40} is not one of ours")
+        ranks = [base64.b64decode(token, validate=True) for token in saved["ranks"]]
+        if len(set(ranks)) < len(ranks) or not {bytes([byte]) for byte in range(256)} <= set(ranks):
+            raise ValueError("its tokens are not distinct, or leave out a byte")
+        if [*saved["special"].values()] != [*range(len(ranks), len(ranks) + len(saved["special"]))]:
+            raise ValueError("its special tokens do not follow on the others")
+        return BPETokenizer(saved["pattern"], ranks, saved["special"], saved.get("separator"))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: not a tokenizer of this program ({type(error).__name__}: {error}); {remedy}"
+                        ) from None
 
 
 def _code_points(text: str) -> np.ndarray:

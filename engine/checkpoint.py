@@ -1,84 +1,106 @@
 """Checkpoints: at every instant a whole one is on disk, and reading one executes nothing.
 
-A checkpoint is a folder with model.safetensors, progress.json and, where training can go on from
-it, optimizer.safetensors. It is written beside, flushed, and renamed into its place.
+A checkpoint is a sealed folder with model.safetensors, progress.json and, where training can go on from it,
+optimizer.safetensors. It is written beside, and renamed into its place; of last/, the one before is kept as previous/.
 """
 
 import json
-import math
-import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
 from data.ngrams import load_ngrams
 from data.tokenizer import Tokenizer
 from engine.distributed import World
 from engine.optimizers import Optimizer
-from errors import UserError
+from engine.progress import Progress
+from errors import RANK, UserError
+from files import put, read_sealed, seal
 from model import GPT
-from runs import Record, Run, open_run
-
-
-@dataclass
-class Progress:
-    """How far a run has come. The batch and the dropout of a step follow from (seed, step)."""
-
-    step: int = 0  # optimizer steps taken
-    tokens: int = 0  # tokens scored in them
-    seconds: float = 0.0
-    best_nll: float = math.inf  # lowest validation loss, nats per token
-    evals_since_best: int = 0
-    skipped_steps: int = 0  # those with nothing to score
-
-    def record(self) -> Record:
-        """What a line of metrics begins with."""
-        record: Record = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
-        return record | ({"skipped_steps": self.skipped_steps} if self.skipped_steps else {})
+from runs import Run, open_run
 
 
 def save_checkpoint(folder: Path, model: GPT, progress: Progress, optimizers: list[Optimizer] | None = None) -> None:
-    """Replace the checkpoint in `folder` by this one; without `optimizers` it only serves to evaluate."""
-    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    for leftover in (new, old) if folder.exists() else (new,):
-        shutil.rmtree(leftover, ignore_errors=True)
-    new.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, new / "model.safetensors")
-    (new / "progress.json").write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
-    if optimizers is not None:
-        save_file({f"{number}.{name}": tensor for number, optimizer in enumerate(optimizers)
-                   for name, tensor in optimizer.state_dict().items()}, new / "optimizer.safetensors")
-    for path in [*new.iterdir(), new]:
-        _flush(path)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    _flush(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    """Replace the checkpoint in `folder` by this one; without `optimizers` it only serves to evaluate.
+
+    OSError if there is no room: the checkpoints that were there, still are.
+    """
+    new = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir(parents=True)
+        (new / "model.safetensors").write_bytes(save({n: t.contiguous() for n, t in model.state_dict().items()}))
+        (new / "progress.json").write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
+        if optimizers is not None:
+            (new / "optimizer.safetensors").write_bytes(save({
+                f"{number}.{name}": tensor for number, optimizer in enumerate(optimizers)
+                for name, tensor in optimizer.state_dict().items()}))
+        seal(new)
+        put(new, folder, _before(folder))
+    except OSError:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    if folder.name != "last":
+        shutil.rmtree(_before(folder), ignore_errors=True)
 
 
 def load_checkpoint(folder: Path, model: GPT, optimizers: list[Optimizer] | None = None) -> Progress:
-    """Restore the weights and, if given, the optimizers; returns the progress. UserError if damaged."""
-    old = folder.with_name(folder.name + ".old")
-    if not folder.exists() and old.exists():  # stopped between the two renames: the one before is whole
-        folder = old
-    for file in ("model.safetensors", "progress.json", *(["optimizer.safetensors"] if optimizers else [])):
-        if not (folder / file).exists():
-            raise UserError(f"{folder}: no checkpoint to load, {file} is missing")
+    """Restore the weights and, if given, the optimizers; returns the progress. UserError if missing or damaged."""
+    if not folder.exists() and _before(folder).exists():  # stopped between the two renames: the one before is whole
+        folder = _before(folder)
+    if not folder.exists():
+        raise UserError(f"{folder}: there is no such checkpoint")
+    other = "best" if folder.name == "last" else "last"
+    remedy = f"the {other} checkpoint, if it is whole, is for --checkpoint={other}"
+    made = folder.stat().st_ino
     try:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        if optimizers is not None:
-            states = load_file(folder / "optimizer.safetensors")
-            for number, optimizer in enumerate(optimizers):
-                optimizer.load_state_dict({name.removeprefix(f"{number}."): tensor for name, tensor in states.items()
-                                           if name.startswith(f"{number}.")})
-        progress = Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
-    except (SafetensorError, ValueError, TypeError, RuntimeError, EOFError) as error:
-        raise UserError(f"{folder}: damaged, or of another model: {str(error).splitlines()[0]}") from None
+        content = {name: read_sealed(folder / name, remedy) for name in (
+            "model.safetensors", "progress.json", *(["optimizer.safetensors"] if optimizers else []))}
+    except UserError:
+        if folder.exists() and folder.stat().st_ino == made:
+            raise
+        return load_checkpoint(folder, model, optimizers)  # training has just replaced it
+    try:
+        progress = Progress.from_json(json.loads(content["progress.json"]))
+        states = load(content["optimizer.safetensors"]) if optimizers else {}
+        model.load_state_dict(load(content["model.safetensors"]))
+        for number, optimizer in enumerate(optimizers or []):
+            optimizer.load_state_dict({name.removeprefix(f"{number}."): tensor for name, tensor in states.items()
+                                       if name.startswith(f"{number}.")})
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError) as error:
+        raise UserError(f"{folder}: damaged, or of another model: {str(error).splitlines()[0]}; {remedy}") from None
     return progress
+
+
+def load_last(run: Run, model: GPT, optimizers: list[Optimizer]) -> tuple[Progress, str]:
+    """The newest checkpoint of a run that is whole, to go on from; and what there is to say of it.
+
+    Where last/ is damaged, that is previous/; where that is too, best/, whose optimizers start anew. A run that
+    was stopped before its first checkpoint starts from the beginning.
+    """
+    there = [name for name in ("last", "previous", "best") if (run.path / name).exists()]
+    if not there:
+        return Progress(), "stopped before its first checkpoint"
+    said = ["last/ is missing"] if there == ["best"] else []
+    for name in there:
+        try:
+            progress = load_checkpoint(run.path / name, model, optimizers if name != "best" else None)
+        except UserError as error:
+            said.append(str(error).rpartition(";")[0] or str(error))
+            continue
+        if said:
+            said.append(f"going on from {name}/ instead")
+            for damaged in there[:there.index(name)] if RANK == 0 else []:  # or it would become previous/
+                _set_aside(run.path / damaged)
+        if name == "best":
+            said.append("the optimizers start anew")
+        if progress.bad_in_a_row >= run.config.run.max_bad_steps:  # it was stopped for that: it gets another chance
+            progress.bad_in_a_row = 0
+        return progress, "; ".join(said)
+    raise UserError(f"{'; '.join(said)}; no checkpoint is whole: start again, without --init_from=resume")
 
 
 def load_model(run: Run, checkpoint: str, world: World) -> tuple[GPT, Progress]:
@@ -107,10 +129,12 @@ def load_teacher(path: str, tokenizer: Tokenizer, block_size: int, world: World)
     return load_model(run, "best", world)[0]
 
 
-def _flush(path: Path) -> None:
-    """Have the operating system put a file or folder on disk before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _set_aside(folder: Path) -> None:
+    aside = folder.with_name(f"{folder.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+
+
+def _before(folder: Path) -> Path:
+    """Where the checkpoint goes that `folder` had before."""
+    return folder.with_name("previous" if folder.name == "last" else f"{folder.name}.old")

@@ -17,6 +17,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from errors import UserError
 
@@ -53,7 +55,7 @@ class World:
                 outcome[0] = function(*args, **kwargs)
             except (UserError, OSError) as error:
                 outcome[1] = error
-        dist.broadcast_object_list(outcome)
+        _together(dist.broadcast_object_list, outcome)
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
@@ -67,7 +69,7 @@ class World:
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum of the ranks' tensors, in place."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            _together(dist.all_reduce, tensor)
         return tensor
 
     def max(self, number: int) -> int:
@@ -75,7 +77,7 @@ class World:
         if self.size == 1:
             return number
         largest = torch.tensor(number)
-        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        _together(dist.all_reduce, largest, dist.ReduceOp.MAX)
         return int(largest)
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
@@ -133,12 +135,28 @@ def find_world(device: str, dtype: str, batch_size: int = 1) -> World:
     return World(chosen, getattr(torch, dtype), rank, size)
 
 
+def _together(exchange: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do what all ranks must come to; UserError if one is gone."""
+    try:
+        return exchange(*args, **kwargs)
+    except RuntimeError as error:
+        raise UserError("another process of this training is gone, and without it there is no going on "
+                        f"({str(error).splitlines()[0]:.120}); to go on from the last checkpoint, start all of them "
+                        "again with --init_from=resume, or let torchrun do that: --max-restarts=3") from None
+
+
 def _join(device: torch.device) -> None:
-    """Meet the other ranks. What is on the CPU goes by gloo, what is on GPUs by nccl."""
+    """Meet the other ranks. What is on the CPU goes by gloo, what is on GPUs by nccl.
+
+    torchrun keeps its store when it restarts them, and in it where the dead ones were to be reached: so each
+    attempt looks under a name of its own.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-                            timeout=timedelta(hours=2))  # rank 0 may be preparing a large corpus
+    store, rank, size = next(rendezvous("env://"))
+    attempt = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    _together(dist.init_process_group, "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=attempt,
+              rank=rank, world_size=size, timeout=timedelta(hours=2))  # rank 0 may be preparing a large corpus
     atexit.register(dist.destroy_process_group)
 
 

@@ -1,35 +1,41 @@
-"""What a run measured, a flat JSON object a line."""
+"""What a run measured, a flat JSON object a line; and writing it, on disks that may be full."""
 
+import io
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec
 
 from config.schema import LossConfig
-from data.corpora import write_atomically
+from engine.checkpoint import save_checkpoint
 from engine.distributed import World
+from engine.optimizers import Optimizer
+from engine.progress import Progress
 from engine.step import StepResult
 from loss import LossMeans, divide_once
-from runs import Record, read_metrics
+from model import GPT
+from runs import Record, Run
 from surprisal import bits_per_byte, perplexity, smoothed_entropy
 
+P = ParamSpec("P")
 
-def training_record(results: list[StepResult], since: float, config: LossConfig, vocab_size: int, world: World
-                    ) -> Record:
+
+def training_record(results: list[StepResult], since: float, config: LossConfig, vocab_size: int) -> Record:
     """Means over some steps, begun at that time.perf_counter(); rate and gradient norm are the last one's.
 
-    Steps that were skipped measured nothing: if all were, there is no loss here, and no token a second.
+    Steps that were not taken count for nothing: if none was, there is no loss here, and no token a second.
     The objective comes with its parts, where it has more than the NLL; and with label smoothing, also
     with the floor H(p) under the cross-entropy of the smoothed target p, and the excess KL(p || q); with a
     teacher, also with KL(teacher || model), both softened.
     """
-    loss = divide_once((sums for result in results for sums in result.sums), world.sum)  # waits for the device
-    seconds = time.perf_counter() - since
-    record = {"lr": results[-1].learning_rate, "tokens_per_second": loss.tokens / seconds}
-    norms = [result.grad_norm for result in results if result.grad_norm is not None]
-    if not norms:
+    taken = [result for result in results if result.taken]
+    loss = divide_once(result.sums for result in taken)
+    record = {"lr": results[-1].learning_rate, "tokens_per_second": loss.tokens / (time.perf_counter() - since)}
+    if not taken:
         return record
-    record |= {"grad_norm": float(norms[-1]), "train_nll": loss.nll, "objective": loss.objective}
+    record |= {"grad_norm": taken[-1].grad_norm, "train_nll": loss.nll, "objective": loss.objective}
     if config.label_smoothing:
         floor = smoothed_entropy(vocab_size, config.label_smoothing)
         record |= {"smoothing": loss.smoothing, "smoothed_floor": floor,
@@ -51,14 +57,62 @@ def validation_record(loss: LossMeans, bytes_per_token: float, floor: float | No
 
 
 class RunLog:
-    """Appends to metrics.jsonl; a resumed run first drops the lines after the step it goes on from."""
+    """What a run writes while it trains: metrics.jsonl and checkpoints.
 
-    def __init__(self, path: Path, step: int) -> None:
-        self.path = path
-        kept = [record for record in read_metrics(path) if record["step"] <= step] if step else []
-        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+    Where the disk is full, training goes on: that is told, and what could not be written is tried again with the
+    next. A run that is gone on with first loses the lines after the step that it goes on from.
+    """
+
+    def __init__(self, run: Run, world: World, step: int, say: Callable[[str], None]) -> None:
+        self.run, self.world, self.say = run, world, say
+        self.metrics = run.path / "metrics.jsonl"
+        self.failing: set[str] = set()  # what could not be written the last time
+        self.waiting: list[str] = []  # lines of metrics that are not on disk yet
+        self.end = world.once(_end_of, self.metrics, step) if step else 0  # bytes of those that are
 
     def write(self, record: Record) -> None:
+        """Append a line to metrics.jsonl."""
         record = {key: value for key, value in record.items() if math.isfinite(value)}  # JSON knows no NaN
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self.waiting.append(json.dumps(record) + "\n")
+        if self.attempt("metrics.jsonl", self._append):
+            self.waiting.clear()
+
+    def save(self, name: str, model: GPT, progress: Progress, optimizers: list[Optimizer] | None = None) -> bool:
+        """Replace the checkpoint of that name, if the disk has room."""
+        return self.attempt(f"{name}/", save_checkpoint, self.run.path / name, model, progress, optimizers)
+
+    def attempt(self, name: str, function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Have rank 0 write a part of the run; where the disk does not let it, say so, and go on."""
+        try:
+            self.world.once(function, *args, **kwargs)
+        except OSError as error:
+            if name not in self.failing:
+                self.say(f"warning: {self.run.path}/{name} could not be written ({error.strerror or error}); going on")
+            self.failing.add(name)
+            return False
+        if name in self.failing:
+            self.say(f"{self.run.path}/{name} could be written again")
+            self.failing.remove(name)
+        return True
+
+    def _append(self) -> None:
+        with self.metrics.open("r+b" if self.metrics.exists() else "wb") as file:
+            file.truncate(min(self.end, file.seek(0, io.SEEK_END)))  # without what a full disk took of a line
+            file.seek(0, io.SEEK_END)
+            file.write("".join(self.waiting).encode())
+            end = file.tell()
+        self.end = end
+
+
+def _end_of(metrics: Path, step: int) -> int:
+    """How many bytes of a metrics.jsonl are of steps up to `step`: those after it are measured anew."""
+    end = 0
+    with metrics.open("rb") if metrics.exists() else io.BytesIO() as file:
+        for line in file:
+            try:
+                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                    break
+            except (ValueError, KeyError, TypeError):
+                break
+            end += len(line)
+    return end

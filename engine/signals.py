@@ -1,31 +1,44 @@
-"""Stopping when asked: Ctrl-C and SIGTERM end training after the step in progress, with a checkpoint."""
+"""What the outside asks for: SIGINT (Ctrl-C) and SIGTERM to stop, SIGUSR1 to save a checkpoint and go on."""
 
 import signal
 from types import FrameType
 
 from engine.distributed import World
 
+SAVE = 1  # less than the number of any signal to stop
+
 
 class StopSignal:
     """Truthy once SIGINT or SIGTERM came, to any rank; a second one stops at once.
 
     A signal reaches ranks at different moments, or only one of them, so they ask, and stop, together.
+    `saving` says, after asking, whether SIGUSR1 came since the time before.
     """
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.received: signal.Signals | None = None
+        self.saving = False
+        self._asked = self._answered = 0  # how often SIGUSR1 came, and how many of them were answered
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._receive)
+        if hasattr(signal, "SIGUSR1"):  # not on Windows
+            signal.signal(signal.SIGUSR1, self._ask)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
         signal.signal(number, signal.SIG_DFL)
 
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked += 1
+
     def __bool__(self) -> bool:
-        if agreed := self.world.max(self.received or 0):
+        asked = self._asked
+        agreed = self.world.max(self.received or (SAVE if asked > self._answered else 0))
+        self._answered, self.saving = asked, agreed == SAVE
+        if agreed > SAVE:
             self.received = signal.Signals(agreed)
-        return agreed > 0
+        return agreed > SAVE
 
     @property
     def name(self) -> str:

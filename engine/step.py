@@ -1,6 +1,7 @@
 """One optimizer step, and one evaluation."""
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -12,20 +13,41 @@ from data.batches import Batch
 from engine.distributed import World
 from engine.optim import set_rates
 from engine.optimizers import Optimizer
-from loss import IGNORE_INDEX, LossMeans, LossSums, Objective, divide_once, next_token_loss, token_nll
+from loss import IGNORE_INDEX, LossMeans, LossSums, Objective, add_up, divide_once, next_token_loss, token_nll
 from model import GPT
 
 
 @dataclass(frozen=True)
 class StepResult:
-    sums: list[LossSums]  # of each of this rank's micro-batches
-    grad_norm: torch.Tensor | None  # before clipping; None where no token was to be scored, and no step taken
+    """What a step measured, over all ranks; it was taken unless it is skipped or bad."""
+
+    sums: LossSums  # float64, on the CPU
+    grad_norm: float  # before clipping
     learning_rate: float
-    tokens: int  # scored in all of the batch
+
+    @property
+    def tokens(self) -> int:
+        """Scored in the whole batch."""
+        return int(self.sums.tokens)
+
+    @property
+    def nll(self) -> float:
+        """Nats per token."""
+        return float(self.sums.nll) / (self.tokens or math.nan)
 
     @property
     def skipped(self) -> bool:
-        return self.grad_norm is None
+        """Nothing was to be scored."""
+        return self.tokens == 0
+
+    @property
+    def bad(self) -> bool:
+        """The loss or the gradient is not a number, or infinite."""
+        return not (self.skipped or (math.isfinite(self.sums.objective) and math.isfinite(self.grad_norm)))
+
+    @property
+    def taken(self) -> bool:
+        return not (self.skipped or self.bad)
 
 
 def train_step(model: GPT, optimizers: list[Optimizer], batch: Batch, config: Config, world: World, step: int,
@@ -34,12 +56,13 @@ def train_step(model: GPT, optimizers: list[Optimizer], batch: Batch, config: Co
 
     The gradient is that of the mean objective over every token scored in the whole batch, however it
     is cut and shared out: each micro-batch's sum is divided by the whole batch's number of scored
-    tokens, which every rank knows. A batch with nothing to score leaves weights and optimizers alone.
+    tokens, which every rank knows. A batch with nothing to score leaves weights and optimizers alone, and so
+    does one whose loss or gradient is not a number.
     """
     learning_rate = set_rates(optimizers, config.optim, step)
     scored = int((batch.targets != IGNORE_INDEX).sum())
     if not scored:
-        return StepResult([], None, learning_rate, 0)
+        return StepResult(add_up([]), math.nan, learning_rate)
     objective = Objective(config.loss.label_smoothing, config.loss.z_loss, config.model.softcap, config.loss.alpha,
                           config.loss.temperature)
     parts = []
@@ -54,10 +77,12 @@ def train_step(model: GPT, optimizers: list[Optimizer], batch: Batch, config: Co
     world.sum_gradients(model.parameters())
     max_norm = config.optim.grad_clip or float("inf")
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    result = StepResult(add_up(parts, world.sum), float(grad_norm), learning_rate)  # waits for the device
     for optimizer in optimizers:
-        optimizer.step()
+        if result.taken:
+            optimizer.step()
         optimizer.zero_grad()
-    return StepResult(parts, grad_norm, learning_rate, scored)
+    return result
 
 
 @torch.no_grad()

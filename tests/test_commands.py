@@ -25,7 +25,8 @@ def test_training_tells_the_whole_story(trained) -> None:
                  "A sample:", f"python sample.py {Path('out/tiny')}"):
         assert said in printed
     assert {entry.name for entry in path.iterdir()} == {
-        "config.toml", "corpus.json", "tokenizer.json", "metrics.jsonl", "last", "best", "curves.png"}
+        "config.toml", "corpus.json", "tokenizer.json", "SHA256SUMS", "metrics.jsonl", "history.jsonl", "last",
+        "previous", "best", "curves.png"}
     assert (path / "curves.png").read_bytes().startswith(b"\x89PNG")
     records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == list(range(7))

@@ -16,8 +16,9 @@ from data.baselines import ladder, ngram_nll
 from data.batches import TrainBatches, eval_batches
 from data.documents import Split
 from data.prepare import prepare_corpus
-from data.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer, make_tokenizer, save_tokenizer
+from data.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer, make_tokenizer
 from errors import UserError
+from files import seal
 from loss import IGNORE_INDEX
 from tests.conftest import make_text
 
@@ -86,13 +87,14 @@ def test_an_unknown_character_is_named() -> None:
 
 def test_tokenizers_survive_saving(tmp_path) -> None:
     for tokenizer in (CharTokenizer("hé\n🎉"), BPE):
-        save_tokenizer(tokenizer, tmp_path / "tokenizer.json")
-        loaded = load_tokenizer(tmp_path / "tokenizer.json")
+        (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer.to_json()))
+        seal(tmp_path)
+        loaded = load_tokenizer(tmp_path / "tokenizer.json", "")
         assert loaded.token_bytes == tokenizer.token_bytes
         assert loaded.encode("hé\n🎉").tolist() == tokenizer.encode("hé\n🎉").tolist()
     (tmp_path / "tokenizer.json").write_text("[]")
-    with pytest.raises(UserError, match="not a tokenizer"):
-        load_tokenizer(tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match=r"tokenizer\.json: damaged .*; buy a new one"):
+        load_tokenizer(tmp_path / "tokenizer.json", "buy a new one")
 
 
 def test_preparation_splits_counts_and_is_not_repeated(data_dir, monkeypatch) -> None:

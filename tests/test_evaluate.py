@@ -434,7 +434,7 @@ def test_a_difference_and_its_interval_point_the_same_way(estimate, words) -> No
     (["out/whole", "--split=test"], "'val' or 'train'"),
     (["out/whole", "--strid=2"], "did you mean stride"),
     (["out/whole", "--device=tpu"], "device=tpu"),
-    (["out/broken"], "broken/best: no checkpoint to load"),
+    (["out/broken"], "broken/best: there is no such checkpoint"),
 ])
 def test_mistakes_are_one_clear_line(runs, argv, message) -> None:
     Path("latin.txt").write_bytes("caf\xe9".encode("latin-1"))
@@ -444,7 +444,7 @@ def test_mistakes_are_one_clear_line(runs, argv, message) -> None:
     Path("vowels.txt").write_text("aaeoa", encoding="utf-8")
     Path("bad.jsonl").write_text('{"prompt": "1", "completion": "2"}\n{"prompt": "1"}', encoding="utf-8")
     Path("out/broken").mkdir(exist_ok=True)
-    for name in ("config.toml", "corpus.json", "tokenizer.json"):
+    for name in ("config.toml", "corpus.json", "tokenizer.json", "SHA256SUMS"):
         Path("out/broken", name).write_bytes(Path("out/whole", name).read_bytes())
     with pytest.raises(UserError, match=message) as error:
         evaluate.main(argv)

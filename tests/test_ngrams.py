@@ -19,7 +19,8 @@ from engine.checkpoint import load_model
 from engine.distributed import World
 from engine.step import nll_by_token, train_step
 from errors import UserError
-from loss import divide_once, next_token_loss
+from files import replace_sealed, seal
+from loss import next_token_loss
 from model import GPT, KVCache
 from prior import NGramPrior
 from runs import open_run
@@ -117,7 +118,7 @@ def test_training_text_is_not_known_before(block_size: int) -> None:
 def test_a_step_leaves_out_the_text_that_it_learns() -> None:
     model, tokens = make_model(), make_tokens(900)
     batch = TrainBatches(Split(tokens), 16, 4, seed=0)(0)
-    losses = [divide_once(train_step(model, [], batch._replace(left_out=left_out), Config(), CPU, 0).sums).nll
+    losses = [train_step(model, [], batch._replace(left_out=left_out), Config(), CPU, 0).nll
               for left_out in (batch.left_out, np.zeros_like(batch.left_out))]
     assert abs(losses[0] - losses[1]) > 1e-3
     shown = [nll_by_token(model, batch._replace(left_out=left_out), CPU).mean()
@@ -170,7 +171,8 @@ def test_the_network_hears_what_the_prior_says() -> None:
 
 def test_saved_and_loaded(tmp_path: Path) -> None:
     ngrams = count_ngrams(make_tokens(500), 4, V, parts=True)
-    ngrams.save(tmp_path / "ngrams.safetensors")
+    (tmp_path / "ngrams.safetensors").write_bytes(ngrams.to_bytes())
+    seal(tmp_path)
     loaded = load_ngrams(tmp_path / "ngrams.safetensors")
     tokens = torch.randint(V, (4, 16))
     assert torch.equal(NGramPrior(loaded)(tokens), NGramPrior(ngrams)(tokens))
@@ -178,6 +180,9 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     whole = (tmp_path / "ngrams.safetensors").read_bytes()
     for damage in (whole[: len(whole) // 2], b"", b"\xff" * 100):
         (tmp_path / "ngrams.safetensors").write_bytes(damage)
+        with pytest.raises(UserError, match=r"ngrams\.safetensors: damaged"):
+            load_ngrams(tmp_path / "ngrams.safetensors")
+        seal(tmp_path)
         with pytest.raises(UserError, match=r"ngrams\.safetensors: no n-grams to load"):
             load_ngrams(tmp_path / "ngrams.safetensors")
     with pytest.raises(UserError, match="nowhere"):
@@ -209,7 +214,7 @@ def test_a_run_takes_its_counts_with_it(run, clone, tmp_path: Path) -> None:
     (moved / "ngrams.safetensors").unlink()
     lost = run("sample.py", str(moved), check=False)
     assert (lost.returncode, lost.stderr.count("\n")) == (2, 1)
-    assert "ngrams.safetensors: no n-grams to load" in lost.stderr
+    assert "ngrams.safetensors is missing" in lost.stderr
 
 
 def test_a_large_vocabulary_is_refused_before_anything_is_made(data_dir, monkeypatch) -> None:
@@ -227,7 +232,7 @@ def test_a_lost_table_comes_back_and_another_is_refused(data_dir) -> None:
     table.unlink()
     train(load_config([*argv, "--init_from=resume", "--max_iters=8"]))
     assert table.read_bytes() == counted
-    count_ngrams(make_tokens(500), 3, V).save(table)
+    replace_sealed(table, count_ngrams(make_tokens(500), 3, V).to_bytes())
     with pytest.raises(UserError, match=r"ngrams\.safetensors: of another run: 3-grams of 5 tokens"):
         load_model(open_run(data_dir / "out/counted"), "best", CPU)
 

@@ -59,3 +59,11 @@ def test_every_dependency_has_a_reason() -> None:
     for file in ("requirements.txt", "requirements-dev.txt"):
         for package in re.findall(r"^([\w-]+)==", (ROOT / file).read_text(), flags=re.MULTILINE):
             assert re.search(rf"\b{package}\b", reasons), package
+
+
+def test_every_promise_names_its_tests() -> None:
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    rows = re.findall(r"^\| .* \| (`test_.*) \|$", README, flags=re.MULTILINE)
+    assert len(rows) == 11
+    for name in re.findall(r"`(\w+)`", " ".join(rows)):
+        assert f"def {name}(" in tests, name

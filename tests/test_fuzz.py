@@ -1,0 +1,207 @@
+"""Anything at all as a command line, a recipe or a corpus: a good result or a clear error, never a traceback.
+
+All in one process and derandomised: the same examples each time. What they found has a plain test elsewhere.
+"""
+
+import contextlib
+import io
+import itertools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import curves
+import evaluate
+import sample
+import train
+from config.cli import load_config, to_toml
+from config.schema import Config, DataConfig
+from data import prepare
+from data.documents import read_records
+from errors import UserError, run_command
+
+FIELDS = {name: field for section in Config.model_fields.values() for name, field in
+          section.annotation.model_fields.items()}  # type: ignore[union-attr]
+SECTIONS = {name: section for section, field in Config.model_fields.items()
+            for name in field.annotation.model_fields}  # type: ignore[union-attr]
+ANY = st.text(st.characters(exclude_categories=()), max_size=12)  # any Unicode: NULs, emoji, lone surrogates
+NUMBERS = st.one_of(st.integers(-3, 70).map(str), st.integers().map(str), st.floats().map(str), st.sampled_from(
+    ["1e999", "-0", "0x10", "1_000", "\uff11\uff12", "", " 7", "7 ", "true", "False", "9" * 5000, "1e-400"]))
+WORDS = st.sampled_from(["scratch", "resume", "auto", "muon", "adamw", "char", "bpe", "gpt2", "none", "lines",
+                         "markov", "cpu", "cuda:0", "cuda:99999", "bfloat16", "linear", "text.txt", ".", "/", "..",
+                         "~", "(", "[[a]", "a{99999999999}", "\\", "(?P<x", "(?i)^[A-Z]+:$", "config", "a.jsonl",
+                         "nul\0l", "\ud800"])
+KNOB = st.sampled_from(sorted(FIELDS))
+ARGUMENT = st.one_of(
+    st.tuples(KNOB, st.one_of(NUMBERS, WORDS, ANY)).map(lambda pair: f"--{pair[0]}={pair[1]}"), ANY, WORDS, NUMBERS,
+    KNOB.map(lambda name: f"--{name}"), KNOB.map(lambda name: f"--{name[:-1]}=3"), ANY.map(lambda name: f"--{name}"))
+JUST_ANY = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), ANY),
+                        lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(ANY, inner, max_size=3)),
+                        max_leaves=6)
+TEXT = st.one_of(
+    st.text(st.characters(codec="utf-8"), max_size=300),
+    st.text(st.sampled_from("ab \n\r\0\ufeff\u2028é🎉\x85"), max_size=400),
+    st.lists(st.sampled_from(["CAT:\nNo.\n\n", "a", "\n\n", "\r\n", "🎉", "\0", "the cat "]), max_size=60).map("".join))
+
+
+def fuzz(examples: int) -> settings:
+    return settings(max_examples=examples, derandomize=True, deadline=None, database=None,
+                    suppress_health_check=list(HealthCheck))
+
+
+def command(main: Callable[[list[str]], None], argv: list[str]) -> int:
+    """The exit code of a command, which must have said in one go what was wrong if it is 2."""
+    out, err, before = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["command", *argv]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            run_command(main)
+    except SystemExit as stopped:
+        code = stopped.code or 0
+    else:
+        code = 0
+    finally:
+        sys.argv = before
+    assert code in (0, 1, 2), (code, err.getvalue())
+    assert (code == 2) == err.getvalue().startswith("error: "), err.getvalue()
+    err.getvalue().encode(errors="replace")
+    return int(code)
+
+
+@pytest.fixture(autouse=True)
+def _here(data_dir) -> None:
+    """Nothing is read or written elsewhere."""
+
+
+@fuzz(2500)
+@given(st.lists(ARGUMENT, max_size=6))
+def test_command_lines(argv) -> None:
+    def main(argv: list[str]) -> None:
+        config = load_config(argv)
+        assert load_config([]).leaves().keys() == config.leaves().keys()
+
+    command(main, argv)
+
+
+@fuzz(400)
+@given(st.lists(ARGUMENT, max_size=4), st.sampled_from(["sample", "evaluate", "curves", "prepare"]))
+def test_command_lines_of_the_others(argv, name) -> None:
+    """No run is there, so no device is looked for, and the corpora are not fetched."""
+    main = {"sample": sample.main, "evaluate": evaluate.main, "curves": curves.main, "prepare": prepare.main}[name]
+    argv = [word for word in argv if "resume" not in word]
+    if name == "prepare":
+        argv.append("--corpus=nowhere.txt")
+    if "--help" not in argv and "-h" not in argv:
+        assert command(main, argv) == 2 or "markov" in argv
+
+
+@fuzz(1000)
+@given(st.dictionaries(st.one_of(st.sampled_from(sorted(Config.model_fields)), ANY), st.one_of(
+    st.dictionaries(st.one_of(st.sampled_from(sorted(FIELDS)), ANY), JUST_ANY, max_size=4), JUST_ANY), max_size=3),
+    st.integers(0, 400), ANY)
+def test_recipes(recipe, cut, garbage) -> None:
+    """Tables of anything, as far as TOML can say it; and a sound recipe with garbage in the middle."""
+    import tomli_w
+
+    texts = [to_toml(Config())[:cut] + garbage + to_toml(Config())[cut:]]
+    with contextlib.suppress(Exception):  # tomli_w cannot write None, for one
+        texts.append(tomli_w.dumps(recipe))
+    for text in texts:
+        Path("fuzz.toml").write_bytes(text.encode("utf-8", errors="surrogatepass"))
+        command(lambda argv: (load_config(argv), None)[1], ["fuzz.toml"])
+
+
+@fuzz(500)
+@given(JUST_ANY, st.booleans())
+def test_records(value, raw) -> None:
+    line = str(value) if raw else json.dumps(value)
+    with contextlib.suppress(UserError):
+        for prompt, completion in read_records(line, "fuzz.jsonl"):
+            assert isinstance(prompt, str)
+            assert completion
+
+
+@fuzz(700)
+@given(TEXT, st.sampled_from(["char", "bpe"]), st.sampled_from(["none", "none", "lines", "paragraphs"]),
+       st.sampled_from([0.1, 0.5, 0.9]), st.sampled_from(["", "", "^[A-Z]+:$", "a*", "🎉|\\0"]), st.booleans())
+def test_corpora(text, tokenizer, documents, val_fraction, mask, score_end) -> None:
+    """Every byte is in a token, and every token is counted."""
+    Path("fuzz.txt").write_bytes(text.encode())
+    config = DataConfig(corpus="fuzz.txt", tokenizer=tokenizer, vocab_size=300, documents=documents,
+                        val_fraction=val_fraction, mask=mask, score_end=score_end or documents == "none")
+    try:
+        corpus = prepare.prepare_corpus(config)
+    except UserError:
+        return
+    splits = {"train": corpus.train, "val": corpus.val}
+    for name, split in splits.items():
+        assert corpus.meta[name]["tokens"] == len(split.tokens)
+        assert corpus.meta[name]["bytes"] == len(corpus.tokenizer.decode_bytes(split.tokens))
+        assert corpus.meta[name]["scored"] == split.count_scored() <= len(split.tokens) - 1
+    if documents == "none":
+        whole = b"".join(corpus.tokenizer.decode_bytes(split.tokens) for split in splits.values())
+        assert whole == text.removeprefix("\ufeff").encode()
+        if tokenizer == "char":
+            assert sum(len(split.tokens) for split in splits.values()) == len(text.removeprefix("\ufeff"))
+    for rung in corpus.baselines:
+        assert np.isfinite(rung.nats_per_token)
+        assert rung.nats_per_token >= 0
+
+
+@fuzz(100)
+@given(st.binary(max_size=60))
+def test_corpora_that_are_no_text(content) -> None:
+    Path("fuzz.txt").write_bytes(content * 9)
+    command(prepare.main, ["fuzz.txt"])
+
+
+SMALL = ["--corpus=fuzz.txt", "--out_dir=out/fuzz", "--max_iters=2", "--eval_interval=1", "--device=cpu", "--n_layer=1",
+         "--eval_tokens=50", "--batch_size=3", "--block_size=4"]
+CHOICES: dict[str, list[object]] = {
+    "block_size": [1, 2, 7], "n_head": [1, 2], "n_embd": [2, 8, 12], "dropout": [0, 0.5], "bias": [True, False],
+    "ngram": [0, 1, 3, 9], "position": ["learned", "rotary"], "norm": ["rmsnorm", "layernorm"], "tied": [True, False],
+    "softcap": [0, 3], "zero_init": [True, False], "label_smoothing": [0, 0.9], "z_loss": [0, 0.1],
+    "micro_batch_size": [0, 1, 2], "optimizer": ["muon", "adamw"], "grad_clip": [0, 1], "warmup_iters": [0, 2],
+    "learning_rate": [0, 0.01, 1e30], "weight_decay": [0, 1], "documents": ["none", "lines", "paragraphs"],
+    "padded": [True, False], "document_attention": [True, False], "mask": ["", "a", "^.*:$"],
+    "score_end": [True, False], "tokenizer": ["char", "bpe"], "vocab_size": [257, 300], "val_fraction": [0.1, 0.5],
+    "dtype": ["float32", "bfloat16"], "max_bad_steps": [1, 10], "init_from": ["auto", "auto", "resume"],
+    "seed": [0, 2**32 - 1]}
+KNOBS = st.lists(st.sampled_from(sorted(CHOICES)), max_size=4, unique=True).flatmap(lambda names: st.tuples(*(
+    st.sampled_from([f"--{name}={value}" for value in CHOICES[name]]) for name in names)))
+
+
+CODES: list[int] = []
+
+
+@pytest.mark.slow
+@fuzz(250)
+@given(TEXT, KNOBS)
+def test_whole_trainings(text, knobs) -> None:
+    """One after another in one directory: later ones find, move aside or go on with the runs of earlier ones."""
+    Path("fuzz.txt").write_bytes(f"{text}\nCAT:\nThe mat.\n\n".encode() * 4 if len(text) > 1 else text.encode())
+    code = command(train.main, [*SMALL, *knobs])
+    CODES.append(code)
+    if code == 0:
+        steps = [json.loads(line)["step"] for line in Path("out/fuzz/metrics.jsonl").read_text().splitlines()]
+        assert steps == [0, 1, 2]
+        assert command(sample.main, ["out/fuzz", "--max_new_tokens=3", "--device=cpu"]) == 0
+    assert not list(Path("out").glob(".*"))
+
+
+def test_there_are_five_thousand() -> None:
+    here = Path(__file__).read_text(encoding="utf-8")
+    examples = [int(line[6:-1]) for line in here.splitlines() if line.startswith("@fuzz(")]
+    assert sum(examples) >= 5000
+    assert len(list(itertools.takewhile(bool, examples))) == 7
+
+
+@pytest.mark.slow
+def test_enough_of_the_trainings_trained() -> None:
+    assert CODES.count(0) > 0.2 * len(CODES), CODES

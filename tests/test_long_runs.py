@@ -1,0 +1,122 @@
+"""Long runs and long texts: memory and files stay flat, metrics are appended, and a million of them are drawn."""
+
+import json
+import math
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from config.cli import load_config
+from data.prepare import prepare_corpus
+from engine.begin import create_run
+from engine.checkpoint import save_checkpoint
+from engine.distributed import find_world
+from engine.progress import Progress
+from engine.runlog import RunLog
+from model import GPT
+from runs import read_metrics
+from tests.conftest import TINY
+
+PAGE = resource.getpagesize()
+
+
+def test_metrics_are_appended_not_rewritten(data_dir) -> None:
+    """Also by a run that is gone on with, which cuts off what was measured after its checkpoint."""
+    config = load_config(["--corpus=text.txt", "--out_dir=out/run", *TINY])
+    run, world = create_run(config, prepare_corpus(config.data)), find_world("cpu", "float32")
+    metrics = run.path / "metrics.jsonl"
+    log = RunLog(run, world, 0, print)
+    log.write({"step": 0})
+    file, before = metrics.stat().st_ino, b""
+    for step in range(1, 200):
+        log.write({"step": step, "train_nll": 1 / step})
+        content = metrics.read_bytes()
+        assert content.startswith(before)
+        assert content.count(b"\n") == step + 1
+        before = content
+    with metrics.open("ab") as torn:
+        torn.write(b'{"step": 200, "trai')
+    log = RunLog(run, world, 150, print)
+    log.write({"step": 151})
+    assert metrics.stat().st_ino == file
+    assert [record["step"] for record in read_metrics(metrics)] == list(range(152))
+    assert metrics.read_bytes().startswith(before[:1000])
+
+
+def test_checkpoints_leave_no_file_open(data_dir) -> None:
+    model = GPT(load_config(TINY).model, 13)
+    save_checkpoint(data_dir / "last", model, Progress())
+    before = len(os.listdir("/proc/self/fd"))
+    for step in range(20):
+        save_checkpoint(data_dir / "last", model, Progress(step=step))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.slow
+def test_memory_and_files_stay_flat(clone: Path, trained) -> None:
+    """Over 3,000 steps with evaluations and checkpoints all along, by the real command."""
+    out = clone / "out/long"
+    process = subprocess.Popen([sys.executable, "train.py", "--corpus=text.txt", *TINY, "--out_dir=out/long",
+                                "--max_iters=3000", "--eval_interval=20", "--checkpoint_interval=20", "--dropout=0.1",
+                                "--patience=0"], cwd=clone, stdout=subprocess.DEVNULL,
+                               env=os.environ | {"OMP_NUM_THREADS": "1"})
+    seen: list[tuple[int, int, int]] = []
+    while process.poll() is None:
+        records = read_metrics(out / "metrics.jsonl")[-1:]
+        try:
+            memory = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * PAGE // 2**20
+            seen.append((int(records[0]["step"]) if records else 0, memory, len(os.listdir(f"/proc/{process.pid}/fd"))))
+        except (FileNotFoundError, ProcessLookupError):
+            break
+        time.sleep(0.1)
+    assert process.wait() == 0
+    early = [row for row in seen if 300 <= row[0] < 1200]
+    late = [row for row in seen if 2000 <= row[0] < 2900]
+    assert min(len(early), len(late)) >= 3
+    assert max(memory for _, memory, _ in late) - max(memory for _, memory, _ in early) <= 8  # MB
+    assert max(files for *_, files in late) <= max(files for *_, files in early)
+    assert [record["step"] for record in read_metrics(out / "metrics.jsonl")] == list(range(3001))
+    shutil.rmtree(out)
+
+
+@pytest.mark.slow
+def test_the_curves_of_a_million_lines_are_drawn_in_seconds(clone: Path, trained) -> None:
+    out = clone / "out/million"
+    shutil.copytree(trained[0], out)
+    with (out / "metrics.jsonl").open("w") as file:
+        for step in range(10**6):
+            record = {"step": step, "tokens": 64 * step, "seconds": step / 100, "train_nll": 1 + math.exp(-step / 3000)}
+            if step % 100 == 0:
+                record |= {"val_nll": 1.5 + math.exp(-step / 3000), "val_bits_per_byte": 2.0}
+            file.write(json.dumps(record) + "\n")
+    for where in (["--out=million.png"], ["--terminal"]):
+        began = time.monotonic()
+        done = subprocess.run([sys.executable, "curves.py", "out/million", *where], cwd=clone, capture_output=True,
+                              text=True, check=True)
+        assert time.monotonic() - began < 30  # it takes 5; a quadratic step would take hours
+    assert "training, means of 500 lines" in done.stdout
+    assert (clone / "million.png").read_bytes().startswith(b"\x89PNG")
+    shutil.rmtree(out)
+
+
+@pytest.mark.slow
+def test_a_line_of_a_hundred_megabytes(clone: Path) -> None:
+    """Is cut into tokens that are counted right, and trained on."""
+    phrase = "the quick brown fox, naïve 🎉 and so on; "
+    times = 10**8 // len(phrase.encode())
+    (clone / "long.txt").write_text(phrase * times, encoding="utf-8")
+    done = subprocess.run([sys.executable, "train.py", "--corpus=long.txt", "--tokenizer=bpe", "--vocab_size=300",
+                           *TINY, "--out_dir=out/longline", "--max_iters=2"], cwd=clone, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"long\.txt: [\d,]+ training and [\d,]+ validation tokens \(bpe", done.stdout)
+    meta = json.loads((clone / "out/longline/corpus.json").read_text())
+    assert meta["train"]["bytes"] + meta["val"]["bytes"] == times * len(phrase.encode())
+    (clone / "long.txt").unlink()
+    shutil.rmtree(next(clone.glob("data/long-*")))

