@@ -5,13 +5,17 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 ARGS ?= config/shakespeare_char.toml
 
-.PHONY: train test lint
+.PHONY: train test test-all lint
 
 train: .venv/train.done
 	@.venv/bin/python train.py $(ARGS)
 
 test: lint
 	@.venv/bin/python -m pytest -n auto
+
+# Also the slow tests: minutes of killing, filling and fuzzing.
+test-all: lint
+	@.venv/bin/python -m pytest -n auto -m "slow or not slow"
 
 lint: .venv/dev.done
 	@.venv/bin/ruff check --quiet .
