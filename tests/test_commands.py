@@ -148,6 +148,7 @@ def test_help_lists_every_knob_with_its_default(run) -> None:
     (["train.py", "--corpus=config"], "directory"),
     (["sample.py", "config"], "not a run"),
     (["sample.py"], "RUN"),
+    (["sample.py", ""], "not a run"),
     (["sample.py", "out/tiny", "--prompt=Ω"], "'Ω' (U+03A9, at position 0) is not in this char vocabulary"),
     (["train.py", "--corpus=text.txt", "--out_dir=short.txt/x"], "short.txt"),
     (["train.py", "--corpus=text.txt", "--out_dir=website"], "not a run"),

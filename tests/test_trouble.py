@@ -442,6 +442,32 @@ def test_out_of_memory_says_which_knob_to_turn(error) -> None:
         raise RuntimeError("a bug")
 
 
+def test_what_it_says_can_be_done_and_changes_nothing(data_dir, monkeypatch) -> None:
+    """A run out of memory after three steps goes on in micro-batches of half the size, to the same losses."""
+    import engine.step
+
+    assert train(load_config([*RUN, "--out_dir=out/roomy"])) == 0
+    original = engine.step.train_step
+
+    def step(*arguments):
+        if arguments[5] == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return original(*arguments)
+
+    config = load_config(RUN)
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.step.train_step", step)
+        with pytest.raises(UserError, match=r"--micro_batch_size=2, .* --init_from=resume"), \
+                out_of_memory(report.less_memory(config)):
+            train(config)
+    assert train(load_config([*RUN, "--micro_batch_size=2", "--init_from=resume"])) == 0
+    narrow, roomy = (read_metrics(Path(f"out/{out}/metrics.jsonl")) for out in ("run", "roomy"))
+    assert [record["step"] for record in narrow] == list(range(7))
+    for one, other in zip(narrow, roomy, strict=True):
+        for key in {"train_nll", "val_nll", "grad_norm"} & set(one):
+            assert one[key] == pytest.approx(other[key], rel=1e-5)
+
+
 @pytest.mark.slow
 def test_a_real_lack_of_memory_is_one_clear_line(clone) -> None:
     """An address space too small for the attention of long sequences."""
