@@ -137,12 +137,12 @@ def draw_terminal(runs: Sequence[Run], options: CurveOptions) -> None:
 
 
 def _right(runs: Sequence[Run], options: CurveOptions) -> float:
-    return max(run.metrics[-1][options.x] for run in runs) or 1.0
+    return max((record.get(options.x, 0) for run in runs for record in run.metrics[-1:]), default=0) or 1.0
 
 
 def _series(run: Run, key: str, options: CurveOptions) -> tuple[list[float], list[float]]:
     """The x and y of a key of the metrics, in the wanted units, where it was measured."""
-    records = [record for record in run.metrics if key in record]
+    records = [record for record in run.metrics if key in record and options.x in record]
     return [record[options.x] for record in records], [record[key] * _scale(run, options) for record in records]
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TextIO, cast
 
 DIVERGED = "the model's predictions are not numbers; it diverged in training"
 RANK = int(os.environ.get("RANK", 0))  # of the processes that torchrun starts, which sets it
@@ -19,13 +20,17 @@ class UserError(Exception):
 
 def run_command(main: Callable[[list[str]], None]) -> None:
     """Run `main(argv)`; turn a UserError into a line on stderr and exit code 2 (torchrun makes it 1)."""
+    for name in ("stdout", "stderr"):  # that were closed before
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # a terminal that knows no UTF-8 shows "?" instead of failing
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     if RANK > 0:  # torchrun's other processes, which would say everything again
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
-        main(sys.argv[1:])
+        with out_of_memory("use less at once: a smaller text, or fewer samples"):
+            main(sys.argv[1:])
     except UserError as error:
         _let_rank_0_tell()
         print(f"error: {error}", file=sys.stderr)
@@ -40,6 +45,32 @@ def run_command(main: Callable[[list[str]], None]) -> None:
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
+
+
+class Forgiving:
+    """A stream that work does not depend on: when nobody reads it any more, or its disk is full, nothing is said."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._try(self._stream.write, text) or len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, function: Callable[..., Any], *args: str) -> Any:
+        try:
+            return function(*args)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def forgiving(stream: TextIO) -> TextIO:
+    return cast(TextIO, Forgiving(stream))
 
 
 @contextmanager

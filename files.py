@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from errors import UserError
 
 SEAL = "SHA256SUMS"
+HOLDER = "process"  # what the name of a lock's holder begins with
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -44,6 +45,8 @@ def seal(folder: Path) -> None:
 def put(new: Path, folder: Path, old: Path) -> None:
     """Give a new folder its place; the one that had it becomes `old`. In between, `old` is whole."""
     if folder.exists():
+        if old.is_symlink():
+            old.unlink()
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     new.rename(folder)
@@ -111,9 +114,12 @@ def only_one(path: Path, taken: str, wait: bool = False) -> Iterator[str]:
         print(f"waiting: {holder}", file=sys.stderr)
         lock.acquire()
     before = _read(path)
+    if before and not before.startswith(HOLDER):
+        lock.release()
+        raise UserError(f"{path}: is in the way: a file that is not the lock which should be there")
     try:
         with suppress(OSError):  # a full disk
-            path.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+            path.write_text(f"{HOLDER} {os.getpid()} on {platform.node()}", encoding="utf-8")
         yield before
     finally:
         path.unlink(missing_ok=True)  # while it is held: whoever has it open will see that it is gone

@@ -28,6 +28,7 @@ from files import read_sealed
 
 Record = dict[str, float]  # a line of metrics
 
+RUN_FILES = ["config.toml", "corpus.json", "tokenizer.json", "ngrams.safetensors"]  # under the run's seal
 REMEDY = "have it from a copy, or train again"
 
 
@@ -74,16 +75,19 @@ class Run:
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """The lines of a metrics.jsonl; one that a crash cut off is left out."""
-    records: list[Record] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
+    """The lines of a metrics.jsonl; one that a crash cut off, or that is damaged, is left out."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    return [record for line in lines if (record := parse_record(line))]
+
+
+def parse_record(line: bytes) -> Record | None:
+    """A line of metrics; None for anything else."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    sound = isinstance(record, dict) and "step" in record and {type(v) for v in record.values()} <= {int, float}
+    return record if sound else None
 
 
 def is_run(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """Text from a run: `python sample.py out/shakespeare_char --prompt="ROMEO:" --num_samples=3`."""
 
 import codecs
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,8 @@ from config.schema import Count, Positive, Rate, Section
 from errors import UserError, run_command
 from runs import open_run
 
+CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
 
 class SampleOptions(Section):
     """What to write, and how freely."""
@@ -18,7 +21,7 @@ class SampleOptions(Section):
     prompt: str = Field("", description="text to go on from; empty = what is given first in the validation text, "
                         "or a new line")
     prompt_file: str = Field("", description="a UTF-8 file to go on from, instead of --prompt")
-    num_samples: Positive = Field(1, description="how many to write")
+    num_samples: int = Field(1, ge=1, le=100_000, description="how many to write")
     max_new_tokens: Positive = Field(500, description="tokens in each")
     temperature: Rate = Field(0.8, description="below 1 safer, above 1 wilder; 0 = no chance")
     top_k: Count = Field(0, description="choose among the k most probable tokens; 0 = all")
@@ -50,16 +53,21 @@ def main(argv: list[str]) -> None:
     # All samples are made together; the first is shown as it comes, the others after it.
     samples: list[list[int]] = [[] for _ in range(options.num_samples)]
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a token may end inside a character
-    print(text, end="", flush=True)
+    print(harmless(text), end="", flush=True)
     for tokens in steps:
         for sample, token in zip(samples, tokens, strict=True):
             sample.append(token)
         if tokenizer.end not in samples[0]:
-            print(decoder.decode(tokenizer.token_bytes[tokens[0]]), end="", flush=True)
+            print(harmless(decoder.decode(tokenizer.token_bytes[tokens[0]])), end="", flush=True)
     print(decoder.decode(b"", final=True))
     for sample in samples[1:]:
         shown = sample[: sample.index(tokenizer.end)] if tokenizer.end in sample else sample
-        print("-" * 40 + "\n" + text + tokenizer.decode(shown))
+        print("-" * 40 + "\n" + harmless(text + tokenizer.decode(shown)))
+
+
+def harmless(text: str) -> str:
+    """For a terminal, without the control characters by which a stranger's model could command it."""
+    return text.translate(CONTROLS) if sys.stdout.isatty() else text
 
 
 def read_prompt(options: SampleOptions) -> str:

@@ -14,12 +14,13 @@ import report
 from config.cli import load_config
 from config.schema import Config
 from engine.begin import begin_run, hold_run, note_start
-from errors import UserError, out_of_memory, run_command
+from errors import UserError, forgiving, out_of_memory, run_command
 from runs import Record
 
 
 def main(argv: list[str]) -> None:
     config = load_config(argv)  # --help and every mistake are answered before torch is loaded
+    sys.stdout, sys.stderr = forgiving(sys.stdout), forgiving(sys.stderr)  # a log that cannot be written stops nothing
     with hold_run(config), out_of_memory(report.less_memory(config)):
         code = train(config)
     sys.exit(code)

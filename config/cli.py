@@ -35,6 +35,8 @@ def load_config(argv: list[str]) -> Config:
     if not config.run.out_dir:
         name = recipe.stem if recipe else f"{Path(config.data.corpus).stem}_{config.data.tokenizer}"
         config = config.with_run(out_dir=f"out/{name}")
+    if recipe and "out_dir" not in given and (recipe.parent / "corpus.json").is_file():
+        config = config.with_run(out_dir=str(recipe.parent))  # a run's own, wherever it was moved or copied to
     _raise(config.problems())
     return config
 

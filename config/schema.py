@@ -1,8 +1,8 @@
 """Every knob, on one page: its name, type, range, default and meaning.
 
-The defaults are the default recipe. Sections are for reading; a name is unique across all of them,
-so the command line needs only the name: `--label_smoothing=0.1`. A zero switches off what has no
-other way of being off.
+The defaults are the plain GPT; `make train` runs config/shakespeare_char.toml. Sections are for reading; a
+name is unique across all of them, so the command line needs only the name: `--label_smoothing=0.1`. A zero
+switches off what has no other way of being off.
 """
 
 import os

@@ -157,6 +157,8 @@ def download_tinyshakespeare() -> bytes:
 
 
 def _read_file(path: Path) -> str:
+    if path.is_char_device():
+        raise UserError(f"corpus {path}: a device, not a file")
     try:
         text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")  # a byte order mark
     except FileNotFoundError:

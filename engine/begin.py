@@ -2,9 +2,10 @@
 
 import json
 import os
-import shutil
+import platform
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from config.schema import Config
 from data.ngrams import NGrams
 from data.prepare import Corpus
 from errors import RANK, UserError
-from files import only_one, replace_sealed, seal
-from runs import Run, is_run, open_run, read_metrics
+from files import SEAL, find_damage, only_one, replace_sealed, seal
+from runs import RUN_FILES, Run, is_run, open_run
 
 FREE = {"dropout"}  # knobs of the model that may change when a run goes on
 NAMED = {"seed": "weights stay, batches and dropout change", "batch_size": "windows are shared out anew"}
@@ -23,11 +24,15 @@ NAMED = {"seed": "weights stay, batches and dropout change", "batch_size": "wind
 @contextmanager
 def hold_run(config: Config) -> Iterator[None]:
     """Be the only one that trains in out_dir; UserError where another process does."""
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is something to save
     path = Path(config.run.out_dir)
+    resolved = path.resolve()
+    if not resolved.name:
+        raise UserError(f"out_dir={path}: should be a directory of its own, such as out/mine")
     if config.run.explain_batch or RANK > 0:  # nothing is trained; rank 0 holds it for all
         yield
         return
-    resolved = path.resolve()
     with only_one(resolved.with_name(f".{resolved.name}.lock"), f"out_dir={path}: is being trained in, "
                   "wait for that to end, or choose another --out_dir; it is held") as before:
         if before:
@@ -38,6 +43,9 @@ def hold_run(config: Config) -> Iterator[None]:
 def begin_run(config: Config, corpus: Corpus, ngrams: NGrams | None = None) -> Run:
     """A new run at out_dir, or the one that is there, to go on with: where that is asked for, and after a restart."""
     path, init_from = Path(config.run.out_dir), config.run.init_from
+    new = _new(path)
+    if init_from != "scratch" and not path.exists() and new.exists() and not find_damage(new):
+        new.rename(path)  # it was killed as it was about to
     if init_from == "resume" or (is_run(path) and (init_from == "auto" or _is_restarted(path))):
         return resume_run(config, corpus, ngrams)
     return create_run(config, corpus, ngrams)
@@ -46,28 +54,45 @@ def begin_run(config: Config, corpus: Corpus, ngrams: NGrams | None = None) -> R
 def create_run(config: Config, corpus: Corpus, ngrams: NGrams | None = None) -> Run:
     """A fresh directory at out_dir; an earlier run that was there is moved aside, and named."""
     path = Path(config.run.out_dir)
+    real = path.resolve()  # so that a link stays one
     if path.name in ("", ".."):
-        raise UserError(f"out_dir={path}: should be a directory of its own, such as out/{config.data.tokenizer}")
+        raise UserError(f"out_dir={path}: should be a directory of its own, such as out/mine")
     if path.is_file() or (path.is_dir() and any(path.iterdir()) and not is_run(path)):
         raise UserError(f"out_dir={path}: exists and is not a run; choose another --out_dir")
-    new, earlier = path.with_name(f".{path.name}.new"), None
-    shutil.rmtree(new, ignore_errors=True)
+    if runs := [folder for folder in real.parents if is_run(folder)]:
+        raise UserError(f"out_dir={path}: is inside of another run, {runs[0]}, which replaces its checkpoints; choose "
+                        "another --out_dir")
+    files = {"config.toml": _saved(config).encode(), "corpus.json": json.dumps(corpus.meta, indent=1).encode(),
+             "tokenizer.json": json.dumps(corpus.tokenizer.to_json()).encode(),
+             **({"ngrams.safetensors": ngrams.to_bytes()} if ngrams is not None else {})}
+    new, earlier = _new(path), None
     try:
-        new.mkdir(parents=True)
-        (new / "config.toml").write_text(_saved(config), encoding="utf-8")
-        (new / "corpus.json").write_text(json.dumps(corpus.meta, indent=1), encoding="utf-8")
-        (new / "tokenizer.json").write_text(json.dumps(corpus.tokenizer.to_json()), encoding="utf-8")
-        if ngrams is not None:
-            (new / "ngrams.safetensors").write_bytes(ngrams.to_bytes())
+        new.mkdir(parents=True, exist_ok=True)
+        for name in [*RUN_FILES, SEAL]:  # of one that was killed
+            (new / name).unlink(missing_ok=True)
+        if any(new.iterdir()):
+            raise UserError(f"{new}: is in the way: it has files that are not ours")
+        for name, content in files.items():
+            (new / name).write_bytes(content)
         seal(new)
         if is_run(path):
-            earlier = next(p for n in range(1, 10**6) if not (p := path.with_name(f"{path.name}.{n}")).exists())
-            path.rename(earlier)
-        new.rename(path)  # where nothing is, or an empty directory
+            aside = next(p for n in range(1, 10**6) if not (p := real.with_name(f"{real.name}.{n}")).exists())
+            real.rename(aside)
+            earlier = aside if path.is_absolute() else Path(os.path.relpath(aside))
+        new.rename(real)  # where nothing is, or an empty directory
     except OSError:
-        shutil.rmtree(new, ignore_errors=True)
+        with suppress(OSError):
+            for name in [*files, SEAL]:
+                (new / name).unlink(missing_ok=True)
+            new.rmdir()
         raise
     return Run(path, config, corpus.meta, earlier)
+
+
+def _new(path: Path) -> Path:
+    """Where the run at `path` is made, before it is renamed."""
+    real = path.resolve()
+    return real.with_name(f".{real.name}.new")
 
 
 def resume_run(config: Config, corpus: Corpus, ngrams: NGrams | None = None) -> Run:
@@ -106,15 +131,23 @@ def _saved(config: Config) -> str:
 
 
 def _job() -> str:
-    """What torchrun calls this job, the same after each of its restarts; "" without torchrun."""
-    return os.environ.get("TORCHELASTIC_RUN_ID", "")
+    """Something that torchrun's restarts of a job have in common, and other jobs have not; "" without torchrun.
+
+    Its own name for the job is often "none"; the process that starts the ranks outlives them.
+    """
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return job and f"{job}, started by process {os.getppid()} on {platform.node()}"
 
 
 def _is_restarted(path: Path) -> bool:
     """Whether torchrun has restarted the job that made the run at `path`."""
-    history: list[Any] = read_metrics(path / "history.jsonl")
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and history[-1:] != [] and (
-        history[-1].get("job") == _job())
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return False
+    try:
+        *_, last = (path / "history.jsonl").read_bytes().splitlines()
+        return json.loads(last).get("job") == _job()
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _identity(config: Config, meta: dict[str, Any]) -> dict[str, Any]:

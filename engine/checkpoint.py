@@ -51,10 +51,10 @@ def load_checkpoint(folder: Path, model: GPT, optimizers: list[Optimizer] | None
     """Restore the weights and, if given, the optimizers; returns the progress. UserError if missing or damaged."""
     if not folder.exists() and _before(folder).exists():  # stopped between the two renames: the one before is whole
         folder = _before(folder)
-    if not folder.exists():
-        raise UserError(f"{folder}: there is no such checkpoint")
     other = "best" if folder.name == "last" else "last"
     remedy = f"the {other} checkpoint, if it is whole, is for --checkpoint={other}"
+    if not folder.exists():
+        raise UserError(f"{folder}: there is no such checkpoint; {remedy}")
     made = folder.stat().st_ino
     try:
         content = {name: read_sealed(folder / name, remedy) for name in (
@@ -82,6 +82,9 @@ def load_last(run: Run, model: GPT, optimizers: list[Optimizer]) -> tuple[Progre
     was stopped before its first checkpoint starts from the beginning.
     """
     there = [name for name in ("last", "previous", "best") if (run.path / name).exists()]
+    if not there and any(record["step"] > 0 for record in run.metrics):
+        raise UserError(f"{run.path}: its checkpoints are gone; start again, without --init_from=resume, which moves "
+                        "what is left of it aside")
     if not there:
         return Progress(), "stopped before its first checkpoint"
     said = ["last/ is missing"] if there == ["best"] else []

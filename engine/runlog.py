@@ -16,7 +16,7 @@ from engine.progress import Progress
 from engine.step import StepResult
 from loss import LossMeans, divide_once
 from model import GPT
-from runs import Record, Run
+from runs import Record, Run, parse_record
 from surprisal import bits_per_byte, perplexity, smoothed_entropy
 
 P = ParamSpec("P")
@@ -105,14 +105,15 @@ class RunLog:
 
 
 def _end_of(metrics: Path, step: int) -> int:
-    """How many bytes of a metrics.jsonl are of steps up to `step`: those after it are measured anew."""
-    end = 0
+    """How many bytes of a metrics.jsonl there are up to its last line of `step` or before; the rest is measured anew.
+
+    Damaged lines in between stay: they are not read, and nothing is lost with them.
+    """
+    end = at = 0
     with metrics.open("rb") if metrics.exists() else io.BytesIO() as file:
         for line in file:
-            try:
-                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
-                    break
-            except (ValueError, KeyError, TypeError):
-                break
-            end += len(line)
+            at += len(line)
+            record = parse_record(line)
+            if record and record["step"] <= step and line.endswith(b"\n"):
+                end = at
     return end

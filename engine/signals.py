@@ -1,4 +1,4 @@
-"""What the outside asks for: SIGINT (Ctrl-C) and SIGTERM to stop, SIGUSR1 to save a checkpoint and go on."""
+"""What the outside asks for: SIGINT (Ctrl-C), SIGTERM and SIGHUP to stop, SIGUSR1 to save a checkpoint and go on."""
 
 import signal
 from types import FrameType
@@ -9,7 +9,7 @@ SAVE = 1  # less than the number of any signal to stop
 
 
 class StopSignal:
-    """Truthy once SIGINT or SIGTERM came, to any rank; a second one stops at once.
+    """Truthy once a signal to stop came, to any rank; a second one stops at once.
 
     A signal reaches ranks at different moments, or only one of them, so they ask, and stop, together.
     `saving` says, after asking, whether SIGUSR1 came since the time before.
@@ -22,6 +22,8 @@ class StopSignal:
         self._asked = self._answered = 0  # how often SIGUSR1 came, and how many of them were answered
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._receive)
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+            signal.signal(signal.SIGHUP, self._receive)
         if hasattr(signal, "SIGUSR1"):  # not on Windows
             signal.signal(signal.SIGUSR1, self._ask)
 

@@ -179,13 +179,14 @@ def test_mistakes_are_one_clear_line(run, clone, trained, command, message) -> N
     assert sorted(path for path in clone.glob("out/*")) == before
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_an_interrupted_run_says_how_to_go_on_and_does(run, clone, number, code) -> None:
     out = f"out/stopped-{number}"
     arguments = [*TINY, "--corpus=text.txt", f"--out_dir={out}", "--max_iters=100000", "--log_interval=100",
                  "--eval_interval=100000", "--checkpoint_interval=100000"]
     process = subprocess.Popen([sys.executable, "train.py", *arguments], cwd=clone, stdout=subprocess.PIPE, text=True,
-                               env=os.environ | {"OMP_NUM_THREADS": "1"})
+                               env=os.environ | {"OMP_NUM_THREADS": "1"},
+                               preexec_fn=lambda: signal.signal(number, signal.SIG_DFL))  # not as under nohup
     deadline = time.monotonic() + 60
     while len(read_metrics(clone / out / "metrics.jsonl")) < 2:
         assert time.monotonic() < deadline

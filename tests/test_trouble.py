@@ -19,10 +19,11 @@ import pytest
 import torch
 
 import report
+import sample
 from config.cli import load_config
 from config.schema import Config, ModelConfig, OptimConfig
 from data.batches import Batch
-from engine.begin import create_run
+from engine.begin import begin_run, create_run, hold_run
 from engine.distributed import World
 from engine.optim import make_optimizers
 from engine.progress import WARM, Progress
@@ -481,3 +482,142 @@ def test_a_real_lack_of_memory_is_one_clear_line(clone) -> None:
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: out of memory: use --micro_batch_size=128, half of what it is")
     assert done.stderr.count("\n") == 1
+
+
+# What users do to runs by hand.
+
+
+def test_a_damaged_line_of_metrics_takes_no_other_with_it(finished) -> None:
+    metrics = finished / "metrics.jsonl"
+    lines = metrics.read_bytes().split(b"\n")
+    lines[2] = lines[2].replace(b"step", b"st\xb3p")
+    lines[3] = lines[3].replace(b'"step": 3', b'"step": 73')
+    metrics.write_bytes(b"\n".join(lines))
+    assert train(load_config([*RUN, "--init_from=resume", "--max_iters=8"])) == 0
+    assert metrics.read_bytes().startswith(b"\n".join(lines))
+    assert [record["step"] for record in read_metrics(metrics)] == [0, 1, 73, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("line", [b"", b'{"step": "x", "val_nll": "y", "seconds": 1, "tokens": 1}', b"[[" * 10**5,
+                                  b"\xff", b'{"step": 5}', b'{"val_nll": 5}', b'{"step": true}', b"null"])
+def test_odd_metrics_are_drawn_as_far_as_they_go(finished, line, run) -> None:
+    metrics = finished / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes() + line + b"\n")
+    for x in ("step", "tokens"):
+        run("curves.py", str(finished), f"--x={x}", "--terminal")
+    metrics.write_bytes(line)
+    assert run("curves.py", str(finished), "--terminal", check=False).returncode in (0, 2)
+    assert train(load_config([*RUN, "--init_from=resume"])) == 0
+    metrics.unlink()
+    assert train(load_config([*RUN, "--init_from=resume"])) == 0
+
+
+def test_a_copied_or_moved_run_goes_on_where_it_is(finished) -> None:
+    """By its own config.toml, which still has the old out_dir; the original is not touched."""
+    copied = finished.with_name("copied")
+    shutil.copytree(finished, copied)
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    assert train(load_config(["out/copied/config.toml", "--init_from=resume", "--max_iters=8"])) == 0
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+    assert read_metrics(copied / "metrics.jsonl")[-1]["step"] == 8
+    assert load_config(["out/copied/config.toml", "--out_dir=out/new"]).run.out_dir == "out/new"
+
+
+def test_what_is_not_ours_is_left_alone(data_dir) -> None:
+    new, lock = data_dir / "out/.run.new", data_dir / "out/.run.lock"
+    new.mkdir(parents=True)
+    (new / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match=r"\.run\.new: is in the way: it has files that are not ours"):
+        train(load_config(RUN))
+    lock.write_text("mine")
+    with pytest.raises(UserError, match=r"\.run\.lock: is in the way"), hold_run(load_config(RUN)):
+        pass
+    assert ((new / "thesis.txt").read_text(), lock.read_text()) == ("years of work", "mine")
+
+
+def test_a_run_inside_a_run_is_refused(finished) -> None:
+    """The next checkpoint would replace it."""
+    with pytest.raises(UserError, match=r"out_dir=out/run/best/student: is inside of another run, .*out/run, which"):
+        train(load_config([*RUN, "--out_dir=out/run/best/student"]))
+
+
+def test_a_run_whose_checkpoints_are_gone_keeps_its_metrics(finished) -> None:
+    before = (finished / "metrics.jsonl").read_bytes()
+    for checkpoint in ("last", "previous", "best"):
+        shutil.rmtree(finished / checkpoint)
+    with pytest.raises(UserError, match="out/run: its checkpoints are gone; start again"):
+        train(load_config([*RUN, "--init_from=resume"]))
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("out_dir", ["/", "//", ".."])
+def test_directories_that_cannot_be_runs(data_dir, out_dir) -> None:
+    config = load_config([*RUN, f"--out_dir={out_dir}"])
+    with pytest.raises(UserError, match="should be a directory of its own"), hold_run(config):
+        train(config)
+
+
+def test_links_stay_links(data_dir) -> None:
+    """Of the directory, and of a checkpoint on another disk."""
+    (data_dir / "disk/real").mkdir(parents=True)
+    (data_dir / "out").mkdir()
+    (data_dir / "out/run").symlink_to(data_dir / "disk/real")
+    for _ in range(2):
+        assert train(load_config(RUN)) == 0
+        assert (data_dir / "out/run").is_symlink()
+        assert (data_dir / "disk/real/last").is_dir()
+    assert (data_dir / "disk/real.1/last").is_dir()
+    (data_dir / "disk/real/last").rename(data_dir / "disk/last")
+    (data_dir / "out/run/last").symlink_to(data_dir / "disk/last")
+    assert train(load_config([*RUN, "--init_from=resume", "--max_iters=12"])) == 0
+    assert json.loads((data_dir / "out/run/last/progress.json").read_text())["step"] == 12
+
+
+def test_killed_between_moving_the_old_run_aside_and_naming_the_new_one(data_dir) -> None:
+    config = load_config([*RUN, "--init_from=resume"])
+    from data.prepare import prepare_corpus
+
+    create_run(config, prepare_corpus(config.data)).path.rename(data_dir / "out/.run.new")
+    assert train(config) == 0
+    assert json.loads((data_dir / "out/run/last/progress.json").read_text())["step"] == 6
+
+
+def test_restarts_of_one_job_are_told_from_other_jobs(finished, monkeypatch) -> None:
+    """Although torchrun may call all of them "none"."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    config = load_config([*RUN, "--max_iters=8"])
+    assert train(config) == 0
+    data = json.loads((finished / "history.jsonl").read_text())
+    assert data["job"].startswith("none, started by process ")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert begin_run(config, open_run(finished).corpus).changes == {}
+    (finished / "history.jsonl").write_text(json.dumps(data | {"job": "none, started by process 1 on moon"}) + "\n")
+    assert begin_run(config, open_run(finished).corpus).changes is None
+    assert (finished.with_name("run.2") / "last").exists()
+
+
+@pytest.mark.parametrize("lost", [">/dev/full", "2>/dev/full", ">&-", "2>&-", "<&-", "| head -1"])
+def test_a_log_that_cannot_be_written_stops_nothing(clone, lost) -> None:
+    shutil.rmtree(clone / "out/unheard", ignore_errors=True)
+    words = " ".join(["--corpus=text.txt", "--out_dir=out/unheard", *TINY])
+    subprocess.run(["bash", "-c", f"{sys.executable} train.py {words} {lost}; exit ${{PIPESTATUS[0]}}"], cwd=clone,
+                   check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert read_metrics(clone / "out/unheard/metrics.jsonl")[-1]["step"] == 6
+    assert json.loads((clone / "out/unheard/last/progress.json").read_text())["step"] == 6
+
+
+def test_devices_are_no_texts(run) -> None:
+    for path in ("/dev/zero", "/dev/null"):
+        done = run("train.py", f"--corpus={path}", check=False)
+        assert (done.returncode, done.stderr) == (2, f"error: corpus {path}: a device, not a file\n")
+
+
+def test_signals_before_there_is_something_to_save(data_dir) -> None:
+    with hold_run(load_config(RUN)):
+        assert signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN
+
+
+def test_a_model_cannot_command_a_terminal(monkeypatch) -> None:
+    assert sample.harmless("\x1bP\n\x9b") == "\x1bP\n\x9b"  # a file has what was written
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert sample.harmless("\x1b]0;evil\x07 naïve 🎉\n\t\x9b1m\r") == "\ufffd]0;evil\ufffd naïve 🎉\n\t\ufffd1m\ufffd"
