@@ -5,7 +5,8 @@ from types import FrameType
 
 from engine.distributed import World
 
-SAVE = 1  # less than the number of any signal to stop
+SAVE = 1  # what ranks tell each other when SIGUSR1 came, and
+STOP = 128  # this plus its number, an exit code, for a signal to stop
 
 
 class StopSignal:
@@ -36,11 +37,11 @@ class StopSignal:
 
     def __bool__(self) -> bool:
         asked = self._asked
-        agreed = self.world.max(self.received or (SAVE if asked > self._answered else 0))
+        agreed = self.world.max(self.exit_code or (SAVE if asked > self._answered else 0))
         self._answered, self.saving = asked, agreed == SAVE
-        if agreed > SAVE:
-            self.received = signal.Signals(agreed)
-        return agreed > SAVE
+        if agreed > STOP:
+            self.received = signal.Signals(agreed - STOP)
+        return agreed > STOP
 
     @property
     def name(self) -> str:
@@ -49,4 +50,4 @@ class StopSignal:
     @property
     def exit_code(self) -> int:
         """128 + the signal's number, as shells have it; 0 if none came."""
-        return 128 + self.received if self.received else 0
+        return STOP + self.received if self.received else 0

@@ -119,7 +119,7 @@ def test_ranks_stop_together() -> None:
     """A signal that another rank got counts as received here, with its name and exit code."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        told = type("Told", (Apart,), {"max": lambda self, number: 15})(CPU.device, CPU.dtype, 0, 2)
+        told = type("Told", (Apart,), {"max": lambda self, number: 143})(CPU.device, CPU.dtype, 0, 2)
         stop, alone = StopSignal(told), StopSignal(CPU)
         assert stop
         assert (stop.name, stop.exit_code) == ("SIGTERM", 143)
