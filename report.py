@@ -217,9 +217,10 @@ def going_on(run: "Run", step: int, remark: str) -> str:
     return "\n".join([*says, f"going on from step {step:,} of {run.path}", *changes])
 
 
-def stopped(run: "Run", signal: str, step: int, saved: bool) -> str:
+def stopped(run: "Run", signal: str, step: int, saved: bool, ranks: int) -> str:
     """That a signal has stopped a run, and how to go on."""
-    command = f"python train.py {shlex.quote(str(run.path / 'config.toml'))} --init_from=resume"
+    launcher = "python" if ranks == 1 else f"torchrun --standalone --nproc_per_node={ranks}"
+    command = f"{launcher} train.py {shlex.quote(str(run.path / 'config.toml'))} --init_from=resume"
     lost = "" if saved else ", which could not be saved: make room first; the checkpoint before is whole"
     return f"Stopped by {signal} at step {step:,}{lost}. To go on:\n  {command}"
 

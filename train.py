@@ -147,7 +147,7 @@ def train(config: Config) -> int:
     # What came of it.
     log.attempt("curves.png", draw_png, [run], run.path / "curves.png", CurveOptions())
     if stop:
-        world.once(print, "\n" + report.stopped(run, stop.name, progress.step, saved), flush=True)
+        world.once(print, "\n" + report.stopped(run, stop.name, progress.step, saved, world.size), flush=True)
         return stop.exit_code
     world.once(print, "\n" + report.verdict(run.metrics, baselines, config), flush=True)
     if not saved:

@@ -189,6 +189,7 @@ def test_two_ranks_stopped_and_resumed_are_one_process(run, clone) -> None:
     process.send_signal(signal.SIGTERM)  # to torchrun, which passes it on
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 1  # whatever ranks exit with, torchrun exits with 1
+    assert "\n  torchrun --standalone --nproc_per_node=2 train.py " in printed
     assert printed.count("Stopped by SIGTERM at step") == printed.count("2 ranks of cpu with 1 threads, float32") == 1
     stopped = json.loads((two / "last/progress.json").read_text())["step"]
 
