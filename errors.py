@@ -20,14 +20,13 @@ class UserError(Exception):
 
 def run_command(main: Callable[[list[str]], None]) -> None:
     """Run `main(argv)`; turn a UserError into a line on stderr and exit code 2 (torchrun makes it 1)."""
-    for name in ("stdout", "stderr"):  # that were closed before
-        if getattr(sys, name) is None:
+    for name in ("stdout", "stderr"):
+        silent = RANK > 0 and name == "stdout"  # torchrun's other processes would say everything again
+        if silent or getattr(sys, name) is None:  # closed by who started this
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # a terminal that knows no UTF-8 shows "?" instead of failing
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    if RANK > 0:  # torchrun's other processes, which would say everything again
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         with out_of_memory("use less at once: a smaller text, or fewer samples"):
             main(sys.argv[1:])
@@ -38,13 +37,20 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # `... | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
+        _silence(sys.stdout)  # or Python complains at exit
         sys.exit(141)
     except OSError as error:  # a disk, a directory, a permission
         _let_rank_0_tell()
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _silence(stream: TextIO) -> None:
+    """Have all that is still written to a stream go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 class Forgiving:
@@ -63,7 +69,7 @@ class Forgiving:
         try:
             return function(*args)
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            _silence(self._stream)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

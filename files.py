@@ -37,9 +37,24 @@ def write_atomically(path: Path, content: bytes) -> None:
 def seal(folder: Path) -> None:
     """Have a folder's files on disk, and their hashes beside them."""
     files = sorted(path for path in folder.iterdir() if path.name != SEAL)
-    (folder / SEAL).write_text("".join(f"{_sha256(path)}  {path.name}\n" for path in files), encoding="utf-8")
+    (folder / SEAL).write_bytes(_lines({path.name: [_sha256(path)] for path in files}))
     for path in [*files, folder / SEAL, folder]:
         _flush(path)
+
+
+@contextmanager
+def made_anew(folder: Path, old: Path) -> Iterator[Path]:
+    """A folder to write in, which is then sealed and put in `folder`'s place; on a full disk, all is as before."""
+    new = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir(parents=True)
+        yield new
+        seal(new)
+        put(new, folder, old)
+    except OSError:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
 
 
 def put(new: Path, folder: Path, old: Path) -> None:
@@ -83,14 +98,14 @@ def find_damage(folder: Path) -> str:
 
 
 def replace_sealed(path: Path, content: bytes) -> None:
-    """Replace a file in a sealed folder. In between, the seal allows what it was and what it will be."""
-    sums = _sums(path.parent) | {path.name: [hashlib.sha256(content).hexdigest()]}
-    both = sums | {path.name: [*_sums(path.parent).get(path.name, []), *sums[path.name]]}
-    for allowed in (both, sums):
-        text = "".join(f"{sha256}  {name}\n" for name, hashes in allowed.items() for sha256 in hashes)
-        write_atomically(path.with_name(SEAL), text.encode())
-        if allowed is both:
-            write_atomically(path, content)
+    """Replace a file in a sealed folder, unless it is the same. In between, the seal allows both contents."""
+    sums, now = _sums(path.parent), [hashlib.sha256(content).hexdigest()]
+    before = sums.get(path.name, [])
+    if before == now and path.exists() and [_sha256(path)] == now:
+        return
+    write_atomically(path.with_name(SEAL), _lines(sums | {path.name: before + now}))
+    write_atomically(path, content)
+    write_atomically(path.with_name(SEAL), _lines(sums | {path.name: now}))
 
 
 @contextmanager
@@ -137,6 +152,10 @@ def _sums(folder: Path) -> dict[str, list[str]]:
         if Path(name).name == name:  # files beside it only
             sums.setdefault(name, []).append(sha256)
     return sums
+
+
+def _lines(sums: dict[str, list[str]]) -> bytes:
+    return "".join(f"{sha256}  {name}\n" for name, hashes in sums.items() for sha256 in hashes).encode()
 
 
 def _sha256(path: Path) -> str:

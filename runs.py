@@ -28,7 +28,6 @@ from files import read_sealed
 
 Record = dict[str, float]  # a line of metrics
 
-RUN_FILES = ["config.toml", "corpus.json", "tokenizer.json", "ngrams.safetensors"]  # under the run's seal
 REMEDY = "have it from a copy, or train again"
 
 

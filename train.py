@@ -13,14 +13,14 @@ from datetime import UTC, datetime
 import report
 from config.cli import load_config
 from config.schema import Config
-from engine.begin import begin_run, hold_run, note_start
 from errors import UserError, forgiving, out_of_memory, run_command
-from runs import Record
 
 
 def main(argv: list[str]) -> None:
     config = load_config(argv)  # --help and every mistake are answered before torch is loaded
     sys.stdout, sys.stderr = forgiving(sys.stdout), forgiving(sys.stderr)  # a log that cannot be written stops nothing
+    from engine.begin import hold_run
+
     with hold_run(config), out_of_memory(report.less_memory(config)):
         code = train(config)
     sys.exit(code)
@@ -34,6 +34,7 @@ def train(config: Config) -> int:
     from curves import CurveOptions, draw_png
     from data.batches import TrainBatches, eval_batches
     from data.prepare import prepare_corpus
+    from engine.begin import begin_run, note_start
     from engine.checkpoint import load_checkpoint, load_last, load_teacher
     from engine.diagnosis import diagnose
     from engine.distributed import find_world
@@ -45,6 +46,7 @@ def train(config: Config) -> int:
     from engine.step import StepResult, evaluate, train_step, try_compile
     from explain import explain_batch
     from model import GPT
+    from runs import Record
 
     max_iters, tokens_per_step = config.optim.max_iters, config.optim.batch_size * config.model.block_size
     world = find_world(config.run.device, config.run.dtype, config.optim.batch_size)

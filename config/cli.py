@@ -164,10 +164,9 @@ def _validate(schema: type[Section], values: dict[str, Any], strict: bool) -> tu
     except ValidationError as error:
         return {}, [f"{e['loc'][-1]}={e['input']!s:.80}: {e['msg'][0].lower()}{e['msg'][1:]}" for e in error.errors()]
     values = checked.model_dump(exclude_unset=True, by_alias=True)
-    tables = values.values() if schema is Config else [values]
+    pairs = _leaves(values) if schema is Config else values.items()
     return values, [f"{name}={value!a:.80}: has a character that no file name and no TOML file may have"
-                    for table in tables for name, value in table.items()
-                    if isinstance(value, str) and not _is_plain(value)]
+                    for name, value in pairs if isinstance(value, str) and not _is_plain(value)]
 
 
 def _is_plain(text: str) -> bool:

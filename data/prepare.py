@@ -30,7 +30,7 @@ from data.markov import LENGTH, Floor, MarkovSource
 from data.ngrams import MAX_VOCABULARY, NGrams, count_ngrams
 from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
 from errors import UserError, run_command
-from files import find_damage, only_one, put, seal
+from files import find_damage, made_anew, only_one
 
 FORMAT = 5  # raised when prepared files of an older program can no longer be used
 
@@ -163,21 +163,13 @@ def _prepare(text: str, floor: Floor | None, source: dict[str, Any], folder: Pat
     if floor:  # a token is a character
         nll = floor.nll[1 - len(splits["val"].tokens):]
         meta |= {"entropy_rate": floor.entropy_rate, "source_nll": float(nll.mean())}
-    made = folder.with_name(f"{folder.name}.new")
-    shutil.rmtree(made, ignore_errors=True)
-    try:
-        made.mkdir(parents=True)
+    with made_anew(folder, old := folder.with_name(f"{folder.name}.old")) as made:
         for name, split in splits.items():
             np.save(made / f"{name}.npy", split.tokens)
             if split.scored is not None:
                 np.save(made / f"{name}_scored.npy", split.scored)
         (made / "tokenizer.json").write_text(json.dumps(tokenizer.to_json()), encoding="utf-8")
         (made / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-        seal(made)
-        put(made, folder, old := folder.with_name(f"{folder.name}.old"))
-    except OSError:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -15,8 +15,9 @@ from data.ngrams import NGrams
 from data.prepare import Corpus
 from errors import RANK, UserError
 from files import SEAL, find_damage, only_one, replace_sealed, seal
-from runs import RUN_FILES, Run, is_run, open_run
+from runs import Run, is_run, open_run
 
+FILES = ["config.toml", "corpus.json", "tokenizer.json", "ngrams.safetensors", SEAL]  # that a run is made with
 FREE = {"dropout"}  # knobs of the model that may change when a run goes on
 NAMED = {"seed": "weights stay, batches and dropout change", "batch_size": "windows are shared out anew"}
 
@@ -68,8 +69,7 @@ def create_run(config: Config, corpus: Corpus, ngrams: NGrams | None = None) -> 
     new, earlier = _new(path), None
     try:
         new.mkdir(parents=True, exist_ok=True)
-        for name in [*RUN_FILES, SEAL]:  # of one that was killed
-            (new / name).unlink(missing_ok=True)
+        _clear(new)  # of what one that was killed has left
         if any(new.iterdir()):
             raise UserError(f"{new}: is in the way: it has files that are not ours")
         for name, content in files.items():
@@ -82,11 +82,15 @@ def create_run(config: Config, corpus: Corpus, ngrams: NGrams | None = None) -> 
         new.rename(real)  # where nothing is, or an empty directory
     except OSError:
         with suppress(OSError):
-            for name in [*files, SEAL]:
-                (new / name).unlink(missing_ok=True)
+            _clear(new)
             new.rmdir()
         raise
     return Run(path, config, corpus.meta, earlier)
+
+
+def _clear(new: Path) -> None:
+    for name in FILES:
+        (new / name).unlink(missing_ok=True)
 
 
 def _new(path: Path) -> Path:

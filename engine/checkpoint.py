@@ -18,7 +18,7 @@ from engine.distributed import World
 from engine.optimizers import Optimizer
 from engine.progress import Progress
 from errors import RANK, UserError
-from files import put, read_sealed, seal
+from files import made_anew, read_sealed
 from model import GPT
 from runs import Run, open_run
 
@@ -28,21 +28,13 @@ def save_checkpoint(folder: Path, model: GPT, progress: Progress, optimizers: li
 
     OSError if there is no room: the checkpoints that were there, still are.
     """
-    new = folder.with_name(f"{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        new.mkdir(parents=True)
+    with made_anew(folder, _before(folder)) as new:
         (new / "model.safetensors").write_bytes(save({n: t.contiguous() for n, t in model.state_dict().items()}))
         (new / "progress.json").write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
         if optimizers is not None:
             (new / "optimizer.safetensors").write_bytes(save({
                 f"{number}.{name}": tensor for number, optimizer in enumerate(optimizers)
                 for name, tensor in optimizer.state_dict().items()}))
-        seal(new)
-        put(new, folder, _before(folder))
-    except OSError:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
     if folder.name != "last":
         shutil.rmtree(_before(folder), ignore_errors=True)
 

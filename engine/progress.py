@@ -39,11 +39,11 @@ class Progress:
         self.bad_in_a_row = self.bad_in_a_row + 1 if result.bad else 0
         if not result.taken:
             return None
-        excess = result.nll - self.mean if self.measured else 0.0
+        excess = result.nll - self.mean
         spike = self.measured >= WARM and excess > max(RISE, SIGMAS * self.variance**0.5)
         self.loss_spikes += spike
         share = max(1 - MEMORY, 1 / (self.measured + 1))  # a plain mean, as long as there are few
-        self.mean = self.mean + share * excess if self.measured else result.nll
+        self.mean += share * excess
         self.variance = (1 - share) * (self.variance + share * excess**2)
         self.measured += 1
         return excess if spike else None

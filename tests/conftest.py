@@ -10,11 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from runs import Record, read_metrics
+
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--block_size=8", "--n_layer=2", "--n_head=2", "--n_embd=16", "--batch_size=4", "--max_iters=6",
         "--eval_interval=2", "--log_interval=1", "--checkpoint_interval=2", "--eval_tokens=300", "--dtype=float32"]
 
 torch.set_num_threads(1)  # models this small are slower with more
+
+
+def without_clocks(run: Path) -> list[Record]:
+    """A run's metrics but for what depends on time: equal for runs that are."""
+    return [{key: value for key, value in record.items() if "second" not in key}
+            for record in read_metrics(run / "metrics.jsonl")]
 
 
 def make_text(n_lines: int = 400) -> str:

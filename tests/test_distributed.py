@@ -26,8 +26,8 @@ from engine.step import evaluate, train_step
 from errors import UserError, run_command
 from loss import IGNORE_INDEX
 from model import GPT
-from runs import Record, read_metrics
-from tests.conftest import TINY
+from runs import read_metrics
+from tests.conftest import TINY, without_clocks
 
 CPU = World(torch.device("cpu"), torch.float32)
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
@@ -166,11 +166,6 @@ def torchrun(clone: Path, *arguments: str) -> subprocess.Popen[str]:
                             env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-def metrics(run: Path) -> list[Record]:
-    return [{key: value for key, value in record.items() if "second" not in key}
-            for record in read_metrics(run / "metrics.jsonl")]
-
-
 def test_two_ranks_stopped_and_resumed_are_one_process(run, clone) -> None:
     """Metrics, checkpoints and words, by the real commands.
 
@@ -201,8 +196,8 @@ def test_two_ranks_stopped_and_resumed_are_one_process(run, clone) -> None:
         assert printed.count(said) == 1
 
     run("train.py", "--corpus=text.txt", *TINY, *knobs, "--out_dir=out/one", last)
-    assert len(metrics(one)) == stopped + 4
-    for together, alone in zip(metrics(two), metrics(one), strict=True):
+    assert len(without_clocks(one)) == stopped + 4
+    for together, alone in zip(without_clocks(two), without_clocks(one), strict=True):
         assert together == pytest.approx(alone, rel=1e-5)
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
 

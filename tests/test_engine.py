@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from files import replace_sealed
 from loss import IGNORE_INDEX
 from model import GPT
 from runs import read_metrics
-from tests.conftest import TINY
+from tests.conftest import TINY, without_clocks
 from train import train
 
 CPU = World(torch.device("cpu"), torch.float32)
@@ -208,10 +209,7 @@ def test_damaged_checkpoints_are_told(file, tmp_path) -> None:
 def run_training(*argv: str) -> list[dict[str, float]]:
     with redirect_stdout(io.StringIO()):
         assert train(load_config(["--corpus=text.txt", "--out_dir=out/run", *TINY, *argv])) == 0
-    from pathlib import Path
-
-    return [{k: v for k, v in record.items() if "second" not in k}
-            for record in read_metrics(Path("out/run/metrics.jsonl"))]
+    return without_clocks(Path("out/run"))
 
 
 @pytest.mark.parametrize(("optimizer", "ngram"), [("muon", 0), ("adamw", 0), ("muon", 3)])

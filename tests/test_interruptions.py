@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from runs import Record, read_metrics
-from tests.conftest import TINY
+from runs import read_metrics
+from tests.conftest import TINY, without_clocks
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 KNOBS = ["--corpus=text.txt", *TINY, "--dropout=0.2", "--micro_batch_size=2", "--val_fraction=0.9", "--eval_interval=7",
@@ -55,11 +55,6 @@ def wait_for(run: Path, lines: int, process: subprocess.Popen[str]) -> None:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def without_clocks(run: Path) -> list[Record]:
-    return [{key: value for key, value in record.items() if "second" not in key}
-            for record in read_metrics(run / "metrics.jsonl")]
 
 
 def finish_and_compare(clone: Path, out: str, script: list[str]) -> None:
