@@ -1,6 +1,8 @@
-"""A few operations with their gradients written out, for what autograd would do in more passes over memory.
+"""Three small operations with hand-written gradients.
 
-Eagerly, a model this small waits for memory, not for arithmetic: each pass over its activations counts.
+A model this small waits for memory, not for arithmetic: autograd would read and write the activations more
+often than these do (bench/kernels.py measures it). Inside torch.compile the plain formulas are used, because the
+compiler fuses them by itself. tests/test_kernels.py checks each against PyTorch.
 """
 
 from typing import Any
@@ -9,75 +11,81 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-EPS = 1e-6  # the least root mean square that is divided by
+EPS = 1e-6  # keeps rms_norm of zeros finite
 
 
 def relu2(x: Tensor) -> Tensor:
-    """max(x, 0)^2 (So et al. 2021)."""
+    """max(x, 0)^2, of any shape (So et al. 2021)."""
+    if torch.compiler.is_compiling():
+        return F.relu(x).square()
     y: Tensor = _ReLU2.apply(x)  # type: ignore[no-untyped-call]
     return y
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    """x / sqrt(mean x^2) over the last dimension (Zhang & Sennrich 2019), without weights."""
+    """x / sqrt(mean(x^2) + EPS) over the last dimension, without weights (Zhang & Sennrich 2019)."""
+    if torch.compiler.is_compiling():
+        return F.rms_norm(x, x.shape[-1:], eps=EPS)
     y: Tensor = _RMSNorm.apply(x)  # type: ignore[no-untyped-call]
     return y
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, width: int) -> Tensor:
-    """Rotary positions (Su et al. 2021): turn pairs of features by an angle that grows with position.
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, head_width: int) -> Tensor:
+    """Rotary position embedding (Su et al. 2021), in the direction that nanochat turns.
 
-    x is (B, T, n width), n heads side by side; feature i of a head is paired with i + width / 2. cos and
-    sin are (T, n width), the latter with the sign of the first of each pair turned.
+    x is (B, T, n D): n heads of width D side by side. Feature i of a head and feature i + D/2 are a pair (a, b),
+    which becomes (a cos + b sin, b cos - a sin). cos and sin are (T, n D); the second half of each head in sin
+    already has the minus sign.
     """
-    y: Tensor = _Rotation.apply(x, cos, sin, width)  # type: ignore[no-untyped-call]
+    if torch.compiler.is_compiling():
+        return _rotate(x, cos, sin, head_width)
+    y: Tensor = _Rotary.apply(x, cos, sin, head_width)  # type: ignore[no-untyped-call]
     return y
 
 
 class _ReLU2(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        r = F.relu(x)
-        ctx.save_for_backward(r)
-        return r * r
+        positive = F.relu(x)
+        ctx.save_for_backward(positive)
+        return positive * positive
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (r,) = ctx.saved_tensors
-        return (grads[0] * r).mul_(2)
+        (positive,) = ctx.saved_tensors
+        return (grads[0] * positive).mul_(2)
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         C = x.shape[-1]
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-        scale = (C**0.5 / norm.clamp_min(EPS * C**0.5)).to(x.dtype)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = torch.rsqrt(norm.square_().div_(C).add_(EPS)).to(x.dtype)
         y = x * scale
         ctx.save_for_backward(y, scale)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        """With y = s x and s = 1 / rms: dx = s (g - y mean(g y)), as s falls where x grows."""
+        """dx = scale (g - y mean(g y)): the scale falls where x grows."""
         (g,), (y, scale) = grads, ctx.saved_tensors
         return torch.addcmul(g, y, (g * y).mean(dim=-1, keepdim=True), value=-1).mul_(scale)
 
 
-class _Rotation(torch.autograd.Function):
+class _Rotary(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, width: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, head_width: int) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        ctx.width = width
-        return _turn(x, cos, sin, width)
+        ctx.head_width = head_width
+        return _rotate(x, cos, sin, head_width)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _turn(grads[0], cos, -sin, ctx.width), None, None, None  # a rotation's inverse turns back
+        cos, sin = ctx.saved_tensors  # the inverse of a rotation turns back
+        return _rotate(grads[0], cos, -sin, ctx.head_width), None, None, None
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, width: int) -> Tensor:
-    """(a, b) of each pair to (a cos - b sin, b cos + a sin)."""
-    swapped = x.view(*x.shape[:-1], -1, width).roll(width // 2, -1).view(x.shape)
-    return (x * cos).addcmul_(swapped, sin)
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, head_width: int) -> Tensor:
+    swapped = x.view(*x.shape[:-1], -1, head_width).roll(head_width // 2, -1).view(x.shape)
+    return torch.addcmul(x * cos, swapped, sin)

@@ -1,169 +1,135 @@
-"""Train a GPT, and show what its loss means: `python train.py [RECIPE.toml] [--name=value ...]`.
+"""Train a GPT, and show what its loss means: `python train.py [RECIPE] [--name=value ...]`.
 
-The story, in order: configuration, corpus, model, the loop, and what came of it. Several processes,
-`torchrun --standalone --nproc_per_node=2 train.py ...`, share out the same steps; all of them walk
-through this file, and what is to happen once, `world.once` does on rank 0.
+Several processes, `torchrun --standalone --nproc_per_node=2 train.py ...`, share each step; all of them walk through
+this file, but only rank 0 writes and prints.
 """
 
-import math
 import sys
 import time
-from datetime import UTC, datetime
 
-import report
 from config.cli import load_config
+from config.errors import out_of_memory, run_command
+
+if __name__ == "__main__":
+    run_command(load_config)  # --help and mistakes are answered here, because importing torch takes seconds
+
+import torch
+
 from config.schema import Config
-from errors import UserError, forgiving, out_of_memory, run_command
+from data.batches import Batch, EvalText, TrainBatches
+from data.prepare import prepare_corpus
+from engine.checkpoint import Optimizers, load_last, load_teacher
+from engine.diagnosis import diagnose
+from engine.distributed import Distributed, setup_distributed
+from engine.generate import generate_texts
+from engine.optim import make_optimizers, set_lr
+from engine.run import create_or_resume, lock_run, note_start
+from engine.signals import StopSignal
+from engine.state import StepResult, TrainState
+from engine.step import compile_model, is_eval_step, make_objective, seed_dropout, teacher_logits, validate
+from loss import sum_losses
+from model import GPT
+from report import explain, words
+from report.outcome import show_outcome
+from report.trainlog import TrainLog
 
 
 def main(argv: list[str]) -> None:
-    config = load_config(argv)  # --help and every mistake are answered before torch is loaded
-    sys.stdout, sys.stderr = forgiving(sys.stdout), forgiving(sys.stderr)  # a log that cannot be written stops nothing
-    from engine.begin import hold_run
-
-    with hold_run(config), out_of_memory(report.less_memory(config)):
-        code = train(config)
-    sys.exit(code)
+    cfg, named = load_config(argv)
+    with lock_run(cfg), out_of_memory(words.less_memory(cfg)):
+        sys.exit(train(cfg, named))
 
 
-def train(config: Config) -> int:
-    """Train as configured, from scratch or from the last checkpoint; returns the exit code."""
-    import torch
-    from tqdm import tqdm
+def train(cfg: Config, named: set[str]) -> int:
+    """Train from scratch or from the last checkpoint; returns the exit code."""
+    dist = setup_distributed(cfg.run.device, cfg.run.dtype, cfg.optim.batch_size)
+    cfg = cfg.with_run(dtype=dist.dtype_name)
+    torch.manual_seed(cfg.run.seed)
 
-    from curves import CurveOptions, draw_png
-    from data.batches import TrainBatches, eval_batches
-    from data.prepare import prepare_corpus
-    from engine.begin import begin_run, note_start
-    from engine.checkpoint import load_checkpoint, load_last, load_teacher
-    from engine.diagnosis import diagnose
-    from engine.distributed import find_world
-    from engine.generate import generate
-    from engine.optim import make_optimizers
-    from engine.progress import Progress
-    from engine.runlog import RunLog, training_record, validation_record
-    from engine.signals import StopSignal
-    from engine.step import StepResult, evaluate, train_step, try_compile
-    from explain import explain_batch
-    from model import GPT
-    from runs import Record
+    # data
+    corpus = dist.rank0_first(prepare_corpus, cfg.data)
+    eos = corpus.tokenizer.eos if cfg.data.padded else None
+    get_batch = TrainBatches(corpus.train, cfg.model.block_size, cfg.optim.batch_size, cfg.run.seed, eos,
+                             cfg.run.micro_batch_size, dist.rank, dist.world_size)
+    val_text = EvalText(corpus.val, cfg.model.block_size, eos, max_tokens=cfg.run.eval_tokens)
+    if cfg.run.explain_batch:
+        print(explain.show_masks(get_batch(0)[0], corpus.tokenizer, cfg.data.padded))
+        return 0
+    print(words.describe_options(cfg), corpus.info.describe(), sep="\n\n", end="\n\n")
 
-    max_iters, tokens_per_step = config.optim.max_iters, config.optim.batch_size * config.model.block_size
-    world = find_world(config.run.device, config.run.dtype, config.optim.batch_size)
+    # model
+    model = GPT(cfg.model, corpus.info.vocab_size).to(dist.device)
+    dist.check_same_weights(model)
+    optimizers = make_optimizers(model, cfg.optim, dist.dtype)
+    teacher = load_teacher(cfg.loss.teacher, corpus.tokenizer, cfg.model.block_size, dist) if cfg.loss.teacher else None
 
-    # The corpus, and what a loss on it must beat.
-    corpus = world.first(prepare_corpus, config.data)
-    tokenizer, baselines = corpus.tokenizer, corpus.baselines
-    pad_after = tokenizer.end if config.data.padded else None
-    batches = TrainBatches(corpus.train, config.model.block_size, config.optim.batch_size, config.run.seed, pad_after)
-    val = corpus.val.first(config.run.eval_tokens)
-    bytes_per_token = tokenizer.count_bytes(val.targets()) / val.count_scored()
-    floor = corpus.floor(len(val.tokens) - 1)
-    print(report.corpus(corpus.meta, baselines) + "\n")
-    if len(val.tokens) < len(corpus.val.tokens):
-        print(f"evaluating on the first {config.run.eval_tokens:,} validation tokens; the ladder is measured on all of "
-              "them\n")
+    # run: a new directory, or the one to resume
+    run = dist.on_rank0(create_or_resume, cfg, named, corpus)
+    state, remark = load_last(run, model, optimizers) if run.is_resumed else (TrainState(), "")
+    print(words.describe_run(run, state, remark, model, dist, get_batch, val_text), flush=True)
+    if run.is_finished(state.step):
+        return 0
+    dist.on_rank0(note_start, run, state.step, str(dist), torch.__version__)
+    log, stop = TrainLog(run, dist, corpus, state), StopSignal(dist)
+    if not run.is_resumed:
+        log.say(words.step_zero(diagnose(model, get_batch, dist), corpus.info.vocab_size) + "\n")
+    train_model = compile_model(model, get_batch(state.step)[0], dist, log.say) if cfg.run.compile else model
+    log.say(words.COLUMNS)
 
-    # The model, new or from the last checkpoint.
-    torch.manual_seed(config.run.seed)
-    ngrams = corpus.count_ngrams(config.model.ngram)
-    model = GPT(config.model, tokenizer.vocab_size, ngrams).to(world.device)
-    optimizers = make_optimizers(model, config.optim)
-    teacher = (load_teacher(config.loss.teacher, tokenizer, config.model.block_size, world) if config.loss.teacher
-               else None)
-    if config.run.explain_batch:
-        return explain_batch(batches(0), model, tokenizer, config, world)
-    run, progress = world.once(begin_run, config, corpus, ngrams), Progress()
-    if run.changes is not None:
-        progress, remark = load_last(run, model, optimizers)
-        print(report.going_on(run, progress.step, remark))
-    elif run.earlier:
-        print(f"the run that was in {run.path}/ is now in {run.earlier}/")
-    world.once(note_start, run, ngrams, {"step": progress.step, "time": datetime.now(UTC).isoformat(timespec="seconds"),
-                                         "on": str(world), "torch": torch.__version__})
-    print(f"{model.describe()}\n{world}: {max_iters:,} steps of {tokens_per_step:,} tokens, "
-          f"{max_iters * config.optim.batch_size / batches.windows:.2f} epochs; into {run.path}/\n")
-    if config.run.compile and (reason := try_compile(model, batches(progress.step), config, world)):
-        print(f"warning: torch.compile failed, going on without it: {reason}\n")
+    while True:
+        # log, evaluate, keep the best and the last
+        ending = stop.requested() or state.is_finished(cfg)
+        evaluating = is_eval_step(state.step, cfg.run.eval_interval) or state.step == cfg.optim.max_iters
+        saving = state.step % cfg.run.checkpoint_interval == 0
+        if log.is_new() and (ending or evaluating or saving or state.step % cfg.run.log_interval == 0):
+            record = log.make_record()
+            if evaluating:
+                record |= validate(model, val_text, corpus, dist)
+                passes_a_baseline = log.passes_a_baseline(record)
+                if state.count_evaluation(record):
+                    log.save("best", model, state)
+            log.write(record)
+            if evaluating and passes_a_baseline:
+                log.write_sample(state.step, generate_texts(model, corpus, dist, max_new_tokens=80)[0])
+            ending = ending or state.is_finished(cfg)
+            if ending or saving:
+                log.save("last", model, state, optimizers)
+        if ending:
+            break
+        log.add(train_step(train_model, optimizers, get_batch(state.step), cfg, dist, state.step, teacher))
 
-    # The loop.
-    stop = StopSignal(world)
-    bar = tqdm(total=max_iters, initial=progress.step, disable=world.rank > 0 or None, unit="step", leave=False,
-               dynamic_ncols=True)
-    log = RunLog(run, world, progress.step, bar.write)
-    began = time.perf_counter() - progress.seconds
-
-    def measure() -> Record:
-        return training_record(results, since, config.loss, tokenizer.vocab_size)
-
-    def validate() -> Record:
-        bar.set_postfix_str("evaluating")
-        loss = evaluate(model, eval_batches(val, config.model.block_size, pad_after), world)
-        progress.evals_since_best += 1
-        if loss.nll < progress.best_nll:
-            progress.best_nll, progress.evals_since_best = loss.nll, 0
-            log.save("best", model, progress)
-        return validation_record(loss, bytes_per_token, floor)
-
-    def write(record: Record) -> None:
-        progress.seconds = time.perf_counter() - began
-        record = progress.record() | record
-        log.write(record)
-        if "val_nll" in record or bar.disable:
-            bar.write(report.progress(record, baselines))
-
-    def due(interval: int) -> bool:
-        return progress.step % interval == 0 or progress.step == max_iters
-
-    if progress.step > 0:
-        bar.write(report.COLUMNS)
-    else:
-        log.save("last", model, progress, optimizers)  # before hours of work: is there room?
-        record = validate()
-        bar.write(f"{report.step_zero(diagnose(model, batches, world), tokenizer.vocab_size)}\n\n{report.COLUMNS}")
-        write(record)
-    results: list[StepResult] = []  # since the last line of metrics
-    since = time.perf_counter()
-    patient = True
-    while progress.step < max_iters and patient and progress.bad_in_a_row < config.run.max_bad_steps and not stop:
-        results.append(train_step(model, optimizers, batches(progress.step), config, world, progress.step, teacher))
-        spike = progress.count(results[-1])
-        if trouble := report.trouble(progress, results[-1], spike):
-            bar.write(trouble)
-        bar.update()
-        evaluating, saving = due(config.run.eval_interval), due(config.run.checkpoint_interval) or stop.saving
-        if evaluating or saving or due(config.run.log_interval):
-            record = measure()
-            write(record | validate() if evaluating else record)
-            bar.set_postfix_str(f"train {record.get('train_nll', math.nan):.4f}")
-            patient = not (evaluating and 0 < config.run.patience <= progress.evals_since_best)
-            results.clear()
-            since = time.perf_counter()
-        if saving and progress.step < max_iters and log.save("last", model, progress, optimizers) and stop.saving:
-            bar.write(f"SIGUSR1: saved a checkpoint of step {progress.step:,} in {run.path}/last; going on")
-    if results:  # stopped between two lines
-        write(measure())
-    bar.close()
-    saved = log.save("last", model, progress, optimizers)
-
-    # What came of it.
-    log.attempt("curves.png", draw_png, [run], run.path / "curves.png", CurveOptions())
-    if stop:
-        world.once(print, "\n" + report.stopped(run, stop.name, progress.step, saved, world.size), flush=True)
+    log.close()
+    if stop.received:
+        print("\n" + words.stopped(run, stop.name, state, dist, "last.safetensors" not in log.failing), flush=True)
         return stop.exit_code
-    world.once(print, "\n" + report.verdict(run.metrics, baselines, config), flush=True)
-    if not saved:
-        raise UserError(f"{run.path}: its last checkpoint could not be written; make room, and go on from the one "
-                        "before with --init_from=resume")
-    if progress.bad_in_a_row:
-        return 1
-    load_checkpoint(run.path / "best", model)
-    opening = corpus.meta["opening"]
-    steps = generate(model, tokenizer.encode_prompt(opening), world, num_samples=1 if tokenizer.end is None else 5,
-                     max_new_tokens=300, seed=config.run.seed, end=tokenizer.end)
-    samples = [tokenizer.decode(sample) for sample in zip(*steps, strict=True)]
-    print(f"\n{report.samples(opening, samples)}\n\n{report.next_commands(run.path)}")
-    return 0
+    return show_outcome(model, corpus, cfg, dist, log)
+
+
+def train_step(model: torch.nn.Module, optimizers: Optimizers, batch: list[Batch], cfg: Config, dist: Distributed,
+               step: int, teacher: GPT | None = None) -> StepResult:
+    """One step: sums over all micro-batches and ranks, divided once by the targets of the global batch.
+
+    A step without targets, or with a loss or gradient that is not finite, changes neither weights nor optimizers.
+    """
+    started, lr = time.perf_counter(), set_lr(optimizers, cfg.optim, step)
+    num_targets = int(dist.all_reduce(torch.tensor(sum(micro.num_targets for micro in batch))))
+    parts = []
+    for micro in batch if num_targets else []:
+        seed_dropout(cfg.run.seed, step, micro.number)
+        inputs, targets = dist.to_device(micro.inputs, micro.targets)
+        with dist.autocast():
+            sums = model(inputs, targets, make_objective(cfg), teacher_logits(teacher, inputs))
+        (sums.objective / num_targets).backward()
+        parts.append(sums)
+    dist.all_reduce_gradients(model.parameters())
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.optim.grad_clip or float("inf"))
+    result = StepResult(sum_losses(parts, dist.all_reduce), float(grad_norm), lr)
+    for optimizer in optimizers:
+        if result.is_applied:
+            optimizer.step()
+        optimizer.zero_grad()
+    result.seconds = time.perf_counter() - started
+    return result
 
 
 if __name__ == "__main__":

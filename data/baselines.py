@@ -1,34 +1,34 @@
-"""What a loss has to beat: a ladder from log|V|, through counting, to compressors.
+"""What a loss has to beat: log|V|, n-grams and compressors, all measured on validation text.
 
-Every rung is measured on the whole validation split, on the tokens that a model is scored on,
-`val[1:]` or those of it that a loss mask leaves. The n-grams count the training split only; the
-compressors see nothing but `val[1:]`, and as nothing can be given to them, have no rung under a mask.
-How n-grams are smoothed is in data/ngrams.py.
+They are measured on the tokens that are a model's targets: val[1:], without the masked ones. The n-grams are counted
+in the training split: interpolated modified Kneser-Ney (Chen & Goodman 1999, "An empirical study of smoothing
+techniques for language modeling"), the strongest model that only counts. The compressors see val[1:] only; under a
+mask there are none, because they cannot be told what is masked.
 """
 
 import bz2
 import gzip
 import lzma
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
+from pydantic import BaseModel
 
 from data.documents import Split
-from data.ngrams import kneser_ney, rank
 from data.tokenizer import Tokenizer
 from surprisal import LN2, bits_per_byte, perplexity, uniform_nll
 
-UNIFORM = "uniform, log|V|"  # the rung that every model starts on
-FLOOR = "entropy rate"  # where it is known: the rung that no model passes
-MAX_ORDER = 6  # tokens in the longest n-gram, for a small vocabulary
+UNIFORM = "uniform, log|V|"  # where every untrained model is
+ENTROPY_RATE = "entropy rate"  # of the text's source, where it is known: no model has a lower loss
+MAX_ORDER = 6  # tokens in the longest n-gram, for small vocabularies
+MAX_TRAIN_TOKENS = 8_000_000  # counted; of a longer text, the last ones
+MAX_VAL_TOKENS = 1_000_000  # measured on; of a longer text, the first ones
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": lambda data: gzip.compress(data, 9, mtime=0), "bzip2": bz2.compress, "xz": lzma.compress}
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """One rung: a predictor's name and its loss on the validation split."""
+class Baseline(BaseModel, frozen=True):
+    """A predictor's name, and its loss on the validation split."""
 
     name: str
     nats_per_token: float
@@ -36,39 +36,37 @@ class Baseline:
     perplexity: float
 
 
-def ladder(train: np.ndarray, split: Split, tokenizer: Tokenizer, entropy_rate: float | None = None
-           ) -> Iterator[Baseline]:
-    """The rungs on a validation split, computed one after another; `train` is token ids `(N,)`.
+def measure_baselines(train: np.ndarray, val: Split, tokenizer: Tokenizer, entropy_rate: float | None = None
+                      ) -> Iterator[Baseline]:
+    """The baselines, one after another; `train` is token ids (N,), the entropy rate is in nats per token."""
+    train, val = train[-MAX_TRAIN_TOKENS:], val.first(MAX_VAL_TOKENS)
+    vocab_size, num_targets = tokenizer.vocab_size, val.num_targets()
+    num_bytes = tokenizer.count_bytes(val.targets())
+    unmasked = slice(None) if val.unmasked is None else val.unmasked[1:]
 
-    The entropy rate, in nats per token, is that of the text's source, not of this split, and known to few.
-    """
-    vocab_size, val = tokenizer.vocab_size, split.tokens
-    chosen = slice(None) if split.scored is None else split.scored[1:]
-    scored, scored_bytes = split.count_scored(), tokenizer.count_bytes(split.targets())
+    def baseline(name: str, nats: float) -> Baseline:
+        mean = nats / max(1, num_targets)
+        return Baseline(name=name, nats_per_token=mean, perplexity=perplexity(mean),
+                        bits_per_byte=bits_per_byte(nats, max(1, num_bytes)))
 
-    def rung(name: str, total_nats: float) -> Baseline:
-        nats = total_nats / scored
-        return Baseline(name, nats, bits_per_byte(total_nats, scored_bytes), perplexity(nats))
-
-    yield rung(UNIFORM, scored * uniform_nll(vocab_size))
+    yield baseline(UNIFORM, num_targets * uniform_nll(vocab_size))
     longest = max(1, min(MAX_ORDER if vocab_size < 500 else 4, len(train) - 1))
-    for order, nll in enumerate(ngram_nll(train, val, vocab_size, longest), start=1):
+    for order, nll in enumerate(ngram_nll(train, val.tokens, vocab_size, longest), start=1):
         if order in (1, 2, longest):
-            yield rung({1: "unigram", 2: "bigram"}.get(order, f"{order}-gram"), float(nll[chosen].sum()))
-    if split.scored is not None:
-        return
-    text = tokenizer.decode_bytes(val[1:].tolist())
-    for name, compress in COMPRESSORS.items():
-        yield rung(name, 8 * LN2 * len(compress(text)))
+            yield baseline({1: "unigram", 2: "bigram"}.get(order, f"{order}-gram"), float(nll[unmasked].sum()))
+    if val.unmasked is None:
+        text = tokenizer.decode_bytes(val.tokens[1:].tolist())
+        for name, compress in COMPRESSORS.items():
+            yield baseline(name, 8 * LN2 * len(compress(text)))
     if entropy_rate is not None:
-        yield rung(FLOOR, scored * entropy_rate)
+        yield baseline(ENTROPY_RATE, num_targets * entropy_rate)
 
 
 def ngram_nll(train: np.ndarray, val: np.ndarray, vocab_size: int, longest: int) -> Iterator[np.ndarray]:
-    """NLL in nats of each token of `val[1:]`, `(len(val) - 1,)`, by n-grams of order 1, 2, ... `longest`.
+    """The NLL in nats of each token of val[1:], by n-grams of order 1, 2, ... `longest`.
 
-    Text runs on from train into val, so every validation token has its whole context. Each n-gram
-    that occurs gets an id by sorting, so orders and vocabularies of any size fit in memory.
+    The text runs on from train into val, so every token has its whole context. Each distinct n-gram gets an id
+    by sorting, so that orders and vocabularies of any size fit in memory.
 
     >>> train = np.array([0, 1] * 500)
     >>> [round(float(nll.mean()), 2) for nll in ngram_nll(train, train[:9], 2, 2)]
@@ -77,27 +75,43 @@ def ngram_nll(train: np.ndarray, val: np.ndarray, vocab_size: int, longest: int)
     tokens = np.concatenate([train, val]).astype(np.int64)
     n_train, first = len(train), len(train) + 1  # `first` is the position of val[1]
     context = np.zeros(len(tokens), dtype=np.int64)  # id of the n-1 tokens before each position
-    backoff = np.full(len(tokens) - first, 1.0 / vocab_size)
-    # Kneser-Ney: the longest order counts occurrences; lower ones, the distinct tokens that come before.
-    # Each order is asked for as the longest, so both kinds of count are made.
+    shorter = np.full(len(tokens) - first, 1.0 / vocab_size)  # probabilities by the next shorter n-grams
     for order in range(1, longest + 1):
-        start = order - 1  # the first position with a whole n-gram behind it
-        unique, gram = rank(context[start:] * vocab_size + tokens[start:])
-        in_train = gram[: n_train - start]
-        occurrences = np.bincount(in_train, minlength=len(unique))
-        contexts = unique // vocab_size
-        at = gram[first - start:]  # the n-grams to be scored
-        yield -np.log(_interpolate(occurrences, contexts, at, backoff))
-        # An n-gram one longer, ending at position i, is the id of the n-gram ending at i - 1, and token i.
+        start = order - 1  # the first position with a whole n-gram before it
+        unique, gram = distinct(context[start:] * vocab_size + tokens[start:])
+        contexts, scored = unique // vocab_size, gram[first - start:]
+        occurrences = np.bincount(gram[:n_train - start], minlength=len(unique))
+        yield -np.log(_interpolate(occurrences, contexts, scored, shorter))
         if order == longest:
             return
-        longer = np.unique(gram[: n_train - start - 1] * vocab_size + tokens[start + 1: n_train], return_index=True)[1]
+        # The longest n-grams count occurrences. Shorter ones count the distinct tokens that come before them:
+        # an n-gram one longer, which ends at i, is the id of the n-gram that ends at i - 1 and the token i.
+        longer = np.unique(gram[:n_train - start - 1] * vocab_size + tokens[start + 1:n_train], return_index=True)[1]
         continuations = np.bincount(gram[1:][longer], minlength=len(unique))
-        backoff = _interpolate(continuations, contexts, at, backoff)
+        shorter = _interpolate(continuations, contexts, scored, shorter)
         context[start + 1:] = gram[:-1]
 
 
-def _interpolate(counts: np.ndarray, contexts: np.ndarray, at: np.ndarray, backoff: np.ndarray) -> np.ndarray:
-    """Probability of the n-grams `at`, `(M,)`, given the next shorter ones'."""
-    share, left = kneser_ney(counts, contexts, int(contexts.max()) + 1)
-    return share[at] + left[contexts[at]] * backoff
+def _interpolate(counts: np.ndarray, contexts: np.ndarray, scored: np.ndarray, shorter: np.ndarray) -> np.ndarray:
+    """P(token | context) of the n-grams `scored`, (M,), given the probabilities by the shorter ones.
+
+    P = (count - discount) / total(context) + freed(context) P(token | shorter context): what is discounted from the
+    counts goes to the shorter context, and a context without counts leaves it everything.
+    """
+    n1, n2, n3, n4 = np.bincount(np.minimum(counts, 5), minlength=5)[1:5].clip(1)
+    y = n1 / (n1 + 2 * n2)
+    discounts = np.clip([0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3], 0.01, [1, 1, 2, 3])
+    discounts[0] = 0
+    discount = discounts[np.minimum(counts, 3)]
+    total, freed = np.bincount(contexts, weights=counts), np.bincount(contexts, weights=discount)
+    own = contexts[scored]
+    divisor = np.where(total[own] > 0, total[own], 1.0)
+    return (counts - discount)[scored] / divisor + np.where(total[own] > 0, freed[own] / divisor, 1.0) * shorter
+
+
+def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct keys in order, and the index of each key among them: np.unique, but fast for small keys."""
+    if keys.max() >= min(8 * len(keys), 2**25):
+        return np.unique(keys, return_inverse=True)
+    present = np.bincount(keys) > 0
+    return np.flatnonzero(present), (np.cumsum(present) - 1)[keys]

@@ -18,8 +18,8 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
-from errors import UserError
-from files import write_atomically
+from config.errors import UserError
+from config.files import write_atomically
 
 DATA = Path(__file__).resolve().parent
 

@@ -1,7 +1,6 @@
-"""Text from a random Markov source, whose entropy rate is known: the floor that no model gets below."""
+"""Text from a random Markov source, whose entropy rate is known: no model can have a lower expected loss."""
 
 import string
-from typing import NamedTuple
 
 import numpy as np
 
@@ -12,20 +11,13 @@ SEED = 0
 LENGTH = 2_000_000  # symbols of text
 
 
-class Floor(NamedTuple):
-    """What a source leaves to no model."""
-
-    entropy_rate: float  # nats per symbol
-    nll: np.ndarray  # the source's own surprisal at each symbol of its text `(N,)`
-
-
 class MarkovSource:
     """After each context, the last `order` symbols, comes one of a few symbols, each with its own probability.
 
-    Symbol 0, the space, is one of them everywhere. So from any context `order` spaces lead to the one
-    of spaces only, which may follow itself: there is one recurrent class, it has no period, and the
-    stationary distribution is unique. Both that and the text depend on the three arguments alone.
-    A low `temperature` makes one successor likely, a high one makes all alike.
+    The space, symbol 0, may follow every context. So any context can reach the context of spaces only, and that can
+    follow itself: the chain has one recurrent class without a period, and its stationary distribution is unique.
+    The text depends on the three arguments only. A low `temperature` makes one successor likely, a high one makes all
+    equally likely.
     """
 
     def __init__(self, order: int, alphabet: int, temperature: float) -> None:
@@ -44,7 +36,7 @@ class MarkovSource:
 
     @property
     def probabilities(self) -> np.ndarray:
-        """p(s | c) of each context c and each of its successors s, `(contexts, S)`."""
+        """p(s | c) of each context c and each of its S successors s, (contexts, S)."""
         return self.units / UNITS
 
     @property
@@ -53,7 +45,7 @@ class MarkovSource:
         return float(-self.stationary @ (self.probabilities * np.log(self.probabilities)).sum(axis=1))
 
     def _find_stationary(self) -> np.ndarray:
-        """pi = pi P, `(contexts,)`: P is applied until it changes nothing but rounding."""
+        """pi = pi P, (contexts,): apply P until only rounding changes."""
         pi, change = np.full(len(self.units), 1 / len(self.units)), 1.0
         while change > 1e-14:  # the sum of |pi P - pi|
             flow = (pi[:, None] * self.probabilities).ravel()
@@ -63,7 +55,7 @@ class MarkovSource:
         return pi
 
     def sample(self, length: int) -> tuple[str, np.ndarray]:
-        """A text that begins as if it had always gone on, and the source's own surprisal at each symbol, in nats."""
+        """A text in the stationary state, and the source's own surprisal at each symbol, in nats, (length,)."""
         rng = np.random.default_rng(SEED + 1)
         drawn_by = np.repeat(self.successors.ravel(), self.units.ravel()).astype(np.uint8).reshape(-1, UNITS)
         table, alphabet, contexts = [row.tobytes() for row in drawn_by], self.alphabet, len(drawn_by)

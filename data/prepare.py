@@ -1,8 +1,8 @@
 """Text to token arrays, once: `python data/prepare.py NAME [--tokenizer=char|bpe|gpt2]`.
 
-train.py does this by itself when a corpus is new. What is made, in data/<corpus>/<tokenizer>[-<what else differs>]/:
-train.npy and val.npy, token ids, uint16 or uint32; train_scored.npy and val_scored.npy where not all are scored,
-bool; tokenizer.json; meta.json with the sizes, the hash of the source and the baselines; and SHA256SUMS of all of them.
+train.py does it by itself when a corpus is new. In data/<corpus>/<tokenizer>[-<what else differs>]/ it writes train.npy
+and val.npy, token ids (uint16 or uint32); train_unmasked.npy and val_unmasked.npy (bool) if there is a mask;
+tokenizer.json; and meta.json with sizes, baselines and the checksums of all.
 """
 
 import hashlib
@@ -10,198 +10,228 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # run as a file, Python looks for modules beside it: look in the repository
+if __name__ == "__main__":  # Python looks for modules beside this file: let it look in the repository
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
+from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
-import report
 from config.cli import load_options
-from config.schema import DataConfig
-from data.baselines import Baseline, ladder
+from config.errors import UserError, out_of_memory, run_command
+from config.files import locked, sha256
+from config.schema import Config, DataConfig
+from data.baselines import MAX_TRAIN_TOKENS, MAX_VAL_TOKENS, Baseline, measure_baselines
 from data.corpora import DATA, NAMES, read_corpus
-from data.documents import SEPARATORS, Document, Split, encode_text, given_first, plain_text, read_documents
-from data.markov import LENGTH, Floor, MarkovSource
-from data.ngrams import MAX_VOCABULARY, NGrams, count_ngrams
+from data.documents import SEPARATORS, Document, Split, encode_text, opening_prompt, plain_text, read_documents
+from data.markov import LENGTH, MarkovSource
 from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
-from errors import UserError, run_command
-from files import find_damage, made_anew, only_one
 
-FORMAT = 5  # raised when prepared files of an older program can no longer be used
+FORMAT = 6  # of prepared files; an older one is prepared again
+
+
+class SplitInfo(BaseModel, frozen=True):
+    tokens: int
+    bytes: int
+    documents: int
+    targets: int
+
+
+class CorpusInfo(BaseModel, frozen=True):
+    """What meta.json and a run's corpus.json say of a corpus."""
+
+    format: int
+    name: str
+    sha256: str  # of the text
+    tokenizer: str
+    vocab_size: int
+    train: SplitInfo
+    val: SplitInfo
+    prompt: str  # masked text that the validation split starts with
+    baselines: list[Baseline]
+    entropy_rate: float | None = None  # of the text's source, in nats per token, where it is known
+    source_nll: float | None = None  # the source's own loss on the validation split, in nats per token
+
+    def describe(self) -> str:
+        """The corpus in a line or two, and its baselines, from the worst to the best."""
+        train, val = self.train, self.val
+        lines = [f"{self.name}: {train.tokens:,} training and {val.tokens:,} validation tokens "
+                 f"({self.tokenizer}, |V| = {self.vocab_size:,})"]
+        if train.documents > 1:
+            lines.append(f"  in {train.documents:,} and {val.documents:,} documents, each followed by an eos token")
+        if val.targets < val.tokens - 1:
+            lines.append(f"  of which {train.targets / train.tokens:.1%} and {val.targets / val.tokens:.1%} are "
+                         "targets; the others are masked")
+        if train.tokens > MAX_TRAIN_TOKENS or val.tokens > MAX_VAL_TOKENS + 1:
+            counted, measured = min(MAX_TRAIN_TOKENS, train.tokens), min(MAX_VAL_TOKENS, val.tokens)
+            lines.append(f"  baselines: n-grams are counted in the last {counted:,} training tokens; all are measured "
+                         f"on the first {measured:,} validation tokens")
+        lines += ["", "  baseline            nats/token  bits/byte  perplexity"]
+        lines += [f"  {each.name:<18} {each.nats_per_token:11.4f} {each.bits_per_byte:10.3f} {each.perplexity:11.2f}"
+                  for each in sorted(self.baselines, key=lambda each: -each.nats_per_token)]
+        if self.entropy_rate is not None and self.source_nll is not None:
+            lines += ["", "  No model has a lower expected loss than the entropy rate. The source itself has "
+                      f"{self.source_nll:.4f} on this text:",
+                      f"  {self.source_nll - self.entropy_rate:+.4f} is sampling error. A model's loss above the source's "
+                      "is KL(source || model)."]
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A prepared corpus: its splits as memory maps, their tokenizer, and meta.json."""
+    """A prepared corpus, its splits as memory maps."""
 
+    info: CorpusInfo
     tokenizer: Tokenizer
     train: Split
     val: Split
-    meta: dict[str, Any]
-    source_nll: np.ndarray | None = None  # of val[1:] in nats, where the probabilities are known
-
-    @property
-    def baselines(self) -> list[Baseline]:
-        return [Baseline(**rung) for rung in self.meta["baselines"]]
-
-    def count_ngrams(self, order: int) -> NGrams | None:
-        """Those of the training split, in views that leave out each part; None for order 0."""
-        if not order:
-            return None
-        if self.tokenizer.vocab_size > MAX_VOCABULARY:
-            raise UserError(f"ngram={order}: takes a vocabulary of at most {MAX_VOCABULARY:,} tokens, and this has "
-                            f"{self.tokenizer.vocab_size:,}; use --ngram=0, or another tokenizer")
-        return count_ngrams(self.train.tokens, order, self.tokenizer.vocab_size, parts=True)
-
-    def floor(self, scored: int) -> float | None:
-        """Nats per token that the source itself pays for the first `scored` of val[1:], where that is known.
-
-        A model's loss on the same tokens, less this, estimates KL(source || model) with much less
-        noise than its loss less the entropy rate: the luck of this text is in both, and cancels.
-        """
-        return None if self.source_nll is None else float(self.source_nll[:scored].mean())
+    source_nll: np.ndarray | None = None  # of val[1:] in nats, where the source is known
 
 
 def prepare_corpus(config: DataConfig) -> Corpus:
-    """The prepared corpus, made anew only if it is missing or its text has changed."""
-    text, floor = read_source(config)
-    sha256 = hashlib.sha256(text.encode()).hexdigest()
-    source = {"format": FORMAT, "corpus": config.corpus if config.corpus in NAMES else Path(config.corpus).name,
-              "sha256": sha256}
-    folder = _folder(config, sha256)
-    if _fault(folder, source) is not None:
-        with only_one(folder.with_name(f".{folder.name}.lock"), f"{folder}: is being prepared", wait=True):
-            if (fault := _fault(folder, source)) is not None:  # nor did another prepare it meanwhile
-                if fault:
-                    print(f"{fault}: preparing it again", file=sys.stderr)
-                _prepare(text, floor, source, folder, config)
-    tokenizer = load_tokenizer(folder / "tokenizer.json", f"delete {folder} to have it prepared again")
-    try:
-        train, val = (Split(*(np.load(path, mmap_mode="r") for part in (name, f"{name}_scored")
-                              if (path := folder / f"{part}.npy").exists())) for name in ("train", "val"))
-    except ValueError as error:  # under the right seal, and yet not arrays of ours
-        raise UserError(f"{folder}/*.npy: not token arrays ({error}); delete {folder} to have it prepared again"
-                        ) from None
-    return Corpus(tokenizer, train, val, _read_meta(folder), floor.nll[1 - len(val.tokens):] if floor else None)
+    """The prepared corpus; it is prepared again only if it is missing or damaged, or its text has changed."""
+    with out_of_memory("the corpus is too large for this machine; use a smaller text"):
+        text, entropy_rate, source_nll = read_source(config)
+        text_sha256 = hashlib.sha256(text.encode()).hexdigest()
+        folder = _folder(config, text_sha256)
+        if _damage(folder, text_sha256) is not None:
+            with locked(folder.with_name(f".{folder.name}.lock"), f"{folder}: another process prepares it", wait=True):
+                if (damage := _damage(folder, text_sha256)) is not None:  # else the other process prepared it
+                    if damage:
+                        print(f"{folder}: damaged ({damage}); preparing it again", file=sys.stderr)
+                    _prepare(text, text_sha256, entropy_rate, source_nll, folder, config)
+        info = CorpusInfo.model_validate_json((folder / "meta.json").read_bytes())
+        train, val = (Split(*(np.load(path, mmap_mode="r") for name in (split, f"{split}_unmasked")
+                              if (path := folder / f"{name}.npy").exists())) for split in ("train", "val"))
+        return Corpus(info, load_tokenizer(folder / "tokenizer.json"), train, val,
+                      None if source_nll is None else source_nll[1 - len(val.tokens):])
 
 
-def _fault(folder: Path, source: dict[str, Any]) -> str | None:
-    """Why a folder cannot be used: its damage, or "" if it was not made from this source; None if it can."""
-    meta = _read_meta(folder)
-    if folder.exists() and meta.get("format", FORMAT) == FORMAT and (damage := find_damage(folder)):
-        return damage
-    return None if all(meta.get(key) == value for key, value in source.items()) else ""
-
-
-def read_source(config: DataConfig) -> tuple[str, Floor | None]:
-    """The text of a corpus and, where the source is known, its floor."""
+def read_source(config: DataConfig) -> tuple[str, float | None, np.ndarray | None]:
+    """The text of a corpus and, for a known source, its entropy rate and its own NLL of each character, in nats."""
     if config.corpus != "markov":
-        return read_corpus(config.corpus), None
+        return read_corpus(config.corpus), None, None
     source = MarkovSource(config.markov_order, config.markov_alphabet, config.markov_temperature)
     text, nll = source.sample(LENGTH)
-    return text, Floor(source.entropy_rate, nll)
+    return text, source.entropy_rate, nll
 
 
-def _folder(config: DataConfig, sha256: str) -> Path:
-    name = config.corpus if config.corpus in NAMES else f"{Path(config.corpus).stem}-{sha256[:8]}"
+def split_text(text: str, config: DataConfig) -> dict[str, list[Document]]:
+    """The documents of both splits. The validation split is the end of the text; documents stay whole."""
+    if not config.has_documents:
+        cut = int(len(text) * (1 - config.val_fraction))
+        return {"train": read_documents(text[:cut], config), "val": read_documents(text[cut:], config)}
+    documents = read_documents(text, config)
+    if len(documents) < 2:
+        raise UserError(f"corpus {config.corpus}: has {len(documents)} document(s); one is needed for each split")
+    cut = min(max(1, int(len(documents) * (1 - config.val_fraction))), len(documents) - 1)
+    return {"train": documents[:cut], "val": documents[cut:]}
+
+
+def _folder(config: DataConfig, text_sha256: str) -> Path:
+    name = config.corpus if config.corpus in NAMES else f"{Path(config.corpus).stem}-{text_sha256[:8]}"
     return DATA / name / "-".join([f"{config.tokenizer}{config.vocab_size if config.tokenizer == 'bpe' else ''}",
-                                   *_cut(config)])
+                                   *_differences(config)])
 
 
-def _cut(config: DataConfig) -> Iterator[str]:
-    """What of the configuration, besides the tokenizer, decides what is prepared; nothing at the defaults."""
+def _differences(config: DataConfig) -> Iterator[str]:
+    """What else decides how a text is prepared; nothing at the defaults."""
     if config.val_fraction != 0.1:
         yield f"val{config.val_fraction}"
     if config.documents != "none":
         yield config.documents
-    if not config.score_end:
-        yield "end_given"
+    if not config.predict_eos:
+        yield "eos_masked"
     if config.mask:
         yield f"mask_{hashlib.sha256(config.mask.encode()).hexdigest()[:8]}"
     if config.corpus == "markov":
         yield f"{config.markov_order}_{config.markov_alphabet}_{config.markov_temperature}"
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
+def _damage(folder: Path, text_sha256: str) -> str | None:
+    """Why a prepared folder cannot be used, or "" if it is missing or of another text; None if it can be used."""
+    if not folder.exists():
+        return ""
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        return meta if isinstance(meta, dict) else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
+        meta = json.loads((folder / "meta.json").read_bytes())
+        if meta.get("format") != FORMAT:
+            return ""
+        checksums = meta.pop("checksums")
+        if checksums.pop("meta.json") != _checksum(meta):
+            return "meta.json has changed"
+        changed = [name for name, checksum in checksums.items() if sha256(folder / name) != checksum]
+        if changed or {path.name for path in folder.iterdir()} != {*checksums, "meta.json"}:
+            return f"{', '.join(changed) or 'a file'} has changed"
+        return None if CorpusInfo.model_validate(meta).sha256 == text_sha256 else ""
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ValidationError) as error:
+        return str(error).splitlines()[0]
 
 
-def _prepare(text: str, floor: Floor | None, source: dict[str, Any], folder: Path, config: DataConfig) -> None:
-    """Make everything in `folder`, beside it first and then renamed: it is never half-made."""
+def _checksum(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _prepare(text: str, text_sha256: str, entropy_rate: float | None, source_nll: np.ndarray | None, folder: Path,
+             config: DataConfig) -> None:
+    """Write everything to a new folder, which gets its name when it is whole."""
     documents = split_text(text, config)
-    separator = SEPARATORS.get(config.documents, "\n") if config.has_documents else None
-    with tqdm(total=10, desc=f"preparing {source['corpus']}", bar_format="{desc} |{bar}| {postfix}",
+    with tqdm(total=10, desc=f"preparing {Path(config.corpus).name}", bar_format="{desc} |{bar}| {postfix}",
               leave=False, disable=None) as bar:
         bar.set_postfix_str("tokens")
         train_text = plain_text(documents["train"])
         characters = plain_text([*documents["train"], *documents["val"]], between="")
-        tokenizer = make_tokenizer(config.tokenizer, characters, train_text, config.vocab_size, separator)
+        eos_text = SEPARATORS.get(config.documents, "\n") if config.has_documents else None
+        tokenizer = make_tokenizer(config.tokenizer, characters, train_text, config.vocab_size, eos_text)
         bar.update()
-        splits = {}
-        for name, part in documents.items():
-            splits[name] = _encode(name, part, tokenizer, config)
-            bar.update()
+        splits = {name: encode_text(part, tokenizer, config, f"corpus {config.corpus}", f"its {name} split")
+                  for name, part in documents.items()}
+        if config.mask and all(is_target for document in documents["train"] for _, is_target in document):
+            hint = "; its lines end in \\r\\n" if "\r\n" in train_text else ""
+            raise UserError(f"mask={config.mask}: matches nothing in the training split of {config.corpus}{hint}")
+        bar.update(2)
         bar.set_postfix_str("baselines")
         baselines = []
-        for baseline in ladder(splits["train"].tokens, splits["val"], tokenizer, floor and floor.entropy_rate):
-            baselines.append(asdict(baseline))
+        for baseline in measure_baselines(splits["train"].tokens, splits["val"], tokenizer, entropy_rate):
+            baselines.append(baseline)
             bar.update()
-    meta = source | {
-        "tokenizer": config.tokenizer, "vocab_size": tokenizer.vocab_size,
-        **{name: {"tokens": len(split.tokens), "bytes": tokenizer.count_bytes(split.tokens),
-                  "documents": len(documents[name]), "scored": split.count_scored()} for name, split in splits.items()},
-        "opening": given_first(documents["val"][0]) if config.has_documents else "", "baselines": baselines}
-    if floor:  # a token is a character
-        nll = floor.nll[1 - len(splits["val"].tokens):]
-        meta |= {"entropy_rate": floor.entropy_rate, "source_nll": float(nll.mean())}
-    with made_anew(folder, old := folder.with_name(f"{folder.name}.old")) as made:
+    sizes = {name: SplitInfo(tokens=len(split.tokens), bytes=tokenizer.count_bytes(split.tokens),
+                             documents=len(documents[name]), targets=split.num_targets())
+             for name, split in splits.items()}
+    info = CorpusInfo(
+        format=FORMAT, name=config.corpus if config.corpus in NAMES else Path(config.corpus).name, sha256=text_sha256,
+        tokenizer=config.tokenizer, vocab_size=tokenizer.vocab_size, train=sizes["train"], val=sizes["val"],
+        prompt=opening_prompt(documents["val"][0]) if config.has_documents else "", baselines=baselines,
+        entropy_rate=entropy_rate,
+        source_nll=None if source_nll is None else float(source_nll[1 - len(splits["val"].tokens):].mean()))
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir(parents=True)
         for name, split in splits.items():
-            np.save(made / f"{name}.npy", split.tokens)
-            if split.scored is not None:
-                np.save(made / f"{name}_scored.npy", split.scored)
-        (made / "tokenizer.json").write_text(json.dumps(tokenizer.to_json()), encoding="utf-8")
-        (made / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def split_text(text: str, config: DataConfig) -> dict[str, list[Document]]:
-    """Both splits' documents: contiguous, cut between documents, or in the middle of an only one."""
-    if not config.has_documents:
-        cut = int(len(text) * (1 - config.val_fraction))  # in characters
-        return {"train": read_documents(text[:cut], config), "val": read_documents(text[cut:], config)}
-    documents = read_documents(text, config)
-    if len(documents) < 2:
-        raise UserError(f"corpus {config.corpus}: has {len(documents)} document(s); it takes two to have one for "
-                        "validation")
-    cut = min(max(1, int(len(documents) * (1 - config.val_fraction))), len(documents) - 1)
-    return {"train": documents[:cut], "val": documents[cut:]}
-
-
-def _encode(name: str, documents: list[Document], tokenizer: Tokenizer, config: DataConfig) -> Split:
-    split = encode_text(documents, tokenizer, config, f"corpus {config.corpus}", f"its {name} split")
-    if name == "train" and config.mask and all(scored for document in documents for _, scored in document):
-        hint = "; its lines end in \\r\\n" if "\r\n" in plain_text(documents) else ""
-        raise UserError(f"mask={config.mask}: matches nothing in the {name} split of {config.corpus}{hint}")
-    return split
+            np.save(new / f"{name}.npy", split.tokens)
+            if split.unmasked is not None:
+                np.save(new / f"{name}_unmasked.npy", split.unmasked)
+        (new / "tokenizer.json").write_text(json.dumps(tokenizer.to_json()), encoding="utf-8")
+        meta = info.model_dump(mode="json")
+        checksums = {path.name: sha256(path) for path in new.iterdir()} | {"meta.json": _checksum(meta)}
+        (new / "meta.json").write_text(json.dumps(meta | {"checksums": checksums}, indent=1), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        new.rename(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def main(argv: list[str]) -> None:
-    names, config = load_options(DataConfig, argv, "NAME", "?", f"{', '.join(NAMES)}, or a UTF-8 text file")
+    names, options = load_options(DataConfig, argv, "NAME", "?", f"{', '.join(NAMES)}, or a UTF-8 text file")
     if names:
-        config = config.model_copy(update={"corpus": names[0]})
-    if problems := config.problems():
+        options = options.model_copy(update={"corpus": names[0]})
+    if problems := Config(data=options).problems():
         raise UserError("; ".join(problems))
-    corpus = prepare_corpus(config)
-    print(report.corpus(corpus.meta, corpus.baselines))
+    print(prepare_corpus(options).info.describe())
 
 
 if __name__ == "__main__":

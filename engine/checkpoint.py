@@ -1,135 +1,157 @@
-"""Checkpoints: at every instant a whole one is on disk, and reading one executes nothing.
+"""Checkpoints: one safetensors file each, with the model, the optimizers and, as metadata, the state of the training.
 
-A checkpoint is a sealed folder with model.safetensors, progress.json and, where training can go on from it,
-optimizer.safetensors. It is written beside, and renamed into its place; of last/, the one before is kept as previous/.
+A file is written beside its place and renamed, so that a whole one is there at every instant; the hash of all that it
+holds is in its metadata. Reading a checkpoint executes nothing.
 """
 
+import errno
+import hashlib
 import json
-import shutil
-from dataclasses import asdict
+import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
-from data.ngrams import load_ngrams
+from config.errors import RANK, UserError
+from config.files import replacing
 from data.tokenizer import Tokenizer
-from engine.distributed import World
-from engine.optimizers import Optimizer
-from engine.progress import Progress
-from errors import RANK, UserError
-from files import made_anew, read_sealed
+from engine.distributed import Distributed
+from engine.run import Run, open_run
+from engine.state import TrainState
 from model import GPT
-from runs import Run, open_run
+
+Optimizers = list[torch.optim.Optimizer]
 
 
-def save_checkpoint(folder: Path, model: GPT, progress: Progress, optimizers: list[Optimizer] | None = None) -> None:
-    """Replace the checkpoint in `folder` by this one; without `optimizers` it only serves to evaluate.
+def save_checkpoint(path: Path, model: GPT, state: TrainState, optimizers: Optimizers | None = None) -> None:
+    """Replace the checkpoint `path`; without `optimizers` it has only what evaluation needs.
 
-    OSError if there is no room: the checkpoints that were there, still are.
+    The checkpoint that last.safetensors was becomes previous.safetensors. OSError if there is no room: then all
+    checkpoints are as they were.
     """
-    with made_anew(folder, _before(folder)) as new:
-        (new / "model.safetensors").write_bytes(save({n: t.contiguous() for n, t in model.state_dict().items()}))
-        (new / "progress.json").write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
-        if optimizers is not None:
-            (new / "optimizer.safetensors").write_bytes(save({
-                f"{number}.{name}": tensor for number, optimizer in enumerate(optimizers)
-                for name, tensor in optimizer.state_dict().items()}))
-    if folder.name != "last":
-        shutil.rmtree(_before(folder), ignore_errors=True)
-
-
-def load_checkpoint(folder: Path, model: GPT, optimizers: list[Optimizer] | None = None) -> Progress:
-    """Restore the weights and, if given, the optimizers; returns the progress. UserError if missing or damaged."""
-    if not folder.exists() and _before(folder).exists():  # stopped between the two renames: the one before is whole
-        folder = _before(folder)
-    other = "best" if folder.name == "last" else "last"
-    remedy = f"the {other} checkpoint, if it is whole, is for --checkpoint={other}"
-    if not folder.exists():
-        raise UserError(f"{folder}: there is no such checkpoint; {remedy}")
-    made = folder.stat().st_ino
-    try:
-        content = {name: read_sealed(folder / name, remedy) for name in (
-            "model.safetensors", "progress.json", *(["optimizer.safetensors"] if optimizers else []))}
-    except UserError:
-        if folder.exists() and folder.stat().st_ino == made:
-            raise
-        return load_checkpoint(folder, model, optimizers)  # training has just replaced it
-    try:
-        progress = Progress.from_json(json.loads(content["progress.json"]))
-        states = load(content["optimizer.safetensors"]) if optimizers else {}
-        model.load_state_dict(load(content["model.safetensors"]))
-        for number, optimizer in enumerate(optimizers or []):
-            optimizer.load_state_dict({name.removeprefix(f"{number}."): tensor for name, tensor in states.items()
-                                       if name.startswith(f"{number}.")})
-    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError) as error:
-        raise UserError(f"{folder}: damaged, or of another model: {str(error).splitlines()[0]}; {remedy}") from None
-    return progress
-
-
-def load_last(run: Run, model: GPT, optimizers: list[Optimizer]) -> tuple[Progress, str]:
-    """The newest checkpoint of a run that is whole, to go on from; and what there is to say of it.
-
-    Where last/ is damaged, that is previous/; where that is too, best/, whose optimizers start anew. A run that
-    was stopped before its first checkpoint starts from the beginning.
-    """
-    there = [name for name in ("last", "previous", "best") if (run.path / name).exists()]
-    if not there and any(record["step"] > 0 for record in run.metrics):
-        raise UserError(f"{run.path}: its checkpoints are gone; start again, without --init_from=resume, which moves "
-                        "what is left of it aside")
-    if not there:
-        return Progress(), "stopped before its first checkpoint"
-    said = ["last/ is missing"] if there == ["best"] else []
-    for name in there:
+    tensors = _tensors(model, optimizers)
+    metadata = {"state": state.model_dump_json()}
+    keep_as = path.with_name("previous.safetensors") if path.name == "last.safetensors" else None
+    with replacing(path, keep_as) as new:
         try:
-            progress = load_checkpoint(run.path / name, model, optimizers if name != "best" else None)
+            save_file(tensors, new, metadata | {"sha256": _hash(tensors, metadata)})
+        except SafetensorError as error:  # a full disk, for example
+            raise OSError(errno.EIO, str(error), str(path)) from None
+
+
+def load_checkpoint(path: Path, model: GPT, optimizers: Optimizers | None = None) -> TrainState:
+    """Load the weights and, if given, the optimizers; returns the state. UserError if missing or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata.pop("sha256", "") != _hash(tensors, metadata):
+            raise ValueError("its content does not match its sha256")
+        own = dict(model.named_parameters())
+        saved = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+        if {name: p.shape for name, p in own.items()} != {name: t.shape for name, t in saved.items()}:
+            raise ValueError("it is of another model")
+        state = TrainState.model_validate_json(metadata["state"])
+        with torch.no_grad():
+            for name, p in own.items():
+                p.copy_(saved[name])
+        for number, optimizer in enumerate(optimizers or []):
+            _load_optimizer(optimizer, f"optimizer.{number}.", tensors)
+        return state
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such checkpoint") from None
+    except (SafetensorError, ValidationError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise UserError(f"{path}: damaged ({str(error).splitlines()[0]})") from None
+
+
+def load_last(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState, str]:
+    """The newest whole checkpoint of a run to resume, and what the user should know about it.
+
+    If last is damaged, that is previous; if that is damaged too, best, whose optimizers start anew.
+    """
+    remarks = []
+    names = [name for name in ("last", "previous", "best") if (run.path / f"{name}.safetensors").exists()]
+    for name in names:
+        path = run.path / f"{name}.safetensors"
+        try:
+            state = load_checkpoint(path, model, optimizers if name != "best" else None)
         except UserError as error:
-            said.append(str(error).rpartition(";")[0] or str(error))
+            remarks.append(str(error))
+            if RANK == 0:  # or it would become previous.safetensors
+                os.replace(path, path.with_suffix(".damaged"))
             continue
-        if said:
-            said.append(f"going on from {name}/ instead")
-            for damaged in there[:there.index(name)] if RANK == 0 else []:  # or it would become previous/
-                _set_aside(run.path / damaged)
-        if name == "best":
-            said.append("the optimizers start anew")
-        if progress.bad_in_a_row >= run.config.run.max_bad_steps:  # it was stopped for that: it gets another chance
-            progress.bad_in_a_row = 0
-        return progress, "; ".join(said)
-    raise UserError(f"{'; '.join(said)}; no checkpoint is whole: start again, without --init_from=resume")
+        if remarks or name == "best":
+            remarks.append(f"using {path.name} instead" + ("; the optimizers start anew" if name == "best" else ""))
+        if state.nonfinite_in_a_row >= run.config.run.max_nonfinite_steps:  # it stopped for that: a new chance
+            state.nonfinite_in_a_row = 0
+        return state, "; ".join(remarks)
+    if remarks or any(record["step"] > 0 for record in run.read_metrics()):
+        said = "; ".join(remarks) or f"{run.path}: its checkpoints are gone"
+        raise UserError(f"{said}; no whole checkpoint is left: start again without --init_from=resume")
+    return TrainState(), "stopped before its first checkpoint"
 
 
-def load_model(run: Run, checkpoint: str, world: World) -> tuple[GPT, Progress]:
-    """The model of a run's `best` or `last` checkpoint, to predict with, and how far it was trained."""
-    ngrams = load_ngrams(run.path / "ngrams.safetensors") if run.config.model.ngram else None
-    if ngrams and (ngrams.vocab_size, ngrams.order) != (run.meta["vocab_size"], run.config.model.ngram):
-        raise UserError(f"{run.path}/ngrams.safetensors: of another run: {ngrams.order}-grams of {ngrams.vocab_size} "
-                        "tokens")
-    model = GPT(run.config.model, run.meta["vocab_size"], ngrams).to(world.device)
-    progress = load_checkpoint(run.path / checkpoint, model)
-    return model.to_predict(world.dtype), progress
+def load_model(run: Run, checkpoint: str, dist: Distributed) -> tuple[GPT, TrainState]:
+    """The model of a run's `best` or `last` checkpoint, for prediction only, and its state."""
+    model = GPT(run.config.model, run.info.vocab_size).to(dist.device)
+    path = run.path / f"{checkpoint}.safetensors"
+    if checkpoint == "last" and not path.exists():  # between two renames
+        path = run.path / "previous.safetensors"
+    try:
+        state = load_checkpoint(path, model)
+    except UserError as error:
+        other = "best" if checkpoint == "last" else "last"
+        raise UserError(f"{error}; try --checkpoint={other}") from None
+    for module in model.modules():  # autocast would cast these weights at every call
+        if isinstance(module, torch.nn.Linear) and module.weight is not model.wte.weight:
+            module.to(dist.dtype)
+    return model.eval(), state
 
 
-def load_teacher(path: str, tokenizer: Tokenizer, block_size: int, world: World) -> GPT:
-    """The best model of a run, to learn from; UserError if it speaks of other tokens, or of fewer at once."""
+def load_teacher(path: str, tokenizer: Tokenizer, block_size: int, dist: Distributed) -> GPT:
+    """The best model of a run, to learn from; UserError if its tokens differ or its block_size is smaller."""
     run = open_run(Path(path))
-    if (theirs := run.load_tokenizer()).to_json() != tokenizer.to_json():
-        raise UserError(f"teacher={path}: has another vocabulary (|V| = {theirs.vocab_size}, end token for "
-                        f"{theirs.separator!r}) than this corpus (|V| = {tokenizer.vocab_size}, end token for "
-                        f"{tokenizer.separator!r}); it should be a run on the same corpus and documents")
+    if run.tokenizer.to_json() != tokenizer.to_json():
+        raise UserError(f"teacher={path}: has another vocabulary (|V| = {run.tokenizer.vocab_size}, eos for "
+                        f"{run.tokenizer.eos_text!r}) than this corpus (|V| = {tokenizer.vocab_size}, eos for "
+                        f"{tokenizer.eos_text!r}); it should be a run on the same corpus and documents")
     if run.config.model.block_size < block_size:
         raise UserError(f"teacher={path}: its block_size is {run.config.model.block_size}, less than {block_size}")
-    if run.config.model.ngram:
-        raise UserError(f"teacher={path}: its n-grams were counted in the text that it should teach, so it knows too "
-                        "much of it; train one with --ngram=0")
-    return load_model(run, "best", world)[0]
+    return load_model(run, "best", dist)[0]
 
 
-def _set_aside(folder: Path) -> None:
-    aside = folder.with_name(f"{folder.name}.damaged")
-    shutil.rmtree(aside, ignore_errors=True)
-    folder.rename(aside)
+def _tensors(model: GPT, optimizers: Optimizers | None) -> dict[str, Tensor]:
+    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    for number, optimizer in enumerate(optimizers or []):
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{index}.{key}": value for key, value in state.items()}
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
-def _before(folder: Path) -> Path:
-    """Where the checkpoint goes that `folder` had before."""
-    return folder.with_name("previous" if folder.name == "last" else f"{folder.name}.old")
+def _load_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            index, key = name.removeprefix(prefix).split(".")
+            state.setdefault(int(index), {})[key] = tensor
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, values in state.items():
+        if any(value.ndim and value.shape != params[number].shape for value in values.values()):
+            raise ValueError("its optimizers are of another model")
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+def _hash(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """SHA-256 of names, shapes, dtypes and bytes of all tensors, and of the metadata."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        with suppress(ValueError):  # of an empty tensor
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""A look at an untrained model and its first batches: what report.step_zero needs to say what is wrong."""
+"""Measurements of an untrained model and its first batches; report/words.py says what they mean."""
 
 import math
 from collections.abc import Callable
@@ -7,65 +7,60 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data.batches import EVAL_BATCH_TOKENS, Batch
-from engine.distributed import World
-from loss import IGNORE_INDEX, cross_entropy, divide_once
+from data.batches import EVAL_BATCH_TOKENS, IGNORE_INDEX, Batch
+from engine.distributed import Distributed
+from loss import cross_entropy, mean_loss
 from model import GPT
 
-FIRST_BATCHES = 4  # in which something must be scored
-SHIFTS = (1, 0, 2, -1)  # how many tokens after an input its target may be: the right one, and the mistakes
+FIRST_BATCHES = 4  # one of them must have a target
+SHIFTS = (1, 0, 2, -1)  # a target is the input 1 later; the others are mistakes
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Of the first batch that scores anything; NaN, but for `rows` and `scored`, if none of the first few does."""
+    """Of the first batch that has targets; NaN if there is none."""
 
-    nll: float  # nats per scored token
-    logit_variance: float  # over the vocabulary, at each scored token; the mean of those
-    spread: float  # what the logits cost by themselves: log mean exp z - mean z = KL(uniform || softmax z)
-    rows: int  # of the head: tokens that the model can predict
-    scored: float  # share of the targets
-    agreement: dict[int, float]  # by shift: the share of the scored targets that are the input so many tokens on
+    nll: float  # nats per target
+    logit_variance: float  # over the vocabulary, the mean over targets
+    logit_cost: float  # KL(uniform || softmax(logits)) in nats, what the logits cost if they know nothing
+    rows: int  # of lm_head
+    target_share: float  # of all positions
+    agreement: dict[int, float]  # by shift: the share of the targets that equal the input so many places later
 
 
 @torch.inference_mode()
-def diagnose(model: GPT, batches: Callable[[int], Batch], world: World) -> Diagnosis:
-    """Measure a model on the first batches, as many tokens of one as an evaluation takes at once."""
+def diagnose(model: GPT, get_batch: Callable[[int], list[Batch]], dist: Distributed) -> Diagnosis:
     for step in range(FIRST_BATCHES):
-        inputs, targets, _ = batch = batches(step)
+        inputs, targets, _ = get_batch(step)[0]
         if (targets != IGNORE_INDEX).any():
             break
-    scoring_first = np.argsort((targets == IGNORE_INDEX).all(axis=1), kind="stable")
-    few = scoring_first[: max(1, EVAL_BATCH_TOKENS // inputs.shape[1])]
-    x, y, left_out = (torch.from_numpy(array[few]).to(world.device) for array in batch)
+    with_targets_first = np.argsort((targets == IGNORE_INDEX).all(axis=1), kind="stable")
+    rows = with_targets_first[:max(1, EVAL_BATCH_TOKENS // inputs.shape[1])]
+    x, y = dist.to_device(inputs[rows], targets[rows])
     model.eval()
-    with world.autocast():
-        z = model.logits(model.forward(x, left_out=left_out))  # (B, T, V)
+    with dist.autocast():
+        logits = model.logits(model.hidden_states(x))
     model.train()
-    at = z[y != IGNORE_INDEX]  # (N, V)
-    V = at.shape[1]
+    own = logits[y != IGNORE_INDEX]  # (N, V)
     return Diagnosis(
-        nll=divide_once([cross_entropy(z, y)]).nll,
-        logit_variance=float((at - at.mean(dim=1, keepdim=True)).square().mean()),
-        spread=float((at.logsumexp(dim=1) - at.mean(dim=1)).mean()) - math.log(V),
-        rows=V,
-        scored=float((targets != IGNORE_INDEX).mean()),
+        nll=mean_loss(cross_entropy(logits, y)).nll,
+        logit_variance=float((own - own.mean(dim=1, keepdim=True)).square().mean()),
+        logit_cost=float((own.logsumexp(dim=1) - own.mean(dim=1)).mean()) - math.log(own.shape[1]),
+        rows=own.shape[1], target_share=float((targets != IGNORE_INDEX).mean()),
         agreement={shift: _agreement(inputs, targets, shift) for shift in SHIFTS})
 
 
 def _agreement(inputs: np.ndarray, targets: np.ndarray, shift: int) -> float:
-    """The share of the scored `targets[b, t]` that equal `inputs[b, t + shift]`; NaN where there is none to compare.
-
-    An input that comes later is compared only if its own target is scored too: else it may be padding.
+    """The share of the targets [b, t] that equal inputs[b, t + shift]; NaN where there is none to compare.
 
     >>> inputs = np.array([[5, 6, 7, 8]])
     >>> [_agreement(inputs, np.array([[6, 7, 8, 9]]), shift) for shift in SHIFTS]
     [1.0, 0.0, 0.0, 0.0]
     """
     T = inputs.shape[1]
-    there = slice(max(0, -shift), T - max(0, shift))  # targets whose counterpart is in the window
-    ahead = inputs[:, there.start + shift: there.stop + shift]
-    scored = targets[:, there] != IGNORE_INDEX
-    if shift > 0:
-        scored = scored & (targets[:, shift:] != IGNORE_INDEX)
-    return float((ahead == targets[:, there])[scored].mean()) if scored.any() else float("nan")
+    inside = slice(max(0, -shift), T - max(0, shift))  # targets whose counterpart is in the window
+    unmasked = targets[:, inside] != IGNORE_INDEX
+    if shift > 0:  # a later input may be padding if its own target is masked
+        unmasked = unmasked & (targets[:, shift:] != IGNORE_INDEX)
+    equal = inputs[:, inside.start + shift:inside.stop + shift] == targets[:, inside]
+    return float(equal[unmasked].mean()) if unmasked.any() else math.nan

@@ -1,31 +1,101 @@
-"""Which optimizer steps what, and how fast: Muon for the blocks' matrices, AdamW for everything else, or for all."""
+"""Optimizers: Muon for the matrices of the blocks and AdamW for everything else, or AdamW for all; and their lr."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from config.schema import OptimConfig
-from engine.optimizers import AdamW, Muon, Optimizer
-from engine.schedule import rate_scale
 from model import GPT
 
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Muon's quintic polynomial, which are steepest at 0
+ITERATIONS = 5
 
-def make_optimizers(model: GPT, config: OptimConfig) -> list[Optimizer]:
-    """Each parameter is in exactly one.
 
-    Weight decay, as in GPT-2, is for matrices only, embeddings among them: biases and norms are left alone.
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised, for matrices (Jordan et al. 2024); matrices of one shape are stacked.
+
+    A matrix (n, m) moves by lr sqrt(max(1, n / m)) in each direction. `dtype` is that of the products inside.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float,
+                 dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(list(params), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            for p in params:
+                self.state[p].setdefault("momentum", torch.zeros_like(p))
+            for n, m in sorted({(p.shape[0], p.shape[1]) for p in params}):
+                same = [p for p in params if p.shape == (n, m)]
+                grads, averages = [p.grad for p in same], [self.state[p]["momentum"] for p in same]
+                torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
+                ahead = torch.stack(torch._foreach_lerp(grads, averages, group["momentum"]))  # Nesterov's
+                updates = orthogonalise(ahead, self.dtype).to(same[0].dtype)
+                torch._foreach_mul_(same, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(same, updates.unbind(), alpha=-group["lr"] * max(1, n / m) ** 0.5)
+
+
+def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Roughly U V' of each U S V' in (K, n, m), by a Newton-Schulz iteration: singular values end at 0.5 to 1.5."""
+    a, b, c = COEFFICIENTS
+    wide = matrices.shape[1] <= matrices.shape[2]
+    X = (matrices if wide else matrices.mT).to(dtype)
+    X = X / X.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    for _ in range(ITERATIONS):
+        A = X @ X.mT
+        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
+    return X if wide else X.mT
+
+
+def make_optimizers(model: GPT, config: OptimConfig, dtype: torch.dtype = torch.float32) -> list[torch.optim.Optimizer]:
+    """Every parameter is in exactly one optimizer.
+
+    Weight decay, as in GPT-2, is for matrices and embeddings; biases and norms have none.
     """
     muon = [p for name, p in model.named_parameters()
             if config.optimizer == "muon" and name.startswith("blocks.") and p.ndim == 2]
-    taken = {id(p) for p in muon}
-    rest = [p for p in model.parameters() if id(p) not in taken]
-    matrices, vectors = ([p for p in rest if (p.ndim >= 2) == wanted] for wanted in (True, False))
-    betas = (config.beta1, config.beta2)
-    return [optimizer for optimizer in (AdamW(matrices, config.learning_rate, betas, config.weight_decay),
-                                        AdamW(vectors, config.learning_rate, betas, 0.0),
-                                        Muon(muon, config.muon_learning_rate, config.momentum, config.weight_decay))
-            if optimizer.params]
+    in_muon = {id(p) for p in muon}
+    rest = [p for p in model.parameters() if id(p) not in in_muon]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0}]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(
+        [group for group in groups if group["params"]], config.learning_rate, (config.beta1, config.beta2), fused=True)]
+    if muon:
+        optimizers.append(Muon(muon, config.muon_learning_rate, config.momentum, config.weight_decay, dtype))
+    return optimizers
 
 
-def set_rates(optimizers: list[Optimizer], config: OptimConfig, step: int) -> float:
-    """Set the learning rates of a step; returns AdamW's, the one called `learning_rate`."""
-    scale = rate_scale(config, step)
+def set_lr(optimizers: list[torch.optim.Optimizer], config: OptimConfig, step: int) -> float:
+    """Set the learning rates of a step; returns AdamW's."""
+    scale = get_lr_scale(config, step)
     for optimizer in optimizers:
-        optimizer.lr = scale * (config.muon_learning_rate if isinstance(optimizer, Muon) else config.learning_rate)
-    return config.learning_rate * scale
+        for group in optimizer.param_groups:
+            group["lr"] = scale * (config.muon_learning_rate if isinstance(optimizer, Muon) else config.learning_rate)
+    return scale * config.learning_rate
+
+
+def get_lr_scale(config: OptimConfig, step: int) -> float:
+    """The learning rates at step 0, 1, ... max_iters - 1, as a share of their peak.
+
+    Linear warmup, then the peak, then a linear or cosine decay to `min_lr_ratio` in the last `decay_fraction` of
+    the steps.
+
+    >>> config = OptimConfig(max_iters=10, warmup_iters=2, decay_fraction=0.5, schedule="linear")
+    >>> [round(get_lr_scale(config, step), 2) for step in range(10)]
+    [0.33, 0.67, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2]
+    """
+    if step < config.warmup_iters:
+        return (step + 1) / (config.warmup_iters + 1)
+    decay_iters = min(config.decay_fraction * config.max_iters, config.max_iters - config.warmup_iters)
+    decayed = 1 - (config.max_iters - step) / decay_iters if decay_iters else 0.0  # share of the decay that is done
+    if config.schedule == "constant" or decayed <= 0:
+        return 1.0
+    left = 1 - decayed if config.schedule == "linear" else (1 + math.cos(math.pi * decayed)) / 2
+    return config.min_lr_ratio + (1 - config.min_lr_ratio) * left

@@ -1,93 +1,87 @@
-"""What a run measured, a flat JSON object a line; and writing it, on disks that may be full."""
+"""What a run writes while it trains: lines of metrics, samples and checkpoints, on disks that may be full."""
 
 import io
 import json
 import math
-import time
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec
 
 from config.schema import LossConfig
-from engine.checkpoint import save_checkpoint
-from engine.distributed import World
-from engine.optimizers import Optimizer
-from engine.progress import Progress
-from engine.step import StepResult
-from loss import LossMeans, divide_once
+from engine.checkpoint import Optimizers, save_checkpoint
+from engine.distributed import Distributed
+from engine.run import Record, Run, append_line, parse_record
+from engine.state import StepResult, TrainState
+from loss import mean_loss, sum_losses
 from model import GPT
-from runs import Record, Run, parse_record
-from surprisal import bits_per_byte, perplexity, smoothed_entropy
+from surprisal import smoothed_entropy
 
 P = ParamSpec("P")
 
 
-def training_record(results: list[StepResult], since: float, config: LossConfig, vocab_size: int) -> Record:
-    """Means over some steps, begun at that time.perf_counter(); rate and gradient norm are the last one's.
+def training_record(results: list[StepResult], config: LossConfig, vocab_size: int) -> Record:
+    """Means over some steps, without those that changed nothing, in nats per token; gradient norm and lr of the last.
 
-    Steps that were not taken count for nothing: if none was, there is no loss here, and no token a second.
-    The objective comes with its parts, where it has more than the NLL; and with label smoothing, also
-    with the floor H(p) under the cross-entropy of the smoothed target p, and the excess KL(p || q); with a
-    teacher, also with KL(teacher || model), both softened.
+    The objective comes with its parts, if it is more than the NLL. With label smoothing also with H(p), the entropy of
+    the smoothed target p, and KL(p || q) above it; with a teacher also with KL(teacher || model).
     """
-    taken = [result for result in results if result.taken]
-    loss = divide_once(result.sums for result in taken)
-    record = {"lr": results[-1].learning_rate, "tokens_per_second": loss.tokens / (time.perf_counter() - since)}
-    if not taken:
+    applied = [result for result in results if result.is_applied]
+    loss = mean_loss(sum_losses(result.sums for result in applied))
+    record = {"lr": results[-1].lr,
+              "tokens_per_second": loss.num_targets / max(1e-9, sum(result.seconds for result in results))}
+    if not applied:
         return record
-    record |= {"grad_norm": taken[-1].grad_norm, "train_nll": loss.nll, "objective": loss.objective}
+    record |= {"grad_norm": applied[-1].grad_norm, "train_nll": loss.nll, "objective": loss.objective}
     if config.label_smoothing:
-        floor = smoothed_entropy(vocab_size, config.label_smoothing)
-        record |= {"smoothing": loss.smoothing, "smoothed_floor": floor,
-                   "smoothed_kl": loss.nll + loss.smoothing - floor}
+        entropy = smoothed_entropy(vocab_size, config.label_smoothing)
+        record |= {"smoothing": loss.smoothing, "smoothed_entropy": entropy,
+                   "smoothed_kl": loss.nll + loss.smoothing - entropy}
     if config.z_loss:
         record["z_loss"] = loss.z_loss
     if config.teacher:
         record["distillation"] = loss.distillation
     if config.teacher and config.alpha:
-        record["teacher_kl"] = (loss.distillation / config.alpha + loss.nll + loss.smoothing) / config.temperature**2
+        kl = loss.distillation / config.alpha + loss.nll + loss.smoothing
+        record["teacher_kl"] = kl / config.temperature**2
     return record
 
 
-def validation_record(loss: LossMeans, bytes_per_token: float, floor: float | None = None) -> Record:
-    """`floor` is what the text's source itself pays for the same tokens, in nats per token, where that is known."""
-    record = {"val_nll": loss.nll, "val_ppl": perplexity(loss.nll), "val_accuracy": loss.accuracy,
-              "val_bits_per_byte": bits_per_byte(loss.nll, bytes_per_token)}
-    return record if floor is None else record | {"kl_gap": loss.nll - floor}
-
-
 class RunLog:
-    """What a run writes while it trains: metrics.jsonl and checkpoints.
+    """Writes a run's files. If the disk is full, training continues, and what is missing is written once it fits."""
 
-    Where the disk is full, training goes on: that is told, and what could not be written is tried again with the
-    next. A run that is gone on with first loses the lines after the step that it goes on from.
-    """
-
-    def __init__(self, run: Run, world: World, step: int, say: Callable[[str], None]) -> None:
-        self.run, self.world, self.say = run, world, say
+    def __init__(self, run: Run, dist: Distributed, step: int, say: Callable[[str], None]) -> None:
+        self.run, self.dist, self.say = run, dist, say
         self.metrics = run.path / "metrics.jsonl"
-        self.failing: set[str] = set()  # what could not be written the last time
+        self.failing: set[str] = set()  # files that could not be written the last time
         self.waiting: list[str] = []  # lines of metrics that are not on disk yet
-        self.end = world.once(_end_of, self.metrics, step) if step else 0  # bytes of those that are
+        self.size = dist.on_rank0(_size_until, self.metrics, step)  # of metrics.jsonl
+        dist.on_rank0(_truncate, run.path / "samples.jsonl", step)
 
     def write(self, record: Record) -> None:
         """Append a line to metrics.jsonl."""
-        record = {key: value for key, value in record.items() if math.isfinite(value)}  # JSON knows no NaN
+        record = {key: value for key, value in record.items() if math.isfinite(value)}  # JSON has no NaN
         self.waiting.append(json.dumps(record) + "\n")
         if self.attempt("metrics.jsonl", self._append):
             self.waiting.clear()
 
-    def save(self, name: str, model: GPT, progress: Progress, optimizers: list[Optimizer] | None = None) -> bool:
-        """Replace the checkpoint of that name, if the disk has room."""
-        return self.attempt(f"{name}/", save_checkpoint, self.run.path / name, model, progress, optimizers)
+    def write_sample(self, step: int, text: str) -> None:
+        """Append a line to samples.jsonl."""
+        self.attempt("samples.jsonl", append_line, self.run.path / "samples.jsonl",
+                     {"step": step, "text": text})
+
+    def save(self, name: str, model: GPT, state: TrainState, optimizers: Optimizers | None = None) -> bool:
+        """Replace a checkpoint; False if the disk has no room for it."""
+        return self.attempt(f"{name}.safetensors", save_checkpoint, self.run.path / f"{name}.safetensors", model, state,
+                            optimizers)
 
     def attempt(self, name: str, function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Have rank 0 write a part of the run; where the disk does not let it, say so, and go on."""
+        """Rank 0 writes a file of the run; if it cannot, a warning says so, and training continues."""
         try:
-            self.world.once(function, *args, **kwargs)
+            self.dist.on_rank0(function, *args, **kwargs)
         except OSError as error:
             if name not in self.failing:
-                self.say(f"warning: {self.run.path}/{name} could not be written ({error.strerror or error}); going on")
+                self.say(f"warning: {self.run.path}/{name} could not be written ({error.strerror or error})")
             self.failing.add(name)
             return False
         if name in self.failing:
@@ -97,23 +91,35 @@ class RunLog:
 
     def _append(self) -> None:
         with self.metrics.open("r+b" if self.metrics.exists() else "wb") as file:
-            file.truncate(min(self.end, file.seek(0, io.SEEK_END)))  # without what a full disk took of a line
+            file.truncate(min(self.size, file.seek(0, io.SEEK_END)))  # a full disk may have taken part of a line
             file.seek(0, io.SEEK_END)
             file.write("".join(self.waiting).encode())
-            end = file.tell()
-        self.end = end
+            size = file.tell()
+        self.size = size
 
 
-def _end_of(metrics: Path, step: int) -> int:
-    """How many bytes of a metrics.jsonl there are up to its last line of `step` or before; the rest is measured anew.
+def _size_until(path: Path, step: int) -> int:
+    """The bytes of a .jsonl file up to its last line of `step` or before.
 
-    Damaged lines in between stay: they are not read, and nothing is lost with them.
+    Resuming truncates the file there. Damaged lines in between stay: nobody reads them.
     """
-    end = at = 0
-    with metrics.open("rb") if metrics.exists() else io.BytesIO() as file:
+    size = position = 0
+    with path.open("rb") if path.exists() else io.BytesIO() as file:
         for line in file:
-            at += len(line)
-            record = parse_record(line)
+            position += len(line)
+            record = parse_record(line) or _parse_sample(line)
             if record and record["step"] <= step and line.endswith(b"\n"):
-                end = at
-    return end
+                size = position
+    return size
+
+
+def _truncate(path: Path, step: int) -> None:
+    if path.exists():
+        os.truncate(path, _size_until(path, step))
+
+
+def _parse_sample(line: bytes) -> Record | None:
+    try:
+        return {"step": int(json.loads(line)["step"])}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None

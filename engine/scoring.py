@@ -1,4 +1,4 @@
-"""What a model makes of each token: its surprisal, its rank, and how sure the model was."""
+"""What a model predicted for each target: its surprisal, its rank, and the model's confidence."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -8,105 +8,108 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.batches import Batch
-from engine.distributed import World
-from errors import DIVERGED, UserError
-from loss import IGNORE_INDEX
+from config.errors import DIVERGED, UserError
+from data.batches import IGNORE_INDEX, Batch
+from engine.distributed import Distributed
 from model import GPT
 
-CHUNK_LOGITS = 2**20  # logits worked on at once, which stay in the cache
-MIN_CHUNK = 256  # tokens, so that a large vocabulary's matrix products stay efficient
+CHUNK_LOGITS = 2**20  # logits that are worked on at once, so that they stay in the cache
+MIN_CHUNK = 256  # tokens
 
 
 class Predictions(NamedTuple):
-    """What a model says before each of n scored tokens, in order of the text."""
+    """The logits before each of n targets, in the order of the text."""
 
     logits: Tensor  # (n, V) float32
-    targets: Tensor  # (n,) the tokens that came
-    seen: Tensor  # (n,) tokens that the model had before it, 1 ... T
+    targets: Tensor  # (n,)
+    context_len: Tensor  # (n,) tokens that the model had before the target, 1 ... T
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of each scored token, in order of the text, `(N,)`; NLL in nats."""
+    """Of each target, in the order of the text, (N,); NLL in nats."""
 
     nll: np.ndarray  # float64
     targets: np.ndarray
-    rank: np.ndarray  # tokens that were held more probable; 0 where the guess was right
-    confidence: np.ndarray  # probability of the most probable token
-    seen: np.ndarray  # tokens that the model had before it
-    tempered: np.ndarray  # (K,) total NLL with the logits multiplied by each of K inverse temperatures
+    higher: np.ndarray  # tokens with a higher probability
+    ties: np.ndarray  # tokens with the same probability, itself included
+    confidence: np.ndarray  # the highest probability
+    context_len: np.ndarray
+    tempered: np.ndarray  # (K,) total NLL with the logits divided by each of K temperatures
+
+    def top(self, k: int) -> np.ndarray:
+        """Whether the target is among the k most probable tokens, 0 to 1: tied tokens share the places."""
+        return np.clip((k - self.higher) / self.ties, 0, 1)
 
 
 @torch.inference_mode()
-def predict(model: GPT, batches: Iterable[Batch], world: World) -> Iterator[Predictions]:
-    """The predictions for each scored token, in chunks of a size that depends on the vocabulary only."""
+def predict(model: GPT, batches: Iterable[Batch], dist: Distributed) -> Iterator[Predictions]:
+    """The predictions of all targets, in chunks whose size depends on the vocabulary only."""
     model.eval()
-    size = max(MIN_CHUNK, CHUNK_LOGITS // len(model.head))
-    left: list[Tensor] = []  # hidden states, targets and seen that are still to be scored
+    size = max(MIN_CHUNK, CHUNK_LOGITS // model.vocab_size)
+    left: list[Tensor] = []  # hidden states, targets and context lengths that are not yet in a chunk
     for batch in batches:
-        inputs, targets = (torch.from_numpy(array).to(world.device) for array in (batch.inputs, batch.targets))
-        with world.autocast():
-            hidden = model.forward(inputs)  # (B, T, C)
-        scored = targets != IGNORE_INDEX
-        seen = torch.arange(1, targets.shape[1] + 1, device=world.device).expand_as(targets)
-        parts = [part[scored] for part in (hidden, targets, seen)]
+        inputs, targets = dist.to_device(batch.inputs, batch.targets)
+        with dist.autocast():
+            hidden = model.hidden_states(inputs)  # (B, T, C)
+        unmasked = targets != IGNORE_INDEX
+        context_len = torch.arange(1, targets.shape[1] + 1, device=dist.device).expand_as(targets)
+        parts = [part[unmasked] for part in (hidden, targets, context_len)]
         left = [torch.cat(pair) for pair in zip(left, parts, strict=True)] if left else parts
         while len(left[1]) >= size:
-            yield _predictions(model, world, *(part[:size] for part in left))
+            yield _predictions(model, dist, *(part[:size] for part in left))
             left = [part[size:] for part in left]
     if left and len(left[1]):
-        yield _predictions(model, world, *left)
+        yield _predictions(model, dist, *left)
 
 
-def _predictions(model: GPT, world: World, hidden: Tensor, targets: Tensor, seen: Tensor) -> Predictions:
-    with world.autocast():
+def _predictions(model: GPT, dist: Distributed, hidden: Tensor, targets: Tensor, context_len: Tensor) -> Predictions:
+    with dist.autocast():
         logits = model.logits(hidden)
     if not logits.isfinite().all():
         raise UserError(DIVERGED)
-    return Predictions(logits, targets, seen)
+    return Predictions(logits, targets, context_len)
 
 
-def score(predictions: Iterable[Predictions], inverse_temperatures: Sequence[float]) -> Scores:
-    """The scores of all tokens; the logits of a chunk of them are in memory at a time."""
-    return _join([_score(part, inverse_temperatures) for part in predictions])
+def score(predictions: Iterable[Predictions], temperatures: Sequence[float]) -> Scores:
+    """The scores of all targets; only one chunk of logits is in memory."""
+    return _join([_score(part, temperatures) for part in predictions])
 
 
-def score_both(ours: Iterable[Predictions], theirs: Iterable[Predictions], inverse_temperatures: Sequence[float]
+def score_both(ours: Iterable[Predictions], theirs: Iterable[Predictions], temperatures: Sequence[float]
                ) -> tuple[Scores, Scores, np.ndarray]:
-    """The scores of two models on the same tokens; and KL(ours || theirs), KL(theirs || ours) at each, `(2, N)`."""
-    pairs = [(_score(a, inverse_temperatures), _score(b, inverse_temperatures), _divergence(a.logits, b.logits))
+    """The scores of two models on the same targets, and KL(ours || theirs) and KL(theirs || ours) of each, (2, N)."""
+    parts = [(_score(a, temperatures), _score(b, temperatures), _divergences(a.logits, b.logits))
              for a, b in zip(ours, theirs, strict=True)]
-    a, b, divergences = zip(*pairs, strict=True)
+    a, b, divergences = zip(*parts, strict=True)
     return _join(a), _join(b), np.concatenate(divergences, axis=1)
 
 
 @torch.inference_mode()
-def _score(predictions: Predictions, inverse_temperatures: Sequence[float]) -> Scores:
-    z, y = predictions.logits, predictions.targets[:, None]
-    z_y = z.gather(1, y)  # (n, 1)
-    before_y = torch.arange(z.shape[1], device=z.device) < y  # of equal logits, the first is the guess
-    rank = ((z > z_y) | ((z == z_y) & before_y)).sum(dim=1)
-    largest = z.amax(dim=1, keepdim=True)
-    z, z_y = z - largest, z_y - largest  # so that no temperature makes them overflow
-    exp_sum = z.exp().sum(dim=1)
+def _score(predictions: Predictions, temperatures: Sequence[float]) -> Scores:
+    logits, y = predictions.logits, predictions.targets[:, None]
+    z_y, z_max = logits.gather(1, y), logits.amax(dim=1, keepdim=True)  # (n, 1)
+    higher, ties = (logits > z_y).sum(dim=1), (logits == z_y).sum(dim=1)
+    logits, z_y = logits - z_max, z_y - z_max  # so that no temperature overflows
+    exp_sum = logits.exp().sum(dim=1)
     nll = exp_sum.log() - z_y[:, 0]
-    scaled = torch.empty_like(z)
-    tempered = [(torch.mul(z, beta, out=scaled).exp_().sum(dim=1).log() - beta * z_y[:, 0]).cpu().double().sum()
-                for beta in inverse_temperatures]
-    columns = [nll.cpu().double(), predictions.targets, rank, 1 / exp_sum, predictions.seen, torch.stack(tempered)]
+    scaled = torch.empty_like(logits)
+    tempered = [(torch.div(logits, T, out=scaled).exp_().sum(dim=1).log() - z_y[:, 0] / T).cpu().double().sum()
+                for T in temperatures]
+    columns = [nll.cpu().double(), predictions.targets, higher, ties, 1 / exp_sum, predictions.context_len,
+               torch.stack(tempered)]
     return Scores(*(column.cpu().numpy() for column in columns))
 
 
 @torch.inference_mode()
-def _divergence(a: Tensor, b: Tensor) -> np.ndarray:
-    """KL(q || p) and KL(p || q), `(2, n)`, of the predictions q and p with logits a and b `(n, V)`."""
+def _divergences(a: Tensor, b: Tensor) -> np.ndarray:
+    """KL(q || p) and KL(p || q), (2, n), of the predictions q and p with logits a and b (n, V)."""
     log_q, log_p = a.log_softmax(dim=-1), b.log_softmax(dim=-1)
     gap = log_q - log_p
     return torch.stack([(log_q.exp() * gap).sum(dim=-1), -(log_p.exp() * gap).sum(dim=-1)]).cpu().double().numpy()
 
 
 def _join(parts: Sequence[Scores]) -> Scores:
-    *columns, tempered = ([getattr(part, field.name) for part in parts] for field in fields(Scores))
-    arrays = [*map(np.concatenate, columns), np.sum(tempered, axis=0)]
-    return Scores(*arrays)
+    columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Scores)}
+    tempered = np.sum(columns.pop("tempered"), axis=0)
+    return Scores(**{name: np.concatenate(column) for name, column in columns.items()}, tempered=tempered)

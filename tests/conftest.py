@@ -1,16 +1,21 @@
 """A small corpus, a copy of the repository to run commands in, and a tiny run made there."""
 
+import io
 import os
 import random
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
-from runs import Record, read_metrics
+from config.errors import run_command
+from engine.run import Record, parse_record
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--block_size=8", "--n_layer=2", "--n_head=2", "--n_embd=16", "--batch_size=4", "--max_iters=6",
@@ -19,14 +24,48 @@ TINY = ["--block_size=8", "--n_layer=2", "--n_head=2", "--n_embd=16", "--batch_s
 torch.set_num_threads(1)  # models this small are slower with more
 
 
+@dataclass(frozen=True)
+class Done:
+    """What a command did."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def call(script: str, *arguments: str, check: bool = True) -> Done:
+    """Run a command in this process, in the current directory: `call("train.py", "--max_iters=5")`.
+
+    It takes the same path as `python train.py`, but for the import of torch, which takes seconds.
+    """
+    main = import_module(script.removesuffix(".py").replace("/", ".")).main
+    out, err, code, argv = io.StringIO(), io.StringIO(), 0, sys.argv
+    sys.argv = [script, *arguments]
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            run_command(main)
+    except SystemExit as exit:
+        code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    finally:
+        sys.argv = argv
+    assert not check or code == 0, err.getvalue()
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def read_metrics(run: Path) -> list[Record]:
+    """The lines of a run's metrics.jsonl."""
+    path = run / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    return [record for line in lines if (record := parse_record(line))]
+
+
 def without_clocks(run: Path) -> list[Record]:
-    """A run's metrics but for what depends on time: equal for runs that are."""
-    return [{key: value for key, value in record.items() if "second" not in key}
-            for record in read_metrics(run / "metrics.jsonl")]
+    """A run's metrics without what depends on time: equal for equal runs."""
+    return [{key: value for key, value in record.items() if "second" not in key} for record in read_metrics(run)]
 
 
 def make_text(n_lines: int = 400) -> str:
-    """Words in an order that has something to learn, and a little of everything Unicode."""
+    """Words in an order that has something to learn, and a little of everything in Unicode."""
     rng = random.Random(0)
     words = ["the", "cat", "sat", "on", "a", "mat;", "naïve", "doré", "日本", "🎉"]
     return "\n".join(" ".join(rng.choices(words, weights=range(10, 0, -1), k=6)) for _ in range(n_lines)) + "\n"
@@ -38,7 +77,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("clone")
     for source in [*ROOT.glob("*.py"), ROOT / "README.md", ROOT / "Makefile"]:
         shutil.copy(source, path)
-    for folder in ("config", "engine", "data", "bench"):
+    for folder in ("config", "engine", "data", "report", "bench"):
         shutil.copytree(ROOT / folder, path / folder, ignore=lambda _, names: [
             name for name in names if not name.endswith((".py", ".toml"))])
     (path / "text.txt").write_text(make_text(), encoding="utf-8")
@@ -47,15 +86,15 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run(clone: Path):
-    """`run("train.py", "--max_iters=5")` runs that command in the clone."""
+    """`run("train.py", "--max_iters=5")` runs that command in the clone, as a process of its own: slow."""
 
-    def run_command(script: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run_process(script: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run([sys.executable, script, *arguments], cwd=clone, capture_output=True, text=True,
                               encoding="utf-8", stdin=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
         assert not check or done.returncode == 0, done.stderr
         return done
 
-    return run_command
+    return run_process
 
 
 @pytest.fixture(scope="session")

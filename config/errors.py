@@ -1,0 +1,64 @@
+"""Mistakes that a user can mend: one clear line, and exit code 2."""
+
+import io
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+DIVERGED = "the model's predictions are not finite: training diverged"
+WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets WORLD_SIZE and RANK for its processes
+RANK = int(os.environ.get("RANK", 0)) if WORLD_SIZE > 1 else 0
+
+
+class UserError(Exception):
+    """Says what is wrong, where, and what to do. Commands print it and exit with code 2."""
+
+
+def run_command(main: Callable[[list[str]], object]) -> None:
+    """Call main(argv); turn a UserError, an OSError or Ctrl-C into one line on stderr and an exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None or (RANK > 0 and name == "stdout"):  # only rank 0 speaks
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows "?"
+    try:
+        with out_of_memory("use a smaller text, or fewer samples"):
+            main(sys.argv[1:])
+    except (UserError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # `python sample.py RUN | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        _fail(f"error: {where}{getattr(error, 'strerror', None) or error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@contextmanager
+def out_of_memory(remedy: str) -> Iterator[None]:
+    """Where memory runs out, on any device, raise a UserError that says what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError, and what mps and CPUs raise
+        says = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", says):
+            raise UserError(f"out of memory: {remedy} ({says:.150})") from None
+        raise
+
+
+def _fail(line: str) -> None:
+    """Print the line and exit with code 2. Under torchrun, its report at the end repeats the line."""
+    if RANK > 0:  # all ranks meet the same mistake: rank 0 tells it, and torchrun then ends the others
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(10)
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        extra = {"timestamp": str(int(time.time())), "py_callstack": line}
+        Path(path).write_text(json.dumps({"message": {"message": line, "extraInfo": extra}}), encoding="utf-8")
+    print(line, file=sys.stderr)
+    sys.exit(2)

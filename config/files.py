@@ -1,0 +1,64 @@
+"""Files that a crash cannot leave half-written, and a lock that no crash leaves behind."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from config.errors import UserError
+
+
+@contextmanager
+def replacing(path: Path, keep_as: Path | None = None) -> Iterator[Path]:
+    """A name beside `path` to write to; the file then gets the name `path`, whole and on disk, or stays away.
+
+    The file that had the name before is lost, or becomes `keep_as`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield new
+        with new.open("r+b") as file:
+            os.fsync(file.fileno())
+        if keep_as and path.exists():
+            os.replace(path, keep_as)
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    with replacing(path) as new:
+        new.write_bytes(content)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def locked(path: Path, taken: str, wait: bool = False) -> Iterator[None]:
+    """Hold the lock file `path`. While another process holds it: UserError `taken`, or print that and wait.
+
+    The operating system frees the lock of a process that dies.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if not wait:
+            raise UserError(taken) from None
+        print(f"waiting: {taken}", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file
+            path.unlink()  # while it is held: a waiting process then notices that its file is gone
+        lock.release()

@@ -1,0 +1,106 @@
+"""How far a training has come, and what it makes of its steps and evaluations."""
+
+import math
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+
+from config.schema import Config
+from loss import LossSums
+
+SMOOTHING = 0.95  # of the running mean and variance of the training loss
+SPIKE_STEPS = 20  # steps before a spike can be told
+SPIKE_SIGMAS = 6  # a spike is so many standard deviations above the mean,
+SPIKE_RISE = 0.1  # and so many nats
+OVERFITTING_RISE = 0.01  # nats above the best validation loss that are more than noise
+
+
+@dataclass
+class StepResult:
+    """What a step measured, over all ranks."""
+
+    sums: LossSums  # float64, on the CPU
+    grad_norm: float  # before clipping
+    lr: float
+    seconds: float = 0.0
+
+    @property
+    def num_targets(self) -> int:
+        return int(self.sums.num_targets)
+
+    @property
+    def nll(self) -> float:
+        """Nats per token."""
+        return float(self.sums.nll) / (self.num_targets or math.nan)
+
+    @property
+    def is_finite(self) -> bool:
+        return not self.num_targets or (math.isfinite(self.sums.objective) and math.isfinite(self.grad_norm))
+
+    @property
+    def is_applied(self) -> bool:
+        """Otherwise the step changed neither weights nor optimizers."""
+        return self.num_targets > 0 and self.is_finite
+
+
+class TrainState(BaseModel):
+    """What resuming needs besides weights. Batches and dropout follow from (seed, step)."""
+
+    step: int = 0  # completed steps, including those that changed nothing
+    tokens: int = 0  # targets in them
+    seconds: float = 0.0
+    best_nll: float | None = None  # lowest validation loss, nats per token
+    best_step: int = 0
+    best_train_nll: float | None = None  # the training loss then
+    overfitting: int = 0  # evaluations in a row that show it
+    skipped_steps: int = 0  # steps without a target
+    nonfinite_steps: int = 0  # steps without a finite loss and gradient; they changed nothing
+    nonfinite_in_a_row: int = 0
+    loss_spikes: int = 0  # steps whose loss was far above those before
+    counted: int = 0  # steps in `mean` and `variance`, which are of the training loss
+    mean: float = 0.0
+    variance: float = 0.0
+
+    def count_step(self, result: StepResult) -> float | None:
+        """Count a step; if its loss is a spike, returns by how many nats it is above the mean of those before."""
+        self.step += 1
+        self.tokens += result.num_targets
+        self.skipped_steps += not result.num_targets
+        self.nonfinite_steps += not result.is_finite
+        self.nonfinite_in_a_row = 0 if result.is_finite else self.nonfinite_in_a_row + 1
+        if not result.is_applied:
+            return None
+        excess = result.nll - self.mean
+        is_spike = self.counted >= SPIKE_STEPS and excess > max(SPIKE_RISE, SPIKE_SIGMAS * self.variance**0.5)
+        self.loss_spikes += is_spike
+        share = max(1 - SMOOTHING, 1 / (self.counted + 1))  # a plain mean of the first steps
+        self.mean += share * excess
+        self.variance = (1 - share) * (self.variance + share * excess**2)
+        self.counted += 1
+        return excess if is_spike else None
+
+    def count_evaluation(self, record: dict[str, float]) -> bool:
+        """Count an evaluation; returns whether it is the best so far.
+
+        It shows overfitting if the validation loss has risen while the training loss has fallen.
+        """
+        val_nll, train_nll = record["val_nll"], record.get("train_nll")
+        if math.isfinite(val_nll) and (self.best_nll is None or val_nll < self.best_nll):
+            self.best_nll, self.best_step, self.best_train_nll, self.overfitting = val_nll, self.step, train_nll, 0
+            return True
+        fell = train_nll is not None and self.best_train_nll is not None and train_nll < self.best_train_nll
+        rose = self.best_nll is not None and val_nll > self.best_nll + OVERFITTING_RISE
+        self.overfitting = self.overfitting + 1 if fell and rose else 0
+        return False
+
+    def is_finished(self, config: Config) -> bool:
+        """All steps are done, or it overfits, or it diverged."""
+        return (self.step >= config.optim.max_iters or self.nonfinite_in_a_row >= config.run.max_nonfinite_steps
+                or 0 < config.run.patience <= self.overfitting)
+
+    def record(self) -> dict[str, float]:
+        """The first numbers of a line of metrics; counts of trouble only if there was any."""
+        trouble = {name: getattr(self, name) for name in ("skipped_steps", "nonfinite_steps", "nonfinite_in_a_row",
+                                                          "loss_spikes")}
+        return {"step": self.step, "tokens": self.tokens, "seconds": self.seconds,
+                **{name: number for name, number in trouble.items() if number}}

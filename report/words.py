@@ -1,0 +1,269 @@
+"""What the numbers of a training mean, in words and small tables."""
+
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from config.schema import Config
+from data.baselines import ENTROPY_RATE, UNIFORM, Baseline
+from data.batches import EvalText, TrainBatches
+from data.prepare import CorpusInfo
+from engine.diagnosis import Diagnosis
+from engine.distributed import Distributed
+from engine.run import Record, Run
+from engine.state import StepResult, TrainState
+from model import GPT
+from surprisal import nats_to_bits, perplexity, uniform_nll
+
+NEAR = 0.01  # nats that an untrained model's loss may be from what is expected, at least
+LARGE = 0.5  # nats; logits that cost more by themselves start too large
+EQUAL = 1e-4  # nats that are rounding
+RISE = 0.01  # nats that the validation loss must rise to be called overfitting
+SKIPPED = "no token of this step's batch is a target: the step is skipped, and counts in skipped_steps"
+TOLD = 10  # troubles of a kind that are told one by one; after that every hundredth
+ENGLISH = "1.0 to 1.5"  # bits per character, estimates of the entropy of English
+
+CELLS = [("step", "step", 7, ".0f"), ("train nll", "train_nll", 11, ".4f"), ("val nll", "val_nll", 9, ".4f"),
+         ("perplexity", "val_perplexity", 12, ".4g"), ("bits/byte", "val_bits_per_byte", 11, ".3f"),
+         ("top-1", "val_accuracy", 7, ".1%"), ("grad norm", "grad_norm", 11, ".2g"), ("lr", "lr", 9, ".2g"),
+         ("tokens/s", "tokens_per_second", 10, ",.0f")]
+COLUMNS = "".join(title.rjust(width) for title, _, width, _ in CELLS)
+PARTS = {"smoothing": "label smoothing", "z_loss": "z-loss", "distillation": "distillation"}  # key: name
+SHIFTED = {0: "each target is its own input", 2: "each target is two tokens after its input",
+           -1: "each target is the token before its input"}
+
+
+def describe_options(config: Config) -> str:
+    """The options that differ from their defaults."""
+    changed = {name: value for name, value in config.changed().items() if name not in ("out_dir", "init_from")}
+    return "options that differ from the defaults: " + (
+        ", ".join(f"{name}={shown(value)}" for name, value in changed.items()) or "none")
+
+
+def shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value) or '""'
+
+
+def step_zero(first: Diagnosis, vocab_size: int) -> str:
+    """Is the first loss right for a model that knows nothing? If not, what is wrong.
+
+    Such a model has a loss of log|V| plus what its random logits cost: KL(uniform || softmax(logits)), which is half
+    their variance if they are Gaussian.
+    """
+    if not first.target_share:
+        return "step 0: WRONG: no targets: every target of the first batches is masked"
+    uniform, expected = uniform_nll(vocab_size), first.logit_variance / 2
+    says = f"step 0: loss {first.nll:.4f} nats; expected log|V| = log {vocab_size:,} = {uniform:.4f}"
+    if expected >= EQUAL:
+        says += f", plus half the variance of the logits, {expected:.4f}"
+    if faults := [*_label_faults(first), *_loss_faults(first, vocab_size)]:
+        return "\n  WRONG: ".join([says, *faults])
+    return f"{says}: as it should be, the model knows nothing yet"
+
+
+def _label_faults(first: Diagnosis) -> Iterator[str]:
+    shift = max(first.agreement, key=first.agreement.__getitem__)  # of equals the first, which is the right one
+    if shift != 1 and first.agreement[shift] > 0.9:
+        yield f"the labels are off by one: {SHIFTED[shift]}"
+    elif first.agreement[1] < 0.5:
+        yield f"only {first.agreement[1]:.0%} of the targets are the input that comes next; are they shuffled?"
+
+
+def _loss_faults(first: Diagnosis, vocab_size: int) -> Iterator[str]:
+    excess, near = first.nll - uniform_nll(first.rows), NEAR + first.logit_variance**0.5 / 3
+    if first.rows != vocab_size:
+        yield (f"the vocabulary is padded: lm_head has {first.rows:,} rows for {vocab_size:,} tokens, which adds "
+               f"log({first.rows:,} / {vocab_size:,}) = {uniform_nll(first.rows) - uniform_nll(vocab_size):.3f} nats")
+    if not math.isfinite(first.nll):
+        yield "the loss is not finite"
+    elif excess < -near:
+        yield (f"the loss is {-excess:.2f} below log|V|, too low for a model that knows nothing: its weights are "
+               "trained already, or it sees its targets")
+    elif first.logit_cost > LARGE:
+        yield (f"the weights start too large: logits with a standard deviation of {first.logit_variance**0.5:.2f} are "
+               f"confident without reason, which costs {excess:.2f} nats")
+    elif excess > first.logit_cost + near:
+        yield (f"the loss is {excess:.2f} above log|V|, and the spread of the logits does not explain it: they favour "
+               "tokens that do not come; do the targets have another vocabulary?")
+
+
+def progress(record: Record, baselines: Sequence[Baseline]) -> str:
+    """A line under COLUMNS; after an evaluation it says which baselines are passed."""
+    line = "".join((format(record[key], form) if key in record else "").rjust(width) for _, key, width, form in CELLS)
+    return f"{line}   {standing(record['val_nll'], baselines, record.get('kl_gap'))}" if "val_nll" in record else line
+
+
+def standing(nll: float, baselines: Sequence[Baseline], kl_gap: float | None = None) -> str:
+    """The last baseline that a loss has passed, and the next."""
+    passed, ahead = passed_and_ahead(nll, baselines)
+    says = f"beats {passed[-1].name}" if passed else "beats nothing yet"
+    says += f"; next {ahead[0].name}, {ahead[0].nats_per_token:.3f}" if ahead else ", the last baseline"
+    return says if kl_gap is None else f"{says}; {kl_gap:.4f} above the source"
+
+
+def passed_and_ahead(nll: float, baselines: Sequence[Baseline]) -> tuple[list[Baseline], list[Baseline]]:
+    """The baselines that a loss has passed and those ahead, each from the worst to the best; not the entropy rate."""
+    ordered = sorted((each for each in baselines if each.name != ENTROPY_RATE), key=lambda each: -each.nats_per_token)
+    passed = [each for each in ordered if nll < each.nats_per_token - EQUAL]
+    return passed, ordered[len(passed):]
+
+
+def sample_line(text: str) -> str:
+    """A text that a model wrote, in one line."""
+    line = "".join(character if character.isprintable() else " " for character in text.replace("\n", "⏎"))
+    return f"{'':7}   writes: {line[:90]}"
+
+
+def nonfinite(state: TrainState, result: StepResult) -> str:
+    """A step without a finite loss and gradient; "" if enough of them were told."""
+    return (f"step {state.step:,}: the loss is {result.nll:.4g} and the norm of the gradient {result.grad_norm:.4g}: "
+            "the step changes nothing, and counts in nonfinite_steps") if _is_told(state.nonfinite_steps) else ""
+
+
+def spike(state: TrainState, result: StepResult, rise: float) -> str:
+    """A step whose loss is far above those before; "" if enough of them were told."""
+    return (f"step {state.step:,}: a spike: the training loss is {result.nll:.4f}, {rise:.2f} nats above the mean of "
+            "the steps before") if _is_told(state.loss_spikes) else ""
+
+
+def _is_told(count: int) -> bool:
+    return count <= TOLD or count % 100 == 0
+
+
+def verdict(records: Sequence[Record], info: CorpusInfo, config: Config) -> str:
+    """How a run went: the best loss, the baselines, overfitting, and what to try next."""
+    evals = [record for record in records if "val_nll" in record]
+    final = next((record for record in reversed(records) if "best_val_nll" in record), None)
+    if not evals or final is None:
+        return "No loss was finite: nothing was learned. Try a lower --learning_rate and --muon_learning_rate."
+    nll, last = final["best_val_nll"], records[-1]
+    uniform = next(each.nats_per_token for each in info.baselines if each.name == UNIFORM)
+    passed, ahead = passed_and_ahead(nll, info.baselines)
+    below = uniform - nll
+    lines = [
+        f"The best model, of step {final['best_step']:,.0f} of {last['step']:,.0f}, has a loss of {nll:.4f} nats per "
+        f"token on all {info.val.targets:,} validation targets:",
+        f"  {abs(below):.2f} nats {'below' if below >= 0 else 'above'} log|V|; "
+        f"{final['best_val_bits_per_byte']:.3f} bits per byte; "
+        f"top-1 accuracy {final['best_val_accuracy']:.1%};",
+        f"  perplexity {perplexity(nll):.2f}: as uncertain as a choice among so many equally likely tokens.",
+        f"  It beats {', '.join(each.name for each in passed) or 'none of the baselines'}"
+        + ("." if ahead else ": all of the baselines.")]
+    if ahead:
+        lines.append(f"  Ahead: {', '.join(f'{each.name} ({each.nats_per_token:.3f})' for each in ahead)}.")
+    if info.tokenizer == "char" and info.name in ("shakespeare", "tinyshakespeare"):
+        lines += [f"  English has about {ENGLISH} bits per character; this is {nats_to_bits(nll):.2f}. That estimate"
+                  " is for modern prose,", "  and for readers who know the world. This model knows 34 plays, in old verse."]
+    if info.entropy_rate is not None and info.source_nll is not None:
+        lines += [f"  H(p, q) = H(p) + KL(p || q): {nll:.4f} is the entropy rate {info.entropy_rate:.4f}, "
+                  f"{info.source_nll - info.entropy_rate:+.4f} of sampling error of this text,",
+                  f"  and KL(source || model) = {nll - info.source_nll:.4f}."]
+    if skipped := last.get("skipped_steps"):
+        lines.append(f"{skipped:,.0f} of the steps had no target, and were skipped.")
+    if nonfinite := last.get("nonfinite_steps"):
+        lines.append(f"{nonfinite:,.0f} of the steps changed nothing: their loss or gradient was not finite.")
+    if spikes := last.get("loss_spikes"):
+        lines.append(f"The training loss spiked {spikes:,.0f} time{'s' if spikes > 1 else ''}; a lower --learning_rate"
+                     ", a smaller --grad_clip or more --warmup_iters may help.")
+    lines += [line for record in [record for record in records if "objective" in record][-1:]
+              for line in _objective(record)]
+    return "\n".join([*lines, *_advice(records, evals, final, uniform, config)])
+
+
+def _objective(record: Record) -> Iterator[str]:
+    """The parts of the objective, if it is more than the NLL."""
+    added = [(record[key], name) for key, name in PARTS.items() if key in record]
+    if not added:
+        return
+    yield (f"The objective at the end, {record['objective']:.4f}, is the training NLL of {record['train_nll']:.4f}"
+           + "".join(f" {'-' if nats < 0 else '+'} {abs(nats):.4f} of {name}" for nats, name in added) + ".")
+    if "smoothed_kl" in record:
+        yield (f"  NLL + label smoothing = H(p) + KL(p || q), where p is the smoothed target: H(p) is "
+               f"{record['smoothed_entropy']:.4f}, and KL(p || q) is {record['smoothed_kl']:.4f}.")
+    if "teacher_kl" in record:
+        yield ("  Distillation is alpha (T^2 KL(teacher || model) - NLL - label smoothing), with both predictions at "
+               f"temperature T; this KL is {record['teacher_kl']:.4f}.")
+
+
+def _advice(records: Sequence[Record], evals: Sequence[Record], final: Record, uniform: float, config: Config
+            ) -> list[str]:
+    """Did it diverge, overfit, or is there more to gain; and what to try next."""
+    train_nll = next((record["train_nll"] for record in reversed(records) if "train_nll" in record), math.nan)
+    nonfinite = records[-1].get("nonfinite_in_a_row")
+    if records[-1]["step"] == 0:
+        return []
+    if nonfinite or not train_nll < uniform + 0.1:
+        why = (f"the last {nonfinite:,.0f} step(s) had no finite loss and gradient" if nonfinite else
+               f"the training loss is {train_nll:.4g}, worse than log|V|")
+        return [f"It diverged: {why}. best.safetensors has the model from before.",
+                "Try a lower --learning_rate and --muon_learning_rate, --warmup_iters, --grad_clip=1, or "
+                "--dtype=float32."]
+    best = min(evals, key=lambda record: record["val_nll"])
+    rise, gap = evals[-1]["val_nll"] - best["val_nll"], final["best_val_nll"] - final["best_train_nll"]
+    same = f"On training text the best model has {final['best_train_nll']:.4f}: {abs(gap):.3f} " + (
+        "lower." if gap > 0 else "higher.")
+    if rise > RISE and best["step"] < evals[-1]["step"]:
+        return [f"It overfitted: since step {best['step']:,.0f} the validation loss rose by {rise:.3f}. {same}",
+                f"Try --dropout={min(0.5, config.model.dropout + 0.1):.1f}, a smaller model, or more text."]
+    longer = 2 * config.optim.max_iters
+    return [f"It did not overfit: the last validation loss is as good as the best. {same}",
+            f"Try longer, --max_iters={longer}, or larger, --n_layer={config.model.n_layer + 1}."]
+
+
+def describe_run(run: Run, state: TrainState, remark: str, model: GPT, dist: Distributed, get_batch: TrainBatches,
+                 val_text: EvalText) -> str:
+    """The model, the machine, the steps ahead, and what the evaluations measure."""
+    c, optim, lines = run.config.model, run.config.optim, []
+    if run.moved:
+        lines.append(f"the run that was in {run.path} is now in {run.moved}")
+    if run.is_resumed:
+        lines += [f"{run.path}: {remark}"] if remark else []
+        lines.append(f"resuming {run.path} at step {state.step:,}")
+        lines += [f"  {name} was {shown(was)} and is now {shown(now)}" for name, (was, now) in run.changes.items()]
+    if run.is_finished(state.step):
+        return "\n".join([*lines, f"it is finished: step {state.step:,} of {optim.max_iters:,}; to train longer, add "
+                          f"--max_iters={2 * state.step}"])
+    lines.append(f"GPT with {model.num_params():,} parameters: n_layer={c.n_layer} n_head={c.n_head} n_embd={c.n_embd} "
+                 f"block_size={c.block_size}; {model.flops_per_token() / 1e6:.1f} MFLOP per training token")
+    epochs = optim.max_iters * optim.batch_size / get_batch.windows_per_epoch
+    lines.append(f"{dist}: {optim.max_iters:,} steps of {optim.batch_size * c.block_size:,} tokens, {epochs:.2f} "
+                 f"epochs; writes {run.path}/")
+    if len(val_text.positions) < run.info.val.targets:
+        lines.append(f"validation: {len(val_text.positions):,} of the {run.info.val.targets:,} targets, spread evenly; "
+                     "the best model is measured on all of them at the end")
+    if dist.is_emulated:
+        lines.append(f"warning: this {dist.device.type} has no bfloat16 products and emulates them, up to 100 times "
+                     "slower than --dtype=float32")
+    return "\n".join([*lines, ""])
+
+
+def stopped(run: Run, signal: str, state: TrainState, dist: Distributed, saved: bool) -> str:
+    """That a signal has stopped a run, and how to resume it."""
+    launcher = "python" if dist.world_size == 1 else f"torchrun --standalone --nproc_per_node={dist.world_size}"
+    lost = "" if saved else ", which could not be saved: make room first; the checkpoint before it is whole"
+    return (f"Stopped by {signal} at step {state.step:,}{lost}. To resume:\n  {launcher} train.py "
+            f"{shlex.quote(str(run.path))} --init_from=resume")
+
+
+def less_memory(config: Config) -> str:
+    """What to do when memory runs out in training."""
+    size, smaller = config.run.micro_batch_size or config.optim.batch_size, "a smaller --block_size or --n_embd"
+    return f"use {smaller}" if size == 1 else (
+        f"use --micro_batch_size={size // 2}, which gives the same result with half the memory (and --init_from=resume "
+        f"if training had begun), or {smaller}")
+
+
+def samples(prompt: str, texts: Sequence[str]) -> str:
+    """Texts that a model wrote, and the prompt that it continued."""
+    texts = [text.strip() for text in texts]
+    given = f"Prompt:\n\n{prompt.strip()}\n\n" if prompt else ""
+    between = "\n\n" if any("\n" in text for text in texts) else "\n"
+    return f"{given}{'A sample' if len(texts) == 1 else f'{len(texts)} samples'}:\n\n{between.join(texts)}"
+
+
+def next_commands(run: Path) -> str:
+    name = shlex.quote(str(run))
+    return (f"The curve:     {run}/curves.png, or: python curves.py {name} --terminal\n"
+            f"More samples:  python sample.py {name} --num_samples=3\n"
+            f"Compare runs:  python curves.py {name} OTHER_RUN")
