@@ -146,7 +146,11 @@ def next_token_loss(hidden: Tensor, lm_head: Tensor, targets: Tensor, objective:
     hidden = hidden.masked_fill((targets == IGNORE_INDEX)[:, None], 0.0)
     if targets.numel() * len(lm_head) < CHUNKED_LOGITS or teacher_logits is not None:
         return cross_entropy(soft_cap(F.linear(hidden, lm_head).float(), softcap), targets, objective, teacher_logits)
-    return _chunked_loss(hidden, lm_head, targets, objective, softcap)
+    # Importing the compiler takes as long as importing torch: so only where it is used.
+    chunked: Callable[..., LossSums] = _chunked_loss
+    if torch.compiler.is_compiling():
+        chunked = torch.compiler.disable(_chunked_loss)  # type: ignore[no-untyped-call]
+    return chunked(hidden, lm_head, targets, objective, softcap)
 
 
 @torch.no_grad()
@@ -163,7 +167,6 @@ def _total(values: Tensor) -> Tensor:
     return values.sum(dtype=torch.float32 if values.device.type == "mps" else torch.float64)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _chunked_loss(hidden: Tensor, lm_head: Tensor, targets: Tensor, objective: Objective, softcap: float) -> LossSums:
     nll, smoothing, z_loss, correct, num_targets, total = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
         hidden, lm_head, targets, objective, softcap)

@@ -212,8 +212,6 @@ class GPT(nn.Module):
                 nn.init.normal_(p, std=0.0 if config.zero_init else std / math.sqrt(2 * config.n_layer))
             elif name == "lm_head.weight":
                 nn.init.normal_(p, std=0.0 if config.zero_init else std)
-            elif name == "wte.weight" and config.zero_init and not config.tied:
-                nn.init.normal_(p, std=1.0)
             elif p.ndim == 2:
                 nn.init.normal_(p, std=std)
 

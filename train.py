@@ -59,13 +59,13 @@ def train(cfg: Config, named: set[str]) -> int:
 
     # model
     model = GPT(cfg.model, corpus.info.vocab_size).to(dist.device)
-    dist.check_same_weights(model)
     optimizers = make_optimizers(model, cfg.optim, dist.dtype)
     teacher = load_teacher(cfg.loss.teacher, corpus.tokenizer, cfg.model.block_size, dist) if cfg.loss.teacher else None
 
     # run: a new directory, or the one to resume
     run = dist.on_rank0(create_or_resume, cfg, named, corpus)
     state, remark = load_last(run, model, optimizers) if run.is_resumed else (TrainState(), "")
+    dist.check_same_weights(model)
     print(words.describe_run(run, state, remark, model, dist, get_batch, val_text), flush=True)
     if run.is_finished(state.step):
         return 0
@@ -73,7 +73,9 @@ def train(cfg: Config, named: set[str]) -> int:
     log, stop = TrainLog(run, dist, corpus, state), StopSignal(dist)
     if not run.is_resumed:
         log.say(words.step_zero(diagnose(model, get_batch, dist), corpus.info.vocab_size) + "\n")
-    train_model = compile_model(model, get_batch(state.step)[0], dist, log.say) if cfg.run.compile else model
+    train_model: torch.nn.Module = model
+    if cfg.run.compile:
+        train_model = compile_model(model, get_batch(state.step)[0], make_objective(cfg), dist, log.say)
     log.say(words.COLUMNS)
 
     while True:

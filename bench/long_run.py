@@ -16,25 +16,26 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.results import write_results
+from bench.output import write_results
 from config.cli import load_config
-from errors import UserError, run_command
-from runs import read_metrics
+from config.errors import UserError, run_command
+from engine.run import parse_record
 
-KNOBS = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=32", "--batch_size=8", "--eval_tokens=2000",
-         "--patience=0", "--dropout=0.1", "--ngram=4", "--corpus=tinyshakespeare", "--max_iters=10000"]
+OPTIONS = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=32", "--batch_size=8", "--eval_tokens=2000",
+         "--patience=0", "--dropout=0.1", "--corpus=tinyshakespeare", "--max_iters=10000"]
 
 
 def last_step(metrics: Path) -> int:
-    records = read_metrics(metrics)
-    return int(records[-1]["step"]) if records else 0
+    lines = metrics.read_bytes().splitlines() if metrics.exists() else []
+    record = parse_record(lines[-1]) if lines else None
+    return int(record["step"]) if record else 0
 
 
 def main(argv: list[str]) -> None:
-    steps = load_config([*KNOBS, *argv]).optim.max_iters
+    steps = load_config([*OPTIONS, *argv])[0].optim.max_iters
     rows: list[tuple[int, float, int]] = []  # step, MB in memory, open files
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "train.py", *KNOBS, *argv, f"--out_dir={folder}/run"]
+        command = [sys.executable, "train.py", *OPTIONS, *argv, f"--out_dir={folder}/run"]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
         here = Path(f"/proc/{process.pid}")
         while process.poll() is None:

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from bench.results import write_results
-from engine.distributed import find_world
+from bench.output import write_results
+from engine.distributed import setup_distributed
 from loss import next_token_loss
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -74,7 +74,7 @@ def peak_memory(name: str, shape: tuple[int, int, int], dtype: torch.dtype) -> f
 
 
 def _peak_memory(name: str, shape: tuple[int, int, int], dtype: torch.dtype) -> float:
-    find_world("cpu", "float32")
+    setup_distributed("cpu", "float32")
     N, C, V = shape
     step(METHODS[name], *inputs(8, C, 64), dtype)
     data = inputs(N, C, V)
@@ -126,7 +126,7 @@ def measure(shape: tuple[int, int, int], dtype: torch.dtype, rounds: int) -> lis
 
 def main() -> None:
     quick = "--quick" in sys.argv
-    find_world("cpu", "float32")
+    setup_distributed("cpu", "float32")
     shapes = [(N, C, V) for N in ([4096] if quick else [4096, 16384]) for C in ([256] if quick else [256, 768])
               for V in (65, 8192, 50257)]
     rows = []

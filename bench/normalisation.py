@@ -17,15 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.results import write_results
+from bench.output import write_results
 from config.schema import Config, DataConfig
-from data.batches import Batch, TrainBatches
+from data.batches import IGNORE_INDEX, Batch, TrainBatches
 from data.prepare import prepare_corpus
-from engine.distributed import World, find_world
+from engine.distributed import Distributed, setup_distributed
 from engine.optim import make_optimizers
-from engine.step import train_step
-from loss import IGNORE_INDEX, next_token_loss
 from model import GPT
+from train import train_step
 
 STEPS = 100  # of training, for the second model
 
@@ -40,13 +39,13 @@ def masked(batch: Batch, least: float) -> Batch:
     return batch._replace(targets=np.where(np.arange(T) >= T - scored, batch.targets, IGNORE_INDEX))
 
 
-def compare(model: GPT, batch: Batch, micro_batch_size: int, world: World) -> dict[str, float]:
+def compare(model: GPT, batch: Batch, micro_batch_size: int, dist: Distributed) -> dict[str, float]:
     """The mean of means against the mean: |m - g| / |g|, |m| / |g|, and their cosine."""
     right = wrong = torch.zeros((), dtype=torch.float64)
     starts = range(0, len(batch.inputs), micro_batch_size)
     for start in starts:
-        inputs, targets = (torch.from_numpy(array[start: start + micro_batch_size]).to(world.device)
-                           for array in (batch.inputs, batch.targets))
+        here = slice(start, start + micro_batch_size)
+        inputs, targets = dist.to_device(batch.inputs[here], batch.targets[here])
         gradient, tokens = _sum_gradient(model, inputs, targets)
         right = right + gradient
         wrong = wrong + gradient / tokens / len(starts)  # 0 / 0 where nothing is scored
@@ -57,18 +56,18 @@ def compare(model: GPT, batch: Batch, micro_batch_size: int, world: World) -> di
 
 def _sum_gradient(model: GPT, inputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
     """The gradient of the summed loss, as one vector, and the number of tokens scored."""
-    sums = next_token_loss(model(inputs), model.head, targets)
+    sums = model(inputs, targets)
     gradients = torch.autograd.grad(sums.objective, list(model.parameters()))
-    return torch.cat([gradient.flatten() for gradient in gradients]).double(), int(sums.tokens)
+    return torch.cat([gradient.flatten() for gradient in gradients]).double(), int(sums.num_targets)
 
 
 def main(argv: list[str]) -> None:
-    world = find_world("cpu", "float32")
+    dist = setup_distributed("cpu", "float32")
     config = Config(data=DataConfig(corpus=argv[0])) if argv else Config()
     corpus = prepare_corpus(config.data)
     batches = TrainBatches(corpus.train, config.model.block_size, config.optim.batch_size, config.run.seed)
     torch.manual_seed(config.run.seed)
-    model = GPT(config.model, corpus.tokenizer.vocab_size).to(world.device)
+    model = GPT(config.model, corpus.tokenizer.vocab_size).to(dist.device)
     optimizers = make_optimizers(model, config.optim)
     rows = []
     print(f"{config.optim.batch_size} sequences of {config.model.block_size} tokens\n\n"
@@ -77,14 +76,14 @@ def main(argv: list[str]) -> None:
     for step in range(STEPS + 1):
         if step in (0, STEPS):
             for least in LEAST:
-                batch = masked(batches(STEPS), least)
+                batch = masked(batches(STEPS)[0], least)
                 for size in (1, 4, 16):
                     row = {"steps": step, "least": least, "scored": float((batch.targets != IGNORE_INDEX).mean()),
-                           "micro_batch_size": size} | compare(model, batch, size, world)
+                           "micro_batch_size": size} | compare(model, batch, size, dist)
                     rows.append(row)
                     print("{steps:>6} {least:6.0%} {scored:7.1%} {micro_batch_size:>12} {difference:12.1e} {norm:8.3f} "
                           "{cosine:8.4f}".format(**row), flush=True)
-        train_step(model, optimizers, batches(step), config, world, step)
+        train_step(model, optimizers, batches(step), config, dist, step)
     write_results("normalisation", rows)
 
 

@@ -18,11 +18,12 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from bench.results import write_results
+from bench.output import write_results
 from config.cli import load_config
-from engine.distributed import World, find_world
-from engine.generate import choose, generate
-from errors import run_command
+from config.errors import run_command
+from engine.checkpoint import for_prediction
+from engine.distributed import Distributed, setup_distributed
+from engine.generate import generate, sample_token
 from model import GPT
 
 VOCABULARY, NEW_TOKENS, ROUNDS = 65, 500, 3
@@ -31,38 +32,39 @@ WAYS = {"one sequence": (1, True, NEW_TOKENS, "float32"), "16 sequences": (16, T
         "one, whole windows": (1, False, 60, "float32")}  # sequences, with the cache, tokens of each, arithmetic
 
 
-def tokens_per_second(model: GPT, world: World, num_samples: int, use_cache: bool, new_tokens: int) -> float:
+def tokens_per_second(model: GPT, dist: Distributed, num_samples: int, use_cache: bool, new_tokens: int) -> float:
     """Of all sequences together, from the first token to the last."""
     began = time.perf_counter()
     if use_cache:
-        made = sum(map(len, generate(model, [0], world, num_samples=num_samples, max_new_tokens=new_tokens)))
+        made = sum(map(len, generate(model, [0], dist, num_samples=num_samples, max_new_tokens=new_tokens)))
     else:
-        made = sum(1 for _ in whole_windows(model, world, new_tokens))
+        made = sum(1 for _ in whole_windows(model, dist, new_tokens))
     return made / (time.perf_counter() - began)
 
 
 @torch.inference_mode()
-def whole_windows(model: GPT, world: World, new_tokens: int) -> Iterator[list[int]]:
+def whole_windows(model: GPT, dist: Distributed, new_tokens: int) -> Iterator[list[int]]:
     """Each token from a whole block of those before it, all of it computed anew."""
-    tokens = torch.zeros(1, model.config.block_size, dtype=torch.int64, device=world.device)
-    chance = torch.full((1,), 0.5, device=world.device)
+    tokens = torch.zeros(1, model.config.block_size, dtype=torch.int64, device=dist.device)
+    u = torch.full((1,), 0.5, device=dist.device)
     for _ in range(new_tokens):
-        hidden = model.forward(tokens[:, -model.config.block_size:])
-        chosen = choose(model.logits(hidden[:, -1]), chance, temperature=0.8, top_k=0, top_p=1.0)
+        hidden = model.hidden_states(tokens[:, -model.config.block_size:])
+        chosen = sample_token(model.logits(hidden[:, -1]), u, temperature=0.8, top_k=0, top_p=1.0)
         tokens = torch.cat([tokens, chosen[:, None]], dim=1)
         yield chosen.tolist()
 
 
 def main(argv: list[str]) -> None:
-    worlds = {dtype: find_world("auto", dtype) for dtype in ("float32", "bfloat16")}
+    dists = {dtype: setup_distributed("auto", dtype) for dtype in ("float32", "bfloat16")}
     torch.manual_seed(0)
-    model = GPT(load_config([str(ROOT / "config/nanogpt_gpu.toml")]).model, VOCABULARY)
-    models = {dtype: copy.deepcopy(model).to_predict(world.dtype).to(world.device) for dtype, world in worlds.items()}
+    model = GPT(load_config([str(ROOT / "config/nanogpt_gpu.toml")])[0].model, VOCABULARY)
+    models = {dtype: for_prediction(copy.deepcopy(model).to(dist.device), dist) for dtype, dist in dists.items()}
     rates: dict[str, list[float]] = {name: [] for name in WAYS}
     for _ in range(ROUNDS + 1):  # the first warms up
         for name, (num_samples, use_cache, new_tokens, dtype) in WAYS.items():
-            rates[name].append(tokens_per_second(models[dtype], worlds[dtype], num_samples, use_cache, new_tokens))
-    print(f"{model.describe()}\n{worlds['float32']}\n\n{'':<20}{'tokens/s':>10}{'from':>10}{'to':>10}{'ratio':>8}")
+            rates[name].append(tokens_per_second(models[dtype], dists[dtype], num_samples, use_cache, new_tokens))
+    print(f"GPT with {model.num_params():,} parameters\n{dists['float32']}\n")
+    print(f"{'':<20}{'tokens/s':>10}{'from':>10}{'to':>10}{'ratio':>8}")
     base = statistics.median(rates["one, whole windows"][1:])
     for name, values in rates.items():
         middle = statistics.median(values[1:])

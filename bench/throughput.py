@@ -17,13 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from bench.results import write_results
+from bench.output import write_results
 from config.cli import load_config
+from config.errors import run_command
 from data.batches import TrainBatches
 from data.prepare import prepare_corpus
-from engine.distributed import World, find_world
-from engine.optim import make_optimizers, set_rates
-from errors import run_command
+from engine.distributed import Distributed, setup_distributed
+from engine.optim import make_optimizers, set_lr
 from loss import next_token_loss
 from model import GPT
 
@@ -31,56 +31,55 @@ WARM_UP, STEPS = 5, 40
 SIZE = 2048  # of the matrices whose product is the machine's best
 
 
-def peak_flops(world: World) -> float:
+def peak_flops(dist: Distributed) -> float:
     """FLOP/s of a large matrix product, the best of ten."""
-    a = torch.randn(SIZE, SIZE, device=world.device, dtype=world.dtype)
+    a = torch.randn(SIZE, SIZE, device=dist.device, dtype=dist.dtype)
     times = []
     for _ in range(10):
-        began = clock(world)
+        began = clock(dist)
         a @ a
-        times.append(clock(world) - began)
+        times.append(clock(dist) - began)
     return 2 * SIZE**3 / min(times)
 
 
-def clock(world: World) -> float:
-    if world.device.type != "cpu":
-        getattr(torch, world.device.type).synchronize()
+def clock(dist: Distributed) -> float:
+    if dist.device.type != "cpu":
+        getattr(torch, dist.device.type).synchronize()
     return time.perf_counter()
 
 
 def main(argv: list[str]) -> None:
-    config = load_config(argv)
-    world = find_world(config.run.device, config.run.dtype)
+    config, _ = load_config(argv)
+    dist = setup_distributed(config.run.device, config.run.dtype)
     corpus = prepare_corpus(config.data)
-    end = corpus.tokenizer.end if config.data.padded else None
-    batches = TrainBatches(corpus.train, config.model.block_size, config.optim.batch_size, config.run.seed, end)
+    eos = corpus.tokenizer.eos if config.data.padded else None
+    batches = TrainBatches(corpus.train, config.model.block_size, config.optim.batch_size, config.run.seed, eos)
     torch.manual_seed(config.run.seed)
-    ngrams = corpus.count_ngrams(config.model.ngram)
-    model = GPT(config.model, corpus.tokenizer.vocab_size, ngrams).to(world.device)
-    if config.run.compile:
-        model.compile()
-    optimizers = make_optimizers(model, config.optim)
+    model = GPT(config.model, corpus.tokenizer.vocab_size).to(dist.device)
+    hidden_states = torch.compile(model.hidden_states) if config.run.compile else model.hidden_states
+    optimizers = make_optimizers(model, config.optim, dist.dtype)
     tokens = config.optim.batch_size * config.model.block_size
     seconds: dict[str, list[float]] = {name: [] for name in ("data", "forward", "loss", "backward", "optimizer")}
 
     @contextmanager
     def timed(name: str) -> Iterator[None]:
-        began = clock(world)
+        began = clock(dist)
         yield
-        seconds[name].append(clock(world) - began)
+        seconds[name].append(clock(dist) - began)
 
     for step in range(WARM_UP + STEPS):
         with timed("data"):
-            inputs, targets, left_out = (torch.from_numpy(array).to(world.device) for array in batches(step))
-        with world.autocast():
+            batch = batches(step)[0]
+            inputs, targets = dist.to_device(batch.inputs, batch.targets)
+        with dist.autocast():
             with timed("forward"):
-                hidden = model(inputs, left_out=left_out)
+                hidden = hidden_states(inputs)
             with timed("loss"):
-                objective = next_token_loss(hidden, model.head, targets).objective / tokens
+                objective = next_token_loss(hidden, model.lm_head.weight, targets).objective / tokens
         with timed("backward"):
             objective.backward()  # type: ignore[no-untyped-call]
         with timed("optimizer"):
-            set_rates(optimizers, config.optim, min(step, config.optim.max_iters - 1))
+            set_lr(optimizers, config.optim, min(step, config.optim.max_iters - 1))
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip or float("inf"))
             for optimizer in optimizers:
                 optimizer.step()
@@ -88,15 +87,16 @@ def main(argv: list[str]) -> None:
 
     rows = {name: statistics.median(times[WARM_UP:]) for name, times in seconds.items()}
     steps = [sum(times) for times in zip(*(times[WARM_UP:] for times in seconds.values()), strict=True)]
-    step_seconds, peak, flops = statistics.median(steps), peak_flops(world), tokens * model.flops_per_token()
-    print(f"{model.describe()}\n{world}: steps of {tokens:,} tokens\n\n{'part':<12}{'ms':>9}{'share':>8}")
+    step_seconds, peak, flops = statistics.median(steps), peak_flops(dist), tokens * model.flops_per_token()
+    print(f"GPT with {model.num_params():,} parameters\n{dist}: steps of {tokens:,} tokens\n")
+    print(f"{'part':<12}{'ms':>9}{'share':>8}")
     for name, value in rows.items():
         print(f"{name:<12}{1000 * value:9.2f}{value / step_seconds:8.1%}")
     print(f"{'step':<12}{1000 * step_seconds:9.2f}   ({1000 * min(steps):.2f} to {1000 * max(steps):.2f})\n\n"
           f"{tokens / step_seconds:,.0f} tokens/s; {flops / step_seconds / 1e9:,.0f} GFLOP/s in products, "
           f"{flops / step_seconds / peak:.0%} of the {peak / 1e9:,.0f} that a large one reaches here")
     write_results("throughput", {
-        "config": config.model_dump(), "world": str(world), "parts": rows, "steps": steps,
+        "config": config.model_dump(), "dist": str(dist), "parts": rows, "steps": steps,
         "tokens_per_second": tokens / step_seconds, "flops": flops / step_seconds, "peak_flops": peak})
 
 

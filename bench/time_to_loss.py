@@ -25,15 +25,15 @@ sys.path.insert(0, str(ROOT))
 
 from pydantic import Field
 
-from bench.results import write_results
+from bench.output import write_results
 from config.cli import load_config, load_options
+from config.errors import UserError, run_command
 from config.schema import Positive, Section
 from data.prepare import prepare_corpus
-from errors import UserError, run_command
-from runs import read_metrics
+from engine.run import open_run
 
 REFERENCE = "config/nanogpt_cpu.toml"
-NANOGPT = ["train.py", "config/train_shakespeare_char.py", *(f"--{knob}" for knob in (
+NANOGPT = ["train.py", "config/train_shakespeare_char.py", *(f"--{option}" for option in (
     "device=cpu", "compile=False", "eval_iters=20", "log_interval=1", "block_size=64", "batch_size=12", "n_layer=4",
     "n_head=4", "n_embd=128", "max_iters=2000", "lr_decay_iters=2000", "dropout=0.0"))]
 
@@ -66,18 +66,18 @@ def run_nanogpt(path: str, seed: int) -> dict[str, Any]:
 def run_recipe(recipe: str, seed: int) -> dict[str, Any]:
     """A whole command in an empty run directory: its seconds, and the best loss that it measured."""
     with tempfile.TemporaryDirectory() as folder:
-        command = ["train.py", recipe, f"--seed={seed}", f"--out_dir={folder}/run", "--eval_tokens=0"]
+        command = ["train.py", recipe, f"--seed={seed}", f"--out_dir={folder}/run"]
         seconds, _ = run(command, str(ROOT), TORCHINDUCTOR_CACHE_DIR=f"{folder}/compiled")
-        records = read_metrics(Path(folder, "run/metrics.jsonl"))
+        records = open_run(Path(folder, "run")).read_metrics()
     return {"recipe": recipe, "seed": seed, "seconds": seconds,
-            "val_nll": min(record["val_nll"] for record in records if "val_nll" in record)}
+            "val_nll": records[-1]["best_val_nll"]}
 
 
 def main(argv: list[str]) -> None:
     recipes, options = load_options(Options, argv, "RECIPE", "*", "recipes to time")
     recipes = recipes or ["config/tinyshakespeare_sprint.toml", "config/tinyshakespeare_char.toml"]
     for recipe in [REFERENCE, *recipes]:
-        prepare_corpus(load_config([str(ROOT / recipe)]).data)  # before any is timed
+        prepare_corpus(load_config([str(ROOT / recipe)])[0].data)  # before any is timed
     rows: list[dict[str, Any]] = []
     print(f"{'seed':>4} {'recipe':<40} {'seconds':>8} {'val nll':>8} {'ratio':>7}")
     for seed in range(1, options.rounds + 1):

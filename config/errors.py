@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 DIVERGED = "the model's predictions are not finite: training diverged"
-WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets WORLD_SIZE and RANK for its processes
+# torchrun sets both for its processes; one of them alone, which something else has set, means nothing.
+WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
 RANK = int(os.environ.get("RANK", 0)) if WORLD_SIZE > 1 else 0
 
 

@@ -11,6 +11,8 @@ from filelock import FileLock, Timeout
 
 from config.errors import UserError
 
+TEMPORARY = ".*tmp*"  # files that are being written, or whose writer died, also those of safetensors
+
 
 @contextmanager
 def replacing(path: Path, keep_as: Path | None = None) -> Iterator[Path]:
@@ -20,8 +22,11 @@ def replacing(path: Path, keep_as: Path | None = None) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    new.touch()
+    mode = new.stat().st_mode  # safetensors replaces the file by one that nobody else may read
     try:
         yield new
+        new.chmod(mode)
         with new.open("r+b") as file:
             os.fsync(file.fileno())
         if keep_as and path.exists():

@@ -94,7 +94,7 @@ class OptimConfig(Section):
     max_iters: Positive = Field(800, description="steps")
     optimizer: Literal["muon", "adamw"] = Field("muon", description="for the blocks' matrices; AdamW takes the rest")
     learning_rate: Rate = Field(0.01, description="AdamW's peak learning rate")
-    muon_learning_rate: Rate = Field(0.04, description="Muon's peak learning rate")
+    muon_learning_rate: Rate = Field(0.03, description="Muon's peak learning rate")
     schedule: Literal["cosine", "linear", "constant"] = Field("linear", description="decay of the learning rates")
     warmup_iters: Count = Field(0, description="steps of linear warmup")
     decay_fraction: float = Field(1.0, ge=0, le=1, description="the last part of the steps, in which the rates decay")

@@ -85,11 +85,11 @@ def read_records(text: str, corpus: str) -> list[tuple[str, str]]:
             record = json.loads(line)
             prompt, completion = record["prompt"], record["completion"]
             (prompt + completion).encode()
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise UserError(f"corpus {corpus}, line {number}: not JSON ({error})") from None
         except UnicodeEncodeError:
             raise UserError(f"corpus {corpus}, line {number}: has half a character, a lone surrogate") from None
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        except (KeyError, TypeError, ValueError, AttributeError):
             prompt = completion = None
         if not (isinstance(prompt, str) and isinstance(completion, str) and completion):
             raise UserError(f'corpus {corpus}, line {number}: should be {{"prompt": "...", "completion": "..."}}, '

@@ -105,10 +105,17 @@ def prepare_corpus(config: DataConfig) -> Corpus:
                         print(f"{folder}: damaged ({damage}); preparing it again", file=sys.stderr)
                     _prepare(text, text_sha256, entropy_rate, source_nll, folder, config)
         info = CorpusInfo.model_validate_json((folder / "meta.json").read_bytes())
-        train, val = (Split(*(np.load(path, mmap_mode="r") for name in (split, f"{split}_unmasked")
+        train, val = (Split(*(_load_array(path) for name in (split, f"{split}_unmasked")
                               if (path := folder / f"{name}.npy").exists())) for split in ("train", "val"))
         return Corpus(info, load_tokenizer(folder / "tokenizer.json"), train, val,
                       None if source_nll is None else source_nll[1 - len(val.tokens):])
+
+
+def _load_array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r")
+    except ValueError as error:  # with the right checksum, and yet a stranger's
+        raise UserError(f"{path}: not a token array ({error}); delete its folder to prepare it again") from None
 
 
 def read_source(config: DataConfig) -> tuple[str, float | None, np.ndarray | None]:

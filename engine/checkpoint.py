@@ -57,7 +57,7 @@ def load_checkpoint(path: Path, model: GPT, optimizers: Optimizers | None = None
         saved = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
         if {name: p.shape for name, p in own.items()} != {name: t.shape for name, t in saved.items()}:
             raise ValueError("it is of another model")
-        state = TrainState.model_validate_json(metadata["state"])
+        state = TrainState.model_validate_json(metadata["state"], strict=True)
         with torch.no_grad():
             for name, p in own.items():
                 p.copy_(saved[name])
@@ -66,7 +66,7 @@ def load_checkpoint(path: Path, model: GPT, optimizers: Optimizers | None = None
         return state
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such checkpoint") from None
-    except (SafetensorError, ValidationError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (SafetensorError, ValidationError, OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
         raise UserError(f"{path}: damaged ({str(error).splitlines()[0]})") from None
 
 
@@ -75,7 +75,7 @@ def load_last(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState,
 
     If last is damaged, that is previous; if that is damaged too, best, whose optimizers start anew.
     """
-    remarks = []
+    remarks, damaged = [], []
     names = [name for name in ("last", "previous", "best") if (run.path / f"{name}.safetensors").exists()]
     for name in names:
         path = run.path / f"{name}.safetensors"
@@ -83,11 +83,14 @@ def load_last(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState,
             state = load_checkpoint(path, model, optimizers if name != "best" else None)
         except UserError as error:
             remarks.append(str(error))
-            if RANK == 0:  # or it would become previous.safetensors
-                os.replace(path, path.with_suffix(".damaged"))
+            damaged.append(path)
             continue
+        for other in damaged if RANK == 0 else []:  # or it would become previous.safetensors
+            os.replace(other, other.with_suffix(".damaged"))
         if remarks or name == "best":
             remarks.append(f"using {path.name} instead" + ("; the optimizers start anew" if name == "best" else ""))
+        if state.step == 0:  # the same as a new run
+            return TrainState(), "; ".join(remarks)
         if state.nonfinite_in_a_row >= run.config.run.max_nonfinite_steps:  # it stopped for that: a new chance
             state.nonfinite_in_a_row = 0
         return state, "; ".join(remarks)
@@ -108,10 +111,15 @@ def load_model(run: Run, checkpoint: str, dist: Distributed) -> tuple[GPT, Train
     except UserError as error:
         other = "best" if checkpoint == "last" else "last"
         raise UserError(f"{error}; try --checkpoint={other}") from None
-    for module in model.modules():  # autocast would cast these weights at every call
+    return for_prediction(model, dist), state
+
+
+def for_prediction(model: GPT, dist: Distributed) -> GPT:
+    """The model with the weights of its products in dist.dtype, where autocast would cast them at every call."""
+    for module in model.modules():
         if isinstance(module, torch.nn.Linear) and module.weight is not model.wte.weight:
             module.to(dist.dtype)
-    return model.eval(), state
+    return model.eval()
 
 
 def load_teacher(path: str, tokenizer: Tokenizer, block_size: int, dist: Distributed) -> GPT:

@@ -172,7 +172,8 @@ def _exchange(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     try:
         return function(*args, **kwargs)
     except RuntimeError as error:
-        if not re.search(r"gloo|nccl|connection|timed? ?out|socket|store", str(error), re.IGNORECASE):
+        gone = re.search(r"gloo|nccl|connection|timed? ?out|socket|store", str(error), re.IGNORECASE)
+        if not gone or "out of memory" in str(error):
             raise
         raise UserError("another process of this training is gone "
                         f"({str(error).splitlines()[0]:.120}); start all of them again with --init_from=resume, or let "

@@ -26,14 +26,14 @@ from pydantic import ValidationError
 
 from config.cli import load_saved, to_toml
 from config.errors import RANK, UserError
-from config.files import locked, write_atomically
+from config.files import TEMPORARY, locked, write_atomically
 from config.schema import Config
 from data.prepare import Corpus, CorpusInfo, prepare_corpus
 from data.tokenizer import Tokenizer, load_tokenizer
 
 Record = dict[str, float]  # a line of metrics.jsonl
 
-FILES = ("config.toml", "corpus.json", "tokenizer.json")  # that make a directory a run
+FILES = ("config.toml", "corpus.json", "tokenizer.json")  # that make a directory a run; the first is written last
 MAY_CHANGE = {"dropout"}  # of the options of the model, on resume
 BY_NAME = {"seed": "the weights stay, batches and dropout change",
            "batch_size": "the rest of the text is divided into other batches",
@@ -125,7 +125,8 @@ def lock_run(config: Config) -> Iterator[None]:
     real = path.resolve()
     if not real.name or path.name in ("", ".."):
         raise UserError(f"out_dir={path}: should be a directory of its own, such as out/mine")
-    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not is_run(path)):
+    unfinished = {*FILES[1:], *(temporary.name for temporary in path.glob(TEMPORARY))}  # a process died making it
+    if path.is_file() or (path.is_dir() and not is_run(path) and {p.name for p in path.iterdir()} - unfinished):
         raise UserError(f"out_dir={path}: exists and is not a run; choose another --out_dir")
     if inside := [folder for folder in real.parents if is_run(folder)]:
         raise UserError(f"out_dir={path}: is inside another run, {inside[0]}; choose another --out_dir")
@@ -156,9 +157,9 @@ def create_run(config: Config, corpus: Corpus) -> Run:
         aside = next(p for n in range(1, 10**6) if not (p := real.with_name(f"{real.name}.{n}")).exists())
         real.rename(aside)
         moved = aside if path.is_absolute() else Path(os.path.relpath(aside))
-    write_atomically(real / "config.toml", to_toml(config.with_run(init_from="scratch")).encode())
     write_atomically(real / "tokenizer.json", json.dumps(corpus.tokenizer.to_json()).encode())
     write_atomically(real / "corpus.json", corpus.info.model_dump_json(indent=1).encode())
+    write_atomically(real / "config.toml", to_toml(config.with_run(init_from="scratch")).encode())
     return Run(path, config, corpus.info, moved)
 
 
@@ -180,7 +181,9 @@ def resume_run(config: Config, named: set[str], corpus: Corpus) -> Run:
 
 
 def note_start(run: Run, step: int, device: str, torch_version: str) -> None:
-    """Save the config of a resumed run, and append a line to the history."""
+    """Save the config of a resumed run, append a line to the history, and remove what killed processes left."""
+    for temporary in run.path.glob(TEMPORARY):
+        temporary.unlink()
     if run.is_resumed:
         write_atomically(run.path / "config.toml", to_toml(run.config.with_run(init_from="scratch")).encode())
     start = {"step": step, "time": datetime.now(UTC).isoformat(timespec="seconds"), "device": device,

@@ -99,16 +99,18 @@ class RunLog:
 
 
 def _size_until(path: Path, step: int) -> int:
-    """The bytes of a .jsonl file up to its last line of `step` or before.
+    """The bytes of a .jsonl file up to its last line of `step` or before, without the outcome of a finished run.
 
     Resuming truncates the file there. Damaged lines in between stay: nobody reads them.
     """
     size = position = 0
+    if step == 0:  # step 0 is measured anew
+        return 0
     with path.open("rb") if path.exists() else io.BytesIO() as file:
         for line in file:
             position += len(line)
             record = parse_record(line) or _parse_sample(line)
-            if record and record["step"] <= step and line.endswith(b"\n"):
+            if record and record["step"] <= step and "best_step" not in record and line.endswith(b"\n"):
                 size = position
     return size
 

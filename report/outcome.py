@@ -15,21 +15,21 @@ from report.trainlog import TrainLog
 
 def show_outcome(model: GPT, corpus: Corpus, cfg: Config, dist: Distributed, log: TrainLog) -> int:
     """Measure the best model, draw, and print; returns the exit code."""
+    if "last.safetensors" in log.failing:
+        raise UserError(f"{log.run.path}: the last checkpoint could not be written; make room, and resume with "
+                        "--init_from=resume")
     run, state, block_size = log.run, log.state, cfg.model.block_size
     eos = corpus.tokenizer.eos if cfg.data.padded else None
     if state.best_nll is not None:
-        load_checkpoint(run.path / "best.safetensors", model)
+        best = load_checkpoint(run.path / "best.safetensors", model)
         exact = validate(model, EvalText(corpus.val, block_size, eos), corpus, dist)
         # The loss of the same weights on training text: the loss that training logged is of other weights.
         train_text = EvalText(corpus.train, block_size, eos, max_tokens=cfg.run.eval_tokens or len(corpus.val.tokens))
-        log.write({"step": state.step, "best_step": state.best_step,
+        log.write({"step": state.step, "best_step": best.step,
                    "best_train_nll": evaluate(model, train_text, dist).nll,
                    **{f"best_{name}": value for name, value in exact.items()}})
     log.attempt("curves.png", figures.draw_png, [run], run.path / "curves.png")
     print("\n" + words.verdict(run.read_metrics(), corpus.info, cfg), flush=True)
-    if "last.safetensors" in log.failing:
-        raise UserError(f"{run.path}: the last checkpoint could not be written; make room, and resume with "
-                        "--init_from=resume")
     if state.nonfinite_in_a_row:
         return 1
     texts = generate_texts(model, corpus, dist, num_samples=1 if corpus.tokenizer.eos is None else 5)

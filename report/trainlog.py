@@ -20,7 +20,7 @@ class TrainLog(RunLog):
                         unit="step", leave=False, dynamic_ncols=True)
         super().__init__(run, dist, state.step, self.bar.write)
         self.state, self.info = state, corpus.info
-        self.logged_step = state.step if run.is_resumed else -1  # a resumed step is in metrics.jsonl already
+        self.logged_step = state.step or -1  # of a resumed run: its metrics.jsonl has that step
         self.started = time.perf_counter() - state.seconds
         self.results: list[StepResult] = []  # since the last line of metrics
 

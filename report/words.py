@@ -137,6 +137,7 @@ def verdict(records: Sequence[Record], info: CorpusInfo, config: Config) -> str:
     final = next((record for record in reversed(records) if "best_val_nll" in record), None)
     if not evals or final is None:
         return "No loss was finite: nothing was learned. Try a lower --learning_rate and --muon_learning_rate."
+    records = [record for record in records if "best_val_nll" not in record]  # those of steps, with the counts
     nll, last = final["best_val_nll"], records[-1]
     uniform = next(each.nats_per_token for each in info.baselines if each.name == UNIFORM)
     passed, ahead = passed_and_ahead(nll, info.baselines)
@@ -154,7 +155,8 @@ def verdict(records: Sequence[Record], info: CorpusInfo, config: Config) -> str:
         lines.append(f"  Ahead: {', '.join(f'{each.name} ({each.nats_per_token:.3f})' for each in ahead)}.")
     if info.tokenizer == "char" and info.name in ("shakespeare", "tinyshakespeare"):
         lines += [f"  English has about {ENGLISH} bits per character; this is {nats_to_bits(nll):.2f}. That estimate"
-                  " is for modern prose,", "  and for readers who know the world. This model knows 34 plays, in old verse."]
+                  " is for modern prose,",
+                  "  and for readers who know the world. This model knows 34 plays, in old verse."]
     if info.entropy_rate is not None and info.source_nll is not None:
         lines += [f"  H(p, q) = H(p) + KL(p || q): {nll:.4f} is the entropy rate {info.entropy_rate:.4f}, "
                   f"{info.source_nll - info.entropy_rate:+.4f} of sampling error of this text,",

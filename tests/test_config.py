@@ -1,45 +1,67 @@
-"""Configuration: order of precedence, mistakes told well, and every knob does something."""
+"""Configuration: order of precedence, clear mistakes, names of runs, and every option does something."""
 
 import io
-import json
 import shutil
 from contextlib import redirect_stdout
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
+import torch
 
-import report
-from config.cli import load_config, parse_config, to_toml
-from config.schema import Config
-from errors import UserError
-from model import GPT
-from tests.conftest import ROOT, TINY
+from config.cli import load_config, load_saved, to_toml
+from config.errors import UserError
+from config.schema import NEEDS, Config
+from engine.run import open_run
+from report import words
+from tests.conftest import ROOT, TINY, call, make_text, read_metrics, without_clocks
 from train import train
 
 RECIPES = sorted((ROOT / "config").glob("*.toml"))
-KNOBS = [name for section in Config().model_dump().values() for name in section]
+OPTIONS = list(Config().options())
 
 
 def test_names_are_unique_across_sections() -> None:
-    assert len(KNOBS) == len(set(KNOBS))
+    names = [name for section in Config().model_dump().values() for name in section]
+    assert len(names) == len(set(names))
 
 
-def test_defaults_then_recipe_then_command_line(tmp_path) -> None:
+def test_defaults_then_recipe_then_command_line(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
     recipe.write_text("[optim]\nmax_iters = 7\nbatch_size = 3\n")
-    config = load_config([str(recipe), "--batch_size=5"])
+    config, named = load_config([str(recipe), "--batch_size=5"])
     assert (config.optim.max_iters, config.optim.batch_size) == (7, 5)
     assert config.model == Config().model
-    assert config.run.out_dir == "out/mine"
-    assert load_config([]).run.out_dir == "out/shakespeare_char"
-    assert load_config(["--corpus=a/b.txt", "--tokenizer=bpe"]).run.out_dir == "out/b_bpe"
+    assert named == {"batch_size"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipes_are_sound_and_survive_saving(recipe, tmp_path) -> None:
-    config = load_config([str(recipe)])
-    assert parse_config(to_toml(config), tmp_path / "config.toml") == config
+def test_recipes_are_sound_and_survive_saving(recipe: Path, tmp_path: Path) -> None:
+    config, _ = load_config([str(recipe)])
+    (tmp_path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    assert load_saved(tmp_path / "config.toml") == config
+
+
+@pytest.mark.parametrize(("argv", "out_dir"), [
+    ([], "out/default"),
+    (["--n_layer=1"], "out/default,n_layer=1"),
+    (["--n_layer=1", "--bias"], "out/default,n_layer=1,bias=true"),
+    (["--corpus=../my text/b.txt"], "out/default,corpus=.._my_text_b.txt"),
+    (["config/words.toml"], "out/words"),
+    (["config/words.toml", "--n_layer=1"], "out/words,n_layer=1"),
+    (["config/words.toml", "--eval_interval=5", "--device=cpu"], "out/words"),  # does not change the model
+    (["config/words.toml", "--out_dir=out/mine", "--n_layer=1"], "out/mine"),
+])
+def test_a_run_has_the_name_of_its_recipe_and_of_the_options_that_differ(
+        argv: list[str], out_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert load_config(argv)[0].run.out_dir == out_dir
+
+
+def test_a_long_name_is_cut_and_stays_unique() -> None:
+    names = [Path(load_config([f"--mask={'a' * 300}{end}"])[0].run.out_dir).name for end in "bc"]
+    assert names[0] != names[1]
+    assert max(map(len, names)) <= 100
 
 
 @pytest.mark.parametrize(("argv", "message"), [
@@ -48,24 +70,26 @@ def test_recipes_are_sound_and_survive_saving(recipe, tmp_path) -> None:
     (["--dropout=1.5"], "dropout=1.5: .*less than 1"),
     (["--learning_rate=nan"], "learning_rate=nan: .*finite"),
     (["--tokenizer=word"], "tokenizer=word: .*'char', 'bpe' or 'gpt2'"),
-    (["--n_embd=130"], "n_embd=130 is not a multiple of n_head=4; try n_embd=128"),
+    (["--n_embd=130", "--n_head=4"], "n_embd=130 is not a multiple of n_head=4; try n_embd=128"),
     (["--n_embd=12", "--n_head=4"], "rotary positions need an even head width"),
     (["--warmup_iters=900"], "warmup_iters=900 is more than max_iters"),
-    (["--corpus=markov", "--tokenizer=bpe"], "entropy of markov is known .*: leave tokenizer as it is"),
+    (["--corpus=markov", "--tokenizer=bpe"], "entropy of markov is known .*; leave tokenizer out"),
     (["--mask=a{9999999999}"], "not a regular expression"),
     (["--mask=" + "(" * 9999 + ")" * 9999], "not a regular expression"),
-    (["--mask=[[a]"], "not a regular expression: Possible nested set"),
-    (["--mask=\udcff"], "mask='.udcff': has a character that no file name and no TOML file may have"),
-    (["--teacher=a\0b"], "teacher='a.x00b': has a character that no file name"),
+    (["--mask=\udcff"], "mask=.*: "),
+    (["--teacher=a\0b"], "teacher=.*: "),
     (["--corpus=caf\udce9.txt"], "corpus=caf.*: "),
-    (["--markov_order=1"], "markov_order=1 needs --corpus=markov"),
+    (["--documents=lines", "--corpus=a.jsonl"], "the documents of a.jsonl are its records already"),
     (["--micro_batch_size=65"], "micro_batch_size=65 is more than batch_size"),
+    (["--ngram_embedding=1"], "use 0 for none, or 2 or more"),
+    (["--ngram_embedding=2", "--document_attention", "--documents=lines"], "use one of them"),
+    (["--n_layer=1000000", "--n_embd=1000000"], "makes more than .* parameters"),
     (["--seed"], "--seed: expected one argument"),
     ([str(RECIPES[0]), "b.toml"], "unexpected argument"),
-    (["missing.toml"], "no such recipe; there are .*shakespeare_char"),
+    (["missing.toml"], "no such recipe and no run; the recipes in config/ are .*shakespeare_char"),
     (["--n_layer=0", "--dropuot=1"], "2 problems(.|\n)*dropout(.|\n)*greater than or equal to 1"),
 ])
-def test_mistakes_on_the_command_line(argv, message) -> None:
+def test_mistakes_on_the_command_line(argv: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_config(argv)
 
@@ -73,20 +97,75 @@ def test_mistakes_on_the_command_line(argv, message) -> None:
 @pytest.mark.parametrize(("toml", "message"), [
     ("[model]\nn_layr = 3", r"\[model\] has no n_layr; did you mean n_layer"),
     ("[optim]\nn_layer = 3", r"\[optim\] has no n_layer; it belongs in \[model\]"),
-    ("n_layer = 3", r"n_layer stands outside a section; it belongs in \[model\]"),
+    ("n_layer = 3", r"\[n_layer\] is no section; it belongs in \[model\]"),
     ("[modle]\nn_layer = 3", r"\[modle\] is no section; did you mean model"),
-    ("[model]\nn_layer = '3'", "n_layer=3: .*integer"),
-    ("[model]\ndropout = true", "dropout=True: .*number"),
+    ("model = 3", "model"),
+    ("[model]\nn_layer = 'three'", "n_layer=three: .*integer"),
+    ("[model]\ndropout = true", "dropout=True: .*less than 1"),
     ("[model\n", "not a readable TOML file"),
     ("[model]\nn_head = 0\n[run]\nsede = 1", "2 problems"),
 ])
-def test_mistakes_in_a_recipe(toml, message, tmp_path) -> None:
+def test_mistakes_in_a_recipe(toml: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(toml)
     with pytest.raises(UserError, match=message):
         load_config([str(tmp_path / "mine.toml")])
 
 
-# For each knob, arguments that differ from the base run's; and what the base run needs for it to show.
+WITHOUT_EFFECT = {"vocab_size": "300", "markov_order": "1", "markov_alphabet": "5", "markov_temperature": "2",
+                  "muon_learning_rate": "0.1", "momentum": "0.5", "decay_fraction": "0.5", "min_lr_ratio": "0.5"}
+DISABLING = {"optimizer": "adamw", "schedule": "constant"}  # a value with which others have no effect
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    *(([f"--{name}={WITHOUT_EFFECT[name]}", *([f"--{other}={DISABLING[other]}"] if other in DISABLING else [])],
+       f"{name}=.* has no effect with {other}=.*; it needs {other}={' or '.join(values)}")
+      for name, (other, values) in NEEDS.items()),
+    (["--ngram_rows=5"], "ngram_rows=5 has no effect with ngram_embedding=0"),
+    (["--alpha=0.2"], "alpha=0.2 needs a --teacher"),
+    (["--temperature=3"], "temperature=3.0 needs a --teacher"),
+    (["--padded"], "padded needs documents"),
+    (["--predict_eos=false"], "predict_eos=false needs documents"),
+    (["--document_attention"], "document_attention needs documents"),
+])
+def test_an_option_without_effect_is_a_mistake(argv: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(argv)
+
+
+def test_help_has_every_option() -> None:
+    shown = call("train.py", "--help").stdout
+    assert all(f"--{name}" in shown for name in OPTIONS)
+
+
+def test_a_run_can_be_a_recipe_and_can_be_resumed(data_dir: Path) -> None:
+    """Also on a machine that would choose another dtype: the one that the run began with stays."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engine.distributed._has_bfloat16", lambda kind: False)
+        call("train.py", "--corpus=text.txt", "--out_dir=out/run", *TINY, "--dtype=auto")
+    run = open_run(Path("out/run"))
+    assert (run.config.run.dtype, run.config.model.n_embd) == ("float32", 16)
+    assert run.info.baselines[0].nats_per_token == pytest.approx(torch.tensor(run.tokenizer.vocab_size).log().item())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engine.distributed._has_bfloat16", lambda kind: True)
+        resumed = call("train.py", "out/run", "--init_from=resume", "--max_iters=8").stdout
+        assert load_config(["out/run", "--init_from=auto"])[0].run.dtype == "float32"
+        assert load_config(["out/run", "--init_from=auto", "--dtype=auto"])[0].run.dtype == "auto"
+        assert "dtype was float32 and is now bfloat16" in call(
+            "train.py", "out/run", "--init_from=resume", "--max_iters=9", "--dtype=auto").stdout
+    assert "resuming out/run at step 6" in resumed
+    assert "dtype was" not in resumed
+    assert read_metrics(Path("out/run"))[-1]["step"] == 9
+
+    assert load_config(["out/run", "--n_layer=1"])[0].run.out_dir == "out/run,n_layer=1"
+    with pytest.raises(UserError, match="unexpected argument"):
+        load_config(["out/run", "n_layer=1"])
+
+
+# For each option, arguments that differ from the base run's, and what the base run needs for it to show.
+OVERFITS = ["--val_fraction=0.9", "--block_size=16", "--n_embd=32", "--batch_size=32", "--max_iters=60",
+            "--eval_interval=10", "--checkpoint_interval=60", "--log_interval=60", "--learning_rate=0.03",
+            "--muon_learning_rate=0.1"]
 CHANGES: dict[str, tuple[list[str], list[str]]] = {
     "corpus": (["--corpus=other.txt"], []),
     "tokenizer": (["--tokenizer=bpe", "--vocab_size=300"], []),
@@ -94,7 +173,7 @@ CHANGES: dict[str, tuple[list[str], list[str]]] = {
     "val_fraction": (["--val_fraction=0.3"], []),
     "documents": (["--documents=lines"], []),
     "padded": (["--padded"], ["--documents=lines"]),
-    "score_end": (["--score_end=false"], ["--documents=lines"]),
+    "predict_eos": (["--predict_eos=false"], ["--documents=lines"]),
     "mask": (["--mask=^the"], []),
     "document_attention": (["--document_attention"], ["--documents=lines", "--block_size=64"]),
     "markov_order": (["--markov_order=1"], ["--corpus=markov"]),
@@ -110,15 +189,17 @@ CHANGES: dict[str, tuple[list[str], list[str]]] = {
     "norm": (["--norm=layernorm"], []),
     "activation": (["--activation=gelu"], []),
     "qk_norm": (["--qk_norm=false"], []),
+    "embedding_norm": (["--embedding_norm=false"], []),
     "tied": (["--tied"], []),
-    "ngram": (["--ngram=2"], []),
     "zero_init": (["--zero_init=false"], []),
+    "softcap": (["--softcap=2"], []),
+    "ngram_embedding": (["--ngram_embedding=2"], []),
+    "ngram_rows": (["--ngram_rows=5"], ["--ngram_embedding=2"]),
     "label_smoothing": (["--label_smoothing=0.1"], []),
+    "z_loss": (["--z_loss=0.01"], []),
     "teacher": (["--teacher=teacher"], []),
     "alpha": (["--alpha=0.2"], ["--teacher=teacher"]),
     "temperature": (["--temperature=3"], ["--teacher=teacher"]),
-    "softcap": (["--softcap=2"], []),
-    "z_loss": (["--z_loss=0.01"], []),
     "batch_size": (["--batch_size=5"], []),
     "max_iters": (["--max_iters=3"], []),
     "optimizer": (["--optimizer=adamw"], []),
@@ -143,64 +224,60 @@ CHANGES: dict[str, tuple[list[str], list[str]]] = {
     "eval_tokens": (["--eval_tokens=200"], []),
     "log_interval": (["--log_interval=3"], ["--checkpoint_interval=6"]),
     "checkpoint_interval": (["--checkpoint_interval=1"], ["--log_interval=6"]),
-    "max_bad_steps": (["--max_bad_steps=2"], ["--optimizer=adamw", "--learning_rate=1e38", "--norm=layernorm",
-                                              "--qk_norm=false", "--grad_clip=0"]),
-    "patience": (["--patience=1"], ["--learning_rate=0", "--muon_learning_rate=0"]),
+    "max_nonfinite_steps": (["--max_nonfinite_steps=2"], ["--optimizer=adamw", "--learning_rate=1e38",
+                                                          "--norm=layernorm", "--qk_norm=false", "--grad_clip=0"]),
+    "patience": (["--patience=1"], OVERFITS),
 }
 
 
 @pytest.fixture(scope="module")
-def observe(tmp_path_factory):
-    """Everything that a run shows: metrics but for clocks, files, and printed lines."""
-    directory = tmp_path_factory.mktemp("knobs")
+def observe(tmp_path_factory: pytest.TempPathFactory):
+    """Everything that a run shows: metrics without clocks, files, and what it prints before the table."""
+    directory = tmp_path_factory.mktemp("options")
 
     def observe(argv: tuple[str, ...]) -> tuple[object, ...]:
-        out = io.StringIO()
         if "--init_from=resume" not in argv:
             shutil.rmtree(directory / "out", ignore_errors=True)
-        with redirect_stdout(out):
-            train(load_config(["--corpus=text.txt", *TINY, *argv]))
-        folder = next(directory.glob("out/*"))
-        metrics = [{key: value for key, value in json.loads(line).items() if "second" not in key}
-                   for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        files = sorted(path.name for path in folder.rglob("*"))
-        return folder.name, metrics, files, out.getvalue().split(report.COLUMNS)[0]
+        with redirect_stdout(out := io.StringIO()):
+            train(*load_config(["--corpus=text.txt", *TINY, *argv]))
+        (run,) = directory.glob("out/*")
+        files = sorted(path.name for path in run.iterdir())
+        return run.name, without_clocks(run), files, out.getvalue().split(words.COLUMNS)[0]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("data.prepare.DATA", directory / "data")
         patch.setattr("data.prepare.LENGTH", 3000)  # of the markov corpus
+        for place in ("train", "report.outcome"):  # no option changes how samples and pictures are made: save the time
+            patch.setattr(f"{place}.generate_texts", lambda *_, num_samples=1, **__: [""] * num_samples)
+        patch.setattr("report.figures.draw_png", lambda runs, path: path.touch())
         patch.chdir(directory)
-        from tests.conftest import make_text
-
         (directory / "text.txt").write_text(make_text(), encoding="utf-8")
         (directory / "other.txt").write_text(make_text(500), encoding="utf-8")
-        with redirect_stdout(out := io.StringIO()):
-            train(load_config(["--corpus=text.txt", *TINY, "--out_dir=teacher"]))
-        assert out.getvalue()
+        with redirect_stdout(io.StringIO()):
+            train(*load_config(["--corpus=text.txt", *TINY, "--out_dir=teacher"]))
         yield observe
 
 
-@pytest.mark.parametrize("knob", KNOBS)
-def test_every_knob_changes_something(knob, observe, monkeypatch) -> None:
-    if knob == "compile":  # the compiler itself would take longer than all of these tests
-        monkeypatch.setattr(GPT, "compile", lambda model: print("compiling"))
-    if knob == "explain_batch":  # nothing is trained
-        with redirect_stdout(out := io.StringIO()):
-            train(load_config(["--corpus=text.txt", *TINY, "--out_dir=explained", "--explain_batch"]))
-        assert "token by token" in out.getvalue()
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_changes_something(option: str, observe, monkeypatch: pytest.MonkeyPatch) -> None:
+    if option == "compile":  # the compiler itself would take longer than all of these tests
+        monkeypatch.setattr(torch, "compile", lambda model: print("compiling") or model)
+    if option == "explain_batch":  # nothing is trained
+        shown = call("train.py", "--corpus=text.txt", *TINY, "--out_dir=explained", "--explain_batch").stdout
+        assert "tokens are targets" in shown
         assert not Path("explained").exists()
         return
-    if knob == "init_from":
+    if option == "init_from":
         observe(("--out_dir=out/run",))
-    if knob == "device":  # no second device here: asking for one must at least be answered
+    if option == "device":  # no second device here: asking for one must at least be answered
         with pytest.raises(UserError, match="this machine"):
             observe(("--device=cuda:99",))
         return
-    change, base = CHANGES[knob]
+    change, base = CHANGES[option]
     assert observe((*base, "--out_dir=out/run", *change)) != observed_base(observe, tuple(base))
 
 
-def test_the_same_knobs_change_nothing(observe) -> None:
+def test_the_same_options_change_nothing(observe) -> None:
     observed_base.cache_clear()
     assert observed_base(observe, ()) == observe(("--out_dir=out/run",))
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 import urllib.request
 from itertools import pairwise
 
@@ -10,16 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from config.errors import UserError
 from config.schema import DataConfig
-from data import corpora
-from data.baselines import ladder, ngram_nll
-from data.batches import TrainBatches, eval_batches
+from data import baselines, corpora
+from data.baselines import measure_baselines, ngram_nll
+from data.batches import IGNORE_INDEX, EvalText, TrainBatches
 from data.documents import Split
 from data.prepare import prepare_corpus
 from data.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer, make_tokenizer
-from errors import UserError
-from files import seal
-from loss import IGNORE_INDEX
 from tests.conftest import make_text
 
 BPE = make_tokenizer("bpe", "", make_text(), 300)
@@ -88,13 +88,12 @@ def test_an_unknown_character_is_named() -> None:
 def test_tokenizers_survive_saving(tmp_path) -> None:
     for tokenizer in (CharTokenizer("hé\n🎉"), BPE):
         (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer.to_json()))
-        seal(tmp_path)
-        loaded = load_tokenizer(tmp_path / "tokenizer.json", "")
+        loaded = load_tokenizer(tmp_path / "tokenizer.json")
         assert loaded.token_bytes == tokenizer.token_bytes
         assert loaded.encode("hé\n🎉").tolist() == tokenizer.encode("hé\n🎉").tolist()
     (tmp_path / "tokenizer.json").write_text("[]")
-    with pytest.raises(UserError, match=r"tokenizer\.json: damaged .*; buy a new one"):
-        load_tokenizer(tmp_path / "tokenizer.json", "buy a new one")
+    with pytest.raises(UserError, match=r"tokenizer\.json: not a tokenizer"):
+        load_tokenizer(tmp_path / "tokenizer.json")
 
 
 def test_preparation_splits_counts_and_is_not_repeated(data_dir, monkeypatch) -> None:
@@ -104,13 +103,13 @@ def test_preparation_splits_counts_and_is_not_repeated(data_dir, monkeypatch) ->
     assert corpus.tokenizer.decode(corpus.train.tokens) == text[:cut]
     assert corpus.tokenizer.decode(corpus.val.tokens) == text[cut:]
     assert corpus.train.tokens.dtype == np.uint16
-    assert corpus.meta["val"] == {"tokens": len(text) - cut, "bytes": len(text[cut:].encode()), "documents": 1,
-                                  "scored": len(text) - cut - 1}
-    assert corpus.meta["sha256"] == hashlib.sha256(text.encode()).hexdigest()
-    monkeypatch.setattr("data.prepare.ladder", None)  # a second preparation would fail
-    assert prepare_corpus(DataConfig(corpus="text.txt")).baselines == corpus.baselines
+    assert corpus.info.val.model_dump() == {"tokens": len(text) - cut, "bytes": len(text[cut:].encode()),
+                                            "documents": 1, "targets": len(text) - cut - 1}
+    assert corpus.info.sha256 == hashlib.sha256(text.encode()).hexdigest()
+    monkeypatch.setattr("data.prepare.measure_baselines", None)  # a second preparation would fail
+    assert prepare_corpus(DataConfig(corpus="text.txt")).info == corpus.info
     meta = next((data_dir / "data").rglob("meta.json"))
-    meta.write_text(json.dumps(corpus.meta | {"format": -1}))
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"format": -1}))
     with pytest.raises(TypeError):
         prepare_corpus(DataConfig(corpus="text.txt"))
 
@@ -118,26 +117,61 @@ def test_preparation_splits_counts_and_is_not_repeated(data_dir, monkeypatch) ->
 def test_batches_cover_an_epoch_once_and_depend_on_the_step_alone() -> None:
     tokens = np.arange(1000, dtype=np.uint16)
     batches = TrainBatches(Split(tokens), block_size=8, batch_size=10, seed=1)
-    assert batches.windows == 124
-    seen = np.concatenate([batches(step).inputs for step in range(13)])[:124]
+    assert batches.windows_per_epoch == 124
+    seen = np.concatenate([batches(step)[0].inputs for step in range(13)])[:124]
     assert len(np.unique(seen)) == 124 * 8
-    assert (np.concatenate([batches(step).targets for step in range(13)])[:124] == seen + 1).all()
+    assert (np.concatenate([batches(step)[0].targets for step in range(13)])[:124] == seen + 1).all()
     again = TrainBatches(Split(tokens), block_size=8, batch_size=10, seed=1)
-    assert (again(12).inputs == batches(12).inputs).all()
-    assert (TrainBatches(Split(tokens), 8, 10, seed=2)(0).inputs != batches(0).inputs).any()
-    second = np.concatenate([batches(step).inputs for step in range(12, 25)])[4:128]
+    assert (again(12)[0].inputs == batches(12)[0].inputs).all()
+    assert (TrainBatches(Split(tokens), 8, 10, seed=2)(0)[0].inputs != batches(0)[0].inputs).any()
+    second = np.concatenate([batches(step)[0].inputs for step in range(12, 25)])[4:128]
     assert len(np.unique(second)) == 124 * 8
-    assert (second[:, 0] % 8 != seen[0, 0] % 8).all()  # shifted
+    assert (second[:, 0] % 8 != seen[0, 0] % 8).all()  # at another offset
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch_size"), [(1, 3), (2, 0), (2, 3), (3, 4), (4, 1), (2, 10)])
+def test_each_rank_makes_its_own_micro_batches(world_size: int, micro_batch_size: int, monkeypatch) -> None:
+    """Together they are the batch of one process, each row once, with the numbers that dropout depends on."""
+    split = Split(np.arange(1000, dtype=np.uint16))
+    whole = TrainBatches(split, 8, 10, seed=1)(12)[0]  # from two epochs
+    ranks = [TrainBatches(split, 8, 10, 1, None, micro_batch_size, rank, world_size) for rank in range(world_size)]
+    made = sorted((micro for rank in ranks for micro in rank(12)), key=lambda micro: micro.number)
+    assert [micro.number for micro in made] == list(range(len(made)))
+    assert np.concatenate([micro.inputs for micro in made]).tolist() == whole.inputs.tolist()
+    assert np.concatenate([micro.targets for micro in made]).tolist() == whole.targets.tolist()
+    cut_rows = []
+    monkeypatch.setattr("data.batches.cut", lambda split, windows, block_size: cut_rows.append(len(windows)) or whole)
+    ranks[0](12)
+    assert sum(cut_rows) <= -(-10 // (micro_batch_size or -(-10 // world_size)) // world_size) * (
+        micro_batch_size or -(-10 // world_size))
 
 
 @pytest.mark.parametrize("n", [2, 9, 17, 64, 9000])
-def test_evaluation_scores_every_token_but_the_first_once(n: int) -> None:
-    tokens = np.arange(n, dtype=np.uint16)
-    scored = np.concatenate([batch.targets[batch.targets != IGNORE_INDEX] for batch in eval_batches(Split(tokens), 8)])
-    assert scored.tolist() == list(range(1, n))
-    for inputs, targets, _ in eval_batches(Split(tokens), 8):
-        mask = targets != IGNORE_INDEX
-        assert (targets[mask] == inputs[mask] + 1).all()
+def test_evaluation_has_every_token_but_the_first_as_a_target_once(n: int) -> None:
+    text = EvalText(Split(np.arange(n, dtype=np.uint16)), 8)
+    targets = np.concatenate([batch.targets[batch.targets != IGNORE_INDEX] for batch in text.batches()])
+    assert targets.tolist() == text.positions.tolist() == list(range(1, n))
+    for inputs, targets, _ in text.batches():
+        unmasked = targets != IGNORE_INDEX
+        assert (targets[unmasked] == inputs[unmasked] + 1).all()
+
+
+@pytest.mark.parametrize("eos", [None, 0])
+@pytest.mark.parametrize("stride", [0, 3])
+def test_a_part_of_a_text_is_spread_evenly_over_it(eos: int | None, stride: int) -> None:
+    rng = np.random.default_rng(0)
+    split = Split(rng.integers(30, size=20_001).astype(np.uint16), rng.random(20_001) < 0.8)
+    text = EvalText(split, 8, eos, stride, max_tokens=2000)
+    targets = np.concatenate([batch.targets[batch.targets != IGNORE_INDEX] for batch in text.batches()])
+    assert targets.tolist() == split.tokens[text.positions].tolist()
+    assert 0.5 * 2000 < len(targets) < 1.1 * 2000
+    assert len(np.unique(text.positions)) == len(targets)
+    assert split.unmasked is not None
+    assert split.unmasked[text.positions].all()
+    tenths = np.bincount(text.positions // 2001, minlength=10)
+    assert tenths.min() > 0.7 * tenths.mean()
+    assert EvalText(split, 8, eos, stride, max_tokens=10**6).positions.tolist() == EvalText(
+        split, 8, eos, stride).positions.tolist()
 
 
 def test_a_corpus_shorter_than_a_block_is_refused() -> None:
@@ -186,19 +220,77 @@ def test_bigram_by_hand() -> None:
     assert list(ngram_nll(train, val, 3, 2))[1].tolist() == pytest.approx(expected)
 
 
-def test_the_ladder() -> None:
+def measure(tokens: np.ndarray, tokenizer: CharTokenizer) -> dict[str, baselines.Baseline]:
+    return {each.name: each for each in measure_baselines(tokens[:9000], Split(tokens[9000:]), tokenizer)}
+
+
+def test_baselines() -> None:
     text = make_text()
     tokenizer = CharTokenizer(text)
     tokens = tokenizer.encode(text)
-    rungs = {rung.name: rung for rung in ladder(tokens[:9000], Split(tokens[9000:]), tokenizer)}
-    assert list(rungs) == ["uniform, log|V|", "unigram", "bigram", "6-gram", "gzip", "bzip2", "xz"]
-    assert rungs["uniform, log|V|"].nats_per_token == pytest.approx(np.log(tokenizer.vocab_size))
-    order = [rungs[name].nats_per_token for name in ("uniform, log|V|", "unigram", "bigram", "6-gram")]
+    found = measure(tokens, tokenizer)
+    assert list(found) == ["uniform, log|V|", "unigram", "bigram", "6-gram", "gzip", "bzip2", "xz"]
+    assert found["uniform, log|V|"].nats_per_token == pytest.approx(np.log(tokenizer.vocab_size))
+    order = [found[name].nats_per_token for name in ("uniform, log|V|", "unigram", "bigram", "6-gram")]
     assert order == sorted(order, reverse=True)
     val = tokens[9001:]
     frequencies = np.bincount(tokens[:9000], minlength=tokenizer.vocab_size) / 9000
-    assert rungs["unigram"].nats_per_token == pytest.approx(-np.log(frequencies[val]).mean(), rel=0.01)
+    assert found["unigram"].nats_per_token == pytest.approx(-np.log(frequencies[val]).mean(), rel=0.01)
     per_byte = len(val) / tokenizer.count_bytes(val)
-    for rung in rungs.values():
-        assert rung.bits_per_byte == pytest.approx(rung.nats_per_token / np.log(2) * per_byte)
-        assert rung.perplexity == pytest.approx(np.exp(rung.nats_per_token))
+    for each in found.values():
+        assert each.bits_per_byte == pytest.approx(each.nats_per_token / np.log(2) * per_byte)
+        assert each.perplexity == pytest.approx(np.exp(each.nats_per_token))
+
+
+def test_baselines_of_a_large_corpus_are_those_of_a_part(data_dir, monkeypatch) -> None:
+    """And it says so."""
+    assert "baselines:" not in prepare_corpus(DataConfig(corpus="text.txt")).info.describe()
+    monkeypatch.setattr("data.baselines.MAX_TRAIN_TOKENS", 3000)
+    monkeypatch.setattr("data.prepare.MAX_TRAIN_TOKENS", 3000)
+    monkeypatch.setattr("data.baselines.MAX_VAL_TOKENS", 200)
+    monkeypatch.setattr("data.prepare.MAX_VAL_TOKENS", 200)
+    text = make_text()
+    tokenizer = CharTokenizer(text)
+    tokens = tokenizer.encode(text)
+    found, part = measure(tokens, tokenizer), {each.name: each for each in measure_baselines(
+        tokens[6000:9000], Split(tokens[9000:9201]), tokenizer)}
+    assert found == part
+    (data_dir / "text.txt").write_text(text + "the end", encoding="utf-8")
+    described = prepare_corpus(DataConfig(corpus="text.txt")).info.describe()
+    assert "counted in the last 3,000 training tokens; all are measured on the first 200 validation tokens" in described
+
+
+def test_running_out_of_memory_while_preparing_advises_a_smaller_text(data_dir, monkeypatch) -> None:
+    def too_large(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("data.prepare.measure_baselines", too_large)
+    with pytest.raises(UserError, match="out of memory: the corpus is too large for this machine; use a smaller text"):
+        prepare_corpus(DataConfig(corpus="text.txt"))
+
+
+@pytest.mark.slow
+def test_a_hundred_megabytes_fit_in_two_gigabytes(tmp_path) -> None:
+    """In a process of its own, whose peak is measured."""
+    script = f"""
+import random, resource, sys, time
+sys.path[:0] = [{str(corpora.DATA.parent)!r}]
+words = "the of and to in a is that it was for on are with as his they be at one have this".split()
+rng = random.Random(0)
+phrases = [" ".join(rng.choices(words, k=12)) for _ in range(5000)]
+text = "\\n".join(rng.choices(phrases, k=10**8 // 45))[:10**8]
+open("large.txt", "w").write(text)
+del text
+import pathlib, data.prepare, data.corpora
+data.prepare.DATA = data.corpora.DATA = pathlib.Path("data").resolve()
+from config.schema import DataConfig
+started = time.perf_counter()
+info = data.prepare.prepare_corpus(DataConfig(corpus="large.txt")).info
+print(info.train.bytes + info.val.bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+      time.perf_counter() - started)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    size, megabytes, seconds = map(float, done.stdout.split())
+    assert size == 10**8
+    assert megabytes < 2048, seconds
+    assert seconds < 150  # 60 on a machine that does nothing else

@@ -1,4 +1,4 @@
-"""Documents and masks: what is scored, what is given, and that no token is lost or leaks."""
+"""Documents and masks: which tokens are targets, and that no token is lost or leaks."""
 
 import json
 from pathlib import Path
@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from config.errors import UserError
 from config.schema import DataConfig, ModelConfig
 from data import corpora
-from data.batches import TrainBatches, eval_batches
+from data.batches import IGNORE_INDEX, EvalText, TrainBatches
 from data.documents import Split
 from data.prepare import Corpus, prepare_corpus
-from errors import UserError
-from loss import IGNORE_INDEX, next_token_loss
 from model import GPT, KVCache
 
 PLAY = "\n\n".join(f"{name}:\nMy lord, {n} times {n} is {n * n}." for n, name in enumerate(["CAT", "DOG", "OWL"] * 20))
@@ -24,64 +23,64 @@ def prepare(text: str, name: str = "play.txt", **settings: object) -> Corpus:
     return prepare_corpus(DataConfig(corpus=name, **settings))
 
 
-def scored_text(corpus: Corpus, split: Split) -> str:
+def target_text(corpus: Corpus, split: Split) -> str:
     return corpus.tokenizer.decode(split.targets())
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "bpe"])
-def test_a_regular_expression_says_what_is_given(data_dir, tokenizer) -> None:
+def test_a_regular_expression_says_what_is_masked(data_dir, tokenizer) -> None:
     whole = prepare(PLAY, tokenizer=tokenizer, vocab_size=300)
     masked = prepare(PLAY, tokenizer=tokenizer, vocab_size=300, mask="^[A-Z]+:$")
     for split in (masked.train, masked.val):
-        assert ":" not in scored_text(masked, split)
-        assert "My lord" in scored_text(masked, split)
+        assert ":" not in target_text(masked, split)
+        assert "My lord" in target_text(masked, split)
     assert masked.tokenizer.decode(masked.train.tokens) == whole.tokenizer.decode(whole.train.tokens)
-    assert masked.meta["val"]["bytes"] == whole.meta["val"]["bytes"]
-    assert [rung.name for rung in masked.baselines] == ["uniform, log|V|", "unigram", "bigram", "6-gram"]
-    bigram = [next(rung.nats_per_token for rung in c.baselines if rung.name == "bigram") for c in (whole, masked)]
-    assert bigram[0] != bigram[1]  # measured on what is scored
+    assert masked.info.val.bytes == whole.info.val.bytes
+    assert [each.name for each in masked.info.baselines] == ["uniform, log|V|", "unigram", "bigram", "6-gram"]
+    bigram = [next(each.nats_per_token for each in c.info.baselines if each.name == "bigram") for c in (whole, masked)]
+    assert bigram[0] != bigram[1]  # measured on the targets
 
 
-def test_only_completions_are_scored(data_dir) -> None:
+def test_only_completions_are_targets(data_dir) -> None:
     records = [{"prompt": f"{n} plus {n} is ", "completion": f"{2 * n}!"} for n in range(50)]
     corpus = prepare("\n".join(map(json.dumps, records)), "sums.jsonl")
-    assert scored_text(corpus, corpus.train) == "".join(f"{2 * n}!\n" for n in range(45))
-    assert scored_text(corpus, corpus.val) == "".join(f"{2 * n}!\n" for n in range(45, 50))
+    assert target_text(corpus, corpus.train) == "".join(f"{2 * n}!\n" for n in range(45))
+    assert target_text(corpus, corpus.val) == "".join(f"{2 * n}!\n" for n in range(45, 50))
     assert corpus.tokenizer.decode(corpus.val.tokens).startswith("\n45 plus 45 is 90!\n46 plus")
 
 
-@pytest.mark.parametrize(("settings", "end"), [
+@pytest.mark.parametrize(("settings", "eos_text"), [
     ({"documents": "lines"}, "\n"), ({"documents": "paragraphs"}, "\n\n"),
     ({"documents": "paragraphs", "tokenizer": "bpe", "vocab_size": 300}, "\n\n")])
-def test_documents_are_closed_by_a_token_that_stands_for_what_was_between_them(data_dir, settings, end) -> None:
-    corpus = prepare(PLAY + end, **settings)
-    tokens, token = corpus.train.tokens, corpus.tokenizer.end
+def test_an_eos_token_stands_for_what_was_between_documents(data_dir, settings, eos_text) -> None:
+    corpus = prepare(PLAY + eos_text, **settings)
+    tokens, token = corpus.train.tokens, corpus.tokenizer.eos
     assert tokens[0] == tokens[-1] == token == corpus.tokenizer.vocab_size - 1
     both = corpus.tokenizer.decode([*tokens[1:], *corpus.val.tokens[1:]])
-    assert both == (PLAY + end).replace("\n\n", end)
-    assert (tokens == token).sum() == corpus.meta["train"]["documents"] + 1
-    given = prepare(PLAY + end, **settings, score_end=False)
+    assert both == (PLAY + eos_text).replace("\n\n", eos_text)
+    assert (tokens == token).sum() == corpus.info.train.documents + 1
+    masked = prepare(PLAY + eos_text, **settings, predict_eos=False)
     assert token in corpus.train.targets()
-    assert token not in given.train.targets()
+    assert token not in masked.train.targets()
 
 
 @pytest.mark.parametrize("block_size", [4, 30, 200])
-def test_padded_documents_are_each_in_rows_of_their_own(data_dir, block_size) -> None:
+def test_padded_documents_have_rows_of_their_own(data_dir, block_size) -> None:
     corpus = prepare(PLAY, documents="paragraphs")
-    end = corpus.tokenizer.end
-    batches = TrainBatches(corpus.train, block_size, 7, seed=0, end=end)
-    rows = [row for step in range(-(-batches.windows // 7)) for row in zip(*batches(step)[:2], strict=True)]
+    eos = corpus.tokenizer.eos
+    batches = TrainBatches(corpus.train, block_size, 7, seed=0, eos=eos)
+    rows = [row for step in range(-(-batches.windows_per_epoch // 7)) for row in zip(*batches(step)[0][:2], strict=True)]
     seen = []
-    for inputs, targets in rows[: batches.windows]:
-        scored = targets != IGNORE_INDEX
-        n = scored.sum()
-        assert scored[:n].all()  # padding comes after
-        assert end not in inputs[1:n]
+    for inputs, targets in rows[:batches.windows_per_epoch]:
+        unmasked = targets != IGNORE_INDEX
+        n = unmasked.sum()
+        assert unmasked[:n].all()  # padding comes after
+        assert eos not in inputs[1:n]
         seen.append(corpus.tokenizer.decode(targets[:n]))
     assert sorted("".join(seen)) == sorted(corpus.tokenizer.decode(corpus.train.tokens[1:]))
     if block_size == 200:
         assert sorted(seen) == sorted(f"{speech}\n\n" for speech in PLAY.split("\n\n")[:54])
-    got = [b.targets[b.targets != IGNORE_INDEX] for b in eval_batches(corpus.val, block_size, end)]
+    got = [b.targets[b.targets != IGNORE_INDEX] for b in EvalText(corpus.val, block_size, eos).batches()]
     assert np.concatenate(got).tolist() == corpus.val.tokens[1:].tolist()
 
 
@@ -90,13 +89,13 @@ def test_padding_is_as_if_it_were_not_there(data_dir) -> None:
     torch.manual_seed(0)
     model = GPT(ModelConfig(block_size=64, n_layer=2, n_head=2, n_embd=16, zero_init=False),
                 corpus.tokenizer.vocab_size)
-    batch = next(iter(eval_batches(corpus.val, 64, corpus.tokenizer.end)))
+    batch = next(EvalText(corpus.val, 64, corpus.tokenizer.eos).batches())
     inputs, targets = map(torch.from_numpy, batch[:2])
-    padded = next_token_loss(model(inputs), model.head, targets)
+    padded = model(inputs, targets)
     alone = 0.0
     for x, y in zip(inputs, targets, strict=True):
         n = int((y != IGNORE_INDEX).sum())
-        alone += next_token_loss(model(x[None, :n]), model.head, y[None, :n]).nll.item()
+        alone += model(x[None, :n], y[None, :n]).nll.item()
     assert padded.nll.item() == pytest.approx(alone, rel=1e-5)
 
 
@@ -109,25 +108,25 @@ def test_with_document_attention_nothing_leaks(position) -> None:
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
     tokens = torch.randint(10, (2, 16))
-    tokens[0, 5] = tokens[1, 9] = tokens[1, 0] = 10  # an end token, which opens the next document
+    tokens[0, 5] = tokens[1, 9] = tokens[1, 0] = 10  # an eos token, which opens the next document
     changed = tokens.clone()
     changed[0, 2] = (changed[0, 2] + 1) % 10
-    before, after = model(tokens), model(changed)
+    before, after = model.hidden_states(tokens), model.hidden_states(changed)
     assert not torch.allclose(before[0, 2:5], after[0, 2:5], atol=1e-3)
     assert torch.equal(before[0, 5:], after[0, 5:])
     assert torch.equal(before[1], after[1])
     cache = KVCache(model.config, 2, torch.device("cpu"), torch.float32)
-    pieces = [model(tokens[:, a:b], cache) for a, b in [(0, 4), (4, 5), (5, 7), (7, 16)]]
+    pieces = [model.hidden_states(tokens[:, a:b], cache) for a, b in [(0, 4), (4, 5), (5, 7), (7, 16)]]
     torch.testing.assert_close(torch.cat(pieces, dim=1), before, atol=1e-5, rtol=1e-5)
     if position == "rotary":  # only distances count, so the document could as well stand alone
-        torch.testing.assert_close(model(tokens[:1, 5:]), before[:1, 5:], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model.hidden_states(tokens[:1, 5:]), before[:1, 5:], atol=1e-5, rtol=1e-5)
 
 
-def test_samples_go_on_from_what_is_given_first(data_dir) -> None:
+def test_samples_continue_the_masked_text_at_the_start(data_dir) -> None:
     """A model that was never asked to predict a prompt has to be given one."""
-    assert prepare(corpora.list_dialogue(PLAY), "play.jsonl").meta["opening"].endswith("2809.\n\nCAT:\n")
-    assert prepare(PLAY, documents="paragraphs", mask="^[A-Z]+:").meta["opening"] == "CAT:"
-    assert prepare(PLAY, documents="paragraphs").meta["opening"] == prepare(PLAY, mask="^[A-Z]+:").meta["opening"] == ""
+    assert prepare(corpora.list_dialogue(PLAY), "play.jsonl").info.prompt.endswith("2809.\n\nCAT:\n")
+    assert prepare(PLAY, documents="paragraphs", mask="^[A-Z]+:").info.prompt == "CAT:"
+    assert prepare(PLAY, documents="paragraphs").info.prompt == prepare(PLAY, mask="^[A-Z]+:").info.prompt == ""
 
 
 @pytest.mark.parametrize(("text", "settings", "message"), [
@@ -138,21 +137,20 @@ def test_samples_go_on_from_what_is_given_first(data_dir) -> None:
     ('["a"]', {}, "line 1: should be"), ("oops", {}, "line 1: not JSON"), ("[" * 99999, {}, "line 1: not JSON"),
     ('{"prompt": "a", "completion": "b"}', {}, "has 1 document"), ("\n\n", {}, "has 0 document"),
 ])
-def test_records_that_are_none_are_named(data_dir, text, settings, message) -> None:
+def test_records_of_another_form_are_named(data_dir, text, settings, message) -> None:
     with pytest.raises(UserError, match=message):
         prepare(text, "bad.jsonl", **settings)
     assert not list((data_dir / "data").glob("**/*.npy"))
 
 
-@pytest.mark.parametrize(("mask", "message"), [("(?s).*", "nothing to score in its train split"),
-                                               ("zebra", "mask=zebra: matches nothing in the train split")])
+@pytest.mark.parametrize(("mask", "message"), [("(?s).*", "no targets in its train split"),
+                                               ("zebra", "mask=zebra: matches nothing in the training split")])
 def test_masks_that_do_nothing_or_all_are_refused(data_dir, mask, message) -> None:
     with pytest.raises(UserError, match=message):
         prepare(PLAY, mask=mask)
 
 
-@pytest.mark.parametrize("name", ["train.npy", "val.npy", "val_scored.npy", "tokenizer.json", "meta.json",
-                                  "SHA256SUMS"])
+@pytest.mark.parametrize("name", ["train.npy", "val.npy", "val_unmasked.npy", "tokenizer.json", "meta.json"])
 @pytest.mark.parametrize("damage", [None, 0, 20, -1])
 def test_what_is_not_what_was_prepared_is_told_and_prepared_again(data_dir, capsys, name, damage) -> None:
     """Where a file is missing, empty, cut off, or has a wrong bit, before anything is learned from it."""
@@ -168,10 +166,16 @@ def test_what_is_not_what_was_prepared_is_told_and_prepared_again(data_dir, caps
     prepare(PLAY, mask="CAT:")
     told = capsys.readouterr().err
     assert "damaged" in told
-    assert told.endswith(": preparing it again\n")
+    assert told.endswith("; preparing it again\n")
     assert told.count("\n") == 1
     assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
     assert [file.name for file in path.parent.parent.iterdir()] == [path.parent.name]
+
+
+def test_a_mask_that_takes_forever_is_stopped(data_dir, monkeypatch) -> None:
+    monkeypatch.setattr("data.documents.MASK_TIMEOUT", 0.2)
+    with pytest.raises(UserError, match=r"took longer than 0.2 s; nested repeats such as \(a\+\)\+ take forever"):
+        prepare("a" * 5000 + "b", mask="(a+)+c")
 
 
 def test_a_match_of_nothing_cuts_nothing(data_dir) -> None:
@@ -180,13 +184,13 @@ def test_a_match_of_nothing_cuts_nothing(data_dir) -> None:
     assert abs(len(masked.train.tokens) - len(whole.train.tokens)) < 0.1 * len(whole.train.tokens)
 
 
-def test_line_ends_of_another_system_part_documents_too(data_dir) -> None:
+def test_line_ends_of_another_system_separate_documents_too(data_dir) -> None:
     crlf = PLAY.replace("\n", "\r\n")
     for documents in ("lines", "paragraphs"):
-        count = prepare(PLAY, documents=documents).meta["train"]["documents"]
+        count = prepare(PLAY, documents=documents).info.train.documents
         Path("crlf.txt").write_bytes(crlf.encode())
-        assert prepare_corpus(DataConfig(corpus="crlf.txt", documents=documents)).meta["train"]["documents"] == count
-    with pytest.raises(UserError, match=r"matches nothing in the train split of crlf.txt; its lines end in \\r\\n"):
+        assert prepare_corpus(DataConfig(corpus="crlf.txt", documents=documents)).info.train.documents == count
+    with pytest.raises(UserError, match=r"matches nothing in the training split of crlf.txt; its lines end in \\r\\n"):
         prepare_corpus(DataConfig(corpus="crlf.txt", mask="^CAT:$"))
 
 

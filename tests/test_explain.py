@@ -1,52 +1,85 @@
-"""What --explain_batch shows is the batch: the text, what of it is scored, and what it cost."""
+"""What --explain_batch and --explain show is the batch and the text: what of it is a target, and what it cost."""
 
+import math
 import re
 
 import numpy as np
+import pytest
 import torch
 
 from config.schema import ModelConfig
-from data.batches import eval_batches
-from data.documents import encode_documents, mark_given
+from data.batches import IGNORE_INDEX, Batch, EvalText
+from data.documents import apply_mask, encode_documents
 from data.tokenizer import CharTokenizer
-from engine.distributed import World
-from engine.step import nll_by_token
-from explain import describe
-from loss import IGNORE_INDEX
+from engine.distributed import Distributed
+from engine.step import nll_of_tokens
 from model import GPT
+from report.explain import show_costs, show_masks
+from tests.conftest import TINY, call
 
+CPU = Distributed(torch.device("cpu"), torch.float32)
 TOKENIZER = CharTokenizer("abcdefgh :\n", "\n\n")
-SPLIT = encode_documents([mark_given("ab:\ncd ef", "^..:"), mark_given("gh:\nhg", "^..:")], TOKENIZER, True)
+SPLIT = encode_documents([apply_mask("ab:\ncd ef", "^..:"), apply_mask("gh:\nhg", "^..:")], TOKENIZER, True)
 
 
-def test_text_brackets_and_costs() -> None:
-    (batch,) = eval_batches(SPLIT, 12, TOKENIZER.end)
+def padded_batch() -> Batch:
+    (batch,) = EvalText(SPLIT, 12, TOKENIZER.eos).batches()
+    return batch
+
+
+def test_masked_tokens_are_in_brackets_or_dim() -> None:
+    shown = show_masks(padded_batch(), TOKENIZER, padded=True, colour=False)
+    assert "11 of 24 tokens are targets, 45.8%; the others are masked, in [brackets] here" in shown
+    assert shown.endswith("\n\n[<|eos|>ab:]⏎cd ef<|eos|>\n[<|eos|>gh:]⏎hg<|eos|>")
+    coloured = show_masks(padded_batch(), TOKENIZER, padded=True, colour=True)
+    assert "\n\x1b[2m<|eos|>ab:\x1b[0m⏎cd ef<|eos|>" in coloured
+
+
+def test_a_masked_token_after_a_window_is_not_made_up() -> None:
+    """A batch does not hold the target of its last input where that is masked."""
+    batch = next(EvalText(SPLIT, 2).batches())
+    assert batch.targets[0].tolist() == [IGNORE_INDEX] * 2
+    assert "\n[<|eos|>a]\n[b:]⏎\n" in show_masks(batch, TOKENIZER, colour=False)
+
+
+def test_a_large_batch_and_one_without_targets() -> None:
+    batch = padded_batch()
+    batch.targets[:] = IGNORE_INDEX
+    assert "0 of 24 tokens are targets" in show_masks(batch, TOKENIZER, colour=False)
+    many = Batch(np.zeros((9, 3), np.int64), np.ones((9, 3), np.int64))
+    assert show_masks(many, TOKENIZER, colour=False).endswith("... and 3 more")
+
+
+def test_each_token_has_its_cost() -> None:
     torch.manual_seed(0)
     model = GPT(ModelConfig(block_size=12, n_layer=1, n_head=2, n_embd=8, zero_init=False), TOKENIZER.vocab_size)
-    nll = nll_by_token(model, batch, World(torch.device("cpu"), torch.float32))
-    logits = model.logits(model(torch.from_numpy(batch.inputs))).double().log_softmax(-1).detach()
-    for b, t in np.ndindex(*nll.shape):
-        target = batch.targets[b, t]
-        np.testing.assert_allclose(nll[b, t], 0 if target == IGNORE_INDEX else -logits[b, t, target], atol=1e-5)
-    shown = describe(batch, nll, TOKENIZER, colour=False, padded=True)
-    assert "11 of 24 targets are scored, 45.8%" in shown
-    assert "\n[<|end|>ab:]⏎cd ef<|end|>\n[<|end|>gh:]⏎hg<|end|>\n" in shown
-    assert "␣" in shown
-    assert f"⏎ {nll[0, 3]:.3f}" in shown
-    coloured = describe(batch, nll, TOKENIZER, colour=True, padded=True)
-    assert re.sub("\x1b[^m]*m", "", coloured).count("ab:⏎cd ef<|end|>") == 1
-    assert "\x1b[2ma\x1b[0m" in coloured  # given
+    tokens = TOKENIZER.encode_prompt("ab:\nef")
+    nll = nll_of_tokens(model, tokens, CPU)
+    log_q = model(torch.tensor([tokens]))[0].double().log_softmax(-1)
+    np.testing.assert_allclose(nll, [-log_q[i, token].item() for i, token in enumerate(tokens[1:])], atol=1e-5)
+
+    costs = [math.nan, *nll]
+    shown = show_costs(tokens, costs, TOKENIZER, colour=False)
+    assert shown.split() == [word for token, cost in zip(["<|eos|>", *"ab:⏎ef"], ["given", *(f"{c:.3f}" for c in nll)],
+                                                         strict=True) for word in (token, cost)]
+    coloured = show_costs(tokens, costs, TOKENIZER, colour=True)
+    assert re.sub("\x1b[^m]*m", "", coloured).split("\n")[2] == "<|eos|>ab:⏎ef"
+    assert "\x1b[2m<|eos|>\x1b[0m" in coloured  # has no cost
+    dearest = "ab:⏎ef"[int(nll.argmax())]
+    assert f"\x1b[48;5;160m{dearest}\x1b[0m" in coloured
 
 
-def test_what_is_given_after_a_window_is_not_made_up() -> None:
-    """A batch does not hold the target of its last input where that is given."""
-    batch = next(eval_batches(SPLIT, 2))
-    assert batch.targets[0].tolist() == [IGNORE_INDEX] * 2
-    shown = describe(batch, np.zeros(batch.targets.shape, np.float32), TOKENIZER, colour=False)
-    assert "\n[<|end|>a…]\n[b:]⏎\n" in shown
+def test_a_long_text_is_read_in_windows_side_by_side() -> None:
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(block_size=4, n_layer=1, n_head=2, n_embd=8, zero_init=False), TOKENIZER.vocab_size)
+    tokens = [1, 2, 3, 4, 5, 6, 7]
+    windows = [nll_of_tokens(model, part, CPU) for part in (tokens[:5], tokens[4:])]
+    np.testing.assert_allclose(nll_of_tokens(model, tokens, CPU), np.concatenate(windows), atol=1e-6)
 
 
-def test_a_batch_with_nothing_scored_is_shown_too() -> None:
-    (batch,) = eval_batches(SPLIT, 12, TOKENIZER.end)
-    batch.targets[:] = IGNORE_INDEX
-    assert "0 of 24 targets are scored" in describe(batch, np.zeros((2, 12), np.float32), TOKENIZER, colour=True)
+@pytest.mark.parametrize("options", [["--mask=^the"], ["--documents=lines", "--padded"]], ids=" ".join)
+def test_the_command_shows_the_first_batch_and_trains_nothing(options: list[str], data_dir) -> None:
+    shown = call("train.py", "--corpus=text.txt", "--out_dir=out/run", "--explain_batch", *TINY, *options).stdout
+    assert "tokens are targets" in shown
+    assert "[" in shown.split("\n\n")[1]
+    assert not (data_dir / "out/run").exists()

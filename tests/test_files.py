@@ -1,142 +1,124 @@
-"""Seals notice every damage, replacing is safe at any instant, and a lock ends with its holder."""
+"""Files are replaced whole, damage is noticed by its hash, and a lock ends with its holder."""
 
 import os
-import shutil
-import signal
+import re
+import select
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from errors import UserError
-from files import SEAL, find_damage, only_one, put, read_sealed, replace_sealed, seal, write_atomically
+from config.errors import UserError
+from config.files import locked, replacing, write_atomically
+from config.schema import ModelConfig, OptimConfig
+from engine.checkpoint import Optimizers, load_checkpoint, save_checkpoint
+from engine.optim import make_optimizers
+from engine.state import TrainState
+from model import GPT
 from tests.conftest import ROOT
 
 HOLD = """
 import sys
 from pathlib import Path
-from files import only_one
-with only_one(Path(sys.argv[1]), "the bench is taken", wait=len(sys.argv) > 2):
+from config.files import locked
+with locked(Path(sys.argv[1]), "the bench is taken", wait=len(sys.argv) > 2):
     print("held", flush=True)
     sys.stdin.readline()
 """
 
 
-class Killed(BaseException):
-    """What stands for a kill -9 inside one process."""
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    made = tmp_path / "folder"
-    made.mkdir()
-    (made / "a.txt").write_text("one")
-    (made / "b.bin").write_bytes(bytes(range(256)))
-    seal(made)
-    return made
-
-
-def test_a_seal_is_what_sha256sum_checks(folder: Path) -> None:
-    assert find_damage(folder) == ""
-    assert read_sealed(folder / "a.txt", "") == b"one"
-    tool = ["sha256sum"] if shutil.which("sha256sum") else ["shasum", "-a", "256"]
-    done = subprocess.run([*tool, "-c", SEAL], cwd=folder, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "a.txt: OK\nb.bin: OK\n")
-
-
-@pytest.mark.parametrize("name", ["a.txt", "b.bin"])
-def test_every_bit_and_every_length_is_under_the_seal(folder: Path, name: str) -> None:
-    content = (folder / name).read_bytes()
-    damaged = [content[:at] + bytes([content[at] ^ bit]) + content[at + 1:] for at in range(len(content))
-               for bit in (1, 128)] + [content[:length] for length in range(len(content))] + [content + b"\0"]
-    for wrong in damaged:
-        (folder / name).write_bytes(wrong)
-        assert find_damage(folder) == f"{folder / name}: damaged (its sha256 is not in {SEAL})"
-        with pytest.raises(UserError, match=rf"{name}: damaged \(not what was written: .*\); pray"):
-            read_sealed(folder / name, "pray")
-    (folder / name).unlink()
-    assert "damaged" in find_damage(folder)
-    with pytest.raises(UserError, match=rf"{name} is missing"):
-        read_sealed(folder / name, "pray")
-
-
-@pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe", b"0" * 64 + b"  ../../etc/passwd\n", b"no seal at all"])
-def test_a_damaged_seal_lets_nothing_through(folder: Path, content: bytes) -> None:
-    (folder / SEAL).write_bytes(content)
-    assert "damaged" in find_damage(folder)
-    with pytest.raises(UserError, match="damaged"):
-        read_sealed(folder / "a.txt", "pray")
-
-
-def test_what_is_not_under_the_seal_is_damage(folder: Path) -> None:
-    (folder / "c.txt").write_text("who put this here?")
-    assert find_damage(folder) == f"{folder}/c.txt: damaged (it is not in {SEAL})"
-
-
-def at_each_rename(monkeypatch: pytest.MonkeyPatch, act, check) -> None:
-    """Kill `act` before its first, second, ... change of a name, and `check` what is there."""
-    for deadline in range(100):
-        left = iter(range(deadline, -1, -1))
-
-        def dying(original, left=left):
-            def change(*args, **kwargs):
-                if next(left) == 0:
-                    raise Killed
-                return original(*args, **kwargs)
-            return change
-
-        with monkeypatch.context() as patch:
-            for name in ("rename", "replace", "rmdir", "write_bytes", "write_text"):
-                patch.setattr(Path, name, dying(getattr(Path, name)))
-            try:
-                act()
-            except Killed:
-                check()
-                continue
-        check()
-        assert deadline > 2
-        return
-    raise AssertionError("it never ends")
-
-
-def test_replacing_a_sealed_file_holds_at_any_instant(folder: Path, monkeypatch) -> None:
-    def check() -> None:
-        assert read_sealed(folder / "a.txt", "") in (b"one", b"two")
-        assert read_sealed(folder / "b.bin", "") == bytes(range(256))
-        for left in folder.glob("*.tmp"):
-            left.unlink()
-        assert find_damage(folder) == ""
-
-    at_each_rename(monkeypatch, lambda: replace_sealed(folder / "a.txt", b"two"), check)
-    assert read_sealed(folder / "a.txt", "") == b"two"
-    assert len((folder / SEAL).read_text().splitlines()) == 2
-
-
-def test_putting_a_folder_in_its_place_holds_at_any_instant(folder: Path, tmp_path: Path, monkeypatch) -> None:
-    new, old = tmp_path / "new", tmp_path / "old"
-
-    def act() -> None:
-        new.mkdir(exist_ok=True)
-        (new / "a.txt").write_text("next")
-        seal(new)
-        put(new, folder, old)
-
-    def check() -> None:
-        there = folder if folder.exists() else old
-        assert read_sealed(there / "a.txt", "") in (b"one", b"next")
-
-    at_each_rename(monkeypatch, act, check)
-
-
-def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch) -> None:
+def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "deep/file"
     write_atomically(path, b"before")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        with pytest.raises(OSError, match="No space"):
-            write_atomically(path, b"after")
-    assert [entry.read_bytes() for entry in path.parent.iterdir()] == [b"before"]
+    for function in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, function, lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            with pytest.raises(OSError, match="No space"):
+                write_atomically(path, b"after")
+        assert [entry.read_bytes() for entry in path.parent.iterdir()] == [b"before"]
+
+
+def test_one_of_two_versions_is_there_at_every_instant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, previous = tmp_path / "last", tmp_path / "previous"
+    seen: list[list[str]] = []
+    rename = os.replace
+
+    def there() -> list[str]:
+        return [file.read_text() for file in (path, previous) if file.exists()]
+
+    def replace(old: Path, new: Path) -> None:
+        seen.append(there())
+        rename(old, new)
+
+    monkeypatch.setattr(os, "replace", replace)
+
+    for version in ("1", "2", "3"):
+        with replacing(path, keep_as=previous) as new:
+            new.write_text(version)
+    assert seen == [[], ["1"], ["1"], ["2", "1"], ["2"]]
+    assert there() == ["3", "2"]
+
+
+def small_training() -> tuple[GPT, Optimizers]:
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(block_size=2, n_layer=1, n_head=1, n_embd=2), 3)
+    optimizers = make_optimizers(model, OptimConfig())
+    for p in model.parameters():
+        torch.nn.init.normal_(p)
+        p.grad = torch.randn_like(p)
+    for optimizer in optimizers:
+        optimizer.step()
+    return model, optimizers
+
+
+def test_every_damage_of_a_checkpoint_is_noticed(tmp_path: Path) -> None:
+    """Two bits of many bytes, many lengths, and bytes too many; nothing of it is loaded."""
+    path = tmp_path / "last.safetensors"
+    model, optimizers = small_training()
+    save_checkpoint(path, model, TrainState(step=7, best_nll=1.5), optimizers)
+    content = path.read_bytes()
+    assert len(content) < 8000
+    flipped = [content[:at] + bytes([content[at] ^ bit]) + content[at + 1:] for at in range(0, len(content), 13)
+               for bit in (1, 32)]
+    shortened = [content[:length] for length in range(0, len(content) - 300, 13)]
+    shortened += [content[:length] for length in range(len(content) - 300, len(content))]
+    for damaged in [*flipped, *shortened, content + b"\0", b""]:
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: damaged \("):
+            load_checkpoint(path, model, optimizers)
+    expected = small_training()
+    for p, q in zip(model.parameters(), expected[0].parameters(), strict=True):
+        assert torch.equal(p, q)
+    for optimizer, other in zip(optimizers, expected[1], strict=True):
+        torch.testing.assert_close(optimizer.state_dict(), other.state_dict(), rtol=0, atol=0)
+    path.write_bytes(content)
+    assert load_checkpoint(path, model, optimizers) == TrainState(step=7, best_nll=1.5)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
+def test_a_checkpoint_can_be_read_by_whom_other_files_can(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    save_checkpoint(tmp_path / "best.safetensors", small_training()[0], TrainState())
+    assert (tmp_path / "best.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_no_directory_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows cannot: it has no fsync of a directory."""
+    original = os.open
+
+    def open_file(path, *arguments, **keywords) -> int:
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied", path)
+        return original(path, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "open", open_file)
+    write_atomically(tmp_path / "deep/file", b"content")
+    save_checkpoint(tmp_path / "deep/last.safetensors", small_training()[0], TrainState())
+    with locked(tmp_path / "deep/.lock", ""):
+        pass
+    assert {path.name for path in (tmp_path / "deep").iterdir()} == {"file", "last.safetensors"}
 
 
 def hold(path: Path, *wait: str) -> subprocess.Popen[str]:
@@ -149,27 +131,43 @@ def test_a_lock_is_held_once_and_ends_with_its_holder(tmp_path: Path) -> None:
     holder = hold(path)
     assert holder.stdout
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match=rf"the bench is taken by process {holder.pid} on "), \
-            only_one(path, "the bench is taken"):
+    with pytest.raises(UserError, match=r"^the bench is taken$"), locked(path, "the bench is taken"):
         pass
     waiter = hold(path, "wait")
     assert waiter.stderr
-    assert waiter.stderr.readline().startswith(f"waiting: the bench is taken by process {holder.pid}")
-    holder.send_signal(signal.SIGKILL)
+    assert waiter.stderr.readline() == "waiting: the bench is taken\n"
+    holder.kill()
     assert waiter.stdout
-    assert waiter.stdout.readline() == "held\n"  # without a word of who held it before
-    waiter.send_signal(signal.SIGKILL)
-    waiter.wait()
-    with only_one(path, "") as before:
-        assert before == f"process {waiter.pid} on {os.uname().nodename}"
+    assert waiter.stdout.readline() == "held\n"
+    with pytest.raises(UserError), locked(path, "the bench is taken"):
+        pass
+    waiter.communicate("done\n")
+    with locked(path, ""):
+        assert path.exists()
     assert not path.exists()
-    with only_one(path, "") as before:
-        assert before == ""
-    for process in (holder, waiter):
-        process.communicate()
+    holder.communicate()
 
 
-def test_a_lock_leaves_nothing_behind(tmp_path: Path) -> None:
-    with only_one(tmp_path / "a/b/.lock", ""):
-        assert (tmp_path / "a/b/.lock").exists()
-    assert not list(tmp_path.iterdir())
+def holders(processes: list[subprocess.Popen[str]], seconds: float) -> list[subprocess.Popen[str]]:
+    """Those that have said that they hold the lock, after up to so many seconds."""
+    outputs = [process.stdout for process in processes if process.stdout]
+    said = select.select(outputs, [], [], seconds)[0]
+    return [process for process in processes if process.stdout in said]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows waits for sockets only")
+def test_of_those_who_wait_one_at_a_time_gets_the_lock(tmp_path: Path) -> None:
+    """Although the file of the lock is removed and made anew in between."""
+    path = tmp_path / ".lock"
+    with locked(path, ""):
+        waiters = [hold(path, "wait"), hold(path, "wait")]
+        for waiter in waiters:
+            assert waiter.stderr
+            waiter.stderr.readline()
+    for seconds in (10, 0.2):  # the second does not get it while the first has it
+        assert len(have_it := holders(waiters, seconds)) == 1
+    have_it[0].communicate("done\n")
+    waiters.remove(have_it[0])
+    assert holders(waiters, 10) == waiters
+    waiters[0].communicate("done\n")
+    assert not path.exists()

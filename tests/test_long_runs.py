@@ -15,24 +15,23 @@ import pytest
 
 from config.cli import load_config
 from data.prepare import prepare_corpus
-from engine.begin import create_run
 from engine.checkpoint import save_checkpoint
-from engine.distributed import find_world
-from engine.progress import Progress
+from engine.distributed import setup_distributed
+from engine.run import create_run
 from engine.runlog import RunLog
+from engine.state import TrainState
 from model import GPT
-from runs import read_metrics
-from tests.conftest import TINY
+from tests.conftest import TINY, read_metrics
 
 PAGE = resource.getpagesize()
 
 
 def test_metrics_are_appended_not_rewritten(data_dir) -> None:
-    """Also by a run that is gone on with, which cuts off what was measured after its checkpoint."""
-    config = load_config(["--corpus=text.txt", "--out_dir=out/run", *TINY])
-    run, world = create_run(config, prepare_corpus(config.data)), find_world("cpu", "float32")
+    """Resuming truncates the file after the step of the checkpoint."""
+    config, _ = load_config(["--corpus=text.txt", "--out_dir=out/run", *TINY])
+    run, dist = create_run(config, prepare_corpus(config.data)), setup_distributed("cpu", "float32")
     metrics = run.path / "metrics.jsonl"
-    log = RunLog(run, world, 0, print)
+    log = RunLog(run, dist, 0, print)
     log.write({"step": 0})
     file, before = metrics.stat().st_ino, b""
     for step in range(1, 200):
@@ -43,19 +42,19 @@ def test_metrics_are_appended_not_rewritten(data_dir) -> None:
         before = content
     with metrics.open("ab") as torn:
         torn.write(b'{"step": 200, "trai')
-    log = RunLog(run, world, 150, print)
+    log = RunLog(run, dist, 150, print)
     log.write({"step": 151})
     assert metrics.stat().st_ino == file
-    assert [record["step"] for record in read_metrics(metrics)] == list(range(152))
+    assert [record["step"] for record in read_metrics(run.path)] == list(range(152))
     assert metrics.read_bytes().startswith(before[:1000])
 
 
 def test_checkpoints_leave_no_file_open(data_dir) -> None:
-    model = GPT(load_config(TINY).model, 13)
-    save_checkpoint(data_dir / "last", model, Progress())
+    model = GPT(load_config(TINY)[0].model, 13)
+    save_checkpoint(data_dir / "last.safetensors", model, TrainState())
     before = len(os.listdir("/proc/self/fd"))
     for step in range(20):
-        save_checkpoint(data_dir / "last", model, Progress(step=step))
+        save_checkpoint(data_dir / "last.safetensors", model, TrainState(step=step))
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -69,7 +68,7 @@ def test_memory_and_files_stay_flat(clone: Path, trained) -> None:
                                env=os.environ | {"OMP_NUM_THREADS": "1"})
     seen: list[tuple[int, int, int]] = []
     while process.poll() is None:
-        records = read_metrics(out / "metrics.jsonl")[-1:]
+        records = read_metrics(out)[-1:]
         try:
             memory = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * PAGE // 2**20
             seen.append((int(records[0]["step"]) if records else 0, memory, len(os.listdir(f"/proc/{process.pid}/fd"))))
@@ -82,7 +81,7 @@ def test_memory_and_files_stay_flat(clone: Path, trained) -> None:
     assert min(len(early), len(late)) >= 3
     assert max(memory for _, memory, _ in late) - max(memory for _, memory, _ in early) <= 8  # MB
     assert max(files for *_, files in late) <= max(files for *_, files in early)
-    assert [record["step"] for record in read_metrics(out / "metrics.jsonl")] == list(range(3001))
+    assert [record["step"] for record in read_metrics(out)] == [*range(3001), 3000]  # the last: the best model
     shutil.rmtree(out)
 
 
@@ -101,14 +100,14 @@ def test_the_curves_of_a_million_lines_are_drawn_in_seconds(clone: Path, trained
         done = subprocess.run([sys.executable, "curves.py", "out/million", *where], cwd=clone, capture_output=True,
                               text=True, check=True)
         assert time.monotonic() - began < 30  # it takes 5; a quadratic step would take hours
-    assert "training, means of 500 lines" in done.stdout
+    assert "million: best 1.5000" in done.stdout
     assert (clone / "million.png").read_bytes().startswith(b"\x89PNG")
     shutil.rmtree(out)
 
 
 @pytest.mark.slow
 def test_a_line_of_a_hundred_megabytes(clone: Path) -> None:
-    """Is cut into tokens that are counted right, and trained on."""
+    """It becomes tokens that are counted right, and is trained on."""
     phrase = "the quick brown fox, naïve 🎉 and so on; "
     times = 10**8 // len(phrase.encode())
     (clone / "long.txt").write_text(phrase * times, encoding="utf-8")
@@ -116,7 +115,7 @@ def test_a_line_of_a_hundred_megabytes(clone: Path) -> None:
                            *TINY, "--out_dir=out/longline", "--max_iters=2"], cwd=clone, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.search(r"long\.txt: [\d,]+ training and [\d,]+ validation tokens \(bpe", done.stdout)
-    meta = json.loads((clone / "out/longline/corpus.json").read_text())
-    assert meta["train"]["bytes"] + meta["val"]["bytes"] == times * len(phrase.encode())
+    info = json.loads((clone / "out/longline/corpus.json").read_text())
+    assert info["train"]["bytes"] + info["val"]["bytes"] == times * len(phrase.encode())
     (clone / "long.txt").unlink()
     shutil.rmtree(next(clone.glob("data/long-*")))

@@ -1,109 +1,164 @@
 """The words are true: each verdict is checked against metrics made to deserve it."""
 
-import json
 import math
+from pathlib import Path
 
 import pytest
 
-import report
 from config.schema import Config
 from data.baselines import Baseline
-from runs import open_run, read_metrics
+from data.prepare import CorpusInfo, SplitInfo
+from engine.run import Record, parse_record
+from report import words
 
-LADDER = [Baseline(name, nats, nats / math.log(2), math.exp(nats)) for name, nats in
-          [("uniform, log|V|", math.log(65)), ("bigram", 2.48), ("6-gram", 1.52), ("gzip", 2.21)]]
+
+def make_info(*more: Baseline, **changes: object) -> CorpusInfo:
+    losses = [("uniform, log|V|", math.log(65)), ("bigram", 2.48), ("6-gram", 1.52), ("gzip", 2.21)]
+    baselines = [Baseline(name=name, nats_per_token=nats, bits_per_byte=nats / math.log(2), perplexity=math.exp(nats))
+                 for name, nats in losses]
+    train, val = (SplitInfo(tokens=n, bytes=n, documents=1, targets=n - 1) for n in (9000, 1000))
+    info = CorpusInfo(format=0, name="x", sha256="", tokenizer="char", vocab_size=65, train=train, val=val, prompt="",
+                      baselines=[*baselines, *more])
+    return info.model_copy(update=changes)
 
 
-def records(*val: float, train: float = 1.6, steps: int = 400) -> list[dict[str, float]]:
+def make_records(*val: float, train: float = 1.6, steps: int = 400) -> list[Record]:
+    """Evaluations, evenly spread, and the last line, with the best model's loss on all of the validation split."""
     n = max(1, len(val) - 1)
-    return [{"step": i * steps // n, "seconds": 10.0 * i, "val_nll": nll, "val_ppl": math.exp(nll), "val_accuracy": 0.5,
-             "val_bits_per_byte": nll / math.log(2)} | ({"train_nll": train} if i else {}) for i, nll in enumerate(val)]
+    evals = [{"step": i * steps // n, "seconds": 10.0 * i, "val_nll": nll, "val_perplexity": math.exp(nll),
+              "val_accuracy": 0.5, "val_bits_per_byte": nll / math.log(2)} | ({"train_nll": train} if i else {})
+             for i, nll in enumerate(val)]
+    best = min(evals, key=lambda record: record["val_nll"])
+    exact = {f"best_{key}": best[key] for key in ("val_nll", "val_accuracy", "val_bits_per_byte")}
+    return [*evals, {"step": evals[-1]["step"], "best_step": best["step"], "best_train_nll": train + 0.01, **exact}]
 
 
-def test_the_ladder_goes_down() -> None:
-    meta = {"corpus": "x", "tokenizer": "char", "vocab_size": 65,
-            "train": {"tokens": 9000, "scored": 8999, "documents": 1},
-            "val": {"tokens": 1000, "scored": 999, "documents": 1}}
-    printed = report.corpus(meta, LADDER)
+def verdict(records: list[Record], **changes: object) -> str:
+    return words.verdict(records, make_info(**changes), Config())
+
+
+def test_the_baselines_are_listed_from_the_worst_to_the_best() -> None:
+    printed = make_info().describe()
     assert [line.split()[0] for line in printed.splitlines()[3:]] == ["uniform,", "bigram", "gzip", "6-gram"]
     assert "9,000 training and 1,000 validation tokens" in printed
 
 
 @pytest.mark.parametrize(("nll", "said"), [
-    (4.2, "beats nothing yet; next uniform, log|V|, 4.174"), (3.0, "beats uniform, log|V|; next bigram, 2.480"),
-    (2.0, "beats gzip; next 6-gram, 1.520"), (1.5, "beats 6-gram, the last rung")])
+    (4.2, "beats nothing yet; next uniform, log|V|, 4.174"),
+    (math.log(65) - 1e-6, "beats nothing yet; next uniform, log|V|, 4.174"),  # rounding beats nothing
+    (3.0, "beats uniform, log|V|; next bigram, 2.480"),
+    (2.0, "beats gzip; next 6-gram, 1.520"),
+    (1.5, "beats 6-gram, the last baseline")])
 def test_standing(nll: float, said: str) -> None:
-    assert report.standing(nll, LADDER) == said
-    assert report.progress(records(nll)[0], LADDER).endswith(said)
+    assert words.standing(nll, make_info().baselines) == said
+    assert words.progress(make_records(nll)[0], make_info().baselines).endswith(said)
+
+
+def test_the_entropy_rate_is_no_baseline_to_beat() -> None:
+    rate = Baseline(name="entropy rate", nats_per_token=1.2, bits_per_byte=1.7, perplexity=3.3)
+    info = make_info(rate, entropy_rate=1.2, source_nll=1.25)
+    assert words.standing(1.21, info.baselines, kl_gap=-0.04) == (
+        "beats 6-gram, the last baseline; -0.0400 above the source")
+    said = words.verdict(make_records(4.17, 1.4), info, Config())
+    assert "all of the baselines" in said
+    assert "1.4000 is the entropy rate 1.2000, +0.0500 of sampling error of this text" in said
+    assert "KL(source || model) = 0.1500" in said
 
 
 def test_a_run_that_still_improves() -> None:
-    said = report.verdict(records(4.17, 2.0, 1.7), LADDER, Config())
-    assert "best validation loss is 1.7000 nats per token, at step 400 of 400" in said
+    said = verdict(make_records(4.17, 2.0, 1.7))
+    assert "The best model, of step 400 of 400, has a loss of 1.7000 nats per token on all 999 validation" in said
+    assert "2.47 nats below log|V|; 2.453 bits per byte; top-1 accuracy 50.0%" in said
+    assert "perplexity 5.47" in said
     assert "beats uniform, log|V|, bigram, gzip." in said
     assert "Ahead: 6-gram (1.520)" in said
     assert "did not overfit" in said
-    assert "0.100 below it" in said
-    assert "--max_iters=800" in said
+    assert "On training text the best model has 1.6100: 0.090 lower." in said
+    assert "--max_iters=1600" in said
 
 
-def test_samples_are_told_from_what_was_given() -> None:
-    assert report.samples("", ["\nab\n"]) == "A sample:\n\nab"
-    assert report.samples("", ["ab", "cd"]) == "2 samples:\n\nab\ncd"
-    assert report.samples("CAT:\n", ["a\nb\n", "c"]) == "Given:\n\nCAT:\n\n2 samples:\n\na\nb\n\nc"
+def test_a_run_that_beats_everything() -> None:
+    assert "all of the baselines" in verdict(make_records(4.17, 1.4))
+    assert "none of the baselines" in verdict(make_records(4.18))
 
 
-def test_the_objective_comes_apart() -> None:
-    run = records(4.17, 2.0, 1.7)
-    run[-1] |= {"objective": 1.9, "smoothing": 0.35, "z_loss": 0.05, "distillation": -0.1, "smoothed_floor": 0.75,
-                "smoothed_kl": 1.2, "teacher_kl": 0.07}
-    said = report.verdict(run, LADDER, Config())
-    assert ("The objective, in the end 1.9000, is the training NLL of 1.6000 + 0.3500 of smoothing + 0.0500 of z-loss "
-            "- 0.1000 of distillation.") in said
-    assert "a floor of 0.7500, and 1.2000 above it" in said
-    assert "KL(teacher || model), both softened, is 0.0700" in said
-    run[-1] = {key: value for key, value in run[-1].items() if key not in report.PARTS} | {"objective": 1.6}
-    assert "The objective" not in report.verdict(run, LADDER, Config())
+def test_a_slight_rise_at_the_end_is_no_overfitting() -> None:
+    assert "did not overfit" in verdict(make_records(4.17, 1.7, 1.705, steps=300))
 
 
-def test_a_run_that_overfitted_and_stopped_early() -> None:
-    said = report.verdict(records(4.17, 1.7, 1.9, train=0.8, steps=300), LADDER, Config())
-    assert "at step 150 of 300" in said
-    assert "since step 150 the validation loss rose by 0.200, and the training loss is at 0.800" in said
+def test_a_run_that_overfitted() -> None:
+    said = verdict(make_records(4.17, 1.7, 1.9, train=0.8, steps=300))
+    assert "of step 150 of 300" in said
+    assert "since step 150 the validation loss rose by 0.200" in said
+    assert "On training text the best model has 0.8100: 0.890 lower." in said
     assert "--dropout=0.1" in said
 
 
-def test_a_run_that_stopped_on_a_plateau() -> None:
-    said = report.verdict(records(4.17, 1.7, 1.705, steps=300), LADDER, Config())
-    assert "stopped early: 5 evaluation(s) since step 150 were no better" in said
-    assert "--patience=0" in said
-
-
 def test_a_run_that_diverged() -> None:
-    said = report.verdict(records(4.17, 300.0, train=500.0), LADDER, Config())
+    said = verdict(make_records(4.17, 300.0, train=500.0))
     assert "It diverged: the training loss is 500" in said
     assert "overfit" not in said
-    without_numbers = [*records(4.17), {"step": 10, "seconds": 1.0}]
-    assert "It diverged: the training loss is nan" in report.verdict(without_numbers, LADDER, Config())
-    assert "No loss was a number" in report.verdict(without_numbers[1:], LADDER, Config())
+    first, final = make_records(4.17)
+    said = verdict([first, {"step": 10, "seconds": 1.0, "nonfinite_steps": 10, "nonfinite_in_a_row": 10}, final])
+    assert "It diverged: the last 10 step(s) had no finite loss and gradient" in said
+    assert "10 of the steps changed nothing" in said
+    assert "No loss was finite" in verdict([{"step": 10, "seconds": 1.0}])
+
+
+def test_steps_that_changed_nothing_and_spikes_are_told() -> None:
+    """The lines of steps count them; the last line, with the best model's loss, does not."""
+    records = make_records(4.17, 2.0)
+    records[-2] |= {"skipped_steps": 3, "nonfinite_steps": 4, "loss_spikes": 2}
+    said = verdict(records)
+    assert "3 of the steps had no target" in said
+    assert "4 of the steps changed nothing" in said
+    assert "The training loss spiked 2 times" in said
+
+
+def test_the_objective_comes_apart() -> None:
+    run = make_records(4.17, 2.0, 1.7)
+    run[-2] |= {"objective": 1.9, "smoothing": 0.35, "z_loss": 0.05, "distillation": -0.1, "smoothed_entropy": 0.75,
+                "smoothed_kl": 1.2, "teacher_kl": 0.07}
+    said = verdict(run)
+    assert ("The objective at the end, 1.9000, is the training NLL of 1.6000 + 0.3500 of label smoothing + 0.0500 of "
+            "z-loss - 0.1000 of distillation.") in said
+    assert "H(p) is 0.7500, and KL(p || q) is 1.2000" in said
+    assert "this KL is 0.0700" in said
+    run[-2] = {key: value for key, value in run[-2].items() if key not in words.PARTS} | {"objective": 1.6}
+    assert "The objective" not in verdict(run)
 
 
 def test_below_log_v_is_measured_from_log_v() -> None:
-    above = Baseline("xz", 300.0, 400.0, math.inf)
-    assert "1.17 nats below log|V|" in report.verdict(records(4.17, 3.0), [*LADDER, above], Config())
-    assert report.standing(math.log(65) - 1e-6, LADDER).startswith("beats nothing yet")  # rounding is no rung
+    """Also where a compressor of a short text is far above it."""
+    above = Baseline(name="xz", nats_per_token=300.0, bits_per_byte=400.0, perplexity=math.inf)
+    assert "1.17 nats below log|V|" in words.verdict(make_records(4.17, 3.0), make_info(above), Config())
 
 
-def test_a_run_past_the_last_rung() -> None:
-    assert "all of the baselines" in report.verdict(records(4.17, 1.4), LADDER, Config())
+def test_samples_are_told_from_their_prompt() -> None:
+    assert words.samples("", ["\nab\n"]) == "A sample:\n\nab"
+    assert words.samples("", ["ab", "cd"]) == "2 samples:\n\nab\ncd"
+    assert words.samples("CAT:\n", ["a\nb\n", "c"]) == "Prompt:\n\nCAT:\n\n2 samples:\n\na\nb\n\nc"
+    assert words.sample_line("ab\ncd\x1b[0m").endswith("writes: ab⏎cd [0m")
 
 
-def test_metrics_survive_a_line_cut_off(tmp_path) -> None:
-    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "tra')
-    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}]
+def test_the_options_that_differ_are_named() -> None:
+    config = Config().with_run(seed=2, out_dir="out/x")
+    assert words.describe_options(config) == "options that differ from the defaults: seed=2"
+    assert words.describe_options(Config()).endswith(": none")
 
 
-def test_a_run_opens_with_what_it_was(trained) -> None:
-    run = open_run(trained[0])
-    assert run.config.model.n_embd == 16
-    assert run.baselines[0].nats_per_token == pytest.approx(math.log(run.load_tokenizer().vocab_size))
+def test_a_damaged_line_of_metrics_is_left_out() -> None:
+    assert parse_record(b'{"step": 1, "val_nll": 2.5}') == {"step": 1, "val_nll": 2.5}
+    for line in (b'{"step": 2, "tra', b"", b"[1]", b'{"val_nll": 2.5}', b'{"step": "2"}', b'{"step": true}',
+                 b"[" * 100_000):
+        assert parse_record(line) is None
+
+
+def test_less_memory() -> None:
+    config = Config()
+    assert "--micro_batch_size=8" in words.less_memory(config)
+    assert "--micro_batch_size" not in words.less_memory(config.with_run(micro_batch_size=1))
+
+
+def test_next_commands_quote_the_name_of_the_run() -> None:
+    assert "curves.py 'out/my run' OTHER_RUN" in words.next_commands(Path("out/my run"))

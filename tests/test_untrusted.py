@@ -1,6 +1,6 @@
 """Files of strangers: refused in one clear line, and nothing in them is ever executed.
 
-What a stranger sends has a right seal, which anybody can make: a seal tells damage, not origin.
+What a stranger sends has the right checksums, which anybody can compute: they tell damage, not origin.
 """
 
 import base64
@@ -16,15 +16,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-import sample
 from config.cli import load_config
+from config.errors import UserError
+from config.files import sha256
+from config.schema import DataConfig
 from data import corpora
 from data.documents import read_records
 from data.prepare import prepare_corpus
 from data.tokenizer import PATTERN, load_tokenizer
-from errors import UserError
-from files import replace_sealed, seal
+from engine.checkpoint import _hash
+from tests.conftest import call
 
 DEEP = 200_000
 
@@ -56,49 +59,42 @@ def theirs(trained, clone: Path) -> Path:
     return clone / "out/theirs"
 
 
-def refused(run, *command: str) -> str:
-    """By the real command."""
-    done = run(*command, check=False)
+def refused(*command: str) -> str:
+    """The one line by which a command refuses."""
+    done = call(*command, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stdout[-300:] + done.stderr
     return done.stderr
 
 
 def not_sampled(theirs: Path) -> str:
-    """By what the command does, in this process."""
-    with pytest.raises(UserError) as error:
-        sample.main([str(theirs)])
-    assert "\n" not in str(error.value)
-    return str(error.value)
+    return refused("sample.py", str(theirs))
 
 
 def safetensors(header: bytes, size: int | None = None, data: bytes = b"\0" * 64) -> bytes:
     return struct.pack("<Q", len(header) if size is None else size) + header + data
 
 
-def tensor(shape: list[int], offsets: list[int], dtype: str = "F32", name: str = "embed.weight") -> bytes:
+def tensor(shape: list[int], offsets: list[int], dtype: str = "F32", name: str = "model.wte.weight") -> bytes:
     return json.dumps({name: {"dtype": dtype, "shape": shape, "data_offsets": offsets}}).encode()
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
 @pytest.mark.parametrize("kind", ["pickle", "torch.save", "a legacy torch.save", "a zip"])
-def test_pickled_checkpoints_are_refused_unread(run, theirs, marker, tmp_path, file, kind) -> None:
-    path = theirs / "last" / file
+def test_pickled_checkpoints_are_refused_unread(theirs, clone, marker, monkeypatch, kind) -> None:
+    monkeypatch.chdir(clone)
+    path = theirs / "last.safetensors"
     if kind == "pickle":
-        path.write_bytes(pickle.dumps({"embed.weight": Bomb(marker)}))
+        path.write_bytes(pickle.dumps({"model.wte.weight": Bomb(marker)}))
     elif kind == "a zip":
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.pkl", pickle.dumps(Bomb(marker)))
     else:
-        torch.save({"embed.weight": Bomb(marker)}, path, _use_new_zipfile_serialization=kind == "torch.save")
-    seal(theirs / "last")
+        torch.save({"model.wte.weight": Bomb(marker)}, path, _use_new_zipfile_serialization=kind == "torch.save")
     for checkpoint in ("previous", "best"):
-        shutil.rmtree(theirs / checkpoint)
-    if file == "model.safetensors":
-        for command in (["sample.py"], ["evaluate.py"]):
-            assert "out/theirs/last: damaged" in refused(run, *command, "out/theirs", "--checkpoint=last")
-    said = refused(run, "train.py", "out/theirs/config.toml", "--out_dir=out/theirs", "--init_from=resume",
-                   "--max_iters=7")
-    assert "out/theirs/last: damaged" in said
+        (theirs / f"{checkpoint}.safetensors").unlink()
+    for command in ("sample.py", "evaluate.py"):
+        assert "out/theirs/last.safetensors: damaged" in refused(command, "out/theirs", "--checkpoint=last")
+    said = refused("train.py", "out/theirs", "--init_from=resume", "--max_iters=7")
+    assert "out/theirs/last.safetensors: damaged" in said
     assert not marker.exists()
 
 
@@ -110,51 +106,50 @@ def test_pickled_checkpoints_are_refused_unread(run, theirs, marker, tmp_path, f
     safetensors(tensor([16], [0, 64], name="../../weights")), safetensors(tensor([16], [0, 64], name="__class__")),
 ], ids=range(13))
 def test_false_safetensors_are_refused(theirs, content) -> None:
-    (theirs / "best/model.safetensors").write_bytes(content)
-    seal(theirs / "best")
-    assert "theirs/best: damaged, or of another model" in not_sampled(theirs)
+    (theirs / "best.safetensors").write_bytes(content)
+    assert "theirs/best.safetensors: damaged" in not_sampled(theirs)
 
 
 @pytest.mark.parametrize("content", [
     '{"step": "__import__(\'os\')"}', '{"step": null}', '{"step": true}', "[]", "[[" * DEEP, '{"step": [1]}', "7",
     '{"step": 1e999999999999, "tokens": "x"}', "\x00", '{"step": ' + "9" * 10_000 + "}",
 ], ids=range(10))
-def test_false_progress_is_refused(theirs, content) -> None:
-    (theirs / "best/progress.json").write_text(content)
-    seal(theirs / "best")
-    assert "theirs/best: damaged, or of another model" in not_sampled(theirs)
+def test_false_states_are_refused(theirs, content) -> None:
+    path = theirs / "best.safetensors"
+    tensors, metadata = load_file(path), {"state": content}
+    save_file(tensors, path, metadata | {"sha256": _hash(tensors, metadata)})
+    assert "theirs/best.safetensors: damaged" in not_sampled(theirs)
 
 
 RANKS = [base64.b64encode(bytes([byte])).decode() for byte in range(256)]
-BPE: dict[str, object] = {"kind": "bpe", "pattern": PATTERN, "special": {}, "separator": None, "ranks": RANKS}
+BPE: dict[str, object] = {"kind": "bpe", "pattern": PATTERN, "special": {}, "eos_text": None, "ranks": RANKS}
 
 
 @pytest.mark.parametrize("content", [
     "[" * DEEP, "7", "null", "{}", '{"kind": "char"}', '{"kind": "char", "characters": 7}',
-    '{"kind": "char", "characters": "\\ud800"}', '{"kind": "char", "characters": "ab", "separator": 7}',
-    '{"kind": "char", "characters": "ab", "separator": "\\udfff"}',
+    '{"kind": "char", "characters": "\\ud800"}', '{"kind": "char", "characters": "ab", "eos_text": 7}',
+    '{"kind": "char", "characters": "ab", "eos_text": "\\udfff"}',
     json.dumps(BPE | {"pattern": "(a+)+$"}), json.dumps(BPE | {"ranks": [*RANKS, "!"]}), json.dumps(BPE | {"ranks": 7}),
     json.dumps(BPE | {"ranks": RANKS[1:]}), json.dumps(BPE | {"ranks": [*RANKS, RANKS[0]]}),
     json.dumps(BPE | {"special": ["x"]}), json.dumps(BPE | {"special": {"x": 2**40}}),
-    json.dumps(BPE | {"special": {"x": 0}}), json.dumps(BPE | {"separator": 7, "special": {"x": 256}}),
+    json.dumps(BPE | {"special": {"x": 0}}), json.dumps(BPE | {"eos_text": 7, "special": {"x": 256}}),
     '{"kind": "__import__(\'os\').system(\'id\')"}', '{"kind": ["char"]}',
 ], ids=range(20))
 def test_false_tokenizers_are_refused(theirs, content) -> None:
-    replace_sealed(theirs / "tokenizer.json", content.encode())
+    (theirs / "tokenizer.json").write_text(content)
     assert "tokenizer.json: not a tokenizer of this program" in not_sampled(theirs)
 
 
-def test_a_sound_tokenizer_is_read(tmp_path) -> None:
-    """So what is refused above is refused for what is wrong with it."""
+def test_a_right_tokenizer_is_read(tmp_path) -> None:
+    """So those above are refused for what is wrong with them."""
     (tmp_path / "tokenizer.json").write_text(json.dumps(BPE))
-    seal(tmp_path)
-    assert load_tokenizer(tmp_path / "tokenizer.json", "").vocab_size == 256
+    assert load_tokenizer(tmp_path / "tokenizer.json").vocab_size == 256
 
 
 def test_a_tokenizer_of_another_size_is_refused(theirs) -> None:
     """Its tokens would be outside of the model's."""
-    replace_sealed(theirs / "tokenizer.json", b'{"kind": "char", "characters": "abc"}')
-    assert "has 3 tokens, and corpus.json 20" in not_sampled(theirs)
+    (theirs / "tokenizer.json").write_text('{"kind": "char", "characters": "abc", "eos_text": null}')
+    assert "has 3 tokens, and corpus.json says 20" in not_sampled(theirs)
 
 
 @pytest.mark.parametrize("content", ["[" * DEEP, "{}", "7", '{"sha256": 7}', "\x00",
@@ -162,8 +157,8 @@ def test_a_tokenizer_of_another_size_is_refused(theirs) -> None:
                                      '{"sha256": "a", "vocab_size": 7, "tokenizer": "char", "baselines": [{"x": 1}]}',
                                      '{"sha256": "a", "vocab_size": 7, "tokenizer": "char", "baselines": 7}'])
 def test_false_corpora_are_refused(theirs, content) -> None:
-    replace_sealed(theirs / "corpus.json", content.encode())
-    assert "corpus.json: not what train.py writes" in not_sampled(theirs)
+    (theirs / "corpus.json").write_text(content)
+    assert "corpus.json: damaged" in not_sampled(theirs)
 
 
 @pytest.mark.parametrize("content", [
@@ -174,14 +169,14 @@ def test_false_corpora_are_refused(theirs, content) -> None:
 def test_false_recipes_are_refused(tmp_path, content) -> None:
     (tmp_path / "theirs.toml").write_text(content)
     with pytest.raises(UserError, match=r"theirs\.toml|mask"):
-        prepare_corpus(load_config([str(tmp_path / "theirs.toml")]).data)
+        prepare_corpus(load_config([str(tmp_path / "theirs.toml")])[0].data)
     assert not Path("executed").exists()
 
 
 def test_a_recipe_is_data(tmp_path) -> None:
     """What would be code in a recipe that is executed, is text here."""
     (tmp_path / "theirs.toml").write_text("[data]\ncorpus = '''__import__('os').mkdir('executed')'''")
-    config = load_config([str(tmp_path / "theirs.toml"), "--device=__import__('os').mkdir('executed')"])
+    config, _ = load_config([str(tmp_path / "theirs.toml"), "--device=__import__('os').mkdir('executed')"])
     assert config.data.corpus == "__import__('os').mkdir('executed')"
     assert not Path("executed").exists()
 
@@ -194,15 +189,16 @@ def test_false_records_are_refused(line) -> None:
         read_records('{"prompt": "a", "completion": "b"}\n' + line, "theirs.jsonl")
 
 
-def test_pickled_token_files_are_not_read(run, clone, marker) -> None:
+def test_pickled_token_files_are_not_read(data_dir, marker) -> None:
     """np.load would execute them, if it were allowed to."""
-    (clone / "pickled.txt").write_text((clone / "text.txt").read_text(encoding="utf-8") * 2, encoding="utf-8")
-    run("data/prepare.py", "pickled.txt")
-    folder = next(clone.glob("data/pickled-*/char"))
+    prepare_corpus(DataConfig(corpus="text.txt"))
+    folder = next(data_dir.glob("data/text-*/char"))
     np.save(folder / "train.npy", np.array([Bomb(marker)] * 100, dtype=object), allow_pickle=True)
-    seal(folder)
-    said = refused(run, "train.py", "--corpus=pickled.txt", "--out_dir=out/pickled")
-    assert "not token arrays" in said
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["checksums"]["train.npy"] = sha256(folder / "train.npy")
+    (folder / "meta.json").write_text(json.dumps(meta))
+    said = refused("train.py", "--corpus=text.txt", "--out_dir=out/pickled")
+    assert "not a token array" in said
     assert not marker.exists()
 
 

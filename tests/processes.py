@@ -1,0 +1,104 @@
+"""train.py in processes of its own, without the seconds that importing torch takes; and what they leave on disk.
+
+The processes are forked from a server that has imported torch, but nothing of this repository.
+"""
+
+import atexit
+import json
+import multiprocessing
+import os
+import runpy
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+
+CONTEXT: Any = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+if hasattr(os, "fork"):
+    CONTEXT.set_forkserver_preload([
+        "tests.processes", "pytest", "torch", "torch._dynamo", "torch.distributed", "safetensors.torch",
+        "pydantic.main", "tqdm", "regex", "tomli_w", "filelock", "matplotlib.figure", "matplotlib.backends.backend_agg"])
+LIMIT = 60  # seconds that a process may take
+
+
+class Process:
+    """`python train.py ARGUMENTS` in a folder. `prelude` is code to run first; `env` are variables."""
+
+    def __init__(self, folder: Path, *arguments: str, prelude: str = "", **env: str) -> None:
+        descriptor, self.log = tempfile.mkstemp(dir=folder, suffix=".log")
+        os.close(descriptor)
+        self.process = CONTEXT.Process(target=_run, daemon=True,
+                                       args=(str(folder), self.log, arguments, prelude, env | {"OMP_NUM_THREADS": "1"}))
+        self.process.start()
+
+    def wait(self) -> tuple[int, str]:
+        """Its exit code, or minus the number of the signal that ended it; and what it printed."""
+        self.process.join(LIMIT)
+        code = self.process.exitcode
+        self.process.kill()
+        assert code is not None, f"it hangs: {self.printed()}"
+        return code, self.printed()
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + LIMIT
+        while not condition():
+            assert self.process.is_alive(), self.printed()
+            assert time.monotonic() < deadline, f"it hangs: {self.printed()}"
+            time.sleep(0.01)
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+    def printed(self) -> str:
+        return Path(self.log).read_text(encoding="utf-8")
+
+
+def start_ranks(folder: Path, *arguments: str, size: int = 2) -> list[Process]:
+    """What torchrun does: a process for each rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    return [Process(folder, *arguments, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_PORT=port,
+                    MASTER_ADDR="127.0.0.1") for rank in range(size)]
+
+
+def _run(folder: str, log: str, arguments: tuple[str, ...], prelude: str, env: dict[str, str]) -> None:
+    os.environ.update(env)
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    sys.argv = ["train.py", *arguments]
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    try:
+        exec(prelude, {})
+        runpy.run_path("train.py", run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The tensors of a checkpoint, and the state of the training without its time."""
+    with safe_open(path, framework="np") as file:
+        state = json.loads(file.metadata()["state"])
+        del state["seconds"]
+        return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118
+
+
+def assert_same_checkpoints(one: Path, other: Path) -> None:
+    """Two checkpoints are equal bit for bit, but for the time that their trainings took."""
+    (tensors, state), (expected, expected_state) = read_checkpoint(one), read_checkpoint(other)
+    assert state == expected_state
+    assert list(tensors) == list(expected)
+    for name, tensor in tensors.items():
+        assert tensor.tobytes() == expected[name].tobytes(), name

@@ -1,0 +1,65 @@
+"""torch.compile: where it works the losses are the same; where it fails, a warning says why."""
+
+import shutil
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import loss
+from config.cli import load_config
+from data.batches import TrainBatches
+from data.documents import Split
+from engine.distributed import Distributed
+from engine.optim import make_optimizers
+from engine.step import compile_model, make_objective
+from model import GPT
+from train import train_step
+
+CPU = Distributed(torch.device("cpu"), torch.float32)
+V = 50
+HAS_COMPILER = shutil.which("g++") is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
+
+
+def train(compiled: bool, *argv: str) -> tuple[list[float], list[str]]:
+    """The losses of some steps, and what compile_model says."""
+    config, _ = load_config(["--n_layer=1", "--n_embd=16", "--block_size=16", "--batch_size=4", *argv])
+    get_batch = TrainBatches(Split(np.random.default_rng(0).integers(V, size=4000) // 2), 16, 4, seed=0)
+    torch.manual_seed(0)
+    model, said = GPT(config.model, V), list[str]()
+    optimizers = make_optimizers(model, config.optim)
+    train_model: torch.nn.Module = model
+    if compiled:
+        train_model = compile_model(model, get_batch(0)[0], make_objective(config), CPU, said.append)
+        assert all(p.grad is None for p in model.parameters())
+        assert train_model is not model or said
+    return [train_step(train_model, optimizers, get_batch(step), config, CPU, step).nll for step in range(5)], said
+
+
+def test_a_failing_compiler_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it fails at once, or when the model is called."""
+    def fail(*_, **__):
+        raise RuntimeError("no C++ compiler\nand a long story")
+
+    plain, _ = train(compiled=False)
+    for compiler in (fail, lambda model: fail):
+        monkeypatch.setattr(torch, "compile", compiler)
+        losses, said = train(compiled=True)
+        assert said == ["warning: torch.compile failed, training continues without it: no C++ compiler"]
+        assert losses == plain
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_COMPILER, reason="needs g++ and Python's headers")
+@pytest.mark.filterwarnings("ignore")  # torch's own
+@pytest.mark.parametrize("chunked", [False, True], ids=["plain", "chunked"])
+def test_a_compiled_model_has_the_same_losses(chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if chunked:
+        monkeypatch.setattr(loss, "CHUNKED_LOGITS", 0)
+        monkeypatch.setattr(loss, "MIN_CHUNK", 16)
+    argv = ["--z_loss=0.01", "--ngram_embedding=2", "--ngram_rows=64"]
+    losses, said = train(True, *argv)
+    assert said == []
+    assert losses == pytest.approx(train(False, *argv)[0], abs=1e-4)

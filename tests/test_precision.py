@@ -1,0 +1,157 @@
+"""dtype decides all arithmetic: no operation is in 16 bits unless dtype is, because some hardware emulates them."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import loss
+from config.cli import load_config
+from config.errors import UserError
+from data.batches import EvalText, TrainBatches
+from data.documents import Split
+from engine.checkpoint import for_prediction
+from engine.diagnosis import diagnose
+from engine.distributed import Distributed, setup_distributed
+from engine.generate import generate, generate_texts
+from engine.optim import make_optimizers
+from engine.scoring import predict, score
+from engine.step import evaluate, nll_of_tokens
+from model import GPT
+from tests.conftest import TINY, call, read_metrics
+from train import train_step
+
+CPU = torch.device("cpu")
+V = 13
+FORMS = {"muon": [], "adamw": ["--optimizer=adamw"], "gpt2": [
+    "--position=learned", "--norm=layernorm", "--activation=gelu", "--tied", "--embedding_norm=false"],
+    "all parts": ["--ngram_embedding=3", "--label_smoothing=0.1", "--z_loss=0.01", "--softcap=5", "--dropout=0.1"],
+    "teacher": ["--teacher=out/teacher"]}
+
+
+class Watch(TorchDispatchMode):
+    """Notes every operation with a 16-bit tensor among its arguments or results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_16_bits: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
+        if any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in tensors):
+            self.in_16_bits.add(str(func))
+        return out
+
+
+def train_a_step(dist: Distributed, *argv: str) -> GPT:
+    config, _ = load_config([*TINY, *argv])
+    torch.manual_seed(0)
+    model = GPT(config.model, V)
+    optimizers = make_optimizers(model, config.optim, dist.dtype)
+    batches = TrainBatches(Split(TOKENS), 8, 4, seed=0)
+    teacher = for_prediction(GPT(config.model, V), dist) if config.loss.teacher else None
+    for step in range(2):  # the second one has momentum
+        assert train_step(model, optimizers, batches(step), config, dist, step, teacher).is_applied
+    return model
+
+
+TOKENS = np.random.default_rng(0).integers(V, size=300)
+USES: dict[str, Callable[[GPT, Distributed], object]] = {
+    "diagnosis": lambda model, dist: diagnose(model, TrainBatches(Split(TOKENS), 8, 4, seed=0), dist),
+    "evaluation": lambda model, dist: evaluate(model, EvalText(Split(TOKENS), 8), dist),
+    "explanation": lambda model, dist: nll_of_tokens(model, TOKENS[:20].tolist(), dist),
+    "scoring": lambda model, dist: score(predict(model, EvalText(Split(TOKENS), 8).batches(), dist), [0.5, 1.0]),
+    "sampling": lambda model, dist: list(generate(for_prediction(model, dist), [1], dist, num_samples=2, top_k=3,
+                                                  max_new_tokens=12)),
+}
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["plain", "chunked"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_training_step_is_in_float32(form: str, chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if chunked:
+        monkeypatch.setattr(loss, "CHUNKED_LOGITS", 0)
+    with Watch() as watch:
+        train_a_step(Distributed(CPU, torch.float32), *FORMS[form])
+    assert watch.in_16_bits == set()
+
+
+@pytest.mark.parametrize("form", ["muon", "all parts"])
+@pytest.mark.parametrize("use", USES)
+def test_a_prediction_is_in_float32(use: str, form: str) -> None:
+    dist = Distributed(CPU, torch.float32)
+    model = train_a_step(dist, *FORMS[form])
+    with Watch() as watch:
+        USES[use](model, dist)
+    assert watch.in_16_bits == set()
+
+
+def test_bfloat16_is_used_where_it_is_asked_for() -> None:
+    """The watch sees it: in the products of the model, of the gradient, of Muon, and of every use."""
+    dist = Distributed(CPU, torch.bfloat16)
+    with Watch() as watch:
+        model = train_a_step(dist)
+    assert {"aten.mm.default", "aten.baddbmm.default"} <= watch.in_16_bits
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    for use in USES.values():
+        with Watch() as watch:
+            use(model, dist)
+        assert "aten.linear.default" in watch.in_16_bits
+
+
+@pytest.mark.parametrize("has_bfloat16", [False, True])
+def test_auto_is_what_the_hardware_multiplies(has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.distributed._has_bfloat16", lambda kind: has_bfloat16)
+    dist = setup_distributed("cpu", "auto")
+    assert (dist.dtype, dist.is_emulated) == (torch.bfloat16 if has_bfloat16 else torch.float32, False)
+    assert setup_distributed("cpu", "float32").dtype == torch.float32
+    asked_for = setup_distributed("cpu", "bfloat16")
+    assert (asked_for.dtype, asked_for.is_emulated) == (torch.bfloat16, not has_bfloat16)
+
+
+def test_a_device_that_is_not_there_is_a_mistake() -> None:
+    for device in ("cuda:99", "gpu", "cpu:1"):
+        with pytest.raises(UserError, match=f"device={device}"):
+            setup_distributed(device, "auto")
+
+
+AUTO = [option for option in TINY if "dtype" not in option]
+
+
+def without_pictures_and_long_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take time."""
+    monkeypatch.setattr("report.figures.draw_png", lambda runs, path: path.touch())
+    for place in ("train", "report.outcome"):
+        monkeypatch.setattr(f"{place}.generate_texts", lambda model, corpus, dist, **_: generate_texts(
+            model, corpus, dist, max_new_tokens=3))
+
+
+def test_whole_commands_follow_the_hardware(data_dir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training, resuming, evaluating and sampling without bfloat16; resuming keeps the dtype on a CPU with it."""
+    monkeypatch.setattr("engine.distributed._has_bfloat16", lambda kind: False)
+    without_pictures_and_long_samples(monkeypatch)
+    with Watch() as watch:
+        call("train.py", "--corpus=text.txt", "--out_dir=out/run", "--device=cpu", *AUTO)
+        monkeypatch.setattr("engine.distributed._has_bfloat16", lambda kind: True)
+        call("train.py", "out/run", "--init_from=resume", "--max_iters=8")
+        call("evaluate.py", "out/run")
+        call("sample.py", "out/run", "--device=cpu", "--max_new_tokens=5")
+    assert watch.in_16_bits == set()
+    assert read_metrics(data_dir / "out/run")[-1]["step"] == 8
+
+
+def test_a_run_in_bfloat16_that_moves_to_a_cpu_without_it_keeps_it_and_says_so(data_dir, monkeypatch) -> None:
+    without_pictures_and_long_samples(monkeypatch)
+    monkeypatch.setattr("engine.distributed._has_bfloat16", lambda kind: True)
+    first = call("train.py", "--corpus=text.txt", "--out_dir=out/run", "--device=cpu", *AUTO, "--max_iters=2").stdout
+    assert 'dtype = "bfloat16"' in (data_dir / "out/run/config.toml").read_text()
+    assert "emulates" not in first
+    monkeypatch.setattr("engine.distributed._has_bfloat16", lambda kind: False)
+    resumed = call("train.py", "out/run", "--init_from=resume", "--max_iters=3").stdout
+    assert "warning: this cpu has no bfloat16 products and emulates them" in resumed
+    assert 'dtype = "bfloat16"' in (data_dir / "out/run/config.toml").read_text()
