@@ -18,6 +18,7 @@ from config.cli import load_options
 from config.errors import UserError, run_command
 from config.schema import Count, Section, Text
 from data.batches import Batch, EvalText
+from data.corpora import read_corpus
 from data.documents import encode_text, read_documents
 from data.prepare import read_source, split_text
 from data.tokenizer import CharTokenizer
@@ -52,6 +53,8 @@ def read_arguments(argv: list[str]) -> tuple[list[Run], EvaluateOptions]:
         raise UserError("explain shows one sentence; it does not go with text, against or json")
     if options.explain:
         runs[0].tokenizer.encode_prompt(options.explain)  # tells unknown characters
+    if options.text:
+        read_corpus(options.text)  # tells what cannot be read
     return runs, options
 
 
@@ -173,7 +176,14 @@ def read_text(runs: Sequence[Run], options: EvaluateOptions) -> tuple[str, list[
 def score(readings: Sequence[Reading], options: EvaluateOptions
           ) -> tuple[list[scoring.Scores], np.ndarray | None, list[int], str]:
     """The scores of each reading; KL both ways for each target, if both have the same; the steps; and the device."""
-    predictions, steps, device = [], [], ""
+    models, steps = [], []
+    for reading in readings:
+        config = reading.run.config.run
+        dist = setup_distributed(options.device or config.device, config.dtype)
+        model, state = load_model(reading.run, options.checkpoint, dist)
+        models.append((model, dist))
+        steps.append(state.step)
+    device = str(models[0][1])
     with tqdm(total=sum(len(reading.text.positions) for reading in readings), unit="token", unit_scale=True,
               desc="evaluating", leave=False, mininterval=0.2 if sys.stderr.isatty() else 10, file=sys.stderr) as bar:
 
@@ -182,13 +192,8 @@ def score(readings: Sequence[Reading], options: EvaluateOptions
                 yield batch
                 bar.update(batch.num_targets)
 
-        for reading in readings:
-            config = reading.run.config.run
-            dist = setup_distributed(options.device or config.device, config.dtype)
-            model, state = load_model(reading.run, options.checkpoint, dist)
-            steps.append(state.step)
-            device = device or str(dist)
-            predictions.append(scoring.predict(model, watch(reading.text), dist))
+        predictions = [scoring.predict(model, watch(reading.text), dist)
+                       for reading, (model, dist) in zip(readings, models, strict=True)]
         if len(readings) == 2 and readings[0].text.split is readings[1].text.split:
             ours, theirs, kl = scoring.score_both(predictions[0], predictions[1], analysis.TEMPERATURES)
             return [ours, theirs], kl, steps, device

@@ -76,19 +76,18 @@ def ngram_nll(train: np.ndarray, val: np.ndarray, vocab_size: int, longest: int)
     n_train, first = len(train), len(train) + 1  # `first` is the position of val[1]
     context = np.zeros(len(tokens), dtype=np.int64)  # id of the n-1 tokens before each position
     shorter = np.full(len(tokens) - first, 1.0 / vocab_size)  # probabilities by the next shorter n-grams
-    for order in range(1, longest + 1):
-        start = order - 1  # the first position with a whole n-gram before it
+    for start in range(longest):  # the first position with a whole n-gram that ends there
         unique, gram = distinct(context[start:] * vocab_size + tokens[start:])
-        contexts, scored = unique // vocab_size, gram[first - start:]
         occurrences = np.bincount(gram[:n_train - start], minlength=len(unique))
+        if start:
+            # The longest n-grams count occurrences. Shorter ones count the distinct tokens that come before them: the
+            # n-grams of training that are one longer and end in them.
+            ending = np.empty(len(unique), dtype=np.int64)
+            ending[gram] = suffix[1:]
+            continuations = np.bincount(ending[occurrences > 0], minlength=len(contexts))
+            shorter = _interpolate(continuations, contexts, scored, shorter)
+        contexts, scored, suffix = unique // vocab_size, gram[first - start:], gram
         yield -np.log(_interpolate(occurrences, contexts, scored, shorter))
-        if order == longest:
-            return
-        # The longest n-grams count occurrences. Shorter ones count the distinct tokens that come before them:
-        # an n-gram one longer, which ends at i, is the id of the n-gram that ends at i - 1 and the token i.
-        longer = np.unique(gram[:n_train - start - 1] * vocab_size + tokens[start + 1:n_train], return_index=True)[1]
-        continuations = np.bincount(gram[1:][longer], minlength=len(unique))
-        shorter = _interpolate(continuations, contexts, scored, shorter)
         context[start + 1:] = gram[:-1]
 
 
@@ -110,8 +109,21 @@ def _interpolate(counts: np.ndarray, contexts: np.ndarray, scored: np.ndarray, s
 
 
 def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct keys in order, and the index of each key among them: np.unique, but fast for small keys."""
-    if keys.max() >= min(8 * len(keys), 2**25):
+    """The distinct keys in order, and the index of each key among them: np.unique, but 4 times faster.
+
+    NumPy sorts numbers several times faster than it finds their order, so each key carries its position in its low bits.
+    """
+    bits, largest = len(keys).bit_length(), int(keys.max())
+    if largest < 2**20:
+        present = np.zeros(largest + 1, dtype=bool)
+        present[keys] = True
+        return np.flatnonzero(present), (np.cumsum(present) - 1)[keys]
+    if largest >= 2**(63 - bits):
         return np.unique(keys, return_inverse=True)
-    present = np.bincount(keys) > 0
-    return np.flatnonzero(present), (np.cumsum(present) - 1)[keys]
+    pairs = keys << bits | np.arange(len(keys))
+    pairs.sort()
+    position, keys = pairs & (2**bits - 1), pairs >> bits
+    is_new = np.concatenate([[True], keys[1:] != keys[:-1]])
+    index = np.empty_like(keys)
+    index[position] = np.cumsum(is_new) - 1
+    return keys[is_new], index

@@ -103,9 +103,9 @@ def opening_prompt(document: Document) -> str:
     return "".join(text for text, _ in itertools.takewhile(lambda segment: not segment[1], document))
 
 
-def plain_text(documents: list[Document], between: str = "\n") -> str:
+def plain_text(documents: list[Document]) -> str:
     """All text, masked or not, to learn a vocabulary from."""
-    return between.join("".join(text for text, _ in document) for document in documents)
+    return "\n".join("".join(text for text, _ in document) for document in documents)
 
 
 def encode_text(documents: list[Document], tokenizer: Tokenizer, config: DataConfig, name: str, part: str) -> Split:

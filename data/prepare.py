@@ -190,7 +190,7 @@ def _prepare(text: str, text_sha256: str, entropy_rate: float | None, source_nll
               leave=False, disable=None) as bar:
         bar.set_postfix_str("tokens")
         train_text = plain_text(documents["train"])
-        characters = plain_text([*documents["train"], *documents["val"]], between="")
+        characters = "".join(set().union(*(text for part in documents.values() for each in part for text, _ in each)))
         eos_text = SEPARATORS.get(config.documents, "\n") if config.has_documents else None
         tokenizer = make_tokenizer(config.tokenizer, characters, train_text, config.vocab_size, eos_text)
         bar.update()

@@ -14,7 +14,7 @@ from config.errors import UserError
 # Pieces are short, so that merging them takes linear time.
 PATTERN = r" ?\p{L}{1,32}(?:'\p{L}{1,8})?| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]{1,16}|[\r\n]{1,16}|\s{1,16}"
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"  # Radford et al. 2019
-PIECE = 2**22  # characters encoded at once, which bounds the memory
+PIECE = 2**22  # characters encoded, or tokens counted, at once, which bounds the memory
 
 
 class Tokenizer:
@@ -64,8 +64,8 @@ class Tokenizer:
 
     def count_bytes(self, tokens: np.ndarray) -> int:
         """UTF-8 bytes of some tokens; bits per byte divide by it."""
-        counts = np.bincount(tokens, minlength=self.vocab_size)
-        return int(counts @ self.byte_lengths)
+        pieces = (tokens[start:start + PIECE] for start in range(0, len(tokens), PIECE))
+        return sum(int(np.bincount(piece, minlength=self.vocab_size) @ self.byte_lengths) for piece in pieces)
 
     @cached_property
     def byte_lengths(self) -> np.ndarray:
@@ -89,17 +89,17 @@ class CharTokenizer(Tokenizer):
         return table
 
     def encode(self, text: str) -> np.ndarray:
-        parts = [np.zeros(0, self.dtype)]
+        tokens = np.empty(len(text), self.dtype)
         for start in range(0, len(text), PIECE):
             codes = _code_points(text[start:start + PIECE])
-            tokens = self._table[np.minimum(codes, len(self._table) - 1)]
-            if len(unknown := np.flatnonzero(tokens == self.vocab_size)):
+            piece = self._table[np.minimum(codes, len(self._table) - 1)]
+            if len(unknown := np.flatnonzero(piece == self.vocab_size)):
                 at = start + int(unknown[0])
                 raise UserError(f"the character {text[at]!r} (U+{ord(text[at]):04X}, at position {at}) is not in this "
                                 f"char vocabulary of {len(self.characters)}; leave it out, or train with "
                                 "--tokenizer=bpe")
-            parts.append(tokens.astype(self.dtype))
-        return np.concatenate(parts)
+            tokens[start:start + PIECE] = piece
+        return tokens
 
     def encode_all(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         return self.encode("".join(texts)), np.array([len(text) for text in texts], dtype=np.int64)
@@ -131,10 +131,10 @@ class BPETokenizer(Tokenizer):
                 "ranks": [base64.b64encode(token).decode() for token in self.ranks]}
 
 
-def make_tokenizer(kind: str, text: str, train_text: str, vocab_size: int, eos_text: str | None = None) -> Tokenizer:
-    """A tokenizer for a corpus: char needs its text, bpe learns from its training split, gpt2 is given."""
+def make_tokenizer(kind: str, characters: str, train_text: str, vocab_size: int, eos_text: str | None = None) -> Tokenizer:
+    """A tokenizer for a corpus: char needs its characters, bpe learns from its training split, gpt2 is given."""
     if kind == "char":
-        return CharTokenizer(text, eos_text)
+        return CharTokenizer(characters, eos_text)
     return _load_gpt2(eos_text) if kind == "gpt2" else _train_bpe(train_text, vocab_size, eos_text)
 
 

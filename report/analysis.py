@@ -68,7 +68,7 @@ def calibrate(confidence: np.ndarray, correct: np.ndarray, tempered: np.ndarray)
     """Reliability in bins of equal width, ECE, and the temperature with the lowest loss (Guo et al. 2017).
 
     ECE, the expected calibration error, is the mean distance of a bin's confidence and accuracy, weighted by its
-    tokens. `tempered` is the total NLL at each of TEMPERATURES; a parabola through the lowest three refines it.
+    tokens. `tempered` is the total NLL at each of TEMPERATURES; a polynomial through the lowest five refines it.
     """
     number = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
     tokens, sure, right = (np.bincount(number, weights=values, minlength=BINS)
@@ -76,13 +76,13 @@ def calibrate(confidence: np.ndarray, correct: np.ndarray, tempered: np.ndarray)
     bins = [{"low": i / BINS, "high": (i + 1) / BINS, "tokens": int(n), "confidence": s / n, "accuracy": r / n}
             for i, (n, s, r) in enumerate(zip(tokens.tolist(), sure.tolist(), right.tolist(), strict=True)) if n]
     curve = tempered / len(number)
-    lowest = int(np.clip(curve.argmin(), 1, len(curve) - 2))
-    a, b, c = np.polyfit([-1, 0, 1], curve[lowest - 1:lowest + 2], 2)
-    shift = float(np.clip(-b / (2 * a), -1, 1)) if a > 0 else float(curve.argmin() - lowest)
-    log_step = np.log(TEMPERATURES[1] / TEMPERATURES[0])
+    lowest = int(np.clip(curve.argmin(), 2, len(curve) - 3))
+    log_T = np.log(TEMPERATURES[lowest - 2:lowest + 3])
+    fine = np.linspace(log_T[0], log_T[-1], 2001)
+    nats = np.polynomial.Polynomial.fit(log_T, curve[lowest - 2:lowest + 3], deg=4)(fine)
     return {"ece": float(np.abs(sure - right).sum() / len(number)), "bins": bins,
-            "temperature": float(TEMPERATURES[lowest] * np.exp(shift * log_step)),
-            "nats_gained": max(0.0, float(curve[len(curve) // 2] - (a * shift**2 + b * shift + c)))}
+            "temperature": float(np.exp(fine[nats.argmin()])),
+            "nats_gained": max(0.0, float(curve[len(curve) // 2] - nats.min()))}
 
 
 def group(names: Sequence[str], number: np.ndarray, nll: np.ndarray, correct: np.ndarray) -> list[dict[str, Any]]:

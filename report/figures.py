@@ -167,11 +167,12 @@ def draw_terminal(runs: Sequence[Run], x: str = "step", scale: str = "log", unit
     baselines = find_baselines(runs, unit)
     shown = [value for curve in curves for value in curve.val] + [value for _, value in baselines]
     low, high = min(shown, default=0.0), max(shown, default=1.0)
+    high = max(high, low + 1e-3)  # a vocabulary of one token has no loss
     plotext.ylim(low, high)
     marks: dict[int, list[tuple[str, float]]] = {}  # by the row of the picture
     for name, value in sorted(baselines, key=lambda pair: -pair[1]):
         plotext.hline(value, "gray")
-        marks.setdefault(round((value - low) / max(high - low, 1e-9) * (rows - 5)), []).append((name, value))
+        marks.setdefault(round((value - low) / (high - low) * (rows - 5)), []).append((name, value))
     plotext.yticks([group[0][1] for group in marks.values()],
                    [", ".join(f"{name} {value:.3f}" for name, value in group) for group in marks.values()])
     plotext.title(f"{Y_LABELS[unit]}, against {X_LABELS[x]}")

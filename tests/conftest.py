@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
@@ -69,6 +70,13 @@ def make_text(n_lines: int = 400) -> str:
     rng = random.Random(0)
     words = ["the", "cat", "sat", "on", "a", "mat;", "naïve", "doré", "日本", "🎉"]
     return "\n".join(" ".join(rng.choices(words, weights=range(10, 0, -1), k=6)) for _ in range(n_lines)) + "\n"
+
+
+@pytest.fixture(autouse=True)
+def _keep_denormals() -> Iterator[None]:
+    """Training flushes them, in the whole process; hypothesis does not like that."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,8 @@ CONTEXT: Any = multiprocessing.get_context("forkserver" if hasattr(os, "fork") e
 if hasattr(os, "fork"):
     CONTEXT.set_forkserver_preload([
         "tests.processes", "pytest", "torch", "torch._dynamo", "torch.distributed", "safetensors.torch",
-        "pydantic.main", "tqdm", "regex", "tomli_w", "filelock", "matplotlib.figure", "matplotlib.backends.backend_agg"])
+        "pydantic.main", "tqdm", "regex", "tomli_w", "filelock", "matplotlib.figure",
+        "matplotlib.backends.backend_agg"])
 LIMIT = 60  # seconds that a process may take
 
 

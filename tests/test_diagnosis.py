@@ -41,12 +41,12 @@ def look(*argv: str, batches: Batches | None = None, rows: int = V, seed: int = 
     return said
 
 
-def sound_batches(config: Config) -> TrainBatches:
-    return TrainBatches(Split(TOKENS), config.model.block_size, 16, seed=0)
+def sound_batches(config: Config, batch_size: int = 16) -> TrainBatches:
+    return TrainBatches(Split(TOKENS), config.model.block_size, batch_size, seed=0)
 
 
-def relabel(new_targets: Callable[[Batch], np.ndarray]) -> Batches:
-    good = sound_batches(Config())
+def relabel(new_targets: Callable[[Batch], np.ndarray], batch_size: int = 16) -> Batches:
+    good = sound_batches(Config(), batch_size)
     return lambda step: [batch._replace(targets=new_targets(batch)) for batch in good(step)]
 
 
@@ -109,10 +109,11 @@ def test_a_mask_is_no_fault() -> None:
         return np.where(np.arange(batch.targets.shape[1]) % 2, batch.targets, IGNORE_INDEX)
 
     def last_row(batch: Batch) -> np.ndarray:
-        return np.where(np.arange(16)[:, None] == 15, batch.targets, IGNORE_INDEX)
+        row = np.arange(len(batch.targets))[:, None]
+        return np.where(row == row.max(), batch.targets, IGNORE_INDEX)
 
     for targets in (half, last_row):
-        assert look(*GPT2, batches=relabel(targets)).endswith(SOUND)
+        assert look(*GPT2, batches=relabel(targets, batch_size=80)).endswith(SOUND)
     good, bad = sound_batches(Config()), relabel(all_masked)
     assert look(batches=lambda step: good(step) if step == 3 else bad(step)).endswith(SOUND)
 
@@ -167,10 +168,12 @@ def test_a_loss_that_is_not_finite() -> None:
 
 
 def test_padding_is_not_taken_for_labels() -> None:
-    """Documents of one token: half of the targets are followed by padding."""
-    tokens = np.tile([V - 1, 0, V - 1, 1, V - 1, 2], 400)
+    """Of documents that are one token longer than the window, whose second windows are mostly padding."""
     for block_size in (2, 4):
+        tokens = np.tile([V - 1, *range(block_size)], 400)
         batches = TrainBatches(Split(tokens), block_size, 16, seed=0, eos=V - 1)
+        config, _ = load_config([f"--block_size={block_size}"])
+        assert diagnose(GPT(config.model, V), batches, CPU).agreement[1] == 1
         assert look(f"--block_size={block_size}", batches=batches).endswith(SOUND)
 
 

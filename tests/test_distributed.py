@@ -1,149 +1,240 @@
 """The gradient, and the curve, are those of one big batch, however it is cut and whoever computes the pieces."""
 
-import json
 import math
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
 import torch
 
-import errors
+import config.errors
 from bench.normalisation import compare, masked
 from config.cli import load_config
+from config.errors import UserError, run_command
 from config.schema import ModelConfig
-from data.batches import Batch, eval_batches
+from data.batches import IGNORE_INDEX, Batch, EvalText, TrainBatches
 from data.documents import Split
-from engine.distributed import World, find_world
+from engine.distributed import Distributed, _exchange, setup_distributed
 from engine.signals import StopSignal
-from engine.step import evaluate, train_step
-from errors import UserError, run_command
-from loss import IGNORE_INDEX
+from engine.state import StepResult
+from engine.step import evaluate
 from model import GPT
-from runs import read_metrics
-from tests.conftest import TINY, without_clocks
+from tests.conftest import ROOT, TINY, call, read_metrics, without_clocks
+from tests.processes import Process, read_checkpoint, start_ranks
+from train import train_step
 
-CPU = World(torch.device("cpu"), torch.float32)
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
+CPU = Distributed(torch.device("cpu"), torch.float32)
+T = TypeVar("T")
+
+
+class Meeting:
+    """Where ranks that are threads exchange numbers. Between two exchanges one thread runs at a time."""
+
+    def __init__(self, size: int) -> None:
+        self.turn, self.barrier = threading.Lock(), threading.Barrier(size, timeout=60)
+        self.brought: dict[int, torch.Tensor] = {}
+
+    def gather(self, rank: int, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensors of all ranks, stacked."""
+        self.brought[rank] = tensor.clone()
+        self._wait()
+        gathered = torch.stack([self.brought[rank] for rank in sorted(self.brought)])
+        self._wait()
+        return gathered
+
+    def _wait(self) -> None:
+        self.turn.release()
+        try:
+            self.barrier.wait()
+        finally:
+            self.turn.acquire()
 
 
 @dataclass(frozen=True)
-class Apart(World):
-    """A rank whose sums stay its own, to be added up by the test: no processes needed."""
+class Thread(Distributed):
+    """A rank that is a thread of this process: no processes are needed."""
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor
+    meeting: Meeting = field(default_factory=lambda: Meeting(1))
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.copy_(self.meeting.gather(self.rank, tensor).sum(dim=0))
+
+    def max(self, number: int) -> int:
+        return int(self.meeting.gather(self.rank, torch.tensor(number)).max())
 
 
-def ranks(size: int) -> list[World]:
-    return [Apart(CPU.device, CPU.dtype, rank, size) for rank in range(size)]
+def in_ranks(size: int, function: Callable[[Distributed], T]) -> list[T]:
+    """What a function returns on each of so many ranks."""
+    meeting = Meeting(size)
+
+    def work(rank: int) -> T:
+        with meeting.turn:
+            return function(Thread(CPU.device, CPU.dtype, rank, size, meeting))
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(work, range(size)))
 
 
-def make_model(dropout: float = 0.0) -> GPT:
-    torch.manual_seed(0)
+def make_model(dropout: float = 0.0, seed: int = 0) -> GPT:
+    torch.manual_seed(seed)
     model = GPT(ModelConfig(block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=dropout), 13)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
     return model
 
 
-def uneven_batch() -> Batch:
-    """8 sequences that score 8, 8, 7, 3, 1, 0, 0 and 0 tokens: some cuts of it score nothing."""
-    tokens = np.random.default_rng(0).integers(13, size=(8, 9))
-    targets = tokens[:, 1:].copy()
-    for row, scored in enumerate((8, 8, 7, 3, 1, 0, 0, 0)):
-        targets[row, scored:] = IGNORE_INDEX
-    return Batch(tokens[:, :-1], targets, np.zeros(len(tokens), dtype=np.int64))
+def batches(micro_batch_size: int, rank: int = 0, world_size: int = 1) -> TrainBatches:
+    """Batches of 8 sequences, in which the first 80 tokens of the text are masked, and half of the others."""
+    rng = np.random.default_rng(0)
+    text = Split(rng.integers(13, size=200), (np.arange(200) > 80) & (rng.random(200) < 0.5))
+    return TrainBatches(text, 8, 8, 0, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
 
 
-def gradient(size: int, micro_batch_size: int, dropout: float = 0.0) -> torch.Tensor:
-    """The sum of the ranks' gradients of one step, as one vector."""
-    config = load_config([f"--micro_batch_size={micro_batch_size}", "--label_smoothing=0.1", "--grad_clip=0",
-                          "--batch_size=8", f"--dropout={dropout}"])
-    total = torch.zeros(0)
-    for world in ranks(size):
-        model = make_model(dropout)
-        train_step(model, [], uneven_batch(), config, world, step=3)  # no optimizer: the gradients stay
-        own = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
-                         for p in model.parameters()])
-        total = own if not len(total) else total + own
-    return total
+def take_step(dist: Distributed, micro_batch_size: int, dropout: float = 0.0) -> tuple[torch.Tensor, StepResult]:
+    """The gradient of a step, as one vector, and its result."""
+    get_batch = batches(micro_batch_size, dist.rank, dist.world_size)
+    cfg, _ = load_config(["--label_smoothing=0.1", "--grad_clip=0", f"--dropout={dropout}"])
+    model = make_model(dropout)
+    result = train_step(model, [], get_batch(3), cfg, dist, step=3)  # without an optimizer the gradients stay
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), result
 
 
 @pytest.mark.parametrize(("size", "micro_batch_size"), [
     (1, 1), (1, 3), (2, 0), (2, 1), (2, 2), (3, 2), (3, 0), (8, 1), (2, 8)])
 def test_any_split_gives_the_gradient_of_the_whole_batch(size: int, micro_batch_size: int) -> None:
-    """1 x 8, 8 x 1, 2 ranks x 2, ranks with nothing to score, and with (2, 8) a rank without a micro-batch."""
-    torch.testing.assert_close(gradient(size, micro_batch_size), gradient(1, 8), atol=1e-6, rtol=1e-4)
+    """8 micro-batches, 8 ranks, 2 of 4, ranks without targets, and with (2, 8) a rank without a micro-batch."""
+    assert [micro.num_targets for micro in batches(1)(3)] == [3, 2, 5, 4, 1, 4, 0, 0]
+    gradient, whole = take_step(CPU, 8)
+    for part, result in in_ranks(size, partial(take_step, micro_batch_size=micro_batch_size)):
+        torch.testing.assert_close(part, gradient, atol=1e-6, rtol=1e-4)
+        assert result.num_targets == whole.num_targets == 19
+        assert (result.nll, result.grad_norm) == pytest.approx((whole.nll, whole.grad_norm), rel=1e-5)
 
 
 @pytest.mark.parametrize(("size", "micro_batch_size"), [(2, 2), (3, 2), (4, 1)])
 def test_dropout_does_not_depend_on_who_computes(size: int, micro_batch_size: int) -> None:
-    alone = gradient(1, micro_batch_size, dropout=0.5)
-    torch.testing.assert_close(gradient(size, micro_batch_size, dropout=0.5), alone, atol=1e-6, rtol=1e-4)
-    assert not torch.allclose(alone, gradient(1, 8, dropout=0.5), atol=1e-3)
+    alone, _ = take_step(CPU, micro_batch_size, dropout=0.5)
+    for gradient, _ in in_ranks(size, partial(take_step, micro_batch_size=micro_batch_size, dropout=0.5)):
+        torch.testing.assert_close(gradient, alone, atol=1e-6, rtol=1e-4)
+    assert not torch.allclose(alone, take_step(CPU, 8, dropout=0.5)[0], atol=1e-3)
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_evaluation_is_shared_out_without_loss(size: int) -> None:
-    """Three batches of validation text: with four ranks one has none, and counts nothing."""
-    tokens, model = np.random.default_rng(0).integers(13, size=10_000), make_model()
-    whole = evaluate(model, eval_batches(Split(tokens), 8), CPU)
-    shares = [evaluate(model, eval_batches(Split(tokens), 8), world) for world in ranks(size)]
-    assert sum(share.tokens for share in shares) == whole.tokens == 9_999
-    assert math.fsum(share.nll * share.tokens for share in shares if share.tokens) / 9_999 == pytest.approx(
-        whole.nll, rel=1e-12)
-    assert [bool(share.tokens) for share in shares] == [True] * min(size, 3) + [False] * (size - 3)
+def test_ranks_share_an_evaluation(size: int) -> None:
+    """Three batches of validation text: of four ranks one has none."""
+    text, model = EvalText(Split(np.random.default_rng(0).integers(13, size=20_000)), 8), make_model()
+    assert len(list(text.batches())) == 3
+    whole = evaluate(model, text, CPU)
+    assert whole.num_targets == 19_999
+    for loss in in_ranks(size, partial(evaluate, model, text)):
+        assert loss == pytest.approx(whole, rel=1e-12)
 
 
 def test_the_mean_of_means_is_another_gradient() -> None:
-    """What dividing each micro-batch by its own count does: nothing to even masks, a lot to uneven ones."""
+    """Dividing each micro-batch by its own count changes nothing if masks are even, and a lot if they are not."""
     inputs, targets = np.random.default_rng(0).integers(13, size=(2, 8, 8))
-    model, whole = make_model(), Batch(inputs, targets, np.zeros(8, dtype=np.int64))
-    even = compare(model, masked(whole, 1.0), 1, CPU)
-    uneven = compare(model, masked(whole, 0.1), 1, CPU)
+    model, whole = make_model(), Batch(inputs, targets)
+    even, uneven = (compare(model, masked(whole, least), 1, CPU) for least in (1.0, 0.1))
     assert even["difference"] < 1e-5
     assert even["cosine"] == pytest.approx(1, abs=1e-5)
     assert uneven["difference"] > 0.2
     assert uneven["cosine"] < 0.98
-    assert math.isnan(compare(model, uneven_batch(), 1, CPU)["difference"])  # a mean over no tokens
+    empty = Batch(inputs, np.where(np.arange(8)[:, None] > 3, IGNORE_INDEX, targets))
+    assert math.isnan(compare(model, empty, 1, CPU)["difference"])  # a mean over no tokens
+
+
+# What ranks tell each other.
 
 
 def test_ranks_stop_together() -> None:
     """A signal that another rank got counts as received here, with its name and exit code."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        told = type("Told", (Apart,), {"max": lambda self, number: 143})(CPU.device, CPU.dtype, 0, 2)
+        told = type("Told", (Distributed,), {"max": lambda self, number: signal.SIGTERM})(CPU.device, CPU.dtype, 0, 2)
         stop, alone = StopSignal(told), StopSignal(CPU)
-        assert stop
+        assert stop.requested()
         assert (stop.name, stop.exit_code) == ("SIGTERM", 143)
-        assert not alone
+        assert not alone.requested()
         os.kill(os.getpid(), signal.SIGINT)
-        assert alone
+        assert alone.requested()
         assert (alone.name, alone.exit_code) == ("SIGINT", 130)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def test_a_world_of_several_ranks(monkeypatch) -> None:
-    assert str(World(CPU.device, CPU.dtype, 1, 2)).startswith("2 ranks of cpu with ")
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    for device, batch_size, said in (("cpu", 2, "3 ranks, and batch_size=2"), ("cpu", 1, "3 ranks")):
-        with pytest.raises(UserError, match=said):
-            find_world(device, "float32", batch_size)
+def test_ranks_compare_their_weights() -> None:
+    in_ranks(3, lambda dist: dist.check_same_weights(make_model()))
+    with pytest.raises(UserError, match="the ranks start with different weights"):
+        in_ranks(3, lambda dist: dist.check_same_weights(make_model(seed=dist.rank // 2)))
 
 
-def test_a_rank_tells_only_mistakes_of_its_own(monkeypatch, capsys) -> None:
-    """Rank 1 first waits for torchrun to end it, once rank 0 has told the same mistake."""
+def test_weights_are_compared_when_they_are_loaded(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[torch.Tensor] = []
+    monkeypatch.setattr(Distributed, "check_same_weights",
+                        lambda self, model: compared.append(model.wte.weight.detach().clone()))
+    call("train.py", "--corpus=text.txt", "--out_dir=out/run", *TINY, "--max_iters=2")
+    call("train.py", "out/run", "--init_from=resume", "--max_iters=3")
+    tensors, _ = read_checkpoint(data_dir / "out/run/previous.safetensors")  # what the second started from
+    assert len(compared) == 2
+    assert np.array_equal(compared[1].numpy(), tensors["model.wte.weight"])
+    assert not torch.equal(*compared)
+
+
+@pytest.mark.parametrize(("error", "is_gone"), [
+    ("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242", True),
+    ("NCCL communicator was aborted on rank 1.", True),
+    ("Timed out waiting 7200000ms for recv operation to complete", True),
+    ("CUDA out of memory. Tried to allocate 20.00 GiB.", False),
+    ("NCCL error: unhandled cuda error ... Last error: Cuda failure 2 'out of memory'", False),
+    ("The size of tensor a (3) must match the size of tensor b (4)", False)])
+def test_only_a_lost_connection_means_that_a_process_is_gone(error: str, is_gone: bool) -> None:
+    def fail() -> None:
+        raise RuntimeError(error)
+
+    with pytest.raises(UserError if is_gone else RuntimeError, match="another process of this training is gone" if
+                       is_gone else error[:20]):
+        _exchange(fail)
+
+
+# Ranks as processes.
+
+
+def test_several_ranks_are_refused_where_they_have_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert str(Distributed(CPU.device, CPU.dtype, 1, 2)).startswith("2 ranks of cpu with ")
+    monkeypatch.setattr("engine.distributed.WORLD_SIZE", 3)
+    for batch_size, says in ((2, "3 ranks, and batch_size=2"), (1, "3 ranks")):
+        with pytest.raises(UserError, match=says):
+            setup_distributed("cpu", "float32", batch_size)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    with pytest.raises(UserError, match="several ranks need --device=cpu, or --device=cuda"):
+        setup_distributed("mps", "float32", 3)
+
+
+@pytest.mark.parametrize("variables", [{"RANK": "1"}, {"RANK": "1", "WORLD_SIZE": "1"}, {"WORLD_SIZE": "4"}])
+def test_a_stray_variable_silences_nothing(variables: dict[str, str]) -> None:
+    """Other tools set RANK or WORLD_SIZE too."""
+    code = "from config.errors import *; run_command(lambda argv: print(RANK, WORLD_SIZE))"
+    env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")} | variables
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, text=True, capture_output=True)
+    assert (done.stdout, done.stderr) == ("0 1\n", "")
+
+
+def test_a_rank_tells_only_mistakes_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Rank 1 first waits for torchrun to end it, because rank 0 tells the same mistake."""
     waited: list[float] = []
-    monkeypatch.setattr(errors, "RANK", 1)
+    monkeypatch.setattr(config.errors, "RANK", 1)
     monkeypatch.setattr(time, "sleep", waited.append)
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     handler = signal.getsignal(signal.SIGTERM)
@@ -160,55 +251,51 @@ def test_a_rank_tells_only_mistakes_of_its_own(monkeypatch, capsys) -> None:
     assert capsys.readouterr() == ("", "error: this rank's disk is full\n")
 
 
-def torchrun(clone: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([*TORCHRUN, "--corpus=text.txt", *TINY, *arguments], cwd=clone, text=True, encoding="utf-8",
-                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env=os.environ | {"OMP_NUM_THREADS": "1"})
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no SIGTERM")
+def test_two_ranks_stopped_and_resumed_equal_one_process(clone: Path) -> None:
+    """Metrics, checkpoints and words.
 
-
-def test_two_ranks_stopped_and_resumed_are_one_process(run, clone) -> None:
-    """Metrics, checkpoints and words, by the real commands.
-
-    With two micro-batches on two ranks everything should be equal bit for bit: of two addends the order
-    does not matter. The tolerance is for matrix products that depend on where in memory a gradient lies.
+    With two micro-batches on two ranks everything should be equal bit for bit: of two addends the order does not
+    matter. The tolerance is for matrix products that depend on where in memory a gradient lies.
     """
-    knobs = ["--micro_batch_size=2", "--dropout=0.1", "--ngram=3", "--val_fraction=0.5", "--eval_tokens=0",
-             "--schedule=constant", "--patience=0"]
+    options = ["--corpus=text.txt", *TINY, "--device=cpu", "--micro_batch_size=2", "--dropout=0.1",
+               "--val_fraction=0.5", "--eval_tokens=0", "--schedule=constant", "--patience=0"]
     two, one = clone / "out/two", clone / "out/one"
-    process = torchrun(clone, *knobs, "--out_dir=out/two", "--max_iters=100000")
-    deadline = time.monotonic() + 120
-    while len(read_metrics(two / "metrics.jsonl")) < 4:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)  # to torchrun, which passes it on
-    printed, _ = process.communicate(timeout=120)
-    assert process.returncode == 1  # whatever ranks exit with, torchrun exits with 1
-    assert "\n  torchrun --standalone --nproc_per_node=2 train.py " in printed
-    assert printed.count("Stopped by SIGTERM at step") == printed.count("2 ranks of cpu with 1 threads, float32") == 1
-    stopped = json.loads((two / "last/progress.json").read_text())["step"]
+    ranks = start_ranks(clone, *options, "--out_dir=out/two", "--max_iters=100000")
+    ranks[0].wait_until(lambda: len(read_metrics(two)) > 3)
+    ranks[1].send_signal(signal.SIGTERM)
+    (code, printed), (_, nothing) = (rank.wait() for rank in ranks)
+    step = int(read_metrics(two)[-1]["step"])
+    assert code == 143
+    assert (f"Stopped by SIGTERM at step {step:,}. To resume:\n"
+            "  torchrun --standalone --nproc_per_node=2 train.py out/two --init_from=resume\n") in printed
+    assert printed.count("2 ranks of cpu with 1 thread, ") == 1
+    assert nothing == ""
 
-    last = f"--max_iters={stopped + 3}"
-    process = torchrun(clone, *knobs, "--out_dir=out/two", last, "--init_from=resume")
-    printed, told = process.communicate(timeout=120)
-    assert process.returncode == 0, told
-    for said in (f"going on from step {stopped}", "The best validation loss is", "A sample:"):
+    last = f"--max_iters={step + 3}"
+    ranks = start_ranks(clone, *options, "--out_dir=out/two", last, "--init_from=resume")
+    (code, printed), (_, nothing) = (rank.wait() for rank in ranks)
+    assert code == 0, printed
+    for said in (f"resuming out/two at step {step:,}", "The best model, of step", "A sample:"):
         assert printed.count(said) == 1
+    assert nothing == ""
 
-    run("train.py", "--corpus=text.txt", *TINY, *knobs, "--out_dir=out/one", last)
-    assert len(without_clocks(one)) == stopped + 4
+    assert Process(clone, *options, "--out_dir=out/one", last).wait()[0] == 0
+    assert len(without_clocks(one)) == step + 5
     for together, alone in zip(without_clocks(two), without_clocks(one), strict=True):
         assert together == pytest.approx(alone, rel=1e-5)
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
 
 
-def test_a_mistake_under_torchrun_is_told_once(clone) -> None:
-    """One that rank 0 alone meets, when all have already joined: the others neither hang nor repeat it."""
-    (clone / "out/mine").mkdir(parents=True)
-    (clone / "out/mine/thesis.doc").write_text("years of work")
-    process = torchrun(clone, "--out_dir=out/mine")
-    printed, told = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert told.count("error: ") == told.count("out_dir=out/mine: exists and is not a run") == 1
-    assert printed.count("to beat") == 1
-    assert [path.name for path in (clone / "out/mine").iterdir()] == ["thesis.doc"]
+def test_torchrun_repeats_a_mistake_in_its_report(clone: Path) -> None:
+    """One that the ranks meet when they have joined. None of them hangs, and rank 0 alone tells it."""
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+                           "train.py", "--corpus=nowhere.txt", "--device=cpu"], cwd=clone, text=True,
+                          capture_output=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    mistake = "error: corpus 'nowhere.txt': no such file"
+    assert done.returncode == 1
+    assert [line.startswith("error: ") for line in done.stderr.splitlines() if mistake in line] == [True, False]
+    report = done.stderr.partition("Root Cause")[2]
+    assert "rank      : 0" in report
+    assert mistake in report
+    assert done.stdout == ""

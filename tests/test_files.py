@@ -165,9 +165,9 @@ def test_of_those_who_wait_one_at_a_time_gets_the_lock(tmp_path: Path) -> None:
             assert waiter.stderr
             waiter.stderr.readline()
     for seconds in (10, 0.2):  # the second does not get it while the first has it
-        assert len(have_it := holders(waiters, seconds)) == 1
-    have_it[0].communicate("done\n")
-    waiters.remove(have_it[0])
+        (first,) = holders(waiters, seconds)
+    first.communicate("done\n")
+    waiters.remove(first)
     assert holders(waiters, 10) == waiters
     waiters[0].communicate("done\n")
     assert not path.exists()

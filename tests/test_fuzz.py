@@ -21,10 +21,10 @@ import evaluate
 import sample
 import train
 from config.cli import load_config, to_toml
+from config.errors import UserError, run_command
 from config.schema import Config, DataConfig
 from data import prepare
 from data.documents import read_records
-from errors import UserError, run_command
 
 FIELDS = {name: field for section in Config.model_fields.values() for name, field in
           section.annotation.model_fields.items()}  # type: ignore[union-attr]
@@ -37,10 +37,11 @@ WORDS = st.sampled_from(["scratch", "resume", "auto", "muon", "adamw", "char", "
                          "markov", "cpu", "cuda:0", "cuda:99999", "bfloat16", "linear", "text.txt", ".", "/", "..",
                          "~", "(", "[[a]", "a{99999999999}", "\\", "(?P<x", "(?i)^[A-Z]+:$", "config", "a.jsonl",
                          "nul\0l", "\ud800"])
-KNOB = st.sampled_from(sorted(FIELDS))
+OPTION = st.sampled_from(sorted(FIELDS))
 ARGUMENT = st.one_of(
-    st.tuples(KNOB, st.one_of(NUMBERS, WORDS, ANY)).map(lambda pair: f"--{pair[0]}={pair[1]}"), ANY, WORDS, NUMBERS,
-    KNOB.map(lambda name: f"--{name}"), KNOB.map(lambda name: f"--{name[:-1]}=3"), ANY.map(lambda name: f"--{name}"))
+    st.tuples(OPTION, st.one_of(NUMBERS, WORDS, ANY)).map(lambda pair: f"--{pair[0]}={pair[1]}"), ANY, WORDS, NUMBERS,
+    OPTION.map(lambda name: f"--{name}"), OPTION.map(lambda name: f"--{name[:-1]}=3"),
+    ANY.map(lambda name: f"--{name}"))
 JUST_ANY = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), ANY),
                         lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(ANY, inner, max_size=3)),
                         max_leaves=6)
@@ -83,8 +84,8 @@ def _here(data_dir) -> None:
 @given(st.lists(ARGUMENT, max_size=6))
 def test_command_lines(argv) -> None:
     def main(argv: list[str]) -> None:
-        config = load_config(argv)
-        assert load_config([]).leaves().keys() == config.leaves().keys()
+        config, named = load_config(argv)
+        assert named <= config.options().keys() == Config().options().keys()
 
     command(main, argv)
 
@@ -130,28 +131,28 @@ def test_records(value, raw) -> None:
 @fuzz(700)
 @given(TEXT, st.sampled_from(["char", "bpe"]), st.sampled_from(["none", "none", "lines", "paragraphs"]),
        st.sampled_from([0.1, 0.5, 0.9]), st.sampled_from(["", "", "^[A-Z]+:$", "a*", "🎉|\\0"]), st.booleans())
-def test_corpora(text, tokenizer, documents, val_fraction, mask, score_end) -> None:
+def test_corpora(text, tokenizer, documents, val_fraction, mask, predict_eos) -> None:
     """Every byte is in a token, and every token is counted."""
     Path("fuzz.txt").write_bytes(text.encode())
     config = DataConfig(corpus="fuzz.txt", tokenizer=tokenizer, vocab_size=300, documents=documents,
-                        val_fraction=val_fraction, mask=mask, score_end=score_end or documents == "none")
+                        val_fraction=val_fraction, mask=mask, predict_eos=predict_eos or documents == "none")
     try:
         corpus = prepare.prepare_corpus(config)
     except UserError:
         return
     splits = {"train": corpus.train, "val": corpus.val}
     for name, split in splits.items():
-        assert corpus.meta[name]["tokens"] == len(split.tokens)
-        assert corpus.meta[name]["bytes"] == len(corpus.tokenizer.decode_bytes(split.tokens))
-        assert corpus.meta[name]["scored"] == split.count_scored() <= len(split.tokens) - 1
+        assert getattr(corpus.info, name).tokens == len(split.tokens)
+        assert getattr(corpus.info, name).bytes == len(corpus.tokenizer.decode_bytes(split.tokens))
+        assert getattr(corpus.info, name).targets == split.num_targets() <= len(split.tokens) - 1
     if documents == "none":
         whole = b"".join(corpus.tokenizer.decode_bytes(split.tokens) for split in splits.values())
         assert whole == text.removeprefix("\ufeff").encode()
         if tokenizer == "char":
             assert sum(len(split.tokens) for split in splits.values()) == len(text.removeprefix("\ufeff"))
-    for rung in corpus.baselines:
-        assert np.isfinite(rung.nats_per_token)
-        assert rung.nats_per_token >= 0
+    for each in corpus.info.baselines:
+        assert np.isfinite(each.nats_per_token)
+        assert each.nats_per_token >= 0
 
 
 @fuzz(100)
@@ -165,31 +166,32 @@ SMALL = ["--corpus=fuzz.txt", "--out_dir=out/fuzz", "--max_iters=2", "--eval_int
          "--eval_tokens=50", "--batch_size=3", "--block_size=4"]
 CHOICES: dict[str, list[object]] = {
     "block_size": [1, 2, 7], "n_head": [1, 2], "n_embd": [2, 8, 12], "dropout": [0, 0.5], "bias": [True, False],
-    "ngram": [0, 1, 3, 9], "position": ["learned", "rotary"], "norm": ["rmsnorm", "layernorm"], "tied": [True, False],
+    "ngram_embedding": [0, 2, 9], "embedding_norm": [True, False], "position": ["learned", "rotary"],
+    "norm": ["rmsnorm", "layernorm"], "tied": [True, False],
     "softcap": [0, 3], "zero_init": [True, False], "label_smoothing": [0, 0.9], "z_loss": [0, 0.1],
     "micro_batch_size": [0, 1, 2], "optimizer": ["muon", "adamw"], "grad_clip": [0, 1], "warmup_iters": [0, 2],
     "learning_rate": [0, 0.01, 1e30], "weight_decay": [0, 1], "documents": ["none", "lines", "paragraphs"],
     "padded": [True, False], "document_attention": [True, False], "mask": ["", "a", "^.*:$"],
-    "score_end": [True, False], "tokenizer": ["char", "bpe"], "vocab_size": [257, 300], "val_fraction": [0.1, 0.5],
-    "dtype": ["float32", "bfloat16"], "max_bad_steps": [1, 10], "init_from": ["auto", "auto", "resume"],
+    "predict_eos": [True, False], "tokenizer": ["char", "bpe"], "vocab_size": [257, 300], "val_fraction": [0.1, 0.5],
+    "dtype": ["float32", "bfloat16"], "max_nonfinite_steps": [1, 10], "init_from": ["auto", "auto", "resume"],
     "seed": [0, 2**32 - 1]}
-KNOBS = st.lists(st.sampled_from(sorted(CHOICES)), max_size=4, unique=True).flatmap(lambda names: st.tuples(*(
+OPTIONS = st.lists(st.sampled_from(sorted(CHOICES)), max_size=4, unique=True).flatmap(lambda names: st.tuples(*(
     st.sampled_from([f"--{name}={value}" for value in CHOICES[name]]) for name in names)))
 
 
 @pytest.mark.slow
 def test_whole_trainings() -> None:
-    """One after another in one directory: later ones find, move aside or go on with the runs of earlier ones."""
+    """One after another in one directory: later ones find, rename or resume the runs of earlier ones."""
     codes: list[int] = []
 
     @fuzz(250)
-    @given(TEXT, KNOBS)
-    def trainings(text, knobs) -> None:
+    @given(TEXT, OPTIONS)
+    def trainings(text, options) -> None:
         Path("fuzz.txt").write_bytes(f"{text}\nCAT:\nThe mat.\n\n".encode() * 4 if len(text) > 1 else text.encode())
-        codes.append(command(train.main, [*SMALL, *knobs]))
+        codes.append(command(train.main, [*SMALL, *options]))
         if codes[-1] == 0:
             steps = [json.loads(line)["step"] for line in Path("out/fuzz/metrics.jsonl").read_text().splitlines()]
-            assert steps == [0, 1, 2]
+            assert steps == [0, 1, 2, 2]
             assert command(sample.main, ["out/fuzz", "--max_new_tokens=3", "--device=cpu"]) == 0
         assert not list(Path("out").glob(".*"))
 
