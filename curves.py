@@ -26,7 +26,8 @@ def main(argv: list[str]) -> None:
     paths, options = load_options(CurveOptions, argv, "RUN", "+", "directories of runs")
     runs = [open_run(Path(path)) for path in paths]
     for run in runs:
-        if not run.read_metrics():
+        metrics = run.path / "metrics.jsonl"
+        if not metrics.exists() or not metrics.stat().st_size:
             raise UserError(f"{run.path}: has no metrics yet")
     if options.terminal:
         print(draw_terminal(runs, options.x, options.scale, options.unit))

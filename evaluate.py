@@ -53,6 +53,8 @@ def read_arguments(argv: list[str]) -> tuple[list[Run], EvaluateOptions]:
         raise UserError("explain shows one sentence; it does not go with text, against or json")
     if options.explain:
         runs[0].tokenizer.encode_prompt(options.explain)  # tells unknown characters
+    if options.against and "max_tokens" in options.model_fields_set:
+        raise UserError("max_tokens and against: use one of them; two runs are compared on all of the text")
     if options.text:
         read_corpus(options.text)  # tells what cannot be read
     return runs, options
@@ -66,7 +68,6 @@ from tqdm import tqdm
 from engine import scoring
 from engine.checkpoint import load_model
 from engine.distributed import setup_distributed
-from engine.step import nll_of_tokens
 from report import analysis, evaluation
 from report.explain import show_costs
 from report.words import passed_and_ahead
@@ -108,7 +109,7 @@ def explain(run: Run, options: EvaluateOptions) -> str:
     tokens = run.tokenizer.encode_prompt(options.explain)
     if run.tokenizer.eos is None:  # the first token has a line end as its context
         tokens = [*run.tokenizer.encode_prompt(""), *tokens]
-    nll = nll_of_tokens(model, tokens, dist)
+    nll = scoring.nll_of_tokens(model, tokens, dist)
     costs = [float("nan"), *nll]
     n_bytes = run.tokenizer.count_bytes(np.array(tokens[1:]))
     return (f"{show_costs(tokens, costs, run.tokenizer)}\n\n{nll.sum():.2f} nats for {len(nll)} tokens: "

@@ -1,10 +1,8 @@
 """Next-token cross-entropy: the number this repository is about.
 
 The model gives a logit z_v for every token v of the vocabulary. Its prediction is q = softmax(z). If the next token is
-y, the loss of that prediction is its surprisal -log q_y, in nats.
-
-Every function here returns sums over tokens, never means. Sums add up exactly over micro-batches and ranks; they are
-divided once, by the number of targets in the whole batch.
+y, the loss is its surprisal -log q_y, in nats. Every function here returns sums over tokens, never means: sums add up
+exactly over micro-batches and ranks, and are divided once, by the number of targets in the whole batch.
 
 `cross_entropy` is the definition. `next_token_loss` computes the same from hidden states: with a large vocabulary it
 works in chunks, so that the logits of all tokens are never in memory together.
@@ -20,10 +18,8 @@ from torch import Tensor
 
 IGNORE_INDEX = -100  # the target of a masked position, which has no loss
 
-# Above so many logits (targets times vocabulary), chunks are faster than one product (bench/loss.py).
-CHUNKED_LOGITS = 2**22
-CHUNKS = 16
-MIN_CHUNK = 128  # tokens
+CHUNKED_LOGITS = 2**22  # targets times vocabulary, above which chunks are faster than one product (bench/loss.py)
+CHUNKS, MIN_CHUNK = 16, 128  # chunks of a batch; tokens in one, at least
 CACHED_ROWS = 2048  # rows of lm_head's gradient that fit in a CPU's cache
 
 
@@ -44,7 +40,7 @@ class LossSums(NamedTuple):
 
 
 class LossMeans(NamedTuple):
-    """The same, in nats per target; `accuracy` is the share of targets that had the highest probability."""
+    """The same in nats per target; `accuracy` is correct / num_targets."""
 
     objective: float
     nll: float
@@ -75,10 +71,7 @@ PLAIN = Objective()
 
 
 def sum_losses(parts: Iterable[LossSums], all_reduce: Callable[[Tensor], Tensor] | None = None) -> LossSums:
-    """The sum of several LossSums, in float64 on the CPU; NaN where an addend is not finite.
-
-    `all_reduce` adds the sums of all ranks.
-    """
+    """The sum of several LossSums, and of those of all ranks, in float64 on the CPU; NaN if an addend is not finite."""
     columns = zip(*([float(number.detach()) for number in part] for part in parts), strict=True)
     totals = [math.fsum(column) if all(map(math.isfinite, column)) else math.nan for column in columns]
     tensor = torch.tensor(totals or [0.0] * len(LossSums._fields), dtype=torch.float64)
@@ -128,7 +121,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, objective: Objective = PLAIN,
         T = objective.temperature
         log_t = F.log_softmax(teacher_logits.flatten(0, -2).float() / T, dim=-1)
         kl = F.kl_div(F.log_softmax(logits / T, dim=-1), log_t, reduction="none", log_target=True).sum(dim=-1)
-        distillation = objective.alpha * (T**2 * _total(kl * unmasked) - nll - smoothing)
+        distillation = objective.alpha * (T**2 * _total(kl.masked_fill(~unmasked, 0)) - nll - smoothing)
     with torch.no_grad():
         best = logits == logits.amax(dim=-1, keepdim=True)
         correct = _total(best.gather(1, targets.clamp_min(0)[:, None])[:, 0] / best.sum(dim=-1) * unmasked)
@@ -146,24 +139,13 @@ def next_token_loss(hidden: Tensor, lm_head: Tensor, targets: Tensor, objective:
     hidden = hidden.masked_fill((targets == IGNORE_INDEX)[:, None], 0.0)
     if targets.numel() * len(lm_head) < CHUNKED_LOGITS or teacher_logits is not None:
         return cross_entropy(soft_cap(F.linear(hidden, lm_head).float(), softcap), targets, objective, teacher_logits)
-    # Importing the compiler takes as long as importing torch: so only where it is used.
-    chunked: Callable[..., LossSums] = _chunked_loss
-    if torch.compiler.is_compiling():
-        chunked = torch.compiler.disable(_chunked_loss)  # type: ignore[no-untyped-call]
+    compiling = torch.compiler.is_compiling()  # else its import, of seconds, is not needed
+    chunked = torch.compiler.disable(_chunked_loss) if compiling else _chunked_loss  # type: ignore[no-untyped-call]
     return chunked(hidden, lm_head, targets, objective, softcap)
 
 
-@torch.no_grad()
-def token_nll(hidden: Tensor, lm_head: Tensor, targets: Tensor, softcap: float = 0.0) -> Tensor:
-    """The loss of each target in nats, (B, T), from hidden states (B, T, C); 0 where it is masked."""
-    chunk = max(1, CHUNKED_LOGITS // len(lm_head))
-    parts = zip(torch.split(hidden.flatten(0, -2), chunk), torch.split(targets.flatten(), chunk), strict=True)
-    return torch.cat([F.cross_entropy(soft_cap(F.linear(h, lm_head).float(), softcap), y, reduction="none",
-                                      ignore_index=IGNORE_INDEX) for h, y in parts]).view(targets.shape)
-
-
 def _total(values: Tensor) -> Tensor:
-    """The sum, in float64 where the device has it: exact for counts, and as good as exact for nats."""
+    """The sum, in float64 where the device has it."""
     return values.sum(dtype=torch.float32 if values.device.type == "mps" else torch.float64)
 
 

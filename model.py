@@ -1,5 +1,5 @@
-"""A GPT in one file. One config spans GPT-2 (learned positions, LayerNorm, GELU, tied embeddings) and nanochat's
-modern form (rotary positions, RMSNorm also after the embedding, QK-norm, ReLU^2, untied lm_head).
+"""A GPT. One config spans GPT-2 (learned positions, LayerNorm, GELU, tied embeddings) and nanochat's form (rotary
+positions, RMSNorm also after the embedding, QK-norm, ReLU^2, untied lm_head).
 
 Shapes: B sequences, T tokens, C = n_embd, H heads of width D = C / H, V tokens in the vocabulary, S tokens that can be
 attended to: those in the KV cache and the T new ones.
@@ -16,7 +16,6 @@ from kernels import relu2, rms_norm, rotary
 from loss import PLAIN, LossSums, Objective, next_token_loss, soft_cap
 
 Rotary = tuple[Tensor, Tensor]  # cos and sin, (T, 2 C) each
-HASH_PRIME = 1_000_003
 
 
 class KVCache:
@@ -31,21 +30,17 @@ class KVCache:
 
     def append_tokens(self, tokens: Tensor) -> Tensor:
         """Store new tokens (B, T); returns all tokens (B, S)."""
-        end = self.length + tokens.shape[1]
-        self.tokens[:, self.length:end] = tokens
-        return self.tokens[:, :end]
+        self.tokens[:, self.length:self.length + tokens.shape[1]] = tokens
+        return self.tokens[:, :self.length + tokens.shape[1]]
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values (B, H, T, D); returns all of them (B, H, S, D)."""
-        end = self.length + k.shape[2]
-        self.keys[layer][:, :, self.length:end] = k
-        self.values[layer][:, :, self.length:end] = v
+        end, new = self.length + k.shape[2], slice(self.length, self.length + k.shape[2])
+        self.keys[layer][:, :, new], self.values[layer][:, :, new] = k, v
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
 
 class RMSNorm(nn.Module):
-    """RMSNorm without weights."""
-
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x)
 
@@ -61,10 +56,10 @@ class CausalSelfAttention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x: Tensor, rotation: Rotary | None, cache: KVCache | None, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotary, cache: KVCache | None, mask: Tensor | None) -> Tensor:
         (B, T, C), H = x.shape, self.config.n_head
         qk, v = self.qkv(x).split((2 * C, C), dim=-1)  # all heads side by side, those of q before those of k
-        if rotation is not None:
+        if self.config.position == "rotary":
             qk = rotary(qk, *rotation, head_width=C // H)
         qk = qk.view(B, T, 2 * H, C // H)
         if self.config.qk_norm:
@@ -74,7 +69,7 @@ class CausalSelfAttention(nn.Module):
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
         y = attend(q, k, v, self.config.dropout if self.training else 0.0, mask)
-        return dropout(self.proj(y.transpose(1, 2).reshape(B, T, C)), self.config.dropout, self.training)
+        return F.dropout(self.proj(y.transpose(1, 2).reshape(B, T, C)), self.config.dropout, self.training)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float, mask: Tensor | None = None) -> Tensor:
@@ -97,13 +92,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float, mask: Tensor | None 
 
 
 def causal_mask(T: int, S: int, device: torch.device) -> Tensor:
-    """Which of S tokens the last T may attend to, (T, S) bool: themselves and all before them."""
     return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
-
-
-def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Dropout (Srivastava et al. 2014) that costs nothing when p is 0."""
-    return F.dropout(x, p) if p and training else x
 
 
 class MLP(nn.Module):
@@ -116,7 +105,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc(x)
         x = relu2(x) if self.config.activation == "relu2" else F.gelu(x, approximate="tanh")
-        return dropout(self.proj(x), self.config.dropout, self.training)
+        return F.dropout(self.proj(x), self.config.dropout, self.training)
 
 
 class Block(nn.Module):
@@ -126,7 +115,7 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rotation: Rotary | None, cache: KVCache | None, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotary, cache: KVCache | None, mask: Tensor | None) -> Tensor:
         x = x + self.attn(self.norm1(x), rotation, cache, mask)
         return x + self.mlp(self.norm2(x))
 
@@ -174,15 +163,13 @@ class GPT(nn.Module):
             x = x + self.wpe.weight[start:start + T]
         if self.config.embedding_norm:
             x = rms_norm(x)
-        x = dropout(x, self.config.dropout, self.training)
-        rotation = None
-        if self.wpe is None:
-            rotation = self.cos[start:start + T].type_as(x), self.sin[start:start + T].type_as(x)
+        x = F.dropout(x, self.config.dropout, self.training)
+        rotation = (self.cos[start:start + T].type_as(x), self.sin[start:start + T].type_as(x))
         mask = self.document_mask(context, T) if self.config.document_attention else None
         for block in self.blocks:
             x = block(x, rotation, cache, mask)
         if cache is not None:
-            cache.length = start + T
+            cache.length += T
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -195,14 +182,13 @@ class GPT(nn.Module):
         The eos token, the last of the vocabulary, opens a document.
         """
         document = (context == self.vocab_size - 1).cumsum(dim=1)
-        return (document[:, None, -T:, None] == document[:, None, None, :]) & causal_mask(
-            T, context.shape[1], context.device)
+        same = document[:, None, -T:, None] == document[:, None, None, :]
+        return same & causal_mask(T, context.shape[1], context.device)
 
     def init_weights(self) -> None:
-        """GPT-2's normal(0, 0.02), with output projections smaller by sqrt(2 n_layer).
+        """GPT-2's normal(0, 0.02), output projections smaller by sqrt(2 n_layer); n-gram tables start at zero.
 
-        With `zero_init` output projections and an untied lm_head are zero, so that the first loss is log|V|, exactly.
-        N-gram tables always start at zero.
+        With `zero_init` output projections and an untied lm_head are zero too: the first loss is log|V|, exactly.
         """
         config, std = self.config, 0.02
         for name, p in self.named_parameters():
@@ -219,21 +205,19 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self) -> int:
-        """FLOPs of a training step per token (Kaplan et al. 2020): 6 per weight of a matrix product, 2 of them forward
-        and 4 backward, and 6 T C per layer for attention, which is causal."""
+        """FLOPs of a training step per token (Kaplan et al. 2020): 6 per weight, 2 of them forward and 4 backward, and
+        6 T C per layer for causal attention."""
         config = self.config
         weights = sum(p.numel() for p in self.blocks.parameters() if p.ndim == 2) + self.lm_head.weight.numel()
         return 6 * weights + 6 * config.n_layer * config.block_size * config.n_embd
 
 
 def hash_ngrams(tokens: Tensor, n: int, rows: int) -> Tensor:
-    """A row, 0 to rows - 1, for the last n tokens at each place of tokens (B, S); n-grams that collide share a row.
+    """A row for the last n tokens at each place of tokens (B, S); the text before the first counts as zeros.
 
-    Places with fewer than n tokens before them count as if zeros came first. (Engram, DeepSeek 2026; the bigram
-    hash embedding of modded-nanogpt.)
+    N-grams may share a row (modded-nanogpt's bigram hash embedding; Engram, DeepSeek 2026).
     """
     key = tokens
     for i in range(1, n):
-        earlier = F.pad(tokens, (i, 0))[:, :tokens.shape[1]]
-        key = (key * HASH_PRIME + earlier + 1) % (2**31 - 1)
+        key = (key * 1_000_003 + F.pad(tokens, (i, 0))[:, :-i] + 1) % (2**31 - 1)
     return key % rows

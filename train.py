@@ -1,7 +1,6 @@
 """Train a GPT, and show what its loss means: `python train.py [RECIPE] [--name=value ...]`.
 
-Several processes, `torchrun --standalone --nproc_per_node=2 train.py ...`, share each step; all of them walk through
-this file, but only rank 0 writes and prints.
+Several processes, `torchrun --standalone --nproc_per_node=2 train.py ...`, share each step. All walk through this file.
 """
 
 import sys
@@ -23,14 +22,13 @@ from engine.diagnosis import diagnose
 from engine.distributed import Distributed, setup_distributed
 from engine.generate import generate_texts
 from engine.optim import make_optimizers, set_lr
-from engine.run import create_or_resume, lock_run, note_start
+from engine.run import create_or_resume, lock_run
 from engine.signals import StopSignal
 from engine.state import StepResult, TrainState
 from engine.step import compile_model, is_eval_step, make_objective, seed_dropout, teacher_logits, validate
 from loss import sum_losses
 from model import GPT
-from report import explain, words
-from report.outcome import show_outcome
+from report import explain, outcome, words
 from report.trainlog import TrainLog
 
 
@@ -69,13 +67,10 @@ def train(cfg: Config, named: set[str]) -> int:
     print(words.describe_run(run, state, remark, model, dist, get_batch, val_text), flush=True)
     if run.is_finished(state.step):
         return 0
-    dist.on_rank0(note_start, run, state.step, str(dist), torch.__version__)
     log, stop = TrainLog(run, dist, corpus, state), StopSignal(dist)
+    forward = compile_model(model, get_batch(0)[0], make_objective(cfg), dist, log.say) if cfg.run.compile else model
     if not run.is_resumed:
         log.say(words.step_zero(diagnose(model, get_batch, dist), corpus.info.vocab_size) + "\n")
-    train_model: torch.nn.Module = model
-    if cfg.run.compile:
-        train_model = compile_model(model, get_batch(state.step)[0], make_objective(cfg), dist, log.say)
     log.say(words.COLUMNS)
 
     while True:
@@ -98,13 +93,10 @@ def train(cfg: Config, named: set[str]) -> int:
                 log.save("last", model, state, optimizers)
         if ending:
             break
-        log.add(train_step(train_model, optimizers, get_batch(state.step), cfg, dist, state.step, teacher))
+        log.add(train_step(forward, optimizers, get_batch(state.step), cfg, dist, state.step, teacher))
 
     log.close()
-    if stop.received:
-        print("\n" + words.stopped(run, stop.name, state, dist, "last.safetensors" not in log.failing), flush=True)
-        return stop.exit_code
-    return show_outcome(model, corpus, cfg, dist, log)
+    return outcome.show_stop(stop, log) if stop.received else outcome.show_outcome(model, corpus, cfg, dist, log)
 
 
 def train_step(model: torch.nn.Module, optimizers: Optimizers, batch: list[Batch], cfg: Config, dist: Distributed,

@@ -1,11 +1,10 @@
 """The table of results: recipes over several seeds, by the real command.
 
-    python bench/results.py config/shakespeare_char.toml "config/student.toml --max_iters=1600" ... [--seeds=1,2,3]
+    python bench/results.py config/shakespeare_char.toml "config/student.toml --max_iters=1600" [--seeds=1,2,3]
 
-Runs are made one after another in out/results/; those that are finished are not made again, so it continues where it was
-stopped. Prints a row for each recipe: mean and standard deviation over the seeds of the best model's loss on all validation
-targets, the median of the seconds of the whole command, and the CPU; all rows are written to docs/results.md, between the lines
-that mark the table, in the column of this machine's instruction set.
+Runs are made one after another in out/results/. Finished ones are not made again, so it continues where it stopped. A
+row has the best model's loss on all validation targets, mean and standard deviation over the seeds, median seconds of
+the whole command, and the CPU. Rows go to docs/results.json, and from there to the table in docs/results.md.
 """
 
 import json
@@ -57,8 +56,8 @@ def train(command: str, seed: int, dtype: str) -> dict[str, float]:
         config, _ = load_config([*shlex.split(command)])
         prepare_corpus(config.data)  # is not timed
         started = time.perf_counter()
-        process = subprocess.run([sys.executable, "train.py", *shlex.split(command), f"--seed={seed}", f"--dtype={dtype}",
-                                  f"--out_dir={folder}"], cwd=ROOT, capture_output=True, text=True)
+        process = subprocess.run([sys.executable, "train.py", *shlex.split(command), f"--seed={seed}",
+                                  f"--dtype={dtype}", f"--out_dir={folder}"], cwd=ROOT, capture_output=True, text=True)
         if process.returncode:
             raise UserError(f"{command}: {(process.stderr.strip().splitlines() or ['failed'])[-1]}")
         done.write_text(json.dumps({"seconds": time.perf_counter() - started}))
@@ -99,7 +98,8 @@ def write_table(rows: dict[str, dict[str, dict[str, float]]]) -> None:
     text = TABLE.read_text(encoding="utf-8")
     before, _, rest = text.partition("<!-- table -->\n")
     after = rest.partition("<!-- end of table -->\n")[2]
-    TABLE.write_text(f"{before}<!-- table -->\n" + "\n".join(lines) + f"\n<!-- end of table -->\n{after}", encoding="utf-8")
+    table = "\n".join(["<!-- table -->", *lines, "<!-- end of table -->", after])
+    TABLE.write_text(before + table, encoding="utf-8")
 
 
 if __name__ == "__main__":

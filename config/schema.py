@@ -58,7 +58,7 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """[model] A GPT. The defaults are nanochat's form; config/nanogpt_cpu.toml is GPT-2's."""
 
-    block_size: Size = Field(128, description="context length in tokens")
+    block_size: Size = Field(256, description="context length in tokens")
     n_layer: Size = Field(3, description="transformer blocks")
     n_head: Size = Field(2, description="attention heads per block")
     n_embd: Size = Field(96, description="width of the residual stream")
@@ -90,7 +90,7 @@ class LossConfig(Section):
 class OptimConfig(Section):
     """[optim] How the objective is minimised."""
 
-    batch_size: Size = Field(16, description="sequences in one step")
+    batch_size: Size = Field(8, description="sequences in one step")
     max_iters: Positive = Field(800, description="steps")
     optimizer: Literal["muon", "adamw"] = Field("muon", description="for the blocks' matrices; AdamW takes the rest")
     learning_rate: Rate = Field(0.01, description="AdamW's peak learning rate")
@@ -118,7 +118,7 @@ class RunConfig(Section):
     compile: bool = Field(False, description="torch.compile the model: starts slowly, then runs faster")
     micro_batch_size: Count = Field(0, description="sequences in one forward pass; 0 = a rank's share of the batch")
     eval_interval: Positive = Field(40, description="steps between evaluations; the first are at 0, 1, 2, 4, 8, ...")
-    eval_tokens: Count = Field(32768, description="validation tokens per evaluation, evenly spread; 0 = all")
+    eval_tokens: Count = Field(16384, description="validation tokens per evaluation, evenly spread; 0 = all")
     log_interval: Positive = Field(10, description="steps between lines of metrics.jsonl")
     checkpoint_interval: Positive = Field(100, description="steps between checkpoints")
     explain_batch: bool = Field(False, description="show the first batch and its masks, and stop")

@@ -76,7 +76,8 @@ def ngram_nll(train: np.ndarray, val: np.ndarray, vocab_size: int, longest: int)
     n_train, first = len(train), len(train) + 1  # `first` is the position of val[1]
     context = np.zeros(len(tokens), dtype=np.int64)  # id of the n-1 tokens before each position
     shorter = np.full(len(tokens) - first, 1.0 / vocab_size)  # probabilities by the next shorter n-grams
-    for start in range(longest):  # the first position with a whole n-gram that ends there
+    contexts = scored = suffix = context[:0]  # of the next shorter n-grams
+    for start in range(longest):  # the first position at which a whole n-gram ends
         unique, gram = distinct(context[start:] * vocab_size + tokens[start:])
         occurrences = np.bincount(gram[:n_train - start], minlength=len(unique))
         if start:
@@ -111,7 +112,7 @@ def _interpolate(counts: np.ndarray, contexts: np.ndarray, scored: np.ndarray, s
 def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The distinct keys in order, and the index of each key among them: np.unique, but 4 times faster.
 
-    NumPy sorts numbers several times faster than it finds their order, so each key carries its position in its low bits.
+    NumPy sorts numbers several times faster than it finds their order, so each key carries its position in low bits.
     """
     bits, largest = len(keys).bit_length(), int(keys.max())
     if largest < 2**20:

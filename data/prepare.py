@@ -74,10 +74,10 @@ class CorpusInfo(BaseModel, frozen=True):
         lines += [f"  {each.name:<18} {each.nats_per_token:11.4f} {each.bits_per_byte:10.3f} {each.perplexity:11.2f}"
                   for each in sorted(self.baselines, key=lambda each: -each.nats_per_token)]
         if self.entropy_rate is not None and self.source_nll is not None:
+            error = self.source_nll - self.entropy_rate
             lines += ["", "  No model has a lower expected loss than the entropy rate. The source itself has "
-                      f"{self.source_nll:.4f} on this text:",
-                      f"  {self.source_nll - self.entropy_rate:+.4f} is sampling error. A model's loss above the source's "
-                      "is KL(source || model)."]
+                      f"{self.source_nll:.4f} on this text:", f"  {error:+.4f} is sampling error. A model's loss above "
+                      "the source's is KL(source || model)."]
         return "\n".join(lines)
 
 

@@ -131,7 +131,8 @@ class BPETokenizer(Tokenizer):
                 "ranks": [base64.b64encode(token).decode() for token in self.ranks]}
 
 
-def make_tokenizer(kind: str, characters: str, train_text: str, vocab_size: int, eos_text: str | None = None) -> Tokenizer:
+def make_tokenizer(kind: str, characters: str, train_text: str, vocab_size: int, eos_text: str | None = None
+                   ) -> Tokenizer:
     """A tokenizer for a corpus: char needs its characters, bpe learns from its training split, gpt2 is given."""
     if kind == "char":
         return CharTokenizer(characters, eos_text)

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -180,14 +181,14 @@ def resume_run(config: Config, named: set[str], corpus: Corpus) -> Run:
     return Run(run.path, config, run.info, changes=changes, is_resumed=True)
 
 
-def note_start(run: Run, step: int, device: str, torch_version: str) -> None:
+def note_start(run: Run, step: int, device: str) -> None:
     """Save the config of a resumed run, append a line to the history, and remove what killed processes left."""
     for temporary in run.path.glob(TEMPORARY):
         temporary.unlink()
     if run.is_resumed:
         write_atomically(run.path / "config.toml", to_toml(run.config.with_run(init_from="scratch")).encode())
     start = {"step": step, "time": datetime.now(UTC).isoformat(timespec="seconds"), "device": device,
-             "torch": torch_version}
+             "torch": version("torch")}
     append_line(run.path / "history.jsonl", start | ({"changes": run.changes} if run.changes else {}))
 
 
@@ -200,4 +201,5 @@ def _identity(config: Config, info: CorpusInfo) -> dict[str, Any]:
     """What must stay the same in a resumed run."""
     return {"text (sha256)": info.sha256[:8], "tokenizer": info.tokenizer, "vocab_size": info.vocab_size,
             **config.data.model_dump(exclude={"corpus", "tokenizer", "vocab_size"}),
-            "optimizer": config.optim.optimizer, **config.model.model_dump(exclude=MAY_CHANGE)}
+            **config.model.model_dump(exclude=MAY_CHANGE), "optimizer": config.optim.optimizer,
+            "eval_tokens": config.run.eval_tokens}  # or its losses could not be compared

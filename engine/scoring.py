@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from config.errors import DIVERGED, UserError
-from data.batches import IGNORE_INDEX, Batch
+from data.batches import IGNORE_INDEX, Batch, EvalText
+from data.documents import Split
 from engine.distributed import Distributed
 from model import GPT
 
@@ -83,6 +84,12 @@ def score_both(ours: Iterable[Predictions], theirs: Iterable[Predictions], tempe
              for a, b in zip(ours, theirs, strict=True)]
     a, b, divergences = zip(*parts, strict=True)
     return _join(a), _join(b), np.concatenate(divergences, axis=1)
+
+
+def nll_of_tokens(model: GPT, tokens: list[int], dist: Distributed) -> np.ndarray:
+    """The NLL in nats of tokens[1:], (N - 1,); a text longer than block_size is read in windows side by side."""
+    text = EvalText(Split(np.array(tokens)), model.config.block_size)
+    return score(predict(model, text.batches(), dist), [1.0]).nll
 
 
 @torch.inference_mode()

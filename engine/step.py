@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from config.schema import Config
-from data.batches import IGNORE_INDEX, Batch, EvalText
-from data.documents import Split
+from data.batches import Batch, EvalText
 from data.prepare import Corpus
 from engine.distributed import Distributed
 from engine.run import Record
-from loss import LossMeans, LossSums, Objective, mean_loss, sum_losses, token_nll
+from loss import LossMeans, LossSums, Objective, mean_loss, sum_losses
 from model import GPT
 from surprisal import bits_per_byte, perplexity
 
@@ -63,20 +62,6 @@ def is_eval_step(step: int, interval: int) -> bool:
     [0, 1, 2, 4, 8, 10, 20, 30]
     """
     return step % interval == 0 or (step < interval and step & (step - 1) == 0)
-
-
-@torch.inference_mode()
-def nll_of_tokens(model: GPT, tokens: list[int], dist: Distributed) -> np.ndarray:
-    """The NLL in nats of tokens[1:], (N - 1,); a text longer than block_size is read in windows side by side."""
-    model.eval()
-    text = EvalText(Split(np.array(tokens)), model.config.block_size)
-    parts = []
-    for batch in text.batches():
-        inputs, targets = dist.to_device(batch.inputs, batch.targets)
-        with dist.autocast():
-            nll = token_nll(model.hidden_states(inputs), model.lm_head.weight, targets, model.config.softcap)
-        parts.append(nll[targets != IGNORE_INDEX].double().cpu().numpy())
-    return np.concatenate(parts)
 
 
 @torch.inference_mode()

@@ -1,208 +1,157 @@
 """Loss curves as pictures and in the terminal. Needs no torch."""
 
-import io
 import itertools
 import math
-import statistics
+import string
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 from config.errors import UserError
-from config.files import write_atomically
-from data.baselines import ENTROPY_RATE, UNIFORM
+from config.files import replacing
+from data.baselines import ENTROPY_RATE
 from engine.run import Run
-from surprisal import bits_per_byte, perplexity
+from report.losses import Picture
+from surprisal import perplexity
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-POINTS = 1000  # of a curve that can be told apart
-MARKED = 60  # evaluations that are marked one by one
+FEW = 5  # runs whose training losses are drawn too
+MARKERS = ["braille", "dot", "x", "+", *string.ascii_letters]  # of curves in the terminal
+ROWS = 21  # of the picture in the terminal
 X_LABELS = {"step": "steps", "tokens": "training targets", "seconds": "seconds"}
-STYLES: list[Literal["-", "--", ":"]] = ["-", "--", ":"]
 Y_LABELS = {"nats": "cross-entropy, nats per token", "bits_per_byte": "cross-entropy, bits per byte"}
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A run's losses in the unit of the picture, and where they were measured."""
-
-    run: Run
-    val_x: list[float]
-    val: list[float]
-    train_x: list[float]  # the middle of the interval that `train` is a mean of
-    train: list[float]
-    gap_x: list[float]
-    gap: list[float]  # KL(source || model) in nats, where the source is known
-    best_x: float | None
-    best: float
-
-    @property
-    def label(self) -> str:
-        return f"{self.run.name.lstrip('_')}: " + (
-            f"best {self.best:.4f}" + (f", KL {min(self.gap):.4f}" if self.gap else "")
-            if self.best_x is not None else "no evaluation")
-
-
-def read_curve(run: Run, x: str, unit: str) -> Curve:
-    records = run.read_metrics()
-    info = run.info.val
-    scale = bits_per_byte(1.0, max(info.bytes, 1) / max(info.tokens, 1)) if unit == "bits_per_byte" else 1.0
-    evals = [record for record in records if "val_nll" in record and x in record]
-    val_x, val = [record[x] for record in evals], [
-        record["val_bits_per_byte" if unit == "bits_per_byte" else "val_nll"] for record in evals]
-    train_x, train, before = [], [], 0.0
-    for record in records:
-        if "train_nll" in record and x in record:
-            train_x.append((before + record[x]) / 2)
-            train.append(record["train_nll"] * scale)
-            before = record[x]
-    gaps = [record for record in evals if record.get("kl_gap", 0) > 0]
-    best = min(range(len(val)), key=val.__getitem__) if val else None
-    final = next((record for record in reversed(records) if "best_val_nll" in record), {})
-    lowest = val[best] if best is not None else math.nan
-    return Curve(run, val_x, val, *_thin(train_x, train), [record[x] for record in gaps],
-                 [record["kl_gap"] for record in gaps], val_x[best] if best is not None else None,
-                 final.get("best_val_bits_per_byte" if unit == "bits_per_byte" else "best_val_nll", lowest))
-
-
 def draw_png(runs: Sequence[Run], path: Path, x: str = "step", scale: str = "log", unit: str = "nats") -> None:
-    """Training and validation loss of each run, the best models marked, and the baselines as lines."""
+    """Save the picture as .png, .svg or .pdf."""
+    figure, kind = make_figure(runs, x, scale, unit), path.suffix.removeprefix(".") or "png"
+    if kind not in figure.canvas.get_supported_filetypes():
+        raise UserError(f"{path}: cannot draw a .{kind} file; use .png, .svg or .pdf")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"{path}: should be a file in a directory that exists")
+    with replacing(path) as new:
+        figure.savefig(new, format=kind)
+
+
+def make_figure(runs: Sequence[Run], x: str = "step", scale: str = "log", unit: str = "nats") -> "Figure":
+    """Training and validation loss of each run, a star at the best model, and the baselines as lines."""
     import matplotlib
     from matplotlib.figure import Figure  # without pyplot: no window, nothing global
     from matplotlib.lines import Line2D
 
-    curves = [read_curve(run, x, unit) for run in runs]
-    with matplotlib.rc_context({"text.parse_math": False, "font.size": 10}):
-        has_gap = any(curve.gap for curve in curves)
-        figure = Figure(figsize=(9.6, 6.4 if has_gap else 5.6), dpi=130, layout="constrained")
-        axes, *more = figure.subplots(2 if has_gap else 1, 1, sharex=True, squeeze=False,
-                                      height_ratios=[3, 1] if has_gap else None)[:, 0]
+    picture = Picture(runs, x, unit)
+    curves, left, right, low, high = picture.curves, picture.left, picture.right, picture.low, picture.high
+    few, has_gap = len(curves) <= FEW, any(curve.gap[0] for curve in curves)
+    columns = max(1, min(3, 118 // (12 + max(len(curve.label) for curve in curves))))
+    height = max(3.9, 0.18 * len(picture.baselines))  # of the axes, in inches
+    with matplotlib.rc_context({"text.parse_math": False, "font.family": "DejaVu Sans"}):
+        figure = Figure((7.2, height + 0.7 + 0.2 * -(-(len(curves) + few) // columns) + 1.5 * has_gap), dpi=160,
+                        layout="constrained")
+        axes, *panels = figure.subplots(1 + has_gap, 1, sharex=True, squeeze=False,
+                                        height_ratios=[height, 1.5][:1 + has_gap])[:, 0]
         handles = []
         for number, curve in enumerate(curves):
-            color, style = f"C{number % 10}", STYLES[number // 10 % len(STYLES)]
-            axes.plot(curve.train_x, curve.train, color=color, alpha=0.35, linewidth=1, linestyle=style, zorder=2)
-            axes.plot(curve.val_x, curve.val, color=color, linewidth=2, linestyle=style, zorder=3, markersize=3.5,
-                      marker="o" if len(curve.val) <= MARKED and len(curves) < 5 else None)
-            if curve.best_x is not None:
-                axes.plot(curve.best_x, curve.best, color=color, marker="*", markersize=14, markeredgecolor="white",
-                          zorder=4)
-            for panel in more:
-                panel.plot(curve.gap_x, curve.gap, color=color, linewidth=2, linestyle=style)
-            handles.append(Line2D([], [], color=color, linewidth=2, linestyle=style, label=_drawable(curve.label)))
-        if x == "step" and any(curve.train for curve in curves):
-            handles.append(Line2D([], [], color="0.5", alpha=0.6, linewidth=1, label="thin: training"))
-        _set_axes(axes, curves, x, scale, unit)
-        for panel in more:
-            panel.set_yscale("log")
-            panel.set_ylabel("KL(source || model)")
-            panel.grid(alpha=0.15)
-        (more or [axes])[-1].set_xlabel(X_LABELS[x])
-        figure.legend(handles=handles, loc="outside lower center", frameon=False, fontsize=9,
-                      ncols=1 if max(len(str(handle.get_label())) for handle in handles) > 60 else min(3, len(handles)))
-        kind = path.suffix.removeprefix(".") or "png"
-        if kind not in figure.canvas.get_supported_filetypes():
-            raise UserError(f"{path}: cannot draw a .{kind} file; use .png, .svg or .pdf")
-        if path.is_dir() or not path.parent.is_dir():
-            raise UserError(f"{path}: should be a file in a directory that exists")
-        picture = io.BytesIO()
-        figure.savefig(picture, format=kind)
-    write_atomically(path, picture.getvalue())
-
-
-def _set_axes(axes: "Axes", curves: Sequence[Curve], x: str, scale: str, unit: str) -> None:
-    """Limits, baselines with their names, and perplexity on the right."""
-    right = max((value for curve in curves for value in (*curve.val_x, *curve.train_x)), default=1.0) or 1.0
-    first = min((value for curve in curves for value in curve.val_x if value > 0), default=right)
-    if scale == "log":
-        axes.set_xscale("symlog", linthresh=first, linscale=0.3)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-    axes.set_xlim(-0.02 * (first if scale == "log" else right), right * (1.15 if scale == "log" else 1.02))
-    baselines = find_baselines([curve.run for curve in curves], unit)
-    shown = [value for curve in curves for value in (*curve.val, *curve.train)] + [value for _, value in baselines]
-    low, high = min(shown, default=0.0), max((value for _, value in baselines), default=1.0)
-    height = max(high - low, 1e-3)
-    axes.set_ylim(low - 0.06 * height, high + 0.07 * height)
-    axes.set_ylabel(Y_LABELS[unit])
-    axes.spines["top"].set_visible(False)
-    axes.grid(alpha=0.15)
-    last, column = math.inf, 0
-    for name, value in sorted(baselines, key=lambda pair: -pair[1]):
-        axes.axhline(value, color="0.45", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-        column = column + 1 if last - value < 0.035 * height else 0  # too close to the one above: further to the side
-        last = value
-        place = 0.01 + 0.24 * column
-        axes.annotate(_drawable(f"{name}  {value:.3f}"), (place if scale == "log" else 1 - place, value), (0, 2),
-                      xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=8, color="0.25",
-                      zorder=5, ha="left" if scale == "log" else "right", va="bottom")
-    if unit == "nats":
-        bottom, top = (perplexity(nats) for nats in axes.get_ylim())
-        numbers = [digit * 10**power for power in range(6) for digit in (1, 1.5, 2, 3, 4, 5, 7)]
-        ticks = [number for number in numbers if bottom <= number <= top]
-        second = axes.secondary_yaxis("right")
-        second.set_yticks([math.log(number) for number in ticks], [f"{number:,g}" for number in ticks])
-        second.set_ylabel("perplexity")
+            look: dict[str, Any] = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3]}
+            star: dict[str, Any] = {"marker": "*", "markersize": 12 if few else 9, "markeredgecolor": "white"}
+            if few:
+                axes.plot(*curve.train, **look, linewidth=0.8, alpha=0.45)
+            axes.plot(*curve.val, **look, linewidth=2)
+            axes.plot(*curve.best, **look, **star, zorder=4, clip_on=False)
+            for panel in panels:
+                panel.plot(*curve.gap, **look, linewidth=2)
+            handles.append(Line2D([], [], **look, **star, linewidth=2, label=_drawable(curve.label)))
+        if few and any(curve.train[0] for curve in curves):
+            handles.append(Line2D([], [], color="0.4", alpha=0.6, linewidth=0.8, label="thin: training"))
+        figure.legend(handles=handles, loc="outside lower center", frameon=False, fontsize=9, ncols=columns)
+        if scale == "log":  # also from 0
+            axes.set_xscale("symlog", linthresh=picture.first, linscale=0.3)
+        axes.set_xlim(left, right)
+        ticks = picture.log_ticks if scale == "log" else [tick for tick in axes.get_xticks() if left <= tick <= right]
+        axes.set_xticks(ticks, [_number(tick) for tick in ticks])
+        axes.minorticks_off()
+        # Right of the curves are the names of the baselines, one above the other; a line leads from each to its loss.
+        names = [_drawable(f"{name}  {value:.3f}") for name, value in picture.baselines]
+        width = 0.05 + 0.0101 * max(map(len, names), default=0)  # of the axes
+        start, end = axes.transData.transform([(left, 0), (right, 0)])[:, 0]
+        axes.set_xlim(left, axes.transData.inverted().transform((start + (end - start) / (1 - width), 0))[0])
+        axes.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
+        values = [value for _, value in picture.baselines]
+        for name, value, y in zip(names, values, _spread(values, 0.18 / height * (high - low)), strict=True):
+            color, dashes = ("0", ()) if name.startswith(ENTROPY_RATE) else ("0.45", (4, 3))
+            axes.plot([left, right], [value, value], color=color, linewidth=0.8, linestyle=(0, dashes), zorder=1)
+            axes.annotate(name, (right, value), (1.03 - width, y), textcoords=("axes fraction", "data"), fontsize=8.5,
+                          va="center", color="0.2", arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6,
+                                                                "shrinkB": 0, "relpos": (0, 0.5)})
+        for each in (axes, *panels):
+            each.spines[["top", "right"]].set_visible(False)
+            each.spines["bottom"].set_bounds(left, right)
+            each.grid(axis="x", alpha=0.15)
+        each.set_xlabel(X_LABELS[x])
+        axes.set_ylabel(Y_LABELS[unit])
+        for panel in panels:
+            panel.set(yscale="log", ylabel="KL(source || model)")
+            panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        if unit == "nats":
+            bottom, top = (perplexity(nats) for nats in axes.get_ylim())
+            numbers = [digit * 10**power for power in range(6) for digit in (1, 1.5, 2, 3, 5, 7)]
+            ticks = [number for number in numbers if bottom <= number <= top]
+            second = axes.secondary_yaxis("right")
+            second.set_yticks([math.log(number) for number in ticks], [f"{number:,g}" for number in ticks])
+            second.set_ylabel("perplexity")
+    return figure
 
 
 def draw_terminal(runs: Sequence[Run], x: str = "step", scale: str = "log", unit: str = "nats") -> str:
     """The same picture in characters; baselines are the marks of the y axis."""
     import plotext
 
-    curves, rows = [read_curve(run, x, unit) for run in runs], 26
+    picture = Picture(runs, x, unit)
+    low, step = picture.low, (picture.high - picture.low) / (ROWS - 1)
+    ticks = picture.log_ticks if scale == "log" else [picture.right * part / 4 for part in range(5)]
+
+    def place(value: float) -> float:
+        return math.log10(value / picture.first + 1) if scale == "log" else value
+
     plotext.clear_figure()
-    plotext.plot_size(None, rows)
+    plotext.limit_size(False, False)
+    plotext.plot_size(None, ROWS + 3)  # with the frame and the marks of the x axis
     plotext.theme("clear")
-    shift = 1.0 if scale == "log" else 0.0  # log(0) is not drawn
-    for marker, curve in zip(itertools.cycle(["braille", "dot", "x", "+"]), curves, strict=False):
-        if curve.val:
-            plotext.plot([value + shift for value in curve.val_x], curve.val, marker=marker)
-    if scale == "log":
-        plotext.xscale("log")
-    right = max((value for curve in curves for value in curve.val_x), default=1.0)
-    ticks = [0.0, *(10.0**power for power in range(int(math.log10(max(right, 1))) + 1)), right]
-    plotext.xticks([tick + shift for tick in ticks], [f"{tick:,g}" for tick in ticks])
-    baselines = find_baselines(runs, unit)
-    shown = [value for curve in curves for value in curve.val] + [value for _, value in baselines]
-    low, high = min(shown, default=0.0), max(shown, default=1.0)
-    high = max(high, low + 1e-3)  # a vocabulary of one token has no loss
-    plotext.ylim(low, high)
-    marks: dict[int, list[tuple[str, float]]] = {}  # by the row of the picture
-    for name, value in sorted(baselines, key=lambda pair: -pair[1]):
-        plotext.hline(value, "gray")
-        marks.setdefault(round((value - low) / (high - low) * (rows - 5)), []).append((name, value))
-    plotext.yticks([group[0][1] for group in marks.values()],
-                   [", ".join(f"{name} {value:.3f}" for name, value in group) for group in marks.values()])
-    plotext.title(f"{Y_LABELS[unit]}, against {X_LABELS[x]}")
-    picture = plotext.build()
-    names = itertools.cycle(["line", "dots", "x", "+"])
-    lines = [f"{name:>8}  {curve.label}" for name, curve in zip(names, curves, strict=False)]
-    return "\n".join([picture if sys.stdout.isatty() else plotext.uncolorize(picture), *lines])
+    lines = []
+    for marker, curve in zip(itertools.cycle(MARKERS), picture.curves, strict=False):
+        if curve.val[0]:
+            plotext.plot([place(value) for value in curve.val[0]],
+                         [min(loss, 2 * picture.high) for loss in curve.val[1]], marker=marker)
+        lines.append(f"{ {'braille': '⠒⠒', 'dot': '••'}.get(marker, 2 * marker):>8}  {curve.label}")
+    plotext.xlim(place(0 if scale == "linear" else picture.left), place(picture.right))
+    plotext.ylim(low, picture.high)
+    plotext.xticks([place(tick) for tick in ticks], [_number(tick) for tick in ticks])
+    names: dict[int, list[str]] = {}  # of the baselines in each row
+    for name, value in reversed(picture.baselines):
+        names.setdefault(round((value - low) / step), []).append(f"{name} {value:.3f}")
+    for row in names:
+        plotext.hline(low + row * step, "gray")
+    plotext.yticks([low + row * step for row in names], [", ".join(group) for group in names.values()])
+    drawn = plotext.build()
+    return "\n".join([f"{Y_LABELS[unit]}, against {X_LABELS[x]}",
+                      drawn if sys.stdout.isatty() else plotext.uncolorize(drawn), *lines])
 
 
-def find_baselines(runs: Sequence[Run], unit: str) -> list[tuple[str, float]]:
-    """Names and losses of the baselines up to log|V|; a name that means different losses says whose each is."""
-    values = [{each.name: each.nats_per_token if unit == "nats" else each.bits_per_byte for each in run.info.baselines}
-              for run in runs]
-    owners = [f"{run.info.name}, {run.info.tokenizer}" for run in runs]
-    found: dict[str, float] = {}
-    for own, owner in zip(values, owners, strict=True):
-        for name, value in own.items():
-            shared = all(math.isclose(other.get(name, math.nan), value, rel_tol=1e-3) for other in values)
-            if value <= own[UNIFORM] or name == ENTROPY_RATE:
-                found[name if shared else f"{name} ({owner})"] = value
-    return sorted(found.items(), key=lambda item: item[1])
+def _spread(values: Sequence[float], gap: float) -> list[float]:
+    """The positions nearest to ascending values that are at least `gap` apart: an isotonic regression."""
+    groups: list[list[float]] = []  # of values that share a mean, each less the gaps below it
+    for number, value in enumerate(values):
+        groups.append([value - number * gap])
+        while len(groups) > 1 and fmean(groups[-2]) > fmean(groups[-1]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    return [mean + number * gap for number, mean in enumerate(fmean(group) for group in groups for _ in group)]
 
 
-def _thin(x: list[float], y: list[float]) -> tuple[list[float], list[float]]:
-    """Means of neighbouring points where there are more than can be told apart."""
-    size = -(-len(x) // POINTS)
-    if size <= 1:
-        return x, y
-    starts = range(0, len(x), size)
-    return [statistics.fmean(x[at:at + size]) for at in starts], [statistics.fmean(y[at:at + size]) for at in starts]
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _drawable(text: str) -> str:

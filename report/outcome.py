@@ -7,10 +7,18 @@ from data.prepare import Corpus
 from engine.checkpoint import load_checkpoint
 from engine.distributed import Distributed
 from engine.generate import generate_texts
+from engine.signals import StopSignal
 from engine.step import evaluate, validate
 from model import GPT
 from report import figures, words
 from report.trainlog import TrainLog
+
+
+def show_stop(stop: StopSignal, log: TrainLog) -> int:
+    """Say how to resume a run that a signal has stopped; returns the exit code."""
+    saved = "last.safetensors" not in log.failing
+    print("\n" + words.stopped(log.run, stop.name, log.state, log.dist, saved), flush=True)
+    return stop.exit_code
 
 
 def show_outcome(model: GPT, corpus: Corpus, cfg: Config, dist: Distributed, log: TrainLog) -> int:

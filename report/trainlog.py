@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 from data.prepare import Corpus
 from engine.distributed import Distributed
-from engine.run import Record, Run
+from engine.run import Record, Run, note_start
 from engine.runlog import RunLog, training_record
 from engine.state import StepResult, TrainState
 from report import words
@@ -19,6 +19,7 @@ class TrainLog(RunLog):
         self.bar = tqdm(total=run.config.optim.max_iters, initial=state.step, disable=dist.rank > 0 or None,
                         unit="step", leave=False, dynamic_ncols=True)
         super().__init__(run, dist, state.step, self.bar.write)
+        dist.on_rank0(note_start, run, state.step, str(dist))
         self.state, self.info = state, corpus.info
         self.logged_step = state.step or -1  # of a resumed run: its metrics.jsonl has that step
         self.started = time.perf_counter() - state.seconds

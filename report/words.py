@@ -193,7 +193,7 @@ def _advice(records: Sequence[Record], evals: Sequence[Record], final: Record, u
     """Did it diverge, overfit, or is there more to gain; and what to try next."""
     train_nll = next((record["train_nll"] for record in reversed(records) if "train_nll" in record), math.nan)
     nonfinite = records[-1].get("nonfinite_in_a_row")
-    if records[-1]["step"] == 0:
+    if math.isnan(train_nll) and not nonfinite:  # there was no step with a target
         return []
     if nonfinite or not train_nll < uniform + 0.1:
         why = (f"the last {nonfinite:,.0f} step(s) had no finite loss and gradient" if nonfinite else

@@ -69,9 +69,10 @@ def test_padded_documents_have_rows_of_their_own(data_dir, block_size) -> None:
     corpus = prepare(PLAY, documents="paragraphs")
     eos = corpus.tokenizer.eos
     batches = TrainBatches(corpus.train, block_size, 7, seed=0, eos=eos)
-    rows = [row for step in range(-(-batches.windows_per_epoch // 7)) for row in zip(*batches(step)[0][:2], strict=True)]
+    windows = batches.windows_per_epoch
+    rows = [row for step in range(-(-windows // 7)) for row in zip(*batches(step)[0][:2], strict=True)]
     seen = []
-    for inputs, targets in rows[:batches.windows_per_epoch]:
+    for inputs, targets in rows[:windows]:
         unmasked = targets != IGNORE_INDEX
         n = unmasked.sum()
         assert unmasked[:n].all()  # padding comes after

@@ -1,9 +1,7 @@
 """The machinery: steps, optimizers, schedules, the state of a training, checkpoints, resuming, sampling."""
 
 import copy
-import math
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +21,6 @@ from engine.generate import generate, sample_token
 from engine.optim import Muon, get_lr_scale, make_optimizers, set_lr
 from engine.state import TrainState
 from engine.step import evaluate
-from loss import LossMeans
 from model import GPT
 from report import words
 from tests.conftest import TINY, Done, call, read_metrics, without_clocks
@@ -32,6 +29,15 @@ from train import train_step
 
 CPU = Distributed(torch.device("cpu"), torch.float32)
 SMALL = ModelConfig(block_size=8, n_layer=2, n_head=2, n_embd=16)
+PATIENT = Config(run=RunConfig(patience=3), optim=OptimConfig(max_iters=10**6))
+
+
+@pytest.fixture(autouse=True)
+def only_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw nothing and write no samples: that would take most of the time of these trainings."""
+    monkeypatch.setattr("report.figures.draw_png", lambda runs, path: path.touch())
+    for module in ("train", "report.outcome"):
+        monkeypatch.setattr(f"{module}.generate_texts", lambda *_, **__: ["a sample"])
 
 
 def make_model(**options: Any) -> GPT:
@@ -82,7 +88,7 @@ def test_skipped_steps_are_counted_also_after_a_resume(data_dir: Path, monkeypat
     assert train("--max_iters=4").stdout.count(words.SKIPPED) == 1
     printed = train("--init_from=resume").stdout
     assert f"{len(empty)} of the steps had no target, and were skipped" in printed
-    assert ("diverged" in printed) == (len(empty) == 6)  # nothing was ever measured
+    assert "diverged" not in printed
     *records, _ = read_metrics(data_dir / "out/run")
     assert [record.get("skipped_steps", 0) for record in records] == [
         len([step for step in empty if step < done]) for done in range(7)]
@@ -148,14 +154,13 @@ def test_tokens_per_second_are_those_of_the_steps(data_dir: Path, monkeypatch: p
     import train as script
 
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    monkeypatch.setattr(script, "validate", takes(3600, script.validate))
-    monkeypatch.setattr(script, "generate_texts", takes(3600, script.generate_texts))
-    monkeypatch.setattr(engine.runlog, "save_checkpoint", takes(3600, engine.runlog.save_checkpoint))
-    monkeypatch.setattr(script, "seed_dropout", takes(0.5, script.seed_dropout))  # once in a step
+    for module, name, seconds in ((script, "validate", 3600), (script, "generate_texts", 3600),
+                                  (engine.runlog, "save_checkpoint", 3600), (script, "seed_dropout", 0.5)):
+        monkeypatch.setattr(module, name, takes(seconds, getattr(module, name)))  # the last one is called in each step
     train("--log_interval=2", "--checkpoint_interval=1", "--eval_interval=3")
     records = read_metrics(data_dir / "out/run")
-    assert [record["tokens_per_second"] for record in records if "train_nll" in record] == [4 * 8 / 0.5] * 5
-    assert records[-1]["seconds"] > 3600
+    assert [record["tokens_per_second"] for record in records if "train_nll" in record] == [4 * 8 / 0.5] * 6
+    assert records[-2]["seconds"] > 3600
 
 
 # The state of a training.
@@ -171,12 +176,11 @@ def evaluations(*losses: tuple[float, float]) -> TrainState:
 
 
 def test_early_stopping_stops_what_overfits() -> None:
-    cfg = Config(run=RunConfig(patience=3))
     falls = [(2.0, 2.1), (1.5, 1.8), (1.4, 1.82), (1.3, 1.85), (1.2, 1.9)]
     state = evaluations(*falls)
-    assert state.is_finished(cfg)
+    assert state.is_finished(PATIENT)
     assert (state.best_nll, state.best_step, state.best_train_nll) == (1.8, 20, 1.5)
-    assert not evaluations(*falls[:-1]).is_finished(cfg)
+    assert not evaluations(*falls[:-1]).is_finished(PATIENT)
     assert not state.is_finished(Config(run=RunConfig(patience=0)))
 
 
@@ -187,7 +191,7 @@ def test_early_stopping_does_not_stop_what_is_noisy() -> None:
     noisy = [(1.5, 1.8), *((1.5 + up, 1.8 + up) for up in rng.uniform(0.01, 0.5, size=200).tolist())]
     now_and_then = [(1.5 - step / 1000, 1.8 + 0.02 * (step % 3 > 0)) for step in range(200)]
     for losses in (still, noisy, now_and_then):
-        assert not evaluations(*losses).is_finished(Config(run=RunConfig(patience=3)))
+        assert not evaluations(*losses).is_finished(PATIENT)
 
 
 # Checkpoints.
@@ -272,7 +276,7 @@ def test_a_run_stopped_by_patience_can_be_resumed(data_dir: Path, monkeypatch: p
     import train as script
 
     losses = iter([3.0, 2.0, *[2.5] * 100])
-    validate = script.validate
+    validate = vars(script)["validate"]
     monkeypatch.setattr(script, "validate", lambda *arguments: validate(*arguments) | {"val_nll": next(losses)})
     train("--patience=2")
     before = without_clocks(data_dir / "out/run")
@@ -293,11 +297,23 @@ def test_resuming_another_model_or_text_is_refused(data_dir: Path) -> None:
         return done.stderr
 
     for option, says in (("--n_layer=3", "n_layer was 2 and is now 3"), ("--optimizer=adamw", "optimizer was muon"),
-                         ("--val_fraction=0.5", "val_fraction was 0.1")):
+                         ("--val_fraction=0.5", "val_fraction was 0.1"), ("--eval_tokens=9", "eval_tokens was 300")):
         assert says in refusal(option)
     (data_dir / "text.txt").write_text("Something else entirely.\n" * 50, encoding="utf-8")
     assert "text (sha256) was" in refusal()
     assert {path: path.read_bytes() for path in (data_dir / "out/run").iterdir()} == before
+
+
+def test_ranks_compare_weights_that_they_loaded(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[torch.Tensor] = []
+    monkeypatch.setattr(Distributed, "check_same_weights",
+                        lambda self, model: compared.append(model.wte.weight.detach().clone()))
+    train("--max_iters=2")
+    train("--max_iters=3", "--init_from=resume")
+    tensors, _ = read_checkpoint(data_dir / "out/run/previous.safetensors")  # what the second started from
+    assert len(compared) == 2
+    assert np.array_equal(compared[1].numpy(), tensors["model.wte.weight"])
+    assert not torch.equal(*compared)
 
 
 def test_devices() -> None:
@@ -326,9 +342,9 @@ def test_cached_sampling_equals_uncached_also_beyond_the_block(model_options: di
 
 
 def test_a_sample_depends_on_its_number_not_on_how_many_there_are() -> None:
-    three = [list(tokens) for tokens in zip(*generate(make_model(), [1], CPU, num_samples=3), strict=True)]
-    one = [tokens[0] for tokens in generate(make_model(), [1], CPU, num_samples=1)]
-    assert three[0] == one
+    three, one = (list(zip(*generate(make_model(), [1], CPU, num_samples=number, max_new_tokens=99), strict=True))
+                  for number in (3, 1))
+    assert three[0] == one[0]
     assert three[0] != three[1]
 
 

@@ -12,7 +12,7 @@ from data.batches import IGNORE_INDEX, Batch, EvalText
 from data.documents import apply_mask, encode_documents
 from data.tokenizer import CharTokenizer
 from engine.distributed import Distributed
-from engine.step import nll_of_tokens
+from engine.scoring import nll_of_tokens
 from model import GPT
 from report.explain import show_costs, show_masks
 from tests.conftest import TINY, call

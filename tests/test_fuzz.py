@@ -5,11 +5,12 @@ All in one process and derandomised: the same examples each time. What they foun
 
 import contextlib
 import io
-import itertools
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,9 +52,22 @@ TEXT = st.one_of(
     st.lists(st.sampled_from(["CAT:\nNo.\n\n", "a", "\n\n", "\r\n", "🎉", "\0", "the cat "]), max_size=60).map("".join))
 
 
-def fuzz(examples: int) -> settings:
-    return settings(max_examples=examples, derandomize=True, deadline=None, database=None,
-                    suppress_health_check=list(HealthCheck))
+def run_examples(function: Callable[..., None], examples: int, *strategies: st.SearchStrategy[Any]) -> None:
+    settings(max_examples=examples, derandomize=True, deadline=None, database=None,
+             suppress_health_check=list(HealthCheck))(given(*strategies)(function))()
+
+
+def fuzz(examples: int, *strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[[int], None]]:
+    """Make a test of a function: a tenth of the examples in quick tests, and all of them in slow ones."""
+
+    def make_test(function: Callable[..., None]) -> Callable[[int], None]:
+        @pytest.mark.parametrize("part", [10, pytest.param(1, marks=pytest.mark.slow)], ids=["a tenth", "all"])
+        def test(part: int) -> None:
+            run_examples(function, examples // part, *strategies)
+
+        return test
+
+    return make_test
 
 
 def command(main: Callable[[list[str]], None], argv: list[str]) -> int:
@@ -80,8 +94,7 @@ def _here(data_dir) -> None:
     """Nothing is read or written elsewhere."""
 
 
-@fuzz(2500)
-@given(st.lists(ARGUMENT, max_size=6))
+@fuzz(2500, st.lists(ARGUMENT, max_size=6))
 def test_command_lines(argv) -> None:
     def main(argv: list[str]) -> None:
         config, named = load_config(argv)
@@ -90,8 +103,7 @@ def test_command_lines(argv) -> None:
     command(main, argv)
 
 
-@fuzz(400)
-@given(st.lists(ARGUMENT, max_size=4), st.sampled_from(["sample", "evaluate", "curves", "prepare"]))
+@fuzz(400, st.lists(ARGUMENT, max_size=4), st.sampled_from(["sample", "evaluate", "curves", "prepare"]))
 def test_command_lines_of_the_others(argv, name) -> None:
     """No run is there, so no device is looked for, and the corpora are not fetched."""
     main = {"sample": sample.main, "evaluate": evaluate.main, "curves": curves.main, "prepare": prepare.main}[name]
@@ -102,8 +114,7 @@ def test_command_lines_of_the_others(argv, name) -> None:
         assert command(main, argv) == 2 or "markov" in argv
 
 
-@fuzz(1000)
-@given(st.dictionaries(st.one_of(st.sampled_from(sorted(Config.model_fields)), ANY), st.one_of(
+@fuzz(1000, st.dictionaries(st.one_of(st.sampled_from(sorted(Config.model_fields)), ANY), st.one_of(
     st.dictionaries(st.one_of(st.sampled_from(sorted(FIELDS)), ANY), JUST_ANY, max_size=4), JUST_ANY), max_size=3),
     st.integers(0, 400), ANY)
 def test_recipes(recipe, cut, garbage) -> None:
@@ -118,8 +129,7 @@ def test_recipes(recipe, cut, garbage) -> None:
         command(lambda argv: (load_config(argv), None)[1], ["fuzz.toml"])
 
 
-@fuzz(500)
-@given(JUST_ANY, st.booleans())
+@fuzz(500, JUST_ANY, st.booleans())
 def test_records(value, raw) -> None:
     line = str(value) if raw else json.dumps(value)
     with contextlib.suppress(UserError):
@@ -128,8 +138,7 @@ def test_records(value, raw) -> None:
             assert completion
 
 
-@fuzz(700)
-@given(TEXT, st.sampled_from(["char", "bpe"]), st.sampled_from(["none", "none", "lines", "paragraphs"]),
+@fuzz(700, TEXT, st.sampled_from(["char", "bpe"]), st.sampled_from(["none", "none", "lines", "paragraphs"]),
        st.sampled_from([0.1, 0.5, 0.9]), st.sampled_from(["", "", "^[A-Z]+:$", "a*", "🎉|\\0"]), st.booleans())
 def test_corpora(text, tokenizer, documents, val_fraction, mask, predict_eos) -> None:
     """Every byte is in a token, and every token is counted."""
@@ -155,8 +164,7 @@ def test_corpora(text, tokenizer, documents, val_fraction, mask, predict_eos) ->
         assert each.nats_per_token >= 0
 
 
-@fuzz(100)
-@given(st.binary(max_size=60))
+@fuzz(100, st.binary(max_size=60))
 def test_corpora_that_are_no_text(content) -> None:
     Path("fuzz.txt").write_bytes(content * 9)
     command(prepare.main, ["fuzz.txt"])
@@ -184,8 +192,6 @@ def test_whole_trainings() -> None:
     """One after another in one directory: later ones find, rename or resume the runs of earlier ones."""
     codes: list[int] = []
 
-    @fuzz(250)
-    @given(TEXT, OPTIONS)
     def trainings(text, options) -> None:
         Path("fuzz.txt").write_bytes(f"{text}\nCAT:\nThe mat.\n\n".encode() * 4 if len(text) > 1 else text.encode())
         codes.append(command(train.main, [*SMALL, *options]))
@@ -195,12 +201,12 @@ def test_whole_trainings() -> None:
             assert command(sample.main, ["out/fuzz", "--max_new_tokens=3", "--device=cpu"]) == 0
         assert not list(Path("out").glob(".*"))
 
-    trainings()
+    run_examples(trainings, 250, TEXT, OPTIONS)
     assert codes.count(0) > 0.2 * len(codes)
 
 
 def test_there_are_five_thousand() -> None:
     here = Path(__file__).read_text(encoding="utf-8")
-    examples = [int(line.strip()[6:-1]) for line in here.splitlines() if line.strip().startswith("@fuzz(")]
-    assert sum(examples) >= 5000
-    assert len(list(itertools.takewhile(bool, examples))) == 7
+    examples = re.findall(r"^(?:@fuzz\(|    run_examples\(trainings, )(\d+)", here, re.MULTILINE)
+    assert len(examples) == 7
+    assert sum(map(int, examples)) >= 5000

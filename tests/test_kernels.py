@@ -110,7 +110,7 @@ import evaluate, sample
 from config.schema import ModelConfig
 from engine.distributed import setup_distributed
 from engine.generate import generate
-from engine.step import nll_of_tokens
+from engine.scoring import nll_of_tokens
 from model import GPT
 model, dist = GPT(ModelConfig(n_layer=1, n_embd=16, block_size=8), 7), setup_distributed("cpu", "float32")
 list(generate(model, [1, 2], dist, max_new_tokens=3))

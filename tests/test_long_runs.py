@@ -26,6 +26,11 @@ from tests.conftest import TINY, read_metrics
 PAGE = resource.getpagesize()
 
 
+def processor_seconds() -> float:
+    """Of all processes that this one has started and that have ended: however busy the machine is."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+
+
 def test_metrics_are_appended_not_rewritten(data_dir) -> None:
     """Resuming truncates the file after the step of the checkpoint."""
     config, _ = load_config(["--corpus=text.txt", "--out_dir=out/run", *TINY])
@@ -96,11 +101,11 @@ def test_the_curves_of_a_million_lines_are_drawn_in_seconds(clone: Path, trained
                 record |= {"val_nll": 1.5 + math.exp(-step / 3000), "val_bits_per_byte": 2.0}
             file.write(json.dumps(record) + "\n")
     for where in (["--out=million.png"], ["--terminal"]):
-        began = time.monotonic()
+        began = processor_seconds()
         done = subprocess.run([sys.executable, "curves.py", "out/million", *where], cwd=clone, capture_output=True,
                               text=True, check=True)
-        assert time.monotonic() - began < 30  # it takes 5; a quadratic step would take hours
-    assert "million: best 1.5000" in done.stdout
+        assert processor_seconds() - began < 30  # it takes 10; a quadratic step would take hours
+    assert re.search("best 1.5000.*million|million.*best 1.5000", done.stdout)
     assert (clone / "million.png").read_bytes().startswith(b"\x89PNG")
     shutil.rmtree(out)
 

@@ -19,8 +19,8 @@ from engine.diagnosis import diagnose
 from engine.distributed import Distributed, setup_distributed
 from engine.generate import generate, generate_texts
 from engine.optim import make_optimizers
-from engine.scoring import predict, score
-from engine.step import evaluate, nll_of_tokens
+from engine.scoring import nll_of_tokens, predict, score
+from engine.step import evaluate
 from model import GPT
 from tests.conftest import TINY, call, read_metrics
 from train import train_step

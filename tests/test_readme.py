@@ -1,69 +1,146 @@
-"""Every command in the README works, and every file that it names is there."""
+"""README.md and docs/ are true: commands work, files and tests are there, options and defaults are the program's."""
 
+import importlib
 import re
 import shlex
+import string
+import tomllib
+from pathlib import Path
 
 import pytest
+import tomli_w
 
-from config.cli import load_config
-from config.schema import Config
-from tests.conftest import ROOT, TINY
+from config.cli import load_config, load_options
+from config.schema import Config, DataConfig, Section
+from curves import CurveOptions
+from evaluate import EvaluateOptions
+from sample import SampleOptions
+from tests.conftest import ROOT, TINY, call
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = sorted(set(re.findall(r"python (?:\w+/)?\w+\.py[^\n`#|]*", README)))
+DOCS = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
+ALL = "\n".join(DOCS.values())
+EXAMPLES = [line for block in re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+            for line in block.splitlines() if line.startswith("python ")]
+COMMANDS = sorted(set(re.findall(r"(?:python|torchrun[^`\n]*?|uv run) ((?:\w+/)?\w+\.py[^\n`#|]*)", ALL)))
+PLACEHOLDERS = {"RECIPE": "config/shakespeare_char.toml", "RUN": "out/shakespeare_char",
+                "out/RUN": "out/shakespeare_char"}
+OF_A_RUN = {"config.toml", "corpus.json", "tokenizer.json", "metrics.jsonl", "samples.jsonl", "history.jsonl",
+            "curves.png", "last.safetensors", "previous.safetensors", "best.safetensors"}
+OF_OTHERS = {"standalone", "nproc_per_node", "max", "nanogpt", "seeds", "quick", "help", "name"}  # not of our schemas
 
 
-@pytest.fixture(scope="module")
-def shakespeare(run):
-    """The runs that the README's commands speak of, made tiny."""
-    for out in ("shakespeare_char", "no_ngrams"):
-        run("train.py", "--corpus=text.txt", *TINY, "--block_size=32", f"--out_dir=out/{out}")
+def make_small(recipe: Path) -> str:
+    """A recipe with a tiny model and few steps, on text.txt where it can be."""
+    values = tomllib.loads(recipe.read_text(encoding="utf-8"))
+    if values.get("data", {}).get("corpus", "shakespeare") in ("shakespeare", "tinyshakespeare"):
+        values.setdefault("data", {})["corpus"] = "text.txt"
+    values.setdefault("model", {}).update(block_size=8, n_layer=1, n_head=2, n_embd=16)
+    values.setdefault("optim", {}).update(batch_size=4, max_iters=4, warmup_iters=0)
+    values.setdefault("run", {}).update(dtype="float32", eval_interval=100, eval_tokens=300, compile=False)
+    return tomli_w.dumps(values)
+
+
+@pytest.fixture
+def small(data_dir: Path) -> Path:
+    """A directory with every recipe made small, and the texts that the commands read."""
+    (data_dir / "config").mkdir()
+    for recipe in (ROOT / "config").glob("*.toml"):
+        (data_dir / "config" / recipe.name).write_text(make_small(recipe), encoding="utf-8")
+    text = "ROMEO:\nTo be, or not to be: that is the question.\n\n" * 60 + string.printable
+    (data_dir / "path/to").mkdir(parents=True)
+    for path in (data_dir / "text.txt", data_dir / "path/to/your.txt"):
+        path.write_text(text, encoding="utf-8")
+    return data_dir
+
+
+def test_the_examples_work_one_after_another(small: Path) -> None:
+    first = "config/shakespeare_char.toml"
+    assert f"ARGS ?= {first}\n" in (ROOT / "Makefile").read_text(encoding="utf-8")  # what `make train` runs
+    for command in [f"python train.py {first}", *EXAMPLES]:
+        script, *arguments = shlex.split(re.sub(r"max_iters=\d+", "max_iters=3", command))[1:]
+        if script.startswith("bench/"):  # minutes of measuring; the test below imports it
+            continue
+        has_recipe = any(argument.endswith(".toml") for argument in arguments)
+        done = call(script, *arguments, *(TINY if script == "train.py" and not has_recipe else []), check=False)
+        assert done.returncode == 0, (command, done.stderr)
+        assert done.stdout
+    assert len(EXAMPLES) >= 4
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_command_works(command, run, shakespeare) -> None:
-    script, *arguments = shlex.split(command)[1:]
-    if script.startswith("bench/"):  # minutes of measuring: it is there, and sound so far
-        run("-c", f"import {script.removesuffix('.py').replace('/', '.')}")
-    elif script == "train.py" and "--help" not in arguments:
-        load_config(arguments)
-        if not any(argument.endswith(".toml") for argument in arguments):
-            run(script, *arguments, *TINY, "--corpus=text.txt")
+def test_the_command_is_one(command: str, small: Path) -> None:
+    """Its script is there, and it has these options."""
+    script, *words = shlex.split(command)
+    words = [PLACEHOLDERS.get(word, word) for word in words if word not in ("...", "OTHER_RUN")]
+    assert (ROOT / script).is_file()
+    schemas: dict[str, type[Section]] = {
+        "sample.py": SampleOptions, "evaluate.py": EvaluateOptions, "curves.py": CurveOptions,
+        "data/prepare.py": DataConfig}
+    if script.startswith("bench/"):
+        importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    elif words == ["--help"]:
+        assert "--" in call(script, "--help").stdout
+    elif script == "train.py":
+        resumed = [word for word in words if word == "out/shakespeare_char"]
+        load_config([word for word in words if word not in resumed])
     else:
-        prompt = ["--prompt=the"] if script == "sample.py" else []  # the tiny corpus has no capitals
-        assert run(script, *arguments, *prompt).stdout
+        paths, _ = load_options(schemas[script], words, "RUN", "*", "")
+        assert paths
 
 
 def test_there_are_commands() -> None:
-    assert len(COMMANDS) >= 5
+    assert len(COMMANDS) >= 8
 
 
-def test_every_file_named_is_there() -> None:
-    for name in set(re.findall(r"[\w/]+\.(?:py|toml|png)\b", README)):
-        if name != "config.toml":  # that one is in every run
-            assert list(ROOT.glob(f"**/{name}")), name
+def test_every_file_named_is_there_and_every_module_is_on_the_map() -> None:
+    files = {path.relative_to(ROOT).as_posix() for pattern in ("*.*", "config/*", "data/*.py", "engine/*", "report/*",
+             "bench/*", "docs/*", "tests/*") for path in ROOT.glob(pattern)}
+    names = {file.split("/")[-1] for file in files}
+    for name in set(re.findall(r"[\w/]+\.(?:py|toml|png|md|txt|safetensors|jsonl)\b", ALL)) - OF_A_RUN:
+        assert name in files | names or name in ("path/to/your.txt", "your.txt"), name
+    for text in DOCS.values():
+        for link in re.findall(r"\]\(([\w./]+)\)", text):
+            assert (ROOT / link).is_file() or (ROOT / "docs" / link).is_file(), link
+    house = README.split("## The map")[1].split("\n## ")[0]
+    for file in files:
+        folder, _, name = file.rpartition("/")
+        if name.endswith(".py") and name != "__init__.py" and folder in ("", "config", "data", "engine", "report"):
+            assert re.search(rf"\b{name}", house), f"{file} is not on the map"
 
 
 def test_defaults_in_the_table_are_the_defaults() -> None:
-    knobs = {name: value for section in Config().model_dump().values() for name, value in section.items()}
+    options = Config().options()
     rows = re.findall(r"^\| `(--[^`]*)` \| ([^|]*) \|", README, flags=re.MULTILINE)
     assert len(rows) >= 8
     for names, values in rows:
         if "=" not in names:
             for name, value in zip(names.replace("--", "").split(), values.replace("`", "").split(","), strict=True):
-                assert str(knobs[name]).removesuffix(".0").lower() == value.strip(), name
+                assert str(options[name]).removesuffix(".0").lower() == value.strip(), name
 
 
-def test_every_dependency_has_a_reason() -> None:
-    reasons = README.split("## Why each dependency")[1]
-    for file in ("requirements.txt", "requirements-dev.txt"):
-        for package in re.findall(r"^([\w-]+)==", (ROOT / file).read_text(), flags=re.MULTILINE):
-            assert re.search(rf"\b{package}\b", reasons), package
+def test_every_option_named_is_one() -> None:
+    schemas = (SampleOptions, EvaluateOptions, CurveOptions)
+    known = {*Config().options(), *(field.alias or name for schema in schemas
+                                    for name, field in schema.model_fields.items())}
+    assert set(re.findall(r"(?<!-)--(\w+)", ALL)) - OF_OTHERS <= known
 
 
-def test_every_promise_names_its_tests() -> None:
-    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
-    rows = re.findall(r"^\| .* \| (`test_.*) \|$", README, flags=re.MULTILINE)
-    assert len(rows) == 11
-    for name in re.findall(r"`(\w+)`", " ".join(rows)):
-        assert f"def {name}(" in tests, name
+def test_every_dependency_has_a_reason_and_no_other_has() -> None:
+    rows = re.findall(r"^\| ([^|]*) \|", README.split("## Why each dependency")[1], flags=re.MULTILINE)
+    reasons = {name.strip() for row in rows[1:] for name in row.split(",")}
+    packages = {package for file in ("requirements.txt", "requirements-dev.txt") for package in
+                re.findall(r"^([\w-]+)==", (ROOT / file).read_text(encoding="utf-8"), flags=re.MULTILINE)}
+    assert reasons == packages
+
+
+def test_every_test_named_is_there() -> None:
+    tests = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")}
+    names = set(re.findall(r"\btest_\w+(?:\.py)?", ALL))
+    assert len(names) >= 6
+    for name in names:
+        assert name in tests if name.endswith(".py") else f"def {name}(" in "".join(tests.values()), name
+
+
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) < 200

@@ -1,43 +1,91 @@
-"""What may go wrong while a run goes on: bad numbers, full disks, damage, two at once, other settings, no memory."""
+"""What may go wrong while a run trains: bad numbers, full disks, damage, two at once, other options, no memory."""
 
 import copy
 import json
 import math
 import os
-import resource
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-import report
+import engine.runlog
+import engine.step
 import sample
 from config.cli import load_config
+from config.errors import UserError, out_of_memory, run_command
 from config.schema import Config, ModelConfig, OptimConfig
 from data.batches import Batch
-from engine.begin import begin_run, create_run, hold_run
-from engine.distributed import World
+from data.prepare import prepare_corpus
+from engine.checkpoint import load_model
+from engine.distributed import Distributed
 from engine.optim import make_optimizers
-from engine.progress import WARM, Progress
+from engine.run import create_run, lock_run, open_run
 from engine.runlog import RunLog
-from engine.step import StepResult, train_step
-from errors import UserError, out_of_memory
-from loss import LossSums
+from engine.state import SPIKE_STEPS, StepResult, TrainState
+from loss import LossMeans, LossSums
 from model import GPT
-from runs import open_run, read_metrics
-from tests.conftest import TINY
-from train import train
+from report import words
+from tests.conftest import TINY, Done, call, make_text, read_metrics
+from tests.processes import Process, assert_same_checkpoints, read_checkpoint
+from train import train_step
 
-CPU = World(torch.device("cpu"), torch.float32)
+CPU = Distributed(torch.device("cpu"), torch.float32)
 RUN = ["--corpus=text.txt", "--out_dir=out/run", *TINY]
+STEPS = [*range(7), 6]  # in the lines of metrics of such a run; the last line is the best model's
+
+
+@pytest.fixture(autouse=True)
+def only_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw nothing and write no samples: that would take most of the time of these trainings."""
+    monkeypatch.setattr("report.figures.draw_png", lambda runs, path: path.touch())
+    for module in ("train", "report.outcome"):
+        monkeypatch.setattr(f"{module}.generate_texts", lambda *_, **__: ["a sample"])
+
+
+def train(*arguments: str, returns: int = 0) -> Done:
+    done = call("train.py", *RUN, *arguments, check=False)
+    assert done.returncode == returns, done.stderr
+    assert not done.stderr or (done.stderr.startswith("error: ") and done.stderr.count("\n") == 1)
+    return done
+
+
+def resume(*arguments: str, returns: int = 0) -> Done:
+    return train("--init_from=resume", *arguments, returns=returns)
+
+
+def steps(run: Path) -> list[float]:
+    return [record["step"] for record in read_metrics(run)]
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a finished run in out/run/, and what it was prepared from."""
+    folder = tmp_path_factory.mktemp("example")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data.prepare.DATA", folder / "data")
+        patch.chdir(folder)
+        (folder / "text.txt").write_text(make_text(), encoding="utf-8")
+        train()
+    return folder
+
+
+@pytest.fixture
+def finished(example: Path, data_dir: Path) -> Path:
+    """A finished run of one's own, in the current directory."""
+    shutil.copytree(example, data_dir, dirs_exist_ok=True)
+    return data_dir / "out/run"
 
 
 # Bad numbers.
@@ -45,140 +93,132 @@ RUN = ["--corpus=text.txt", "--out_dir=out/run", *TINY]
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_step_with_bad_numbers_is_not_taken(monkeypatch, bad, where) -> None:
-    """Neither weights nor optimizers notice it."""
+def test_a_step_with_bad_numbers_changes_nothing(monkeypatch: pytest.MonkeyPatch, bad: float, where: str) -> None:
+    """Neither weights nor optimizers."""
     torch.manual_seed(0)
     model = GPT(ModelConfig(block_size=8, n_layer=1, n_head=2, n_embd=16), 13)
     optimizers = make_optimizers(model, OptimConfig(weight_decay=0.1))
     tokens = np.random.default_rng(0).integers(13, size=(4, 9))
-    batch = Batch(tokens[:, :-1], tokens[:, 1:], np.zeros((4, 8), dtype=np.int64))
-    assert train_step(model, optimizers, batch, Config(), CPU, 0).taken
-    before = copy.deepcopy([model.state_dict(), *(optimizer.state_dict() for optimizer in optimizers)])
+    batch = [Batch(tokens[:, :-1], tokens[:, 1:])]
+    assert train_step(model, optimizers, batch, Config(), CPU, 0).is_applied
+    before = copy.deepcopy([model.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)])
     with monkeypatch.context() as patch:
         if where == "loss":
-            original = LossSums.__init__
+            forward = model.forward
 
-            def init(self, objective, *rest) -> None:
-                original(self, objective + bad, *rest)
-            patch.setattr(LossSums, "__init__", init)
+            def fail(*arguments: Any) -> LossSums:
+                sums = forward(*arguments)
+                assert isinstance(sums, LossSums)
+                return sums._replace(objective=sums.objective + bad)
+
+            patch.setattr(model, "forward", fail)
         else:
             clip = torch.nn.utils.clip_grad_norm_
             patch.setattr("torch.nn.utils.clip_grad_norm_", lambda *arguments: clip(*arguments) + bad)
         result = train_step(model, optimizers, batch, Config(), CPU, 1)
-    assert (result.bad, result.taken, result.skipped) == (True, False, False)
-    after = [model.state_dict(), *(optimizer.state_dict() for optimizer in optimizers)]
+    assert (result.is_finite, result.is_applied, result.num_targets) == (False, False, 32)
+    after = [model.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)]
     torch.testing.assert_close(after, before, rtol=0, atol=0)
     assert all(p.grad is None for p in model.parameters())
-    assert train_step(model, optimizers, batch, Config(), CPU, 2).taken
+    assert train_step(model, optimizers, batch, Config(), CPU, 2).is_applied
 
 
 @pytest.fixture
-def spoiled(monkeypatch):
-    """Makes the loss of some steps not a number."""
-    import engine.step
-
-    def spoil(*steps: int) -> None:
-        original = engine.step.train_step
-
-        def step(model, optimizers, batch, config, world, step, teacher=None) -> StepResult:
-            if step not in steps:
-                return original(model, optimizers, batch, config, world, step, teacher)
-            weight = model.embed.weight.detach().clone()
-            model.embed.weight.data.fill_(math.nan)
-            result = original(model, optimizers, batch, config, world, step, teacher)
-            model.embed.weight.data.copy_(weight)
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes the loss of some steps NaN."""
+    def choose(*chosen: int) -> None:
+        def step(model: GPT, optimizers: Any, batch: Any, cfg: Config, dist: Distributed, number: int,
+                 teacher: None) -> StepResult:
+            if number not in chosen:
+                return train_step(model, optimizers, batch, cfg, dist, number, teacher)
+            weight = model.wte.weight.detach().clone()
+            model.wte.weight.data.fill_(math.nan)
+            result = train_step(model, optimizers, batch, cfg, dist, number, teacher)
+            model.wte.weight.data.copy_(weight)
             return result
 
-        monkeypatch.setattr("engine.step.train_step", step)
+        monkeypatch.setattr("train.train_step", step)
 
-    return spoil
+    return choose
 
 
-def test_bad_steps_are_counted_said_and_survived(data_dir, spoiled, capsys) -> None:
-    spoiled(1, 2, 4)
-    assert train(load_config(RUN)) == 0
-    printed = capsys.readouterr().out
-    assert "step 2: the loss is nan and the gradient's norm nan: the step is not taken, and counted" in printed
-    assert "3 of the steps were not taken: their loss or gradient was not a number" in printed
-    records = read_metrics(Path("out/run/metrics.jsonl"))
-    assert [record.get("bad_steps", 0) for record in records] == [0, 0, 1, 2, 2, 3, 3]
-    assert [record.get("bad_in_a_row", 0) for record in records] == [0, 0, 1, 2, 0, 1, 0]
+def test_nonfinite_steps_are_counted_and_told(data_dir: Path, spoil: Callable[..., None]) -> None:
+    spoil(1, 2, 4)
+    printed = train().stdout
+    assert ("step 2: the loss is nan and the norm of the gradient nan: the step changes nothing, and counts in "
+            "nonfinite_steps") in printed
+    assert "3 of the steps changed nothing: their loss or gradient was not finite" in printed
+    *records, _ = read_metrics(data_dir / "out/run")
+    assert [record.get("nonfinite_steps", 0) for record in records] == [0, 0, 1, 2, 2, 3, 3]
+    assert [record.get("nonfinite_in_a_row", 0) for record in records] == [0, 0, 1, 2, 0, 1, 0]
     assert [number for number, record in enumerate(records) if "train_nll" in record] == [1, 4, 6]
-    assert all(math.isfinite(record["val_nll"]) for record in records if "val_nll" in record)
 
 
-def test_too_many_in_a_row_stop_training_with_what_to_try(data_dir, spoiled, capsys) -> None:
-    spoiled(3, 4)
-    assert train(load_config([*RUN, "--max_bad_steps=2"])) == 1
-    printed = capsys.readouterr().out
-    assert "It diverged: the last 2 step(s) had a loss or gradient that is not a number. best/ keeps" in printed
-    assert "Try a lower --learning_rate" in printed
-    assert read_metrics(Path("out/run/metrics.jsonl"))[-1]["step"] == 5
-    for checkpoint in ("best", "last"):  # nothing of it is in the weights
-        run = open_run(Path("out/run"))
-        from engine.checkpoint import load_model
-
-        model, _ = load_model(run, checkpoint, CPU)
+def test_too_many_nonfinite_steps_stop_training(data_dir: Path, spoil: Callable[..., None]) -> None:
+    """With a word on what to try, and weights that are as before. Resuming gives it a new chance."""
+    spoil(3, 4)
+    printed = train("--max_nonfinite_steps=2", returns=1).stdout
+    assert ("It diverged: the last 2 step(s) had no finite loss and gradient. best.safetensors has the model from "
+            "before.\nTry a lower --learning_rate") in printed
+    assert steps(data_dir / "out/run") == [*range(6), 5]
+    for checkpoint in ("best", "last"):
+        model, _ = load_model(open_run(data_dir / "out/run"), checkpoint, CPU)
         assert all(torch.isfinite(p).all() for p in model.parameters())
-    assert train(load_config([*RUN, "--max_bad_steps=2", "--init_from=resume"])) == 0
+    resume("--max_nonfinite_steps=2")
 
 
-def test_a_validation_loss_that_is_no_number_is_never_the_best(data_dir, monkeypatch, capsys) -> None:
-    import engine.step
+def test_a_validation_loss_that_is_not_finite_is_never_the_best(data_dir: Path, monkeypatch: pytest.MonkeyPatch
+                                                                ) -> None:
+    evaluate, calls = engine.step.evaluate, iter(range(100))
 
-    original, calls = engine.step.evaluate, iter(range(100))
+    def fail(*arguments: Any) -> LossMeans:
+        loss = evaluate(*arguments)
+        return loss if next(calls) == 1 else loss._replace(nll=math.nan)
 
-    def evaluate(*arguments):
-        loss = original(*arguments)
-        return loss if next(calls) == 0 else replace(loss, nll=math.nan)
-
-    monkeypatch.setattr("engine.step.evaluate", evaluate)
-    assert train(load_config(RUN)) == 0
-    assert json.loads(Path("out/run/best/progress.json").read_text())["step"] == 0
+    monkeypatch.setattr(engine.step, "evaluate", fail)
+    train()
+    assert read_checkpoint(data_dir / "out/run/best.safetensors")[1]["step"] == 1
 
 
 def result(nll: float) -> StepResult:
-    sums = LossSums(*(torch.tensor(value) for value in (nll * 10, nll * 10, 0.0, 0.0, 0.0, 5.0, 10.0)))
-    return StepResult(sums, 1.0, 0.1)
+    """Of a step with 10 targets."""
+    return StepResult(LossSums(*(torch.tensor(value) for value in (nll * 10, nll * 10, 0, 0, 0, 5, 10))), 1.0, 0.1)
 
 
 def test_a_spike_is_a_jump_above_the_noise() -> None:
-    """Not the noise itself, nor the fall at the beginning, nor the first steps; and once, not as long as it lasts."""
+    """Not the noise itself, nor the fall at the beginning, nor the first steps; and it is told once."""
     rng = np.random.default_rng(0)
     calm = [2 + 2 * math.exp(-step / 30) + 0.1 * rng.standard_normal() for step in range(400)]
-    progress = Progress()
-    assert [spike for nll in calm if (spike := progress.count(result(nll)))] == []
-    assert progress.count(result(3.0)) == pytest.approx(1.0, abs=0.1)
+    state = TrainState()
+    assert [rise for nll in calm if (rise := state.count_step(result(nll)))] == []
+    assert state.count_step(result(3.0)) == pytest.approx(1.0, abs=0.1)
     for _ in range(10):
-        progress.count(result(3.0))
-    assert progress.loss_spikes <= 2
-    assert progress.record()["loss_spikes"] == progress.loss_spikes
-    young = Progress()
-    assert [young.count(result(nll)) for nll in [1.0, *[9.0] * (WARM - 1)]] == [None] * WARM
-    assert Progress().count(result(math.nan)) is None
+        state.count_step(result(3.0))
+    assert state.loss_spikes <= 2
+    assert state.record()["loss_spikes"] == state.loss_spikes
+    young = TrainState()
+    assert [young.count_step(result(nll)) for nll in [1.0, *[9.0] * (SPIKE_STEPS - 1)]] == [None] * SPIKE_STEPS
+    assert TrainState().count_step(result(math.nan)) is None
 
 
-def test_spikes_are_said(data_dir, monkeypatch, capsys) -> None:
-    def count(self: Progress, result: StepResult) -> float | None:
+def test_spikes_are_told(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def count(self: TrainState, result: StepResult) -> float | None:
         self.step += 1
         self.loss_spikes += self.step == 3
         return 0.75 if self.step == 3 else None
 
-    monkeypatch.setattr(Progress, "count", count)
-    train(load_config(RUN))
-    printed = capsys.readouterr().out
-    assert printed.count("step 3: a spike: the loss is ") == 1
-    assert "0.75 nats above the mean of those before" in printed
-    assert "The training loss spiked 1 time(s)" in printed
+    monkeypatch.setattr(TrainState, "count_step", count)
+    printed = train().stdout
+    assert printed.count("step 3: a spike: the training loss is ") == 1
+    assert "0.75 nats above the mean of the steps before" in printed
+    assert "The training loss spiked 1 time; a lower --learning_rate" in printed
 
 
 def test_troubles_are_told_ten_times_then_now_and_then() -> None:
-    progress = Progress()
-    told = []
+    state, told = TrainState(), []
     for _ in range(300):
-        bad = StepResult(result(math.nan).sums, math.nan, 0.1)
-        progress.count(bad)
-        told.append(report.trouble(progress, bad, None))
+        state.count_step(result(math.nan))
+        told.append(words.nonfinite(state, result(math.nan)))
     assert [number for number, line in enumerate(told, 1) if line] == [*range(1, 11), 100, 200, 300]
 
 
@@ -188,6 +228,7 @@ def test_troubles_are_told_ten_times_then_now_and_then() -> None:
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
     """What a full disk does: a write fails in the middle of a file."""
+    resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -196,232 +237,256 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_metrics_that_did_not_fit_are_written_once_they_do(data_dir) -> None:
-    config = load_config(RUN)
+def test_metrics_that_did_not_fit_are_written_once_they_do(data_dir: Path) -> None:
+    cfg, _ = load_config(RUN)
     said: list[str] = []
-    from data.prepare import prepare_corpus
-
-    run = create_run(config, prepare_corpus(config.data))
+    run = create_run(cfg, prepare_corpus(cfg.data))
     log = RunLog(run, CPU, 0, said.append)
     with files_of_at_most(100):
         for step in range(7):
             log.write({"step": step, "train_nll": 1.5})
-        kept = [record["step"] for record in read_metrics(run.path / "metrics.jsonl")]
+        kept = steps(run.path)
         assert kept == [*range(len(kept))]
         assert 0 < len(kept) < 7
     log.write({"step": 7, "train_nll": math.nan})
-    assert said == ["warning: out/run/metrics.jsonl could not be written (File too large); going on",
+    assert said == ["warning: out/run/metrics.jsonl could not be written (File too large)",
                     "out/run/metrics.jsonl could be written again"]
-    assert [record["step"] for record in read_metrics(run.path / "metrics.jsonl")] == list(range(8))
+    assert steps(run.path) == [*range(8)]
     assert (run.path / "metrics.jsonl").read_bytes().count(b"\n") == 8
 
 
-def limited(size: int):
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-    return limit
+def test_a_full_disk_costs_no_checkpoint_and_training_continues(data_dir: Path) -> None:
+    train("--schedule=constant", "--max_iters=3")
+    run = data_dir / "out/run"
+    before = {name: (run / name).read_bytes() for name in ("last.safetensors", "previous.safetensors")}
+    with files_of_at_most(len(before["last.safetensors"]) - 1):
+        done = resume("--schedule=constant", returns=2)
+    assert done.stdout.count("warning: out/run/last.safetensors could not be written (") == 1
+    assert "File too large" in done.stdout
+    assert done.stderr.startswith("error: out/run: the last checkpoint could not be written; make room, and resume")
+    assert steps(run) == [*range(7)]
+    assert {name: (run / name).read_bytes() for name in before} == before
+    assert not list(run.glob(".*"))
+    assert "resuming out/run at step 3\n" in resume("--schedule=constant").stdout
+    call("train.py", *RUN, "--schedule=constant", "--out_dir=out/roomy")
+    assert_same_checkpoints(run / "last.safetensors", data_dir / "out/roomy/last.safetensors")
 
 
-def test_a_full_disk_costs_no_checkpoint_and_training_goes_on(run, clone) -> None:
-    """Stopped by a limit in the middle of optimizer.safetensors, by the real command."""
-    arguments = ["--corpus=text.txt", "--out_dir=out/full", *TINY, "--schedule=constant"]
-    run("train.py", *arguments, "--max_iters=3")
-    before = {path.name: path.read_bytes() for path in (clone / "out/full/last").iterdir()}
-    smallest = min(len(before["model.safetensors"]), len(before["optimizer.safetensors"]))
-    done = subprocess.run([sys.executable, "train.py", *arguments, "--init_from=resume"], cwd=clone, text=True,
-                          capture_output=True, preexec_fn=limited(smallest - 1),
-                          env=os.environ | {"OMP_NUM_THREADS": "1", "MPLCONFIGDIR": str(clone)})
-    assert done.returncode == 2
-    assert "warning: out/full/last/ could not be written (File too large); going on" in done.stdout
-    assert done.stderr.splitlines()[-1].startswith("error: out/full: its last checkpoint could not be written; make")
-    assert "Traceback" not in done.stderr
-    assert [record["step"] for record in read_metrics(clone / "out/full/metrics.jsonl")] == list(range(7))
-    assert {path.name: path.read_bytes() for path in (clone / "out/full/last").iterdir()} == before
-    assert not list((clone / "out/full").glob("*.new"))
-    printed = run("train.py", *arguments, "--init_from=resume").stdout
-    assert "going on from step 3 of out/full" in printed
-    run("train.py", *arguments, "--out_dir=out/roomy")
-    for name in ("model.safetensors", "optimizer.safetensors"):
-        assert (clone / "out/full/last" / name).read_bytes() == (clone / "out/roomy/last" / name).read_bytes()
+def test_the_best_model_is_the_one_that_could_be_written(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train("--schedule=constant", "--max_iters=2")
+    save_checkpoint = vars(engine.runlog)["save_checkpoint"]
+
+    def save(path: Path, *arguments: Any) -> None:
+        if path.name == "best.safetensors":
+            raise OSError(28, "No space left on device")
+        save_checkpoint(path, *arguments)
+
+    monkeypatch.setattr(engine.runlog, "save_checkpoint", save)
+    printed = resume("--schedule=constant").stdout
+    assert "warning: out/run/best.safetensors could not be written (No space left on device)" in printed
+    assert "The best model, of step 2 of 6, has a loss of " in printed
 
 
-def test_directories_that_cannot_be_written_are_one_clear_line(run, clone, tmp_path) -> None:
+def test_directories_that_cannot_be_written_are_one_clear_line(example: Path, data_dir: Path,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
     """For root too, who may write anywhere but in /proc."""
-    trained = clone / "out/locked"
-    run("train.py", "--corpus=text.txt", f"--out_dir={trained}", *TINY, "--max_iters=2")
     for out in ("/proc/run", "/proc/self/run"):
-        done = run("train.py", "--corpus=text.txt", f"--out_dir={out}", *TINY, check=False)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-        assert "/proc" in done.stderr
-    if os.geteuid() == 0:
-        return
-    trained.chmod(0o555)
-    try:
-        done = run("train.py", "--corpus=text.txt", f"--out_dir={trained}", *TINY, "--init_from=resume", check=False)
-    finally:
-        trained.chmod(0o755)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "Permission denied" in done.stderr
+        assert "/proc" in train(f"--out_dir={out}", returns=2).stderr
+    shutil.copytree(example / "out", data_dir / "out")
+    rename = os.replace
+
+    def refuse(old: Path, new: Path) -> None:
+        if "out/run" in str(new):
+            raise PermissionError(13, "Permission denied", str(new))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    before = files(data_dir / "out")
+    assert resume("--max_iters=9", returns=2).stderr == "error: out/run/config.toml: Permission denied\n"
+    assert files(data_dir / "out") == before
 
 
 # Damage.
 
 
-@pytest.fixture
-def finished(data_dir) -> Path:
-    train(load_config(RUN))
-    return data_dir / "out/run"
-
-
 def flip(path: Path, at: int) -> None:
     content = bytearray(path.read_bytes())
     content[at] ^= 4
-    path.write_bytes(bytes(content))
+    path.write_bytes(content)
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "progress.json", "SHA256SUMS"])
-@pytest.mark.parametrize("truncated", [False, True])
-def test_a_damaged_checkpoint_falls_back_and_says_so(finished, capsys, file, truncated) -> None:
-    """First to previous/, from which the end is the same; then to best/."""
-    whole = (finished / "last/model.safetensors").read_bytes()
-    for damaged, instead in ((["last"], "previous"), (["last", "previous"], "best")):
-        for checkpoint in damaged:
-            path = finished / checkpoint / file
-            if truncated:
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before_it(finished: Path, cut: bool) -> None:
+    """By previous.safetensors, from which the end is the same; if that is damaged too, by best.safetensors."""
+    shutil.copy(finished / "last.safetensors", "whole")
+    for damaged, instead, last_step in ((["last"], "previous", 6), (["last", "previous"], "best", 8)):
+        for name in damaged:
+            path = finished / f"{name}.safetensors"
+            if cut:
                 path.write_bytes(path.read_bytes()[:-7])
             else:
                 flip(path, -20)
-        capsys.readouterr()
-        assert train(load_config([*RUN, "--init_from=resume"])) == 0
-        printed = capsys.readouterr().out
-        for checkpoint in damaged:
-            assert f"out/run/{checkpoint}/" in printed
-            assert (finished / f"{checkpoint}.damaged").exists()
-        assert f"going on from {instead}/ instead" in printed
+        printed = resume(f"--max_iters={last_step}").stdout
+        assert f"using {instead}.safetensors instead" in printed
         assert ("the optimizers start anew" in printed) == (instead == "best")
-        assert json.loads((finished / "last/progress.json").read_text())["step"] == 6
+        for name in damaged:
+            assert f"out/run/{name}.safetensors: damaged (" in printed
+            assert (finished / f"{name}.damaged").exists()
+        assert read_checkpoint(finished / "last.safetensors")[1]["step"] == last_step
         if instead == "previous":
-            assert (finished / "last/model.safetensors").read_bytes() == whole
-        assert [record["step"] for record in read_metrics(finished / "metrics.jsonl")] == list(range(7))
+            assert_same_checkpoints(finished / "last.safetensors", Path("whole"))
+        assert steps(finished) == [*range(last_step + 1), last_step]
 
 
-def test_where_no_checkpoint_is_whole_nothing_is_touched(finished) -> None:
-    for checkpoint in ("last", "previous", "best"):
-        flip(finished / checkpoint / "model.safetensors", 100)
-    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=r"last/.*; .*previous/.*; .*best/.*; no checkpoint is whole: start again"):
-        train(load_config([*RUN, "--init_from=resume"]))
-    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+def test_where_no_checkpoint_is_whole_nothing_is_touched(finished: Path) -> None:
+    for name in ("last", "previous", "best"):
+        flip(finished / f"{name}.safetensors", -100)
+    before = files(finished)
+    said = resume(returns=2).stderr
+    assert all(f"out/run/{name}.safetensors: damaged" in said for name in ("last", "previous", "best"))
+    assert said.endswith("; no whole checkpoint is left: start again without --init_from=resume\n")
+    assert files(finished) == before
 
 
-@pytest.mark.parametrize("file", ["config.toml", "corpus.json", "tokenizer.json"])
-def test_a_run_of_which_a_file_is_damaged_is_refused(finished, run, file) -> None:
-    flip(finished / file, 40)
-    for command in (["sample.py", str(finished)], ["evaluate.py", str(finished)]):
-        done = run(*command, check=False)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert f"{file}: damaged (not what was written" in done.stderr
-        assert "have it from a copy, or train again" in done.stderr
+def test_a_run_whose_checkpoints_are_gone_keeps_its_metrics(finished: Path) -> None:
+    for name in ("last", "previous", "best"):
+        (finished / f"{name}.safetensors").unlink()
+    before = files(finished)
+    assert "out/run: its checkpoints are gone; no whole checkpoint is left: start again" in resume(returns=2).stderr
+    assert files(finished) == before
 
 
 @pytest.mark.parametrize("checkpoint", ["best", "last"])
-def test_a_damaged_checkpoint_is_not_sampled(finished, run, checkpoint) -> None:
-    flip(finished / checkpoint / "model.safetensors", -1)
+def test_a_damaged_checkpoint_is_not_sampled(finished: Path, checkpoint: str) -> None:
+    flip(finished / f"{checkpoint}.safetensors", -1)
     other = "last" if checkpoint == "best" else "best"
-    done = run("sample.py", str(finished), f"--checkpoint={checkpoint}", check=False)
+    done = call("sample.py", "out/run", f"--checkpoint={checkpoint}", check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert f"{checkpoint}/model.safetensors: damaged" in done.stderr
-    assert f"--checkpoint={other}" in done.stderr
-    assert run("sample.py", str(finished), f"--checkpoint={other}", "--max_new_tokens=5").stdout
+    assert done.stderr.startswith(f"error: out/run/{checkpoint}.safetensors: damaged (")
+    assert done.stderr.endswith(f"; try --checkpoint={other}\n")
+    assert call("sample.py", "out/run", f"--checkpoint={other}", "--max_new_tokens=5").stdout
+
+
+@pytest.mark.parametrize("file", ["config.toml", "corpus.json", "tokenizer.json"])
+def test_a_run_of_which_a_file_is_cut_off_is_refused(finished: Path, file: str) -> None:
+    path = finished / file
+    path.write_bytes(path.read_bytes()[:35])
+    for command in (["sample.py", "out/run"], ["evaluate.py", "out/run"]):
+        done = call(*command, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert f"out/run/{file}: " in done.stderr
 
 
 # Two at once.
 
 
-def test_a_second_training_in_the_same_directory_is_refused(run, clone) -> None:
-    """At once, whatever it wants, and without harm to the first; once that is dead, it may."""
-    out = clone / "out/shared"
-    arguments = ["--corpus=text.txt", "--out_dir=out/shared", *TINY]
-    first = subprocess.Popen([sys.executable, "train.py", *arguments, "--max_iters=100000", "--patience=0"], cwd=clone,
-                             stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    try:
-        while len(read_metrics(out / "metrics.jsonl")) < 4:
-            assert first.poll() is None
-        for extra in ((), ("--init_from=resume",), ("--init_from=auto",), (f"--out_dir={out}/../shared",)):
-            done = run("train.py", *arguments, *extra, check=False)
-            assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-            assert "is being trained in, wait for that to end, or choose another --out_dir" in done.stderr
-            assert f"by process {first.pid} on " in done.stderr
-        assert first.poll() is None
-        assert not list(clone.glob("out/shared.*"))
-        assert run("sample.py", "out/shared", "--max_new_tokens=5").stdout  # looking on is allowed
-    finally:
-        first.send_signal(signal.SIGKILL)
-        first.wait()
-    done = run("train.py", *arguments, "--max_iters=2")
-    assert f"process {first.pid} on " in done.stdout
-    assert "was cut off" in done.stdout
-    assert "the run that was in out/shared/ is now in out/shared.1/" in done.stdout
-    assert not list(clone.glob("out/.shared*"))
+def test_a_second_training_in_the_same_directory_is_refused(finished: Path) -> None:
+    """Whatever it wants, and without harm to the first; but one may look at the run."""
+    before = files(finished.parent)
+    with lock_run(load_config(RUN)[0]):
+        for options in ((), ("--init_from=resume",), ("--init_from=auto",), (f"--out_dir={finished}/../run",)):
+            assert "another process is training there; wait for it, or choose another --out_dir" in (
+                train(*options, returns=2).stderr)
+        assert call("sample.py", "out/run", "--max_new_tokens=5").stdout
+    assert files(finished.parent) == before
+    assert "the run that was in out/run is now in out/run.1\n" in train("--max_iters=1").stdout
+    assert not list(Path("out").glob(".*"))
+    assert sorted(files(Path("out/run.1")).values()) == sorted(before.values())
 
 
-def test_two_preparations_at_once_do_not_disturb_each_other(clone) -> None:
-    folder = clone / "data"
-    text = (clone / "text.txt").read_text(encoding="utf-8") * 20
-    (clone / "twice.txt").write_text(text, encoding="utf-8")
-    both = [subprocess.Popen([sys.executable, "data/prepare.py", "twice.txt"], cwd=clone, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    for process in both:
-        printed, told = process.communicate(timeout=120)
+def test_preparations_at_once_do_not_disturb_each_other(clone: Path) -> None:
+    (clone / "twice.txt").write_text(make_text() * 20, encoding="utf-8")
+    processes = [subprocess.Popen([sys.executable, "data/prepare.py", "twice.txt"], cwd=clone, stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE, text=True, encoding="utf-8") for _ in range(2)]
+    for process in processes:
+        printed, told = process.communicate(timeout=60)
         assert process.returncode == 0, told
         assert "6-gram" in printed
-    made = next(folder.glob("twice-*"))
+    (made,) = (clone / "data").glob("twice-*")
     assert [path.name for path in made.iterdir()] == ["char"]
-    shutil.rmtree(made)
 
 
-# Other settings.
+# Other options on resume.
 
 
-def test_what_may_change_changes_and_is_noted(finished, capsys) -> None:
-    changed = ["--max_iters=9", "--learning_rate=0.02", "--eval_interval=3", "--log_interval=2", "--micro_batch_size=2",
-               "--dropout=0.1", "--device=cpu"]
-    assert train(load_config([*RUN, "--init_from=resume", *changed])) == 0
-    printed = capsys.readouterr().out
+def test_what_may_change_is_changed_and_noted(finished: Path) -> None:
+    changes = {"max_iters": 9, "learning_rate": 0.02, "eval_interval": 3, "log_interval": 2, "micro_batch_size": 2,
+               "dropout": 0.1, "device": "cpu"}
+    printed = resume(*(f"--{name}={value}" for name, value in changes.items())).stdout
     for said in ("max_iters was 6 and is now 9", "learning_rate was 0.01 and is now 0.02",
                  "device was auto and is now cpu"):
         assert f"\n  {said}\n" in printed
     first, second = map(json.loads, (finished / "history.jsonl").read_text().splitlines())
     assert (first["step"], second["step"]) == (0, 6)
     assert "changes" not in first
+    assert {name: now for name, (_, now) in second["changes"].items()} == changes
     assert second["changes"]["max_iters"] == [6, 9]
-    assert set(second["changes"]) == {change[2:].split("=")[0] for change in changed}
-    assert open_run(finished).config.optim.max_iters == 9
-    assert open_run(finished).config.run.init_from == "scratch"
-    assert read_metrics(finished / "metrics.jsonl")[-1]["step"] == 9
+    config = open_run(finished).config
+    assert (config.optim.max_iters, config.run.init_from) == (9, "scratch")
+    assert steps(finished)[-1] == 9
 
 
-@pytest.mark.parametrize("knob", ["seed", "batch_size"])
-def test_a_new_seed_or_batch_size_has_to_be_asked_for_by_name(finished, knob, tmp_path) -> None:
-    section = "run" if knob == "seed" else "optim"
+@pytest.mark.parametrize("option", ["seed", "batch_size"])
+def test_a_new_seed_or_batch_size_has_to_be_named(finished: Path, option: str) -> None:
     saved = (finished / "config.toml").read_text()
-    value = next(line for line in saved.splitlines() if line.startswith(f"{knob} = "))
-    recipe = tmp_path / "other.toml"
-    recipe.write_text(saved.replace(value, f"{knob} = 5").replace("max_iters = 6", "max_iters = 8"))
-    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=rf"out/run: {knob} was \d+ and is now 5: .*; if that is meant, say --{knob}=5"):
-        train(load_config([str(recipe), "--init_from=resume"]))
-    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
-    assert train(load_config([str(recipe), "--init_from=resume", f"--{knob}=5"])) == 0
-    assert getattr(getattr(open_run(finished).config, section), knob) == 5
+    value = next(line for line in saved.splitlines() if line.startswith(f"{option} = "))
+    recipe = Path("other.toml")
+    recipe.write_text(saved.replace(value, f"{option} = 5").replace("max_iters = 6", "max_iters = 8"))
+    before = files(finished)
+    done = call("train.py", "other.toml", "--init_from=resume", check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: out/run: {value.replace('=', 'was')} and is now 5: ")
+    assert done.stderr.endswith(f"; if you want that, add --{option}=5\n")
+    assert files(finished) == before
+    call("train.py", "other.toml", "--init_from=resume", f"--{option}=5")
+    assert open_run(finished).config.options()[option] == 5
 
 
-def test_auto_goes_on_where_a_run_is_and_else_starts_one(data_dir, capsys) -> None:
-    assert train(load_config([*RUN, "--init_from=auto", "--max_iters=2"])) == 0
-    assert "going on" not in capsys.readouterr().out
-    assert train(load_config([*RUN, "--init_from=auto", "--max_iters=4"])) == 0
-    assert "going on from step 2 of out/run\n  max_iters was 2 and is now 4" in capsys.readouterr().out
+def test_a_resumed_run_keeps_its_dtype_unless_it_is_named(finished: Path) -> None:
+    (finished / "config.toml").rename("other.toml")
+    shutil.copy("other.toml", finished / "config.toml")
+    Path("other.toml").write_text(Path("other.toml").read_text().replace("float32", "bfloat16"))
+    call("train.py", "other.toml", "--init_from=resume", "--max_iters=7")
+    assert open_run(finished).config.run.dtype == "float32"
+    printed = call("train.py", "other.toml", "--init_from=resume", "--max_iters=8", "--dtype=bfloat16").stdout
+    assert "\n  dtype was float32 and is now bfloat16\n" in printed
+    assert open_run(finished).config.run.dtype == "bfloat16"
+
+
+def test_auto_resumes_a_run_or_starts_one(data_dir: Path) -> None:
+    assert "resuming" not in train("--init_from=auto", "--max_iters=2").stdout
+    assert "resuming out/run at step 2\n  max_iters was 2 and is now 4\n" in (
+        train("--init_from=auto", "--max_iters=4").stdout)
     assert not (data_dir / "out/run.1").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--seed=3"]])
+def test_a_finished_run_is_left_as_it_is(finished: Path, options: list[str]) -> None:
+    before = files(finished.parent)
+    printed = resume(*options).stdout
+    assert printed.endswith("it is finished: step 6 of 6; to train longer, add --max_iters=12\n")
+    assert files(finished.parent) == before
+    assert "resuming out/run at step 6\n" in resume("--max_iters=7").stdout
+
+
+def test_a_config_that_was_edited_by_hand_still_works(finished: Path) -> None:
+    path = finished / "config.toml"
+    saved = path.read_text()
+    path.write_text("# my best run\n" + saved.replace("max_iters = 6", "max_iters = 7").replace(
+        "eval_interval = 2", "eval_interval = 7"))
+    assert call("sample.py", "out/run", "--max_new_tokens=5").stdout
+    call("train.py", "out/run", "--init_from=resume")
+    assert steps(finished) == [*range(8), 7]
+    assert open_run(finished).config.run.eval_interval == 7
+    for old, new, says in (("max_iters = 7", 'max_iters = "many"', "error: out/run/config.toml: max_iters=many: "),
+                           ("seed = 1337", "sead = 1337", "error: out/run/config.toml: [run] has no sead"),
+                           ("[model]", "[model", "error: out/run/config.toml: not a readable TOML file: ")):
+        path.write_text(saved.replace("max_iters = 6", "max_iters = 7").replace(old, new))
+        before = files(finished)
+        done = call("train.py", "out/run", "--init_from=resume", check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert done.stderr.startswith(says)
+        assert files(finished) == before
 
 
 # Memory.
@@ -432,192 +497,152 @@ def test_auto_goes_on_where_a_run_is_and_else_starts_one(data_dir, capsys) -> No
     RuntimeError("MPS backend out of memory (MPS allocated: 17 GB, ...). Tried to allocate 5 GB on private pool."),
     RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
     MemoryError()])
-def test_out_of_memory_says_which_knob_to_turn(error) -> None:
-    config = load_config(["--batch_size=64"])
-    with pytest.raises(UserError, match=r"out of memory: use --micro_batch_size=32, half of what it is, which does "), \
-            out_of_memory(report.less_memory(config)):
+def test_out_of_memory_names_the_option_to_change(error: Exception) -> None:
+    advice = words.less_memory(load_config(["--batch_size=64"])[0])
+    with pytest.raises(UserError, match=r"^out of memory: use --micro_batch_size=32, which gives the same result"), \
+            out_of_memory(advice):
         raise error
-    assert "--micro_batch_size=8," in report.less_memory(load_config(["--micro_batch_size=16"]))
-    assert report.less_memory(load_config(["--micro_batch_size=1"])).startswith("use a smaller --block_size")
+    assert "--micro_batch_size=8," in words.less_memory(load_config(["--micro_batch_size=16"])[0])
+    assert words.less_memory(load_config(["--micro_batch_size=1"])[0]).startswith("use a smaller --block_size")
     with pytest.raises(RuntimeError, match="a bug"), out_of_memory("never"):
         raise RuntimeError("a bug")
 
 
-def test_what_it_says_can_be_done_and_changes_nothing(data_dir, monkeypatch) -> None:
-    """A run out of memory after three steps goes on in micro-batches of half the size, to the same losses."""
-    import engine.step
+def test_a_run_out_of_memory_continues_with_less(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After three steps, as the error says: in micro-batches of half the size, to the same losses."""
+    call("train.py", *RUN, "--out_dir=out/roomy")
 
-    assert train(load_config([*RUN, "--out_dir=out/roomy"])) == 0
-    original = engine.step.train_step
-
-    def step(*arguments):
+    def step(*arguments: Any) -> StepResult:
         if arguments[5] == 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        return original(*arguments)
+        return train_step(*arguments)
 
-    config = load_config(RUN)
     with monkeypatch.context() as patch:
-        patch.setattr("engine.step.train_step", step)
-        with pytest.raises(UserError, match=r"--micro_batch_size=2, .* --init_from=resume"), \
-                out_of_memory(report.less_memory(config)):
-            train(config)
-    assert train(load_config([*RUN, "--micro_batch_size=2", "--init_from=resume"])) == 0
-    narrow, roomy = (read_metrics(Path(f"out/{out}/metrics.jsonl")) for out in ("run", "roomy"))
-    assert [record["step"] for record in narrow] == list(range(7))
+        patch.setattr("train.train_step", step)
+        told = train(returns=2).stderr
+    assert "use --micro_batch_size=2, which gives the same result" in told
+    assert "--init_from=resume" in told
+    resume("--micro_batch_size=2")
+    narrow, roomy = (read_metrics(data_dir / "out" / name) for name in ("run", "roomy"))
+    assert [record["step"] for record in narrow] == STEPS
     for one, other in zip(narrow, roomy, strict=True):
-        for key in {"train_nll", "val_nll", "grad_norm"} & set(one):
+        for key in {"train_nll", "val_nll", "grad_norm", "best_val_nll"} & one.keys():
             assert one[key] == pytest.approx(other[key], rel=1e-5)
 
 
 @pytest.mark.slow
-def test_a_real_lack_of_memory_is_one_clear_line(clone) -> None:
+def test_a_real_lack_of_memory_is_one_clear_line(clone: Path) -> None:
     """An address space too small for the attention of long sequences."""
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
-
-    done = subprocess.run([sys.executable, "train.py", "--corpus=text.txt", *TINY, "--out_dir=out/large",
-                           "--max_iters=1", "--batch_size=256", "--block_size=512", "--n_embd=256", "--n_layer=6"],
-                          cwd=clone, text=True, capture_output=True, preexec_fn=limit,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: out of memory: use --micro_batch_size=128, half of what it is")
-    assert done.stderr.count("\n") == 1
+    code, printed = Process(
+        clone, "--corpus=text.txt", *TINY, "--out_dir=out/large", "--device=cpu", "--max_iters=1", "--batch_size=256",
+        "--block_size=512", "--n_embd=256", "--n_layer=6",
+        prelude="import resource; resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))").wait()
+    assert code == 2, printed
+    assert printed.splitlines()[-1].startswith("error: out of memory: use --micro_batch_size=128, which gives the same")
+    assert "Traceback" not in printed
 
 
 # What users do to runs by hand.
 
 
-def test_a_damaged_line_of_metrics_takes_no_other_with_it(finished) -> None:
+def test_a_damaged_line_of_metrics_takes_no_other_with_it(finished: Path) -> None:
     metrics = finished / "metrics.jsonl"
     lines = metrics.read_bytes().split(b"\n")
     lines[2] = lines[2].replace(b"step", b"st\xb3p")
     lines[3] = lines[3].replace(b'"step": 3', b'"step": 73')
     metrics.write_bytes(b"\n".join(lines))
-    assert train(load_config([*RUN, "--init_from=resume", "--max_iters=8"])) == 0
-    assert metrics.read_bytes().startswith(b"\n".join(lines))
-    assert [record["step"] for record in read_metrics(metrics)] == [0, 1, 73, 4, 5, 6, 7, 8]
+    resume("--max_iters=8")
+    assert metrics.read_bytes().startswith(b"\n".join(lines[:7]))
+    assert steps(finished) == [0, 1, 73, 4, 5, 6, 7, 8, 8]
 
 
-@pytest.mark.parametrize("line", [b"", b'{"step": "x", "val_nll": "y", "seconds": 1, "tokens": 1}', b"[[" * 10**5,
-                                  b"\xff", b'{"step": 5}', b'{"val_nll": 5}', b'{"step": true}', b"null"])
-def test_odd_metrics_are_drawn_as_far_as_they_go(finished, line, run) -> None:
+ODD_LINES = [b"", b'{"step": "x", "val_nll": "y", "seconds": 1, "tokens": 1}', b"[[" * 10**5, b"\xff", b'{"step": 5}',
+             b'{"val_nll": 5}', b'{"step": true}', b"null"]
+
+
+def test_odd_metrics_stop_nothing(finished: Path) -> None:
     metrics = finished / "metrics.jsonl"
-    metrics.write_bytes(metrics.read_bytes() + line + b"\n")
+    metrics.write_bytes(metrics.read_bytes() + b"\n".join(ODD_LINES) + b"\n")
     for x in ("step", "tokens"):
-        run("curves.py", str(finished), f"--x={x}", "--terminal")
-    metrics.write_bytes(line)
-    assert run("curves.py", str(finished), "--terminal", check=False).returncode in (0, 2)
-    assert train(load_config([*RUN, "--init_from=resume"])) == 0
+        assert call("curves.py", "out/run", f"--x={x}", "--terminal").stdout
+    resume("--max_iters=7")
+    for line in ODD_LINES:
+        metrics.write_bytes(line)
+        assert call("curves.py", "out/run", "--terminal", check=False).returncode in (0, 2)
+    resume("--max_iters=8")
     metrics.unlink()
-    assert train(load_config([*RUN, "--init_from=resume"])) == 0
+    resume("--max_iters=9")
 
 
-def test_a_copied_or_moved_run_goes_on_where_it_is(finished) -> None:
+def test_a_copied_or_moved_run_continues_where_it_is(finished: Path) -> None:
     """By its own config.toml, which still has the old out_dir; the original is not touched."""
     copied = finished.with_name("copied")
     shutil.copytree(finished, copied)
-    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-    assert train(load_config(["out/copied/config.toml", "--init_from=resume", "--max_iters=8"])) == 0
-    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
-    assert read_metrics(copied / "metrics.jsonl")[-1]["step"] == 8
-    assert load_config(["out/copied/config.toml", "--out_dir=out/new"]).run.out_dir == "out/new"
+    before = files(finished)
+    call("train.py", "out/copied", "--init_from=resume", "--max_iters=8")
+    assert files(finished) == before
+    assert steps(copied)[-1] == 8
+    shutil.move(copied, "moved")
+    call("train.py", "moved/config.toml", "--init_from=resume", "--max_iters=9")
+    assert steps(Path("moved"))[-1] == 9
+    assert load_config(["moved/config.toml", "--out_dir=out/new"])[0].run.out_dir == "out/new"
 
 
-def test_what_is_not_ours_is_left_alone(data_dir) -> None:
-    new, lock = data_dir / "out/.run.new", data_dir / "out/.run.lock"
-    new.mkdir(parents=True)
-    (new / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match=r"\.run\.new: is in the way: it has files that are not ours"):
-        train(load_config(RUN))
-    lock.write_text("mine")
-    with pytest.raises(UserError, match=r"\.run\.lock: is in the way"), hold_run(load_config(RUN)):
-        pass
-    assert ((new / "thesis.txt").read_text(), lock.read_text()) == ("years of work", "mine")
+def test_what_is_not_ours_is_left_alone(data_dir: Path) -> None:
+    thesis = data_dir / "out/run/thesis.txt"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("years of work")
+    for name in ("corpus.json", "config.toml"):  # with which it looks a little like a run
+        assert "out_dir=out/run: exists and is not a run; choose another --out_dir" in train(returns=2).stderr
+        (thesis.parent / name).touch()
+    thesis.unlink()
+    assert "exists and is not a run" in train(returns=2).stderr
+    assert {path.name for path in thesis.parent.iterdir()} == {"corpus.json", "config.toml"}
 
 
-def test_a_run_inside_a_run_is_refused(finished) -> None:
-    """The next checkpoint would replace it."""
-    with pytest.raises(UserError, match=r"out_dir=out/run/best/student: is inside of another run, .*out/run, which"):
-        train(load_config([*RUN, "--out_dir=out/run/best/student"]))
-
-
-def test_a_run_whose_checkpoints_are_gone_keeps_its_metrics(finished) -> None:
-    before = (finished / "metrics.jsonl").read_bytes()
-    for checkpoint in ("last", "previous", "best"):
-        shutil.rmtree(finished / checkpoint)
-    with pytest.raises(UserError, match="out/run: its checkpoints are gone; start again"):
-        train(load_config([*RUN, "--init_from=resume"]))
-    assert (finished / "metrics.jsonl").read_bytes() == before
+def test_a_run_inside_a_run_is_refused(finished: Path) -> None:
+    assert f"out_dir=out/run/student: is inside another run, {finished}; choose another" in (
+        train("--out_dir=out/run/student", returns=2).stderr)
 
 
 @pytest.mark.parametrize("out_dir", ["/", "//", ".."])
-def test_directories_that_cannot_be_runs(data_dir, out_dir) -> None:
-    config = load_config([*RUN, f"--out_dir={out_dir}"])
-    with pytest.raises(UserError, match="should be a directory of its own"), hold_run(config):
-        train(config)
+def test_directories_that_cannot_be_runs(data_dir: Path, out_dir: str) -> None:
+    assert "should be a directory of its own" in train(f"--out_dir={out_dir}", returns=2).stderr
 
 
-def test_links_stay_links(data_dir) -> None:
+def test_links_stay_links(data_dir: Path) -> None:
     """Of the directory, and of a checkpoint on another disk."""
-    (data_dir / "disk/real").mkdir(parents=True)
+    real = data_dir / "disk/real"
+    real.mkdir(parents=True)
     (data_dir / "out").mkdir()
-    (data_dir / "out/run").symlink_to(data_dir / "disk/real")
+    (data_dir / "out/run").symlink_to(real)
     for _ in range(2):
-        assert train(load_config(RUN)) == 0
+        train()
         assert (data_dir / "out/run").is_symlink()
-        assert (data_dir / "disk/real/last").is_dir()
-    assert (data_dir / "disk/real.1/last").is_dir()
-    (data_dir / "disk/real/last").rename(data_dir / "disk/last")
-    (data_dir / "out/run/last").symlink_to(data_dir / "disk/last")
-    assert train(load_config([*RUN, "--init_from=resume", "--max_iters=12"])) == 0
-    assert json.loads((data_dir / "out/run/last/progress.json").read_text())["step"] == 12
+        assert (real / "last.safetensors").is_file()
+    assert (data_dir / "disk/real.1/last.safetensors").is_file()
+    (real / "last.safetensors").rename(data_dir / "disk/last")
+    (real / "last.safetensors").symlink_to(data_dir / "disk/last")
+    resume("--max_iters=8")
+    assert read_checkpoint(data_dir / "out/run/last.safetensors")[1]["step"] == 8
 
 
-def test_killed_between_moving_the_old_run_aside_and_naming_the_new_one(data_dir) -> None:
-    config = load_config([*RUN, "--init_from=resume"])
-    from data.prepare import prepare_corpus
-
-    create_run(config, prepare_corpus(config.data)).path.rename(data_dir / "out/.run.new")
-    assert train(config) == 0
-    assert json.loads((data_dir / "out/run/last/progress.json").read_text())["step"] == 6
-
-
-def test_restarts_of_one_job_are_told_from_other_jobs(finished, monkeypatch) -> None:
-    """Although torchrun may call all of them "none"."""
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    config = load_config([*RUN, "--max_iters=8"])
-    assert train(config) == 0
-    data = json.loads((finished / "history.jsonl").read_text())
-    assert data["job"].startswith("none, started by process ")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert begin_run(config, open_run(finished).corpus).changes == {}
-    (finished / "history.jsonl").write_text(json.dumps(data | {"job": "none, started by process 1 on moon"}) + "\n")
-    assert begin_run(config, open_run(finished).corpus).changes is None
-    assert (finished.with_name("run.2") / "last").exists()
+def test_closed_streams_stop_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a job is started without stdout and stderr."""
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    run_command(lambda argv: print("said to nobody"))
+    sys.stdout.close()
+    sys.stderr.close()
 
 
-@pytest.mark.parametrize("lost", [">/dev/full", "2>/dev/full", ">&-", "2>&-", "<&-", "| head -1"])
-def test_a_log_that_cannot_be_written_stops_nothing(clone, lost) -> None:
-    shutil.rmtree(clone / "out/unheard", ignore_errors=True)
-    words = " ".join(["--corpus=text.txt", "--out_dir=out/unheard", *TINY])
-    subprocess.run(["bash", "-c", f"{sys.executable} train.py {words} {lost}; exit ${{PIPESTATUS[0]}}"], cwd=clone,
-                   check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert read_metrics(clone / "out/unheard/metrics.jsonl")[-1]["step"] == 6
-    assert json.loads((clone / "out/unheard/last/progress.json").read_text())["step"] == 6
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="Windows has no such files")
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null"])
+def test_devices_are_no_texts(data_dir: Path, path: str) -> None:
+    assert train(f"--corpus={path}", returns=2).stderr == f"error: corpus {path}: a device, not a file\n"
 
 
-def test_devices_are_no_texts(run) -> None:
-    for path in ("/dev/zero", "/dev/null"):
-        done = run("train.py", f"--corpus={path}", check=False)
-        assert (done.returncode, done.stderr) == (2, f"error: corpus {path}: a device, not a file\n")
-
-
-def test_signals_before_there_is_something_to_save(data_dir) -> None:
-    with hold_run(load_config(RUN)):
-        assert signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN
-
-
-def test_a_model_cannot_command_a_terminal(monkeypatch) -> None:
+def test_a_model_cannot_command_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sample.harmless("\x1bP\n\x9b") == "\x1bP\n\x9b"  # a file has what was written
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert sample.harmless("\x1b]0;evil\x07 naïve 🎉\n\t\x9b1m\r") == "\ufffd]0;evil\ufffd naïve 🎉\n\t\ufffd1m\ufffd"

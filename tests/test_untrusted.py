@@ -81,6 +81,7 @@ def tensor(shape: list[int], offsets: list[int], dtype: str = "F32", name: str =
 @pytest.mark.parametrize("kind", ["pickle", "torch.save", "a legacy torch.save", "a zip"])
 def test_pickled_checkpoints_are_refused_unread(theirs, clone, marker, monkeypatch, kind) -> None:
     monkeypatch.chdir(clone)
+    monkeypatch.setattr("data.prepare.DATA", clone / "data")
     path = theirs / "last.safetensors"
     if kind == "pickle":
         path.write_bytes(pickle.dumps({"model.wte.weight": Bomb(marker)}))
