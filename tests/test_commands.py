@@ -171,7 +171,7 @@ def test_help_lists_every_option_with_its_default(capsys) -> None:
     (["train.py", "--corpus=nowhere.txt"], "no such file"),
     (["train.py", "--corpus=empty.txt"], "is empty"),
     (["train.py", "--corpus=latin.txt"], "not UTF-8"),
-    (["train.py", "--corpus=short.txt"], "too few for block_size=128"),
+    (["train.py", "--corpus=short.txt", "--block_size=64"], "too few for block_size=64"),
     (["train.py", "--corpus=text.txt", "--init_from=resume", "--out_dir=out/none"], "no run to resume"),
     (["train.py", "--corpus=config"], "directory"),
     (["sample.py", "config"], "not a run"),

@@ -80,7 +80,17 @@ def test_special_tokens_in_text_are_text() -> None:
     assert len(BPE.ranks) not in special.encode("a<|endoftext|>b")
 
 
-def test_an_unknown_character_is_named() -> None:
+def test_long_texts_are_encoded_in_pieces(monkeypatch) -> None:
+    monkeypatch.setattr("data.tokenizer.PIECE", 5)
+    text, tokenizer = "naïve 日本 🎉, naïvely", CharTokenizer("naïve 日本 🎉, naïvely")
+    tokens = tokenizer.encode(text)
+    assert tokenizer.decode(tokens) == text
+    assert tokenizer.count_bytes(tokens) == len(text.encode())
+
+
+@pytest.mark.parametrize("piece", [2, 100])
+def test_an_unknown_character_is_named(piece: int, monkeypatch) -> None:
+    monkeypatch.setattr("data.tokenizer.PIECE", piece)
     with pytest.raises(UserError, match=r"'é' \(U\+00E9, at position 3\)"):
         CharTokenizer("abc").encode("abcé")
 

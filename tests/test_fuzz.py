@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from config.errors import UserError, run_command
 from config.schema import Config, DataConfig
 from data import prepare
 from data.documents import read_records
+from engine.generate import generate_texts
 
 FIELDS = {name: field for section in Config.model_fields.values() for name, field in
           section.annotation.model_fields.items()}  # type: ignore[union-attr]
@@ -188,9 +190,10 @@ OPTIONS = st.lists(st.sampled_from(sorted(CHOICES)), max_size=4, unique=True).fl
 
 
 @pytest.mark.slow
-def test_whole_trainings() -> None:
+def test_whole_trainings(monkeypatch) -> None:
     """One after another in one directory: later ones find, rename or resume the runs of earlier ones."""
     codes: list[int] = []
+    monkeypatch.setattr("report.outcome.generate_texts", partial(generate_texts, max_new_tokens=9))
 
     def trainings(text, options) -> None:
         Path("fuzz.txt").write_bytes(f"{text}\nCAT:\nThe mat.\n\n".encode() * 4 if len(text) > 1 else text.encode())

@@ -113,7 +113,7 @@ def test_kills_while_something_is_written(clone: Path) -> None:
     for pattern, number in (("rename.*tokenizer", 1), ("rename.*config", 1), ("rename.*last", 1), ("rename.*last", 3)):
         let_it_die(clone, "out/killed-few", DIE_BEFORE.format(pattern=pattern, number=number))
     assert not (clone / "out/killed-few/last.safetensors").exists()
-    let_it_die(clone, "out/killed-few", DIE_AT_SIZE.format(50_000, 50_000), signal.SIGXFSZ)
+    let_it_die(clone, "out/killed-few", DIE_AT_SIZE.format(40_000, 40_000), signal.SIGXFSZ)
     assert [*(clone / "out/killed-few").glob(".*tmp*")]
     finish_and_compare(clone, "out/killed-few")
 
