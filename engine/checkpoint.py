@@ -93,6 +93,8 @@ def load_last(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState,
             return TrainState(), "; ".join(remarks)
         if state.nonfinite_in_a_row >= run.config.run.max_nonfinite_steps:  # it stopped for that: a new chance
             state.nonfinite_in_a_row = 0
+        if "eval_tokens" in run.changes:  # losses on other targets do not compare: the next is the best
+            state.best_nll, state.overfitting = None, 0
         return state, "; ".join(remarks)
     if remarks or any(record["step"] > 0 for record in run.read_metrics()):
         said = "; ".join(remarks) or f"{run.path}: its checkpoints are gone"

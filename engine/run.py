@@ -201,5 +201,4 @@ def _identity(config: Config, info: CorpusInfo) -> dict[str, Any]:
     """What must stay the same in a resumed run."""
     return {"text (sha256)": info.sha256[:8], "tokenizer": info.tokenizer, "vocab_size": info.vocab_size,
             **config.data.model_dump(exclude={"corpus", "tokenizer", "vocab_size"}),
-            **config.model.model_dump(exclude=MAY_CHANGE), "optimizer": config.optim.optimizer,
-            "eval_tokens": config.run.eval_tokens}  # or its losses could not be compared
+            **config.model.model_dump(exclude=MAY_CHANGE), "optimizer": config.optim.optimizer}

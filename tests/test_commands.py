@@ -210,7 +210,8 @@ def test_mistakes_are_one_clear_line(in_clone, clone, trained, command, message)
     assert sorted(path for path in clone.glob("out/*")) == before
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [
+    (signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)])
 def test_an_interrupted_run_says_how_to_resume_and_does(in_clone, clone, number, code) -> None:
     out = f"out/stopped-{number}"
     arguments = [*TINY, "--corpus=text.txt", f"--out_dir={out}", "--max_iters=100000", "--log_interval=100",

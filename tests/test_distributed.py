@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -272,7 +273,7 @@ def test_two_ranks_stopped_and_resumed_equal_one_process(clone: Path) -> None:
     assert code == 143
     assert (f"Stopped by SIGTERM at step {step:,}. To resume:\n"
             "  torchrun --standalone --nproc_per_node=2 train.py out/two --init_from=resume\n") in printed
-    assert printed.count("2 ranks of cpu with 1 thread, ") == 1
+    assert len(re.findall(r"2 ranks of cpu with \d+ threads?, ", printed)) == 1
     assert nothing == ""
 
     last = f"--max_iters={step + 3}"

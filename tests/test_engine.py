@@ -297,7 +297,7 @@ def test_resuming_another_model_or_text_is_refused(data_dir: Path) -> None:
         return done.stderr
 
     for option, says in (("--n_layer=3", "n_layer was 2 and is now 3"), ("--optimizer=adamw", "optimizer was muon"),
-                         ("--val_fraction=0.5", "val_fraction was 0.1"), ("--eval_tokens=9", "eval_tokens was 300")):
+                         ("--val_fraction=0.5", "val_fraction was 0.1")):
         assert says in refusal(option)
     (data_dir / "text.txt").write_text("Something else entirely.\n" * 50, encoding="utf-8")
     assert "text (sha256) was" in refusal()

@@ -499,18 +499,22 @@ def test_a_text_that_has_changed_is_refused_unless_another_is_named(runs) -> Non
         Path("text.txt").write_bytes(before)
 
 
-def test_the_real_command(run, trained) -> None:
-    path, _ = trained
-    done = run("evaluate.py", str(path))
+def process(runs: Path, clone: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python evaluate.py ...` as a process of its own, which lists on stderr what it imports."""
+    return subprocess.run([sys.executable, "-X", "importtime", str(clone / "evaluate.py"), *arguments], cwd=runs,
+                          capture_output=True, text=True, encoding="utf-8")
+
+
+def test_the_real_command(runs, clone) -> None:
+    done = process(runs, clone, "out/whole")
     for part in ("nats per token", "95% interval", "It beats", "Calibration:", "context length", "new line"):
         assert part in done.stdout
     assert "evaluating" in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["out/tiny", "--stride=99"], ["out/tiny", "--text=nowhere"]])
-def test_mistakes_are_answered_without_torch(clone, trained, arguments) -> None:
-    done = subprocess.run([sys.executable, "-X", "importtime", "evaluate.py", *arguments], cwd=clone,
-                          capture_output=True, text=True, encoding="utf-8")
+@pytest.mark.parametrize("arguments", [["--help"], ["out/whole", "--stride=99"], ["out/whole", "--explain=Ω"]])
+def test_mistakes_are_answered_without_torch(runs, clone, arguments) -> None:
+    done = process(runs, clone, *arguments)
     imported = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "pydantic" in imported
     assert "torch" not in imported

@@ -411,7 +411,7 @@ def test_preparations_at_once_do_not_disturb_each_other(clone: Path) -> None:
 
 def test_what_may_change_is_changed_and_noted(finished: Path) -> None:
     changes = {"max_iters": 9, "learning_rate": 0.012, "eval_interval": 3, "log_interval": 2, "micro_batch_size": 2,
-               "dropout": 0.1, "device": "cpu"}
+               "dropout": 0.1, "device": "cpu", "eval_tokens": 100}
     printed = resume(*(f"--{name}={value}" for name, value in changes.items())).stdout
     for said in ("max_iters was 6 and is now 9",
                  f"learning_rate was {Config().optim.learning_rate} and is now 0.012",
@@ -425,6 +425,7 @@ def test_what_may_change_is_changed_and_noted(finished: Path) -> None:
     config = open_run(finished).config
     assert (config.optim.max_iters, config.run.init_from) == (9, "scratch")
     assert steps(finished)[-1] == 9
+    assert read_metrics(finished)[-1]["best_step"] > 6  # losses on other targets do not compare
 
 
 @pytest.mark.parametrize("option", ["seed", "batch_size"])
