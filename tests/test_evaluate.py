@@ -155,8 +155,10 @@ def test_a_sentence_shows_what_each_of_its_tokens_costs(runs) -> None:
         start = (i - 1) // 8 * 8
         logits = model(torch.tensor([tokens[start:i]]))[0, -1].detach()
         costs.append(-float(logits.log_softmax(-1)[tokens[i]]))
-    shown = [float(number) for number in re.findall(r" (\d+\.\d{3}) ", printed)][:len(costs)]
-    assert shown == pytest.approx(costs, abs=6e-4)
+    words = printed.split("\n\n")[0].split()
+    assert "".join(words[::2]) == "⏎" + sentence.replace(" ", "␣")
+    assert words[1] == "given"
+    assert [float(cost) for cost in words[3::2]] == pytest.approx(costs, abs=6e-4)
     assert f"{sum(costs):.2f} nats for {len(costs)} tokens: {np.mean(costs):.4f} per token" in printed
     assert "\x1b" not in printed
 
