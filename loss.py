@@ -18,15 +18,15 @@ from torch import Tensor
 
 IGNORE_INDEX = -100  # the target of a masked position, which has no loss
 
-CHUNKED_LOGITS = 2**22  # targets times vocabulary, above which chunks are faster than one product (bench/loss.py)
-CHUNKS, MIN_CHUNK = 16, 128  # chunks of a batch; tokens in one, at least
-CACHED_ROWS = 2048  # rows of lm_head's gradient that fit in a CPU's cache
+MAX_LOGITS = 2**22  # tokens times vocabulary; with more, chunks save memory and are also faster (bench/loss.py)
+CHUNKS, MIN_CHUNK = 16, 128  # a batch has 16 chunks, or fewer of at least 128 tokens
+CACHED_ROWS = 2048  # rows of lm_head's gradient, (V, C), that a CPU's cache holds at usual widths
 
 
 class LossSums(NamedTuple):
     """Sums over the targets of a batch, as scalar tensors; in nats, unless they are counts.
 
-    objective = nll + smoothing + z_loss + distillation is what is optimised, and has the gradient. `nll` is always the
+    objective = nll + smoothing + z_loss + distillation is optimised: only it has a gradient in every case. `nll` is the
     plain cross-entropy: perplexity, bits and bits per byte come from it alone.
     """
 
@@ -34,13 +34,13 @@ class LossSums(NamedTuple):
     nll: Tensor
     smoothing: Tensor  # what label smoothing adds to nll
     z_loss: Tensor  # what the z-loss adds
-    distillation: Tensor  # what the teacher adds
-    correct: Tensor  # targets that had the highest probability; a tie of k tokens counts 1/k
+    distillation: Tensor  # what the teacher adds; may be negative
+    correct: Tensor  # targets that the model held most probable; in a tie of k tokens, the target counts as 1/k
     num_targets: Tensor
 
 
 class LossMeans(NamedTuple):
-    """The same in nats per target; `accuracy` is correct / num_targets."""
+    """LossSums divided by the number of targets: nats per target, and the top-1 accuracy."""
 
     objective: float
     nll: float
@@ -48,17 +48,17 @@ class LossMeans(NamedTuple):
     z_loss: float
     distillation: float
     accuracy: float
-    num_targets: int
+    num_targets: float
 
 
 class Objective(NamedTuple):
     """What is optimised instead of the plain cross-entropy.
 
-    label_smoothing: with e, the cross-entropy of the target p = (1 - e) one_hot(y) + e / V, which is
+    label_smoothing: e replaces the one-hot target by p = (1 - e) one_hot(y) + e / V, whose cross-entropy is
         (1 - e) (-log q_y) + e mean_v(-log q_v) (Szegedy et al. 2016).
-    z_loss: adds z_loss (log sum exp z)^2, which keeps logits from drifting (Chowdhery et al. 2022).
-    alpha, temperature: with a teacher's prediction t, the cross-entropy counts 1 - alpha, and alpha T^2 KL(t_T || q_T)
-        is added. q_T and t_T are the predictions with logits divided by the temperature T (Hinton et al. 2015).
+    z_loss: the weight w of w (log sum exp z)^2, which keeps logits from drifting (Chowdhery et al. 2022).
+    alpha, temperature: with a teacher's prediction t, the objective is (1 - alpha) (nll + smoothing)
+        + alpha T^2 KL(t_T || q_T). In q_T and t_T the logits are divided by the temperature T (Hinton et al. 2015).
     """
 
     label_smoothing: float = 0.0
@@ -70,19 +70,18 @@ class Objective(NamedTuple):
 PLAIN = Objective()
 
 
-def sum_losses(parts: Iterable[LossSums], all_reduce: Callable[[Tensor], Tensor] | None = None) -> LossSums:
-    """The sum of several LossSums, and of those of all ranks, in float64 on the CPU; NaN if an addend is not finite."""
-    columns = zip(*([float(number.detach()) for number in part] for part in parts), strict=True)
-    totals = [math.fsum(column) if all(map(math.isfinite, column)) else math.nan for column in columns]
-    tensor = torch.tensor(totals or [0.0] * len(LossSums._fields), dtype=torch.float64)
-    return LossSums(*(all_reduce(tensor) if all_reduce else tensor))
+def sum_losses(parts: Iterable[LossSums], all_reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> LossSums:
+    """The sum over micro-batches, and over ranks with `all_reduce`, in float64 on the CPU; inf and NaN become NaN."""
+    numbers = [[float(number.detach()) for number in part] for part in parts] or [[0.0] * len(LossSums._fields)]
+    fields = zip(*numbers, strict=True)  # for each field, its numbers in all parts
+    totals = [math.fsum(field) if all(map(math.isfinite, field)) else math.nan for field in fields]
+    return LossSums._make(all_reduce(torch.tensor(totals, dtype=torch.float64)))
 
 
 def mean_loss(sums: LossSums) -> LossMeans:
-    """Divide sums by the number of targets; NaN if there is none."""
-    objective, nll, smoothing, z_loss, distillation, accuracy, _ = (
-        float(number) / (float(sums.num_targets) or math.nan) for number in sums)
-    return LossMeans(objective, nll, smoothing, z_loss, distillation, accuracy, int(sums.num_targets))
+    """Divide by the number of targets; NaN if there is none."""
+    *totals, num_targets = map(float, sums)
+    return LossMeans._make([*(total / (num_targets or math.nan) for total in totals), num_targets])
 
 
 def soft_cap(logits: Tensor, softcap: float) -> Tensor:
@@ -92,10 +91,10 @@ def soft_cap(logits: Tensor, softcap: float) -> Tensor:
 
 def cross_entropy(logits: Tensor, targets: Tensor, objective: Objective = PLAIN, teacher_logits: Tensor | None = None
                   ) -> LossSums:
-    """Loss sums of logits (..., V), also those of a teacher, against targets (...), which IGNORE_INDEX masks.
+    """Loss sums from logits (..., V) and targets (...). A teacher's logits are (..., V), too.
 
-    The prediction [0.2, 0.7, 0.1] costs 0.357 nats if the second token comes, and the gradient with respect to
-    the logits is q - p:
+    The prediction q = [0.2, 0.7, 0.1] costs 0.357 nats if the target is token 1. With p = one_hot(1), the gradient with
+    respect to the logits is q - p:
 
     >>> logits = torch.tensor([[0.2, 0.7, 0.1]]).log().requires_grad_()
     >>> loss = cross_entropy(logits, torch.tensor([1])).objective
@@ -111,20 +110,20 @@ def cross_entropy(logits: Tensor, targets: Tensor, objective: Objective = PLAIN,
     logits, targets = logits.flatten(0, -2).float(), targets.flatten()  # (N, V), (N,)
     unmasked = targets != IGNORE_INDEX
     log_q = F.log_softmax(logits, dim=-1)
-    nll = _total(F.nll_loss(log_q, targets, reduction="none", ignore_index=IGNORE_INDEX))
+    nll = _total(F.nll_loss(log_q, targets, reduction="none", ignore_index=IGNORE_INDEX), unmasked)
     smoothing = z_loss = distillation = torch.zeros_like(nll)
-    if objective.label_smoothing:
-        smoothing = objective.label_smoothing * (_total(-log_q.mean(dim=-1) * unmasked) - nll)
+    if objective.label_smoothing:  # (1 - e) nll + e uniform = nll + e (uniform - nll)
+        smoothing = objective.label_smoothing * (_total(-log_q.mean(dim=-1), unmasked) - nll)
     if objective.z_loss:
-        z_loss = objective.z_loss * _total(logits.logsumexp(dim=-1).square() * unmasked)
+        z_loss = objective.z_loss * _total(logits.logsumexp(dim=-1).square(), unmasked)
     if teacher_logits is not None:
         T = objective.temperature
-        log_t = F.log_softmax(teacher_logits.flatten(0, -2).float() / T, dim=-1)
-        kl = F.kl_div(F.log_softmax(logits / T, dim=-1), log_t, reduction="none", log_target=True).sum(dim=-1)
-        distillation = objective.alpha * (T**2 * _total(kl.masked_fill(~unmasked, 0)) - nll - smoothing)
-    with torch.no_grad():
-        best = logits == logits.amax(dim=-1, keepdim=True)
-        correct = _total(best.gather(1, targets.clamp_min(0)[:, None])[:, 0] / best.sum(dim=-1) * unmasked)
+        log_q_T, log_t_T = (F.log_softmax(z / T, dim=-1) for z in (logits, teacher_logits.flatten(0, -2).float()))
+        kl = F.kl_div(log_q_T, log_t_T, reduction="none", log_target=True).sum(dim=-1)  # KL(t_T || q_T): t comes second
+        distillation = objective.alpha * (T**2 * _total(kl, unmasked) - nll - smoothing)
+    is_best = logits == logits.detach().amax(dim=-1, keepdim=True)
+    target_is_best = is_best.gather(1, targets.clamp_min(0)[:, None])[:, 0]
+    correct = _total(target_is_best / is_best.sum(dim=-1), unmasked)
     return LossSums(nll + smoothing + z_loss + distillation, nll, smoothing, z_loss, distillation, correct,
                     unmasked.sum())
 
@@ -137,89 +136,90 @@ def next_token_loss(hidden: Tensor, lm_head: Tensor, targets: Tensor, objective:
     """
     hidden, targets = hidden.flatten(0, -2), targets.flatten()
     hidden = hidden.masked_fill((targets == IGNORE_INDEX)[:, None], 0.0)
-    if targets.numel() * len(lm_head) < CHUNKED_LOGITS or teacher_logits is not None:
+    if targets.numel() * len(lm_head) < MAX_LOGITS or teacher_logits is not None:  # those of a teacher are there anyway
         return cross_entropy(soft_cap(F.linear(hidden, lm_head).float(), softcap), targets, objective, teacher_logits)
-    compiling = torch.compiler.is_compiling()  # else its import, of seconds, is not needed
-    chunked = torch.compiler.disable(_chunked_loss) if compiling else _chunked_loss  # type: ignore[no-untyped-call]
-    return chunked(hidden, lm_head, targets, objective, softcap)
+    chunked = _ChunkedLoss.apply
+    if torch.compiler.is_compiling():  # it cannot gain from torch.compile, whose import takes seconds at other times
+        chunked = torch.compiler.disable(chunked)  # type: ignore[no-untyped-call]
+    return LossSums._make(chunked(hidden, lm_head, targets, objective, softcap))  # type: ignore[no-untyped-call]
 
 
-def _total(values: Tensor) -> Tensor:
-    """The sum, in float64 where the device has it."""
-    return values.sum(dtype=torch.float32 if values.device.type == "mps" else torch.float64)
-
-
-def _chunked_loss(hidden: Tensor, lm_head: Tensor, targets: Tensor, objective: Objective, softcap: float) -> LossSums:
-    nll, smoothing, z_loss, correct, num_targets, total = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        hidden, lm_head, targets, objective, softcap)
-    return LossSums(total, nll, smoothing, z_loss, torch.zeros_like(nll), correct, num_targets)
+def _total(values: Tensor, unmasked: Tensor) -> Tensor:
+    """The sum of the values (N,) that are not masked, in float64 where the device has it."""
+    dtype = torch.float32 if values.device.type == "mps" else torch.float64
+    return values.masked_fill(~unmasked, 0).sum(dtype=dtype)
 
 
 class _ChunkedLoss(torch.autograd.Function):
     """The same sums with their gradient, both computed chunk by chunk in the forward pass.
 
-    The gradient with respect to a chunk's logits, q - p in the plain case, overwrites the logits. Its products with
-    lm_head and with the hidden states are all that the backward pass needs: they have N C and V C numbers, not N V.
+    With lse = log sum exp z, q = exp(z - lse), label smoothing e and z-loss weight w, each target has
+
+        total     = lse - z_y + e (z_y - mean z) + w lse^2
+        d total/dz = (1 + 2 w lse) q - e / V - (1 - e) one_hot(y), times 1 - (z / softcap)^2 with a softcap
+
+    The gradient overwrites the logits of a chunk, (n, V). backward needs only its products with lm_head and with the
+    hidden states, (N, C) and (V, C).
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, lm_head: Tensor, targets: Tensor, objective: Objective, softcap: float
                 ) -> tuple[Tensor, ...]:
         (N, C), V, device = hidden.shape, len(lm_head), hidden.device
-        epsilon, z_weight = objective.label_smoothing, objective.z_loss
+        e, w = objective.label_smoothing, objective.z_loss
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else hidden.dtype
         weights = lm_head.to(dtype)
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_lm_head = torch.zeros(V, C, device=device) if ctx.needs_input_grad[1] else None
         sums: list[Tensor] = []
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False):  # products are in `dtype`, all else in float32
             size = max(MIN_CHUNK, N // CHUNKS)
-            for here in (slice(start, start + size) for start in range(0, N, size)):
-                h, y = hidden[here].to(dtype), targets[here]
-                unmasked = (y != IGNORE_INDEX).float()  # (n,)
-                y = y.where(y != IGNORE_INDEX, 0)[:, None]
+            for chunk in (slice(start, start + size) for start in range(0, N, size)):
+                h, y = hidden[chunk].to(dtype), targets[chunk]
+                unmasked = y != IGNORE_INDEX  # (n,)
+                y = y.where(unmasked, 0)[:, None]
                 logits = soft_cap((h @ weights.T).float(), softcap)  # (n, V)
+                slope = 1 - (logits / softcap).square() if softcap else None
                 z_y, z_max = logits.gather(1, y)[:, 0], logits.amax(dim=1)
                 correct = (z_y == z_max) / (logits == z_max[:, None]).sum(dim=1)
-                slope = 1 - (logits / softcap).square() if softcap else None  # derivative of the cap
-                mean_z = logits.mean(dim=1) if epsilon else z_y
-                probs = logits.sub_(z_max[:, None]).exp_()  # on the same storage, not yet normalised
-                exp_sum = probs.sum(dim=1)
+                mean_z = logits.mean(dim=1) if e else z_y
+                exp = logits.sub_(z_max[:, None]).exp_()  # exp(z - max z), in the memory of the logits
+                exp_sum = exp.sum(dim=1)
                 lse = z_max + exp_sum.log()
-                columns = [lse - z_y, epsilon * (z_y - mean_z), z_weight * lse.square(), correct, torch.ones_like(lse)]
-                sums.append(torch.stack([_total(column * unmasked) for column in columns]))
+                terms = [lse - z_y, e * (z_y - mean_z), w * lse.square(), correct, torch.ones_like(lse)]
+                sums.append(torch.stack([_total(term, unmasked) for term in terms]))
                 if d_hidden is None and d_lm_head is None:
                     continue
-                grad = probs.mul_((unmasked * (1 + 2 * z_weight * lse) / exp_sum)[:, None])  # the same storage again
-                if epsilon:
-                    grad.sub_((unmasked * (epsilon / V))[:, None])
-                grad.scatter_add_(1, y, (unmasked * (epsilon - 1))[:, None])
+                grad = exp.mul_((unmasked * (1 + 2 * w * lse) / exp_sum)[:, None])  # in the same memory again
+                if e:
+                    grad.sub_((unmasked * (e / V))[:, None])
+                grad.scatter_add_(1, y, (unmasked * (e - 1.0))[:, None])
                 grad = (grad.mul_(slope) if slope is not None else grad).to(dtype)
                 if d_hidden is not None:
-                    d_hidden[here] = grad @ weights
+                    d_hidden[chunk] = grad @ weights
                 if d_lm_head is not None:
                     _add_product(d_lm_head, grad, h)
-                del logits, probs, grad  # before the next chunk needs the memory
+                del logits, slope, exp, grad  # before the next chunk needs the memory
         ctx.gradients, ctx.lm_head_dtype = (d_hidden, d_lm_head), lm_head.dtype
         nll, smoothing, z_loss, correct, num_targets = torch.stack(sums).sum(dim=0)
-        ctx.mark_non_differentiable(nll, smoothing, z_loss, correct, num_targets)
-        return nll, smoothing, z_loss, correct, num_targets, nll + smoothing + z_loss
+        ctx.mark_non_differentiable(nll, smoothing, z_loss, no_teacher := torch.zeros_like(nll), correct, num_targets)
+        return nll + smoothing + z_loss, nll, smoothing, z_loss, no_teacher, correct, num_targets
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError("the chunked loss can be differentiated once: backward scales its gradients in place")
         (d_hidden, d_lm_head), ctx.gradients = ctx.gradients, None
-        scale = grads[-1].float()
+        scale = grads[0].float()
         return (d_hidden.mul_(scale) if d_hidden is not None else None,
                 d_lm_head.mul_(scale).to(ctx.lm_head_dtype) if d_lm_head is not None else None, None, None, None)
 
 
 def _add_product(total: Tensor, grad: Tensor, h: Tensor) -> None:
-    """total += grad' h, for total (V, C) float32, grad (n, V), h (n, C); few rows at once on a CPU, for its cache."""
+    """total += grad.T @ h, for total (V, C) float32, grad (n, V) and h (n, C) in the dtype of the products."""
     if grad.dtype == total.dtype:
         total.addmm_(grad.T, h)
         return
-    rows = CACHED_ROWS if total.device.type == "cpu" else len(total)
-    for part, columns in zip(torch.split(total, rows), torch.split(grad, rows, dim=1), strict=True):
-        part.add_((columns.T @ h).to(total.dtype))  # mps adds no mixed dtypes
+    tokens = CACHED_ROWS if total.device.type == "cpu" else len(total)  # of the vocabulary, at once
+    for rows, columns in zip(torch.split(total, tokens), torch.split(grad, tokens, dim=1), strict=True):
+        rows.add_((columns.T @ h).to(total.dtype))  # mps does not add bfloat16 to float32

@@ -44,7 +44,7 @@ def by_hand(hidden: Tensor, lm_head: Tensor, targets: Tensor, objective: Objecti
 
 def in_chunks(hidden: Tensor, lm_head: Tensor, targets: Tensor, objective: Objective, softcap: float, chunk: int
               ) -> LossSums:
-    with mock.patch.multiple(loss, CHUNKED_LOGITS=0, CHUNKS=10**9, MIN_CHUNK=chunk, CACHED_ROWS=chunk):
+    with mock.patch.multiple(loss, MAX_LOGITS=0, CHUNKS=10**9, MIN_CHUNK=chunk, CACHED_ROWS=chunk):
         return next_token_loss(hidden[None], lm_head, targets[None], objective, softcap)
 
 
@@ -125,7 +125,7 @@ def test_a_second_backward_is_an_error() -> None:
 @pytest.mark.parametrize("threshold", [0, 2**60], ids=["chunked", "plain"])
 def test_a_target_outside_the_vocabulary_is_an_error(target: int, threshold: int, monkeypatch) -> None:
     hidden, lm_head, targets = torch.randn(1, 3, 4), torch.randn(9, 4), torch.tensor([[0, target, IGNORE_INDEX]])
-    monkeypatch.setattr(loss, "CHUNKED_LOGITS", threshold)
+    monkeypatch.setattr(loss, "MAX_LOGITS", threshold)
     with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
         next_token_loss(hidden, lm_head, targets)
 

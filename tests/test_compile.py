@@ -58,7 +58,7 @@ def test_a_failing_compiler_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("chunked", [False, True], ids=["plain", "chunked"])
 def test_a_compiled_model_has_the_same_losses(chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if chunked:
-        monkeypatch.setattr(loss, "CHUNKED_LOGITS", 0)
+        monkeypatch.setattr(loss, "MAX_LOGITS", 0)
         monkeypatch.setattr(loss, "MIN_CHUNK", 16)
     argv = ["--z_loss=0.01", "--ngram_embedding=2", "--ngram_rows=64"]
     losses, said = train(True, *argv)

@@ -75,7 +75,7 @@ USES: dict[str, Callable[[GPT, Distributed], object]] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_a_training_step_is_in_float32(form: str, chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if chunked:
-        monkeypatch.setattr(loss, "CHUNKED_LOGITS", 0)
+        monkeypatch.setattr(loss, "MAX_LOGITS", 0)
     with Watch() as watch:
         train_a_step(Distributed(CPU, torch.float32), *FORMS[form])
     assert watch.in_16_bits == set()
