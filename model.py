@@ -1,8 +1,8 @@
-"""A GPT. One config spans GPT-2 (learned positions, LayerNorm, GELU, tied embeddings) and nanochat's form (rotary
-positions, RMSNorm also after the embedding, QK-norm, ReLU^2, untied lm_head).
+"""A GPT: by default nanochat's, with rotary positions, RMSNorm also after the embedding, QK-norm, ReLU^2 and an untied
+lm_head; with other options GPT-2, with learned positions, LayerNorm, GELU and tied embeddings.
 
-Shapes: B sequences, T tokens, C = n_embd, H heads of width D = C / H, V tokens in the vocabulary, S tokens that can be
-attended to: those in the KV cache and the T new ones.
+Shapes: B sequences, T tokens, C = n_embd, H heads of width D = C / H, V tokens in the vocabulary. With a KV cache,
+S = cached tokens + T; else S = T.
 """
 
 import math
@@ -15,11 +15,14 @@ from config.schema import ModelConfig
 from kernels import relu2, rms_norm, rotary
 from loss import PLAIN, LossSums, Objective, next_token_loss, soft_cap
 
-Rotary = tuple[Tensor, Tensor]  # cos and sin, (T, 2 C) each
+Rotary = tuple[Tensor, Tensor]  # cos and sin for the features of q and k side by side, (T, 2 C) each
 
 
 class KVCache:
-    """Tokens that the model has read, with each layer's keys and values; made by the caller of the model."""
+    """The tokens that the model has read, which n-grams and documents need, and each layer's keys and values.
+
+    GPT.hidden_states appends to it, and then moves `length` on.
+    """
 
     def __init__(self, config: ModelConfig, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
         shape = (batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
@@ -58,7 +61,7 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotary, cache: KVCache | None, mask: Tensor | None) -> Tensor:
         (B, T, C), H = x.shape, self.config.n_head
-        qk, v = self.qkv(x).split((2 * C, C), dim=-1)  # all heads side by side, those of q before those of k
+        qk, v = self.qkv(x).split((2 * C, C), dim=-1)  # q and k together, as 2 H heads: one call rotates both
         if self.config.position == "rotary":
             qk = rotary(qk, *rotation, head_width=C // H)
         qk = qk.view(B, T, 2 * H, C // H)
@@ -73,25 +76,26 @@ class CausalSelfAttention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k' / sqrt(D)) v, (B, H, T, D), for the last T of S tokens.
+    """softmax(q k^T / sqrt(D)) v, (B, H, T, D), for the last T of S tokens.
 
     `mask`, (T, S) or (B, 1, T, S), is True where a token may attend; None means causal attention.
     """
     (B, H, T, D), S = q.shape, k.shape[2]
-    # On CPUs the backward of the fused kernel is slow in bfloat16: plain products are 2 to 4 times faster.
-    plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()
-    if mask is None and T in (S, 1) and not plain:
+    # In bfloat16 on CPUs the backward of PyTorch's kernel is slow: the formula itself is 2 to 4 times faster.
+    written_out = q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()
+    if mask is None and T in (S, 1) and not written_out:  # all tokens are new, or one is and attends to all
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=T == S)
     mask = causal_mask(T, S, q.device) if mask is None else mask
-    if not plain:
+    if not written_out:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     q, k, v = (x.reshape(B * H, -1, D) for x in (q, k, v))
     bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -math.inf).expand(B, H, T, S)
-    scores = torch.baddbmm(bias.reshape(B * H, T, S), q, k.mT, alpha=D**-0.5)
+    scores = torch.baddbmm(bias.reshape(B * H, T, S), q, k.mT, alpha=D**-0.5)  # bias + q k^T / sqrt(D)
     return (F.dropout(F.softmax(scores, dim=-1), dropout) @ v).view(B, H, T, D)
 
 
 def causal_mask(T: int, S: int, device: torch.device) -> Tensor:
+    """(T, S): the last T of S tokens attend to themselves and to all before them."""
     return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
 
 
@@ -137,6 +141,7 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
         if config.tied:
             self.lm_head.weight = self.wte.weight
+        # In each head, the halves (a, b) become (a cos + b sin, b cos - a sin): the second half's sin has the minus.
         D = config.n_embd // config.n_head
         angles = torch.arange(config.block_size)[:, None] * 10_000.0 ** -(torch.arange(0, D, 2) / D)
         cos, sin = torch.cat([angles, angles], dim=1).cos(), torch.cat([angles, -angles], dim=1).sin()
@@ -179,43 +184,39 @@ class GPT(nn.Module):
     def document_mask(self, context: Tensor, T: int) -> Tensor:
         """Which of the tokens (B, S) each of the last T may attend to, (B, 1, T, S): those of its own document.
 
-        The eos token, the last of the vocabulary, opens a document.
+        Before each document there is an eos token, which is the last of the vocabulary.
         """
         document = (context == self.vocab_size - 1).cumsum(dim=1)
         same = document[:, None, -T:, None] == document[:, None, None, :]
         return same & causal_mask(T, context.shape[1], context.device)
 
     def init_weights(self) -> None:
-        """GPT-2's normal(0, 0.02), output projections smaller by sqrt(2 n_layer); n-gram tables start at zero.
+        """GPT-2's normal(0, 0.02), divided by sqrt(2 n_layer) in output projections; biases and n-gram tables are zero.
 
-        With `zero_init` output projections and an untied lm_head are zero too: the first loss is log|V|, exactly.
+        With `zero_init`, output projections and an untied lm_head are also zero: the first loss is exactly log V.
         """
-        config, std = self.config, 0.02
-        for name, p in self.named_parameters():
-            if name.startswith("ngrams") or name.endswith("bias"):
+        for name, p in self.named_parameters():  # a tied lm_head is wte, and has no name of its own
+            projects = name.endswith("proj.weight")
+            zero = self.config.zero_init and (projects or name == "lm_head.weight")
+            if zero or name.startswith("ngrams") or name.endswith("bias"):
                 nn.init.zeros_(p)
-            elif name.endswith("proj.weight"):
-                nn.init.normal_(p, std=0.0 if config.zero_init else std / math.sqrt(2 * config.n_layer))
-            elif name == "lm_head.weight":
-                nn.init.normal_(p, std=0.0 if config.zero_init else std)
             elif p.ndim == 2:
-                nn.init.normal_(p, std=std)
+                nn.init.normal_(p, std=0.02 / (math.sqrt(2 * self.config.n_layer) if projects else 1))
 
     def num_params(self) -> int:
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self) -> int:
-        """FLOPs of a training step per token (Kaplan et al. 2020): 6 per weight, 2 of them forward and 4 backward, and
-        6 T C per layer for causal attention."""
+        """FLOPs of training per token (Kaplan et al. 2020): 6 per weight, and 6 T C per layer for causal attention."""
         config = self.config
         weights = sum(p.numel() for p in self.blocks.parameters() if p.ndim == 2) + self.lm_head.weight.numel()
         return 6 * weights + 6 * config.n_layer * config.block_size * config.n_embd
 
 
 def hash_ngrams(tokens: Tensor, n: int, rows: int) -> Tensor:
-    """A row for the last n tokens at each place of tokens (B, S); the text before the first counts as zeros.
+    """For each position of tokens (B, S), a table's row for the last n tokens; before the first come zeros.
 
-    N-grams may share a row (modded-nanogpt's bigram hash embedding; Engram, DeepSeek 2026).
+    It is a polynomial hash, so n-grams may share a row (modded-nanogpt's bigram hash embedding; Engram, DeepSeek 2026).
     """
     key = tokens
     for i in range(1, n):
