@@ -109,6 +109,15 @@ def passed_and_ahead(nll: float, baselines: Sequence[Baseline]) -> tuple[list[Ba
     return passed, ordered[len(passed):]
 
 
+def beside_baselines(nll: float, baselines: Sequence[Baseline]) -> list[str]:
+    """Which baselines a loss beats, and which are ahead."""
+    passed, ahead = passed_and_ahead(nll, baselines)
+    names = ", ".join(each.name for each in passed) or "none of the baselines"
+    if not ahead:
+        return [f"It beats {names}: all of the baselines."]
+    return [f"It beats {names}.", f"Ahead: {', '.join(f'{each.name} ({each.nats_per_token:.3f})' for each in ahead)}."]
+
+
 def sample_line(text: str) -> str:
     """A text that a model wrote, in one line."""
     line = "".join(character if character.isprintable() else " " for character in text.replace("\n", "⏎"))

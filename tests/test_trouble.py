@@ -18,7 +18,6 @@ import torch
 
 import engine.runlog
 import engine.step
-import sample
 from config.cli import load_config
 from config.errors import UserError, out_of_memory, run_command
 from config.schema import Config, ModelConfig, OptimConfig
@@ -643,9 +642,3 @@ def test_closed_streams_stop_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/null"])
 def test_devices_are_no_texts(data_dir: Path, path: str) -> None:
     assert train(f"--corpus={path}", returns=2).stderr == f"error: corpus {path}: a device, not a file\n"
-
-
-def test_a_model_cannot_command_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sample.harmless("\x1bP\n\x9b") == "\x1bP\n\x9b"  # a file has what was written
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    assert sample.harmless("\x1b]0;evil\x07 naïve 🎉\n\t\x9b1m\r") == "\ufffd]0;evil\ufffd naïve 🎉\n\t\ufffd1m\ufffd"
