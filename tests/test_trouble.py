@@ -146,7 +146,7 @@ def test_nonfinite_steps_are_counted_and_told(data_dir: Path, spoil: Callable[..
     printed = train().stdout
     assert ("step 2: the loss is nan and the norm of the gradient nan: the step changes nothing, and counts in "
             "nonfinite_steps") in printed
-    assert "3 of the steps changed nothing: their loss or gradient was not finite" in printed
+    assert "because their loss or gradient was not finite: 3." in printed
     *records, _ = read_metrics(data_dir / "out/run")
     assert [record.get("nonfinite_steps", 0) for record in records] == [0, 0, 1, 2, 2, 3, 3]
     assert [record.get("nonfinite_in_a_row", 0) for record in records] == [0, 0, 1, 2, 0, 1, 0]
@@ -210,15 +210,15 @@ def test_spikes_are_told(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     printed = train().stdout
     assert printed.count("step 3: a spike: the training loss is ") == 1
     assert "0.75 nats above the mean of the steps before" in printed
-    assert "The training loss spiked 1 time; a lower --learning_rate" in printed
+    assert "Spikes of the training loss (a lower --learning_rate" in printed
 
 
-def test_troubles_are_told_ten_times_then_now_and_then() -> None:
+def test_troubles_are_told_ten_times() -> None:
     state, told = TrainState(), []
     for _ in range(300):
         state.count_step(result(math.nan))
         told.append(words.nonfinite(state, result(math.nan)))
-    assert [number for number, line in enumerate(told, 1) if line] == [*range(1, 11), 100, 200, 300]
+    assert [number for number, line in enumerate(told, 1) if line] == [*range(1, 11)]
 
 
 # Disks.
