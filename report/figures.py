@@ -35,11 +35,11 @@ class Curve:
     def __init__(self, run: Run, x: str, unit: str) -> None:
         records, split = run.read_metrics(), run.info.val
         key = "val_nll" if unit == "nats" else "val_bits_per_byte"
-        scale = 1.0 if unit == "nats" else bits_per_byte(1.0, max(1, split.bytes) / max(1, split.tokens))
         self.val, self.gap = _series(records, x, key), _series(records, x, "kl_gap")
         ends, train = _series(records, x, "train_nll")  # means of all steps since the line before
-        start = records[0].get(x, 0.0) if records and "train_nll" not in records[0] else 0.0
-        middles = [(before + end) / 2 for before, end in itertools.pairwise([start, *ends])]
+        starts = [record.get(x, 0.0) for record in records[:1]] + ends
+        middles = [(start + end) / 2 for start, end in zip(starts, ends, strict=False)]
+        scale = 1.0 if unit == "nats" else bits_per_byte(1.0, max(1, split.bytes) / max(1, split.tokens))
         self.train = _thin(middles), [scale * nll for nll in _thin(train)]
         self.best: Series = [], []  # one point
         self.label = f"no evaluation  {_shorten(run.name, 48)}"
@@ -52,22 +52,22 @@ class Curve:
 
 
 class Picture:
-    """The curves of some runs, the baselines, and the limits of the axes."""
+    """The curves of some runs, the baselines, and the axes."""
 
-    def __init__(self, runs: Sequence[Run], x: str, unit: str) -> None:
+    def __init__(self, runs: Sequence[Run], x: str, scale: str, unit: str) -> None:
         self.curves, self.baselines = [Curve(run, x, unit) for run in runs], find_baselines(runs, unit)
-        places = [place for curve in self.curves for place in curve.val[0] + curve.train[0]] or [0.0]
-        self.left, self.right = min(places), max(places)
-        self.right += self.right == self.left
+        places = [place for curve in self.curves for place in curve.val[0] + curve.train[0]]
+        self.left = min(places, default=0.0) if scale == "log" else 0.0
+        self.right = max(places, default=0.0)
+        self.right += self.right == self.left  # a single point
         self.first = min((place for curve in self.curves for place in curve.val[0] if place > 0), default=self.right)
-        losses = [loss for curve in self.curves for loss in curve.val[1] + curve.train[1]]
-        values = [value for _, value in self.baselines]
-        bests = [min(curve.val[1]) for curve in self.curves if curve.val[1]]
-        self.low = min([*losses, *values])
-        self.high = max([*values, *bests, self.low + 1e-3])  # a loss that rises above log|V| leaves the picture
         powers = [10.0**power for power in range(-3, 16)]
-        start = self.first if self.left <= 0 else 1.8 * self.left
-        self.log_ticks = [self.left, *(tick for tick in powers if start <= tick < self.right / 1.8), self.right]
+        between = ([tick for tick in powers if max(self.first, 1.8 * self.left) <= tick < self.right / 1.8]
+                   if scale == "log" else [self.right * part / 4 for part in (1, 2, 3)])
+        self.ticks = [self.left, *between, self.right]
+        values = [value for _, value in self.baselines]
+        self.low = min(values + [loss for curve in self.curves for loss in curve.val[1] + curve.train[1]])
+        self.high = max(values + [loss for curve in self.curves for loss in curve.best[1]])  # log|V|, mostly
 
 
 def find_baselines(runs: Sequence[Run], unit: str) -> list[tuple[str, float]]:
@@ -84,7 +84,7 @@ def find_baselines(runs: Sequence[Run], unit: str) -> list[tuple[str, float]]:
     for own, owner in zip(values, owners, strict=True):
         for name, value in own.items():
             shared = all(math.isclose(other.get(name, math.nan), value, rel_tol=1e-3) for other in values)
-            if value <= own[UNIFORM] or name == ENTROPY_RATE:
+            if value <= own[UNIFORM]:
                 found[name if shared else f"{name} ({_shorten(owner, 24)})"] = value
     return sorted(found.items(), key=lambda pair: pair[1])
 
@@ -103,7 +103,7 @@ def make_figure(runs: Sequence[Run], x: str = "step", scale: str = "log", unit: 
     from matplotlib.figure import Figure  # without pyplot: no window, nothing global
 
     warnings.filterwarnings("ignore", "Glyph")  # instead of what the font does not have, there is a box
-    picture = Picture(runs, x, unit)
+    picture = Picture(runs, x, scale, unit)
     curves, left, right, low, high = picture.curves, picture.left, picture.right, picture.low, picture.high
     few, has_gap = len(curves) <= FEW, any(curve.gap[0] for curve in curves)
     columns = max(1, min(3, 118 // (12 + max(len(curve.label) for curve in curves))))
@@ -131,8 +131,7 @@ def make_figure(runs: Sequence[Run], x: str = "step", scale: str = "log", unit: 
         if scale == "log":  # also from 0
             axes.set_xscale("symlog", linthresh=picture.first, linscale=0.3)
         axes.set_xlim(left, right)
-        ticks = picture.log_ticks if scale == "log" else [tick for tick in axes.get_xticks() if left <= tick <= right]
-        axes.set_xticks(ticks, [_number(tick) for tick in ticks])
+        axes.set_xticks(picture.ticks, map(_number, picture.ticks))
         axes.minorticks_off()
         # Right of the curves are the names of the baselines, one above the other; a line leads from each to its loss.
         names = [f"{name}  {value:.3f}" for name, value in picture.baselines]
@@ -170,9 +169,8 @@ def draw_terminal(runs: Sequence[Run], x: str = "step", scale: str = "log", unit
     """The same picture in characters; baselines are the marks of the y axis."""
     import plotext
 
-    picture = Picture(runs, x, unit)
+    picture = Picture(runs, x, scale, unit)
     low, step = picture.low, (picture.high - picture.low) / (ROWS - 1)
-    ticks = picture.log_ticks if scale == "log" else [picture.right * part / 4 for part in range(5)]
 
     def place(value: float) -> float:
         return math.log10(value / picture.first + 1) if scale == "log" else value
@@ -184,12 +182,12 @@ def draw_terminal(runs: Sequence[Run], x: str = "step", scale: str = "log", unit
     lines = []
     for (marker, shown), curve in zip(itertools.cycle(MARKERS.items()), picture.curves, strict=False):
         if curve.val[0]:
-            plotext.plot([place(value) for value in curve.val[0]],
-                         [min(loss, 2 * picture.high) for loss in curve.val[1]], marker=marker)
+            plotext.plot([*map(place, curve.val[0])], [min(loss, 2 * picture.high) for loss in curve.val[1]],
+                         marker=marker)
         lines.append(f"{shown:>8}  {curve.label}")
-    plotext.xlim(place(0 if scale == "linear" else picture.left), place(picture.right))
+    plotext.xlim(place(picture.left), place(picture.right))
     plotext.ylim(low, picture.high)
-    plotext.xticks([place(tick) for tick in ticks], [_number(tick) for tick in ticks])
+    plotext.xticks([*map(place, picture.ticks)], [*map(_number, picture.ticks)])
     names: dict[int, list[str]] = {}  # of the baselines in each row
     for name, value in reversed(picture.baselines):
         names.setdefault(round((value - low) / step), []).append(f"{name} {value:.3f}")
