@@ -6,7 +6,7 @@ The story, in order: the text, the scores of its tokens, and what they add up to
 import json
 import sys
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -67,14 +67,6 @@ from report.evaluation import describe
 from report.explain import show_costs
 
 
-class Scored(NamedTuple):
-    """How well a run predicted the tokens of a text."""
-
-    about: dict[str, Any]
-    columns: analysis.Columns  # of each target, (N,)
-    tempered: np.ndarray  # the mean NLL at each of analysis.TEMPERATURES
-
-
 def main(argv: list[str]) -> None:
     runs, options = read_arguments(argv)
     if options.explain:
@@ -100,7 +92,7 @@ def evaluate(runs: list[Run], options: EvaluateOptions) -> dict[str, Any]:
     """What there is to know about the first run's loss, and how the second's compares: what `--json` prints."""
     name, texts, notes = read_texts(runs, options)
     scored = [score(run, text, options) for run, text in zip(runs, texts, strict=True)]
-    losses, blocks = analysis.measure_losses([each.columns for each in scored])
+    losses, blocks = analysis.measure_losses([columns for _, columns, _ in scored])
     run, (about, columns, tempered) = runs[0], scored[0]
     groups = group_targets(run, columns, options)
 
@@ -117,7 +109,7 @@ def evaluate(runs: list[Run], options: EvaluateOptions) -> dict[str, Any]:
     if len(runs) == 2:
         units = ["nats_per_token"] * (texts[0].split is texts[1].split) + ["bits_per_byte"]
         difference = {unit: losses[0][unit] - losses[1][unit] for unit in units}
-        found["against"] = {**scored[1].about, "loss": analysis.intervals(losses[1]),
+        found["against"] = {**scored[1][0], "loss": analysis.intervals(losses[1]),
                             "difference": analysis.intervals(difference)}
     return found
 
@@ -148,8 +140,9 @@ def read_texts(runs: list[Run], options: EvaluateOptions) -> tuple[str, list[Eva
                            options.stride, max_tokens) for own, split in zip(runs, splits, strict=True)], notes
 
 
-def score(run: Run, text: EvalText, options: EvaluateOptions) -> Scored:
-    """Read a text with the run's model."""
+def score(run: Run, text: EvalText, options: EvaluateOptions
+          ) -> tuple[dict[str, Any], analysis.Columns, np.ndarray]:
+    """What was read by which model; what is known of each target; and the mean NLL at each of TEMPERATURES."""
     dist = setup_distributed(options.device or run.config.run.device, run.config.run.dtype)
     model, state = load_model(run, options.checkpoint, dist)
     batches = tqdm(text.batches(), total=len(text.windows) * text.block_size // EVAL_BATCH_TOKENS + 1, unit="batch",
@@ -163,7 +156,7 @@ def score(run: Run, text: EvalText, options: EvaluateOptions) -> Scored:
     about = {"run": str(run.path), "checkpoint": options.checkpoint, "step": state.step, "device": str(dist),
              "block_size": text.block_size, "stride": text.stride or text.block_size, "targets": len(n_bytes),
              "of_targets": text.split.num_targets(), "bytes": int(n_bytes.sum())}
-    return Scored(about, columns, scores.tempered / len(n_bytes))
+    return about, columns, scores.tempered / len(n_bytes)
 
 
 def group_targets(run: Run, columns: analysis.Columns, options: EvaluateOptions) -> dict[str, list[dict[str, Any]]]:

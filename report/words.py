@@ -22,7 +22,6 @@ EQUAL = 1e-4  # nats that are rounding
 RISE = 0.01  # nats that the validation loss must rise to be called overfitting
 SKIPPED = "no token of this step's batch is a target: the step is skipped, and counts in skipped_steps"
 TOLD = 10  # troubles of a kind that are told one by one
-ENGLISH = "1.0 to 1.5"  # bits per character, estimates of the entropy of English
 
 CELLS = [("step", "step", 7, ".0f"), ("train nll", "train_nll", 11, ".4f"), ("val nll", "val_nll", 9, ".4f"),
          ("perplexity", "val_perplexity", 12, ".4g"), ("bits/byte", "val_bits_per_byte", 11, ".3f"),
@@ -157,9 +156,8 @@ def verdict(records: Sequence[Record], info: CorpusInfo, config: Config) -> str:
         f"  perplexity {perplexity(nll):.2f}: as uncertain as a choice among so many equally likely tokens.",
         *(f"  {line}" for line in beside_baselines(nll, info.baselines))]
     if info.tokenizer == "char" and info.name in ("shakespeare", "tinyshakespeare"):
-        lines += [f"  English has about {ENGLISH} bits per character; this is {nats_to_bits(nll):.2f}. That estimate"
-                  " is for modern prose,",
-                  "  and for readers who know the world. This model knows 34 plays, in old verse."]
+        lines += [f"  English has about 1.0 to 1.5 bits per character; this is {nats_to_bits(nll):.2f}. That estimate",
+                  "  is for modern prose, and for readers who know the world. This model knows 34 plays, in old verse."]
     if info.entropy_rate is not None and info.source_nll is not None:
         lines += [f"  H(p, q) = H(p) + KL(p || q): {nll:.4f} is the entropy rate {info.entropy_rate:.4f}, "
                   f"{info.source_nll - info.entropy_rate:+.4f} of sampling error of this text,",
@@ -184,12 +182,11 @@ def _objective(records: Sequence[Record]) -> Iterator[str]:
 
 def _advice(records: Sequence[Record], final: Record, info: CorpusInfo, config: Config) -> list[str]:
     """Did it diverge, overfit, or is there more to gain; and what to try next."""
-    train_nll = next((record["train_nll"] for record in reversed(records) if "train_nll" in record), 0.0)
-    nonfinite = records[-1].get("nonfinite_in_a_row")
-    if nonfinite or not train_nll < uniform_nll(info.vocab_size) + 0.1:
-        why = (f"the last {nonfinite:,.0f} step(s) had no finite loss and gradient" if nonfinite else
-               f"the training loss is {train_nll:.4g}, worse than log|V|")
-        return [f"It diverged: {why}. best.safetensors has the model from before.",
+    train_nll = next((record["train_nll"] for record in reversed(records) if "train_nll" in record), math.nan)
+    nonfinite, uniform = records[-1].get("nonfinite_in_a_row", 0), uniform_nll(info.vocab_size)
+    if nonfinite or train_nll > uniform + 0.1:
+        return [f"It diverged: the training loss is {train_nll:.4g}, log|V| is {uniform:.4g}, and the last "
+                f"{nonfinite:,.0f} steps had no finite loss and gradient. best.safetensors has the model from before.",
                 "Try a lower --learning_rate and --muon_learning_rate, --warmup_iters, --grad_clip=1, or "
                 "--dtype=float32."]
     evals = [record for record in records if "val_nll" in record]
@@ -209,8 +206,9 @@ def describe_run(run: Run, state: TrainState, remark: str, model: GPT, dist: Dis
     """The model, the machine, the steps ahead, and what the evaluations measure."""
     c, max_iters, batch_size = run.config.model, run.config.optim.max_iters, run.config.optim.batch_size
     lines = [f"the run that was in {run.path} is now in {run.moved}"] if run.moved else []
+    if remark:
+        lines.append(f"{run.path}: {remark}")
     if run.is_resumed:
-        lines += [f"{run.path}: {remark}"] if remark else []
         lines += [f"resuming {run.path} at step {state.step:,}",
                   *(f"  {name} was {shown(was)} and is now {shown(now)}" for name, (was, now) in run.changes.items())]
     if run.is_finished(state.step):

@@ -311,7 +311,7 @@ def test_other_tokens_of_the_same_text_fall_into_the_same_blocks() -> None:
 def test_the_columns_know_where_each_token_is(runs) -> None:
     run = open_run(Path("out/bpe"))
     val, token_bytes = run.corpus.val.tokens, run.tokenizer.token_bytes
-    of_each = evaluate.score(run, EvalText(run.corpus.val, 8), EvaluateOptions()).columns
+    _, of_each, _ = evaluate.score(run, EvalText(run.corpus.val, 8), EvaluateOptions())
     text = run.tokenizer.decode_bytes(val)
     for token, offset, length in zip(val[1:], of_each["offset"], of_each["bytes"], strict=True):
         assert text[offset:offset + length] == token_bytes[token]

@@ -102,8 +102,8 @@ def test_no_name_is_on_another_or_on_a_curve(what: str, options: dict[str, str],
     boxes = [Text.get_window_extent(label) for label in axes.texts]
     for first, second in itertools.combinations(boxes, 2):
         assert not first.overlaps(second)
-    right = Picture(runs, options.get("x", "step"), "log", "nats").right
-    curves_end = axes.transData.transform((right, 0))[0]
+    picture = Picture(runs, options.get("x", "step"), "log", "nats")
+    curves_end = axes.transData.transform((picture.right, 0))[0]
     for box in boxes:
         assert curves_end < box.x0 < box.x1 < axes.bbox.x1 + 1
         assert figure.bbox.y0 < box.y0 < box.y1 < figure.bbox.y1
