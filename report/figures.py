@@ -67,7 +67,7 @@ class Picture:
         self.ticks = [self.left, *between, self.right]
         values = [value for _, value in self.baselines]
         self.low = min(values + [loss for curve in self.curves for loss in curve.val[1] + curve.train[1]])
-        self.high = max(values + [loss for curve in self.curves for loss in curve.best[1]])  # log|V|, mostly
+        self.high = max([*values, *(loss for curve in self.curves for loss in curve.best[1]), self.low + 1e-3])
 
 
 def find_baselines(runs: Sequence[Run], unit: str) -> list[tuple[str, float]]:

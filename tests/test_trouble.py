@@ -157,7 +157,7 @@ def test_too_many_nonfinite_steps_stop_training(data_dir: Path, spoil: Callable[
     """With a word on what to try, and weights that are as before. Resuming gives it a new chance."""
     spoil(3, 4)
     printed = train("--max_nonfinite_steps=2", returns=1).stdout
-    assert ("It diverged: the last 2 step(s) had no finite loss and gradient. best.safetensors has the model from "
+    assert ("the last 2 steps had no finite loss and gradient. best.safetensors has the model from "
             "before.\nTry a lower --learning_rate") in printed
     assert steps(data_dir / "out/run") == [*range(6), 5]
     for checkpoint in ("best", "last"):
