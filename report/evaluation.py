@@ -22,7 +22,7 @@ def describe(found: dict[str, Any]) -> str:
          f"{found['targets']:,} targets{part}, {found['bytes']:,} bytes,",
          f"each once, in a window of {found['block_size']:,}{moves}; {found['device']}"],
         ["                       value       95% interval", *_losses(found["loss"])],
-        _remarks(found), _comparison(found["against"]), _calibration(found),
+        _remarks(found), _comparison(found["loss"], found["against"]), _calibration(found),
         *(_table(kind, groups) for kind, groups in found["groups"].items())]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
@@ -46,14 +46,14 @@ def _remarks(found: dict[str, Any]) -> list[str]:
     return lines + found["notes"]
 
 
-def _comparison(against: dict[str, Any] | None) -> list[str]:
+def _comparison(loss: dict[str, Any], against: dict[str, Any] | None) -> list[str]:
     if against is None:
         return []
     lines = [f"Compared with {against['run']} of step {against['step']:,}, on the same resamples:"]
     for title, unit, _ in UNITS:
-        if estimate := against["difference"].get(unit):
-            lines.append(f"  {estimate['value']:+.4f} ({estimate['low']:+.4f} to {estimate['high']:+.4f}) {title} from "
-                         f"its {against['loss'][unit]['value']:.4f}")
+        if less := against["difference"].get(unit):
+            lines.append(f"  {title:<15}{loss[unit]['value']:.4f}, its {against['loss'][unit]['value']:.4f}, difference "
+                         f"{less['value']:+.4f} ({less['low']:+.4f} to {less['high']:+.4f})")
     if "nats_per_token" not in against["difference"]:
         lines.append("  The two use different tokens: only bits per byte can be compared.")
     bits = against["difference"]["bits_per_byte"]

@@ -34,13 +34,13 @@ def show_masks(batch: Batch, tokenizer: Tokenizer, padded: bool = False) -> str:
     return "\n".join(lines)
 
 
-def show_costs(tokens: Sequence[int], nll: np.ndarray, tokenizer: Tokenizer, colour: bool | None = None) -> str:
-    """A list of tokens (N,), each but the first with its NLL (N - 1,) in nats; with colours, first the text, shaded."""
+def show_costs(tokens: Sequence[int], nll: np.ndarray, tokenizer: Tokenizer) -> str:
+    """Tokens (N,), each but the first with its NLL (N - 1,) in nats; on a terminal, first the text, shaded by it."""
     shown = [show_token(tokenizer, token) for token in tokens]
     cells = [f"{text.replace(' ', '␣'):>12} {cost:<7}"
              for text, cost in zip(shown, ["given", *(f"{cost:.3f}" for cost in nll)], strict=True)]
     lines = ["".join(cells[start:start + COLUMNS]) for start in range(0, len(cells), COLUMNS)]
-    if colour or (colour is None and sys.stdout.isatty()):
+    if sys.stdout.isatty():
         step = max(nll, default=0.0) / len(SHADES)
         scale = "".join(_shade(f" {step * i:.1f} ", i) for i in range(len(SHADES)))
         text = "".join(_shade(text, int(cost // (step or 1))) for text, cost in zip(shown[1:], nll, strict=True))

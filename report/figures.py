@@ -201,7 +201,6 @@ def draw_terminal(runs: Sequence[Run], x: str = "step", scale: str = "log", unit
 
 def _series(records: Sequence[Record], x: str, key: str) -> Series:
     found = [(record[x], record[key]) for record in records if x in record and key in record]
-    found = [(place, loss) for place, loss in found if math.isfinite(place) and math.isfinite(loss)]
     return [place for place, _ in found], [loss for _, loss in found]
 
 

@@ -412,7 +412,7 @@ def test_against_another_run(runs) -> None:
     back = found("out/short", "--against=out/whole")["against"]["difference"]["bits_per_byte"]
     assert (back["value"], back["low"], back["high"]) == pytest.approx((-bits["value"], -bits["high"], -bits["low"]))
     words = said("out/whole", "--against=out/short")
-    assert f"  {bits['value']:+.4f} ({bits['low']:+.4f} to {bits['high']:+.4f}) bits per byte from its " in words
+    assert f"difference {bits['value']:+.4f} ({bits['low']:+.4f} to {bits['high']:+.4f})\n" in words
     assert "The difference is not noise" in words
     itself = found("out/whole", "--against=out/whole")["against"]["difference"]
     assert itself["nats_per_token"] == itself["bits_per_byte"] == {"value": 0, "low": 0, "high": 0}

@@ -52,7 +52,7 @@ def test_a_large_batch_and_one_without_targets() -> None:
     assert show_masks(many, TOKENIZER).endswith("... and 3 more")
 
 
-def test_each_token_has_its_cost() -> None:
+def test_each_token_has_its_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = GPT(ModelConfig(block_size=12, n_layer=1, n_head=2, n_embd=8, zero_init=False), TOKENIZER.vocab_size)
     tokens = TOKENIZER.encode_prompt("ab:\nef")
@@ -60,10 +60,11 @@ def test_each_token_has_its_cost() -> None:
     log_q = model(torch.tensor([tokens]))[0].double().log_softmax(-1)
     np.testing.assert_allclose(nll, [-log_q[i, token].item() for i, token in enumerate(tokens[1:])], atol=1e-5)
 
-    shown = show_costs(tokens, nll, TOKENIZER, colour=False)
+    shown = show_costs(tokens, nll, TOKENIZER)
     assert shown.split() == [word for token, cost in zip(["<|eos|>", *"ab:⏎ef"], ["given", *(f"{c:.3f}" for c in nll)],
                                                          strict=True) for word in (token, cost)]
-    coloured = show_costs(tokens, nll, TOKENIZER, colour=True)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    coloured = show_costs(tokens, nll, TOKENIZER)
     assert re.sub("\x1b[^m]*m", "", coloured).split("\n")[2] == "<|eos|>ab:⏎ef"
     dearest = "ab:⏎ef"[int(nll.argmax())]
     assert f"\x1b[48;5;160m{dearest}\x1b[0m" in coloured
