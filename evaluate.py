@@ -82,7 +82,7 @@ def explain(run: Run, options: EvaluateOptions) -> str:
     if run.tokenizer.eos is None:  # the first token has a line end as its context
         tokens = [*run.tokenizer.encode_prompt(""), *tokens]
     about, columns, _ = score(run, EvalText(Split(np.array(tokens)), run.config.model.block_size), options)
-    nll, loss = columns["nll"], analysis.measure_losses([columns])[0][0]
+    nll, (loss,) = columns["nll"], analysis.measure_losses([columns])
     return (f"{show_costs(tokens, nll, run.tokenizer)}\n\n{nll.sum():.2f} nats for {len(nll)} tokens: "
             f"{loss['nats_per_token'][0]:.4f} per token, perplexity {loss['perplexity'][0]:.2f}, "
             f"{loss['bits_per_byte'][0]:.3f} bits per byte ({run.path}, step {about['step']:,})")
@@ -90,33 +90,33 @@ def explain(run: Run, options: EvaluateOptions) -> str:
 
 def evaluate(runs: list[Run], options: EvaluateOptions) -> dict[str, Any]:
     """What there is to know about the first run's loss, and how the second's compares: what `--json` prints."""
-    name, texts, notes = read_texts(runs, options)
+    name, texts = read_texts(runs, options)
     scored = [score(run, text, options) for run, text in zip(runs, texts, strict=True)]
-    losses, blocks = analysis.measure_losses([columns for _, columns, _ in scored])
+    losses = analysis.measure_losses([columns for _, columns, _ in scored])
     run, (about, columns, tempered) = runs[0], scored[0]
     groups = group_targets(run, columns, options)
 
     of_val = options.split == "val" and not options.text
     of_whole_val = of_val and about["targets"] == about["of_targets"]
-    logged = [record["best_val_nll"] for record in run.read_metrics() if record.get("best_step") == about["step"]]
     source_nll = run.corpus.source_nll if of_val else None  # where the source of the text is known
     found = {
-        "text": name, **about, "loss": analysis.intervals(losses[0]), "blocks": blocks, "notes": notes,
-        "logged_nll": logged[-1] if logged and of_whole_val else None,
+        "text": name, **about, "loss": analysis.intervals(losses[0]),
         "kl_gap": None if source_nll is None else np.mean(columns["nll"] - source_nll[texts[0].positions - 1]),
         "baselines": [each.model_dump() for each in run.info.baselines] if of_whole_val else [],
         "calibration": analysis.calibrate(groups["confidence"], tempered), "groups": groups, "against": None}
     if len(runs) == 2:
         units = ["nats_per_token"] * (texts[0].split is texts[1].split) + ["bits_per_byte"]
         difference = {unit: losses[0][unit] - losses[1][unit] for unit in units}
+        splits = {(each.info.sha256, each.config.data.val_fraction, each.config.data.documents) for each in runs}
         found["against"] = {**scored[1][0], "loss": analysis.intervals(losses[1]),
-                            "difference": analysis.intervals(difference)}
+                            "difference": analysis.intervals(difference),
+                            "may_have_seen_it": len(splits) > 1 and not options.text}
     return found
 
 
-def read_texts(runs: list[Run], options: EvaluateOptions) -> tuple[str, list[EvalText], list[str]]:
-    """The name of the text, the text in each run's tokens, and remarks. The first run decides which are targets."""
-    run, config, notes = runs[0], runs[0].config.data, []
+def read_texts(runs: list[Run], options: EvaluateOptions) -> tuple[str, list[EvalText]]:
+    """The name of the text, and the text in each run's tokens. The first run decides which are targets."""
+    run, config = runs[0], runs[0].config.data
     name = options.text or f"the {options.split} split of {run.info.name}"
     if options.text:
         config = config.model_copy(update={"corpus": options.text})
@@ -132,12 +132,9 @@ def read_texts(runs: list[Run], options: EvaluateOptions) -> tuple[str, list[Eva
             raise UserError(f"against={other.path}: its eos token stands for {other.tokenizer.eos_text!r}, and that of "
                             f"{run.path} for {run.tokenizer.eos_text!r}: they do not predict the same bytes")
         splits.append(splits[0] if other.tokenizer.to_json() == run.tokenizer.to_json() else encode(other))
-        trained_on = {(each.info.sha256, each.config.data.val_fraction, each.config.data.documents) for each in runs}
-        if len(trained_on) > 1 and not options.text:
-            notes.append(f"{other.path} was trained on another text or split: it may have seen this one.")
     max_tokens = options.max_tokens if len(runs) == 1 else 0  # two runs are compared on all of the text
     return name, [EvalText(split, own.config.model.block_size, own.tokenizer.eos if own.config.data.padded else None,
-                           options.stride, max_tokens) for own, split in zip(runs, splits, strict=True)], notes
+                           options.stride, max_tokens) for own, split in zip(runs, splits, strict=True)]
 
 
 def score(run: Run, text: EvalText, options: EvaluateOptions

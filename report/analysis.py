@@ -25,8 +25,8 @@ Columns = dict[str, np.ndarray]
 Estimate = dict[str, float]  # a value, and the ends "low" and "high" of its 95% interval
 
 
-def measure_losses(runs: Sequence[Columns]) -> tuple[list[Columns], int]:
-    """The loss of one or two runs in every unit, in the text and in resamples, (1 + RESAMPLES,); the number of blocks.
+def measure_losses(runs: Sequence[Columns]) -> list[Columns]:
+    """The loss of one or two runs in every unit, in the text and in resamples of it, (1 + RESAMPLES,).
 
     The text is cut into contiguous blocks, which are drawn with replacement (Carlstein 1986): neighbouring tokens are
     surprising together, so short blocks would promise too narrow an interval. All runs use the same resamples: the
@@ -48,7 +48,7 @@ def measure_losses(runs: Sequence[Columns]) -> tuple[list[Columns], int]:
                        "bits_per_byte": nll / n_bytes / LN2,
                        "perplexity": np.exp(np.minimum(nll / tokens, 709)),  # where float64 ends
                        "top1": top1 / tokens, "top5": top5 / tokens})
-    return losses, count
+    return losses
 
 
 def intervals(quantities: Columns) -> dict[str, Estimate]:

@@ -3,13 +3,12 @@
 from typing import Any
 
 from data.baselines import Baseline
-from report.analysis import RESAMPLES
+from report.analysis import BLOCKS, RESAMPLES
 from report.words import beside_baselines
 
 UNITS = [("nats per token", "nats_per_token", ".4f"), ("bits per token", "bits_per_token", ".4f"),
          ("bits per byte", "bits_per_byte", ".4f"), ("perplexity", "perplexity", ".3f"), ("top-1", "top1", ".2%"),
          ("top-5", "top5", ".2%")]
-SAME = 1e-6  # nats that are rounding
 
 
 def describe(found: dict[str, Any]) -> str:
@@ -21,39 +20,39 @@ def describe(found: dict[str, Any]) -> str:
         [f"{found['run']}, {found['checkpoint']} checkpoint of step {found['step']:,}, on {found['text']}: "
          f"{found['targets']:,} targets{part}, {found['bytes']:,} bytes,",
          f"each once, in a window of {found['block_size']:,}{moves}; {found['device']}"],
-        ["                       value       95% interval", *_losses(found["loss"])],
-        _remarks(found), _comparison(found["loss"], found["against"]), _calibration(found),
+        _losses(found["loss"]), _remarks(found), _comparison(found["loss"], found["against"]), _calibration(found),
         *(_table(kind, groups) for kind, groups in found["groups"].items())]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
 def _losses(loss: dict[str, Any]) -> list[str]:
-    return [f"  {title:<16}{loss[unit]['value']:>10{form}}   {loss[unit]['low']:{form}} to {loss[unit]['high']:{form}}"
-            for title, unit, form in UNITS]
+    lines = [f"                       value   95% interval, by {RESAMPLES:,} resamples of {BLOCKS} blocks of the text"]
+    for title, unit, form in UNITS:
+        value, low, high = loss[unit].values()
+        lines.append(f"  {title:<16}{value:>10{form}}   {low:{form}} to {high:{form}}")
+    return lines
 
 
 def _remarks(found: dict[str, Any]) -> list[str]:
-    lines = [f"Intervals: {RESAMPLES:,} resamples of {found['blocks']:,} blocks of the text."]
-    nll, logged = found["loss"]["nats_per_token"]["value"], found["logged_nll"]
-    if logged is not None:
-        lines.append(f"Training logged {logged:.6f} nats per token: " + (
-            "the same." if abs(nll - logged) < SAME else
-            f"this is {nll - logged:+.2g}, because of another stride, device or precision."))
+    lines = []
     if found["kl_gap"] is not None:
         lines.append(f"KL(source || model) is {found['kl_gap']:.4f}: the loss above that of the text's source.")
     if found["baselines"]:
+        nll = found["loss"]["nats_per_token"]["value"]
         lines += beside_baselines(nll, [Baseline(**each) for each in found["baselines"]])
-    return lines + found["notes"]
+    return lines
 
 
 def _comparison(loss: dict[str, Any], against: dict[str, Any] | None) -> list[str]:
     if against is None:
         return []
     lines = [f"Compared with {against['run']} of step {against['step']:,}, on the same resamples:"]
+    if against["may_have_seen_it"]:
+        lines.append("  It was trained on another text or split, and may have seen this one.")
     for title, unit, _ in UNITS:
         if less := against["difference"].get(unit):
-            lines.append(f"  {title:<15}{loss[unit]['value']:.4f}, its {against['loss'][unit]['value']:.4f}, difference "
-                         f"{less['value']:+.4f} ({less['low']:+.4f} to {less['high']:+.4f})")
+            lines.append(f"  {title:<15}{loss[unit]['value']:.4f}, its {against['loss'][unit]['value']:.4f}, "
+                         f"difference {less['value']:+.4f} ({less['low']:+.4f} to {less['high']:+.4f})")
     if "nats_per_token" not in against["difference"]:
         lines.append("  The two use different tokens: only bits per byte can be compared.")
     bits = against["difference"]["bits_per_byte"]
