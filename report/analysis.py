@@ -14,8 +14,7 @@ from surprisal import LN2
 RESAMPLES = 2000
 BLOCKS = 50  # in a text; fewer and longer blocks give unsteady intervals, more give intervals that are too narrow
 BINS = 15  # of confidence
-MAX_TEMPERATURE = 4.0
-TEMPERATURES: list[float] = np.geomspace(1 / MAX_TEMPERATURE, MAX_TEMPERATURE, 17).tolist()  # 1 is in the middle
+TEMPERATURES: list[float] = np.geomspace(1 / 4, 4, 17).tolist()  # 1 is in the middle
 DOUBLING = [2**power for power in range(21)]  # up to the longest context
 TENFOLD = [10**power - 1 for power in range(13)]
 CHARACTER_KINDS = {"Ll": "lower-case letter", "Lu": "upper-case letter", "Lt": "upper-case letter", "L": "other letter",
