@@ -25,10 +25,8 @@ class CurveOptions(Section):
 def main(argv: list[str]) -> None:
     paths, options = load_options(CurveOptions, argv, "RUN", "+", "directories of runs")
     runs = [open_run(Path(path)) for path in paths]
-    for run in runs:
-        metrics = run.path / "metrics.jsonl"
-        if not metrics.exists() or not metrics.stat().st_size:
-            raise UserError(f"{run.path}: has no metrics yet")
+    if empty := [str(run.path) for run in runs if not run.read_metrics()]:
+        raise UserError(f"{', '.join(empty)}: no metrics yet; train first")
     if options.terminal:
         print(draw_terminal(runs, options.x, options.scale, options.unit))
     else:

@@ -5,9 +5,6 @@ The story, in order: the text, the scores of its tokens, and what they add up to
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +14,8 @@ from pydantic import Field
 from config.cli import load_options
 from config.errors import UserError, run_command
 from config.schema import Count, Section, Text
-from data.batches import Batch, EvalText
-from data.corpora import read_corpus
-from data.documents import encode_text, read_documents
+from data.batches import EVAL_BATCH_TOKENS, EvalText
+from data.documents import Split, encode_text, read_documents
 from data.prepare import read_source, split_text
 from data.tokenizer import CharTokenizer
 from engine.run import Run, open_run
@@ -36,7 +32,11 @@ class EvaluateOptions(Section):
     against: Text = Field("", description="another run to compare with on the same text")
     checkpoint: Literal["best", "last"] = Field("best", description="which checkpoint of the runs")
     device: Text = Field("", description="auto, cpu, mps, cuda or cuda:N; empty = as in training")
-    as_json: bool = Field(False, alias="json", description="print JSON, and nothing else")
+    json_: bool = Field(False, alias="json", description="print JSON, and nothing else")
+
+
+EXCLUSIVE = [{"split", "text"}, {"explain", "text"}, {"against", "explain"}, {"explain", "json_"},
+             {"against", "max_tokens"}]  # two runs are compared on all of the text
 
 
 def read_arguments(argv: list[str]) -> tuple[list[Run], EvaluateOptions]:
@@ -47,16 +47,10 @@ def read_arguments(argv: list[str]) -> tuple[list[Run], EvaluateOptions]:
         if options.stride > run.config.model.block_size:
             raise UserError(f"stride={options.stride} is more than block_size={run.config.model.block_size} of "
                             f"{run.path}: the tokens between windows would be left out")
-    if options.text and options.split != "val":
-        raise UserError("text and split: use one of them")
-    if options.explain and (options.text or options.against or options.as_json):
-        raise UserError("explain shows one sentence; it does not go with text, against or json")
-    if options.explain:
-        runs[0].tokenizer.encode_prompt(options.explain)  # tells unknown characters
-    if options.against and "max_tokens" in options.model_fields_set:
-        raise UserError("max_tokens and against: use one of them; two runs are compared on all of the text")
-    if options.text:
-        read_corpus(options.text)  # tells what cannot be read
+    for pair in EXCLUSIVE:
+        if pair <= options.model_fields_set:
+            raise UserError(f"{' and '.join(sorted(pair)).rstrip('_')}: use one of them")
+    runs[0].tokenizer.encode_prompt(options.explain)  # tells unknown characters
     return runs, options
 
 
@@ -68,29 +62,9 @@ from tqdm import tqdm
 from engine import scoring
 from engine.checkpoint import load_model
 from engine.distributed import setup_distributed
-from report import analysis, evaluation
+from report import analysis
+from report.evaluation import describe
 from report.explain import show_costs
-from report.words import passed_and_ahead
-from surprisal import LN2
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A run, and the text in its tokens."""
-
-    run: Run
-    text: EvalText
-
-    @cached_property
-    def bytes(self) -> np.ndarray:
-        """Of each target, (N,)."""
-        return self.run.tokenizer.byte_lengths[self.text.split.tokens[self.text.positions]]
-
-    @property
-    def offsets(self) -> np.ndarray:
-        """The byte of the text where each target begins, (N,)."""
-        lengths = self.run.tokenizer.byte_lengths.astype(np.uint16)[self.text.split.tokens[:-1]]
-        return np.cumsum(lengths, dtype=np.int64)[self.text.positions - 1]
 
 
 def main(argv: list[str]) -> None:
@@ -99,143 +73,101 @@ def main(argv: list[str]) -> None:
         print(explain(runs[0], options))
         return
     found = evaluate(runs, options)
-    print(json.dumps(found, indent=1) if options.as_json else evaluation.describe(found))
+    print(json.dumps(found, indent=1) if options.json_ else describe(found))
 
 
 def explain(run: Run, options: EvaluateOptions) -> str:
     """What each token of a sentence costs."""
-    dist = setup_distributed(options.device or run.config.run.device, run.config.run.dtype)
-    model, state = load_model(run, options.checkpoint, dist)
     tokens = run.tokenizer.encode_prompt(options.explain)
     if run.tokenizer.eos is None:  # the first token has a line end as its context
         tokens = [*run.tokenizer.encode_prompt(""), *tokens]
-    nll = scoring.nll_of_tokens(model, tokens, dist)
-    costs = [float("nan"), *nll]
-    n_bytes = run.tokenizer.count_bytes(np.array(tokens[1:]))
-    return (f"{show_costs(tokens, costs, run.tokenizer)}\n\n{nll.sum():.2f} nats for {len(nll)} tokens: "
-            f"{nll.mean():.4f} per token, perplexity {np.exp(nll.mean()):.2f}, {nll.sum() / LN2 / n_bytes:.3f} bits "
-            f"per byte ({run.path}, step {state.step:,})")
+    about, columns, _ = score(run, EvalText(Split(np.array(tokens)), run.config.model.block_size), options)
+    nll, (loss,) = columns["nll"], analysis.measure_losses([columns])
+    return (f"{show_costs(tokens, nll, run.tokenizer)}\n\n{nll.sum():.2f} nats for {len(nll)} tokens: "
+            f"{loss['nats_per_token'][0]:.4f} per token, perplexity {loss['perplexity'][0]:.2f}, "
+            f"{loss['bits_per_byte'][0]:.3f} bits per byte ({run.path}, step {about['step']:,})")
 
 
-def evaluate(runs: Sequence[Run], options: EvaluateOptions) -> dict[str, Any]:
-    """What there is to know about the first run's loss, and how the second's compares; the JSON has the same names."""
-    run, whole_val = runs[0], options.split == "val" and not options.text
-    name, readings, notes = read_text(runs, options)
-    scores, kl, steps, device = score(readings, options)
-    blocks = analysis.Blocks(*(reading.offsets for reading in readings))
-    losses = [analysis.measure_loss(blocks, own.nll, own.top(1), own.top(5), reading.bytes, number)
-              for number, (own, reading) in enumerate(zip(scores, readings, strict=True))]
-    text, nll = readings[0].text, losses[0]["nats_per_token"]["value"]
-    if len(text.positions) < text.split.num_targets():
-        notes.append(f"Evaluated {len(text.positions):,} of {text.split.num_targets():,} targets, spread evenly; "
-                     "--max_tokens=0 evaluates all.")
-        whole_val = False
-    logged = [record["best_val_nll"] for record in run.read_metrics() if record.get("best_step") == steps[0]]
-    beats, ahead = passed_and_ahead(nll, run.info.baselines) if whole_val else ([], [])
-    source_nll = run.corpus.source_nll if not options.text and options.split == "val" else None
-    return {
-        "run": str(run.path), "checkpoint": options.checkpoint, "step": steps[0], "text": name, "device": device,
-        "block_size": text.block_size, "stride": text.stride or text.block_size, "notes": notes, "loss": losses[0],
-        "resamples": analysis.RESAMPLES, "blocks": blocks.count, "block_bytes": blocks.bytes,
-        "logged_nll": logged[-1] if logged and whole_val else None,
-        "beats": [each.model_dump() for each in beats], "ahead": [each.model_dump() for each in ahead],
-        "kl_gap": None if source_nll is None else nll - float(source_nll[text.positions - 1].mean()),
-        "calibration": analysis.calibrate(scores[0].confidence, scores[0].top(1), scores[0].tempered),
-        "groups": group(readings[0], scores[0], notes),
-        "against": compare(readings, scores, losses[1], blocks, kl, steps[1]) if len(runs) > 1 else None}
+def evaluate(runs: list[Run], options: EvaluateOptions) -> dict[str, Any]:
+    """What there is to know about the first run's loss, and how the second's compares: what `--json` prints."""
+    name, texts = read_texts(runs, options)
+    scored = [score(run, text, options) for run, text in zip(runs, texts, strict=True)]
+    losses = analysis.measure_losses([columns for _, columns, _ in scored])
+    run, (about, columns, tempered) = runs[0], scored[0]
+    groups = group_targets(run, columns, options)
+
+    of_val = options.split == "val" and not options.text
+    of_whole_val = of_val and about["targets"] == about["of_targets"]
+    source_nll = run.corpus.source_nll if of_val else None  # where the source of the text is known
+    found = {
+        "text": name, **about, "loss": analysis.intervals(losses[0]),
+        "kl_gap": None if source_nll is None else np.mean(columns["nll"] - source_nll[texts[0].positions - 1]),
+        "baselines": [each.model_dump() for each in run.info.baselines] if of_whole_val else [],
+        "calibration": analysis.calibrate(groups["confidence"], tempered), "groups": groups, "against": None}
+    if len(runs) == 2:
+        units = ["nats_per_token"] * (texts[0].split is texts[1].split) + ["bits_per_byte"]
+        difference = {unit: losses[0][unit] - losses[1][unit] for unit in units}
+        splits = {(each.info.sha256, each.config.data.val_fraction, each.config.data.documents) for each in runs}
+        found["against"] = {**scored[1][0], "loss": analysis.intervals(losses[1]),
+                            "difference": analysis.intervals(difference),
+                            "may_have_seen_it": len(splits) > 1 and not options.text}
+    return found
 
 
-def read_text(runs: Sequence[Run], options: EvaluateOptions) -> tuple[str, list[Reading], list[str]]:
-    """The name of the text, the text in each run's tokens, and remarks. The first run decides which are targets."""
-    run, notes, documents = runs[0], [], None
+def read_texts(runs: list[Run], options: EvaluateOptions) -> tuple[str, list[EvalText]]:
+    """The name of the text, and the text in each run's tokens. The first run decides which are targets."""
+    run, config = runs[0], runs[0].config.data
+    name = options.text or f"the {options.split} split of {run.info.name}"
     if options.text:
-        name, config = options.text, run.config.data.model_copy(update={"corpus": options.text})
-        documents = read_documents(read_source(config)[0], config)
-        split = encode_text(documents, run.tokenizer, config, name, "it")
-    else:
-        name, config = f"the {options.split} split of {run.info.name}", run.config.data
-        split = getattr(run.corpus, options.split)
-    readings = []
-    for own in runs:
-        own_split = split
-        if own.tokenizer.to_json() != run.tokenizer.to_json():
-            if own.tokenizer.eos_text != run.tokenizer.eos_text:
-                raise UserError(f"against={own.path}: its eos token stands for {own.tokenizer.eos_text!r}, and that of "
-                                f"{run.path} for {run.tokenizer.eos_text!r}: they do not predict the same bytes")
-            documents = documents or split_text(read_source(config)[0], config)[options.split]
-            own_split = encode_text(documents, own.tokenizer, config, name, "it")
-        eos = own.tokenizer.eos if own.config.data.padded else None
-        limit = options.max_tokens if len(runs) == 1 else 0  # two runs must read the same text
-        readings.append(Reading(own, EvalText(own_split, own.config.model.block_size, eos, options.stride, limit)))
-        trained_on = {(each.info.sha256, each.config.data.val_fraction, each.config.data.documents)
-                      for each in (run, own)}
-        if len(trained_on) > 1 and not options.text:
-            notes.append(f"{own.path} was trained on another text or split: it may have seen this one.")
-    return name, readings, notes
+        config = config.model_copy(update={"corpus": options.text})
+
+    def encode(own: Run) -> Split:
+        text, *_ = read_source(config)
+        documents = read_documents(text, config) if options.text else split_text(text, config)[options.split]
+        return encode_text(documents, own.tokenizer, config, name, "it")
+
+    splits = [encode(run) if options.text else getattr(run.corpus, options.split)]
+    for other in runs[1:]:
+        if other.tokenizer.eos_text != run.tokenizer.eos_text:
+            raise UserError(f"against={other.path}: its eos token stands for {other.tokenizer.eos_text!r}, and that of "
+                            f"{run.path} for {run.tokenizer.eos_text!r}: they do not predict the same bytes")
+        splits.append(splits[0] if other.tokenizer.to_json() == run.tokenizer.to_json() else encode(other))
+    max_tokens = options.max_tokens if len(runs) == 1 else 0  # two runs are compared on all of the text
+    return name, [EvalText(split, own.config.model.block_size, own.tokenizer.eos if own.config.data.padded else None,
+                           options.stride, max_tokens) for own, split in zip(runs, splits, strict=True)]
 
 
-def score(readings: Sequence[Reading], options: EvaluateOptions
-          ) -> tuple[list[scoring.Scores], np.ndarray | None, list[int], str]:
-    """The scores of each reading; KL both ways for each target, if both have the same; the steps; and the device."""
-    models, steps = [], []
-    for reading in readings:
-        config = reading.run.config.run
-        dist = setup_distributed(options.device or config.device, config.dtype)
-        model, state = load_model(reading.run, options.checkpoint, dist)
-        models.append((model, dist))
-        steps.append(state.step)
-    device = str(models[0][1])
-    with tqdm(total=sum(len(reading.text.positions) for reading in readings), unit="token", unit_scale=True,
-              desc="evaluating", leave=False, mininterval=0.2 if sys.stderr.isatty() else 10, file=sys.stderr) as bar:
-
-        def watch(text: EvalText) -> Iterator[Batch]:
-            for batch in text.batches():
-                yield batch
-                bar.update(batch.num_targets)
-
-        predictions = [scoring.predict(model, watch(reading.text), dist)
-                       for reading, (model, dist) in zip(readings, models, strict=True)]
-        if len(readings) == 2 and readings[0].text.split is readings[1].text.split:
-            ours, theirs, kl = scoring.score_both(predictions[0], predictions[1], analysis.TEMPERATURES)
-            return [ours, theirs], kl, steps, device
-        return [scoring.score(own, analysis.TEMPERATURES) for own in predictions], None, steps, device
+def score(run: Run, text: EvalText, options: EvaluateOptions
+          ) -> tuple[dict[str, Any], analysis.Columns, np.ndarray]:
+    """What was read by which model; what is known of each target; and the mean NLL at each of TEMPERATURES."""
+    dist = setup_distributed(options.device or run.config.run.device, run.config.run.dtype)
+    model, state = load_model(run, options.checkpoint, dist)
+    batches = tqdm(text.batches(), total=len(text.windows) * text.block_size // EVAL_BATCH_TOKENS + 1, unit="batch",
+                   desc="evaluating", leave=False, mininterval=1, file=sys.stderr)
+    scores = scoring.score(scoring.predict(model, batches, dist), analysis.TEMPERATURES)
+    lengths = run.tokenizer.byte_lengths.astype(np.uint16)[text.split.tokens]  # of every token of the text, in bytes
+    n_bytes = lengths[text.positions]
+    columns = {"target": scores.targets, "context_len": scores.context_len, "tokens": np.ones(len(n_bytes)),
+               "bytes": n_bytes, "offset": np.cumsum(lengths, dtype=np.int64)[text.positions] - n_bytes,
+               "nll": scores.nll, "top1": scores.top(1), "top5": scores.top(5), "confidence": scores.confidence}
+    about = {"run": str(run.path), "checkpoint": options.checkpoint, "step": state.step, "device": str(dist),
+             "block_size": text.block_size, "stride": text.stride or text.block_size, "targets": len(n_bytes),
+             "of_targets": text.split.num_targets(), "bytes": int(n_bytes.sum())}
+    return about, columns, scores.tempered / len(n_bytes)
 
 
-def group(reading: Reading, scores: scoring.Scores, notes: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """Where the loss comes from: by context length, and by kind of character or by frequency in training."""
-    run, tokenizer, correct = reading.run, reading.run.tokenizer, scores.top(1)
-    names, number = analysis.group_by_context(scores.context_len, reading.text.block_size)
-    groups = {"context": analysis.group(names, number, scores.nll, correct)}
-    if isinstance(tokenizer, CharTokenizer):
-        eos = [] if tokenizer.eos is None else [analysis.CHARACTER_KINDS.index("eos")]
-        kind = np.array([*map(analysis.character_kind, tokenizer.characters), *eos])
-        groups["character"] = analysis.group(analysis.CHARACTER_KINDS, kind[scores.targets], scores.nll, correct)
-        return groups
-    try:
-        counts = np.bincount(run.corpus.train.tokens, minlength=tokenizer.vocab_size)
-    except UserError as error:
-        notes.append(f"The frequency of the tokens in training is not known: {error}")
-        return groups
-    names, kind = analysis.group_by_frequency(counts)
-    return groups | {"frequency": analysis.group(names, kind[scores.targets], scores.nll, correct)}
-
-
-def compare(readings: Sequence[Reading], scores: Sequence[scoring.Scores], other: dict[str, Any],
-            blocks: analysis.Blocks, kl: np.ndarray | None, step: int) -> dict[str, Any]:
-    """The first reading's loss less the second's, on the same resamples; what needs equal tokens may be None."""
-
-    def difference(denominators: Sequence[np.ndarray]) -> np.ndarray:
-        ours, theirs = (blocks.ratio(own.nll, below, number)
-                        for number, (own, below) in enumerate(zip(scores, denominators, strict=True)))
-        return ours - theirs
-
-    ones = np.ones(len(scores[0].nll))
-    bits = analysis.interval(difference([reading.bytes for reading in readings]) / LN2)
-    return {"run": str(readings[1].run.path), "step": step, "loss": other, "bits_per_byte": bits,
-            "noise": bits["low"] <= 0 <= bits["high"],
-            "nats_per_token": None if kl is None else analysis.interval(difference([ones, ones])),
-            "kl": None if kl is None else analysis.interval(blocks.ratio(kl[0], ones)),
-            "kl_back": None if kl is None else analysis.interval(blocks.ratio(kl[1], ones))}
+def group_targets(run: Run, columns: analysis.Columns, options: EvaluateOptions) -> dict[str, list[dict[str, Any]]]:
+    """Where the loss comes from: by confidence, by context length, and by kind of character or count in training."""
+    groups = {"confidence": analysis.confidence_bins(columns["confidence"]),
+              "context length": analysis.number_ranges(columns["context_len"], analysis.DOUBLING)}
+    if isinstance(run.tokenizer, CharTokenizer):
+        kinds = [*map(analysis.character_kind, run.tokenizer.characters), "eos"]
+        names, number = np.unique(kinds, return_inverse=True)
+        groups["kind of character"] = names.tolist(), number[columns["target"]]
+    elif not options.text:  # with a text of one's own, the corpus may be elsewhere
+        counts = np.bincount(run.corpus.train.tokens, minlength=run.tokenizer.vocab_size)
+        groups["times in training"] = analysis.number_ranges(counts[columns["target"]], analysis.TENFOLD)
+    return {kind: analysis.group(names, number, columns) for kind, (names, number) in groups.items()}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Text from a run: `python sample.py out/shakespeare_char --prompt="ROMEO:" --num_samples=3`."""
 
 import codecs
-import sys
 from pathlib import Path
 from typing import Literal
 
@@ -11,8 +10,6 @@ from config.cli import load_options
 from config.errors import UserError, run_command
 from config.schema import Count, Positive, Rate, Section, Text
 from engine.run import Run, open_run
-
-CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 class SampleOptions(Section):
@@ -38,9 +35,9 @@ def read_arguments(argv: list[str]) -> tuple[Run, SampleOptions, str]:
     paths, options = load_options(SampleOptions, argv, "RUN", None, "the directory of a run")
     run = open_run(Path(paths[0]))
     prompt = options.prompt or run.info.prompt
-    if options.prompt and options.prompt_file:
-        raise UserError("prompt and prompt_file: use one of them")
     if options.prompt_file:
+        if options.prompt:
+            raise UserError("prompt and prompt_file: use one of them")
         try:
             prompt = Path(options.prompt_file).read_bytes().decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -62,26 +59,18 @@ def main(argv: list[str]) -> None:
     tokenizer = run.tokenizer
     dist = setup_distributed(options.device, options.dtype)
     model, _ = load_model(run, options.checkpoint, dist)
-    steps = generate(model, tokenizer.encode_prompt(prompt), dist, num_samples=options.num_samples,
-                     max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_k=options.top_k,
-                     top_p=options.top_p, seed=options.seed, eos=tokenizer.eos)
-    samples: list[list[int]] = [[] for _ in range(options.num_samples)]
+    steps = []
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a token may end within a character
-    print(harmless(prompt), end="", flush=True)
-    for tokens in steps:  # all samples grow together; the first is shown as it grows
-        for sample, token in zip(samples, tokens, strict=True):
-            sample.append(token)
-        if tokenizer.eos not in samples[0]:
-            print(harmless(decoder.decode(tokenizer.token_bytes[tokens[0]])), end="", flush=True)
+    print(prompt, end="", flush=True)
+    for tokens in generate(model, tokenizer.encode_prompt(prompt), dist, num_samples=options.num_samples,
+                           max_new_tokens=options.max_new_tokens, temperature=options.temperature,
+                           top_k=options.top_k, top_p=options.top_p, seed=options.seed, eos=tokenizer.eos):
+        steps.append(tokens)  # all samples grow together; the first is shown as it grows
+        if tokens[0] != tokenizer.eos:
+            print(decoder.decode(tokenizer.token_bytes[tokens[0]]), end="", flush=True)
     print(decoder.decode(b"", final=True))
-    for sample in samples[1:]:
-        shown = sample[:sample.index(tokenizer.eos)] if tokenizer.eos in sample else sample
-        print("-" * 40 + "\n" + harmless(prompt + tokenizer.decode(shown)))
-
-
-def harmless(text: str) -> str:
-    """The text without control characters, which a stranger's model could use to command a terminal."""
-    return text.translate(CONTROLS) if sys.stdout.isatty() else text
+    for sample in list(zip(*steps, strict=True))[1:]:  # a sample that has ended stays at eos
+        print("-" * 40, prompt + tokenizer.decode(token for token in sample if token != tokenizer.eos), sep="\n")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from config.errors import DIVERGED, UserError
-from data.batches import IGNORE_INDEX, Batch, EvalText
-from data.documents import Split
+from data.batches import IGNORE_INDEX, Batch
 from engine.distributed import Distributed
 from model import GPT
 
@@ -77,21 +76,6 @@ def score(predictions: Iterable[Predictions], temperatures: Sequence[float]) -> 
     return _join([_score(part, temperatures) for part in predictions])
 
 
-def score_both(ours: Iterable[Predictions], theirs: Iterable[Predictions], temperatures: Sequence[float]
-               ) -> tuple[Scores, Scores, np.ndarray]:
-    """The scores of two models on the same targets, and KL(ours || theirs) and KL(theirs || ours) of each, (2, N)."""
-    parts = [(_score(a, temperatures), _score(b, temperatures), _divergences(a.logits, b.logits))
-             for a, b in zip(ours, theirs, strict=True)]
-    a, b, divergences = zip(*parts, strict=True)
-    return _join(a), _join(b), np.concatenate(divergences, axis=1)
-
-
-def nll_of_tokens(model: GPT, tokens: list[int], dist: Distributed) -> np.ndarray:
-    """The NLL in nats of tokens[1:], (N - 1,); a text longer than block_size is read in windows side by side."""
-    text = EvalText(Split(np.array(tokens)), model.config.block_size)
-    return score(predict(model, text.batches(), dist), [1.0]).nll
-
-
 @torch.inference_mode()
 def _score(predictions: Predictions, temperatures: Sequence[float]) -> Scores:
     logits, y = predictions.logits, predictions.targets[:, None]
@@ -106,14 +90,6 @@ def _score(predictions: Predictions, temperatures: Sequence[float]) -> Scores:
     columns = [nll.cpu().double(), predictions.targets, higher, ties, 1 / exp_sum, predictions.context_len,
                torch.stack(tempered)]
     return Scores(*(column.cpu().numpy() for column in columns))
-
-
-@torch.inference_mode()
-def _divergences(a: Tensor, b: Tensor) -> np.ndarray:
-    """KL(q || p) and KL(p || q), (2, n), of the predictions q and p with logits a and b (n, V)."""
-    log_q, log_p = a.log_softmax(dim=-1), b.log_softmax(dim=-1)
-    gap = log_q - log_p
-    return torch.stack([(log_q.exp() * gap).sum(dim=-1), -(log_p.exp() * gap).sum(dim=-1)]).cpu().double().numpy()
 
 
 def _join(parts: Sequence[Scores]) -> Scores:

@@ -1,11 +1,10 @@
 """From the surprisal of each token to statements: intervals, calibration, and where the loss comes from.
 
-Arrays are per target, (N,), in the order of the text; NLL in nats.
+Columns have a value for each target of a text, (N,), in its order; NLL in nats.
 """
 
 import unicodedata
 from collections.abc import Sequence
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -15,121 +14,96 @@ from surprisal import LN2
 RESAMPLES = 2000
 BLOCKS = 50  # in a text; fewer and longer blocks give unsteady intervals, more give intervals that are too narrow
 BINS = 15  # of confidence
-MAX_TEMPERATURE = 4.0
-TEMPERATURES: list[float] = np.geomspace(1 / MAX_TEMPERATURE, MAX_TEMPERATURE, 17).tolist()  # 1 is in the middle
+TEMPERATURES: list[float] = np.geomspace(1 / 4, 4, 17).tolist()  # 1 is in the middle
+DOUBLING = [2**power for power in range(21)]  # up to the longest context
+TENFOLD = [10**power - 1 for power in range(13)]
+CHARACTER_KINDS = {"Ll": "lower-case letter", "Lu": "upper-case letter", "Lt": "upper-case letter", "L": "other letter",
+                   "N": "digit", "Z": "space", "P": "punctuation", "S": "punctuation"}  # by Unicode's category
 
+Columns = dict[str, np.ndarray]
 Estimate = dict[str, float]  # a value, and the ends "low" and "high" of its 95% interval
 
 
-class Blocks:
-    """A text in contiguous blocks, resampled with replacement (Carlstein 1986).
+def measure_losses(runs: Sequence[Columns]) -> list[Columns]:
+    """The loss of one or two runs in every unit, in the text and in resamples of it, (1 + RESAMPLES,).
 
-    Neighbouring tokens are surprising together, so short blocks would promise too narrow an interval. All quantities of
-    all runs use the same resamples: the difference of two runs leaves out what is hard for both.
+    The text is cut into contiguous blocks, which are drawn with replacement (Carlstein 1986): neighbouring tokens are
+    surprising together, so short blocks would promise too narrow an interval. All runs use the same resamples: the
+    difference of two leaves out what is hard for both.
     """
-
-    def __init__(self, *offsets: np.ndarray) -> None:
-        """For each run, the byte of the text where each of its targets begins, (N,)."""
-        n_bytes = 1 + max(int(own[-1]) for own in offsets)
-        self.bytes = -(-n_bytes // BLOCKS)
-        numbers = [own // self.bytes for own in offsets]
-        shared = reduce(np.intersect1d, map(np.unique, numbers))  # a block without a target of some run joins the last
-        self.count = max(1, len(shared))
-        self._block_of = [np.searchsorted(shared, own, side="right").clip(min=1) - 1 for own in numbers]
-        rng = np.random.default_rng(0)
-        resamples = rng.multinomial(self.count, np.full(self.count, 1 / self.count), size=RESAMPLES)
-        self._weights = np.vstack([np.ones(self.count), resamples])  # the text itself comes first
-
-    def ratio(self, numerator: np.ndarray, denominator: np.ndarray, run: int = 0) -> np.ndarray:
-        """sum(numerator) / sum(denominator) in the text and in each resample, (1 + RESAMPLES,)."""
-        above, below = (np.bincount(self._block_of[run], weights=values) for values in (numerator, denominator))
-        return (self._weights @ above) / (self._weights @ below)
-
-
-def interval(values: np.ndarray) -> Estimate:
-    """The estimate from a quantity's value in the text and in each resample."""
-    low, high = np.quantile(values[1:], [0.025, 0.975])
-    return {"value": float(values[0]), "low": float(low), "high": float(high)}
+    offsets = [columns["offset"] for columns in runs]  # the byte of the text where each target begins
+    block_bytes = max(int(offset[-1]) for offset in offsets) // BLOCKS + 1
+    numbers = [offset // block_bytes for offset in offsets]
+    shared = np.intersect1d(numbers[0], numbers[-1])  # a block without a target of some run joins the one before
+    count = max(1, len(shared))
+    resamples = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+    weights = np.vstack([np.ones(count), resamples])  # the text itself comes first
+    losses = []
+    for number, columns in zip(numbers, runs, strict=True):
+        block = np.searchsorted(shared, number, side="right").clip(min=1) - 1
+        tokens, n_bytes, nll, top1, top5 = (weights @ np.bincount(block, weights=columns[name])
+                                            for name in ("tokens", "bytes", "nll", "top1", "top5"))
+        losses.append({"nats_per_token": nll / tokens, "bits_per_token": nll / tokens / LN2,
+                       "bits_per_byte": nll / n_bytes / LN2,
+                       "perplexity": np.exp(np.minimum(nll / tokens, 709)),  # where float64 ends
+                       "top1": top1 / tokens, "top5": top5 / tokens})
+    return losses
 
 
-def measure_loss(blocks: Blocks, nll: np.ndarray, top1: np.ndarray, top5: np.ndarray, n_bytes: np.ndarray, run: int = 0
-                 ) -> dict[str, Any]:
-    """A run's loss in every unit, and its accuracy; `n_bytes` are those of each target."""
-    ones = np.ones(len(nll))
-    nats = blocks.ratio(nll, ones, run)
-    return {"tokens": len(nll), "bytes": int(n_bytes.sum()), "nats_per_token": interval(nats),
-            "bits_per_token": interval(nats / LN2),
-            "bits_per_byte": interval(blocks.ratio(nll, np.maximum(n_bytes, 1e-9), run) / LN2),
-            "perplexity": interval(np.exp(np.minimum(nats, 709))),  # where float64 ends
-            "top1": interval(blocks.ratio(top1, ones, run)), "top5": interval(blocks.ratio(top5, ones, run))}
+def intervals(quantities: Columns) -> dict[str, Estimate]:
+    """The estimate of each quantity from its values in the text and in each resample."""
+    ends = {name: np.quantile(values[1:], [0.025, 0.975]) for name, values in quantities.items()}
+    return {name: {"value": float(values[0]), "low": float(ends[name][0]), "high": float(ends[name][1])}
+            for name, values in quantities.items()}
 
 
-def calibrate(confidence: np.ndarray, correct: np.ndarray, tempered: np.ndarray) -> dict[str, Any]:
-    """Reliability in bins of equal width, ECE, and the temperature with the lowest loss (Guo et al. 2017).
+def group(names: Sequence[str], number: np.ndarray, columns: Columns) -> list[dict[str, Any]]:
+    """The groups that have tokens, and their part in the loss; `number` is the index of each target's group."""
+    tokens, nll, top1, confidence = (np.bincount(number, weights=columns[name], minlength=len(names)).tolist()
+                                     for name in ("tokens", "nll", "top1", "confidence"))
+    return [{"name": name, "tokens": int(n), "share": n / len(number), "nats_per_token": nll[i] / n,
+             "share_of_nats": nll[i] / (sum(nll) or 1.0), "top1": top1[i] / n, "confidence": confidence[i] / n}
+            for i, (name, n) in enumerate(zip(names, tokens, strict=True)) if n]
 
-    ECE, the expected calibration error, is the mean distance of a bin's confidence and accuracy, weighted by its
-    tokens. `tempered` is the total NLL at each of TEMPERATURES; a polynomial through the lowest five refines it.
+
+def confidence_bins(confidence: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Names for bins of equal width, and the index of each value's."""
+    names = [f"{i / BINS:.0%} to {(i + 1) / BINS:.0%}" for i in range(BINS)]
+    return names, np.minimum((confidence * BINS).astype(int), BINS - 1)
+
+
+def number_ranges(values: np.ndarray, ends: Sequence[int]) -> tuple[list[str], np.ndarray]:
+    """Names for the ranges of whole numbers that end at `ends`, and the index of each value's.
+
+    >>> number_ranges(np.array([1, 2, 3, 4, 5, 6]), [1, 2, 4, 1000])
+    (['1', '2', '3-4', '5-1,000'], array([0, 1, 2, 2, 3, 3]))
     """
-    number = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
-    tokens, sure, right = (np.bincount(number, weights=values, minlength=BINS)
-                           for values in (np.ones(len(number)), confidence, correct))
-    bins = [{"low": i / BINS, "high": (i + 1) / BINS, "tokens": int(n), "confidence": s / n, "accuracy": r / n}
-            for i, (n, s, r) in enumerate(zip(tokens.tolist(), sure.tolist(), right.tolist(), strict=True)) if n]
-    curve = tempered / len(number)
-    lowest = int(np.clip(curve.argmin(), 2, len(curve) - 3))
-    log_T = np.log(TEMPERATURES[lowest - 2:lowest + 3])
-    fine = np.linspace(log_T[0], log_T[-1], 2001)
-    nats = np.polynomial.Polynomial.fit(log_T, curve[lowest - 2:lowest + 3], deg=4)(fine)
-    return {"ece": float(np.abs(sure - right).sum() / len(number)), "bins": bins,
-            "temperature": float(np.exp(fine[nats.argmin()])),
-            "nats_gained": max(0.0, float(curve[len(curve) // 2] - nats.min()))}
+    starts = [ends[0], *(end + 1 for end in ends[:-1])]
+    names = [f"{end:,}" if start == end else f"{start:,}-{end:,}" for start, end in zip(starts, ends, strict=True)]
+    return names, np.searchsorted(ends, values)
 
 
-def group(names: Sequence[str], number: np.ndarray, nll: np.ndarray, correct: np.ndarray) -> list[dict[str, Any]]:
-    """The groups that have tokens, and their part in the loss; `number` is the index of each target's name."""
-    tokens, nats, right = (np.bincount(number, weights=values, minlength=len(names)).tolist()
-                           for values in (np.ones(len(number)), nll, correct))
-    return [{"name": name, "tokens": int(n), "share": n / len(number), "nats_per_token": total / n,
-             "share_of_nats": total / (sum(nats) or 1.0), "top1": r / n}
-            for name, n, total, r in zip(names, tokens, nats, right, strict=True) if n]
-
-
-def group_by_context(context_len: np.ndarray, block_size: int) -> tuple[list[str], np.ndarray]:
-    """Names for doubling context lengths, 1, 2, 3-4, 5-8, ..., and the index of each target's.
-
-    >>> group_by_context(np.array([1, 2, 3, 4, 5, 6]), block_size=6)
-    (['1', '2', '3-4', '5-6'], array([0, 1, 2, 2, 3, 3]))
+def character_kind(character: str) -> str:
     """
-    ends = [min(2**power, block_size) for power in range((block_size - 1).bit_length() + 1)]
-    starts = [1, *(end + 1 for end in ends[:-1])]
-    names = [str(end) if start == end else f"{start}-{end}" for start, end in zip(starts, ends, strict=True)]
-    return names, np.searchsorted(ends, context_len)
-
-
-CHARACTER_KINDS = ["lower-case letter", "upper-case letter", "other letter", "digit", "space", "new line",
-                   "punctuation", "other", "eos"]
-
-
-def character_kind(character: str) -> int:
-    """The index in CHARACTER_KINDS.
-
-    >>> [CHARACTER_KINDS[character_kind(character)] for character in "aÉ日7 \\n;$"]
-    ... # doctest: +NORMALIZE_WHITESPACE
+    >>> [character_kind(character) for character in "aÉ日7 \\n;$"]  # doctest: +NORMALIZE_WHITESPACE
     ['lower-case letter', 'upper-case letter', 'other letter', 'digit', 'space', 'new line', 'punctuation',
      'punctuation']
     """
     category = unicodedata.category(character)
-    tests = [category == "Ll", category in ("Lu", "Lt"), category[0] == "L", category[0] == "N",
-             character.isspace() and character not in "\r\n", character in "\r\n", category[0] in "PS", True]
-    return tests.index(True)
+    kind = CHARACTER_KINDS.get(category) or CHARACTER_KINDS.get(category[0], "other")
+    return "new line" if character in "\r\n" else kind
 
 
-def group_by_frequency(counts: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Names for tenfold numbers of occurrences, and the index of each token's, from counts (V,).
+def calibrate(by_confidence: Sequence[dict[str, Any]], tempered: np.ndarray) -> dict[str, float]:
+    """The expected calibration error, and the temperature with the lowest loss (Guo et al. 2017).
 
-    >>> group_by_frequency(np.array([5, 0, 10, 99, 4_000]))
-    (['never', '1-9', '10-99', '100-999', '1,000-9,999'], array([1, 0, 2, 2, 4]))
+    ECE is the mean distance of a bin's confidence and accuracy, weighted by its tokens. `tempered` is the mean NLL
+    at each of TEMPERATURES; a polynomial through the lowest five refines it.
     """
-    powers = [10**power for power in range(len(str(counts.max())) + 1)]
-    names = ["never", *(f"{low:,}-{10 * low - 1:,}" for low in powers[:-1])]
-    return names, np.searchsorted(powers, counts, side="right")
+    lowest = int(np.clip(tempered.argmin(), 2, len(tempered) - 3))
+    near = slice(lowest - 2, lowest + 3)
+    log_T, nll = np.polynomial.Polynomial.fit(np.log(TEMPERATURES[near]), tempered[near], deg=4).linspace(2001)
+    return {"confidence": sum(each["share"] * each["confidence"] for each in by_confidence),
+            "ece": sum(each["share"] * abs(each["confidence"] - each["top1"]) for each in by_confidence),
+            "temperature": float(np.exp(log_T[nll.argmin()])),
+            "nats_gained": max(0.0, float(tempered[len(tempered) // 2] - nll.min()))}

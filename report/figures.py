@@ -1,9 +1,10 @@
-"""Loss curves as pictures and in the terminal. Needs no torch."""
+"""Loss curves of runs beside their baselines, as pictures and in the terminal. Needs no torch."""
 
 import itertools
 import math
 import string
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -11,71 +12,130 @@ from typing import TYPE_CHECKING, Any
 
 from config.errors import UserError
 from config.files import replacing
-from data.baselines import ENTROPY_RATE
-from engine.run import Run
-from report.losses import Picture
-from surprisal import perplexity
+from data.baselines import ENTROPY_RATE, UNIFORM
+from engine.run import Record, Run
+from surprisal import bits_per_byte, perplexity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+POINTS = 1000  # of a curve that can be told apart
 FEW = 5  # runs whose training losses are drawn too
-MARKERS = ["braille", "dot", "x", "+", *string.ascii_letters]  # of curves in the terminal
+MARKERS = {"braille": "⠒⠒", "dot": "••", **{mark: 2 * mark for mark in "x+" + string.ascii_letters}}  # in the terminal
 ROWS = 21  # of the picture in the terminal
 X_LABELS = {"step": "steps", "tokens": "training targets", "seconds": "seconds"}
 Y_LABELS = {"nats": "cross-entropy, nats per token", "bits_per_byte": "cross-entropy, bits per byte"}
 
+Series = tuple[list[float], list[float]]  # where losses were measured, and the losses
+
+
+class Curve:
+    """A run's losses in the unit of the picture."""
+
+    def __init__(self, run: Run, x: str, unit: str) -> None:
+        records, split = run.read_metrics(), run.info.val
+        key = "val_nll" if unit == "nats" else "val_bits_per_byte"
+        self.val, self.gap = _series(records, x, key), _series(records, x, "kl_gap")
+        ends, train = _series(records, x, "train_nll")  # means of all steps since the line before
+        starts = [record.get(x, 0.0) for record in records[:1]] + ends
+        middles = [(start + end) / 2 for start, end in zip(starts, ends, strict=False)]
+        scale = 1.0 if unit == "nats" else bits_per_byte(1.0, max(1, split.bytes) / max(1, split.tokens))
+        self.train = _thin(middles), [scale * nll for nll in _thin(train)]
+        self.best: Series = [], []  # one point
+        self.label = f"no evaluation  {_shorten(run.name, 48)}"
+        if self.val[1]:
+            final: Record = next((record for record in reversed(records) if "best_val_nll" in record), {})
+            value, at = min(zip(self.val[1], self.val[0], strict=True))
+            self.best = [at], [final.get(f"best_{key}", value)]
+            kl = f", KL {final.get('best_kl_gap', min(self.gap[1])):.4f}" if self.gap[1] else ""
+            self.label = f"best {self.best[1][0]:.4f}{kl}  {_shorten(run.name, 48)}"
+
+
+class Picture:
+    """The curves of some runs, the baselines, and the axes."""
+
+    def __init__(self, runs: Sequence[Run], x: str, scale: str, unit: str) -> None:
+        self.curves, self.baselines = [Curve(run, x, unit) for run in runs], find_baselines(runs, unit)
+        places = [place for curve in self.curves for place in curve.val[0] + curve.train[0]]
+        self.left = min(places, default=0.0) if scale == "log" else 0.0
+        self.right = max(places, default=0.0)
+        self.right += self.right == self.left  # a single point
+        self.first = min((place for curve in self.curves for place in curve.val[0] if place > 0), default=self.right)
+        powers = [10.0**power for power in range(-3, 16)]
+        between = ([tick for tick in powers if max(self.first, 1.8 * self.left) <= tick < self.right / 1.8]
+                   if scale == "log" else [self.right * part / 4 for part in (1, 2, 3)])
+        self.ticks = [self.left, *between, self.right]
+        values = [value for _, value in self.baselines]
+        self.low = min(values + [loss for curve in self.curves for loss in curve.val[1] + curve.train[1]])
+        self.high = max([*values, *(loss for curve in self.curves for loss in curve.best[1]), self.low + 1e-3])
+
+
+def find_baselines(runs: Sequence[Run], unit: str) -> list[tuple[str, float]]:
+    """Names and losses of the baselines up to log|V|, and the entropy rate, from the lowest to the highest.
+
+    A name that means different losses says whose each is: by the corpus, the tokens, or the run.
+    """
+    values = [{each.name: each.nats_per_token if unit == "nats" else each.bits_per_byte for each in run.info.baselines}
+              for run in runs]
+    for owners in ([run.info.name for run in runs], [run.info.tokenizer for run in runs], [run.name for run in runs]):
+        if all(values[owners.index(owner)] == own for owner, own in zip(owners, values, strict=True)):
+            break
+    found: dict[str, float] = {}
+    for own, owner in zip(values, owners, strict=True):
+        for name, value in own.items():
+            shared = all(math.isclose(other.get(name, math.nan), value, rel_tol=1e-3) for other in values)
+            if value <= own[UNIFORM]:
+                found[name if shared else f"{name} ({_shorten(owner, 24)})"] = value
+    return sorted(found.items(), key=lambda pair: pair[1])
+
 
 def draw_png(runs: Sequence[Run], path: Path, x: str = "step", scale: str = "log", unit: str = "nats") -> None:
     """Save the picture as .png, .svg or .pdf."""
-    figure, kind = make_figure(runs, x, scale, unit), path.suffix.removeprefix(".") or "png"
-    if kind not in figure.canvas.get_supported_filetypes():
-        raise UserError(f"{path}: cannot draw a .{kind} file; use .png, .svg or .pdf")
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"{path}: should be a file in a directory that exists")
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise UserError(f"{path}: cannot draw a {path.suffix} file; use .png, .svg or .pdf")
     with replacing(path) as new:
-        figure.savefig(new, format=kind)
+        make_figure(runs, x, scale, unit).savefig(new, format=path.suffix[1:])
 
 
 def make_figure(runs: Sequence[Run], x: str = "step", scale: str = "log", unit: str = "nats") -> "Figure":
     """Training and validation loss of each run, a star at the best model, and the baselines as lines."""
     import matplotlib
     from matplotlib.figure import Figure  # without pyplot: no window, nothing global
-    from matplotlib.lines import Line2D
 
-    picture = Picture(runs, x, unit)
+    warnings.filterwarnings("ignore", "Glyph")  # instead of what the font does not have, there is a box
+    picture = Picture(runs, x, scale, unit)
     curves, left, right, low, high = picture.curves, picture.left, picture.right, picture.low, picture.high
     few, has_gap = len(curves) <= FEW, any(curve.gap[0] for curve in curves)
     columns = max(1, min(3, 118 // (12 + max(len(curve.label) for curve in curves))))
     height = max(3.9, 0.18 * len(picture.baselines))  # of the axes, in inches
-    with matplotlib.rc_context({"text.parse_math": False, "font.family": "DejaVu Sans"}):
+    with matplotlib.rc_context({"text.parse_math": False}):
         figure = Figure((7.2, height + 0.7 + 0.2 * -(-(len(curves) + few) // columns) + 1.5 * has_gap), dpi=160,
                         layout="constrained")
         axes, *panels = figure.subplots(1 + has_gap, 1, sharex=True, squeeze=False,
                                         height_ratios=[height, 1.5][:1 + has_gap])[:, 0]
-        handles = []
+        handles: list[Any] = []  # what stands beside the labels in the legend
+        labels = [curve.label for curve in curves]
         for number, curve in enumerate(curves):
             look: dict[str, Any] = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3]}
-            star: dict[str, Any] = {"marker": "*", "markersize": 12 if few else 9, "markeredgecolor": "white"}
             if few:
-                axes.plot(*curve.train, **look, linewidth=0.8, alpha=0.45)
-            axes.plot(*curve.val, **look, linewidth=2)
-            axes.plot(*curve.best, **look, **star, zorder=4, clip_on=False)
+                (thin,) = axes.plot(*curve.train, **look, linewidth=0.8, alpha=0.45)
+            (line,) = axes.plot(*curve.val, **look, linewidth=2)
+            (star,) = axes.plot(*curve.best, "*", color=look["color"], markersize=12 if few else 9,
+                                markeredgecolor="white", zorder=4, clip_on=False)
             for panel in panels:
                 panel.plot(*curve.gap, **look, linewidth=2)
-            handles.append(Line2D([], [], **look, **star, linewidth=2, label=_drawable(curve.label)))
+            handles.append((line, star))
         if few and any(curve.train[0] for curve in curves):
-            handles.append(Line2D([], [], color="0.4", alpha=0.6, linewidth=0.8, label="thin: training"))
-        figure.legend(handles=handles, loc="outside lower center", frameon=False, fontsize=9, ncols=columns)
+            handles, labels = [*handles, thin], [*labels, "thin: training"]
+        figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize=9, ncols=columns)
         if scale == "log":  # also from 0
             axes.set_xscale("symlog", linthresh=picture.first, linscale=0.3)
         axes.set_xlim(left, right)
-        ticks = picture.log_ticks if scale == "log" else [tick for tick in axes.get_xticks() if left <= tick <= right]
-        axes.set_xticks(ticks, [_number(tick) for tick in ticks])
+        axes.set_xticks(picture.ticks, map(_number, picture.ticks))
         axes.minorticks_off()
         # Right of the curves are the names of the baselines, one above the other; a line leads from each to its loss.
-        names = [_drawable(f"{name}  {value:.3f}") for name, value in picture.baselines]
-        width = 0.05 + 0.0101 * max(map(len, names), default=0)  # of the axes
+        names = [f"{name}  {value:.3f}" for name, value in picture.baselines]
+        width = 0.05 + 0.0101 * max(map(len, names))  # of the axes
         start, end = axes.transData.transform([(left, 0), (right, 0)])[:, 0]
         axes.set_xlim(left, axes.transData.inverted().transform((start + (end - start) / (1 - width), 0))[0])
         axes.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
@@ -109,9 +169,8 @@ def draw_terminal(runs: Sequence[Run], x: str = "step", scale: str = "log", unit
     """The same picture in characters; baselines are the marks of the y axis."""
     import plotext
 
-    picture = Picture(runs, x, unit)
+    picture = Picture(runs, x, scale, unit)
     low, step = picture.low, (picture.high - picture.low) / (ROWS - 1)
-    ticks = picture.log_ticks if scale == "log" else [picture.right * part / 4 for part in range(5)]
 
     def place(value: float) -> float:
         return math.log10(value / picture.first + 1) if scale == "log" else value
@@ -121,14 +180,14 @@ def draw_terminal(runs: Sequence[Run], x: str = "step", scale: str = "log", unit
     plotext.plot_size(None, ROWS + 3)  # with the frame and the marks of the x axis
     plotext.theme("clear")
     lines = []
-    for marker, curve in zip(itertools.cycle(MARKERS), picture.curves, strict=False):
+    for (marker, shown), curve in zip(itertools.cycle(MARKERS.items()), picture.curves, strict=False):
         if curve.val[0]:
-            plotext.plot([place(value) for value in curve.val[0]],
-                         [min(loss, 2 * picture.high) for loss in curve.val[1]], marker=marker)
-        lines.append(f"{ {'braille': '⠒⠒', 'dot': '••'}.get(marker, 2 * marker):>8}  {curve.label}")
-    plotext.xlim(place(0 if scale == "linear" else picture.left), place(picture.right))
+            plotext.plot([*map(place, curve.val[0])], [min(loss, 2 * picture.high) for loss in curve.val[1]],
+                         marker=marker)
+        lines.append(f"{shown:>8}  {curve.label}")
+    plotext.xlim(place(picture.left), place(picture.right))
     plotext.ylim(low, picture.high)
-    plotext.xticks([place(tick) for tick in ticks], [_number(tick) for tick in ticks])
+    plotext.xticks([*map(place, picture.ticks)], [*map(_number, picture.ticks)])
     names: dict[int, list[str]] = {}  # of the baselines in each row
     for name, value in reversed(picture.baselines):
         names.setdefault(round((value - low) / step), []).append(f"{name} {value:.3f}")
@@ -138,6 +197,17 @@ def draw_terminal(runs: Sequence[Run], x: str = "step", scale: str = "log", unit
     drawn = plotext.build()
     return "\n".join([f"{Y_LABELS[unit]}, against {X_LABELS[x]}",
                       drawn if sys.stdout.isatty() else plotext.uncolorize(drawn), *lines])
+
+
+def _series(records: Sequence[Record], x: str, key: str) -> Series:
+    found = [(record[x], record[key]) for record in records if x in record and key in record]
+    return [place for place, _ in found], [loss for _, loss in found]
+
+
+def _thin(values: list[float]) -> list[float]:
+    """Means of neighbouring points where there are more than can be told apart."""
+    size = -(-len(values) // POINTS) or 1
+    return [fmean(values[at:at + size]) for at in range(0, len(values), size)]
 
 
 def _spread(values: Sequence[float], gap: float) -> list[float]:
@@ -154,9 +224,5 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _drawable(text: str) -> str:
-    """The text without characters that the font does not have."""
-    from matplotlib import font_manager
-
-    known = font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap()
-    return "".join(character if ord(character) in known else "□" for character in text)
+def _shorten(name: str, length: int) -> str:
+    return name if len(name) <= length else f"{name[:length // 2]}…{name[1 - length // 2:]}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from config.schema import Config
-from data.baselines import ENTROPY_RATE, UNIFORM, Baseline
+from data.baselines import ENTROPY_RATE, Baseline
 from data.batches import EvalText, TrainBatches
 from data.prepare import CorpusInfo
 from engine.diagnosis import Diagnosis
@@ -21,24 +21,27 @@ LARGE = 0.5  # nats; logits that cost more by themselves start too large
 EQUAL = 1e-4  # nats that are rounding
 RISE = 0.01  # nats that the validation loss must rise to be called overfitting
 SKIPPED = "no token of this step's batch is a target: the step is skipped, and counts in skipped_steps"
-TOLD = 10  # troubles of a kind that are told one by one; after that every hundredth
-ENGLISH = "1.0 to 1.5"  # bits per character, estimates of the entropy of English
+TOLD = 10  # troubles of a kind that are told one by one
 
 CELLS = [("step", "step", 7, ".0f"), ("train nll", "train_nll", 11, ".4f"), ("val nll", "val_nll", 9, ".4f"),
          ("perplexity", "val_perplexity", 12, ".4g"), ("bits/byte", "val_bits_per_byte", 11, ".3f"),
          ("top-1", "val_accuracy", 7, ".1%"), ("grad norm", "grad_norm", 11, ".2g"), ("lr", "lr", 9, ".2g"),
          ("tokens/s", "tokens_per_second", 10, ",.0f")]
 COLUMNS = "".join(title.rjust(width) for title, _, width, _ in CELLS)
-PARTS = {"smoothing": "label smoothing", "z_loss": "z-loss", "distillation": "distillation"}  # key: name
+PARTS = {"smoothing": "label smoothing", "z_loss": "z-loss", "distillation": "distillation"}  # of the objective
+TROUBLES = {"skipped_steps": "Steps that had no target, and were skipped",
+            "nonfinite_steps": "Steps that changed nothing, because their loss or gradient was not finite",
+            "loss_spikes": "Spikes of the training loss (a lower --learning_rate, a smaller --grad_clip or more "
+                           "--warmup_iters may help)"}
 SHIFTED = {0: "each target is its own input", 2: "each target is two tokens after its input",
            -1: "each target is the token before its input"}
 
 
 def describe_options(config: Config) -> str:
     """The options that differ from their defaults."""
-    changed = {name: value for name, value in config.changed().items() if name not in ("out_dir", "init_from")}
-    return "options that differ from the defaults: " + (
-        ", ".join(f"{name}={shown(value)}" for name, value in changed.items()) or "none")
+    changed = [f"{name}={shown(value)}" for name, value in config.changed().items()
+               if name not in ("out_dir", "init_from")]
+    return f"options that differ from the defaults: {', '.join(changed) or 'none'}"
 
 
 def shown(value: object) -> str:
@@ -109,6 +112,15 @@ def passed_and_ahead(nll: float, baselines: Sequence[Baseline]) -> tuple[list[Ba
     return passed, ordered[len(passed):]
 
 
+def beside_baselines(nll: float, baselines: Sequence[Baseline]) -> list[str]:
+    """Which baselines a loss beats, and which are ahead."""
+    passed, ahead = passed_and_ahead(nll, baselines)
+    names = ", ".join(each.name for each in passed) or "none of the baselines"
+    if not ahead:
+        return [f"It beats {names}: all of the baselines."]
+    return [f"It beats {names}.", f"Ahead: {', '.join(f'{each.name} ({each.nats_per_token:.3f})' for each in ahead)}."]
+
+
 def sample_line(text: str) -> str:
     """A text that a model wrote, in one line."""
     line = "".join(character if character.isprintable() else " " for character in text.replace("\n", "⏎"))
@@ -117,69 +129,49 @@ def sample_line(text: str) -> str:
 
 def nonfinite(state: TrainState, result: StepResult) -> str:
     """A step without a finite loss and gradient; "" if enough of them were told."""
-    return (f"step {state.step:,}: the loss is {result.nll:.4g} and the norm of the gradient {result.grad_norm:.4g}: "
-            "the step changes nothing, and counts in nonfinite_steps") if _is_told(state.nonfinite_steps) else ""
+    return "" if state.nonfinite_steps > TOLD else (
+        f"step {state.step:,}: the loss is {result.nll:.4g} and the norm of the gradient {result.grad_norm:.4g}: "
+        "the step changes nothing, and counts in nonfinite_steps")
 
 
 def spike(state: TrainState, result: StepResult, rise: float) -> str:
     """A step whose loss is far above those before; "" if enough of them were told."""
-    return (f"step {state.step:,}: a spike: the training loss is {result.nll:.4f}, {rise:.2f} nats above the mean of "
-            "the steps before") if _is_told(state.loss_spikes) else ""
-
-
-def _is_told(count: int) -> bool:
-    return count <= TOLD or count % 100 == 0
+    return "" if state.loss_spikes > TOLD else (
+        f"step {state.step:,}: a spike: the training loss is {result.nll:.4f}, {rise:.2f} nats above the mean of the "
+        "steps before")
 
 
 def verdict(records: Sequence[Record], info: CorpusInfo, config: Config) -> str:
     """How a run went: the best loss, the baselines, overfitting, and what to try next."""
-    evals = [record for record in records if "val_nll" in record]
-    final = next((record for record in reversed(records) if "best_val_nll" in record), None)
-    if not evals or final is None:
+    if not records or "best_val_nll" not in records[-1]:
         return "No loss was finite: nothing was learned. Try a lower --learning_rate and --muon_learning_rate."
-    records = [record for record in records if "best_val_nll" not in record]  # those of steps, with the counts
+    *records, final = records
     nll, last = final["best_val_nll"], records[-1]
-    uniform = next(each.nats_per_token for each in info.baselines if each.name == UNIFORM)
-    passed, ahead = passed_and_ahead(nll, info.baselines)
-    below = uniform - nll
+    below = uniform_nll(info.vocab_size) - nll
     lines = [
         f"The best model, of step {final['best_step']:,.0f} of {last['step']:,.0f}, has a loss of {nll:.4f} nats per "
         f"token on all {info.val.targets:,} validation targets:",
         f"  {abs(below):.2f} nats {'below' if below >= 0 else 'above'} log|V|; "
-        f"{final['best_val_bits_per_byte']:.3f} bits per byte; "
-        f"top-1 accuracy {final['best_val_accuracy']:.1%};",
+        f"{final['best_val_bits_per_byte']:.3f} bits per byte; top-1 accuracy {final['best_val_accuracy']:.1%};",
         f"  perplexity {perplexity(nll):.2f}: as uncertain as a choice among so many equally likely tokens.",
-        f"  It beats {', '.join(each.name for each in passed) or 'none of the baselines'}"
-        + ("." if ahead else ": all of the baselines.")]
-    if ahead:
-        lines.append(f"  Ahead: {', '.join(f'{each.name} ({each.nats_per_token:.3f})' for each in ahead)}.")
+        *(f"  {line}" for line in beside_baselines(nll, info.baselines))]
     if info.tokenizer == "char" and info.name in ("shakespeare", "tinyshakespeare"):
-        lines += [f"  English has about {ENGLISH} bits per character; this is {nats_to_bits(nll):.2f}. That estimate"
-                  " is for modern prose,",
-                  "  and for readers who know the world. This model knows 34 plays, in old verse."]
+        lines += [f"  English has about 1.0 to 1.5 bits per character; this is {nats_to_bits(nll):.2f}. That estimate",
+                  "  is for modern prose, and for readers who know the world. This model knows 34 plays, in old verse."]
     if info.entropy_rate is not None and info.source_nll is not None:
         lines += [f"  H(p, q) = H(p) + KL(p || q): {nll:.4f} is the entropy rate {info.entropy_rate:.4f}, "
                   f"{info.source_nll - info.entropy_rate:+.4f} of sampling error of this text,",
                   f"  and KL(source || model) = {nll - info.source_nll:.4f}."]
-    if skipped := last.get("skipped_steps"):
-        lines.append(f"{skipped:,.0f} of the steps had no target, and were skipped.")
-    if nonfinite := last.get("nonfinite_steps"):
-        lines.append(f"{nonfinite:,.0f} of the steps changed nothing: their loss or gradient was not finite.")
-    if spikes := last.get("loss_spikes"):
-        lines.append(f"The training loss spiked {spikes:,.0f} time{'s' if spikes > 1 else ''}; a lower --learning_rate"
-                     ", a smaller --grad_clip or more --warmup_iters may help.")
-    lines += [line for record in [record for record in records if "objective" in record][-1:]
-              for line in _objective(record)]
-    return "\n".join([*lines, *_advice(records, evals, final, uniform, config)])
+    lines += [f"{what}: {last[key]:,.0f}." for key, what in TROUBLES.items() if key in last]
+    return "\n".join([*lines, *_objective(records), *_advice(records, final, info, config)])
 
 
-def _objective(record: Record) -> Iterator[str]:
-    """The parts of the objective, if it is more than the NLL."""
-    added = [(record[key], name) for key, name in PARTS.items() if key in record]
-    if not added:
-        return
-    yield (f"The objective at the end, {record['objective']:.4f}, is the training NLL of {record['train_nll']:.4f}"
-           + "".join(f" {'-' if nats < 0 else '+'} {abs(nats):.4f} of {name}" for nats, name in added) + ".")
+def _objective(records: Sequence[Record]) -> Iterator[str]:
+    """The parts of the objective at the end, if it is more than the NLL."""
+    record = next((record for record in reversed(records) if "objective" in record), {})
+    if parts := [f" {record[key]:+.4f} of {name}" for key, name in PARTS.items() if key in record]:
+        yield (f"The objective at the end, {record['objective']:.4f}, is the training NLL of {record['train_nll']:.4f}"
+               f"{''.join(parts)}.")
     if "smoothed_kl" in record:
         yield (f"  NLL + label smoothing = H(p) + KL(p || q), where p is the smoothed target: H(p) is "
                f"{record['smoothed_entropy']:.4f}, and KL(p || q) is {record['smoothed_kl']:.4f}.")
@@ -188,49 +180,44 @@ def _objective(record: Record) -> Iterator[str]:
                f"temperature T; this KL is {record['teacher_kl']:.4f}.")
 
 
-def _advice(records: Sequence[Record], evals: Sequence[Record], final: Record, uniform: float, config: Config
-            ) -> list[str]:
+def _advice(records: Sequence[Record], final: Record, info: CorpusInfo, config: Config) -> list[str]:
     """Did it diverge, overfit, or is there more to gain; and what to try next."""
     train_nll = next((record["train_nll"] for record in reversed(records) if "train_nll" in record), math.nan)
-    nonfinite = records[-1].get("nonfinite_in_a_row")
-    if math.isnan(train_nll) and not nonfinite:  # there was no step with a target
-        return []
-    if nonfinite or not train_nll < uniform + 0.1:
-        why = (f"the last {nonfinite:,.0f} step(s) had no finite loss and gradient" if nonfinite else
-               f"the training loss is {train_nll:.4g}, worse than log|V|")
-        return [f"It diverged: {why}. best.safetensors has the model from before.",
+    nonfinite, uniform = records[-1].get("nonfinite_in_a_row", 0), uniform_nll(info.vocab_size)
+    if nonfinite or train_nll > uniform + 0.1:
+        return [f"It diverged: the training loss is {train_nll:.4g}, log|V| is {uniform:.4g}, and the last "
+                f"{nonfinite:,.0f} steps had no finite loss and gradient. best.safetensors has the model from before.",
                 "Try a lower --learning_rate and --muon_learning_rate, --warmup_iters, --grad_clip=1, or "
                 "--dtype=float32."]
+    evals = [record for record in records if "val_nll" in record]
     best = min(evals, key=lambda record: record["val_nll"])
     rise, gap = evals[-1]["val_nll"] - best["val_nll"], final["best_val_nll"] - final["best_train_nll"]
-    same = f"On training text the best model has {final['best_train_nll']:.4f}: {abs(gap):.3f} " + (
-        "lower." if gap > 0 else "higher.")
-    if rise > RISE and best["step"] < evals[-1]["step"]:
+    same = (f"On training text the best model has {final['best_train_nll']:.4f}: {abs(gap):.3f} "
+            f"{'lower' if gap > 0 else 'higher'}.")
+    if rise > RISE:
         return [f"It overfitted: since step {best['step']:,.0f} the validation loss rose by {rise:.3f}. {same}",
-                f"Try --dropout={min(0.5, config.model.dropout + 0.1):.1f}, a smaller model, or more text."]
-    longer = 2 * config.optim.max_iters
+                f"Try --dropout={config.model.dropout + 0.1:.1f}, a smaller model, or more text."]
     return [f"It did not overfit: the last validation loss is as good as the best. {same}",
-            f"Try longer, --max_iters={longer}, or larger, --n_layer={config.model.n_layer + 1}."]
+            f"Try longer, --max_iters={2 * config.optim.max_iters}, or larger, --n_layer={config.model.n_layer + 1}."]
 
 
 def describe_run(run: Run, state: TrainState, remark: str, model: GPT, dist: Distributed, get_batch: TrainBatches,
                  val_text: EvalText) -> str:
     """The model, the machine, the steps ahead, and what the evaluations measure."""
-    c, optim, lines = run.config.model, run.config.optim, []
-    if run.moved:
-        lines.append(f"the run that was in {run.path} is now in {run.moved}")
+    c, max_iters, batch_size = run.config.model, run.config.optim.max_iters, run.config.optim.batch_size
+    lines = [f"the run that was in {run.path} is now in {run.moved}"] if run.moved else []
+    if remark:
+        lines.append(f"{run.path}: {remark}")
     if run.is_resumed:
-        lines += [f"{run.path}: {remark}"] if remark else []
-        lines.append(f"resuming {run.path} at step {state.step:,}")
-        lines += [f"  {name} was {shown(was)} and is now {shown(now)}" for name, (was, now) in run.changes.items()]
+        lines += [f"resuming {run.path} at step {state.step:,}",
+                  *(f"  {name} was {shown(was)} and is now {shown(now)}" for name, (was, now) in run.changes.items())]
     if run.is_finished(state.step):
-        return "\n".join([*lines, f"it is finished: step {state.step:,} of {optim.max_iters:,}; to train longer, add "
+        return "\n".join([*lines, f"it is finished: step {state.step:,} of {max_iters:,}; to train longer, add "
                           f"--max_iters={2 * state.step}"])
-    lines.append(f"GPT with {model.num_params():,} parameters: n_layer={c.n_layer} n_head={c.n_head} n_embd={c.n_embd} "
-                 f"block_size={c.block_size}; {model.flops_per_token() / 1e6:.1f} MFLOP per training token")
-    epochs = optim.max_iters * optim.batch_size / get_batch.windows_per_epoch
-    lines.append(f"{dist}: {optim.max_iters:,} steps of {optim.batch_size * c.block_size:,} tokens, {epochs:.2f} "
-                 f"epochs; writes {run.path}/")
+    lines += [f"GPT with {model.num_params():,} parameters: n_layer={c.n_layer} n_head={c.n_head} n_embd={c.n_embd} "
+              f"block_size={c.block_size}; {model.flops_per_token() / 1e6:.1f} MFLOP per training token",
+              f"{dist}: {max_iters:,} steps of {batch_size * c.block_size:,} tokens, "
+              f"{max_iters * batch_size / get_batch.windows_per_epoch:.2f} epochs; writes {run.path}/"]
     if len(val_text.positions) < run.info.val.targets:
         lines.append(f"validation: {len(val_text.positions):,} of the {run.info.val.targets:,} targets, spread evenly; "
                      "the best model is measured on all of them at the end")
@@ -244,8 +231,8 @@ def stopped(run: Run, signal: str, state: TrainState, dist: Distributed, saved: 
     """That a signal has stopped a run, and how to resume it."""
     launcher = "python" if dist.world_size == 1 else f"torchrun --standalone --nproc_per_node={dist.world_size}"
     lost = "" if saved else ", which could not be saved: make room first; the checkpoint before it is whole"
-    return (f"Stopped by {signal} at step {state.step:,}{lost}. To resume:\n  {launcher} train.py "
-            f"{shlex.quote(str(run.path))} --init_from=resume")
+    return (f"Stopped by {signal} at step {state.step:,}{lost}. To resume:\n"
+            f"  {launcher} train.py {shlex.quote(str(run.path))} --init_from=resume")
 
 
 def less_memory(config: Config) -> str:
@@ -258,10 +245,9 @@ def less_memory(config: Config) -> str:
 
 def samples(prompt: str, texts: Sequence[str]) -> str:
     """Texts that a model wrote, and the prompt that it continued."""
-    texts = [text.strip() for text in texts]
     given = f"Prompt:\n\n{prompt.strip()}\n\n" if prompt else ""
-    between = "\n\n" if any("\n" in text for text in texts) else "\n"
-    return f"{given}{'A sample' if len(texts) == 1 else f'{len(texts)} samples'}:\n\n{between.join(texts)}"
+    title = "A sample" if len(texts) == 1 else f"{len(texts)} samples"
+    return f"{given}{title}:\n\n" + "\n\n".join(text.strip() for text in texts)
 
 
 def next_commands(run: Path) -> str:

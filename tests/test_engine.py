@@ -87,7 +87,7 @@ def test_skipped_steps_are_counted_also_after_a_resume(data_dir: Path, monkeypat
     monkeypatch.setattr(TrainBatches, "__call__", get_some)
     assert train("--max_iters=4").stdout.count(words.SKIPPED) == 1
     printed = train("--init_from=resume").stdout
-    assert f"{len(empty)} of the steps had no target, and were skipped" in printed
+    assert f"Steps that had no target, and were skipped: {len(empty)}." in printed
     assert "diverged" not in printed
     *records, _ = read_metrics(data_dir / "out/run")
     assert [record.get("skipped_steps", 0) for record in records] == [

@@ -21,11 +21,11 @@ from engine import scoring
 from engine.checkpoint import load_model
 from engine.distributed import Distributed
 from engine.run import open_run
-from engine.scoring import Predictions, predict, score, score_both
+from engine.scoring import Predictions, predict, score
+from evaluate import EvaluateOptions
 from model import GPT
 from report import analysis
-from report.analysis import TEMPERATURES, Blocks, calibrate, interval
-from report.evaluation import difference
+from report.analysis import TEMPERATURES, calibrate, confidence_bins, group, intervals, measure_losses
 from tests.conftest import TINY, call, make_text
 
 CPU = Distributed(torch.device("cpu"), torch.float32)
@@ -82,29 +82,27 @@ def test_the_loss_is_the_one_that_training_logged(runs, run) -> None:
     assert result["loss"]["bits_per_byte"]["value"] == pytest.approx(best["best_val_bits_per_byte"], rel=1e-6)
     assert result["loss"]["perplexity"]["value"] == pytest.approx(best["best_val_perplexity"], rel=1e-6)
     assert result["loss"]["top1"]["value"] == pytest.approx(best["best_val_accuracy"])
-    assert result["logged_nll"] == best["best_val_nll"]
-    assert "nats per token: the same." in said(run)
 
 
 def test_masked_tokens_are_left_out(runs) -> None:
     """The same characters, less the masked ones; the same lines, with their ends, in either tokenizer's bytes."""
     val = make_text()[int(len(make_text()) * 0.9):]
     masked = found("out/masked")
-    assert masked["loss"]["tokens"] == sum(character not in "aeiou" for character in val[1:])
-    assert "lower-case letter" in [each["name"] for each in masked["groups"]["character"]]
-    ends = [each for each in found("out/padded")["groups"]["character"] if each["name"] == "eos"]
+    assert masked["targets"] == sum(character not in "aeiou" for character in val[1:])
+    assert "lower-case letter" in [each["name"] for each in masked["groups"]["kind of character"]]
+    ends = [each for each in found("out/padded")["groups"]["kind of character"] if each["name"] == "eos"]
     assert ends[0]["tokens"] == open_run(Path("out/padded")).info.val.documents
-    assert found("out/padded")["loss"]["bytes"] == found("out/bpe_lines")["loss"]["bytes"]
+    assert found("out/padded")["bytes"] == found("out/bpe_lines")["bytes"]
     completions = "".join(f"make {n + 1}" for n in range(180, 200))
-    assert found("out/records")["loss"]["bytes"] == len(completions)
+    assert found("out/records")["bytes"] == len(completions)
 
 
 def test_both_runs_read_the_same_documents(runs) -> None:
     against = found("out/padded", "--against=out/bpe_lines")["against"]
     assert against["loss"] == found("out/bpe_lines")["loss"]
-    assert against["kl"] is None
+    assert list(against["difference"]) == ["bits_per_byte"]
     ours = found("out/masked", "--against=out/whole")
-    assert ours["against"]["loss"]["tokens"] == ours["loss"]["tokens"]
+    assert ours["against"]["targets"] == ours["targets"]
 
 
 def test_a_padded_run_gains_nothing_beyond_its_documents(runs) -> None:
@@ -129,11 +127,11 @@ def test_where_the_entropy_is_known_so_is_the_gap(runs) -> None:
 
 def test_a_limit_evaluates_a_part_that_is_spread_evenly_and_says_so(runs) -> None:
     whole, part = found("out/whole"), found("out/whole", "--max_tokens=300")
-    assert 280 <= part["loss"]["tokens"] <= 320 < whole["loss"]["tokens"]
-    note = f"Evaluated {part['loss']['tokens']:,} of {whole['loss']['tokens']:,} targets, spread evenly"
-    assert note in part["notes"][0]
-    assert (part["logged_nll"], part["beats"], part["ahead"]) == (None, [], [])
-    assert not whole["notes"]
+    assert 280 <= part["targets"] <= 320 < whole["targets"]
+    assert part["of_targets"] == whole["of_targets"] == whole["targets"]
+    note = f"{part['targets']:,} targets of {whole['targets']:,}, spread evenly"
+    assert note in said("out/whole", "--max_tokens=300")
+    assert part["baselines"] == []
     best = min((record for record in metrics("out/short") if "val_nll" in record), key=lambda record: record["val_nll"])
     part = found("out/short", "--max_tokens=300")  # the windows that training evaluates with eval_tokens=300
     assert part["loss"]["nats_per_token"]["value"] == pytest.approx(best["val_nll"], rel=1e-6)
@@ -215,17 +213,32 @@ def made(logits: torch.Tensor, targets: torch.Tensor) -> list[Predictions]:
     return [Predictions(logits, targets, torch.ones_like(targets))]
 
 
+def columns(offset: np.ndarray, nll: np.ndarray, **more: np.ndarray) -> analysis.Columns:
+    """Of each target; by default a token of one byte that is not predicted."""
+    ones, zeros = np.ones(len(nll)), np.zeros(len(nll))
+    return {"offset": offset, "tokens": ones, "bytes": ones, "nll": nll, "top1": zeros, "top5": zeros} | more
+
+
+def measure(*runs: analysis.Columns) -> list[dict[str, analysis.Estimate]]:
+    return [intervals(own) for own in measure_losses(runs)]
+
+
+def nats_difference(ours: analysis.Columns, theirs: analysis.Columns) -> analysis.Estimate:
+    first, second = measure_losses([ours, theirs])
+    return intervals({"nats": first["nats_per_token"] - second["nats_per_token"]})["nats"]
+
+
 def test_the_units_are_those_of_the_same_sums() -> None:
     nll, n_bytes = np.array([1.0, 2.0, 6.0, 3.0]), np.array([1, 2, 1, 4])
-    top1, top5 = np.array([1.0, 0, 0, 0]), np.array([1.0, 1, 0, 0])
-    loss = analysis.measure_loss(Blocks(n_bytes.cumsum()), nll, top1, top5, n_bytes)
-    assert (loss["tokens"], loss["bytes"], loss["nats_per_token"]["value"]) == (4, 8, 3)
+    text = columns(n_bytes.cumsum(), nll, bytes=n_bytes, top1=np.array([1.0, 0, 0, 0]), top5=np.array([1.0, 1, 0, 0]))
+    (loss,) = measure(text)
+    assert loss["nats_per_token"]["value"] == 3
     assert (loss["top1"]["value"], loss["top5"]["value"]) == (0.25, 0.5)
     assert loss["bits_per_token"]["value"] == pytest.approx(3 / math.log(2))
     assert loss["bits_per_byte"]["value"] == pytest.approx(12 / 8 / math.log(2))
     assert loss["perplexity"]["value"] == pytest.approx(math.exp(3))
     assert loss["perplexity"]["high"] == pytest.approx(math.exp(loss["nats_per_token"]["high"]), rel=1e-3)
-    huge = analysis.measure_loss(Blocks(n_bytes.cumsum()), nll * 1e6, top1, top5, n_bytes)
+    (huge,) = measure(text | {"nll": nll * 1e6})
     assert math.isfinite(huge["perplexity"]["value"])
 
 
@@ -243,25 +256,6 @@ def test_a_model_that_diverged_is_told() -> None:
         list(predict(model, EvalText(Split(np.arange(9)), 8).batches(), CPU))
 
 
-def test_divergence_is_that_of_the_predictions_and_none_with_oneself() -> None:
-    tokens = np.random.default_rng(0).integers(13, size=200)
-    wide = ModelConfig(block_size=12, n_layer=1, n_head=2, n_embd=16)
-
-    def predictions(config: ModelConfig = SMALL, seed: int = 0):
-        model = make_model(config, seed)
-        return predict(model, EvalText(Split(tokens), model.config.block_size).batches(), CPU)
-
-    ours, theirs, kl = score_both(predictions(), predictions(wide, 1), TEMPERATURES)
-    q, p = (torch.cat([part.logits for part in parts]).double().softmax(-1)
-            for parts in (predictions(), predictions(wide, 1)))
-    assert kl[0] == pytest.approx((q * (q / p).log()).sum(-1).numpy(), abs=1e-5)
-    assert kl[1] == pytest.approx((p * (p / q).log()).sum(-1).numpy(), abs=1e-5)
-    assert (kl > 0).all()
-    assert ours.nll.tolist() == score(predictions(), TEMPERATURES).nll.tolist()
-    assert theirs.nll.tolist() == score(predictions(wide, 1), TEMPERATURES).nll.tolist()
-    assert not score_both(predictions(), predictions(), TEMPERATURES)[2].any()
-
-
 def width(estimate: analysis.Estimate) -> float:
     return estimate["high"] - estimate["low"]
 
@@ -276,13 +270,13 @@ def test_intervals_cover_what_they_should_and_narrow_with_more_text() -> None:
     rng, covered, widths = np.random.default_rng(0), 0, []
     for _ in range(100):
         nll, offsets = make_nll(rng, 60)
-        estimate = interval(Blocks(offsets).ratio(nll, np.ones(len(nll))))
+        estimate = measure(columns(offsets, nll))[0]["nats_per_token"]
         assert estimate["value"] == pytest.approx(nll.mean())
         covered += estimate["low"] <= 2 <= estimate["high"]
         widths.append(width(estimate))
     assert 90 <= covered <= 99
     nll, offsets = make_nll(rng, 960)
-    longer = interval(Blocks(offsets).ratio(nll, np.ones(len(nll))))
+    longer = measure(columns(offsets, nll))[0]["nats_per_token"]
     assert width(longer) == pytest.approx(np.mean(widths) / 4, rel=0.2)
 
 
@@ -290,13 +284,11 @@ def test_a_paired_difference_leaves_out_what_both_find_hard() -> None:
     nll, offsets = make_nll(np.random.default_rng(0), 60)
     noise = np.random.default_rng(1).normal(0, 0.1, size=len(nll))
     noise -= noise.mean()
-    ones = np.ones(len(nll))
-    blocks = Blocks(offsets, offsets)
-    own = interval(blocks.ratio(nll, ones))
-    better = interval(blocks.ratio(nll - 0.01 + noise, ones, run=1) - blocks.ratio(nll, ones, run=0))
-    assert width(own) > 0.02  # alone, either could be the better one
+    theirs = columns(offsets, nll)
+    assert width(measure(theirs)[0]["nats_per_token"]) > 0.02  # alone, either could be the better one
+    better = nats_difference(columns(offsets, nll - 0.01 + noise), theirs)
     assert better["low"] < -0.01 < better["high"] < 0
-    same = interval(blocks.ratio(nll + noise, ones, run=1) - blocks.ratio(nll, ones, run=0))
+    same = nats_difference(columns(offsets, nll + noise), theirs)
     assert same["low"] < 0 < same["high"]
 
 
@@ -305,32 +297,35 @@ def test_other_tokens_of_the_same_text_fall_into_the_same_blocks() -> None:
     lengths = np.random.default_rng(0).integers(1, 51, size=4000)
     offsets = lengths.cumsum() - lengths
     per_byte = np.random.default_rng(1).normal(2, 1, size=lengths.sum())
-    blocks = Blocks(np.arange(len(per_byte)), offsets)
-    gap = interval(blocks.ratio(per_byte, np.ones(len(per_byte)), 0)
-                          - blocks.ratio(np.add.reduceat(per_byte, offsets), lengths, 1))
+    runs = [columns(np.arange(len(per_byte)), per_byte),
+            columns(offsets, np.add.reduceat(per_byte, offsets), bytes=lengths)]
+    ours, theirs = (own["bits_per_byte"] for own in measure_losses(runs))
+    gap = intervals({"gap": ours - theirs})["gap"]
     assert gap["value"] == pytest.approx(0)
     assert width(gap) < 0.01  # the tokens that cross a border
-    own = interval(blocks.ratio(per_byte, np.ones(len(per_byte)), 0))
-    assert width(gap) < 0.2 * width(own) + 0.01
+    assert width(gap) < 0.2 * width(intervals({"own": ours})["own"]) + 0.01
 
 
-def test_a_reading_knows_where_its_tokens_are(runs) -> None:
+def test_the_columns_know_where_each_token_is(runs) -> None:
     run = open_run(Path("out/bpe"))
-    corpus = run.corpus
-    reading = evaluate.Reading(run, EvalText(corpus.val, 8))
-    val = corpus.val.tokens
-    text = corpus.tokenizer.decode_bytes(val)
-    for token, offset, length in zip(val[1:], reading.offsets, reading.bytes, strict=True):
-        assert text[offset:offset + length] == corpus.tokenizer.token_bytes[token]
+    val, token_bytes = run.corpus.val.tokens, run.tokenizer.token_bytes
+    _, of_each, _ = evaluate.score(run, EvalText(run.corpus.val, 8), EvaluateOptions())
+    text = run.tokenizer.decode_bytes(val)
+    for token, offset, length in zip(val[1:], of_each["offset"], of_each["bytes"], strict=True):
+        assert text[offset:offset + length] == token_bytes[token]
 
 
 def test_a_text_of_a_few_tokens_has_intervals_that_are_numbers() -> None:
     for offsets in ([np.array([1])], [np.array([2]), np.array([3])], [np.array([1, 2, 3]), np.array([2])],
                     [np.arange(200), np.arange(0, 200, 70)]):
-        blocks = Blocks(*offsets)
-        for number, own in enumerate(offsets):
-            estimate = interval(blocks.ratio(np.ones(len(own)), np.ones(len(own)), number))
-            assert estimate == {"low": 1, "value": 1, "high": 1}
+        for own in measure(*(columns(offset, np.ones(len(offset))) for offset in offsets)):
+            assert own["nats_per_token"] == {"low": 1, "value": 1, "high": 1}
+
+
+def calibration_of(scores: scoring.Scores) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    of_each = columns(scores.targets, scores.nll, top1=scores.top(1), confidence=scores.confidence)
+    rows = group(*confidence_bins(scores.confidence), of_each)
+    return calibrate(rows, scores.tempered / len(scores.nll)), rows
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 1.7, 3.0])
@@ -340,7 +335,7 @@ def test_calibration_recovers_the_factor_by_which_logits_were_spoiled(factor: fl
     targets = torch.multinomial(honest.softmax(-1), 1)[:, 0]
     scores = score(made(factor * honest, targets), TEMPERATURES)
     right = scores.top(1)
-    calibration = calibrate(scores.confidence, right, scores.tempered)
+    calibration, bins = calibration_of(scores)
     assert calibration["temperature"] == pytest.approx(factor, rel=0.03)
     best = -(factor * honest / calibration["temperature"]).log_softmax(-1)[torch.arange(40_000), targets].mean()
     assert calibration["nats_gained"] == pytest.approx(scores.nll.mean() - float(best), abs=1e-5)
@@ -348,7 +343,7 @@ def test_calibration_recovers_the_factor_by_which_logits_were_spoiled(factor: fl
     lean = float(np.mean(scores.confidence)) - right.mean()
     assert (lean > 0.05) == (factor > 1)
     assert (lean < -0.05) == (factor < 1)
-    assert sum(each["tokens"] for each in calibration["bins"]) == 40_000
+    assert sum(each["tokens"] for each in bins) == 40_000
     ece = 0.0
     for i in range(15):
         inside = (scores.confidence >= i / 15) & (scores.confidence < (i + 1) / 15)
@@ -359,18 +354,19 @@ def test_calibration_recovers_the_factor_by_which_logits_were_spoiled(factor: fl
 
 def test_a_certain_and_right_model_is_calibrated() -> None:
     scores = score(made(torch.tensor([[100.0, 0.0]]), torch.tensor([0])), TEMPERATURES)
-    calibration = calibrate(scores.confidence, scores.top(1), scores.tempered)
-    assert (calibration["ece"], calibration["bins"][0]["high"]) == (0, 1)
+    calibration, bins = calibration_of(scores)
+    assert (calibration["ece"], bins[0]["name"]) == (0, "93% to 100%")
 
 
 @pytest.mark.parametrize(("run", "kinds"), [
-    ("out/whole", ["context", "character"]), ("out/bpe", ["context", "frequency"])])
+    ("out/whole", ["confidence", "context length", "kind of character"]),
+    ("out/bpe", ["confidence", "context length", "times in training"])])
 def test_the_groups_add_up_to_the_whole(runs, run, kinds) -> None:
     result = found(run, "--stride=3")
     assert list(result["groups"]) == kinds
     for groups in result["groups"].values():
-        assert len(groups) > 1
-        assert sum(each["tokens"] for each in groups) == result["loss"]["tokens"]
+        assert len(groups) > 1 or groups == result["groups"]["confidence"]
+        assert sum(each["tokens"] for each in groups) == result["targets"]
         for share in ("share", "share_of_nats"):
             assert sum(each[share] for each in groups) == pytest.approx(1)
         for key, whole in (("nats_per_token", "nats_per_token"), ("top1", "top1")):
@@ -379,16 +375,16 @@ def test_the_groups_add_up_to_the_whole(runs, run, kinds) -> None:
     text = make_text()
     val = text[int(len(text) * 0.9):][1:]
     if run == "out/whole":
-        lines = next(each for each in result["groups"]["character"] if each["name"] == "new line")
+        lines = next(each for each in result["groups"]["kind of character"] if each["name"] == "new line")
         assert lines["tokens"] == val.count("\n")
 
 
 def test_a_stride_gives_context_and_is_worth_something_said(runs) -> None:
     near, far = found("out/wide", "--stride=16"), found("out/wide", "--stride=1")
     assert near["loss"] == found("out/wide")["loss"]
-    assert far["loss"]["tokens"] == near["loss"]["tokens"]
-    assert far["groups"]["context"][-1]["share"] > 0.95 > near["groups"]["context"][-1]["share"]
-    assert "with windows side by side; the longer contexts of the stride lower it by" in said("out/whole", "--stride=2")
+    assert far["targets"] == near["targets"]
+    assert far["groups"]["context length"][-1]["share"] > 0.95 > near["groups"]["context length"][-1]["share"]
+    assert "in a window of 8 that moves on by 2 tokens" in said("out/whole", "--stride=2")
 
 
 def test_a_copy_of_a_split_has_its_loss(runs) -> None:
@@ -398,52 +394,43 @@ def test_a_copy_of_a_split_has_its_loss(runs) -> None:
         for run in ("out/whole", "out/bpe"):
             of_split, of_text = found(run, f"--split={split}"), found(run, "--text=copy.txt")
             assert of_text["loss"] == of_split["loss"]
-            assert of_text["groups"] == of_split["groups"]
-            assert (of_text["beats"], of_text["ahead"], of_text["logged_nll"]) == ([], [], None)
-    assert found("out/whole")["ahead"]
+            for kind, groups in of_text["groups"].items():
+                assert groups == of_split["groups"][kind]
+            assert of_text["baselines"] == []
+    assert found("out/whole")["baselines"]
 
 
 def test_against_another_run(runs) -> None:
     ours, theirs = found("out/whole", "--against=out/short"), found("out/short")
     against = ours["against"]
     assert against["loss"] == theirs["loss"]
-    assert against["nats_per_token"]["value"] == pytest.approx(
+    assert against["difference"]["nats_per_token"]["value"] == pytest.approx(
         ours["loss"]["nats_per_token"]["value"] - theirs["loss"]["nats_per_token"]["value"])
-    assert against["noise"] is False
-    assert against["kl"]["value"] > 0 < against["kl_back"]["value"]
-    assert found("out/short", "--against=out/whole")["against"]["bits_per_byte"]["value"] == pytest.approx(
-        -against["bits_per_byte"]["value"])
+    bits = against["difference"]["bits_per_byte"]
+    back = found("out/short", "--against=out/whole")["against"]["difference"]["bits_per_byte"]
+    assert (back["value"], back["low"], back["high"]) == pytest.approx((-bits["value"], -bits["high"], -bits["low"]))
     words = said("out/whole", "--against=out/short")
-    assert "fewer nats per token than its" in words
+    assert f"difference {bits['value']:+.4f} ({bits['low']:+.4f} to {bits['high']:+.4f})\n" in words
     assert "The difference is not noise" in words
-    assert "KL(this || other)" in words
-    itself = found("out/whole", "--against=out/whole")["against"]
-    assert (itself["noise"], itself["kl"]["value"], itself["bits_per_byte"]["high"]) == (True, 0, 0)
+    itself = found("out/whole", "--against=out/whole")["against"]["difference"]
+    assert itself["nats_per_token"] == itself["bits_per_byte"] == {"value": 0, "low": 0, "high": 0}
     assert "The difference may be noise" in said("out/whole", "--against=out/whole")
-    assert found("out/whole", "--against=out/wide")["against"]["kl"]["value"] > 0  # another context length
+    assert found("out/whole", "--against=out/wide")["against"]["block_size"] == 16  # another context length
 
 
 def test_against_a_run_with_other_tokens(runs) -> None:
     result = found("out/whole", "--against=out/bpe")
     assert result["against"]["loss"] == found("out/bpe")["loss"]
-    assert (result["against"]["nats_per_token"], result["against"]["kl"]) == (None, None)
-    assert result["against"]["bits_per_byte"]["value"] == pytest.approx(
+    assert list(result["against"]["difference"]) == ["bits_per_byte"]
+    assert result["against"]["difference"]["bits_per_byte"]["value"] == pytest.approx(
         result["loss"]["bits_per_byte"]["value"] - result["against"]["loss"]["bits_per_byte"]["value"])
     assert "only bits per byte can be compared" in said("out/whole", "--against=out/bpe")
 
 
 def test_a_run_that_may_have_seen_the_text_is_named(runs) -> None:
-    assert "out/other was trained on another text or split: it may have seen this one." in found(
-        "out/whole", "--against=out/other")["notes"]
-    assert not found("out/whole", "--against=out/bpe")["notes"]
-
-
-@pytest.mark.parametrize(("estimate", "words"), [
-    ({"value": -0.5, "low": -0.6, "high": -0.4}, "0.5000 (0.4000 to 0.6000) fewer"),
-    ({"value": 0.5, "low": -0.1, "high": 0.6}, "0.5000 (-0.1000 to 0.6000) more"),
-    ({"value": -0.5, "low": -0.6, "high": 0.1}, "0.5000 (-0.1000 to 0.6000) fewer")])
-def test_a_difference_and_its_interval_point_the_same_way(estimate, words) -> None:
-    assert difference(estimate) == words
+    assert "It was trained on another text or split, and may have seen this one." in said(
+        "out/whole", "--against=out/other")
+    assert not found("out/whole", "--against=out/bpe")["against"]["may_have_seen_it"]
 
 
 @pytest.mark.parametrize(("argv", "message"), [
@@ -461,11 +448,11 @@ def test_a_difference_and_its_interval_point_the_same_way(estimate, words) -> No
     (["out/masked", "--text=vowels.txt"], r"vowels.txt: no targets in it: mask=\[aeiou\] matches all of it"),
     (["out/records", "--text=bad.jsonl"], "corpus bad.jsonl, line 2: should be"),
     (["out"], "not a run"),
-    (["out/whole", "--text=one.txt", "--split=train"], "text and split: use one of them"),
-    (["out/whole", "--explain=a", "--json"], "explain shows one sentence; it does not go with text, against or json"),
-    (["out/whole", "--explain=a", "--text=one.txt"], "does not go with text, against or json"),
-    (["out/whole", "--explain=a", "--against=out/whole"], "does not go with text, against or json"),
-    (["out/whole", "--against=out/wide", "--max_tokens=9"], "max_tokens and against: use one of them"),
+    (["out/whole", "--text=one.txt", "--split=train"], "split and text: use one of them"),
+    (["out/whole", "--explain=a", "--json"], "explain and json: use one of them"),
+    (["out/whole", "--explain=a", "--text=one.txt"], "explain and text: use one of them"),
+    (["out/whole", "--explain=a", "--against=out/whole"], "against and explain: use one of them"),
+    (["out/whole", "--against=out/wide", "--max_tokens=9"], "against and max_tokens: use one of them"),
     (["out/whole", "--explain=Ω"], r"'Ω' \(U\+03A9, at position 0\)"),
     (["out/whole", "--split=test"], "'val' or 'train'"),
     (["out/whole", "--strid=2"], "did you mean stride"),
@@ -495,8 +482,7 @@ def test_a_text_that_has_changed_is_refused_unless_another_is_named(runs) -> Non
         done = call("evaluate.py", "out/bpe", check=False)
         assert "out/bpe: its corpus, text.txt, has changed since (sha256 was" in done.stderr
         result = found("out/bpe", "--text=other.txt")
-        assert list(result["groups"]) == ["context"]
-        assert "has changed since" in result["notes"][0]
+        assert list(result["groups"]) == ["confidence", "context length"]
     finally:
         Path("text.txt").write_bytes(before)
 

@@ -1,6 +1,5 @@
 """What --explain_batch and --explain show is the batch and the text: what of it is a target, and what it cost."""
 
-import math
 import re
 
 import numpy as np
@@ -9,10 +8,10 @@ import torch
 
 from config.schema import ModelConfig
 from data.batches import IGNORE_INDEX, Batch, EvalText
-from data.documents import apply_mask, encode_documents
+from data.documents import Split, apply_mask, encode_documents
 from data.tokenizer import CharTokenizer
 from engine.distributed import Distributed
-from engine.scoring import nll_of_tokens
+from engine.scoring import predict, score
 from model import GPT
 from report.explain import show_costs, show_masks
 from tests.conftest import TINY, call
@@ -22,49 +21,51 @@ TOKENIZER = CharTokenizer("abcdefgh :\n", "\n\n")
 SPLIT = encode_documents([apply_mask("ab:\ncd ef", "^..:"), apply_mask("gh:\nhg", "^..:")], TOKENIZER, True)
 
 
+def nll_of_tokens(model: GPT, tokens: list[int]) -> np.ndarray:
+    text = EvalText(Split(np.array(tokens)), model.config.block_size)
+    return score(predict(model, text.batches(), CPU), [1.0]).nll
+
+
 def padded_batch() -> Batch:
     (batch,) = EvalText(SPLIT, 12, TOKENIZER.eos).batches()
     return batch
 
 
-def test_masked_tokens_are_in_brackets_or_dim() -> None:
-    shown = show_masks(padded_batch(), TOKENIZER, padded=True, colour=False)
+def test_masked_tokens_are_in_brackets() -> None:
+    shown = show_masks(padded_batch(), TOKENIZER, padded=True)
     assert "11 of 24 tokens are targets, 45.8%; the others are masked, in [brackets] here" in shown
     assert shown.endswith("\n\n[<|eos|>ab:]⏎cd ef<|eos|>\n[<|eos|>gh:]⏎hg<|eos|>")
-    coloured = show_masks(padded_batch(), TOKENIZER, padded=True, colour=True)
-    assert "\n\x1b[2m<|eos|>ab:\x1b[0m⏎cd ef<|eos|>" in coloured
 
 
 def test_a_masked_token_after_a_window_is_not_made_up() -> None:
     """A batch does not hold the target of its last input where that is masked."""
     batch = next(EvalText(SPLIT, 2).batches())
     assert batch.targets[0].tolist() == [IGNORE_INDEX] * 2
-    assert "\n[<|eos|>a]\n[b:]⏎\n" in show_masks(batch, TOKENIZER, colour=False)
+    assert "\n[<|eos|>a]\n[b:]⏎\n" in show_masks(batch, TOKENIZER)
 
 
 def test_a_large_batch_and_one_without_targets() -> None:
     batch = padded_batch()
     batch.targets[:] = IGNORE_INDEX
-    assert "0 of 24 tokens are targets" in show_masks(batch, TOKENIZER, colour=False)
+    assert "0 of 24 tokens are targets" in show_masks(batch, TOKENIZER)
     many = Batch(np.zeros((9, 3), np.int64), np.ones((9, 3), np.int64))
-    assert show_masks(many, TOKENIZER, colour=False).endswith("... and 3 more")
+    assert show_masks(many, TOKENIZER).endswith("... and 3 more")
 
 
-def test_each_token_has_its_cost() -> None:
+def test_each_token_has_its_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = GPT(ModelConfig(block_size=12, n_layer=1, n_head=2, n_embd=8, zero_init=False), TOKENIZER.vocab_size)
     tokens = TOKENIZER.encode_prompt("ab:\nef")
-    nll = nll_of_tokens(model, tokens, CPU)
+    nll = nll_of_tokens(model, tokens)
     log_q = model(torch.tensor([tokens]))[0].double().log_softmax(-1)
     np.testing.assert_allclose(nll, [-log_q[i, token].item() for i, token in enumerate(tokens[1:])], atol=1e-5)
 
-    costs = [math.nan, *nll]
-    shown = show_costs(tokens, costs, TOKENIZER, colour=False)
+    shown = show_costs(tokens, nll, TOKENIZER)
     assert shown.split() == [word for token, cost in zip(["<|eos|>", *"ab:⏎ef"], ["given", *(f"{c:.3f}" for c in nll)],
                                                          strict=True) for word in (token, cost)]
-    coloured = show_costs(tokens, costs, TOKENIZER, colour=True)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    coloured = show_costs(tokens, nll, TOKENIZER)
     assert re.sub("\x1b[^m]*m", "", coloured).split("\n")[2] == "<|eos|>ab:⏎ef"
-    assert "\x1b[2m<|eos|>\x1b[0m" in coloured  # has no cost
     dearest = "ab:⏎ef"[int(nll.argmax())]
     assert f"\x1b[48;5;160m{dearest}\x1b[0m" in coloured
 
@@ -73,8 +74,8 @@ def test_a_long_text_is_read_in_windows_side_by_side() -> None:
     torch.manual_seed(0)
     model = GPT(ModelConfig(block_size=4, n_layer=1, n_head=2, n_embd=8, zero_init=False), TOKENIZER.vocab_size)
     tokens = [1, 2, 3, 4, 5, 6, 7]
-    windows = [nll_of_tokens(model, part, CPU) for part in (tokens[:5], tokens[4:])]
-    np.testing.assert_allclose(nll_of_tokens(model, tokens, CPU), np.concatenate(windows), atol=1e-6)
+    windows = [nll_of_tokens(model, part) for part in (tokens[:5], tokens[4:])]
+    np.testing.assert_allclose(nll_of_tokens(model, tokens), np.concatenate(windows), atol=1e-6)
 
 
 @pytest.mark.parametrize("options", [["--mask=^the"], ["--documents=lines", "--padded"]], ids=" ".join)

@@ -105,15 +105,18 @@ def test_orthogonalised_matrices_are_nearly_orthogonal() -> None:
 def test_predicting_does_not_import_the_compiler() -> None:
     """Its import takes as long as that of torch."""
     code = """import sys
+import numpy as np
 import torch
 import evaluate, sample
 from config.schema import ModelConfig
+from data.batches import EvalText
+from data.documents import Split
 from engine.distributed import setup_distributed
 from engine.generate import generate
-from engine.scoring import nll_of_tokens
+from engine.scoring import predict
 from model import GPT
 model, dist = GPT(ModelConfig(n_layer=1, n_embd=16, block_size=8), 7), setup_distributed("cpu", "float32")
 list(generate(model, [1, 2], dist, max_new_tokens=3))
-nll_of_tokens(model, [1, 2, 3], dist)
+list(predict(model, EvalText(Split(np.arange(3)), 8).batches(), dist))
 sys.exit("torch._dynamo" in sys.modules)"""
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

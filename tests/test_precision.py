@@ -19,7 +19,7 @@ from engine.diagnosis import diagnose
 from engine.distributed import Distributed, setup_distributed
 from engine.generate import generate, generate_texts
 from engine.optim import make_optimizers
-from engine.scoring import nll_of_tokens, predict, score
+from engine.scoring import predict, score
 from engine.step import evaluate
 from model import GPT
 from tests.conftest import TINY, call, read_metrics
@@ -64,7 +64,6 @@ TOKENS = np.random.default_rng(0).integers(V, size=300)
 USES: dict[str, Callable[[GPT, Distributed], object]] = {
     "diagnosis": lambda model, dist: diagnose(model, TrainBatches(Split(TOKENS), 8, 4, seed=0), dist),
     "evaluation": lambda model, dist: evaluate(model, EvalText(Split(TOKENS), 8), dist),
-    "explanation": lambda model, dist: nll_of_tokens(model, TOKENS[:20].tolist(), dist),
     "scoring": lambda model, dist: score(predict(model, EvalText(Split(TOKENS), 8).batches(), dist), [0.5, 1.0]),
     "sampling": lambda model, dist: list(generate(for_prediction(model, dist), [1], dist, num_samples=2, top_k=3,
                                                   max_new_tokens=12)),
