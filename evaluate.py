@@ -19,8 +19,8 @@ from config.errors import UserError, run_command
 from config.schema import Count, Section, Text
 from data.batches import Batch, EvalText
 from data.corpora import read_corpus
-from data.documents import encode_text, read_documents
-from data.prepare import read_source, split_text
+from data.documents import encode_documents, read_documents, split_documents
+from data.prepare import read_source
 from data.tokenizer import CharTokenizer
 from engine.run import Run, open_run
 
@@ -150,8 +150,8 @@ def read_text(runs: Sequence[Run], options: EvaluateOptions) -> tuple[str, list[
     run, notes, documents = runs[0], [], None
     if options.text:
         name, config = options.text, run.config.data.model_copy(update={"corpus": options.text})
-        documents = read_documents(read_source(config)[0], config)
-        split = encode_text(documents, run.tokenizer, config, name, "it")
+        documents = read_documents(read_source(config).text, config)
+        split = encode_documents(documents, run.tokenizer, config, name)
     else:
         name, config = f"the {options.split} split of {run.info.name}", run.config.data
         split = getattr(run.corpus, options.split)
@@ -162,8 +162,8 @@ def read_text(runs: Sequence[Run], options: EvaluateOptions) -> tuple[str, list[
             if own.tokenizer.eos_text != run.tokenizer.eos_text:
                 raise UserError(f"against={own.path}: its eos token stands for {own.tokenizer.eos_text!r}, and that of "
                                 f"{run.path} for {run.tokenizer.eos_text!r}: they do not predict the same bytes")
-            documents = documents or split_text(read_source(config)[0], config)[options.split]
-            own_split = encode_text(documents, own.tokenizer, config, name, "it")
+            documents = documents or split_documents(read_source(config).text, config)[options.split]
+            own_split = encode_documents(documents, own.tokenizer, config, name)
         eos = own.tokenizer.eos if own.config.data.padded else None
         limit = options.max_tokens if len(runs) == 1 else 0  # two runs must read the same text
         readings.append(Reading(own, EvalText(own_split, own.config.model.block_size, eos, options.stride, limit)))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from config.schema import ModelConfig
+from config.schema import DataConfig, ModelConfig
 from data.batches import IGNORE_INDEX, Batch, EvalText
 from data.documents import apply_mask, encode_documents
 from data.tokenizer import CharTokenizer
@@ -19,7 +19,8 @@ from tests.conftest import TINY, call
 
 CPU = Distributed(torch.device("cpu"), torch.float32)
 TOKENIZER = CharTokenizer("abcdefgh :\n", "\n\n")
-SPLIT = encode_documents([apply_mask("ab:\ncd ef", "^..:"), apply_mask("gh:\nhg", "^..:")], TOKENIZER, True)
+SPLIT = encode_documents([apply_mask("ab:\ncd ef", "^..:"), apply_mask("gh:\nhg", "^..:")], TOKENIZER, DataConfig(),
+                         "")
 
 
 def padded_batch() -> Batch:

@@ -135,9 +135,9 @@ def test_recipes(recipe, cut, garbage) -> None:
 def test_records(value, raw) -> None:
     line = str(value) if raw else json.dumps(value)
     with contextlib.suppress(UserError):
-        for prompt, completion in read_records(line, "fuzz.jsonl"):
-            assert isinstance(prompt, str)
-            assert completion
+        for record in read_records(line, "fuzz.jsonl"):
+            assert isinstance(record.prompt, str)
+            assert record.completion
 
 
 @fuzz(700, TEXT, st.sampled_from(["char", "bpe"]), st.sampled_from(["none", "none", "lines", "paragraphs"]),
@@ -169,7 +169,7 @@ def test_corpora(text, tokenizer, documents, val_fraction, mask, predict_eos) ->
 @fuzz(100, st.binary(max_size=60))
 def test_corpora_that_are_no_text(content) -> None:
     Path("fuzz.txt").write_bytes(content * 9)
-    command(prepare.main, ["fuzz.txt"])
+    command(prepare.main, ["--corpus=fuzz.txt"])
 
 
 SMALL = ["--corpus=fuzz.txt", "--out_dir=out/fuzz", "--max_iters=2", "--eval_interval=1", "--device=cpu", "--n_layer=1",

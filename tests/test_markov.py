@@ -152,7 +152,7 @@ def test_training_shows_the_gap(short) -> None:
 
 
 @pytest.mark.parametrize(("argv", "message"), [
-    (["--tokenizer=bpe"], "entropy of markov is known per character of the whole text only; leave tokenizer out"),
+    (["--tokenizer=bpe"], "tokenizer=bpe needs another corpus: the entropy of markov is known per character"),
     (["--markov_order=4"], "markov_alphabet=27 to the power of markov_order=4 is more than 100,000 contexts"),
     (["--markov_alphabet=64"], "markov_alphabet=64: .*less than or equal to 63"),
     (["--markov_temperature=0"], "markov_temperature=0: .*greater than or equal to 0.01"),
@@ -163,6 +163,6 @@ def test_mistakes(argv, message) -> None:
 
 
 def test_preparing_refuses_them_too() -> None:
-    done = call("data/prepare.py", "markov", "--markov_order=16", check=False)
+    done = call("data/prepare.py", "--corpus=markov", "--markov_order=16", check=False)
     assert done.returncode == 2
     assert "more than 100,000 contexts" in done.stderr
