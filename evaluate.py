@@ -21,7 +21,6 @@ from data.batches import Batch, EvalText
 from data.corpora import read_corpus
 from data.documents import encode_documents, read_documents, split_documents
 from data.prepare import read_source
-from data.tokenizer import CharTokenizer
 from engine.run import Run, open_run
 
 
@@ -158,7 +157,7 @@ def read_text(runs: Sequence[Run], options: EvaluateOptions) -> tuple[str, list[
     readings = []
     for own in runs:
         own_split = split
-        if own.tokenizer.to_json() != run.tokenizer.to_json():
+        if own.tokenizer != run.tokenizer:
             if own.tokenizer.eos_text != run.tokenizer.eos_text:
                 raise UserError(f"against={own.path}: its eos token stands for {own.tokenizer.eos_text!r}, and that of "
                                 f"{run.path} for {run.tokenizer.eos_text!r}: they do not predict the same bytes")
@@ -206,9 +205,9 @@ def group(reading: Reading, scores: scoring.Scores, notes: list[str]) -> dict[st
     run, tokenizer, correct = reading.run, reading.run.tokenizer, scores.top(1)
     names, number = analysis.group_by_context(scores.context_len, reading.text.block_size)
     groups = {"context": analysis.group(names, number, scores.nll, correct)}
-    if isinstance(tokenizer, CharTokenizer):
+    if tokenizer.kind == "char":
         eos = [] if tokenizer.eos is None else [analysis.CHARACTER_KINDS.index("eos")]
-        kind = np.array([*map(analysis.character_kind, tokenizer.characters), *eos])
+        kind = np.array([*map(analysis.character_kind, tokenizer.ids), *eos])
         groups["character"] = analysis.group(analysis.CHARACTER_KINDS, kind[scores.targets], scores.nll, correct)
         return groups
     try:

@@ -6,7 +6,7 @@ import hashlib
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast, get_args
+from typing import Any, NoReturn, TypeVar, get_args
 
 import tomli_w
 from pydantic import ValidationError
@@ -32,7 +32,7 @@ def load_config(argv: list[str]) -> tuple[Config, set[str]]:
     if not config.run.out_dir:
         config = config.with_run(out_dir=str(_choose_out_dir(path, given, config.run.init_from != "scratch")))
     if problems := config.problems():
-        _raise(problems)
+        raise UserError("\n  ".join(problems))
     return config, set(given)
 
 
@@ -107,7 +107,7 @@ def _merge(schema: type[Options], path: Path | None, given: dict[str, str]) -> O
                 problems.append(f"{where}{'.'.join(map(str, e['loc']))}: no such option{_nearest(name, section_of)}")
             else:
                 problems.append(f"{where}{name}={e['input']!s:.80}: {e['msg'][0].lower()}{e['msg'][1:]}")
-        _raise(problems)
+        raise UserError("\n  ".join(problems)) from None
 
 
 def _nearest(word: str, section_of: dict[str, str]) -> str:
@@ -119,9 +119,7 @@ def _nearest(word: str, section_of: dict[str, str]) -> str:
 
 def _sections(schema: type[Section]) -> dict[str, type[Section]]:
     """The sections of a schema by name; one without sections is a section itself, without a name."""
-    if schema is not Config:
-        return {"": schema}
-    return {name: cast(type[Section], field.annotation) for name, field in schema.model_fields.items()}
+    return {name: type(field.default) for name, field in schema.model_fields.items()} if schema is Config else {"": schema}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -130,12 +128,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         recipes = ", ".join(sorted(recipe.stem for recipe in Path(__file__).parent.glob("*.toml")))
         raise UserError(f"{path}: no such recipe and no run; the recipes in config/ are {recipes}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a readable TOML file: {error}") from None
-
-
-def _raise(problems: list[str]) -> NoReturn:
-    raise UserError(problems[0] if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems", *problems]))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -131,8 +131,7 @@ def _read_file(path: Path) -> str:
         names = ", ".join([*NAMED, *MADE, "markov"])
         raise UserError(f"corpus {str(path)!r}: no such file, and not one of {names}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"corpus {path}: not UTF-8 text (byte 0x{error.object[error.start]:02x} at offset "
-                        f"{error.start}); convert it, for example with iconv") from None
+        raise UserError(f"corpus {path}: not UTF-8 text ({error}); convert it, for example with iconv") from None
 
 
 NAMED = {  # how a corpus is fetched, and the hash of its text

@@ -29,7 +29,7 @@ from data.baselines import MAX_TRAIN_TOKENS, MAX_VAL_TOKENS, Baseline, measure_b
 from data.corpora import DATA, read_corpus
 from data.documents import SEPARATORS, Split, encode_documents, split_documents
 from data.markov import LENGTH, MarkovSource
-from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
+from data.tokenizer import Tokenizer, char_tokenizer, load_gpt2, load_tokenizer, train_bpe
 
 FORMAT = 7  # of prepared files; those of an older one are not used
 WAIT = 600  # seconds that another process may take to prepare the same corpus
@@ -72,11 +72,9 @@ class CorpusInfo(BaseModel, frozen=True):
         lines += ["", "  baseline            nats/token  bits/byte  perplexity"]
         lines += [f"  {each.name:<18} {each.nats_per_token:11.4f} {each.bits_per_byte:10.3f} {each.perplexity:11.2f}"
                   for each in sorted(self.baselines, key=lambda each: -each.nats_per_token)]
-        if self.entropy_rate is not None and self.source_nll is not None:
-            error = self.source_nll - self.entropy_rate
-            lines += ["", "  No model has a lower expected loss than the entropy rate. The source itself has "
-                      f"{self.source_nll:.4f} on this text:", f"  {error:+.4f} is sampling error. A model's loss above "
-                      "the source's is KL(source || model)."]
+        if self.source_nll is not None:
+            lines += ["", f"  On this text the source itself has {self.source_nll:.4f}. No model has a lower expected "
+                      "loss than the entropy rate."]
         return "\n".join(lines)
 
 
@@ -137,12 +135,8 @@ def _is_sound(folder: Path) -> bool:
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    checksums = {}
-    for path in folder.iterdir():
-        if path.name != "checksums.json":
-            with path.open("rb") as file:
-                checksums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return checksums
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()
+            if path.name != "checksums.json"}
 
 
 def _prepare(source: Source, text_sha256: str, folder: Path, config: DataConfig) -> None:
@@ -154,8 +148,12 @@ def _prepare(source: Source, text_sha256: str, folder: Path, config: DataConfig)
         hint = "; its lines end in \\r\\n" if "\r\n" in train_text else ""
         raise UserError(f"mask={config.mask}: matches nothing in the training split of {config.corpus}{hint}")
     eos_text = SEPARATORS.get(config.documents, "\n") if config.has_documents else None
-    tokenizer = make_tokenizer(config.tokenizer, "".join(set().union(*(text for text, _ in segments))), train_text,
-                               config.vocab_size, eos_text)
+    if config.tokenizer == "char":
+        tokenizer = char_tokenizer(set().union(*(text for text, _ in segments)), eos_text)
+    elif config.tokenizer == "bpe":
+        tokenizer = train_bpe(train_text, config.vocab_size, eos_text)
+    else:
+        tokenizer = load_gpt2(eos_text)
     train, val = (encode_documents(part, tokenizer, config, f"corpus {config.corpus}, {name} split")
                   for name, part in documents.items())
     baselines = measure_baselines(train.tokens, val, tokenizer, source.entropy_rate)
@@ -174,7 +172,7 @@ def _prepare(source: Source, text_sha256: str, folder: Path, config: DataConfig)
                         ("val_unmasked", val.unmasked)):
         if array is not None:
             np.save(folder / f"{name}.npy", array)
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer.to_json()), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(tokenizer.model_dump_json(), encoding="utf-8")
     (folder / "meta.json").write_text(info.model_dump_json(indent=1), encoding="utf-8")
     (folder / "checksums.json").write_text(json.dumps(_checksums(folder), indent=1), encoding="utf-8")
 

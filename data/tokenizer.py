@@ -1,41 +1,83 @@
 """Text to tokens and back, exactly. A run keeps its tokenizer as tokenizer.json."""
 
-import json
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from config.errors import UserError
 
-# Words with the space before them, numbers, punctuation, line ends, other spaces: every character is in one of them.
-# Pieces are short, so that merging them takes linear time.
-PATTERN = r" ?\p{L}{1,32}(?:'\p{L}{1,8})?| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]{1,16}|[\r\n]{1,16}|\s{1,16}"
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"  # Radford et al. 2019
+PATTERNS = {
+    # Words with the space before them, numbers, punctuation, line ends, other spaces: every character is in one of
+    # them. Pieces are short, so that merging them takes linear time.
+    "bpe": r" ?\p{L}{1,32}(?:'\p{L}{1,8})?| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]{1,16}|[\r\n]{1,16}|\s{1,16}",
+    # Radford et al. 2019
+    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"}
+BYTES = {bytes([byte]) for byte in range(256)}
 PIECE = 2**22  # tokens counted at once, which bounds the memory
 
 
-class Tokenizer:
-    """What character and byte-pair tokenizers have in common.
-
-    `token_bytes` has the UTF-8 bytes of each token, by token id. `eos_text` is the text that the eos token stands for,
-    None without an eos token.
+class Tokenizer(BaseModel):
+    """A char tokenizer has a token for each character of the corpus. bpe and gpt2 are byte-pair encodings, run by
+    tiktoken: any text has tokens, and they give it back.
     """
 
-    def __init__(self, token_bytes: list[bytes], eos_text: str | None) -> None:
-        self.token_bytes, self.eos_text = token_bytes, eos_text
-        self.vocab_size = len(token_bytes)
-        self.eos = None if eos_text is None else self.vocab_size - 1  # before and after each document
-        self.dtype = np.uint16 if self.vocab_size <= 2**16 else np.uint32
-        self.byte_lengths = np.array([len(token) for token in token_bytes])  # (V,)
+    model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
+
+    kind: Literal["char", "bpe", "gpt2"]
+    token_bytes: list[bytes]  # the UTF-8 bytes of each token, by token id
+    eos_text: str | None = None  # what the eos token, the last one, stands for; None without an eos token
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.token_bytes)
+
+    @property
+    def eos(self) -> int | None:
+        """The token before and after each document; None without documents."""
+        return None if self.eos_text is None else self.vocab_size - 1
+
+    @property
+    def dtype(self) -> type[np.unsignedinteger]:
+        return np.uint16 if self.vocab_size <= 2**16 else np.uint32
+
+    @cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """Bytes of each token, (V,)."""
+        return np.array([len(token) for token in self.token_bytes])
+
+    @cached_property
+    def ids(self) -> dict[Any, int]:
+        """The token of each character, or of each string of bytes; no text becomes the eos token."""
+        tokens = self.token_bytes[:self.eos]
+        return {token.decode() if self.kind == "char" else token: number for number, token in enumerate(tokens)}
+
+    @cached_property
+    def encoding(self) -> Any:
+        import tiktoken
+
+        return tiktoken.Encoding(self.kind, pat_str=PATTERNS[self.kind], mergeable_ranks=self.ids, special_tokens={})
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.ids.keys() >= BYTES and self.kind != "char":
+            raise ValueError("a byte is missing")
+        return self
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids (N,); UserError for a character that is not in the vocabulary."""
-        raise NotImplementedError
-
-    def to_json(self) -> dict[str, object]:
-        raise NotImplementedError
+        if self.kind != "char":
+            return self.encoding.encode_to_numpy(text).astype(self.dtype)
+        try:
+            return np.fromiter(map(self.ids.__getitem__, text), self.dtype, len(text))
+        except KeyError as error:
+            unknown = error.args[0]
+            raise UserError(f"the character {unknown!r} (U+{ord(unknown):04X}, at position {text.index(unknown)}) is "
+                            f"not in this char vocabulary of {len(self.ids)}; leave it out, or train with "
+                            "--tokenizer=bpe") from None
 
     def encode_prompt(self, text: str) -> list[int]:
         """At least one token to continue: a document starts with eos, an empty text with a new line."""
@@ -56,69 +98,24 @@ class Tokenizer:
         return sum(int(self.byte_lengths[tokens[start:start + PIECE]].sum()) for start in range(0, len(tokens), PIECE))
 
 
-class CharTokenizer(Tokenizer):
-    """A token is a character; the vocabulary is every character of the corpus, in the order of code points."""
-
-    def __init__(self, characters: str, eos_text: str | None = None) -> None:
-        self.characters = "".join(sorted(set(characters)))
-        self._ids = {character: token for token, character in enumerate(self.characters)}
-        super().__init__([text.encode() for text in [*self.characters, *([eos_text] if eos_text else [])]], eos_text)
-
-    def encode(self, text: str) -> np.ndarray:
-        try:
-            return np.fromiter(map(self._ids.__getitem__, text), self.dtype, len(text))
-        except KeyError as error:
-            unknown = error.args[0]
-            raise UserError(f"the character {unknown!r} (U+{ord(unknown):04X}, at position {text.index(unknown)}) is "
-                            f"not in this char vocabulary of {len(self.characters)}; leave it out, or train with "
-                            "--tokenizer=bpe") from None
-
-    def to_json(self) -> dict[str, object]:
-        return {"kind": "char", "characters": self.characters, "eos_text": self.eos_text}
+def char_tokenizer(characters: Iterable[str], eos_text: str | None = None) -> Tokenizer:
+    """The vocabulary is these characters, in the order of code points."""
+    tokens = [*sorted(set(characters)), *([eos_text] if eos_text else [])]
+    return Tokenizer(kind="char", token_bytes=[token.encode() for token in tokens], eos_text=eos_text)
 
 
-class BPETokenizer(Tokenizer):
-    """Byte-pair encoding of bytes, run by tiktoken: any text has tokens, and they give it back."""
-
-    def __init__(self, pattern: str, token_bytes: list[bytes], eos_text: str | None = None) -> None:
-        super().__init__(token_bytes, eos_text)
-        self.pattern = pattern
-
-    @cached_property
-    def _encoding(self):  # type: ignore[no-untyped-def]
-        import tiktoken
-
-        ranks = {token: rank for rank, token in enumerate(self.token_bytes[:self.eos])}  # text never becomes eos
-        return tiktoken.Encoding("run", pat_str=self.pattern, mergeable_ranks=ranks, special_tokens={})
-
-    def encode(self, text: str) -> np.ndarray:
-        return self._encoding.encode_to_numpy(text).astype(self.dtype)
-
-    def to_json(self) -> dict[str, object]:
-        return {"kind": "bpe", "pattern": self.pattern, "eos_text": self.eos_text,
-                "tokens": [token.decode("latin-1") for token in self.token_bytes]}  # a character for each byte
-
-
-def make_tokenizer(kind: str, characters: str, train_text: str, vocab_size: int, eos_text: str | None = None
-                   ) -> Tokenizer:
-    """A tokenizer for a corpus: char needs its characters, bpe learns from its training split, gpt2 is given."""
-    if kind == "char":
-        return CharTokenizer(characters, eos_text)
-    return _load_gpt2(eos_text) if kind == "gpt2" else _train_bpe(train_text, vocab_size, eos_text)
-
-
-def _train_bpe(text: str, vocab_size: int, eos_text: str | None) -> BPETokenizer:
+def train_bpe(text: str, vocab_size: int, eos_text: str | None = None) -> Tokenizer:
     """At most `vocab_size` tokens, the 256 bytes among them; a short text has fewer pairs to merge."""
     import rustbpe
 
     trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator([text], vocab_size - bool(eos_text), pattern=PATTERN)
+    trainer.train_from_iterator([text], vocab_size - bool(eos_text), pattern=PATTERNS["bpe"])
     tokens = [bytes(token) for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])]
-    return BPETokenizer(PATTERN, tokens + ([eos_text.encode()] if eos_text else []), eos_text)
+    return Tokenizer(kind="bpe", token_bytes=tokens + ([eos_text.encode()] if eos_text else []), eos_text=eos_text)
 
 
-def _load_gpt2(eos_text: str | None) -> BPETokenizer:
-    """GPT-2's 50,257 tokens. The last, <|endoftext|>, is the eos token; text never becomes it."""
+def load_gpt2(eos_text: str | None = None) -> Tokenizer:
+    """GPT-2's 50,257 tokens. The last, <|endoftext|>, is the eos token, where there are documents."""
     import tiktoken
 
     try:
@@ -127,19 +124,13 @@ def _load_gpt2(eos_text: str | None) -> BPETokenizer:
         raise UserError(f"tiktoken could not fetch the gpt2 vocabulary ({type(error).__name__}); connect to the "
                         "network once, or set TIKTOKEN_CACHE_DIR to a folder that has it, or use --tokenizer=bpe"
                         ) from None
-    return BPETokenizer(GPT2_PATTERN, [*sorted(ranks, key=ranks.__getitem__), (eos_text or "<|endoftext|>").encode()],
-                        eos_text)
+    tokens = [*sorted(ranks, key=ranks.__getitem__), (eos_text or "<|endoftext|>").encode()]
+    return Tokenizer(kind="gpt2", token_bytes=tokens, eos_text=eos_text)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a prepared corpus or a run; UserError if the file is not one."""
     try:
-        saved = json.loads(path.read_bytes())
-        if saved["kind"] == "char":
-            return CharTokenizer(saved["characters"], saved["eos_text"])
-        tokens = [token.encode("latin-1") for token in saved["tokens"]]
-        if saved["pattern"] not in (PATTERN, GPT2_PATTERN) or not {bytes([byte]) for byte in range(256)} <= {*tokens}:
-            raise ValueError("an unknown pattern, or a byte is missing")
-        return BPETokenizer(saved["pattern"], tokens, saved["eos_text"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: not a tokenizer of this program ({type(error).__name__}: {error})") from None
+        return Tokenizer.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise UserError(f"{path}: not a tokenizer of this program ({error.errors()[0]['msg']})") from None

@@ -10,7 +10,7 @@ import torch
 from config.schema import DataConfig, ModelConfig
 from data.batches import IGNORE_INDEX, Batch, EvalText
 from data.documents import apply_mask, encode_documents
-from data.tokenizer import CharTokenizer
+from data.tokenizer import char_tokenizer
 from engine.distributed import Distributed
 from engine.scoring import nll_of_tokens
 from model import GPT
@@ -18,7 +18,7 @@ from report.explain import show_costs, show_masks
 from tests.conftest import TINY, call
 
 CPU = Distributed(torch.device("cpu"), torch.float32)
-TOKENIZER = CharTokenizer("abcdefgh :\n", "\n\n")
+TOKENIZER = char_tokenizer("abcdefgh :\n", "\n\n")
 SPLIT = encode_documents([apply_mask("ab:\ncd ef", "^..:"), apply_mask("gh:\nhg", "^..:")], TOKENIZER, DataConfig(),
                          "")
 

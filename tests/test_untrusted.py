@@ -3,6 +3,7 @@
 What a stranger sends has the right checksums, which anybody can compute: they tell damage, not origin.
 """
 
+import base64
 import json
 import os
 import pickle
@@ -22,7 +23,7 @@ from config.schema import DataConfig
 from data import corpora
 from data.documents import read_records
 from data.prepare import _checksums, prepare_corpus
-from data.tokenizer import PATTERN, load_tokenizer
+from data.tokenizer import load_tokenizer
 from engine.checkpoint import _hash
 from tests.conftest import call
 
@@ -119,17 +120,16 @@ def test_false_states_are_refused(theirs, content) -> None:
     assert "theirs/best.safetensors: damaged" in not_sampled(theirs)
 
 
-RANKS = [chr(byte) for byte in range(256)]
-BPE: dict[str, object] = {"kind": "bpe", "pattern": PATTERN, "eos_text": None, "tokens": RANKS}
+TOKENS = [base64.b64encode(bytes([byte])).decode() for byte in range(256)]
+BPE: dict[str, object] = {"kind": "bpe", "token_bytes": TOKENS, "eos_text": None}
 
 
 @pytest.mark.parametrize("content", [
-    "[" * DEEP, "7", "null", "{}", '{"kind": "char"}', '{"kind": "char", "characters": 7}',
-    '{"kind": "char", "characters": "\\ud800"}', '{"kind": "char", "characters": "ab", "eos_text": 7}',
-    '{"kind": "char", "characters": "ab", "eos_text": "\\udfff"}',
-    json.dumps(BPE | {"pattern": "(a+)+$"}), json.dumps(BPE | {"tokens": [*RANKS, "\u0100"]}),
-    json.dumps(BPE | {"tokens": 7}), json.dumps(BPE | {"tokens": RANKS[1:]}),
-    '{"kind": "__import__(\'os\').system(\'id\')"}', '{"kind": ["char"]}',
+    "[" * DEEP, "7", "null", "{}", '{"kind": "char"}', '{"kind": "char", "token_bytes": 7}',
+    '{"kind": "char", "token_bytes": ["7aCA"]}', '{"kind": "char", "token_bytes": ["YQ=="], "eos_text": 7}',
+    '{"kind": "char", "token_bytes": ["YQ=="], "eos_text": "\\udfff"}', json.dumps(BPE | {"kind": "(a+)+$"}),
+    json.dumps(BPE | {"token_bytes": [*TOKENS, "!"]}), json.dumps(BPE | {"token_bytes": TOKENS[1:]}),
+    json.dumps(BPE | {"eos_text": 7}), '{"kind": "__import__(\'os\').system(\'id\')"}', '{"kind": ["char"]}',
 ], ids=range(15))
 def test_false_tokenizers_are_refused(theirs, content) -> None:
     (theirs / "tokenizer.json").write_text(content)
@@ -144,7 +144,7 @@ def test_a_right_tokenizer_is_read(tmp_path) -> None:
 
 def test_a_tokenizer_of_another_size_is_refused(theirs) -> None:
     """Its tokens would be outside of the model's."""
-    (theirs / "tokenizer.json").write_text('{"kind": "char", "characters": "abc", "eos_text": null}')
+    (theirs / "tokenizer.json").write_text('{"kind": "char", "token_bytes": ["YQ==", "Yg==", "Yw=="]}')
     assert "has 3 tokens, and corpus.json says 20" in not_sampled(theirs)
 
 
