@@ -119,7 +119,9 @@ def _nearest(word: str, section_of: dict[str, str]) -> str:
 
 def _sections(schema: type[Section]) -> dict[str, type[Section]]:
     """The sections of a schema by name; one without sections is a section itself, without a name."""
-    return {name: type(field.default) for name, field in schema.model_fields.items()} if schema is Config else {"": schema}
+    if schema is not Config:
+        return {"": schema}
+    return {name: type(field.default) for name, field in schema.model_fields.items()}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def download_tinyshakespeare() -> bytes:
 
 def _read_file(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")  # a byte order mark
+        return path.read_text(encoding="utf-8-sig")  # without a byte order mark; all line ends become \n
     except FileNotFoundError:
         names = ", ".join([*NAMED, *MADE, "markov"])
         raise UserError(f"corpus {str(path)!r}: no such file, and not one of {names}") from None

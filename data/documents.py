@@ -18,7 +18,6 @@ from data.tokenizer import Tokenizer
 Document = list[tuple[str, bool]]
 
 SEPARATORS = {"lines": "\n", "paragraphs": "\n\n"}  # between documents; what the eos token stands for
-SEPARATOR_PATTERNS = {"lines": r"(?:\r?\n)+", "paragraphs": r"\r?\n(?:\r?\n)+"}
 MASK_TIMEOUT = 60  # seconds
 
 
@@ -67,7 +66,7 @@ def read_documents(text: str, config: DataConfig) -> list[Document]:
                 for record in read_records(text, config.corpus)]
     if config.documents == "none":
         return [apply_mask(text, config.mask)]
-    parts = re.split(SEPARATOR_PATTERNS[config.documents], text)
+    parts = re.split(SEPARATORS[config.documents] + "\n*", text)
     return [apply_mask(part, config.mask) for part in parts if part]
 
 

@@ -112,8 +112,8 @@ def prepare_corpus(config: DataConfig) -> Corpus:
                         print(f"{folder}: incomplete or damaged; preparing it again", file=sys.stderr)
                     _prepare(source, text_sha256, folder, config)
         info = CorpusInfo.model_validate_json((folder / "meta.json").read_bytes())
-        train, val = (Split(*(np.load(path, mmap_mode="r") for name in (split, f"{split}_unmasked")
-                              if (path := folder / f"{name}.npy").exists())) for split in ("train", "val"))
+        train, val = (Split(*(np.load(path, mmap_mode="r") for path in sorted(folder.glob(f"{name}*.npy"))))
+                      for name in ("train", "val"))
         return Corpus(info, load_tokenizer(folder / "tokenizer.json"), train, val,
                       None if source.nll is None else source.nll[1 - len(val.tokens):])
 
@@ -142,14 +142,13 @@ def _checksums(folder: Path) -> dict[str, str]:
 def _prepare(source: Source, text_sha256: str, folder: Path, config: DataConfig) -> None:
     """Write everything to the folder; without checksums.json, the last file, it counts as incomplete."""
     documents = split_documents(source.text, config)
-    segments = [segment for part in documents.values() for document in part for segment in document]
+    characters = set().union(*(text for part in documents.values() for document in part for text, _ in document))
     train_text = "\n".join("".join(text for text, _ in document) for document in documents["train"])
     if config.mask and all(is_target for document in documents["train"] for _, is_target in document):
-        hint = "; its lines end in \\r\\n" if "\r\n" in train_text else ""
-        raise UserError(f"mask={config.mask}: matches nothing in the training split of {config.corpus}{hint}")
+        raise UserError(f"mask={config.mask}: matches nothing in the training split of {config.corpus}")
     eos_text = SEPARATORS.get(config.documents, "\n") if config.has_documents else None
     if config.tokenizer == "char":
-        tokenizer = char_tokenizer(set().union(*(text for text, _ in segments)), eos_text)
+        tokenizer = char_tokenizer(characters, eos_text)
     elif config.tokenizer == "bpe":
         tokenizer = train_bpe(train_text, config.vocab_size, eos_text)
     else:
