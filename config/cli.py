@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import hashlib
 import re
 import tomllib
 from pathlib import Path
@@ -63,8 +62,6 @@ def _choose_out_dir(path: Path | None, given: dict[str, str], resumes: bool) -> 
     differ = [f"{name}={value}" for name, value in given.items()
               if name == "seed" or name not in RunConfig.model_fields]
     name = re.sub(r"[^\w.,=+-]+", "_", ",".join([base.name, *differ]))
-    if len(name) > 100:
-        name = f"{name[:90]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return base.parent / name
 
 

@@ -85,6 +85,8 @@ def apply_mask(text: str, mask: str) -> Document:
     except TimeoutError:
         raise UserError(f"mask={mask:.80}: took longer than {MASK_TIMEOUT} s; nested repeats such as (a+)+ take "
                         "forever: write them without nesting, or make them possessive, (a+)++") from None
+    except (regex.error, OverflowError, RecursionError) as error:
+        raise UserError(f"mask={mask!a:.80}: not a regular expression: {error}") from None
     return [segment for segment in [*document, (text[end:], True)] if segment[0]]
 
 

@@ -58,12 +58,6 @@ def test_a_run_has_the_name_of_its_recipe_and_of_the_options_that_differ(
     assert load_config(argv)[0].run.out_dir == out_dir
 
 
-def test_a_long_name_is_cut_and_stays_unique() -> None:
-    names = [Path(load_config([f"--mask={'a' * 300}{end}"])[0].run.out_dir).name for end in "bc"]
-    assert names[0] != names[1]
-    assert max(map(len, names)) <= 100
-
-
 @pytest.mark.parametrize(("argv", "message"), [
     (["--max_itrs=5"], "no such option; did you mean max_iters"),
     (["--n_layer=two"], "n_layer=two: .*integer"),
@@ -72,15 +66,11 @@ def test_a_long_name_is_cut_and_stays_unique() -> None:
     (["--tokenizer=word"], "tokenizer=word: .*'char', 'bpe' or 'gpt2'"),
     (["--n_embd=130", "--n_head=4"], "n_embd=130 is not a multiple of 2 n_head = 8; try n_embd=128"),
     (["--n_embd=12", "--n_head=4"], "n_embd=12 is not a multiple"),
-    (["--warmup_iters=900"], "warmup_iters=900 is more than max_iters"),
     (["--corpus=markov", "--tokenizer=bpe"], "tokenizer=bpe needs another corpus: the entropy of markov is known"),
-    (["--mask=a{9999999999}"], "not a regular expression"),
-    (["--mask=" + "(" * 9999 + ")" * 9999], "not a regular expression"),
     (["--mask=\udcff"], "mask=.*: "),
     (["--teacher=a\0b"], "teacher=.*: "),
     (["--corpus=caf\udce9.txt"], "corpus=caf.*: "),
     (["--documents=lines", "--corpus=a.jsonl"], "the documents of this one are its records already"),
-    (["--micro_batch_size=65"], "micro_batch_size=65 is more than batch_size"),
     (["--ngram_embedding=2", "--document_attention", "--documents=lines"], "needs --ngram_embedding=0"),
     (["--seed"], "--seed: expected one argument"),
     ([str(RECIPES[0]), "b.toml"], "b.toml: no such option"),

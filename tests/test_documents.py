@@ -147,8 +147,10 @@ def test_records_of_another_form_are_named(data_dir, text, settings, message) ->
 
 
 @pytest.mark.parametrize(("mask", "message"), [("(?s).*", "train split: no targets"),
-                                               ("zebra", "mask=zebra: matches nothing in the training split")])
-def test_masks_that_do_nothing_or_all_are_refused(data_dir, mask, message) -> None:
+                                               ("zebra", "mask=zebra: matches nothing in the training split"),
+                                               ("a{9999999999}", "not a regular expression"),
+                                               ("(" * 9999 + ")" * 9999, "not a regular expression")])
+def test_masks_of_no_use_are_refused(data_dir, mask, message) -> None:
     with pytest.raises(UserError, match=message):
         prepare(PLAY, mask=mask)
 

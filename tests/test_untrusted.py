@@ -128,9 +128,9 @@ BPE: dict[str, object] = {"kind": "bpe", "token_bytes": TOKENS, "eos_text": None
     "[" * DEEP, "7", "null", "{}", '{"kind": "char"}', '{"kind": "char", "token_bytes": 7}',
     '{"kind": "char", "token_bytes": ["7aCA"]}', '{"kind": "char", "token_bytes": ["YQ=="], "eos_text": 7}',
     '{"kind": "char", "token_bytes": ["YQ=="], "eos_text": "\\udfff"}', json.dumps(BPE | {"kind": "(a+)+$"}),
-    json.dumps(BPE | {"token_bytes": [*TOKENS, "!"]}), json.dumps(BPE | {"token_bytes": TOKENS[1:]}),
+    json.dumps(BPE | {"token_bytes": [*TOKENS, "!"]}),
     json.dumps(BPE | {"eos_text": 7}), '{"kind": "__import__(\'os\').system(\'id\')"}', '{"kind": ["char"]}',
-], ids=range(15))
+], ids=range(14))
 def test_false_tokenizers_are_refused(theirs, content) -> None:
     (theirs / "tokenizer.json").write_text(content)
     assert "tokenizer.json: not a tokenizer of this program" in not_sampled(theirs)
@@ -164,7 +164,7 @@ def test_false_corpora_are_refused(theirs, content) -> None:
 ], ids=range(10))
 def test_false_recipes_are_refused(tmp_path, content) -> None:
     (tmp_path / "theirs.toml").write_text(content)
-    with pytest.raises(UserError, match=r"theirs\.toml|mask"):
+    with pytest.raises(UserError, match=r"theirs\.toml|no such file"):
         prepare_corpus(load_config([str(tmp_path / "theirs.toml")])[0].data)
     assert not Path("executed").exists()
 
