@@ -13,8 +13,6 @@ from pydantic import ValidationError
 from config.errors import UserError
 from config.schema import Config, RunConfig, Section
 
-RECIPE = "TOML file with the options that differ from the defaults, or a run's directory; none = all defaults"
-
 Options = TypeVar("Options", bound=Section)
 
 
@@ -23,7 +21,8 @@ def load_config(argv: list[str]) -> tuple[Config, set[str]]:
 
     UserError with all mistakes at once.
     """
-    paths, given = _parse(Config, argv, "[RECIPE]", "?", RECIPE)
+    paths, given = _parse(Config, argv, "[RECIPE]", "?", "TOML file with the options that differ from the defaults, or "
+                          "a run's directory; none = all defaults")
     path = Path(paths[0]) if paths else None
     if path and path.is_dir():
         path = path / "config.toml"  # of a run

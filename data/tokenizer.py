@@ -16,13 +16,10 @@ PATTERNS = {
     "bpe": r" ?\p{L}{1,32}(?:'\p{L}{1,8})?| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]{1,16}|[\r\n]{1,16}|\s{1,16}",
     # Radford et al. 2019
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"}
-PIECE = 2**22  # tokens counted at once, which bounds the memory
 
 
 class Tokenizer(BaseModel):
-    """A char tokenizer has a token for each character of the corpus. bpe and gpt2 are byte-pair encodings, run by
-    tiktoken: any text has tokens, and they give it back.
-    """
+    """char has a token for each character of the corpus; bpe and gpt2 are byte-pair encodings, run by tiktoken."""
 
     model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
 
@@ -88,7 +85,7 @@ class Tokenizer(BaseModel):
 
     def count_bytes(self, tokens: np.ndarray) -> int:
         """UTF-8 bytes of some tokens; bits per byte divide by it."""
-        return sum(int(self.byte_lengths[tokens[start:start + PIECE]].sum()) for start in range(0, len(tokens), PIECE))
+        return int(np.bincount(tokens, minlength=self.vocab_size) @ self.byte_lengths)
 
 
 def char_tokenizer(characters: Iterable[str], eos_text: str | None = None) -> Tokenizer:
@@ -114,9 +111,8 @@ def load_gpt2(eos_text: str | None = None) -> Tokenizer:
     try:
         ranks = tiktoken.get_encoding("gpt2")._mergeable_ranks
     except Exception as error:  # of requests, or of a cache that cannot be read
-        raise UserError(f"tiktoken could not fetch the gpt2 vocabulary ({type(error).__name__}); connect to the "
-                        "network once, or set TIKTOKEN_CACHE_DIR to a folder that has it, or use --tokenizer=bpe"
-                        ) from None
+        raise UserError(f"could not fetch the gpt2 vocabulary ({type(error).__name__}); connect to the network once, "
+                        "or set TIKTOKEN_CACHE_DIR to a folder that has it, or use --tokenizer=bpe") from None
     tokens = [*sorted(ranks, key=ranks.__getitem__), (eos_text or "<|endoftext|>").encode()]
     return Tokenizer(kind="gpt2", token_bytes=tokens, eos_text=eos_text)
 

@@ -79,14 +79,6 @@ def test_special_tokens_in_text_are_text() -> None:
         assert BPE.vocab_size not in special.encode("a<|endoftext|>b\n\n")
 
 
-def test_bytes_of_long_texts_are_counted_in_pieces(monkeypatch) -> None:
-    monkeypatch.setattr("data.tokenizer.PIECE", 5)
-    text, tokenizer = "naïve 日本 🎉, naïvely", char_tokenizer("naïve 日本 🎉, naïvely")
-    tokens = tokenizer.encode(text)
-    assert tokenizer.decode(tokens) == text
-    assert tokenizer.count_bytes(tokens) == len(text.encode())
-
-
 def test_an_unknown_character_is_named() -> None:
     with pytest.raises(UserError, match=r"'é' \(U\+00E9, at position 3\)"):
         char_tokenizer("abc").encode("abcé")
