@@ -46,8 +46,9 @@ class DataConfig(Section):
         return self.corpus == "dialogue" or self.corpus.lower().endswith(".jsonl")
 
     @property
-    def has_documents(self) -> bool:
-        return self.is_jsonl or self.documents != "none"
+    def eos_text(self) -> str | None:
+        """What is between documents, for which the eos token stands; None without documents."""
+        return {"lines": "\n", "paragraphs": "\n\n"}.get(self.documents, "\n" if self.is_jsonl else None)
 
 
 class ModelConfig(Section):
@@ -153,7 +154,7 @@ class Config(Section):
             ("tokenizer documents mask", data.corpus != "markov", "another corpus: the entropy of markov is known per "
              "character of the whole text only"),
             ("documents", not data.is_jsonl, "another corpus: the documents of this one are its records already"),
-            ("padded predict_eos document_attention", data.has_documents, "documents: use --documents=lines or "
+            ("padded predict_eos document_attention", data.eos_text, "documents: use --documents=lines or "
              "paragraphs, or a .jsonl corpus"),
             ("document_attention", model.ngram_embedding < 2, "--ngram_embedding=0: n-grams look across documents"),
             ("ngram_rows", model.ngram_embedding > 1, "--ngram_embedding=2 or more"),

@@ -17,7 +17,6 @@ from data.tokenizer import Tokenizer
 
 Document = list[tuple[str, bool]]
 
-SEPARATORS = {"lines": "\n", "paragraphs": "\n\n"}  # between documents; what the eos token stands for
 MASK_TIMEOUT = 60  # seconds
 
 
@@ -49,7 +48,7 @@ class Record(BaseModel):
 
 def split_documents(text: str, config: DataConfig) -> dict[str, list[Document]]:
     """The documents of both splits. The validation split is the end of the text; documents stay whole."""
-    if not config.has_documents:
+    if config.eos_text is None:
         cut = int(len(text) * (1 - config.val_fraction))
         return {"train": read_documents(text[:cut], config), "val": read_documents(text[cut:], config)}
     documents = read_documents(text, config)
@@ -64,9 +63,7 @@ def read_documents(text: str, config: DataConfig) -> list[Document]:
     if config.is_jsonl:
         return [[(record.prompt, False), *apply_mask(record.completion, config.mask)]
                 for record in read_records(text, config.corpus)]
-    if config.documents == "none":
-        return [apply_mask(text, config.mask)]
-    parts = re.split(SEPARATORS[config.documents] + "\n*", text)
+    parts = [text] if config.eos_text is None else re.split(config.eos_text + "\n*", text)
     return [apply_mask(part, config.mask) for part in parts if part]
 
 

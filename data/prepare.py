@@ -27,7 +27,7 @@ from config.files import locked
 from config.schema import DataConfig
 from data.baselines import MAX_TRAIN_TOKENS, MAX_VAL_TOKENS, Baseline, measure_baselines
 from data.corpora import DATA, read_corpus
-from data.documents import SEPARATORS, Split, encode_documents, split_documents
+from data.documents import Split, encode_documents, split_documents
 from data.markov import LENGTH, MarkovSource
 from data.tokenizer import Tokenizer, char_tokenizer, load_gpt2, load_tokenizer, train_bpe
 
@@ -146,31 +146,30 @@ def _prepare(source: Source, text_sha256: str, folder: Path, config: DataConfig)
     train_text = "\n".join("".join(text for text, _ in document) for document in documents["train"])
     if config.mask and all(is_target for document in documents["train"] for _, is_target in document):
         raise UserError(f"mask={config.mask}: matches nothing in the training split of {config.corpus}")
-    eos_text = SEPARATORS.get(config.documents, "\n") if config.has_documents else None
     if config.tokenizer == "char":
-        tokenizer = char_tokenizer(characters, eos_text)
+        tokenizer = char_tokenizer(characters, config.eos_text)
     elif config.tokenizer == "bpe":
-        tokenizer = train_bpe(train_text, config.vocab_size, eos_text)
+        tokenizer = train_bpe(train_text, config.vocab_size, config.eos_text)
     else:
-        tokenizer = load_gpt2(eos_text)
-    train, val = (encode_documents(part, tokenizer, config, f"corpus {config.corpus}, {name} split")
-                  for name, part in documents.items())
-    baselines = measure_baselines(train.tokens, val, tokenizer, source.entropy_rate)
+        tokenizer = load_gpt2(config.eos_text)
+    splits = {name: encode_documents(part, tokenizer, config, f"corpus {config.corpus}, {name} split")
+              for name, part in documents.items()}
+    baselines = measure_baselines(splits["train"].tokens, splits["val"], tokenizer, source.entropy_rate)
     progress = tqdm(baselines, desc=f"preparing {config.corpus}", unit=" baselines", leave=False, disable=None)
     sizes = {name: SplitInfo(tokens=len(split.tokens), bytes=tokenizer.count_bytes(split.tokens),
                              documents=len(documents[name]), targets=split.num_targets())
-             for name, split in (("train", train), ("val", val))}
-    opening = itertools.takewhile(lambda segment: not segment[1], documents["val"][0] if config.has_documents else [])
+             for name, split in splits.items()}
+    opening = itertools.takewhile(lambda segment: not segment[1], documents["val"][0] if config.eos_text else [])
     info = CorpusInfo(
         name=Path(config.corpus).name, sha256=text_sha256, tokenizer=config.tokenizer, vocab_size=tokenizer.vocab_size,
         prompt="".join(text for text, _ in opening), baselines=list(progress), entropy_rate=source.entropy_rate,
-        source_nll=None if source.nll is None else float(source.nll[1 - len(val.tokens):].mean()), **sizes)
+        source_nll=None if source.nll is None else float(source.nll[1 - sizes["val"].tokens:].mean()), **sizes)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for name, array in (("train", train.tokens), ("val", val.tokens), ("train_unmasked", train.unmasked),
-                        ("val_unmasked", val.unmasked)):
-        if array is not None:
-            np.save(folder / f"{name}.npy", array)
+    for name, split in splits.items():
+        np.save(folder / f"{name}.npy", split.tokens)
+        if split.unmasked is not None:
+            np.save(folder / f"{name}_unmasked.npy", split.unmasked)
     (folder / "tokenizer.json").write_text(tokenizer.model_dump_json(), encoding="utf-8")
     (folder / "meta.json").write_text(info.model_dump_json(indent=1), encoding="utf-8")
     (folder / "checksums.json").write_text(json.dumps(_checksums(folder), indent=1), encoding="utf-8")
