@@ -165,7 +165,7 @@ def _prepare(source: Source, text_sha256: str, folder: Path, config: DataConfig)
         prompt="".join(text for text, _ in opening), baselines=list(progress), entropy_rate=source.entropy_rate,
         source_nll=None if source.nll is None else float(source.nll[1 - sizes["val"].tokens:].mean()), **sizes)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, split in splits.items():
         np.save(folder / f"{name}.npy", split.tokens)
         if split.unmasked is not None:
