@@ -15,9 +15,8 @@ from config.cli import load_options
 from config.errors import UserError, run_command
 from config.schema import Count, Section, Text
 from data.batches import EVAL_BATCH_TOKENS, EvalText
-from data.documents import Split, encode_text, read_documents
-from data.prepare import read_source, split_text
-from data.tokenizer import CharTokenizer
+from data.documents import Split, encode_documents, read_documents, split_documents
+from data.prepare import read_source
 from engine.run import Run, open_run
 
 
@@ -122,16 +121,16 @@ def read_texts(runs: list[Run], options: EvaluateOptions) -> tuple[str, list[Eva
         config = config.model_copy(update={"corpus": options.text})
 
     def encode(own: Run) -> Split:
-        text, *_ = read_source(config)
-        documents = read_documents(text, config) if options.text else split_text(text, config)[options.split]
-        return encode_text(documents, own.tokenizer, config, name, "it")
+        text = read_source(config).text
+        documents = read_documents(text, config) if options.text else split_documents(text, config)[options.split]
+        return encode_documents(documents, own.tokenizer, config, name)
 
     splits = [encode(run) if options.text else getattr(run.corpus, options.split)]
     for other in runs[1:]:
         if other.tokenizer.eos_text != run.tokenizer.eos_text:
             raise UserError(f"against={other.path}: its eos token stands for {other.tokenizer.eos_text!r}, and that of "
                             f"{run.path} for {run.tokenizer.eos_text!r}: they do not predict the same bytes")
-        splits.append(splits[0] if other.tokenizer.to_json() == run.tokenizer.to_json() else encode(other))
+        splits.append(splits[0] if other.tokenizer == run.tokenizer else encode(other))
     max_tokens = options.max_tokens if len(runs) == 1 else 0  # two runs are compared on all of the text
     return name, [EvalText(split, own.config.model.block_size, own.tokenizer.eos if own.config.data.padded else None,
                            options.stride, max_tokens) for own, split in zip(runs, splits, strict=True)]
@@ -160,8 +159,8 @@ def group_targets(run: Run, columns: analysis.Columns, options: EvaluateOptions)
     """Where the loss comes from: by confidence, by context length, and by kind of character or count in training."""
     groups = {"confidence": analysis.confidence_bins(columns["confidence"]),
               "context length": analysis.number_ranges(columns["context_len"], analysis.DOUBLING)}
-    if isinstance(run.tokenizer, CharTokenizer):
-        kinds = [*map(analysis.character_kind, run.tokenizer.characters), "eos"]
+    if run.tokenizer.kind == "char":
+        kinds = [*map(analysis.character_kind, run.tokenizer.ids), "eos"]
         names, number = np.unique(kinds, return_inverse=True)
         groups["kind of character"] = names.tolist(), number[columns["target"]]
     elif not options.text:  # with a text of one's own, the corpus may be elsewhere

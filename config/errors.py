@@ -23,20 +23,21 @@ class UserError(Exception):
 
 def run_command(main: Callable[[list[str]], object]) -> None:
     """Call main(argv); turn a UserError, an OSError or Ctrl-C into one line on stderr and an exit code."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None or (RANK > 0 and name == "stdout"):  # only rank 0 speaks
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+    if RANK > 0:  # only rank 0 speaks
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows "?"
     try:
         with out_of_memory("use a smaller text, or fewer samples"):
             main(sys.argv[1:])
-    except (UserError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # `python sample.py RUN | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)
-        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
-        _fail(f"error: {where}{getattr(error, 'strerror', None) or error}")
+    except BrokenPipeError:  # `python sample.py RUN | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        _fail(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
+    except UserError as error:
+        _fail(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -1,8 +1,6 @@
 """Files that a crash cannot leave half-written, and a lock that no crash leaves behind."""
 
-import hashlib
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,26 +39,18 @@ def write_atomically(path: Path, content: bytes) -> None:
         new.write_bytes(content)
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @contextmanager
-def locked(path: Path, taken: str, wait: bool = False) -> Iterator[None]:
-    """Hold the lock file `path`. While another process holds it: UserError `taken`, or print that and wait.
+def locked(path: Path, taken: str, timeout: float = 0) -> Iterator[None]:
+    """Hold the lock file `path`; UserError `taken` if another process holds it for more than `timeout` seconds.
 
     The operating system frees the lock of a process that dies.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout)
     except Timeout:
-        if not wait:
-            raise UserError(taken) from None
-        print(f"waiting: {taken}", file=sys.stderr)
-        lock.acquire()
+        raise UserError(taken) from None
     try:
         yield
     finally:

@@ -7,12 +7,7 @@ needs only the name: --label_smoothing=0.1. Where a 0 disables an option, its de
 import os
 from typing import Annotated, Any, Literal, Self
 
-import regex
 from pydantic import BaseModel, ConfigDict, Field
-
-MAX_STEP_TOKENS = 2**26
-MAX_PARAMETERS = 2**33
-MAX_CONTEXTS = 100_000  # of a Markov source
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
@@ -36,12 +31,12 @@ class DataConfig(Section):
     tokenizer: Literal["char", "bpe", "gpt2"] = Field("char", description="what a token is")
     vocab_size: int = Field(1024, ge=257, le=1_000_000, description="tokens that bpe learns from the training split")
     val_fraction: float = Field(0.1, gt=0, lt=1, description="the last part of the text is the validation split")
-    documents: Literal["none", "lines", "paragraphs"] = Field("none", description="what is a document of its own, with "
-                                                              "an eos token before and after it")
+    documents: Literal["none", "lines", "paragraphs"] = Field("none", description="what makes a document; eos tokens "
+                                                              "separate documents")
     padded: bool = Field(False, description="each document is a sequence of its own, padded to block_size")
     predict_eos: bool = Field(True, description="the eos token is a target too; else it is masked")
     mask: Text = Field("", description="regular expression; what it matches is masked (^ and $ match at line ends)")
-    markov_order: int = Field(2, ge=1, le=16, description="the next character depends on this many")
+    markov_order: int = Field(2, ge=1, le=3, description="the next character depends on this many")
     markov_alphabet: int = Field(27, ge=2, le=63, description="different characters, the space among them")
     markov_temperature: float = Field(0.5, ge=0.01, le=100, description="low = predictable text")
 
@@ -51,8 +46,9 @@ class DataConfig(Section):
         return self.corpus == "dialogue" or self.corpus.lower().endswith(".jsonl")
 
     @property
-    def has_documents(self) -> bool:
-        return self.is_jsonl or self.documents != "none"
+    def eos_text(self) -> str | None:
+        """What is between documents, for which the eos token stands; None without documents."""
+        return {"lines": "\n", "paragraphs": "\n\n"}.get(self.documents, "\n" if self.is_jsonl else None)
 
 
 class ModelConfig(Section):
@@ -73,7 +69,7 @@ class ModelConfig(Section):
     softcap: Rate = Field(0.0, description="logits z become softcap tanh(z / softcap); 0 = unchanged")
     zero_init: bool = Field(True, description="output projections and an untied lm_head start at zero")
     document_attention: bool = Field(False, description="tokens attend to their own document only")
-    ngram_embedding: int = Field(0, ge=0, le=16, description="add embeddings of the last 2, 3, ... n tokens; 0 = none")
+    ngram_embedding: int = Field(0, ge=0, le=16, description="add embeddings of the last 2, ... n tokens; below 2 none")
     ngram_rows: Size = Field(8192, description="rows in the table of each n; n-grams are hashed to them")
 
 
@@ -122,18 +118,8 @@ class RunConfig(Section):
     log_interval: Positive = Field(10, description="steps between lines of metrics.jsonl")
     checkpoint_interval: Positive = Field(100, description="steps between checkpoints")
     explain_batch: bool = Field(False, description="show the first batch and its masks, and stop")
-    max_nonfinite_steps: Positive = Field(10, description="stop after so many steps in a row without a finite loss and "
-                                          "gradient; such steps change nothing")
+    max_nonfinite_steps: Positive = Field(10, description="stop after so many nonfinite losses or gradients in a row")
     patience: Count = Field(5, description="stop after so many evaluations in a row that show overfitting; 0 = never")
-
-
-# An option on the left has no effect unless the one on the right has one of these values.
-NEEDS: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "vocab_size": ("tokenizer", ("bpe",)),
-    "markov_order": ("corpus", ("markov",)), "markov_alphabet": ("corpus", ("markov",)),
-    "markov_temperature": ("corpus", ("markov",)),
-    "muon_learning_rate": ("optimizer", ("muon",)), "momentum": ("optimizer", ("muon",)),
-    "decay_fraction": ("schedule", ("cosine", "linear")), "min_lr_ratio": ("schedule", ("cosine", "linear"))}
 
 
 class Config(Section):
@@ -161,52 +147,25 @@ class Config(Section):
     def problems(self) -> list[str]:
         """Combinations of options that make no sense, a line each."""
         data, model, loss, optim, run = self.data, self.model, self.loss, self.optim, self.run
-        options, changed = self.options(), self.changed()
-        found = [f"{name}={changed[name]} has no effect with {other}={options[other]}; it needs {other}="
-                 f"{' or '.join(values)}"
-                 for name, (other, values) in NEEDS.items() if name in changed and options[other] not in values]
-        needs_documents = {"padded": data.padded, "predict_eos=false": not data.predict_eos,
-                           "document_attention": model.document_attention}
-        found += [f"{name} needs documents: use --documents=lines or paragraphs, or a .jsonl corpus"
-                  for name, used in needs_documents.items() if used and not data.has_documents]
-        if data.is_jsonl and data.documents != "none":
-            found.append(f"documents={data.documents}: the documents of {data.corpus} are its records already")
-        try:
-            regex.compile(data.mask)
-        except (regex.error, OverflowError, RecursionError) as error:
-            found.append(f"mask={data.mask!a:.80}: not a regular expression: {error}")
-        if data.corpus == "markov":
-            found += [f"{name}={changed[name]}: the entropy of markov is known per character of the whole text only; "
-                      f"leave {name} out" for name in ("tokenizer", "documents", "mask") if name in changed]
-            if data.markov_alphabet**data.markov_order > MAX_CONTEXTS:
-                found.append(f"markov_alphabet={data.markov_alphabet} to the power of markov_order={data.markov_order} "
-                             f"is more than {MAX_CONTEXTS:,} contexts")
-        if not loss.teacher:
-            found += [f"{name}={changed[name]} needs a --teacher" for name in ("alpha", "temperature")
-                      if name in changed]
-        elif os.path.abspath(loss.teacher) == os.path.abspath(run.out_dir):
-            found.append(f"teacher={loss.teacher} is out_dir too: a run cannot be its own teacher")
-        if model.n_embd % model.n_head:
-            unit = 2 * model.n_head
-            found.append(f"n_embd={model.n_embd} is not a multiple of n_head={model.n_head}; try n_embd="
+        changed, unit = self.changed(), 2 * model.n_head  # rotary positions need an even width of each head
+        needs = [  # options, whether what they need is there, and what that is
+            ("vocab_size", data.tokenizer == "bpe", "--tokenizer=bpe"),
+            ("markov_order markov_alphabet markov_temperature", data.corpus == "markov", "--corpus=markov"),
+            ("tokenizer documents mask", data.corpus != "markov", "another corpus: the entropy of markov is known per "
+             "character of the whole text only"),
+            ("documents", not data.is_jsonl, "another corpus: the documents of this one are its records already"),
+            ("padded predict_eos document_attention", data.eos_text, "documents: use --documents=lines or "
+             "paragraphs, or a .jsonl corpus"),
+            ("document_attention", model.ngram_embedding < 2, "--ngram_embedding=0: n-grams look across documents"),
+            ("ngram_rows", model.ngram_embedding > 1, "--ngram_embedding=2 or more"),
+            ("alpha temperature", loss.teacher, "a --teacher"),
+            ("muon_learning_rate momentum", optim.optimizer == "muon", "--optimizer=muon"),
+            ("decay_fraction min_lr_ratio", optim.schedule != "constant", "--schedule=cosine or linear")]
+        found = [f"{name}={changed[name]} needs {what}" for names, is_there, what in needs if not is_there
+                 for name in names.split() if name in changed]
+        if model.n_embd % unit:
+            found.append(f"n_embd={model.n_embd} is not a multiple of 2 n_head = {unit}; try n_embd="
                          f"{max(1, round(model.n_embd / unit)) * unit}")
-        elif model.position == "rotary" and (model.n_embd // model.n_head) % 2:
-            found.append(f"rotary positions need an even head width; n_embd/n_head is {model.n_embd // model.n_head}")
-        if model.ngram_embedding == 1:
-            found.append("ngram_embedding=1 is the token embedding itself; use 0 for none, or 2 or more")
-        if "ngram_rows" in changed and not model.ngram_embedding:
-            found.append(f"ngram_rows={model.ngram_rows} has no effect with ngram_embedding=0")
-        if model.document_attention and model.ngram_embedding:
-            found.append("ngram_embedding looks across documents and document_attention does not: use one of them")
-        tables = max(0, model.ngram_embedding - 1) * model.ngram_rows * model.n_embd
-        if 12 * model.n_layer * model.n_embd**2 + tables > MAX_PARAMETERS:
-            found.append(f"n_layer={model.n_layer} with n_embd={model.n_embd} makes more than {MAX_PARAMETERS:,} "
-                         "parameters")
-        if optim.batch_size * model.block_size > MAX_STEP_TOKENS:
-            found.append(f"batch_size={optim.batch_size} times block_size={model.block_size} is more than "
-                         f"{MAX_STEP_TOKENS:,} tokens in a step")
-        if optim.warmup_iters > optim.max_iters:
-            found.append(f"warmup_iters={optim.warmup_iters} is more than max_iters={optim.max_iters}")
-        if run.micro_batch_size > optim.batch_size:
-            found.append(f"micro_batch_size={run.micro_batch_size} is more than batch_size={optim.batch_size}")
+        if loss.teacher and os.path.abspath(loss.teacher) == os.path.abspath(run.out_dir):
+            found.append(f"teacher={loss.teacher} is out_dir too: a run cannot be its own teacher")
         return found

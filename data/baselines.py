@@ -45,9 +45,9 @@ def measure_baselines(train: np.ndarray, val: Split, tokenizer: Tokenizer, entro
     unmasked = slice(None) if val.unmasked is None else val.unmasked[1:]
 
     def baseline(name: str, nats: float) -> Baseline:
-        mean = nats / max(1, num_targets)
+        mean = nats / num_targets
         return Baseline(name=name, nats_per_token=mean, perplexity=perplexity(mean),
-                        bits_per_byte=bits_per_byte(nats, max(1, num_bytes)))
+                        bits_per_byte=bits_per_byte(nats, num_bytes))
 
     yield baseline(UNIFORM, num_targets * uniform_nll(vocab_size))
     longest = max(1, min(MAX_ORDER if vocab_size < 500 else 4, len(train) - 1))
@@ -114,15 +114,10 @@ def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     NumPy sorts numbers several times faster than it finds their order, so each key carries its position in low bits.
     """
-    bits, largest = len(keys).bit_length(), int(keys.max())
-    if largest < 2**20:
-        present = np.zeros(largest + 1, dtype=bool)
-        present[keys] = True
-        return np.flatnonzero(present), (np.cumsum(present) - 1)[keys]
-    if largest >= 2**(63 - bits):
+    bits = len(keys).bit_length()
+    if int(keys.max()) >> (63 - bits):  # no room for them
         return np.unique(keys, return_inverse=True)
-    pairs = keys << bits | np.arange(len(keys))
-    pairs.sort()
+    pairs = np.sort(keys << bits | np.arange(len(keys)))
     position, keys = pairs & (2**bits - 1), pairs >> bits
     is_new = np.concatenate([[True], keys[1:] != keys[:-1]])
     index = np.empty_like(keys)

@@ -1,6 +1,8 @@
 """Batches: which tokens a step sees is a pure function of (corpus, seed, step).
 
-So resuming needs no state of a loader, and any number of ranks or micro-batches sees the same tokens.
+So resuming needs no state of a loader, and any number of ranks or micro-batches sees the same tokens. Windows of a text
+are an array (N, 3), a row for each: where its inputs start, how many targets it has, and how many of these, the first
+ones, are masked because another window has them.
 """
 
 from collections.abc import Iterator
@@ -29,21 +31,6 @@ class Batch(NamedTuple):
         return int((self.targets != IGNORE_INDEX).sum())
 
 
-@dataclass(frozen=True)
-class Windows:
-    """Windows of a text, each a row of a batch."""
-
-    starts: np.ndarray  # (N,) where the inputs start
-    lengths: np.ndarray  # (N,) how many targets there are; the rest of the row is padding
-    skips: np.ndarray  # (N,) the first targets that are masked, because another window has them
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def take(self, rows: slice | np.ndarray) -> "Windows":
-        return Windows(self.starts[rows], self.lengths[rows], self.skips[rows])
-
-
 class TrainBatches:
     """Windows of a split without replacement, in a new order each epoch, and at a new offset where text runs on.
 
@@ -53,40 +40,35 @@ class TrainBatches:
 
     def __init__(self, split: Split, block_size: int, batch_size: int, seed: int, eos: int | None = None,
                  micro_batch_size: int = 0, rank: int = 0, world_size: int = 1) -> None:
-        self.split, self.block_size, self.batch_size, self.seed = split, block_size, batch_size, seed
+        self.split, self.block_size, self.batch_size, self.seed, self.eos = split, block_size, batch_size, seed, eos
         self.micro_batch_size = micro_batch_size or -(-batch_size // world_size)
         self.rank, self.world_size = rank, world_size
-        windows = find_windows(split.tokens, block_size, eos, stride=block_size)
-        self.offsets = block_size if eos is None else 1
+        self.windows = find_windows(split.tokens, block_size, eos, stride=block_size)
         if eos is None:  # leave room for the offset, and no padding
-            windows = windows.take(slice((len(split.tokens) - block_size) // block_size))
-        self.windows, self.windows_per_epoch = windows, len(windows)
-        if self.windows_per_epoch < 1:
+            self.windows = self.windows[:(len(split.tokens) - block_size) // block_size]
+        self.windows_per_epoch = len(self.windows)
+        if not self.windows_per_epoch:
             raise UserError(f"the training split has {len(split.tokens)} tokens, too few for block_size={block_size}; "
                             f"it needs {2 * block_size}: use a longer corpus or a smaller block_size")
-        self._epoch = lru_cache(maxsize=2)(self._shuffle)  # a batch may need two epochs
+        self._epoch = lru_cache(maxsize=2)(self._shuffle)
 
     def __call__(self, step: int) -> list[Batch]:
         """This rank's micro-batches of step 0, 1, 2, ...: (micro_batch_size, block_size) each."""
-        numbers = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        micro_batches = range(0, self.batch_size, self.micro_batch_size)
-        own = range(self.rank, len(micro_batches), self.world_size)
-        return [self._cut(numbers[micro_batches[number]:][:self.micro_batch_size], number) for number in own]
+        numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
+        micro_batches = [numbers[i:i + self.micro_batch_size] for i in range(0, self.batch_size, self.micro_batch_size)]
+        return [cut(self.split, np.array([self._window(n) for n in micro_batches[number]]), self.block_size, number)
+                for number in range(self.rank, len(micro_batches), self.world_size)]
 
-    def _cut(self, numbers: np.ndarray, number: int) -> Batch:
-        epochs, places = np.divmod(numbers, self.windows_per_epoch)
-        rows, offsets = np.empty_like(numbers), np.empty_like(numbers)
-        for epoch in np.unique(epochs):
-            order, offset = self._epoch(int(epoch))
-            rows[epochs == epoch], offsets[epochs == epoch] = order[places[epochs == epoch]], offset
-        windows = self.windows.take(rows)
-        windows = Windows(windows.starts + offsets, windows.lengths, windows.skips)
-        return cut(self.split, windows, self.block_size)._replace(number=number)
+    def _window(self, number: int) -> np.ndarray:
+        """The window that comes as number 0, 1, 2, ... in training."""
+        epoch, place = divmod(number, self.windows_per_epoch)
+        order, offset = self._epoch(epoch)
+        return self.windows[order[place]] + offset
 
-    def _shuffle(self, epoch: int) -> tuple[np.ndarray, int]:
+    def _shuffle(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng((self.seed, epoch))
-        offset = int(rng.integers(self.offsets))
-        return rng.permutation(self.windows_per_epoch), offset
+        offset = int(rng.integers(self.block_size if self.eos is None else 1))
+        return rng.permutation(self.windows_per_epoch), np.array([offset, 0, 0])
 
 
 @dataclass(frozen=True)
@@ -111,36 +93,32 @@ class EvalText:
     max_tokens: int = 0
 
     @cached_property
-    def windows(self) -> Windows:
+    def windows(self) -> np.ndarray:
         windows = find_windows(self.split.tokens, self.block_size, self.eos, self.stride or self.block_size)
         wanted = max(1, round(len(windows) * self.max_tokens / (len(self.split.tokens) - 1)))
         if not self.max_tokens or wanted >= len(windows):
             return windows
-        return windows.take(np.linspace(0, len(windows) - 1, wanted).round().astype(int))
+        return windows[np.linspace(0, len(windows) - 1, wanted).round().astype(int)]
 
     def batches(self) -> Iterator[Batch]:
         """Windows that are not full are padded."""
-        for windows in self._groups(EVAL_BATCH_TOKENS):
-            yield cut(self.split, windows, self.block_size)
+        rows = max(1, EVAL_BATCH_TOKENS // self.block_size)
+        for first in range(0, len(self.windows), rows):
+            yield cut(self.split, self.windows[first:first + rows], self.block_size)
 
     @cached_property
     def positions(self) -> np.ndarray:
         """The place in the split of each target, (N,)."""
-        parts = (_find_targets(self.split, windows, self.block_size) for windows in self._groups(2**20))
-        return np.concatenate([at[is_target] + 1 for at, is_target in parts])
-
-    def _groups(self, max_tokens: int) -> Iterator[Windows]:
-        rows = max(1, max_tokens // self.block_size)
-        for first in range(0, len(self.windows), rows):
-            yield self.windows.take(slice(first, first + rows))
+        places = np.concatenate([np.arange(start + skip, start + length) + 1
+                                 for start, length, skip in self.windows.tolist()])
+        return places if self.split.unmasked is None else places[self.split.unmasked[places]]
 
 
-def find_windows(tokens: np.ndarray, block_size: int, eos: int | None, stride: int) -> Windows:
-    """The windows of a text; with an `eos` token, none reaches from one document into the next.
+def find_windows(tokens: np.ndarray, block_size: int, eos: int | None, stride: int) -> np.ndarray:
+    """The windows of a text, (N, 3); with an `eos` token, none reaches from one document into the next.
 
-    >>> windows = find_windows(np.array([9, 1, 2, 3, 9, 4, 9]), 3, eos=9, stride=3)
-    >>> windows.starts.tolist(), windows.lengths.tolist(), windows.skips.tolist()
-    ([0, 3, 4], [3, 1, 2], [0, 0, 0])
+    >>> find_windows(np.array([9, 1, 2, 3, 9, 4, 9]), 3, eos=9, stride=3).tolist()
+    [[0, 3, 0], [3, 1, 0], [4, 2, 0]]
     """
     borders = np.array([0, len(tokens) - 1])
     if eos is not None:
@@ -148,22 +126,18 @@ def find_windows(tokens: np.ndarray, block_size: int, eos: int | None, stride: i
     lengths = np.diff(borders)  # of the documents, or of the text
     pieces = 1 + np.maximum(0, -(-(lengths - block_size) // stride))
     offsets = stride * (np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces))
-    return Windows(np.repeat(borders[:-1], pieces) + offsets,
-                   np.minimum(np.repeat(lengths, pieces) - offsets, block_size),
-                   np.where(offsets > 0, block_size - stride, 0))
+    return np.stack([np.repeat(borders[:-1], pieces) + offsets,
+                     np.minimum(np.repeat(lengths, pieces) - offsets, block_size),
+                     np.where(offsets > 0, block_size - stride, 0)], axis=1)
 
 
-def cut(split: Split, windows: Windows, block_size: int) -> Batch:
+def cut(split: Split, windows: np.ndarray, block_size: int, number: int = 0) -> Batch:
     """A batch with a row for each window. Padding repeats the window's first token, and is masked."""
-    at, is_target = _find_targets(split, windows, block_size)
-    return Batch(split.tokens[at].astype(np.int64),
-                 np.where(is_target, split.tokens[at + 1].astype(np.int64), IGNORE_INDEX))
-
-
-def _find_targets(split: Split, windows: Windows, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the inputs of windows are in the split, and whether the token after each is a target, (B, T) each."""
-    offsets, starts = np.arange(block_size), windows.starts[:, None]
-    inside = offsets < windows.lengths[:, None]
-    at = np.where(inside, starts + offsets, starts)
-    is_target = inside & (offsets >= windows.skips[:, None])
-    return at, is_target if split.unmasked is None else is_target & split.unmasked[at + 1]
+    starts, lengths, skips = windows.T[:, :, None]  # (N, 1) each
+    t = np.arange(block_size)
+    at = starts + np.where(t < lengths, t, 0)  # (N, block_size)
+    is_target = (skips <= t) & (t < lengths)
+    if split.unmasked is not None:
+        is_target &= split.unmasked[at + 1]
+    targets = np.where(is_target, split.tokens[at + 1].astype(np.int64), IGNORE_INDEX)
+    return Batch(split.tokens[at].astype(np.int64), targets, number)

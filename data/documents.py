@@ -4,13 +4,12 @@ A document is a list of segments (text, is_target). The model reads a masked seg
 A corpus is one document, unless its format or the option `documents` cuts it up.
 """
 
-import itertools
-import json
 import re
 from dataclasses import dataclass
 
 import numpy as np
 import regex
+from pydantic import BaseModel, Field, ValidationError
 
 from config.errors import UserError
 from config.schema import DataConfig
@@ -18,8 +17,6 @@ from data.tokenizer import Tokenizer
 
 Document = list[tuple[str, bool]]
 
-SEPARATORS = {"lines": "\n", "paragraphs": "\n\n"}  # between documents; what the eos token stands for
-SEPARATOR_PATTERNS = {"lines": r"(?:\r?\n)+", "paragraphs": r"\r?\n(?:\r?\n)+"}
 MASK_TIMEOUT = 60  # seconds
 
 
@@ -29,10 +26,6 @@ class Split:
 
     tokens: np.ndarray
     unmasked: np.ndarray | None = None
-
-    def __post_init__(self) -> None:
-        if self.unmasked is not None and len(self.unmasked) != len(self.tokens):
-            raise ValueError(f"a mask for {len(self.unmasked):,} tokens, and there are {len(self.tokens):,}")
 
     def first(self, n: int) -> "Split":
         """The same, up to the n-th token that can be a target."""
@@ -46,14 +39,31 @@ class Split:
         return len(self.targets())
 
 
+class Record(BaseModel):
+    """A line of a .jsonl corpus."""
+
+    prompt: str
+    completion: str = Field(min_length=1)
+
+
+def split_documents(text: str, config: DataConfig) -> dict[str, list[Document]]:
+    """The documents of both splits. The validation split is the end of the text; documents stay whole."""
+    if config.eos_text is None:
+        cut = int(len(text) * (1 - config.val_fraction))
+        return {"train": read_documents(text[:cut], config), "val": read_documents(text[cut:], config)}
+    documents = read_documents(text, config)
+    if len(documents) < 2:
+        raise UserError(f"corpus {config.corpus}: has {len(documents)} document(s); one is needed for each split")
+    cut = min(max(1, int(len(documents) * (1 - config.val_fraction))), len(documents) - 1)
+    return {"train": documents[:cut], "val": documents[cut:]}
+
+
 def read_documents(text: str, config: DataConfig) -> list[Document]:
-    """The documents of a corpus: records of JSONL, lines, paragraphs, or the whole text."""
+    """The documents of a text: records of JSONL, lines, paragraphs, or the whole text."""
     if config.is_jsonl:
-        return [[(prompt, False), *apply_mask(completion, config.mask)]
-                for prompt, completion in read_records(text, config.corpus)]
-    if config.documents == "none":
-        return [apply_mask(text, config.mask)]
-    parts = re.split(SEPARATOR_PATTERNS[config.documents], text)
+        return [[(record.prompt, False), *apply_mask(record.completion, config.mask)]
+                for record in read_records(text, config.corpus)]
+    parts = [text] if config.eos_text is None else re.split(config.eos_text + "\n*", text)
     return [apply_mask(part, config.mask) for part in parts if part]
 
 
@@ -72,66 +82,41 @@ def apply_mask(text: str, mask: str) -> Document:
     except TimeoutError:
         raise UserError(f"mask={mask:.80}: took longer than {MASK_TIMEOUT} s; nested repeats such as (a+)+ take "
                         "forever: write them without nesting, or make them possessive, (a+)++") from None
+    except (regex.error, OverflowError, RecursionError) as error:
+        raise UserError(f"mask={mask!a:.80}: not a regular expression: {error}") from None
     return [segment for segment in [*document, (text[end:], True)] if segment[0]]
 
 
-def read_records(text: str, corpus: str) -> list[tuple[str, str]]:
-    """(prompt, completion) of each line of JSONL; UserError that names the first line that is not such a record."""
+def read_records(text: str, corpus: str) -> list[Record]:
+    """The lines of a .jsonl corpus; UserError that names the first line that is not a record."""
     records = []
     for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            prompt, completion = record["prompt"], record["completion"]
-            (prompt + completion).encode()
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"corpus {corpus}, line {number}: not JSON ({error})") from None
-        except UnicodeEncodeError:
-            raise UserError(f"corpus {corpus}, line {number}: has half a character, a lone surrogate") from None
-        except (KeyError, TypeError, ValueError, AttributeError):
-            prompt = completion = None
-        if not (isinstance(prompt, str) and isinstance(completion, str) and completion):
-            raise UserError(f'corpus {corpus}, line {number}: should be {{"prompt": "...", "completion": "..."}}, '
-                            "two texts, the second not empty")
-        records.append((prompt, completion))
+        if line.strip():
+            try:
+                records.append(Record.model_validate_json(line))
+            except ValidationError as error:
+                raise UserError(f'corpus {corpus}, line {number}: should be {{"prompt": "...", "completion": "..."}}, '
+                                f"two texts, the second not empty: {error.errors()[0]['msg']}") from None
     return records
 
 
-def opening_prompt(document: Document) -> str:
-    """The masked text that a document starts with: a prompt to sample from."""
-    return "".join(text for text, _ in itertools.takewhile(lambda segment: not segment[1], document))
-
-
-def plain_text(documents: list[Document]) -> str:
-    """All text, masked or not, to learn a vocabulary from."""
-    return "\n".join("".join(text for text, _ in document) for document in documents)
-
-
-def encode_text(documents: list[Document], tokenizer: Tokenizer, config: DataConfig, name: str, part: str) -> Split:
-    """The tokens of a text with at least one target; UserError that names the corpus and its part."""
-    try:
-        split = encode_documents(documents, tokenizer, config.predict_eos)
-    except UserError as error:  # a character that is not in the vocabulary
-        raise UserError(f"{name}: {error}") from None
-    if len(split.tokens) < 2:
-        raise UserError(f"{name}: too short: {part} has {len(split.tokens)} token(s), and a prediction needs two")
-    if not split.num_targets():
-        raise UserError(f"{name}: no targets in {part}: mask={config.mask} matches all of it")
-    return split
-
-
-def encode_documents(documents: list[Document], tokenizer: Tokenizer, predict_eos: bool) -> Split:
-    """Documents as tokens, one after another.
+def encode_documents(documents: list[Document], tokenizer: Tokenizer, config: DataConfig, name: str) -> Split:
+    """Documents as tokens, one after another; UserError that says `name` if none of the tokens is a target.
 
     Segments are encoded one by one, so that no token is half masked. Where the tokenizer has an eos token, it opens
     the first document and follows each; so it also opens the next.
     """
-    segments = [segment for document in documents for segment in document]
-    tokens, counts = tokenizer.encode_all([text for text, _ in segments])
-    unmasked = np.repeat(np.array([is_target for _, is_target in segments], dtype=bool), counts)
-    if tokenizer.eos is not None:
-        last = np.cumsum([len(document) for document in documents], dtype=int) - 1  # segment of each document
-        borders = np.concatenate([[0], np.cumsum(counts)[last]])
-        tokens, unmasked = np.insert(tokens, borders, tokenizer.eos), np.insert(unmasked, borders, predict_eos)
-    return Split(tokens, None if unmasked.all() else unmasked)
+    eos = [] if tokenizer.eos is None else [(np.array([tokenizer.eos], tokenizer.dtype), config.predict_eos)]
+    parts = [*eos]
+    for document in documents:
+        try:
+            parts += [(tokenizer.encode(text), is_target) for text, is_target in document]
+        except UserError as error:  # a character that is not in the vocabulary
+            raise UserError(f"{name}: {error}") from None
+        parts += eos
+    if sum(len(tokens) for tokens, _ in parts) < 2:
+        raise UserError(f"{name}: too short: a prediction needs two tokens")
+    unmasked = np.repeat([is_target for _, is_target in parts], [len(tokens) for tokens, _ in parts])
+    if not unmasked[1:].any():
+        raise UserError(f"{name}: no targets: mask={config.mask} matches all of it")
+    return Split(np.concatenate([tokens for tokens, _ in parts]), None if unmasked.all() else unmasked)

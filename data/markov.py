@@ -31,13 +31,9 @@ class MarkovSource:
         units[contexts, logits.argmax(axis=1)] += UNITS - units.sum(axis=1)
         self.successors = np.pad(others, ((0, 0), (1, 0)))  # (contexts, S) symbols
         self.units = units  # (contexts, S)
+        self.probabilities = units / UNITS  # p(s | c) of each context c and each of its S successors s
         self.next_contexts = (contexts[:, None] * alphabet + self.successors) % len(contexts)
         self.stationary = self._find_stationary()  # (contexts,)
-
-    @property
-    def probabilities(self) -> np.ndarray:
-        """p(s | c) of each context c and each of its S successors s, (contexts, S)."""
-        return self.units / UNITS
 
     @property
     def entropy_rate(self) -> float:

@@ -1,37 +1,38 @@
-"""Text to token arrays, once: `python data/prepare.py NAME [--tokenizer=char|bpe|gpt2]`.
+"""Text to token arrays, once: `python data/prepare.py [RECIPE] [--corpus=NAME ...]`, with the arguments of train.py.
 
-train.py does it by itself when a corpus is new. In data/<corpus>/<tokenizer>[-<what else differs>]/ it writes train.npy
-and val.npy, token ids (uint16 or uint32); train_unmasked.npy and val_unmasked.npy (bool) if there is a mask;
-tokenizer.json; and meta.json with sizes, baselines and the checksums of all.
+train.py does it by itself when a corpus is new. In data/<corpus>-<tokenizer>-<hash of the text and the options>/ it
+writes train.npy and val.npy, token ids (uint16 or uint32); train_unmasked.npy and val_unmasked.npy (bool) if there is a
+mask; tokenizer.json; meta.json with sizes and baselines; and checksums.json, the last one.
 """
 
 import hashlib
+import itertools
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 if __name__ == "__main__":  # Python looks for modules beside this file: let it look in the repository
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from tqdm import tqdm
 
-from config.cli import load_options
+from config.cli import load_config
 from config.errors import UserError, out_of_memory, run_command
-from config.files import locked, sha256
-from config.schema import Config, DataConfig
+from config.files import locked
+from config.schema import DataConfig
 from data.baselines import MAX_TRAIN_TOKENS, MAX_VAL_TOKENS, Baseline, measure_baselines
-from data.corpora import DATA, NAMES, read_corpus
-from data.documents import SEPARATORS, Document, Split, encode_text, opening_prompt, plain_text, read_documents
+from data.corpora import DATA, read_corpus
+from data.documents import Split, encode_documents, split_documents
 from data.markov import LENGTH, MarkovSource
-from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
+from data.tokenizer import Tokenizer, char_tokenizer, load_gpt2, load_tokenizer, train_bpe
 
-FORMAT = 6  # of prepared files; an older one is prepared again
+FORMAT = 7  # of prepared files; those of an older one are not used
+WAIT = 600  # seconds that another process may take to prepare the same corpus
 
 
 class SplitInfo(BaseModel, frozen=True):
@@ -44,7 +45,6 @@ class SplitInfo(BaseModel, frozen=True):
 class CorpusInfo(BaseModel, frozen=True):
     """What meta.json and a run's corpus.json say of a corpus."""
 
-    format: int
     name: str
     sha256: str  # of the text
     tokenizer: str
@@ -67,17 +67,14 @@ class CorpusInfo(BaseModel, frozen=True):
             lines.append(f"  of which {train.targets / train.tokens:.1%} and {val.targets / val.tokens:.1%} are "
                          "targets; the others are masked")
         if train.tokens > MAX_TRAIN_TOKENS or val.tokens > MAX_VAL_TOKENS + 1:
-            counted, measured = min(MAX_TRAIN_TOKENS, train.tokens), min(MAX_VAL_TOKENS, val.tokens)
-            lines.append(f"  baselines: n-grams are counted in the last {counted:,} training tokens; all are measured "
-                         f"on the first {measured:,} validation tokens")
+            lines.append(f"  baselines use at most the last {MAX_TRAIN_TOKENS:,} training tokens, and the first "
+                         f"{MAX_VAL_TOKENS:,} validation tokens")
         lines += ["", "  baseline            nats/token  bits/byte  perplexity"]
         lines += [f"  {each.name:<18} {each.nats_per_token:11.4f} {each.bits_per_byte:10.3f} {each.perplexity:11.2f}"
                   for each in sorted(self.baselines, key=lambda each: -each.nats_per_token)]
-        if self.entropy_rate is not None and self.source_nll is not None:
-            error = self.source_nll - self.entropy_rate
-            lines += ["", "  No model has a lower expected loss than the entropy rate. The source itself has "
-                      f"{self.source_nll:.4f} on this text:", f"  {error:+.4f} is sampling error. A model's loss above "
-                      "the source's is KL(source || model)."]
+        if self.source_nll is not None:
+            lines += ["", f"  On this text the source itself has {self.source_nll:.4f}. No model has a lower expected "
+                      "loss than the entropy rate."]
         return "\n".join(lines)
 
 
@@ -92,153 +89,94 @@ class Corpus:
     source_nll: np.ndarray | None = None  # of val[1:] in nats, where the source is known
 
 
+class Source(NamedTuple):
+    """The text of a corpus and, where its source is known, the entropy rate and the source's own NLL, in nats."""
+
+    text: str
+    entropy_rate: float | None = None  # per character
+    nll: np.ndarray | None = None  # of each character
+
+
 def prepare_corpus(config: DataConfig) -> Corpus:
     """The prepared corpus; it is prepared again only if it is missing or damaged, or its text has changed."""
     with out_of_memory("the corpus is too large for this machine; use a smaller text"):
-        text, entropy_rate, source_nll = read_source(config)
-        text_sha256 = hashlib.sha256(text.encode()).hexdigest()
-        folder = _folder(config, text_sha256)
-        if _damage(folder, text_sha256) is not None:
-            with locked(folder.with_name(f".{folder.name}.lock"), f"{folder}: another process prepares it", wait=True):
-                if (damage := _damage(folder, text_sha256)) is not None:  # else the other process prepared it
-                    if damage:
-                        print(f"{folder}: damaged ({damage}); preparing it again", file=sys.stderr)
-                    _prepare(text, text_sha256, entropy_rate, source_nll, folder, config)
+        source = read_source(config)
+        text_sha256 = hashlib.sha256(source.text.encode()).hexdigest()
+        options = config.model_dump_json(exclude={"corpus"})
+        key = hashlib.sha256(f"{FORMAT} {text_sha256} {options}".encode()).hexdigest()[:8]
+        folder = DATA / f"{Path(config.corpus).name}-{config.tokenizer}-{key}"
+        if not _is_sound(folder):
+            with locked(folder.with_name(f".{folder.name}.lock"), f"{folder}: another process prepares it", WAIT):
+                if not _is_sound(folder):  # else the other process prepared it
+                    if folder.exists():
+                        print(f"{folder}: incomplete or damaged; preparing it again", file=sys.stderr)
+                    _prepare(source, text_sha256, folder, config)
         info = CorpusInfo.model_validate_json((folder / "meta.json").read_bytes())
-        train, val = (Split(*(_load_array(path) for name in (split, f"{split}_unmasked")
-                              if (path := folder / f"{name}.npy").exists())) for split in ("train", "val"))
+        train, val = (Split(*(np.load(path, mmap_mode="r") for path in sorted(folder.glob(f"{name}*.npy"))))
+                      for name in ("train", "val"))
         return Corpus(info, load_tokenizer(folder / "tokenizer.json"), train, val,
-                      None if source_nll is None else source_nll[1 - len(val.tokens):])
+                      None if source.nll is None else source.nll[1 - len(val.tokens):])
 
 
-def _load_array(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r")
-    except ValueError as error:  # with the right checksum, and yet a stranger's
-        raise UserError(f"{path}: not a token array ({error}); delete its folder to prepare it again") from None
-
-
-def read_source(config: DataConfig) -> tuple[str, float | None, np.ndarray | None]:
-    """The text of a corpus and, for a known source, its entropy rate and its own NLL of each character, in nats."""
+def read_source(config: DataConfig) -> Source:
     if config.corpus != "markov":
-        return read_corpus(config.corpus), None, None
-    source = MarkovSource(config.markov_order, config.markov_alphabet, config.markov_temperature)
-    text, nll = source.sample(LENGTH)
-    return text, source.entropy_rate, nll
+        return Source(read_corpus(config.corpus))
+    markov = MarkovSource(config.markov_order, config.markov_alphabet, config.markov_temperature)
+    text, nll = markov.sample(LENGTH)
+    return Source(text, markov.entropy_rate, nll)
 
 
-def split_text(text: str, config: DataConfig) -> dict[str, list[Document]]:
-    """The documents of both splits. The validation split is the end of the text; documents stay whole."""
-    if not config.has_documents:
-        cut = int(len(text) * (1 - config.val_fraction))
-        return {"train": read_documents(text[:cut], config), "val": read_documents(text[cut:], config)}
-    documents = read_documents(text, config)
-    if len(documents) < 2:
-        raise UserError(f"corpus {config.corpus}: has {len(documents)} document(s); one is needed for each split")
-    cut = min(max(1, int(len(documents) * (1 - config.val_fraction))), len(documents) - 1)
-    return {"train": documents[:cut], "val": documents[cut:]}
-
-
-def _folder(config: DataConfig, text_sha256: str) -> Path:
-    name = config.corpus if config.corpus in NAMES else f"{Path(config.corpus).stem}-{text_sha256[:8]}"
-    return DATA / name / "-".join([f"{config.tokenizer}{config.vocab_size if config.tokenizer == 'bpe' else ''}",
-                                   *_differences(config)])
-
-
-def _differences(config: DataConfig) -> Iterator[str]:
-    """What else decides how a text is prepared; nothing at the defaults."""
-    if config.val_fraction != 0.1:
-        yield f"val{config.val_fraction}"
-    if config.documents != "none":
-        yield config.documents
-    if not config.predict_eos:
-        yield "eos_masked"
-    if config.mask:
-        yield f"mask_{hashlib.sha256(config.mask.encode()).hexdigest()[:8]}"
-    if config.corpus == "markov":
-        yield f"{config.markov_order}_{config.markov_alphabet}_{config.markov_temperature}"
-
-
-def _damage(folder: Path, text_sha256: str) -> str | None:
-    """Why a prepared folder cannot be used, or "" if it is missing or of another text; None if it can be used."""
-    if not folder.exists():
-        return ""
+def _is_sound(folder: Path) -> bool:
+    """Whether a prepared folder is complete, and its files are as they were written."""
     try:
-        meta = json.loads((folder / "meta.json").read_bytes())
-        if meta.get("format") != FORMAT:
-            return ""
-        checksums = meta.pop("checksums")
-        if checksums.pop("meta.json") != _checksum(meta):
-            return "meta.json has changed"
-        changed = [name for name, checksum in checksums.items() if sha256(folder / name) != checksum]
-        if changed or {path.name for path in folder.iterdir()} != {*checksums, "meta.json"}:
-            return f"{', '.join(changed) or 'a file'} has changed"
-        return None if CorpusInfo.model_validate(meta).sha256 == text_sha256 else ""
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ValidationError) as error:
-        return str(error).splitlines()[0]
+        return bool(json.loads((folder / "checksums.json").read_bytes()) == _checksums(folder))
+    except (OSError, ValueError):
+        return False
 
 
-def _checksum(meta: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+def _checksums(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()
+            if path.name != "checksums.json"}
 
 
-def _prepare(text: str, text_sha256: str, entropy_rate: float | None, source_nll: np.ndarray | None, folder: Path,
-             config: DataConfig) -> None:
-    """Write everything to a new folder, which gets its name when it is whole."""
-    documents = split_text(text, config)
-    with tqdm(total=10, desc=f"preparing {Path(config.corpus).name}", bar_format="{desc} |{bar}| {postfix}",
-              leave=False, disable=None) as bar:
-        bar.set_postfix_str("tokens")
-        train_text = plain_text(documents["train"])
-        characters = "".join(set().union(*(text for part in documents.values() for each in part for text, _ in each)))
-        eos_text = SEPARATORS.get(config.documents, "\n") if config.has_documents else None
-        tokenizer = make_tokenizer(config.tokenizer, characters, train_text, config.vocab_size, eos_text)
-        bar.update()
-        splits = {name: encode_text(part, tokenizer, config, f"corpus {config.corpus}", f"its {name} split")
-                  for name, part in documents.items()}
-        if config.mask and all(is_target for document in documents["train"] for _, is_target in document):
-            hint = "; its lines end in \\r\\n" if "\r\n" in train_text else ""
-            raise UserError(f"mask={config.mask}: matches nothing in the training split of {config.corpus}{hint}")
-        bar.update(2)
-        bar.set_postfix_str("baselines")
-        baselines = []
-        for baseline in measure_baselines(splits["train"].tokens, splits["val"], tokenizer, entropy_rate):
-            baselines.append(baseline)
-            bar.update()
+def _prepare(source: Source, text_sha256: str, folder: Path, config: DataConfig) -> None:
+    """Write everything to the folder; without checksums.json, the last file, it counts as incomplete."""
+    documents = split_documents(source.text, config)
+    characters = set().union(*(text for part in documents.values() for document in part for text, _ in document))
+    train_text = "\n".join("".join(text for text, _ in document) for document in documents["train"])
+    if config.mask and all(is_target for document in documents["train"] for _, is_target in document):
+        raise UserError(f"mask={config.mask}: matches nothing in the training split of {config.corpus}")
+    if config.tokenizer == "char":
+        tokenizer = char_tokenizer(characters, config.eos_text)
+    elif config.tokenizer == "bpe":
+        tokenizer = train_bpe(train_text, config.vocab_size, config.eos_text)
+    else:
+        tokenizer = load_gpt2(config.eos_text)
+    splits = {name: encode_documents(part, tokenizer, config, f"corpus {config.corpus}, {name} split")
+              for name, part in documents.items()}
+    baselines = measure_baselines(splits["train"].tokens, splits["val"], tokenizer, source.entropy_rate)
+    progress = tqdm(baselines, desc=f"preparing {config.corpus}", unit=" baselines", leave=False, disable=None)
     sizes = {name: SplitInfo(tokens=len(split.tokens), bytes=tokenizer.count_bytes(split.tokens),
                              documents=len(documents[name]), targets=split.num_targets())
              for name, split in splits.items()}
+    opening = itertools.takewhile(lambda segment: not segment[1], documents["val"][0] if config.eos_text else [])
     info = CorpusInfo(
-        format=FORMAT, name=config.corpus if config.corpus in NAMES else Path(config.corpus).name, sha256=text_sha256,
-        tokenizer=config.tokenizer, vocab_size=tokenizer.vocab_size, train=sizes["train"], val=sizes["val"],
-        prompt=opening_prompt(documents["val"][0]) if config.has_documents else "", baselines=baselines,
-        entropy_rate=entropy_rate,
-        source_nll=None if source_nll is None else float(source_nll[1 - len(splits["val"].tokens):].mean()))
-    new = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        new.mkdir(parents=True)
-        for name, split in splits.items():
-            np.save(new / f"{name}.npy", split.tokens)
-            if split.unmasked is not None:
-                np.save(new / f"{name}_unmasked.npy", split.unmasked)
-        (new / "tokenizer.json").write_text(json.dumps(tokenizer.to_json()), encoding="utf-8")
-        meta = info.model_dump(mode="json")
-        checksums = {path.name: sha256(path) for path in new.iterdir()} | {"meta.json": _checksum(meta)}
-        (new / "meta.json").write_text(json.dumps(meta | {"checksums": checksums}, indent=1), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        new.rename(folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+        name=Path(config.corpus).name, sha256=text_sha256, tokenizer=config.tokenizer, vocab_size=tokenizer.vocab_size,
+        prompt="".join(text for text, _ in opening), baselines=list(progress), entropy_rate=source.entropy_rate,
+        source_nll=None if source.nll is None else float(source.nll[1 - sizes["val"].tokens:].mean()), **sizes)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, split in splits.items():
+        np.save(folder / f"{name}.npy", split.tokens)
+        if split.unmasked is not None:
+            np.save(folder / f"{name}_unmasked.npy", split.unmasked)
+    (folder / "tokenizer.json").write_text(tokenizer.model_dump_json(), encoding="utf-8")
+    (folder / "meta.json").write_text(info.model_dump_json(indent=1), encoding="utf-8")
+    (folder / "checksums.json").write_text(json.dumps(_checksums(folder), indent=1), encoding="utf-8")
 
 
 def main(argv: list[str]) -> None:
-    names, options = load_options(DataConfig, argv, "NAME", "?", f"{', '.join(NAMES)}, or a UTF-8 text file")
-    if names:
-        options = options.model_copy(update={"corpus": names[0]})
-    if problems := Config(data=options).problems():
-        raise UserError("; ".join(problems))
-    print(prepare_corpus(options).info.describe())
+    print(prepare_corpus(load_config(argv)[0].data).info.describe())
 
 
 if __name__ == "__main__":

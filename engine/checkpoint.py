@@ -127,7 +127,7 @@ def for_prediction(model: GPT, dist: Distributed) -> GPT:
 def load_teacher(path: str, tokenizer: Tokenizer, block_size: int, dist: Distributed) -> GPT:
     """The best model of a run, to learn from; UserError if its tokens differ or its block_size is smaller."""
     run = open_run(Path(path))
-    if run.tokenizer.to_json() != tokenizer.to_json():
+    if run.tokenizer != tokenizer:
         raise UserError(f"teacher={path}: has another vocabulary (|V| = {run.tokenizer.vocab_size}, eos for "
                         f"{run.tokenizer.eos_text!r}) than this corpus (|V| = {tokenizer.vocab_size}, eos for "
                         f"{tokenizer.eos_text!r}); it should be a run on the same corpus and documents")

@@ -158,9 +158,9 @@ def create_run(config: Config, corpus: Corpus) -> Run:
         aside = next(p for n in range(1, 10**6) if not (p := real.with_name(f"{real.name}.{n}")).exists())
         real.rename(aside)
         moved = aside if path.is_absolute() else Path(os.path.relpath(aside))
-    write_atomically(real / "tokenizer.json", json.dumps(corpus.tokenizer.to_json()).encode())
+    write_atomically(real / "tokenizer.json", corpus.tokenizer.model_dump_json().encode())
     write_atomically(real / "corpus.json", corpus.info.model_dump_json(indent=1).encode())
-    write_atomically(real / "config.toml", to_toml(config.with_run(init_from="scratch")).encode())
+    write_atomically(real / "config.toml", to_toml(config).encode())
     return Run(path, config, corpus.info, moved)
 
 
@@ -186,7 +186,7 @@ def note_start(run: Run, step: int, device: str) -> None:
     for temporary in run.path.glob(TEMPORARY):
         temporary.unlink()
     if run.is_resumed:
-        write_atomically(run.path / "config.toml", to_toml(run.config.with_run(init_from="scratch")).encode())
+        write_atomically(run.path / "config.toml", to_toml(run.config).encode())
     start = {"step": step, "time": datetime.now(UTC).isoformat(timespec="seconds"), "device": device,
              "torch": version("torch")}
     append_line(run.path / "history.jsonl", start | ({"changes": run.changes} if run.changes else {}))

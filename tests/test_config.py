@@ -39,7 +39,7 @@ def test_defaults_then_recipe_then_command_line(tmp_path: Path) -> None:
 def test_recipes_are_sound_and_survive_saving(recipe: Path, tmp_path: Path) -> None:
     config, _ = load_config([str(recipe)])
     (tmp_path / "config.toml").write_text(to_toml(config), encoding="utf-8")
-    assert load_saved(tmp_path / "config.toml") == config
+    assert load_saved(tmp_path / "config.toml") == config.with_run(out_dir="")
 
 
 @pytest.mark.parametrize(("argv", "out_dir"), [
@@ -58,36 +58,24 @@ def test_a_run_has_the_name_of_its_recipe_and_of_the_options_that_differ(
     assert load_config(argv)[0].run.out_dir == out_dir
 
 
-def test_a_long_name_is_cut_and_stays_unique() -> None:
-    names = [Path(load_config([f"--mask={'a' * 300}{end}"])[0].run.out_dir).name for end in "bc"]
-    assert names[0] != names[1]
-    assert max(map(len, names)) <= 100
-
-
 @pytest.mark.parametrize(("argv", "message"), [
     (["--max_itrs=5"], "no such option; did you mean max_iters"),
     (["--n_layer=two"], "n_layer=two: .*integer"),
     (["--dropout=1.5"], "dropout=1.5: .*less than 1"),
     (["--learning_rate=nan"], "learning_rate=nan: .*finite"),
     (["--tokenizer=word"], "tokenizer=word: .*'char', 'bpe' or 'gpt2'"),
-    (["--n_embd=130", "--n_head=4"], "n_embd=130 is not a multiple of n_head=4; try n_embd=128"),
-    (["--n_embd=12", "--n_head=4"], "rotary positions need an even head width"),
-    (["--warmup_iters=900"], "warmup_iters=900 is more than max_iters"),
-    (["--corpus=markov", "--tokenizer=bpe"], "entropy of markov is known .*; leave tokenizer out"),
-    (["--mask=a{9999999999}"], "not a regular expression"),
-    (["--mask=" + "(" * 9999 + ")" * 9999], "not a regular expression"),
+    (["--n_embd=130", "--n_head=4"], "n_embd=130 is not a multiple of 2 n_head = 8; try n_embd=128"),
+    (["--n_embd=12", "--n_head=4"], "n_embd=12 is not a multiple"),
+    (["--corpus=markov", "--tokenizer=bpe"], "tokenizer=bpe needs another corpus: the entropy of markov is known"),
     (["--mask=\udcff"], "mask=.*: "),
     (["--teacher=a\0b"], "teacher=.*: "),
     (["--corpus=caf\udce9.txt"], "corpus=caf.*: "),
-    (["--documents=lines", "--corpus=a.jsonl"], "the documents of a.jsonl are its records already"),
-    (["--micro_batch_size=65"], "micro_batch_size=65 is more than batch_size"),
-    (["--ngram_embedding=1"], "use 0 for none, or 2 or more"),
-    (["--ngram_embedding=2", "--document_attention", "--documents=lines"], "use one of them"),
-    (["--n_layer=1000000", "--n_embd=1000000"], "makes more than .* parameters"),
+    (["--documents=lines", "--corpus=a.jsonl"], "the documents of this one are its records already"),
+    (["--ngram_embedding=2", "--document_attention", "--documents=lines"], "needs --ngram_embedding=0"),
     (["--seed"], "--seed: expected one argument"),
-    ([str(RECIPES[0]), "b.toml"], "unexpected argument"),
+    ([str(RECIPES[0]), "b.toml"], "b.toml: no such option"),
     (["missing.toml"], "no such recipe and no run; the recipes in config/ are .*shakespeare_char"),
-    (["--n_layer=0", "--dropuot=1"], "2 problems(.|\n)*dropout(.|\n)*greater than or equal to 1"),
+    (["--n_layer=0", "--dropuot=1"], "n_layer=0(.|\n)*greater than or equal to 1(.|\n)*dropout"),
 ])
 def test_mistakes_on_the_command_line(argv: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -95,15 +83,15 @@ def test_mistakes_on_the_command_line(argv: list[str], message: str) -> None:
 
 
 @pytest.mark.parametrize(("toml", "message"), [
-    ("[model]\nn_layr = 3", r"\[model\] has no n_layr; did you mean n_layer"),
-    ("[optim]\nn_layer = 3", r"\[optim\] has no n_layer; it belongs in \[model\]"),
-    ("n_layer = 3", r"\[n_layer\] is no section; it belongs in \[model\]"),
-    ("[modle]\nn_layer = 3", r"\[modle\] is no section; did you mean model"),
+    ("[model]\nn_layr = 3", r"model.n_layr: no such option; did you mean n_layer in \[model\]"),
+    ("[optim]\nn_layer = 3", r"optim.n_layer: no such option; did you mean n_layer in \[model\]"),
+    ("n_layer = 3", r"n_layer: no such option; did you mean n_layer in \[model\]"),
+    ("[modle]\nn_layer = 3", r"modle: no such option; did you mean model"),
     ("model = 3", "model"),
     ("[model]\nn_layer = 'three'", "n_layer=three: .*integer"),
     ("[model]\ndropout = true", "dropout=True: .*less than 1"),
     ("[model\n", "not a readable TOML file"),
-    ("[model]\nn_head = 0\n[run]\nsede = 1", "2 problems"),
+    ("[model]\nn_head = 0\n[run]\nsede = 1", r"n_head=0.*\n.*sede"),
 ])
 def test_mistakes_in_a_recipe(toml: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(toml)
@@ -112,20 +100,20 @@ def test_mistakes_in_a_recipe(toml: str, message: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("argv", "message"), [
-    (["--vocab_size=300"], "vocab_size=300 has no effect with tokenizer=char; it needs tokenizer=bpe"),
-    (["--markov_order=1"], "markov_order=1 has no effect with corpus=shakespeare; it needs corpus=markov"),
-    (["--markov_alphabet=5"], "markov_alphabet=5 has no effect"),
-    (["--markov_temperature=2"], "markov_temperature=2.0 has no effect"),
-    (["--muon_learning_rate=0.1", "--optimizer=adamw"], "muon_learning_rate=0.1 has no effect with optimizer=adamw"),
-    (["--momentum=0.5", "--optimizer=adamw"], "momentum=0.5 has no effect with optimizer=adamw"),
-    (["--decay_fraction=0.5", "--schedule=constant"], "it needs schedule=cosine or linear"),
-    (["--min_lr_ratio=0.5", "--schedule=constant"], "it needs schedule=cosine or linear"),
-    (["--ngram_rows=5"], "ngram_rows=5 has no effect with ngram_embedding=0"),
+    (["--vocab_size=300"], "vocab_size=300 needs --tokenizer=bpe"),
+    (["--markov_order=1"], "markov_order=1 needs --corpus=markov"),
+    (["--markov_alphabet=5"], "markov_alphabet=5 needs --corpus=markov"),
+    (["--markov_temperature=2"], "markov_temperature=2.0 needs --corpus=markov"),
+    (["--muon_learning_rate=0.1", "--optimizer=adamw"], "muon_learning_rate=0.1 needs --optimizer=muon"),
+    (["--momentum=0.5", "--optimizer=adamw"], "momentum=0.5 needs --optimizer=muon"),
+    (["--decay_fraction=0.5", "--schedule=constant"], "decay_fraction=0.5 needs --schedule=cosine or linear"),
+    (["--min_lr_ratio=0.5", "--schedule=constant"], "min_lr_ratio=0.5 needs --schedule=cosine or linear"),
+    (["--ngram_rows=5"], "ngram_rows=5 needs --ngram_embedding=2 or more"),
     (["--alpha=0.2"], "alpha=0.2 needs a --teacher"),
     (["--temperature=3"], "temperature=3.0 needs a --teacher"),
-    (["--padded"], "padded needs documents"),
-    (["--predict_eos=false"], "predict_eos=false needs documents"),
-    (["--document_attention"], "document_attention needs documents"),
+    (["--padded"], "padded=True needs documents"),
+    (["--predict_eos=false"], "predict_eos=False needs documents"),
+    (["--document_attention"], "document_attention=True needs documents"),
 ])
 def test_an_option_without_effect_is_a_mistake(argv: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -157,10 +145,6 @@ def test_a_run_can_be_a_recipe_and_can_be_resumed(data_dir: Path, monkeypatch: p
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("engine.distributed._has_bfloat16", lambda kind: True)
         resumed = call("train.py", "out/run", "--init_from=resume", "--max_iters=8").stdout
-        by_options = ["--corpus=text.txt", "--out_dir=out/run", "--init_from=resume"]  # without its config.toml
-        assert load_config(by_options)[0].run.dtype == "float32"
-        assert load_config(["out/run", "--init_from=auto"])[0].run.dtype == "float32"
-        assert load_config(["out/run", "--init_from=auto", "--dtype=auto"])[0].run.dtype == "auto"
         assert "dtype was float32 and is now bfloat16" in call(
             "train.py", "out/run", "--init_from=resume", "--max_iters=9", "--dtype=auto").stdout
     assert "resuming out/run at step 6" in resumed
@@ -168,7 +152,7 @@ def test_a_run_can_be_a_recipe_and_can_be_resumed(data_dir: Path, monkeypatch: p
     assert read_metrics(Path("out/run"))[-1]["step"] == 9
 
     assert load_config(["out/run", "--n_layer=1"])[0].run.out_dir == "out/run,n_layer=1"
-    with pytest.raises(UserError, match="unexpected argument"):
+    with pytest.raises(UserError, match="n_layer=1: no such option"):
         load_config(["out/run", "n_layer=1"])
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from config.schema import ModelConfig
+from config.schema import DataConfig, ModelConfig
 from data.batches import IGNORE_INDEX, Batch, EvalText
 from data.documents import Split, apply_mask, encode_documents
-from data.tokenizer import CharTokenizer
+from data.tokenizer import char_tokenizer
 from engine.distributed import Distributed
 from engine.scoring import predict, score
 from model import GPT
@@ -17,8 +17,9 @@ from report.explain import show_costs, show_masks
 from tests.conftest import TINY, call
 
 CPU = Distributed(torch.device("cpu"), torch.float32)
-TOKENIZER = CharTokenizer("abcdefgh :\n", "\n\n")
-SPLIT = encode_documents([apply_mask("ab:\ncd ef", "^..:"), apply_mask("gh:\nhg", "^..:")], TOKENIZER, True)
+TOKENIZER = char_tokenizer("abcdefgh :\n", "\n\n")
+SPLIT = encode_documents([apply_mask("ab:\ncd ef", "^..:"), apply_mask("gh:\nhg", "^..:")], TOKENIZER, DataConfig(),
+                         "")
 
 
 def nll_of_tokens(model: GPT, tokens: list[int]) -> np.ndarray:

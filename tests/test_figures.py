@@ -16,7 +16,7 @@ from config.cli import to_toml
 from config.schema import Config
 from data.baselines import Baseline
 from data.prepare import CorpusInfo, SplitInfo
-from data.tokenizer import CharTokenizer
+from data.tokenizer import char_tokenizer
 from engine.run import Record, Run, open_run
 from engine.step import is_eval_step
 from report import figures
@@ -50,7 +50,7 @@ def make_run(path: Path, baselines: dict[str, float] = PLAYS, records: list[Reco
     """A directory as training leaves it, but for the checkpoints."""
     path.mkdir(parents=True)
     (path / "config.toml").write_text(to_toml(Config()))
-    (path / "tokenizer.json").write_text(json.dumps(CharTokenizer("ab").to_json()))
+    (path / "tokenizer.json").write_text(char_tokenizer("ab").model_dump_json())
     split = SplitInfo(tokens=1000, bytes=round(1000 * bytes_per_token), documents=1, targets=999)
     info = CorpusInfo(format=0, name=corpus, sha256="", tokenizer=tokenizer, vocab_size=2, train=split, val=split,
                       prompt="", baselines=[Baseline(name=name, nats_per_token=nats, perplexity=math.exp(nats),

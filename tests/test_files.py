@@ -23,7 +23,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from config.files import locked
-with locked(Path(sys.argv[1]), "the bench is taken", wait=len(sys.argv) > 2):
+with locked(Path(sys.argv[1]), "the bench is taken", timeout=float(sys.argv[2])):
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -121,23 +121,22 @@ def test_no_directory_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert {path.name for path in (tmp_path / "deep").iterdir()} == {"file", "last.safetensors"}
 
 
-def hold(path: Path, *wait: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", HOLD, str(path), *wait], cwd=ROOT, text=True, stdin=subprocess.PIPE,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def hold(path: Path, seconds: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", HOLD, str(path), seconds], cwd=ROOT, text=True,
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def test_a_lock_is_held_once_and_ends_with_its_holder(tmp_path: Path) -> None:
     path = tmp_path / "made/for/it/.lock"
-    holder = hold(path)
+    holder = hold(path, "0")
     assert holder.stdout
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(UserError, match=r"^the bench is taken$"), locked(path, "the bench is taken"):
         pass
-    waiter = hold(path, "wait")
-    assert waiter.stderr
-    assert waiter.stderr.readline() == "waiting: the bench is taken\n"
-    holder.kill()
+    waiter = hold(path, "60")
     assert waiter.stdout
+    assert not holders([waiter], 1)
+    holder.kill()
     assert waiter.stdout.readline() == "held\n"
     with pytest.raises(UserError), locked(path, "the bench is taken"):
         pass
@@ -160,10 +159,8 @@ def test_of_those_who_wait_one_at_a_time_gets_the_lock(tmp_path: Path) -> None:
     """Although the file of the lock is removed and made anew in between."""
     path = tmp_path / ".lock"
     with locked(path, ""):
-        waiters = [hold(path, "wait"), hold(path, "wait")]
-        for waiter in waiters:
-            assert waiter.stderr
-            waiter.stderr.readline()
+        waiters = [hold(path, "60"), hold(path, "60")]
+        assert not holders(waiters, 1)
     for seconds in (10, 0.2):  # the second does not get it while the first has it
         (first,) = holders(waiters, seconds)
     first.communicate("done\n")
