@@ -325,13 +325,12 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before_it(finished: Path, c
             if cut:
                 path.write_bytes(path.read_bytes()[:-7])
             else:
-                flip(path, -20)
+                flip(path, -20 if name == "last" else -40)
         printed = resume(f"--max_iters={last_step}").stdout
         assert f"using {instead}.safetensors instead" in printed
         assert ("the optimizers start anew" in printed) == (instead == "best")
         for name in damaged:
             assert f"out/run/{name}.safetensors: damaged (" in printed
-            assert (finished / f"{name}.damaged").exists()
         assert read_checkpoint(finished / "last.safetensors")[1]["step"] == last_step
         if instead == "previous":
             assert_same_checkpoints(finished / "last.safetensors", Path("whole"))
