@@ -18,7 +18,6 @@ from config.schema import Config
 from data.batches import Batch, EvalText, TrainBatches
 from data.prepare import prepare_corpus
 from engine.checkpoint import Optimizers, load_last, load_teacher
-from engine.diagnosis import diagnose
 from engine.distributed import Distributed, setup_distributed
 from engine.generate import generate_texts
 from engine.optim import make_optimizers, set_lr
@@ -29,6 +28,7 @@ from engine.step import compile_model, is_eval_step, make_objective, seed_dropou
 from loss import sum_losses
 from model import GPT
 from report import explain, outcome, words
+from report.step_zero import check_step_zero
 from report.trainlog import TrainLog
 
 
@@ -70,7 +70,7 @@ def train(cfg: Config, named: set[str]) -> int:
     log, stop = TrainLog(run, dist, corpus, state), StopSignal(dist)
     forward = compile_model(model, get_batch(0)[0], make_objective(cfg), dist, log.say) if cfg.run.compile else model
     if not run.is_resumed:
-        log.say(words.step_zero(diagnose(model, get_batch, dist), corpus.info.vocab_size) + "\n")
+        log.say(dist.on_rank0(check_step_zero, model, get_batch, dist) + "\n")
     log.say(words.COLUMNS)
 
     while True:
