@@ -27,9 +27,9 @@ from engine.state import StepResult, TrainState
 from engine.step import compile_model, is_eval_step, make_objective, seed_dropout, teacher_logits, validate
 from loss import sum_losses
 from model import GPT
-from report import explain, outcome, words
+from report import explain, words
 from report.step_zero import check_step_zero
-from report.trainlog import TrainLog
+from report.trainlog import TrainLog, show_outcome, show_stop
 
 
 def main(argv: list[str]) -> None:
@@ -78,25 +78,25 @@ def train(cfg: Config, named: set[str]) -> int:
         ending = stop.requested() or state.is_finished(cfg)
         evaluating = is_eval_step(state.step, cfg.run.eval_interval) or state.step == cfg.optim.max_iters
         saving = state.step % cfg.run.checkpoint_interval == 0
-        if log.is_new() and (ending or evaluating or saving or state.step % cfg.run.log_interval == 0):
+        if state.step >= log.first_step and (ending or evaluating or saving or state.step % cfg.run.log_interval == 0):
             record = log.make_record()
             if evaluating:
                 record |= validate(model, val_text, corpus, dist)
                 passes_a_baseline = log.passes_a_baseline(record)
                 if state.count_evaluation(record):
-                    log.save("best", model, state)
+                    log.save("best", model)
             log.write(record)
             if evaluating and passes_a_baseline:
-                log.write_sample(state.step, generate_texts(model, corpus, dist, max_new_tokens=80)[0])
+                log.write_sample(generate_texts(model, corpus, dist, max_new_tokens=80)[0])
             ending = ending or state.is_finished(cfg)
             if ending or saving:
-                log.save("last", model, state, optimizers)
+                log.save("last", model, optimizers)
         if ending:
             break
         log.add(train_step(forward, optimizers, get_batch(state.step), cfg, dist, state.step, teacher))
 
-    log.close()
-    return outcome.show_stop(stop, log) if stop.received else outcome.show_outcome(model, corpus, cfg, dist, log)
+    log.bar.close()
+    return show_stop(stop, log) if stop.received else show_outcome(model, corpus, log)
 
 
 def train_step(model: torch.nn.Module, optimizers: Optimizers, batch: list[Batch], cfg: Config, dist: Distributed,

@@ -178,7 +178,7 @@ def _exchange(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 def _join(backend: str) -> None:
-    """Meet the other ranks. torchrun keeps the addresses of ranks that it restarts: so each attempt has its own prefix."""
+    """Meet the other ranks. torchrun keeps the addresses of dead ranks: each restart uses a prefix of its own."""
     store, *_ = next(rendezvous("env://"))
     store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     _exchange(dist.init_process_group, backend, store=store, rank=RANK, world_size=WORLD_SIZE,

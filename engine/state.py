@@ -12,6 +12,7 @@ SMOOTHING = 0.95  # of the running mean and variance of the training loss
 SPIKE_STEPS = 20  # steps before a spike can be told
 SPIKE_SIGMAS = 6  # a spike is so many standard deviations above the mean,
 SPIKE_RISE = 0.1  # and so many nats
+TROUBLES = {"skipped_steps", "nonfinite_steps", "nonfinite_in_a_row", "loss_spikes"}
 OVERFITTING_RISE = 0.01  # nats above the best validation loss that are more than noise
 
 
@@ -50,7 +51,6 @@ class TrainState(BaseModel):
     tokens: int = 0  # targets in them
     seconds: float = 0.0
     best_nll: float | None = None  # lowest validation loss, nats per token
-    best_step: int = 0
     best_train_nll: float | None = None  # the training loss then
     overfitting: int = 0  # evaluations in a row that show it
     skipped_steps: int = 0  # steps without a target
@@ -86,7 +86,7 @@ class TrainState(BaseModel):
         """
         val_nll, train_nll = record["val_nll"], record.get("train_nll")
         if math.isfinite(val_nll) and (self.best_nll is None or val_nll < self.best_nll):
-            self.best_nll, self.best_step, self.best_train_nll, self.overfitting = val_nll, self.step, train_nll, 0
+            self.best_nll, self.best_train_nll, self.overfitting = val_nll, train_nll, 0
             return True
         fell = train_nll is not None and self.best_train_nll is not None and train_nll < self.best_train_nll
         rose = self.best_nll is not None and val_nll > self.best_nll + OVERFITTING_RISE
@@ -100,7 +100,5 @@ class TrainState(BaseModel):
 
     def record(self) -> dict[str, float]:
         """The first numbers of a line of metrics; counts of trouble only if there was any."""
-        trouble = {name: getattr(self, name) for name in ("skipped_steps", "nonfinite_steps", "nonfinite_in_a_row",
-                                                          "loss_spikes")}
         return {"step": self.step, "tokens": self.tokens, "seconds": self.seconds,
-                **{name: number for name, number in trouble.items() if number}}
+                **self.model_dump(include=TROUBLES, exclude_defaults=True)}

@@ -17,7 +17,7 @@ from surprisal import nats_to_bits, perplexity
 
 EQUAL = 1e-4  # nats that are rounding
 RISE = 0.01  # nats that the validation loss must rise to be called overfitting
-SKIPPED = "no token of this step's batch is a target: the step is skipped, and counts in skipped_steps"
+SKIPPED = "no token of its batch is a target: the step is skipped, and counts in skipped_steps"
 TOLD = 10  # troubles of a kind that are told one by one; after that every hundredth
 ENGLISH = "1.0 to 1.5"  # bits per character, estimates of the entropy of English
 
@@ -67,20 +67,21 @@ def sample_line(text: str) -> str:
     return f"{'':7}   writes: {line[:90]}"
 
 
-def nonfinite(state: TrainState, result: StepResult) -> str:
-    """A step without a finite loss and gradient; "" if enough of them were told."""
-    return (f"step {state.step:,}: the loss is {result.nll:.4g} and the norm of the gradient {result.grad_norm:.4g}: "
-            "the step changes nothing, and counts in nonfinite_steps") if _is_told(state.nonfinite_steps) else ""
-
-
-def spike(state: TrainState, result: StepResult, rise: float) -> str:
-    """A step whose loss is far above those before; "" if enough of them were told."""
-    return (f"step {state.step:,}: a spike: the training loss is {result.nll:.4f}, {rise:.2f} nats above the mean of "
-            "the steps before") if _is_told(state.loss_spikes) else ""
-
-
-def _is_told(count: int) -> bool:
-    return count <= TOLD or count % 100 == 0
+def trouble(state: TrainState, result: StepResult, rise: float | None) -> str:
+    """What went wrong in a step; "" if nothing did, or if enough of the kind was told. `rise` is that of a spike."""
+    if not result.num_targets:
+        count, says = state.skipped_steps, f"step {state.step:,}: {SKIPPED}"
+    elif not result.is_finite:
+        count, says = state.nonfinite_steps, (
+            f"step {state.step:,}: the loss is {result.nll:.4g} and the norm of the gradient {result.grad_norm:.4g}: "
+            "the step changes nothing, and counts in nonfinite_steps")
+    elif rise is not None:
+        count, says = state.loss_spikes, (
+            f"step {state.step:,}: a spike: the training loss is {result.nll:.4f}, {rise:.2f} nats above the mean of "
+            "the steps before")
+    else:
+        return ""
+    return says if count <= TOLD or count % 100 == 0 else ""
 
 
 def verdict(records: Sequence[Record], info: CorpusInfo, config: Config) -> str:

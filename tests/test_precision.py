@@ -126,7 +126,7 @@ AUTO = [option for option in TINY if "dtype" not in option]
 def without_pictures_and_long_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take time."""
     monkeypatch.setattr("report.figures.draw_png", lambda runs, path: path.touch())
-    for place in ("train", "report.outcome"):
+    for place in ("train", "report.trainlog"):
         monkeypatch.setattr(f"{place}.generate_texts", lambda model, corpus, dist, **_: generate_texts(
             model, corpus, dist, max_new_tokens=3))
 
