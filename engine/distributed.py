@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, ReduceOp  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
@@ -62,15 +62,14 @@ class Distributed:
 
     def on_rank0(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Rank 0 calls the function; every rank gets its result, or its UserError or OSError."""
-        if self.world_size == 1:
-            return function(*args, **kwargs)
         outcome: list[Any] = [None, None]  # the result, the error
         if self.rank == 0:
             try:
                 outcome[0] = function(*args, **kwargs)
             except (UserError, OSError) as error:
                 outcome[1] = error
-        _exchange(dist.broadcast_object_list, outcome)
+        if self.world_size > 1:
+            _exchange(dist.broadcast_object_list, outcome)
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
@@ -81,19 +80,15 @@ class Distributed:
         self.on_rank0(lambda: results.append(function(*args, **kwargs)))
         return results[0] if results else function(*args, **kwargs)
 
-    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum of the ranks' tensors, in place."""
+    def all_reduce(self, tensor: torch.Tensor, op: ReduceOp.RedOpType = ReduceOp.SUM) -> torch.Tensor:
+        """The sum of the ranks' tensors, or another `op` of them, in place."""
         if self.world_size > 1:
-            _exchange(dist.all_reduce, tensor)
+            _exchange(dist.all_reduce, tensor, op)
         return tensor
 
     def max(self, number: int) -> int:
         """The largest of the ranks' numbers."""
-        if self.world_size == 1:
-            return number
-        largest = torch.tensor(number)
-        _exchange(dist.all_reduce, largest, dist.ReduceOp.MAX)
-        return int(largest)
+        return int(self.all_reduce(torch.tensor(number), ReduceOp.MAX))
 
     def all_reduce_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Make every rank's gradient the sum over the ranks, in one exchange.

@@ -14,6 +14,7 @@
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,26 +61,22 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        tokenizer = load_tokenizer(self.path / "tokenizer.json")
-        if tokenizer.vocab_size != self.info.vocab_size:
-            raise UserError(f"{self.path}/tokenizer.json: has {tokenizer.vocab_size:,} tokens, and corpus.json says "
-                            f"{self.info.vocab_size:,}: they belong to different runs")
-        return tokenizer
+        return load_tokenizer(self.path / "tokenizer.json")
 
     @cached_property
     def corpus(self) -> Corpus:
         """The prepared corpus of the run; UserError if its text has changed or cannot be found."""
-        config = self.config.data
+        name = self.config.data.corpus
         try:
-            corpus = prepare_corpus(config)
+            corpus = prepare_corpus(self.config.data)
         except UserError as error:
             raise UserError(f"{error}\n  {self.path} was trained on it; if the text has moved, set corpus in "
                             f"{self.path}/config.toml") from None
         if corpus.info.sha256 != self.info.sha256:
-            raise UserError(f"{self.path}: its corpus, {config.corpus}, has changed since (sha256 was "
+            raise UserError(f"{self.path}: its corpus, {name}, has changed since (sha256 was "
                             f"{self.info.sha256[:8]} and is now {corpus.info.sha256[:8]})")
-        if corpus.tokenizer.token_bytes != self.tokenizer.token_bytes:
-            raise UserError(f"{self.path}: its corpus, {config.corpus}, now has other tokens")
+        if corpus.tokenizer.to_json() != self.tokenizer.to_json():
+            raise UserError(f"{self.path}: its corpus, {name}, now has other tokens")
         return corpus
 
     def read_metrics(self) -> list[Record]:
@@ -208,11 +205,8 @@ def _truncate(path: Path, step: int) -> None:
     Step 0 is measured anew. Damaged lines in between stay: nobody reads them.
     """
     if path.exists():
-        size = position = 0
-        with path.open("r+b") as file:
-            for line in file:
-                position += len(line)
-                record = parse_record(line)
-                if record and 0 < step >= record["step"] and "best_step" not in record and line.endswith(b"\n"):
-                    size = position
-            file.truncate(size)
+        lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line end is torn
+        records = [parse_record(line) or {"step": math.inf} for line in lines]
+        kept = [number for number, record in enumerate(records, start=1)
+                if 0 < step >= record["step"] and "best_step" not in record]
+        os.truncate(path, sum(len(line) + 1 for line in lines[:max(kept, default=0)]))
