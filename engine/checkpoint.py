@@ -123,9 +123,8 @@ def load_teacher(path: str, tokenizer: Tokenizer, block_size: int, dist: Distrib
     """The best model of a run, to learn from; UserError if its tokens differ or its block_size is smaller."""
     run = open_run(Path(path))
     if run.tokenizer.to_json() != tokenizer.to_json():
-        raise UserError(f"teacher={path}: has another vocabulary (|V| = {run.tokenizer.vocab_size}, eos for "
-                        f"{run.tokenizer.eos_text!r}) than this corpus (|V| = {tokenizer.vocab_size}, eos for "
-                        f"{tokenizer.eos_text!r}); it should be a run on the same corpus and documents")
+        raise UserError(f"teacher={path}: has other tokens than this corpus; it should be a run on the same corpus, "
+                        "with the same tokenizer and documents")
     if run.config.model.block_size < block_size:
         raise UserError(f"teacher={path}: its block_size is {run.config.model.block_size}, less than {block_size}")
     return load_model(run, "best", dist)[0]

@@ -1,23 +1,11 @@
-"""A run's directory, without torch: create it, open it, resume it.
-
-    config.toml            the value of every option; also a recipe
-    corpus.json            what the corpus was: sizes, hash, baselines
-    tokenizer.json         text to tokens and back
-    metrics.jsonl          a flat JSON object a line; losses in nats per token
-    samples.jsonl          what the model wrote on the way
-    history.jsonl          a line for each start: from which step, when, on what, and which options had changed
-    last.safetensors       the newest checkpoint (engine/checkpoint.py)
-    previous.safetensors   the checkpoint before it
-    best.safetensors       the weights with the lowest validation loss
-    curves.png             the picture of metrics.jsonl
-"""
+"""A run's directory, without torch: create it, open it, resume it. docs/reliability.md says what each file holds."""
 
 import itertools
 import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -61,7 +49,11 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.path / "tokenizer.json")
+        tokenizer = load_tokenizer(self.path / "tokenizer.json")
+        if tokenizer.vocab_size != self.info.vocab_size:
+            raise UserError(f"{self.path}/tokenizer.json: has {tokenizer.vocab_size:,} tokens, and corpus.json says "
+                            f"{self.info.vocab_size:,}: they belong to different runs")
+        return tokenizer
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -105,10 +97,8 @@ def is_run(path: Path) -> bool:
 
 def open_run(path: Path) -> Run:
     """The run in a directory; UserError if there is none, or its files are not what train.py writes."""
-    missing = [name for name in FILES if not (path / name).is_file()]
-    if missing:
-        raise UserError(f"{path}: not a run of train.py: {', '.join(missing)} is missing" if path.is_dir() else
-                        f"{path}: not a run: there is no such directory")
+    if missing := [name for name in FILES if not (path / name).is_file()]:
+        raise UserError(f"{path}: not a run of train.py, which is a directory with {', '.join(missing)}")
     try:
         info = CorpusInfo.model_validate_json((path / "corpus.json").read_bytes())
     except ValidationError as error:
@@ -130,36 +120,22 @@ def lock_run(config: Config) -> Iterator[None]:
     if config.run.init_from == "resume" and not is_run(path):
         raise UserError(f"{path}: no run to resume; name the directory of one: python train.py out/RUN "
                         "--init_from=resume")
-    if config.run.explain_batch or RANK > 0:  # nothing is trained; or rank 0 holds the lock for all
-        yield
-        return
-    with locked(real.with_name(f".{real.name}.lock"), f"out_dir={path}: another process is training there; wait for "
-                "it, or choose another --out_dir"):
+    needs_no_lock = config.run.explain_batch or RANK > 0  # nothing is trained; or rank 0 holds the lock for all
+    with nullcontext() if needs_no_lock else locked(
+            real.with_name(f".{real.name}.lock"), f"out_dir={path}: another process is training there; wait for it, or "
+            "choose another --out_dir"):
         yield
 
 
 def create_or_resume(config: Config, named: set[str], corpus: Corpus) -> Run:
-    """A new run in out_dir, or the one that is there; `named` are the options named on the command line."""
+    """A new run in out_dir, or the one that is there; `named` are the options named on the command line.
+
+    UserError if that would continue with another model or text.
+    """
     path = Path(config.run.out_dir)
-    if config.run.init_from == "resume" or (config.run.init_from == "auto" and is_run(path)):
-        return resume_run(config, named, corpus)
-    return create_run(config, corpus)
-
-
-def create_run(config: Config, corpus: Corpus) -> Run:
-    """A new run; one that has its name already is renamed to NAME.1, NAME.2, ..."""
-    path, moved = Path(config.run.out_dir), None
-    if is_run(path):
-        moved = next(aside for n in itertools.count(1) if not (aside := path.with_name(f"{path.name}.{n}")).exists())
-        path.rename(moved)
-    write_atomically(path / "tokenizer.json", json.dumps(corpus.tokenizer.to_json()).encode())
-    write_atomically(path / "corpus.json", corpus.info.model_dump_json(indent=1).encode())
-    return Run(path, config, corpus.info, moved)
-
-
-def resume_run(config: Config, named: set[str], corpus: Corpus) -> Run:
-    """The run in out_dir, to continue with `config`; UserError if that is another model or text."""
-    run = open_run(Path(config.run.out_dir))
+    if config.run.init_from == "scratch" or not is_run(path):
+        return create_run(config, corpus)
+    run = open_run(path)
     before, after = run.config.options(), config.options()
     changes = {name: [before[name], after[name]] for name in before
                if before[name] != after[name] and name not in ("corpus", "out_dir", "init_from")}
@@ -172,8 +148,19 @@ def resume_run(config: Config, named: set[str], corpus: Corpus) -> Run:
         elif name in BY_NAME and name not in named:
             problems.append(f"{name} was {was} and is now {now}: {BY_NAME[name]}; if you want that, add --{name}={now}")
     if problems:
-        raise UserError(f"{run.path}: {'; '.join(problems)}")
-    return Run(run.path, config, run.info, changes=changes, is_resumed=True)
+        raise UserError(f"{path}: {'; '.join(problems)}")
+    return Run(path, config, run.info, changes=changes, is_resumed=True)
+
+
+def create_run(config: Config, corpus: Corpus) -> Run:
+    """A new run; one that has its name already is renamed to NAME.1, NAME.2, ..."""
+    path, moved = Path(config.run.out_dir), None
+    if is_run(path):
+        moved = next(aside for n in itertools.count(1) if not (aside := path.with_name(f"{path.name}.{n}")).exists())
+        path.rename(moved)
+    write_atomically(path / "tokenizer.json", json.dumps(corpus.tokenizer.to_json()).encode())
+    write_atomically(path / "corpus.json", corpus.info.model_dump_json(indent=1).encode())
+    return Run(path, config, corpus.info, moved)
 
 
 def start_run(run: Run, step: int, device: str) -> None:

@@ -106,14 +106,11 @@ def training_record(results: Sequence[StepResult], config: LossConfig, vocab_siz
     if not applied:
         return record
     record |= {"grad_norm": applied[-1].grad_norm, "train_nll": loss.nll, "objective": loss.objective}
+    parts = {"smoothing": config.label_smoothing, "z_loss": config.z_loss, "distillation": config.teacher}
+    record |= {part: getattr(loss, part) for part, is_used in parts.items() if is_used}
     if config.label_smoothing:
-        entropy = smoothed_entropy(vocab_size, config.label_smoothing)
-        record |= {"smoothing": loss.smoothing, "smoothed_entropy": entropy,
-                   "smoothed_kl": loss.nll + loss.smoothing - entropy}
-    if config.z_loss:
-        record["z_loss"] = loss.z_loss
-    if config.teacher:
-        record["distillation"] = loss.distillation
+        record["smoothed_entropy"] = smoothed_entropy(vocab_size, config.label_smoothing)
+        record["smoothed_kl"] = loss.nll + loss.smoothing - record["smoothed_entropy"]
     if config.teacher and config.alpha:
         kl = loss.distillation / config.alpha + loss.nll + loss.smoothing
         record["teacher_kl"] = kl / config.temperature**2
