@@ -68,7 +68,7 @@ def train(cfg: Config, named: set[str]) -> int:
     if run.is_finished(state.step):
         return 0
     log, stop = TrainLog(run, dist, corpus, state), StopSignal(dist)
-    forward = compile_model(model, get_batch(0)[0], make_objective(cfg), dist, log.say) if cfg.run.compile else model
+    forward = compile_model(model, get_batch(0), make_objective(cfg), dist, log.say) if cfg.run.compile else model
     if not run.is_resumed:
         log.say(dist.on_rank0(check_step_zero, model, get_batch, dist) + "\n")
     log.say(words.COLUMNS)
@@ -82,11 +82,10 @@ def train(cfg: Config, named: set[str]) -> int:
             record = log.make_record()
             if evaluating:
                 record |= validate(model, val_text, corpus, dist)
-                passes_a_baseline = log.passes_a_baseline(record)
                 if state.count_evaluation(record):
                     log.save("best", model)
-            log.write(record)
-            if evaluating and passes_a_baseline:
+            passes_a_baseline = log.write(record)
+            if passes_a_baseline:
                 log.write_sample(generate_texts(model, corpus, dist, max_new_tokens=80)[0])
             ending = ending or state.is_finished(cfg)
             if ending or saving:

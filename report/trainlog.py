@@ -39,6 +39,7 @@ class TrainLog:
         self.first_step = state.step + 1 if state.step else 0  # that is to be logged; step 0 is measured anew
         self.started = time.perf_counter() - state.seconds
         self.results: list[StepResult] = []  # since the last line of metrics
+        self.passed = self.count_passed(state.best_nll)  # baselines
         self.failing: set[str] = set()  # files that could not be written the last time
         dist.on_rank0(start_run, run, state.step, str(dist))
 
@@ -56,19 +57,22 @@ class TrainLog:
         self.state.seconds = time.perf_counter() - self.started
         return self.state.record() | training_record(self.results, self.run.config.loss, self.info.vocab_size)
 
-    def passes_a_baseline(self, record: Record) -> bool:
-        """Whether an evaluation passes a baseline that none passed before, or is the first."""
-        before, now = (-1 if nll is None else len(words.passed_and_ahead(nll, self.info.baselines)[0])
-                       for nll in (self.state.best_nll, record["val_nll"]))
-        return now > before
+    def write(self, record: Record) -> bool:
+        """Append a line to metrics.jsonl, and show it if there was an evaluation, or there is no progress bar.
 
-    def write(self, record: Record) -> None:
-        """Append a line to metrics.jsonl, and show it if there was an evaluation, or there is no progress bar."""
+        Returns whether an evaluation passed a baseline that none passed before, or is the first.
+        """
         finite = {key: value for key, value in record.items() if math.isfinite(value)}  # JSON has no NaN
         self.attempt("metrics.jsonl", append_line, finite)
         self.results.clear()
         if "val_nll" in record or (self.bar.disable and "tokens" in record):
             self.say(words.progress(record, self.info.baselines))
+        before, self.passed = self.passed, max(self.passed, self.count_passed(record.get("val_nll")))
+        return self.passed > before
+
+    def count_passed(self, nll: float | None) -> int:
+        """How many baselines a loss passes; -1 without a loss."""
+        return -1 if nll is None else len(words.passed_and_ahead(nll, self.info.baselines)[0])
 
     def write_sample(self, text: str) -> None:
         """Append a line to samples.jsonl, and show it."""
