@@ -4,7 +4,6 @@ A file is written beside its place and renamed, so that a whole one is there at 
 holds is in its metadata. Reading a checkpoint executes nothing.
 """
 
-import errno
 import hashlib
 import json
 from pathlib import Path
@@ -42,7 +41,7 @@ def save_checkpoint(path: Path, model: GPT, state: TrainState, optimizers: Optim
         try:
             save_file(tensors, new, metadata | {"sha256": _hash(tensors, metadata)})
         except SafetensorError as error:  # a full disk, for example
-            raise OSError(errno.EIO, str(error), str(path)) from None
+            raise OSError(str(error)) from None
 
 
 def load_checkpoint(path: Path, model: GPT, optimizers: Optimizers | None = None) -> TrainState:

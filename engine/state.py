@@ -57,8 +57,7 @@ class TrainState(BaseModel):
     nonfinite_steps: int = 0  # steps without a finite loss and gradient; they changed nothing
     nonfinite_in_a_row: int = 0
     loss_spikes: int = 0  # steps whose loss was far above those before
-    counted: int = 0  # steps in `mean` and `variance`, which are of the training loss
-    mean: float = 0.0
+    mean: float = 0.0  # running mean of the training loss
     variance: float = 0.0
 
     def count_step(self, result: StepResult) -> float | None:
@@ -70,13 +69,12 @@ class TrainState(BaseModel):
         self.nonfinite_in_a_row = 0 if result.is_finite else self.nonfinite_in_a_row + 1
         if not result.is_applied:
             return None
-        excess = result.nll - self.mean
-        is_spike = self.counted >= SPIKE_STEPS and excess > max(SPIKE_RISE, SPIKE_SIGMAS * self.variance**0.5)
+        applied, excess = self.step - self.skipped_steps - self.nonfinite_steps, result.nll - self.mean
+        is_spike = applied > SPIKE_STEPS and excess > max(SPIKE_RISE, SPIKE_SIGMAS * self.variance**0.5)
         self.loss_spikes += is_spike
-        share = max(1 - SMOOTHING, 1 / (self.counted + 1))  # a plain mean of the first steps
+        share = max(1 - SMOOTHING, 1 / applied)  # a plain mean of the first steps
         self.mean += share * excess
         self.variance = (1 - share) * (self.variance + share * excess**2)
-        self.counted += 1
         return excess if is_spike else None
 
     def count_evaluation(self, record: dict[str, float]) -> bool:
