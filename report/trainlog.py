@@ -36,7 +36,6 @@ class TrainLog:
         self.bar = tqdm(total=run.config.optim.max_iters, initial=state.step, disable=dist.rank > 0 or None,
                         unit="step", leave=False, dynamic_ncols=True)
         self.say = self.bar.write
-        self.first_step = state.step + 1 if state.step else 0  # that is to be logged; step 0 is measured anew
         self.started = time.perf_counter() - state.seconds
         self.results: list[StepResult] = []  # since the last line of metrics
         self.passed = self.count_passed(state.best_nll)  # baselines
