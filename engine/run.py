@@ -179,8 +179,8 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
     """Append a line to a .jsonl file. OSError if the disk has no room for it: then the file is as it was."""
     size = path.stat().st_size if path.exists() else 0
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        with path.open("ab") as file:
+            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
     except OSError:
         os.truncate(path, size)
         raise
