@@ -12,7 +12,7 @@ from model import GPT
 from surprisal import uniform_nll
 
 FIRST_BATCHES = 4  # one of them must have a target
-MAX_TARGETS = 8192  # whose loss is measured
+MAX_TOKENS = 8192  # in the sequences whose loss is measured
 NEAR = 0.01  # nats that the loss may be from what is expected, at least
 LARGE = 0.5  # nats; logits that cost more by themselves start too large
 LABELS = {1: "right", 0: "each target is its own input", 2: "each target is two tokens after its input",
@@ -33,12 +33,13 @@ def check_step_zero(model: GPT, get_batch: Callable[[int], list[Batch]], dist: D
         return "step 0: WRONG: no targets: every target of the first batches is masked"
     same = {shift: (np.roll(inputs, -shift, axis=1) == targets)[unmasked].mean() for shift in LABELS}
     shift = max(same, key=same.__getitem__)  # of equals the first, which is the right one
-    x, y = dist.to_device(inputs, targets)
+    rows = np.flatnonzero(unmasked.any(axis=1))[:max(1, MAX_TOKENS // inputs.shape[1])]
+    x, y = dist.to_device(inputs[rows], targets[rows])
     model.eval()
     with dist.autocast():
-        logits = model.logits(model.hidden_states(x)[y != IGNORE_INDEX][:MAX_TARGETS])  # (N, V)
+        logits = model.logits(model.hidden_states(x)[y != IGNORE_INDEX])  # (N, V)
     model.train()
-    nll = torch.nn.functional.cross_entropy(logits, y[y != IGNORE_INDEX][:MAX_TARGETS]).item()
+    nll = torch.nn.functional.cross_entropy(logits, y[y != IGNORE_INDEX]).item()
     uniform = uniform_nll(logits.shape[1])
     cost = (logits.logsumexp(dim=1) - logits.mean(dim=1)).mean().item() - uniform
     near = NEAR + math.sqrt(2 * max(cost, 0)) / 3
