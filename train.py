@@ -18,7 +18,6 @@ from config.schema import Config
 from data.batches import Batch, EvalText, TrainBatches
 from data.prepare import prepare_corpus
 from engine.checkpoint import Optimizers, load_last, load_teacher
-from engine.diagnosis import diagnose
 from engine.distributed import Distributed, setup_distributed
 from engine.generate import generate_texts
 from engine.optim import make_optimizers, set_lr
@@ -28,8 +27,9 @@ from engine.state import StepResult, TrainState
 from engine.step import compile_model, is_eval_step, make_objective, seed_dropout, teacher_logits, validate
 from loss import sum_losses
 from model import GPT
-from report import explain, outcome, words
-from report.trainlog import TrainLog
+from report import explain, words
+from report.step_zero import check_step_zero
+from report.trainlog import TrainLog, show_outcome, show_stop
 
 
 def main(argv: list[str]) -> None:
@@ -68,9 +68,9 @@ def train(cfg: Config, named: set[str]) -> int:
     if run.is_finished(state.step):
         return 0
     log, stop = TrainLog(run, dist, corpus, state), StopSignal(dist)
-    forward = compile_model(model, get_batch(0)[0], make_objective(cfg), dist, log.say) if cfg.run.compile else model
+    forward = compile_model(model, get_batch(0), make_objective(cfg), dist, log.say) if cfg.run.compile else model
     if not run.is_resumed:
-        log.say(words.step_zero(diagnose(model, get_batch, dist), corpus.info.vocab_size) + "\n")
+        log.say(dist.on_rank0(check_step_zero, model, get_batch, dist) + "\n")
     log.say(words.COLUMNS)
 
     while True:
@@ -78,25 +78,25 @@ def train(cfg: Config, named: set[str]) -> int:
         ending = stop.requested() or state.is_finished(cfg)
         evaluating = is_eval_step(state.step, cfg.run.eval_interval) or state.step == cfg.optim.max_iters
         saving = state.step % cfg.run.checkpoint_interval == 0
-        if log.is_new() and (ending or evaluating or saving or state.step % cfg.run.log_interval == 0):
+        logging = ending or evaluating or saving or state.step % cfg.run.log_interval == 0
+        if logging and (state.step == 0 or log.results):  # a resumed run has logged its first step already
             record = log.make_record()
             if evaluating:
                 record |= validate(model, val_text, corpus, dist)
-                passes_a_baseline = log.passes_a_baseline(record)
                 if state.count_evaluation(record):
-                    log.save("best", model, state)
-            log.write(record)
-            if evaluating and passes_a_baseline:
-                log.write_sample(state.step, generate_texts(model, corpus, dist, max_new_tokens=80)[0])
+                    log.save("best", model)
+            passes_a_baseline = log.write(record)
+            if passes_a_baseline:
+                log.write_sample(generate_texts(model, corpus, dist, max_new_tokens=80)[0])
             ending = ending or state.is_finished(cfg)
             if ending or saving:
-                log.save("last", model, state, optimizers)
+                log.save("last", model, optimizers)
         if ending:
             break
         log.add(train_step(forward, optimizers, get_batch(state.step), cfg, dist, state.step, teacher))
 
-    log.close()
-    return outcome.show_stop(stop, log) if stop.received else outcome.show_outcome(model, corpus, cfg, dist, log)
+    log.bar.close()
+    return show_stop(stop, log) if stop.received else show_outcome(model, corpus, log)
 
 
 def train_step(model: torch.nn.Module, optimizers: Optimizers, batch: list[Batch], cfg: Config, dist: Distributed,

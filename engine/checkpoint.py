@@ -4,21 +4,17 @@ A file is written beside its place and renamed, so that a whole one is there at 
 holds is in its metadata. Reading a checkpoint executes nothing.
 """
 
-import errno
 import hashlib
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from config.errors import RANK, UserError
+from config.errors import UserError
 from config.files import replacing
 from data.tokenizer import Tokenizer
 from engine.distributed import Distributed
@@ -35,14 +31,17 @@ def save_checkpoint(path: Path, model: GPT, state: TrainState, optimizers: Optim
     The checkpoint that last.safetensors was becomes previous.safetensors. OSError if there is no room: then all
     checkpoints are as they were.
     """
-    tensors = _tensors(model, optimizers)
+    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    for number, optimizer in enumerate(optimizers or []):
+        for index, values in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{index}.{key}": value for key, value in values.items()}
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     metadata = {"state": state.model_dump_json()}
-    keep_as = path.with_name("previous.safetensors") if path.name == "last.safetensors" else None
-    with replacing(path, keep_as) as new:
+    with replacing(path, path.with_name("previous.safetensors") if path.name == "last.safetensors" else None) as new:
         try:
             save_file(tensors, new, metadata | {"sha256": _hash(tensors, metadata)})
         except SafetensorError as error:  # a full disk, for example
-            raise OSError(errno.EIO, str(error), str(path)) from None
+            raise OSError(str(error)) from None
 
 
 def load_checkpoint(path: Path, model: GPT, optimizers: Optimizers | None = None) -> TrainState:
@@ -53,20 +52,24 @@ def load_checkpoint(path: Path, model: GPT, optimizers: Optimizers | None = None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata.pop("sha256", "") != _hash(tensors, metadata):
             raise ValueError("its content does not match its sha256")
-        own = dict(model.named_parameters())
-        saved = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-        if {name: p.shape for name, p in own.items()} != {name: t.shape for name, t in saved.items()}:
-            raise ValueError("it is of another model")
         state = TrainState.model_validate_json(metadata["state"], strict=True)
-        with torch.no_grad():
-            for name, p in own.items():
-                p.copy_(saved[name])
+        own = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+        saved = {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+        if {name: p.shape for name, p in own.items()} != {name: tensor.shape for name, tensor in saved.items()}:
+            raise ValueError("it is of another model")
+        for name, p in own.items():
+            p.copy_(saved[name])
         for number, optimizer in enumerate(optimizers or []):
-            _load_optimizer(optimizer, f"optimizer.{number}.", tensors)
+            values: dict[int, dict[str, Any]] = {}
+            for name in tensors:
+                if name.startswith(f"optimizer.{number}."):
+                    _, _, index, key = name.split(".")
+                    values.setdefault(int(index), {})[key] = tensors[name]
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": values})
         return state
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such checkpoint") from None
-    except (SafetensorError, ValidationError, OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
         raise UserError(f"{path}: damaged ({str(error).splitlines()[0]})") from None
 
 
@@ -75,44 +78,35 @@ def load_last(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState,
 
     If last is damaged, that is previous; if that is damaged too, best, whose optimizers start anew.
     """
-    remarks, damaged = [], []
-    names = [name for name in ("last", "previous", "best") if (run.path / f"{name}.safetensors").exists()]
-    for name in names:
+    remarks: list[str] = []
+    for name in ("last", "previous", "best"):
         path = run.path / f"{name}.safetensors"
+        if not path.exists():
+            continue
         try:
             state = load_checkpoint(path, model, optimizers if name != "best" else None)
         except UserError as error:
             remarks.append(str(error))
-            damaged.append(path)
             continue
-        for other in damaged if RANK == 0 else []:  # or it would become previous.safetensors
-            os.replace(other, other.with_suffix(".damaged"))
         if remarks or name == "best":
             remarks.append(f"using {path.name} instead" + ("; the optimizers start anew" if name == "best" else ""))
-        if state.step == 0:  # the same as a new run
-            return TrainState(), "; ".join(remarks)
-        if state.nonfinite_in_a_row >= run.config.run.max_nonfinite_steps:  # it stopped for that: a new chance
-            state.nonfinite_in_a_row = 0
+        state.nonfinite_in_a_row = 0  # a run that stopped for that has a new chance
         if "eval_tokens" in run.changes:  # losses on other targets do not compare: the next is the best
             state.best_nll, state.overfitting = None, 0
-        return state, "; ".join(remarks)
+        return state if state.step else TrainState(), "; ".join(remarks)  # step 0 is the same as a new run
     if remarks or any(record["step"] > 0 for record in run.read_metrics()):
-        said = "; ".join(remarks) or f"{run.path}: its checkpoints are gone"
-        raise UserError(f"{said}; no whole checkpoint is left: start again without --init_from=resume")
+        raise UserError(f"{'; '.join(remarks) or f'{run.path}: its checkpoints are gone'}; no whole checkpoint is "
+                        "left: start again without --init_from=resume")
     return TrainState(), "stopped before its first checkpoint"
 
 
 def load_model(run: Run, checkpoint: str, dist: Distributed) -> tuple[GPT, TrainState]:
     """The model of a run's `best` or `last` checkpoint, for prediction only, and its state."""
     model = GPT(run.config.model, run.info.vocab_size).to(dist.device)
-    path = run.path / f"{checkpoint}.safetensors"
-    if checkpoint == "last" and not path.exists():  # between two renames
-        path = run.path / "previous.safetensors"
     try:
-        state = load_checkpoint(path, model)
+        state = load_checkpoint(run.path / f"{checkpoint}.safetensors", model)
     except UserError as error:
-        other = "best" if checkpoint == "last" else "last"
-        raise UserError(f"{error}; try --checkpoint={other}") from None
+        raise UserError(f"{error}; try --checkpoint={'best' if checkpoint == 'last' else 'last'}") from None
     return for_prediction(model, dist), state
 
 
@@ -128,33 +122,11 @@ def load_teacher(path: str, tokenizer: Tokenizer, block_size: int, dist: Distrib
     """The best model of a run, to learn from; UserError if its tokens differ or its block_size is smaller."""
     run = open_run(Path(path))
     if run.tokenizer != tokenizer:
-        raise UserError(f"teacher={path}: has another vocabulary (|V| = {run.tokenizer.vocab_size}, eos for "
-                        f"{run.tokenizer.eos_text!r}) than this corpus (|V| = {tokenizer.vocab_size}, eos for "
-                        f"{tokenizer.eos_text!r}); it should be a run on the same corpus and documents")
+        raise UserError(f"teacher={path}: has other tokens than this corpus; it should be a run on the same corpus, "
+                        "with the same tokenizer and documents")
     if run.config.model.block_size < block_size:
         raise UserError(f"teacher={path}: its block_size is {run.config.model.block_size}, less than {block_size}")
     return load_model(run, "best", dist)[0]
-
-
-def _tensors(model: GPT, optimizers: Optimizers | None) -> dict[str, Tensor]:
-    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
-    for number, optimizer in enumerate(optimizers or []):
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{index}.{key}": value for key, value in state.items()}
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Any]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith(prefix):
-            index, key = name.removeprefix(prefix).split(".")
-            state.setdefault(int(index), {})[key] = tensor
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    for number, values in state.items():
-        if any(value.ndim and value.shape != params[number].shape for value in values.values()):
-            raise ValueError("its optimizers are of another model")
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 
 def _hash(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
@@ -162,6 +134,5 @@ def _hash(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        with suppress(ValueError):  # of an empty tensor
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -6,10 +6,10 @@ from the same seed and add the same gradients. Only rank 0 writes files and prin
 
 import atexit
 import ctypes
-import hashlib
 import os
 import re
 import sys
+import zlib
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,8 +19,9 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, ReduceOp  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from config.errors import RANK, WORLD_SIZE, UserError
 
@@ -61,15 +62,14 @@ class Distributed:
 
     def on_rank0(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Rank 0 calls the function; every rank gets its result, or its UserError or OSError."""
-        if self.world_size == 1:
-            return function(*args, **kwargs)
         outcome: list[Any] = [None, None]  # the result, the error
         if self.rank == 0:
             try:
                 outcome[0] = function(*args, **kwargs)
             except (UserError, OSError) as error:
                 outcome[1] = error
-        _exchange(dist.broadcast_object_list, outcome)
+        if self.world_size > 1:
+            _exchange(dist.broadcast_object_list, outcome)
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
@@ -80,19 +80,15 @@ class Distributed:
         self.on_rank0(lambda: results.append(function(*args, **kwargs)))
         return results[0] if results else function(*args, **kwargs)
 
-    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum of the ranks' tensors, in place."""
+    def all_reduce(self, tensor: torch.Tensor, op: ReduceOp.RedOpType = ReduceOp.SUM) -> torch.Tensor:
+        """The sum of the ranks' tensors, or another `op` of them, in place."""
         if self.world_size > 1:
-            _exchange(dist.all_reduce, tensor)
+            _exchange(dist.all_reduce, tensor, op)
         return tensor
 
     def max(self, number: int) -> int:
         """The largest of the ranks' numbers."""
-        if self.world_size == 1:
-            return number
-        largest = torch.tensor(number)
-        _exchange(dist.all_reduce, largest, dist.ReduceOp.MAX)
-        return int(largest)
+        return int(self.all_reduce(torch.tensor(number), ReduceOp.MAX))
 
     def all_reduce_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Make every rank's gradient the sum over the ranks, in one exchange.
@@ -100,34 +96,29 @@ class Distributed:
         Each loss is already divided by the targets of the global batch, so the plain sum is that batch's gradient,
         also where a rank had no micro-batch or no target.
         """
-        if self.world_size == 1:
-            return
-        parameters = list(parameters)
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
-        parts = torch.split(self.all_reduce(flat), [p.numel() for p in parameters])
-        for p, gradient in zip(parameters, parts, strict=True):
-            p.grad = gradient.view_as(p)
+        if self.world_size > 1:
+            parameters = list(parameters)
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            vector_to_parameters(self.all_reduce(parameters_to_vector(gradients)), gradients)
+            for p, gradient in zip(parameters, gradients, strict=True):
+                p.grad = gradient
 
     def check_same_weights(self, model: torch.nn.Module) -> None:
         """UserError if the ranks do not hold the same weights."""
-        if self.world_size == 1:
-            return
-        digest = hashlib.sha256()
+        checksum = 0
         for p in model.parameters():
-            digest.update(p.detach().cpu().numpy().data)
-        number = int.from_bytes(digest.digest()[:7], "big")
-        if self.max(number) != -self.max(-number):
+            checksum = zlib.crc32(p.detach().cpu().numpy().data, checksum)
+        if self.max(checksum) != -self.max(-checksum):
             raise UserError("the ranks start with different weights; all machines need the same torch and files")
 
     def __str__(self) -> str:
+        ranks, where = f"{self.world_size} ranks of " if self.world_size > 1 else "", str(self.device)
         if self.device.type == "cuda":
             where = torch.cuda.get_device_name(self.device)
         elif self.device.type == "cpu":
             threads = torch.get_num_threads()
-            where = f"cpu with {threads} thread{'s' if threads > 1 else ''}, {torch.backends.cpu.get_cpu_capability()}"
-        else:
-            where = str(self.device)
-        return f"{f'{self.world_size} ranks of ' if self.world_size > 1 else ''}{where}, {self.dtype_name}"
+            where = f"cpu with {threads} thread{'s' * (threads > 1)}, {torch.backends.cpu.get_cpu_capability()}"
+        return f"{ranks}{where}, {self.dtype_name}"
 
 
 def setup_distributed(device: str, dtype: str, batch_size: int = 1) -> Distributed:
@@ -137,27 +128,28 @@ def setup_distributed(device: str, dtype: str, batch_size: int = 1) -> Distribut
     """
     if batch_size < WORLD_SIZE:
         raise UserError(f"{WORLD_SIZE} ranks, and batch_size={batch_size}: each rank needs a sequence of its own")
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    kind = device.split(":")[0] if device != "auto" else next(kind for kind in available if available[kind])
-    if kind not in available or not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,4})?", device):
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,4})?", device):
         raise UserError(f"device={device}: should be auto, cpu, mps, cuda or cuda:N")
-    if not available[kind]:
-        raise UserError(f"device={device}: torch finds no {kind} on this machine; use --device=auto")
-    if WORLD_SIZE > 1 and (kind == "mps" or ":" in device):
+    found = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    if device == "auto":
+        device = next(kind for kind in found if found[kind])
+    if WORLD_SIZE > 1 and device not in ("cpu", "cuda"):
         raise UserError(f"device={device}: several ranks need --device=cpu, or --device=cuda, one GPU each")
-    chosen = torch.device(kind if device == "auto" else device)
-    if WORLD_SIZE > 1 and kind == "cuda":
-        chosen = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
-    if kind == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device={chosen}: this machine has {torch.cuda.device_count()} CUDA device(s), from cuda:0")
+    if WORLD_SIZE > 1 and device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    kind, _, number = device.partition(":")
+    if int(number or 0) >= found[kind]:
+        raise UserError(f"device={device}: torch finds {found[kind] or 'no'} {kind} on this machine; use --device=auto")
     if kind == "cpu":
         torch.set_flush_denormal(True)  # numbers too small to matter are slow on many CPUs
         _keep_freed_memory()
     if dtype == "auto":
         dtype = "bfloat16" if _has_bfloat16(kind) else "float32"
     if WORLD_SIZE > 1:
-        _join(chosen)
-    return Distributed(chosen, getattr(torch, dtype), RANK, WORLD_SIZE)
+        if kind == "cuda":
+            torch.cuda.set_device(device)
+        _join("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+    return Distributed(torch.device(device), getattr(torch, dtype), RANK, WORLD_SIZE)
 
 
 def _has_bfloat16(kind: str) -> bool:
@@ -180,18 +172,12 @@ def _exchange(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
                         "torchrun do that: torchrun --max-restarts=3 ... --init_from=auto") from None
 
 
-def _join(device: torch.device) -> None:
-    """Meet the other ranks. Tensors on the CPU are exchanged by gloo, those on GPUs by nccl.
-
-    torchrun keeps its store when it restarts the ranks, with the addresses of the dead ones in it: so each attempt
-    uses a prefix of its own.
-    """
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    store, rank, world_size = next(rendezvous("env://"))
+def _join(backend: str) -> None:
+    """Meet the other ranks. torchrun keeps the addresses of dead ranks: each restart uses a prefix of its own."""
+    store, *_ = next(rendezvous("env://"))
     store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    _exchange(dist.init_process_group, "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store,
-              rank=rank, world_size=world_size, timeout=timedelta(hours=2))  # rank 0 may prepare a large corpus
+    _exchange(dist.init_process_group, backend, store=store, rank=RANK, world_size=WORLD_SIZE,
+              timeout=timedelta(hours=2))  # rank 0 may prepare a large corpus
     atexit.register(dist.destroy_process_group)
 
 

@@ -1,6 +1,7 @@
 """Text from a model, token by token: prefill the KV cache with the prompt, then decode."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,42 +12,38 @@ from data.prepare import Corpus
 from engine.distributed import Distributed
 from model import GPT, KVCache
 
-MIN_TEMPERATURE = 1e-30  # below it, sampling is greedy
 ALMOST_ONE = 1 - 2**-23  # times any float32 it is less than that: so no token of probability 0 is sampled
 
 
 @torch.inference_mode()
 def generate(model: GPT, prompt: list[int], dist: Distributed, *, num_samples: int = 1, max_new_tokens: int = 500,
-             temperature: float = 0.8, top_k: int = 0, top_p: float = 1.0, seed: int = 1337, eos: int | None = None,
-             use_cache: bool = True) -> Iterator[list[int]]:
+             temperature: float = 0.8, top_k: int = 0, top_p: float = 1.0, seed: int = 1337,
+             eos: int | None = None) -> Iterator[list[int]]:
     """Continue a prompt of at least one token; yields the next token of each sample, (num_samples,).
 
     Sample i depends on (seed, i), not on the number of samples. When the window of block_size tokens is full, it moves
     on by half, so that the cache is computed anew once in block_size / 2 tokens. A sample that has reached `eos` stays
-    there; when all have, generation ends. `use_cache=False` computes the same text from whole windows.
+    there; when all have, generation ends.
     """
     model.eval()
     block_size = model.config.block_size
     tokens = torch.tensor(prompt, device=dist.device).expand(num_samples, -1)  # (B, tokens so far)
-    start = max(0, tokens.shape[1] - block_size)  # of the window
     rngs = [np.random.default_rng((seed, i)) for i in range(num_samples)]
-    cache: KVCache | None = None
-    ended = torch.zeros(num_samples, dtype=torch.bool, device=dist.device)
+    ended = torch.zeros(num_samples, 1, dtype=torch.bool, device=dist.device)
+    make_cache = partial(KVCache, model.config, num_samples, dist.device, dist.dtype)
+    cache, new = make_cache(), tokens[:, -block_size:]  # `new` are the tokens that are not in the cache
     for _ in range(max_new_tokens):
-        if tokens.shape[1] - start > block_size:
-            start, cache = tokens.shape[1] - max(1, block_size // 2), None
-        if use_cache and cache is None:
-            cache = KVCache(model.config, num_samples, dist.device, dist.dtype)
-        context_len = start + (cache.length if cache is not None else 0)
+        if cache.length == block_size:
+            cache, new = make_cache(), tokens[:, -max(1, block_size // 2):]
         with dist.autocast():
-            logits = model.logits(model.hidden_states(tokens[:, context_len:], cache)[:, -1])  # (B, V)
+            logits = model.logits(model.hidden_states(new, cache)[:, -1])  # (B, V)
         u = torch.tensor([rng.random() for rng in rngs], dtype=torch.float32, device=dist.device)
-        new = sample_token(logits, u, temperature, top_k, top_p)
+        new = sample_token(logits, u, temperature, top_k, top_p)[:, None]
         if eos is not None:
             new = new.masked_fill(ended, eos)
             ended = ended | (new == eos)
-        tokens = torch.cat([tokens, new[:, None]], dim=1)
-        yield new.tolist()
+        tokens = torch.cat([tokens, new], dim=1)
+        yield new[:, 0].tolist()
         if ended.all():
             return
 
@@ -63,7 +60,7 @@ def sample_token(logits: Tensor, u: Tensor, temperature: float, top_k: int, top_
     if not logits.isfinite().all():
         raise UserError(DIVERGED)
     logits = logits - logits.amax(dim=-1, keepdim=True)  # so that a low temperature does not overflow
-    if temperature < MIN_TEMPERATURE:
+    if temperature < 1e-30:  # too small to divide by
         return logits.argmax(dim=-1)
     q, order = (logits / temperature).softmax(dim=-1), None
     if top_k or top_p < 1:

@@ -58,17 +58,17 @@ def make_optimizers(model: GPT, config: OptimConfig, dtype: torch.dtype = torch.
 
     Weight decay, as in GPT-2, is for matrices and embeddings; biases and norms have none.
     """
-    muon = [p for name, p in model.named_parameters()
-            if config.optimizer == "muon" and name.startswith("blocks.") and p.ndim == 2]
-    in_muon = {id(p) for p in muon}
-    rest = [p for p in model.parameters() if id(p) not in in_muon]
+    named = dict(model.named_parameters())
+    muon = {name: p for name, p in named.items()
+            if config.optimizer == "muon" and name.startswith("blocks.") and p.ndim == 2}
+    rest = [p for name, p in named.items() if name not in muon]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0}]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(
-        [group for group in groups if group["params"]], config.learning_rate, (config.beta1, config.beta2), fused=True)]
+    betas = (config.beta1, config.beta2)
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, config.learning_rate, betas, fused=True)]
     if muon:
-        optimizers.append(Muon(muon, config.muon_learning_rate, config.momentum, config.weight_decay, dtype))
+        optimizers.append(Muon(muon.values(), config.muon_learning_rate, config.momentum, config.weight_decay, dtype))
     return optimizers
 
 

@@ -1,21 +1,11 @@
-"""A run's directory, without torch: create it, open it, resume it.
+"""A run's directory, without torch: create it, open it, resume it. docs/reliability.md says what each file holds."""
 
-    config.toml            the value of every option; also a recipe
-    corpus.json            what the corpus was: sizes, hash, baselines
-    tokenizer.json         text to tokens and back
-    metrics.jsonl          a flat JSON object a line; losses in nats per token
-    samples.jsonl          what the model wrote on the way
-    history.jsonl          a line for each start: from which step, when, on what, and which options had changed
-    last.safetensors       the newest checkpoint (engine/checkpoint.py)
-    previous.safetensors   the checkpoint before it
-    best.safetensors       the weights with the lowest validation loss
-    curves.png             the picture of metrics.jsonl
-"""
-
+import itertools
 import json
+import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -28,14 +18,15 @@ from pydantic import ValidationError
 from config.cli import load_saved, to_toml
 from config.errors import RANK, UserError
 from config.files import TEMPORARY, locked, write_atomically
-from config.schema import Config
+from config.schema import Config, DataConfig, ModelConfig
 from data.prepare import Corpus, CorpusInfo, prepare_corpus
 from data.tokenizer import Tokenizer, load_tokenizer
 
 Record = dict[str, float]  # a line of metrics.jsonl
 
 FILES = ("config.toml", "corpus.json", "tokenizer.json")  # that make a directory a run; the first is written last
-MAY_CHANGE = {"dropout"}  # of the options of the model, on resume
+# What must stay on resume, and what changes only if it is named on the command line.
+MUST_STAY = {*DataConfig.model_fields, *ModelConfig.model_fields, "optimizer"} - {"dropout"}
 BY_NAME = {"seed": "the weights stay, batches and dropout change",
            "batch_size": "the rest of the text is divided into other batches",
            "dtype": "the arithmetic changes"}
@@ -43,7 +34,7 @@ BY_NAME = {"seed": "the weights stay, batches and dropout change",
 
 @dataclass(frozen=True)
 class Run:
-    """An opened run."""
+    """A run's directory, its options and its corpus."""
 
     path: Path
     config: Config
@@ -67,17 +58,17 @@ class Run:
     @cached_property
     def corpus(self) -> Corpus:
         """The prepared corpus of the run; UserError if its text has changed or cannot be found."""
-        config = self.config.data
+        name = self.config.data.corpus
         try:
-            corpus = prepare_corpus(config)
+            corpus = prepare_corpus(self.config.data)
         except UserError as error:
             raise UserError(f"{error}\n  {self.path} was trained on it; if the text has moved, set corpus in "
                             f"{self.path}/config.toml") from None
         if corpus.info.sha256 != self.info.sha256:
-            raise UserError(f"{self.path}: its corpus, {config.corpus}, has changed since (sha256 was "
+            raise UserError(f"{self.path}: its corpus, {name}, has changed since (sha256 was "
                             f"{self.info.sha256[:8]} and is now {corpus.info.sha256[:8]})")
-        if corpus.tokenizer.token_bytes != self.tokenizer.token_bytes:
-            raise UserError(f"{self.path}: its corpus, {config.corpus}, now has other tokens")
+        if corpus.tokenizer != self.tokenizer:
+            raise UserError(f"{self.path}: its corpus, {name}, now has other tokens")
         return corpus
 
     def read_metrics(self) -> list[Record]:
@@ -92,13 +83,12 @@ class Run:
 
 
 def parse_record(line: bytes) -> Record | None:
-    """A line of metrics.jsonl; None for anything else."""
+    """The numbers of a line of metrics.jsonl or samples.jsonl; None if it is damaged."""
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
+        record = {key: value for key, value in json.loads(line).items() if type(value) in (int, float)}
+    except (ValueError, AttributeError, RecursionError):
         return None
-    valid = isinstance(record, dict) and "step" in record and {type(v) for v in record.values()} <= {int, float}
-    return record if valid else None
+    return record if "step" in record else None
 
 
 def is_run(path: Path) -> bool:
@@ -107,10 +97,8 @@ def is_run(path: Path) -> bool:
 
 def open_run(path: Path) -> Run:
     """The run in a directory; UserError if there is none, or its files are not what train.py writes."""
-    missing = [name for name in FILES if not (path / name).is_file()]
-    if missing:
-        raise UserError(f"{path}: not a run of train.py: {', '.join(missing)} is missing" if path.is_dir() else
-                        f"{path}: not a run: there is no such directory")
+    if missing := [name for name in FILES if not (path / name).is_file()]:
+        raise UserError(f"{path}: not a run of train.py, which is a directory with {', '.join(missing)}")
     try:
         info = CorpusInfo.model_validate_json((path / "corpus.json").read_bytes())
     except ValidationError as error:
@@ -129,76 +117,83 @@ def lock_run(config: Config) -> Iterator[None]:
     unfinished = {*FILES[1:], *(temporary.name for temporary in path.glob(TEMPORARY))}  # a process died making it
     if path.is_file() or (path.is_dir() and not is_run(path) and {p.name for p in path.iterdir()} - unfinished):
         raise UserError(f"out_dir={path}: exists and is not a run; choose another --out_dir")
-    if inside := [folder for folder in real.parents if is_run(folder)]:
-        raise UserError(f"out_dir={path}: is inside another run, {inside[0]}; choose another --out_dir")
     if config.run.init_from == "resume" and not is_run(path):
         raise UserError(f"{path}: no run to resume; name the directory of one: python train.py out/RUN "
                         "--init_from=resume")
-    if config.run.explain_batch or RANK > 0:  # nothing is trained; or rank 0 holds the lock for all
-        yield
-        return
-    with locked(real.with_name(f".{real.name}.lock"), f"out_dir={path}: another process is training there; wait for "
-                "it, or choose another --out_dir"):
+    needs_no_lock = config.run.explain_batch or RANK > 0  # nothing is trained; or rank 0 holds the lock for all
+    with nullcontext() if needs_no_lock else locked(
+            real.with_name(f".{real.name}.lock"), f"out_dir={path}: another process is training there; wait for it, or "
+            "choose another --out_dir"):
         yield
 
 
 def create_or_resume(config: Config, named: set[str], corpus: Corpus) -> Run:
-    """A new run in out_dir, or the one that is there; `named` are the options named on the command line."""
+    """A new run in out_dir, or the one that is there; `named` are the options named on the command line.
+
+    UserError if that would continue with another model or text.
+    """
     path = Path(config.run.out_dir)
-    if config.run.init_from == "resume" or (config.run.init_from == "auto" and is_run(path)):
-        return resume_run(config, named, corpus)
-    return create_run(config, corpus)
-
-
-def create_run(config: Config, corpus: Corpus) -> Run:
-    """A new directory; a run that has its name already is renamed to NAME.1, NAME.2, ..."""
-    path, moved = Path(config.run.out_dir), None
-    real = path.resolve()  # so that a link stays a link
-    if is_run(path):
-        aside = next(p for n in range(1, 10**6) if not (p := real.with_name(f"{real.name}.{n}")).exists())
-        real.rename(aside)
-        moved = aside if path.is_absolute() else Path(os.path.relpath(aside))
-    write_atomically(real / "tokenizer.json", corpus.tokenizer.model_dump_json().encode())
-    write_atomically(real / "corpus.json", corpus.info.model_dump_json(indent=1).encode())
-    write_atomically(real / "config.toml", to_toml(config).encode())
-    return Run(path, config, corpus.info, moved)
-
-
-def resume_run(config: Config, named: set[str], corpus: Corpus) -> Run:
-    """The run in out_dir, to continue with `config`; UserError if that is another model or text."""
-    run = open_run(Path(config.run.out_dir))
-    was, now = _identity(run.config, run.info), _identity(config, corpus.info)
-    different = [f"{name} was {was[name]} and is now {now[name]}" for name in was if was[name] != now[name]]
-    if different:
-        raise UserError(f"{run.path}: cannot continue with another model or text: {'; '.join(different)}")
+    if config.run.init_from == "scratch" or not is_run(path):
+        return create_run(config, corpus)
+    run = open_run(path)
     before, after = run.config.options(), config.options()
     changes = {name: [before[name], after[name]] for name in before
                if before[name] != after[name] and name not in ("corpus", "out_dir", "init_from")}
-    unnamed = [f"{name} was {before[name]} and is now {after[name]}: {meaning}; if you want that, add --{name}="
-               f"{after[name]}" for name, meaning in BY_NAME.items() if name in changes and name not in named]
-    if unnamed:
-        raise UserError(f"{run.path}: {'; '.join(unnamed)}")
-    return Run(run.path, config, run.info, changes=changes, is_resumed=True)
+    problems = []
+    if corpus.info.sha256 != run.info.sha256:
+        problems.append(f"its text has changed (sha256 was {run.info.sha256[:8]} and is now {corpus.info.sha256[:8]})")
+    for name, (was, now) in changes.items():
+        if name in MUST_STAY:
+            problems.append(f"{name} was {was} and is now {now}: that would be another model or text")
+        elif name in BY_NAME and name not in named:
+            problems.append(f"{name} was {was} and is now {now}: {BY_NAME[name]}; if you want that, add --{name}={now}")
+    if problems:
+        raise UserError(f"{path}: {'; '.join(problems)}")
+    return Run(path, config, run.info, changes=changes, is_resumed=True)
 
 
-def note_start(run: Run, step: int, device: str) -> None:
-    """Save the config of a resumed run, append a line to the history, and remove what killed processes left."""
-    for temporary in run.path.glob(TEMPORARY):
+def create_run(config: Config, corpus: Corpus) -> Run:
+    """A new run; one that has its name already is renamed to NAME.1, NAME.2, ..."""
+    path, moved = Path(config.run.out_dir), None
+    if is_run(path):
+        moved = next(aside for n in itertools.count(1) if not (aside := path.with_name(f"{path.name}.{n}")).exists())
+        path.rename(moved)
+    write_atomically(path / "tokenizer.json", corpus.tokenizer.model_dump_json().encode())
+    write_atomically(path / "corpus.json", corpus.info.model_dump_json(indent=1).encode())
+    return Run(path, config, corpus.info, moved)
+
+
+def start_run(run: Run, step: int, device: str) -> None:
+    """Save the config of a run that starts at `step`, cut off lines of later steps, and note the start."""
+    for temporary in run.path.glob(TEMPORARY):  # of killed processes
         temporary.unlink()
-    if run.is_resumed:
-        write_atomically(run.path / "config.toml", to_toml(run.config).encode())
-    start = {"step": step, "time": datetime.now(UTC).isoformat(timespec="seconds"), "device": device,
-             "torch": version("torch")}
-    append_line(run.path / "history.jsonl", start | ({"changes": run.changes} if run.changes else {}))
+    write_atomically(run.path / "config.toml", to_toml(run.config).encode())
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        _truncate(run.path / name, step)
+    append_line(run.path / "history.jsonl", {
+        "step": step, "time": datetime.now(UTC).isoformat(timespec="seconds"), "device": device,
+        "torch": version("torch")} | ({"changes": run.changes} if run.changes else {}))
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    """Append a line to a .jsonl file. OSError if the disk has no room for it: then the file is as it was."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("ab") as file:
+            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+    except OSError:
+        os.truncate(path, size)
+        raise
 
 
-def _identity(config: Config, info: CorpusInfo) -> dict[str, Any]:
-    """What must stay the same in a resumed run."""
-    return {"text (sha256)": info.sha256[:8], "tokenizer": info.tokenizer, "vocab_size": info.vocab_size,
-            **config.data.model_dump(exclude={"corpus", "tokenizer", "vocab_size"}),
-            **config.model.model_dump(exclude=MAY_CHANGE), "optimizer": config.optim.optimizer}
+def _truncate(path: Path, step: int) -> None:
+    """Cut a .jsonl file after its last line of `step` or before, without the outcome of a finished run.
+
+    Step 0 is measured anew. Damaged lines in between stay: nobody reads them.
+    """
+    if path.exists():
+        lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line end is torn
+        records = [parse_record(line) or {"step": math.inf} for line in lines]
+        kept = [number for number, record in enumerate(records, start=1)
+                if 0 < step >= record["step"] and "best_step" not in record]
+        os.truncate(path, sum(len(line) + 1 for line in lines[:max(kept, default=0)]))

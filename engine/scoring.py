@@ -1,7 +1,7 @@
 """What a model predicted for each target: its surprisal, its rank, and the model's confidence."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +25,7 @@ class Predictions(NamedTuple):
     context_len: Tensor  # (n,) tokens that the model had before the target, 1 ... T
 
 
-@dataclass(frozen=True)
-class Scores:
+class Scores(NamedTuple):
     """Of each target, in the order of the text, (N,); NLL in nats."""
 
     nll: np.ndarray  # float64
@@ -48,27 +47,21 @@ def predict(model: GPT, batches: Iterable[Batch], dist: Distributed) -> Iterator
     model.eval()
     size = max(MIN_CHUNK, CHUNK_LOGITS // model.vocab_size)
     left: list[Tensor] = []  # hidden states, targets and context lengths that are not yet in a chunk
-    for batch in batches:
-        inputs, targets = dist.to_device(batch.inputs, batch.targets)
-        with dist.autocast():
-            hidden = model.hidden_states(inputs)  # (B, T, C)
-        unmasked = targets != IGNORE_INDEX
-        context_len = torch.arange(1, targets.shape[1] + 1, device=dist.device).expand_as(targets)
-        parts = [part[unmasked] for part in (hidden, targets, context_len)]
-        left = [torch.cat(pair) for pair in zip(left, parts, strict=True)] if left else parts
-        while len(left[1]) >= size:
-            yield _predictions(model, dist, *(part[:size] for part in left))
-            left = [part[size:] for part in left]
-    if left and len(left[1]):
-        yield _predictions(model, dist, *left)
-
-
-def _predictions(model: GPT, dist: Distributed, hidden: Tensor, targets: Tensor, context_len: Tensor) -> Predictions:
-    with dist.autocast():
-        logits = model.logits(hidden)
-    if not logits.isfinite().all():
-        raise UserError(DIVERGED)
-    return Predictions(logits, targets, context_len)
+    for batch in itertools.chain(batches, [None]):
+        if batch is not None:
+            inputs, targets = dist.to_device(batch.inputs, batch.targets)
+            with dist.autocast():
+                hidden = model.hidden_states(inputs)  # (B, T, C)
+            context_len = torch.arange(1, targets.shape[1] + 1, device=dist.device).expand_as(targets)
+            parts = [part[targets != IGNORE_INDEX] for part in (hidden, targets, context_len)]
+            left = [torch.cat(pair) for pair in zip(left, parts, strict=True)] if left else parts
+        while left and len(left[1]) >= (size if batch is not None else 1):
+            (hidden, targets, context_len), left = [part[:size] for part in left], [part[size:] for part in left]
+            with dist.autocast():
+                logits = model.logits(hidden)
+            if not logits.isfinite().all():
+                raise UserError(DIVERGED)
+            yield Predictions(logits, targets, context_len)
 
 
 def score(predictions: Iterable[Predictions], temperatures: Sequence[float]) -> Scores:
@@ -92,7 +85,6 @@ def _score(predictions: Predictions, temperatures: Sequence[float]) -> Scores:
     return Scores(*(column.cpu().numpy() for column in columns))
 
 
-def _join(parts: Sequence[Scores]) -> Scores:
-    columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Scores)}
-    tempered = np.sum(columns.pop("tempered"), axis=0)
-    return Scores(**{name: np.concatenate(column) for name, column in columns.items()}, tempered=tempered)
+def _join(parts: Iterable[Scores]) -> Scores:
+    *columns, tempered = zip(*parts, strict=True)
+    return Scores._make([*map(np.concatenate, columns), np.sum(tempered, axis=0)])

@@ -10,8 +10,7 @@ class StopSignal:
     """Knows whether one of the signals came, to any rank. A second one stops at once."""
 
     def __init__(self, dist: Distributed) -> None:
-        self.dist = dist
-        self.received = 0
+        self.dist, self.received = dist, 0
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._receive)
 
@@ -22,11 +21,3 @@ class StopSignal:
     def requested(self) -> bool:
         self.received = self.dist.max(self.received)  # ranks get signals at different steps, and must stop together
         return self.received > 0
-
-    @property
-    def name(self) -> str:
-        return signal.Signals(self.received).name
-
-    @property
-    def exit_code(self) -> int:
-        return 128 + self.received

@@ -12,6 +12,7 @@ SMOOTHING = 0.95  # of the running mean and variance of the training loss
 SPIKE_STEPS = 20  # steps before a spike can be told
 SPIKE_SIGMAS = 6  # a spike is so many standard deviations above the mean,
 SPIKE_RISE = 0.1  # and so many nats
+TROUBLES = {"skipped_steps", "nonfinite_steps", "nonfinite_in_a_row", "loss_spikes"}
 OVERFITTING_RISE = 0.01  # nats above the best validation loss that are more than noise
 
 
@@ -50,15 +51,13 @@ class TrainState(BaseModel):
     tokens: int = 0  # targets in them
     seconds: float = 0.0
     best_nll: float | None = None  # lowest validation loss, nats per token
-    best_step: int = 0
     best_train_nll: float | None = None  # the training loss then
     overfitting: int = 0  # evaluations in a row that show it
     skipped_steps: int = 0  # steps without a target
     nonfinite_steps: int = 0  # steps without a finite loss and gradient; they changed nothing
     nonfinite_in_a_row: int = 0
     loss_spikes: int = 0  # steps whose loss was far above those before
-    counted: int = 0  # steps in `mean` and `variance`, which are of the training loss
-    mean: float = 0.0
+    mean: float = 0.0  # running mean of the training loss
     variance: float = 0.0
 
     def count_step(self, result: StepResult) -> float | None:
@@ -70,13 +69,12 @@ class TrainState(BaseModel):
         self.nonfinite_in_a_row = 0 if result.is_finite else self.nonfinite_in_a_row + 1
         if not result.is_applied:
             return None
-        excess = result.nll - self.mean
-        is_spike = self.counted >= SPIKE_STEPS and excess > max(SPIKE_RISE, SPIKE_SIGMAS * self.variance**0.5)
+        applied, excess = self.step - self.skipped_steps - self.nonfinite_steps, result.nll - self.mean
+        is_spike = applied > SPIKE_STEPS and excess > max(SPIKE_RISE, SPIKE_SIGMAS * self.variance**0.5)
         self.loss_spikes += is_spike
-        share = max(1 - SMOOTHING, 1 / (self.counted + 1))  # a plain mean of the first steps
+        share = max(1 - SMOOTHING, 1 / applied)  # a plain mean of the first steps
         self.mean += share * excess
         self.variance = (1 - share) * (self.variance + share * excess**2)
-        self.counted += 1
         return excess if is_spike else None
 
     def count_evaluation(self, record: dict[str, float]) -> bool:
@@ -86,7 +84,7 @@ class TrainState(BaseModel):
         """
         val_nll, train_nll = record["val_nll"], record.get("train_nll")
         if math.isfinite(val_nll) and (self.best_nll is None or val_nll < self.best_nll):
-            self.best_nll, self.best_step, self.best_train_nll, self.overfitting = val_nll, self.step, train_nll, 0
+            self.best_nll, self.best_train_nll, self.overfitting = val_nll, train_nll, 0
             return True
         fell = train_nll is not None and self.best_train_nll is not None and train_nll < self.best_train_nll
         rose = self.best_nll is not None and val_nll > self.best_nll + OVERFITTING_RISE
@@ -100,7 +98,5 @@ class TrainState(BaseModel):
 
     def record(self) -> dict[str, float]:
         """The first numbers of a line of metrics; counts of trouble only if there was any."""
-        trouble = {name: getattr(self, name) for name in ("skipped_steps", "nonfinite_steps", "nonfinite_in_a_row",
-                                                          "loss_spikes")}
         return {"step": self.step, "tokens": self.tokens, "seconds": self.seconds,
-                **{name: number for name, number in trouble.items() if number}}
+                **self.model_dump(include=TROUBLES, exclude_defaults=True)}

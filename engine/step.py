@@ -69,14 +69,15 @@ def teacher_logits(teacher: GPT | None, inputs: Tensor) -> Tensor | None:
     return None if teacher is None else teacher(inputs)
 
 
-def compile_model(model: GPT, batch: Batch, objective: Objective, dist: Distributed, say: Callable[[str], None]
+def compile_model(model: GPT, batch: list[Batch], objective: Objective, dist: Distributed, say: Callable[[str], None]
                   ) -> torch.nn.Module:
     """The model for training, compiled by torch.compile; where that fails, a warning says why, and it is the model."""
-    inputs, targets = dist.to_device(batch.inputs, batch.targets)
     try:
         compiled: torch.nn.Module = torch.compile(model)  # type: ignore[assignment]
-        with dist.autocast():
-            compiled(inputs, targets, objective).objective.backward()
+        for micro in batch[:1]:  # a rank may have none
+            inputs, targets = dist.to_device(micro.inputs, micro.targets)
+            with dist.autocast():
+                compiled(inputs, targets, objective).objective.backward()
         return compiled
     except Exception as error:  # no C++ compiler, an old GPU, ...: many kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

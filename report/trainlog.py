@@ -1,29 +1,46 @@
-"""What a training says while it runs: the table on the terminal, lines of metrics and samples."""
+"""What a training writes and says while it runs, and at its end."""
 
+import math
+import signal
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
+from config.errors import UserError
+from config.schema import LossConfig
+from data.batches import EvalText
 from data.prepare import Corpus
+from engine.checkpoint import Optimizers, load_checkpoint, save_checkpoint
 from engine.distributed import Distributed
-from engine.run import Record, Run, note_start
-from engine.runlog import RunLog, training_record
+from engine.generate import generate_texts
+from engine.run import Record, Run, append_line, start_run
+from engine.signals import StopSignal
 from engine.state import StepResult, TrainState
-from report import words
+from engine.step import evaluate, validate
+from loss import mean_loss, sum_losses
+from model import GPT
+from report import figures, words
+from surprisal import smoothed_entropy
 
 
-class TrainLog(RunLog):
-    """Writes a run's files, and says the most important part on the terminal."""
+class TrainLog:
+    """Writes a run's files, and says the most important part on the terminal.
+
+    If the disk is full, a warning says so, and training continues without the line, or with the checkpoint before.
+    """
 
     def __init__(self, run: Run, dist: Distributed, corpus: Corpus, state: TrainState) -> None:
+        self.run, self.dist, self.state, self.info = run, dist, state, corpus.info
         self.bar = tqdm(total=run.config.optim.max_iters, initial=state.step, disable=dist.rank > 0 or None,
                         unit="step", leave=False, dynamic_ncols=True)
-        super().__init__(run, dist, state.step, self.bar.write)
-        dist.on_rank0(note_start, run, state.step, str(dist))
-        self.state, self.info = state, corpus.info
-        self.logged_step = state.step or -1  # of a resumed run: its metrics.jsonl has that step
+        self.say = self.bar.write
         self.started = time.perf_counter() - state.seconds
         self.results: list[StepResult] = []  # since the last line of metrics
+        self.passed = self.count_passed(state.best_nll)  # baselines
+        self.failing: set[str] = set()  # files that could not be written the last time
+        dist.on_rank0(start_run, run, state.step, str(dist))
 
     def add(self, result: StepResult) -> None:
         """Count a step, and say what went wrong in it."""
@@ -31,44 +48,106 @@ class TrainLog(RunLog):
         self.results.append(result)
         self.bar.update()
         self.bar.set_postfix_str(f"train nll {self.state.mean:.3f}", refresh=False)
-        if not result.num_targets and self.state.skipped_steps == 1:
-            self.say(words.SKIPPED)
-        if not result.is_finite:
-            self._tell(words.nonfinite(self.state, result))
-        if rise is not None:
-            self._tell(words.spike(self.state, result, rise))
-
-    def is_new(self) -> bool:
-        return self.state.step > self.logged_step
+        if trouble := words.trouble(self.state, result, rise):
+            self.say(trouble)
 
     def make_record(self) -> Record:
         """A line of metrics of the steps since the last one."""
         self.state.seconds = time.perf_counter() - self.started
-        if not self.results:
-            return self.state.record()
         return self.state.record() | training_record(self.results, self.run.config.loss, self.info.vocab_size)
 
-    def write(self, record: Record) -> None:
-        """Append a line to metrics.jsonl, and show it if there was an evaluation, or there is no progress bar."""
-        super().write(record)
+    def write(self, record: Record) -> bool:
+        """Append a line to metrics.jsonl, and show it if there was an evaluation, or there is no progress bar.
+
+        Returns whether an evaluation passed a baseline that none passed before, or is the first.
+        """
+        finite = {key: value for key, value in record.items() if math.isfinite(value)}  # JSON has no NaN
+        self.attempt("metrics.jsonl", append_line, finite)
         self.results.clear()
         if "val_nll" in record or (self.bar.disable and "tokens" in record):
             self.say(words.progress(record, self.info.baselines))
+        before, self.passed = self.passed, max(self.passed, self.count_passed(record.get("val_nll")))
+        return self.passed > before
 
-    def write_sample(self, step: int, text: str) -> None:
+    def count_passed(self, nll: float | None) -> int:
+        """How many baselines a loss passes; -1 without a loss."""
+        return -1 if nll is None else len(words.passed_and_ahead(nll, self.info.baselines)[0])
+
+    def write_sample(self, text: str) -> None:
         """Append a line to samples.jsonl, and show it."""
-        super().write_sample(step, text)
+        self.attempt("samples.jsonl", append_line, {"step": self.state.step, "text": text})
         self.say(words.sample_line(text))
 
-    def passes_a_baseline(self, record: Record) -> bool:
-        """Whether an evaluation passes a baseline that none passed before, or is the first."""
-        before, now = (len(words.passed_and_ahead(nll, self.info.baselines)[0]) if nll is not None else -1
-                       for nll in (self.state.best_nll, record["val_nll"]))
-        return now > before
+    def save(self, name: str, model: GPT, optimizers: Optimizers | None = None) -> None:
+        """Replace a checkpoint."""
+        self.attempt(f"{name}.safetensors", save_checkpoint, model, self.state, optimizers)
 
-    def close(self) -> None:
-        self.bar.close()
+    def attempt(self, name: str, write: Callable[..., None], *arguments: Any) -> None:
+        """Rank 0 calls write(path, *arguments); if there is no room, a warning says so, and training continues."""
+        path = self.run.path / name
+        try:
+            self.dist.on_rank0(write, path, *arguments)
+            self.failing.discard(name)
+        except OSError as error:
+            if name not in self.failing:
+                self.say(f"warning: {path} could not be written ({error.strerror or error})")
+            self.failing.add(name)
 
-    def _tell(self, line: str) -> None:
-        if line:
-            self.say(line)
+
+def training_record(results: Sequence[StepResult], config: LossConfig, vocab_size: int) -> Record:
+    """Means over some steps, without those that changed nothing, in nats per token; gradient norm and lr of the last.
+
+    The objective comes with its parts, if it is more than the NLL. With label smoothing also with H(p), the entropy of
+    the smoothed target p, and KL(p || q) above it; with a teacher also with KL(teacher || model).
+    """
+    if not results:
+        return {}
+    applied = [result for result in results if result.is_applied]
+    loss = mean_loss(sum_losses(result.sums for result in applied))
+    record = {"lr": results[-1].lr,
+              "tokens_per_second": loss.num_targets / max(1e-9, sum(result.seconds for result in results))}
+    if not applied:
+        return record
+    record |= {"grad_norm": applied[-1].grad_norm, "train_nll": loss.nll, "objective": loss.objective}
+    parts = {"smoothing": config.label_smoothing, "z_loss": config.z_loss, "distillation": config.teacher}
+    record |= {part: getattr(loss, part) for part, is_used in parts.items() if is_used}
+    if config.label_smoothing:
+        record["smoothed_entropy"] = smoothed_entropy(vocab_size, config.label_smoothing)
+        record["smoothed_kl"] = loss.nll + loss.smoothing - record["smoothed_entropy"]
+    if config.teacher and config.alpha:
+        kl = loss.distillation / config.alpha + loss.nll + loss.smoothing
+        record["teacher_kl"] = kl / config.temperature**2
+    return record
+
+
+def show_stop(stop: StopSignal, log: TrainLog) -> int:
+    """Say how to resume a run that a signal has stopped; returns the exit code."""
+    saved = "last.safetensors" not in log.failing
+    name = signal.Signals(stop.received).name
+    print("\n" + words.stopped(log.run, name, log.state, log.dist, saved), flush=True)
+    return 128 + stop.received
+
+
+def show_outcome(model: GPT, corpus: Corpus, log: TrainLog) -> int:
+    """Measure the best model on all validation text, draw the curves, say what came of it; returns the exit code."""
+    run, dist, cfg = log.run, log.dist, log.run.config
+    if "last.safetensors" in log.failing:
+        raise UserError(f"{run.path}: the last checkpoint could not be written; make room, and resume with "
+                        "--init_from=resume")
+    if log.state.best_nll is not None:
+        best = load_checkpoint(run.path / "best.safetensors", model)
+        eos = corpus.tokenizer.eos if cfg.data.padded else None
+        exact = validate(model, EvalText(corpus.val, cfg.model.block_size, eos), corpus, dist)
+        # The loss of the same weights on training text: the loss that training logged is of other weights.
+        train_text = EvalText(corpus.train, cfg.model.block_size, eos,
+                              max_tokens=cfg.run.eval_tokens or len(corpus.val.tokens))
+        log.write({"step": log.state.step, "best_step": best.step,
+                   "best_train_nll": evaluate(model, train_text, dist).nll,
+                   **{f"best_{name}": value for name, value in exact.items()}})
+    log.attempt("curves.png", lambda path: figures.draw_png([run], path))
+    print("\n" + words.verdict(run.read_metrics(), corpus.info, cfg), flush=True)
+    if log.state.nonfinite_in_a_row:
+        return 1
+    texts = generate_texts(model, corpus, dist, num_samples=1 if corpus.tokenizer.eos is None else 5)
+    print("\n" + words.samples(corpus.info.prompt, texts), words.next_commands(run.path), sep="\n\n")
+    return 0

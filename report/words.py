@@ -9,19 +9,16 @@ from config.schema import Config
 from data.baselines import ENTROPY_RATE, Baseline
 from data.batches import EvalText, TrainBatches
 from data.prepare import CorpusInfo
-from engine.diagnosis import Diagnosis
 from engine.distributed import Distributed
 from engine.run import Record, Run
 from engine.state import StepResult, TrainState
 from model import GPT
 from surprisal import nats_to_bits, perplexity, uniform_nll
 
-NEAR = 0.01  # nats that an untrained model's loss may be from what is expected, at least
-LARGE = 0.5  # nats; logits that cost more by themselves start too large
 EQUAL = 1e-4  # nats that are rounding
 RISE = 0.01  # nats that the validation loss must rise to be called overfitting
-SKIPPED = "no token of this step's batch is a target: the step is skipped, and counts in skipped_steps"
-TOLD = 10  # troubles of a kind that are told one by one
+SKIPPED = "no token of its batch is a target: the step is skipped, and counts in skipped_steps"
+TOLD = 10  # troubles of a kind that are told one by one; after that every hundredth
 
 CELLS = [("step", "step", 7, ".0f"), ("train nll", "train_nll", 11, ".4f"), ("val nll", "val_nll", 9, ".4f"),
          ("perplexity", "val_perplexity", 12, ".4g"), ("bits/byte", "val_bits_per_byte", 11, ".3f"),
@@ -33,8 +30,6 @@ TROUBLES = {"skipped_steps": "Steps that had no target, and were skipped",
             "nonfinite_steps": "Steps that changed nothing, because their loss or gradient was not finite",
             "loss_spikes": "Spikes of the training loss (a lower --learning_rate, a smaller --grad_clip or more "
                            "--warmup_iters may help)"}
-SHIFTED = {0: "each target is its own input", 2: "each target is two tokens after its input",
-           -1: "each target is the token before its input"}
 
 
 def describe_options(config: Config) -> str:
@@ -46,49 +41,6 @@ def describe_options(config: Config) -> str:
 
 def shown(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value) or '""'
-
-
-def step_zero(first: Diagnosis, vocab_size: int) -> str:
-    """Is the first loss right for a model that knows nothing? If not, what is wrong.
-
-    Such a model has a loss of log|V| plus what its random logits cost: KL(uniform || softmax(logits)), which is half
-    their variance if they are Gaussian.
-    """
-    if not first.target_share:
-        return "step 0: WRONG: no targets: every target of the first batches is masked"
-    uniform, expected = uniform_nll(vocab_size), first.logit_variance / 2
-    says = f"step 0: loss {first.nll:.4f} nats; expected log|V| = log {vocab_size:,} = {uniform:.4f}"
-    if expected >= EQUAL:
-        says += f", plus half the variance of the logits, {expected:.4f}"
-    if faults := [*_label_faults(first), *_loss_faults(first, vocab_size)]:
-        return "\n  WRONG: ".join([says, *faults])
-    return f"{says}: as it should be, the model knows nothing yet"
-
-
-def _label_faults(first: Diagnosis) -> Iterator[str]:
-    shift = max(first.agreement, key=first.agreement.__getitem__)  # of equals the first, which is the right one
-    if shift != 1 and first.agreement[shift] > 0.9:
-        yield f"the labels are off by one: {SHIFTED[shift]}"
-    elif first.agreement[1] < 0.5:
-        yield f"only {first.agreement[1]:.0%} of the targets are the input that comes next; are they shuffled?"
-
-
-def _loss_faults(first: Diagnosis, vocab_size: int) -> Iterator[str]:
-    excess, near = first.nll - uniform_nll(first.rows), NEAR + first.logit_variance**0.5 / 3
-    if first.rows != vocab_size:
-        yield (f"the vocabulary is padded: lm_head has {first.rows:,} rows for {vocab_size:,} tokens, which adds "
-               f"log({first.rows:,} / {vocab_size:,}) = {uniform_nll(first.rows) - uniform_nll(vocab_size):.3f} nats")
-    if not math.isfinite(first.nll):
-        yield "the loss is not finite"
-    elif excess < -near:
-        yield (f"the loss is {-excess:.2f} below log|V|, too low for a model that knows nothing: its weights are "
-               "trained already, or it sees its targets")
-    elif first.logit_cost > LARGE:
-        yield (f"the weights start too large: logits with a standard deviation of {first.logit_variance**0.5:.2f} are "
-               f"confident without reason, which costs {excess:.2f} nats")
-    elif excess > first.logit_cost + near:
-        yield (f"the loss is {excess:.2f} above log|V|, and the spread of the logits does not explain it: they favour "
-               "tokens that do not come; do the targets have another vocabulary?")
 
 
 def progress(record: Record, baselines: Sequence[Baseline]) -> str:
@@ -127,18 +79,21 @@ def sample_line(text: str) -> str:
     return f"{'':7}   writes: {line[:90]}"
 
 
-def nonfinite(state: TrainState, result: StepResult) -> str:
-    """A step without a finite loss and gradient; "" if enough of them were told."""
-    return "" if state.nonfinite_steps > TOLD else (
-        f"step {state.step:,}: the loss is {result.nll:.4g} and the norm of the gradient {result.grad_norm:.4g}: "
-        "the step changes nothing, and counts in nonfinite_steps")
-
-
-def spike(state: TrainState, result: StepResult, rise: float) -> str:
-    """A step whose loss is far above those before; "" if enough of them were told."""
-    return "" if state.loss_spikes > TOLD else (
-        f"step {state.step:,}: a spike: the training loss is {result.nll:.4f}, {rise:.2f} nats above the mean of the "
-        "steps before")
+def trouble(state: TrainState, result: StepResult, rise: float | None) -> str:
+    """What went wrong in a step; "" if nothing did, or if enough of the kind was told. `rise` is that of a spike."""
+    if not result.num_targets:
+        count, says = state.skipped_steps, f"step {state.step:,}: {SKIPPED}"
+    elif not result.is_finite:
+        count, says = state.nonfinite_steps, (
+            f"step {state.step:,}: the loss is {result.nll:.4g} and the norm of the gradient {result.grad_norm:.4g}: "
+            "the step changes nothing, and counts in nonfinite_steps")
+    elif rise is not None:
+        count, says = state.loss_spikes, (
+            f"step {state.step:,}: a spike: the training loss is {result.nll:.4f}, {rise:.2f} nats above the mean of "
+            "the steps before")
+    else:
+        return ""
+    return says if count <= TOLD or count % 100 == 0 else ""
 
 
 def verdict(records: Sequence[Record], info: CorpusInfo, config: Config) -> str:

@@ -32,7 +32,7 @@ def train(compiled: bool, *argv: str) -> tuple[list[float], list[str]]:
     optimizers = make_optimizers(model, config.optim)
     train_model: torch.nn.Module = model
     if compiled:
-        train_model = compile_model(model, get_batch(0)[0], make_objective(config), CPU, said.append)
+        train_model = compile_model(model, get_batch(0), make_objective(config), CPU, said.append)
         assert all(p.grad is None for p in model.parameters())
     return [train_step(train_model, optimizers, get_batch(step), config, CPU, step).nll for step in range(5)], said
 

@@ -127,7 +127,7 @@ def test_help_has_every_option() -> None:
 
 def without_samples_and_pictures(patch: pytest.MonkeyPatch) -> None:
     """No option changes how they are made, and they take time."""
-    for place in ("train", "report.outcome"):
+    for place in ("train", "report.trainlog"):
         patch.setattr(f"{place}.generate_texts", lambda *_, num_samples=1, **__: [""] * num_samples)
     patch.setattr("report.figures.draw_png", lambda runs, path: path.touch())
 

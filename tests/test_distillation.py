@@ -67,9 +67,9 @@ def test_the_parts_of_the_objective_are_logged(data_dir: Path) -> None:
 def test_teachers_that_are_refused(data_dir: Path) -> None:
     train("--out_dir=out/teacher", "--max_iters=2")
     (data_dir / "other.txt").write_text("Another alphabet. " * 100, encoding="utf-8")
-    for argument, says in (("--corpus=other.txt", "teacher=out/teacher: has another vocabulary (|V| = 20, "),
+    for argument, says in (("--corpus=other.txt", "teacher=out/teacher: has other tokens than this corpus"),
                            ("--block_size=9", "its block_size is 8, less than 9"),
-                           ("--documents=lines", "eos for None) than this corpus (|V| = 20, eos for '\\n')"),
+                           ("--documents=lines", "with the same tokenizer and documents"),
                            ("--out_dir=out/../out/teacher", "a run cannot be its own teacher"),
                            ("--teacher=nobody", "nobody: not a run")):
         done = call("train.py", "--corpus=text.txt", *TINY, "--teacher=out/teacher", "--out_dir=out/student", argument,

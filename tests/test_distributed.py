@@ -18,6 +18,7 @@ from typing import TypeVar
 import numpy as np
 import pytest
 import torch
+from torch.distributed import ReduceOp
 
 import config.errors
 from bench.normalisation import compare, masked
@@ -69,11 +70,9 @@ class Thread(Distributed):
 
     meeting: Meeting = field(default_factory=lambda: Meeting(1))
 
-    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.copy_(self.meeting.gather(self.rank, tensor).sum(dim=0))
-
-    def max(self, number: int) -> int:
-        return int(self.meeting.gather(self.rank, torch.tensor(number)).max())
+    def all_reduce(self, tensor: torch.Tensor, op: ReduceOp.RedOpType = ReduceOp.SUM) -> torch.Tensor:
+        gathered = self.meeting.gather(self.rank, tensor)
+        return tensor.copy_(gathered.sum(dim=0) if op == ReduceOp.SUM else gathered.amax(dim=0))
 
 
 def in_ranks(size: int, function: Callable[[Distributed], T]) -> list[T]:
@@ -180,11 +179,11 @@ def test_ranks_stop_together() -> None:
         told = type("Told", (Distributed,), {"max": lambda self, number: signal.SIGTERM})(CPU.device, CPU.dtype, 0, 2)
         stop, alone = StopSignal(told), StopSignal(CPU)
         assert stop.requested()
-        assert (stop.name, stop.exit_code) == ("SIGTERM", 143)
+        assert stop.received == signal.SIGTERM
         assert not alone.requested()
         os.kill(os.getpid(), signal.SIGINT)
         assert alone.requested()
-        assert (alone.name, alone.exit_code) == ("SIGINT", 130)
+        assert alone.received == signal.SIGINT
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -41,7 +41,7 @@ def runs(tmp_path_factory):
         patch.chdir(directory)
         patch.setattr("data.prepare.LENGTH", 3000)  # of the markov corpus
         patch.setattr("report.figures.draw_png", lambda runs, path: path.touch())
-        for module in ("train", "report.outcome"):
+        for module in ("train", "report.trainlog"):
             patch.setattr(f"{module}.generate_texts", lambda *_, **__: [""])
         Path("text.txt").write_text(make_text(), encoding="utf-8")
         Path("paragraphs.txt").write_text(make_text().replace("\n", "\n\n"), encoding="utf-8")

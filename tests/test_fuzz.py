@@ -194,7 +194,7 @@ OPTIONS = st.lists(st.sampled_from(sorted(CHOICES)), max_size=4, unique=True).fl
 def test_whole_trainings(monkeypatch) -> None:
     """One after another in one directory: later ones find, rename or resume the runs of earlier ones."""
     codes: list[int] = []
-    monkeypatch.setattr("report.outcome.generate_texts", partial(generate_texts, max_new_tokens=9))
+    monkeypatch.setattr("report.trainlog.generate_texts", partial(generate_texts, max_new_tokens=9))
 
     def trainings(text, options) -> None:
         Path("fuzz.txt").write_bytes(f"{text}\nCAT:\nThe mat.\n\n".encode() * 4 if len(text) > 1 else text.encode())

@@ -18,9 +18,9 @@ from data.prepare import prepare_corpus
 from engine.checkpoint import save_checkpoint
 from engine.distributed import setup_distributed
 from engine.run import create_run
-from engine.runlog import RunLog
 from engine.state import TrainState
 from model import GPT
+from report.trainlog import TrainLog
 from tests.conftest import TINY, read_metrics
 
 PAGE = resource.getpagesize()
@@ -34,9 +34,10 @@ def processor_seconds() -> float:
 def test_metrics_are_appended_not_rewritten(data_dir) -> None:
     """Resuming truncates the file after the step of the checkpoint."""
     config, _ = load_config(["--corpus=text.txt", "--out_dir=out/run", *TINY])
-    run, dist = create_run(config, prepare_corpus(config.data)), setup_distributed("cpu", "float32")
+    corpus, dist = prepare_corpus(config.data), setup_distributed("cpu", "float32")
+    run = create_run(config, corpus)
     metrics = run.path / "metrics.jsonl"
-    log = RunLog(run, dist, 0, print)
+    log = TrainLog(run, dist, corpus, TrainState())
     log.write({"step": 0})
     file, before = metrics.stat().st_ino, b""
     for step in range(1, 200):
@@ -47,7 +48,7 @@ def test_metrics_are_appended_not_rewritten(data_dir) -> None:
         before = content
     with metrics.open("ab") as torn:
         torn.write(b'{"step": 200, "trai')
-    log = RunLog(run, dist, 150, print)
+    log = TrainLog(run, dist, corpus, TrainState(step=150))
     log.write({"step": 151})
     assert metrics.stat().st_ino == file
     assert [record["step"] for record in read_metrics(run.path)] == list(range(152))

@@ -15,13 +15,13 @@ from config.errors import UserError
 from data.batches import EvalText, TrainBatches
 from data.documents import Split
 from engine.checkpoint import for_prediction
-from engine.diagnosis import diagnose
 from engine.distributed import Distributed, setup_distributed
 from engine.generate import generate, generate_texts
 from engine.optim import make_optimizers
 from engine.scoring import predict, score
 from engine.step import evaluate
 from model import GPT
+from report.step_zero import check_step_zero
 from tests.conftest import TINY, call, read_metrics
 from train import train_step
 
@@ -62,7 +62,7 @@ def train_a_step(dist: Distributed, *argv: str) -> GPT:
 
 TOKENS = np.random.default_rng(0).integers(V, size=300)
 USES: dict[str, Callable[[GPT, Distributed], object]] = {
-    "diagnosis": lambda model, dist: diagnose(model, TrainBatches(Split(TOKENS), 8, 4, seed=0), dist),
+    "step zero": lambda model, dist: check_step_zero(model, TrainBatches(Split(TOKENS), 8, 4, seed=0), dist),
     "evaluation": lambda model, dist: evaluate(model, EvalText(Split(TOKENS), 8), dist),
     "scoring": lambda model, dist: score(predict(model, EvalText(Split(TOKENS), 8).batches(), dist), [0.5, 1.0]),
     "sampling": lambda model, dist: list(generate(for_prediction(model, dist), [1], dist, num_samples=2, top_k=3,
@@ -125,7 +125,7 @@ AUTO = [option for option in TINY if "dtype" not in option]
 def without_pictures_and_long_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take time."""
     monkeypatch.setattr("report.figures.draw_png", lambda runs, path: path.touch())
-    for place in ("train", "report.outcome"):
+    for place in ("train", "report.trainlog"):
         monkeypatch.setattr(f"{place}.generate_texts", lambda model, corpus, dist, **_: generate_texts(
             model, corpus, dist, max_new_tokens=3))
 
