@@ -1,6 +1,6 @@
 """Train a GPT, and show what its loss means: `python train.py [RECIPE] [--name=value ...]`.
 
-Several processes, `torchrun --standalone --nproc_per_node=2 train.py ...`, share each step. All walk through this file.
+Under torchrun, each process (rank) runs this file on its share of every batch; only rank 0 prints and writes files.
 """
 
 import sys
@@ -10,7 +10,7 @@ from config.cli import load_config
 from config.errors import out_of_memory, run_command
 
 if __name__ == "__main__":
-    run_command(load_config)  # --help and mistakes are answered here, because importing torch takes seconds
+    run_command(load_config)  # answers --help and mistakes before torch is imported, which takes seconds
 
 import torch
 
@@ -33,20 +33,20 @@ from report.trainlog import TrainLog, show_outcome, show_stop
 
 
 def main(argv: list[str]) -> None:
-    cfg, named = load_config(argv)
+    cfg, named = load_config(argv)  # `named`: the options on the command line
     with lock_run(cfg), out_of_memory(words.less_memory(cfg)):
         sys.exit(train(cfg, named))
 
 
 def train(cfg: Config, named: set[str]) -> int:
     """Train from scratch or from the last checkpoint; returns the exit code."""
-    dist = setup_distributed(cfg.run.device, cfg.run.dtype, cfg.optim.batch_size)
+    dist = setup_distributed(cfg.run.device, cfg.run.dtype)
     cfg = cfg.with_run(dtype=dist.dtype_name)
     torch.manual_seed(cfg.run.seed)
 
     # data
     corpus = dist.rank0_first(prepare_corpus, cfg.data)
-    eos = corpus.tokenizer.eos if cfg.data.padded else None
+    eos = corpus.tokenizer.eos if cfg.data.padded else None  # where one row of a batch ends, with a document in each
     get_batch = TrainBatches(corpus.train, cfg.model.block_size, cfg.optim.batch_size, cfg.run.seed, eos,
                              cfg.run.micro_batch_size, dist.rank, dist.world_size)
     val_text = EvalText(corpus.val, cfg.model.block_size, eos, max_tokens=cfg.run.eval_tokens)
@@ -75,7 +75,7 @@ def train(cfg: Config, named: set[str]) -> int:
 
     while True:
         # log, evaluate, keep the best and the last
-        ending = stop.requested() or state.is_finished(cfg)
+        ending = stop.requested() or state.is_finished(cfg)  # all steps are done, or it overfits, or it diverged
         evaluating = is_eval_step(state.step, cfg.run.eval_interval) or state.step == cfg.optim.max_iters
         saving = state.step % cfg.run.checkpoint_interval == 0
         logging = ending or evaluating or saving or state.step % cfg.run.log_interval == 0
@@ -85,15 +85,15 @@ def train(cfg: Config, named: set[str]) -> int:
                 record |= validate(model, val_text, corpus, dist)
                 if state.count_evaluation(record):
                     log.save("best", model)
-            passes_a_baseline = log.write(record)
-            if passes_a_baseline:
+            if log.write(record):  # passes a baseline for the first time
                 log.write_sample(generate_texts(model, corpus, dist, max_new_tokens=80)[0])
-            ending = ending or state.is_finished(cfg)
+            ending = ending or state.is_finished(cfg)  # this evaluation may have shown overfitting
             if ending or saving:
                 log.save("last", model, optimizers)
         if ending:
             break
-        log.add(train_step(forward, optimizers, get_batch(state.step), cfg, dist, state.step, teacher))
+        result = train_step(forward, optimizers, get_batch(state.step), cfg, dist, state.step, teacher)
+        log.add(result, state.count_step(result))  # state.step += 1
 
     log.bar.close()
     return show_stop(stop, log) if stop.received else show_outcome(model, corpus, log)
@@ -101,25 +101,25 @@ def train(cfg: Config, named: set[str]) -> int:
 
 def train_step(model: torch.nn.Module, optimizers: Optimizers, batch: list[Batch], cfg: Config, dist: Distributed,
                step: int, teacher: GPT | None = None) -> StepResult:
-    """One step: sums over all micro-batches and ranks, divided once by the targets of the global batch.
+    """One step: sums over micro-batches and ranks, divided once by the number of targets in the global batch.
 
     A step without targets, or with a loss or gradient that is not finite, changes neither weights nor optimizers.
     """
     started, lr = time.perf_counter(), set_lr(optimizers, cfg.optim, step)
     num_targets = int(dist.all_reduce(torch.tensor(sum(micro.num_targets for micro in batch))))
-    parts = []
-    for micro in batch if num_targets else []:
+    sums = []
+    for micro in batch if num_targets > 0 else []:
         seed_dropout(cfg.run.seed, step, micro.number)
         inputs, targets = dist.to_device(micro.inputs, micro.targets)
         with dist.autocast():
-            sums = model(inputs, targets, make_objective(cfg), teacher_logits(teacher, inputs))
-        (sums.objective / num_targets).backward()
-        parts.append(sums)
+            loss = model(inputs, targets, make_objective(cfg), teacher_logits(teacher, inputs))
+        (loss.objective / num_targets).backward()
+        sums.append(loss)
     dist.all_reduce_gradients(model.parameters())
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.optim.grad_clip or float("inf"))
-    result = StepResult(sum_losses(parts, dist.all_reduce), float(grad_norm), lr)
+    result = StepResult(sum_losses(sums, dist.all_reduce), float(grad_norm), lr)
     for optimizer in optimizers:
-        if result.is_applied:
+        if result.is_valid:
             optimizer.step()
         optimizer.zero_grad()
     result.seconds = time.perf_counter() - started

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from config.errors import WORLD_SIZE
+
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -166,6 +168,8 @@ class Config(Section):
         if model.n_embd % unit:
             found.append(f"n_embd={model.n_embd} is not a multiple of 2 n_head = {unit}; try n_embd="
                          f"{max(1, round(model.n_embd / unit)) * unit}")
+        if optim.batch_size < WORLD_SIZE:
+            found.append(f"batch_size={optim.batch_size} with {WORLD_SIZE} ranks: each needs a sequence of its own")
         if loss.teacher and os.path.abspath(loss.teacher) == os.path.abspath(run.out_dir):
             found.append(f"teacher={loss.teacher} is out_dir too: a run cannot be its own teacher")
         return found

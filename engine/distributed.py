@@ -121,13 +121,8 @@ class Distributed:
         return f"{ranks}{where}, {self.dtype_name}"
 
 
-def setup_distributed(device: str, dtype: str, batch_size: int = 1) -> Distributed:
-    """The device and dtype that were asked for; `auto` takes the fastest. UserError if they are not available.
-
-    `batch_size` is the number of sequences that the ranks share; 1 for commands that are one process.
-    """
-    if batch_size < WORLD_SIZE:
-        raise UserError(f"{WORLD_SIZE} ranks, and batch_size={batch_size}: each rank needs a sequence of its own")
+def setup_distributed(device: str, dtype: str) -> Distributed:
+    """The device and dtype that were asked for; `auto` takes the fastest. UserError if they are not available."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,4})?", device):
         raise UserError(f"device={device}: should be auto, cpu, mps, cuda or cuda:N")
     found = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}

@@ -39,7 +39,7 @@ class StepResult:
         return not self.num_targets or (math.isfinite(self.sums.objective) and math.isfinite(self.grad_norm))
 
     @property
-    def is_applied(self) -> bool:
+    def is_valid(self) -> bool:
         """Otherwise the step changed neither weights nor optimizers."""
         return self.num_targets > 0 and self.is_finite
 
@@ -67,7 +67,7 @@ class TrainState(BaseModel):
         self.skipped_steps += not result.num_targets
         self.nonfinite_steps += not result.is_finite
         self.nonfinite_in_a_row = 0 if result.is_finite else self.nonfinite_in_a_row + 1
-        if not result.is_applied:
+        if not result.is_valid:
             return None
         applied, excess = self.step - self.skipped_steps - self.nonfinite_steps, result.nll - self.mean
         is_spike = applied > SPIKE_STEPS and excess > max(SPIKE_RISE, SPIKE_SIGMAS * self.variance**0.5)

@@ -42,9 +42,8 @@ class TrainLog:
         self.failing: set[str] = set()  # files that could not be written the last time
         dist.on_rank0(start_run, run, state.step, str(dist))
 
-    def add(self, result: StepResult) -> None:
-        """Count a step, and say what went wrong in it."""
-        rise = self.state.count_step(result)
+    def add(self, result: StepResult, rise: float | None) -> None:
+        """Keep what a step measured, and say what went wrong in it; `rise` is in nats, where its loss is a spike."""
         self.results.append(result)
         self.bar.update()
         self.bar.set_postfix_str(f"train nll {self.state.mean:.3f}", refresh=False)
@@ -102,7 +101,7 @@ def training_record(results: Sequence[StepResult], config: LossConfig, vocab_siz
     """
     if not results:
         return {}
-    applied = [result for result in results if result.is_applied]
+    applied = [result for result in results if result.is_valid]
     loss = mean_loss(sum_losses(result.sums for result in applied))
     record = {"lr": results[-1].lr,
               "tokens_per_second": loss.num_targets / max(1e-9, sum(result.seconds for result in results))}

@@ -24,7 +24,7 @@ import config.errors
 from bench.normalisation import compare, masked
 from config.cli import load_config
 from config.errors import UserError, run_command
-from config.schema import ModelConfig
+from config.schema import Config, ModelConfig, OptimConfig
 from data.batches import IGNORE_INDEX, Batch, EvalText, TrainBatches
 from data.documents import Split
 from engine.distributed import Distributed, _exchange, setup_distributed
@@ -138,10 +138,10 @@ def test_a_step_without_targets_on_any_rank_changes_nothing() -> None:
 
     def step(dist: Distributed) -> tuple[bool, GPT]:
         model = make_model()
-        return train_step(model, make_optimizers(model, cfg.optim), batch, cfg, dist, 0).is_applied, model
+        return train_step(model, make_optimizers(model, cfg.optim), batch, cfg, dist, 0).is_valid, model
 
-    for is_applied, model in in_ranks(2, step):
-        assert not is_applied
+    for is_valid, model in in_ranks(2, step):
+        assert not is_valid
         torch.testing.assert_close(model.state_dict(), make_model().state_dict(), rtol=0, atol=0)
 
 
@@ -216,13 +216,14 @@ def test_only_a_lost_connection_means_that_a_process_is_gone(error: str, is_gone
 
 def test_several_ranks_are_refused_where_they_have_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(Distributed(CPU.device, CPU.dtype, 1, 2)).startswith("2 ranks of cpu with ")
+    monkeypatch.setattr("config.schema.WORLD_SIZE", 3)
+    assert Config(optim=OptimConfig(batch_size=2)).problems() == [
+        "batch_size=2 with 3 ranks: each needs a sequence of its own"]
+    assert not Config(optim=OptimConfig(batch_size=3)).problems()
     monkeypatch.setattr("engine.distributed.WORLD_SIZE", 3)
-    for batch_size, says in ((2, "3 ranks, and batch_size=2"), (1, "3 ranks")):
-        with pytest.raises(UserError, match=says):
-            setup_distributed("cpu", "float32", batch_size)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
     with pytest.raises(UserError, match="several ranks need --device=cpu, or --device=cuda"):
-        setup_distributed("mps", "float32", 3)
+        setup_distributed("mps", "float32")
 
 
 @pytest.mark.parametrize("variables", [{"RANK": "1"}, {"RANK": "1", "WORLD_SIZE": "1"}, {"WORLD_SIZE": "4"}])

@@ -67,10 +67,10 @@ def test_a_batch_without_targets_changes_nothing() -> None:
     """Neither weights, nor momentum, nor weight decay: as if there had been no step."""
     model = make_model()
     optimizers = make_optimizers(model, OptimConfig(weight_decay=0.1))
-    assert train_step(model, optimizers, make_batch(), Config(), CPU, step=0).is_applied
+    assert train_step(model, optimizers, make_batch(), Config(), CPU, step=0).is_valid
     before = copy.deepcopy([model.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)])
     result = train_step(model, optimizers, without_targets(make_batch()), Config(), CPU, step=1)
-    assert (result.num_targets, result.is_applied, result.is_finite) == (0, False, True)
+    assert (result.num_targets, result.is_valid, result.is_finite) == (0, False, True)
     assert result.lr > 0
     after = [model.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)]
     torch.testing.assert_close(after, before, rtol=0, atol=0)

@@ -56,7 +56,7 @@ def train_a_step(dist: Distributed, *argv: str) -> GPT:
     batches = TrainBatches(Split(TOKENS), 8, 4, seed=0)
     teacher = for_prediction(GPT(config.model, V), dist) if config.loss.teacher else None
     for step in range(2):  # the second one has momentum
-        assert train_step(model, optimizers, batches(step), config, dist, step, teacher).is_applied
+        assert train_step(model, optimizers, batches(step), config, dist, step, teacher).is_valid
     return model
 
 

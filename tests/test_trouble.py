@@ -97,7 +97,7 @@ def test_a_step_with_bad_numbers_changes_nothing(monkeypatch: pytest.MonkeyPatch
     optimizers = make_optimizers(model, OptimConfig(weight_decay=0.1))
     tokens = np.random.default_rng(0).integers(13, size=(4, 9))
     batch = [Batch(tokens[:, :-1], tokens[:, 1:])]
-    assert train_step(model, optimizers, batch, Config(), CPU, 0).is_applied
+    assert train_step(model, optimizers, batch, Config(), CPU, 0).is_valid
     before = copy.deepcopy([model.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)])
     with monkeypatch.context() as patch:
         if where == "loss":
@@ -113,11 +113,11 @@ def test_a_step_with_bad_numbers_changes_nothing(monkeypatch: pytest.MonkeyPatch
             clip = torch.nn.utils.clip_grad_norm_
             patch.setattr("torch.nn.utils.clip_grad_norm_", lambda *arguments: clip(*arguments) + bad)
         result = train_step(model, optimizers, batch, Config(), CPU, 1)
-    assert (result.is_finite, result.is_applied, result.num_targets) == (False, False, 32)
+    assert (result.is_finite, result.is_valid, result.num_targets) == (False, False, 32)
     after = [model.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)]
     torch.testing.assert_close(after, before, rtol=0, atol=0)
     assert all(p.grad is None for p in model.parameters())
-    assert train_step(model, optimizers, batch, Config(), CPU, 2).is_applied
+    assert train_step(model, optimizers, batch, Config(), CPU, 2).is_valid
 
 
 @pytest.fixture
