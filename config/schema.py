@@ -89,7 +89,7 @@ class OptimConfig(Section):
     """[optim] How the objective is minimised."""
 
     batch_size: Size = Field(8, description="sequences in one step")
-    max_iters: Positive = Field(800, description="steps")
+    max_iters: Positive = Field(880, description="steps")
     optimizer: Literal["muon", "adamw"] = Field("muon", description="for the blocks' matrices; AdamW takes the rest")
     learning_rate: Rate = Field(0.01, description="AdamW's peak learning rate")
     muon_learning_rate: Rate = Field(0.03, description="Muon's peak learning rate")
@@ -116,7 +116,7 @@ class RunConfig(Section):
     compile: bool = Field(False, description="torch.compile the model: starts slowly, then runs faster")
     micro_batch_size: Count = Field(0, description="sequences in one forward pass; 0 = a rank's share of the batch")
     eval_interval: Positive = Field(40, description="steps between evaluations; the first are at 0, 1, 2, 4, 8, ...")
-    eval_tokens: Count = Field(16384, description="validation tokens per evaluation, evenly spread; 0 = all")
+    eval_tokens: Count = Field(8192, description="validation tokens per evaluation, evenly spread; 0 = all")
     log_interval: Positive = Field(10, description="steps between lines of metrics.jsonl")
     checkpoint_interval: Positive = Field(100, description="steps between checkpoints")
     explain_batch: bool = Field(False, description="show the first batch and its masks, and stop")

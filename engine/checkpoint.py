@@ -56,7 +56,7 @@ def load_checkpoint(path: Path, model: GPT, optimizers: Optimizers | None = None
         own = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
         saved = {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
         if {name: p.shape for name, p in own.items()} != {name: tensor.shape for name, tensor in saved.items()}:
-            raise ValueError("it is of another model")
+            raise UserError(f"{path}: holds another model than the options describe")
         for name, p in own.items():
             p.copy_(saved[name])
         for number, optimizer in enumerate(optimizers or []):
