@@ -51,7 +51,7 @@ def train(cfg: Config, named: set[str]) -> int:
                              cfg.run.micro_batch_size, dist.rank, dist.world_size)
     val_text = EvalText(corpus.val, cfg.model.block_size, eos, max_tokens=cfg.run.eval_tokens)
     if cfg.run.explain_batch:
-        print(explain.show_masks(get_batch(0)[0], corpus.tokenizer, cfg.data.padded))
+        print(*(explain.show_masks(micro, corpus.tokenizer, cfg.data.padded) for micro in get_batch(0)[:1]))
         return 0
     print(words.describe_options(cfg), corpus.info.describe(), sep="\n\n", end="\n\n")
 

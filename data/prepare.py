@@ -135,8 +135,11 @@ def _is_sound(folder: Path) -> bool:
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()
-            if path.name != "checksums.json"}
+    def sha256(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return {path.name: sha256(path) for path in folder.iterdir() if path.name != "checksums.json"}
 
 
 def _prepare(source: Source, text_sha256: str, folder: Path, config: DataConfig) -> None:
