@@ -41,7 +41,7 @@ EXCLUSIVE = [{"split", "text"}, {"explain", "text"}, {"against", "explain"}, {"e
 def read_arguments(argv: list[str]) -> tuple[list[Run], EvaluateOptions]:
     """The run, or two, and the options."""
     paths, options = load_options(EvaluateOptions, argv, "RUN", None, "the directory of a run")
-    runs = [open_run(Path(path)) for path in (paths[0], options.against) if path]
+    runs = [open_run(Path(path)) for path in (paths if not options.against else [*paths, options.against])]
     for run in runs:
         if options.stride > run.config.model.block_size:
             raise UserError(f"stride={options.stride} is more than block_size={run.config.model.block_size} of "
@@ -109,6 +109,7 @@ def evaluate(runs: list[Run], options: EvaluateOptions) -> dict[str, Any]:
         splits = {(each.info.sha256, each.config.data.val_fraction, each.config.data.documents) for each in runs}
         found["against"] = {**scored[1][0], "loss": analysis.intervals(losses[1]),
                             "difference": analysis.intervals(difference),
+                            "other_targets": len({each.config.data.mask for each in runs}) > 1,
                             "may_have_seen_it": len(splits) > 1 and not options.text}
     return found
 

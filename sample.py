@@ -39,7 +39,7 @@ def read_arguments(argv: list[str]) -> tuple[Run, SampleOptions, str]:
         if options.prompt:
             raise UserError("prompt and prompt_file: use one of them")
         try:
-            prompt = Path(options.prompt_file).read_bytes().decode("utf-8")
+            prompt = Path(options.prompt_file).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"prompt_file={options.prompt_file}: {error}") from None
     run.tokenizer.encode_prompt(prompt)  # tells unknown characters

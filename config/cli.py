@@ -58,8 +58,8 @@ def _choose_out_dir(path: Path | None, given: dict[str, str], resumes: bool) -> 
         base = path.parent
         if resumes:
             return base
-    differ = [f"{name}={value}" for name, value in given.items()
-              if name == "seed" or name not in RunConfig.model_fields]
+    differ = [f"{name}={given[name]}" for name in Config().options()  # in this order, whatever that of `given` is
+              if name in given and (name == "seed" or name not in RunConfig.model_fields)]
     name = re.sub(r"[^\w.,=+-]+", "_", ",".join([base.name, *differ]))
     return base.parent / name
 
@@ -70,7 +70,7 @@ def _parse(schema: type[Section], argv: list[str], positional: str, nargs: str |
     parser = _Parser(usage=f"%(prog)s {positional} [--name=value ...]", allow_abbrev=False)
     parser.add_argument(positional, nargs=nargs, help=meaning)
     for section in _sections(schema).values():
-        group = parser.add_argument_group(section.__doc__)
+        group = parser.add_argument_group((section.__doc__ or "").rstrip("."))
         for name, field in section.model_fields.items():
             choices = ", ".join(get_args(field.annotation))
             is_flag: dict[str, Any] = {"nargs": "?", "const": "true"} if field.annotation is bool else {}

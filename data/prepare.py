@@ -65,7 +65,7 @@ class CorpusInfo(BaseModel, frozen=True):
             lines.append(f"  in {train.documents:,} and {val.documents:,} documents, each followed by an eos token")
         if val.targets < val.tokens - 1:
             lines.append(f"  of which {train.targets / train.tokens:.1%} and {val.targets / val.tokens:.1%} are "
-                         "targets; the others are masked")
+                         "targets; the others are masked (compressors cannot be told, so there are none)")
         if train.tokens > MAX_TRAIN_TOKENS or val.tokens > MAX_VAL_TOKENS + 1:
             lines.append(f"  baselines use at most the last {MAX_TRAIN_TOKENS:,} training tokens, and the first "
                          f"{MAX_VAL_TOKENS:,} validation tokens")

@@ -91,13 +91,24 @@ def load_last(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState,
         if remarks or name == "best":
             remarks.append(f"using {path.name} instead" + ("; the optimizers start anew" if name == "best" else ""))
         state.nonfinite_in_a_row = 0  # a run that stopped for that has a new chance
-        if "eval_tokens" in run.changes:  # losses on other targets do not compare: the next is the best
+        best_step = _read_step(run.path / "best.safetensors")
+        if best_step is None or best_step > state.step or "eval_tokens" in run.changes:
+            # It is lost, or of steps that are taken anew, or its loss is on other targets: the next model is the best.
             state.best_nll, state.overfitting = None, 0
         return state if state.step else TrainState(), "; ".join(remarks)  # step 0 is the same as a new run
-    if remarks or any(record["step"] > 0 for record in run.read_metrics()):
+    if remarks or (run.config.run.init_from == "resume" and any(record["step"] > 0 for record in run.read_metrics())):
         raise UserError(f"{'; '.join(remarks) or f'{run.path}: its checkpoints are gone'}; no whole checkpoint is "
                         "left: start again without --init_from=resume")
     return TrainState(), "stopped before its first checkpoint"
+
+
+def _read_step(path: Path) -> int | None:
+    """The step of a checkpoint; None if it is missing or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return TrainState.model_validate_json(file.metadata()["state"]).step
+    except (SafetensorError, OSError, ValueError, TypeError, LookupError):
+        return None
 
 
 def load_model(run: Run, checkpoint: str, dist: Distributed) -> tuple[GPT, TrainState]:

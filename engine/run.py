@@ -85,10 +85,11 @@ class Run:
 def parse_record(line: bytes) -> Record | None:
     """The numbers of a line of metrics.jsonl or samples.jsonl; None if it is damaged."""
     try:
-        record = {key: value for key, value in json.loads(line).items() if type(value) in (int, float)}
-    except (ValueError, AttributeError, RecursionError):
+        record = {key: value for key, value in json.loads(line).items()
+                  if type(value) in (int, float) and math.isfinite(value)}
+    except (ValueError, AttributeError, RecursionError, OverflowError):
         return None
-    return record if "step" in record else None
+    return record if record.get("step", -1) >= 0 else None
 
 
 def is_run(path: Path) -> bool:
@@ -142,6 +143,8 @@ def create_or_resume(config: Config, named: set[str], corpus: Corpus) -> Run:
     problems = []
     if corpus.info.sha256 != run.info.sha256:
         problems.append(f"its text has changed (sha256 was {run.info.sha256[:8]} and is now {corpus.info.sha256[:8]})")
+    elif corpus.tokenizer != run.tokenizer:
+        problems.append("the tokens of its text have changed")
     for name, (was, now) in changes.items():
         if name in MUST_STAY:
             problems.append(f"{name} was {was} and is now {now}: that would be another model or text")
@@ -155,9 +158,12 @@ def create_or_resume(config: Config, named: set[str], corpus: Corpus) -> Run:
 def create_run(config: Config, corpus: Corpus) -> Run:
     """A new run; one that has its name already is renamed to NAME.1, NAME.2, ..."""
     path, moved = Path(config.run.out_dir), None
+    real = path.resolve()  # a link stays a link, and lock_run has locked where it leads
     if is_run(path):
-        moved = next(aside for n in itertools.count(1) if not (aside := path.with_name(f"{path.name}.{n}")).exists())
-        path.rename(moved)
+        aside = next(aside for n in itertools.count(1) if not (aside := real.with_name(f"{real.name}.{n}")).exists())
+        real.rename(aside)
+        moved = aside if path.is_absolute() else Path(os.path.relpath(aside))
+    real.mkdir(parents=True, exist_ok=True)
     write_atomically(path / "tokenizer.json", corpus.tokenizer.model_dump_json().encode())
     write_atomically(path / "corpus.json", corpus.info.model_dump_json(indent=1).encode())
     return Run(path, config, corpus.info, moved)
@@ -165,7 +171,7 @@ def create_run(config: Config, corpus: Corpus) -> Run:
 
 def start_run(run: Run, step: int, device: str) -> None:
     """Save the config of a run that starts at `step`, cut off lines of later steps, and note the start."""
-    for temporary in run.path.glob(TEMPORARY):  # of killed processes
+    for temporary in filter(Path.is_file, run.path.glob(TEMPORARY)):  # of killed processes
         temporary.unlink()
     write_atomically(run.path / "config.toml", to_toml(run.config).encode())
     for name in ("metrics.jsonl", "samples.jsonl"):

@@ -46,7 +46,9 @@ def _remarks(found: dict[str, Any]) -> list[str]:
 def _comparison(loss: dict[str, Any], against: dict[str, Any] | None) -> list[str]:
     if against is None:
         return []
-    lines = [f"Compared with {against['run']} of step {against['step']:,}, on the same resamples:"]
+    lines = [f"Compared with {against['run']} of step {against['step']:,}, on the same targets and resamples:"]
+    if against["other_targets"]:
+        lines.append("  It was trained with another mask: these are not the targets that it was trained on.")
     if against["may_have_seen_it"]:
         lines.append("  It was trained on another text or split, and may have seen this one.")
     for title, unit, _ in UNITS:
@@ -56,8 +58,8 @@ def _comparison(loss: dict[str, Any], against: dict[str, Any] | None) -> list[st
     if "nats_per_token" not in against["difference"]:
         lines.append("  The two use different tokens: only bits per byte can be compared.")
     bits = against["difference"]["bits_per_byte"]
-    noise = ("may be noise: its interval holds 0." if bits["low"] <= 0 <= bits["high"] else
-             "is not noise: its interval does not hold 0.")
+    noise = ("may be noise: its interval contains 0." if bits["low"] <= 0 <= bits["high"] else
+             "is more than noise: its interval does not contain 0.")
     return [*lines, f"  The difference {noise} This is about this text, not about other seeds."]
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import shutil
 import string
 import sys
 import warnings
@@ -73,7 +74,7 @@ class Picture:
 def find_baselines(runs: Sequence[Run], unit: str) -> list[tuple[str, float]]:
     """Names and losses of the baselines up to log|V|, and the entropy rate, from the lowest to the highest.
 
-    A name that means different losses says whose each is: by the corpus, the tokens, or the run.
+    A name that means different losses says whose each is: by the corpus, the tokens, or the first of the runs.
     """
     values = [{each.name: each.nats_per_token if unit == "nats" else each.bits_per_byte for each in run.info.baselines}
               for run in runs]
@@ -81,11 +82,11 @@ def find_baselines(runs: Sequence[Run], unit: str) -> list[tuple[str, float]]:
         if all(values[owners.index(owner)] == own for owner, own in zip(owners, values, strict=True)):
             break
     found: dict[str, float] = {}
-    for own, owner in zip(values, owners, strict=True):
-        for name, value in own.items():
+    for number, (own, owner) in enumerate(zip(values, owners, strict=True)):
+        for name, value in own.items() if own not in values[:number] else []:
             shared = all(math.isclose(other.get(name, math.nan), value, rel_tol=1e-3) for other in values)
             if value <= own[UNIFORM]:
-                found[name if shared else f"{name} ({_shorten(owner, 24)})"] = value
+                found[name if shared else f"{name} ({_shorten(owner, 16)})"] = value
     return sorted(found.items(), key=lambda pair: pair[1])
 
 
@@ -135,7 +136,7 @@ def make_figure(runs: Sequence[Run], x: str = "step", scale: str = "log", unit: 
         axes.minorticks_off()
         # Right of the curves are the names of the baselines, one above the other; a line leads from each to its loss.
         names = [f"{name}  {value:.3f}" for name, value in picture.baselines]
-        width = 0.05 + 0.0101 * max(map(len, names))  # of the axes
+        width = 0.05 + 0.0108 * max(map(len, names))  # of the axes
         start, end = axes.transData.transform([(left, 0), (right, 0)])[:, 0]
         axes.set_xlim(left, axes.transData.inverted().transform((start + (end - start) / (1 - width), 0))[0])
         axes.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
@@ -193,7 +194,9 @@ def draw_terminal(runs: Sequence[Run], x: str = "step", scale: str = "log", unit
         names.setdefault(round((value - low) / step), []).append(f"{name} {value:.3f}")
     for row in names:
         plotext.hline(low + row * step, "gray")
-    plotext.yticks([low + row * step for row in names], [", ".join(group) for group in names.values()])
+    labels, half = [", ".join(group) for group in names.values()], shutil.get_terminal_size().columns // 2
+    plotext.yticks([low + row * step for row in names],
+                   [label if len(label) <= half else f"{label[:half - 1]}…" for label in labels])
     drawn = plotext.build()
     return "\n".join([f"{Y_LABELS[unit]}, against {X_LABELS[x]}",
                       drawn if sys.stdout.isatty() else plotext.uncolorize(drawn), *lines])

@@ -41,14 +41,19 @@ class TrainLog:
         self.passed = self.count_passed(state.best_nll)  # baselines
         self.failing: set[str] = set()  # files that could not be written the last time
         dist.on_rank0(start_run, run, state.step, str(dist))
+        self.logged_step = dist.on_rank0(lambda: [-1.0, *(record["step"] for record in run.read_metrics())][-1])
 
     def add(self, result: StepResult, rise: float | None) -> None:
         """Keep what a step measured, and say what went wrong in it; `rise` is in nats, where its loss is a spike."""
         self.results.append(result)
         self.bar.update()
-        self.bar.set_postfix_str(f"train nll {self.state.mean:.3f}", refresh=False)
+        self.bar.set_postfix_str(f"smoothed train nll {self.state.mean:.3f}", refresh=False)
         if trouble := words.trouble(self.state, result, rise):
             self.say(trouble)
+
+    def is_missing(self, state: TrainState) -> bool:
+        """Whether metrics.jsonl has no line of this step, or the run ends and has no best model."""
+        return state.step > self.logged_step or (state.best_nll is None and state.is_finished(self.run.config))
 
     def make_record(self) -> Record:
         """A line of metrics of the steps since the last one."""
@@ -63,6 +68,7 @@ class TrainLog:
         finite = {key: value for key, value in record.items() if math.isfinite(value)}  # JSON has no NaN
         self.attempt("metrics.jsonl", append_line, finite)
         self.results.clear()
+        self.logged_step = record["step"]
         if "val_nll" in record or (self.bar.disable and "tokens" in record):
             self.say(words.progress(record, self.info.baselines))
         before, self.passed = self.passed, max(self.passed, self.count_passed(record.get("val_nll")))
@@ -129,7 +135,7 @@ def show_stop(stop: StopSignal, log: TrainLog) -> int:
 
 def show_outcome(model: GPT, corpus: Corpus, log: TrainLog) -> int:
     """Measure the best model on all validation text, draw the curves, say what came of it; returns the exit code."""
-    run, dist, cfg = log.run, log.dist, log.run.config
+    run, dist, cfg, final = log.run, log.dist, log.run.config, None
     if "last.safetensors" in log.failing:
         raise UserError(f"{run.path}: the last checkpoint could not be written; make room, and resume with "
                         "--init_from=resume")
@@ -140,11 +146,12 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog) -> int:
         # The loss of the same weights on training text: the loss that training logged is of other weights.
         train_text = EvalText(corpus.train, cfg.model.block_size, eos,
                               max_tokens=cfg.run.eval_tokens or len(corpus.val.tokens))
-        log.write({"step": log.state.step, "best_step": best.step,
-                   "best_train_nll": evaluate(model, train_text, dist).nll,
-                   **{f"best_{name}": value for name, value in exact.items()}})
+        final = {"step": log.state.step, "best_step": best.step,
+                 "best_train_nll": evaluate(model, train_text, dist).nll,
+                 **{f"best_{name}": value for name, value in exact.items()}}
+        log.write(final)
     log.attempt("curves.png", lambda path: figures.draw_png([run], path))
-    print("\n" + words.verdict(run.read_metrics(), corpus.info, cfg), flush=True)
+    print("\n" + words.verdict(run.read_metrics(), final, corpus.info, cfg), flush=True)
     if log.state.nonfinite_in_a_row:
         return 1
     texts = generate_texts(model, corpus, dist, num_samples=1 if corpus.tokenizer.eos is None else 5)

@@ -96,11 +96,14 @@ def trouble(state: TrainState, result: StepResult, rise: float | None) -> str:
     return says if count <= TOLD or count % 100 == 0 else ""
 
 
-def verdict(records: Sequence[Record], info: CorpusInfo, config: Config) -> str:
-    """How a run went: the best loss, the baselines, overfitting, and what to try next."""
-    if not records or "best_val_nll" not in records[-1]:
+def verdict(records: Sequence[Record], final: Record | None, info: CorpusInfo, config: Config) -> str:
+    """How a run went: the best loss, the baselines, overfitting, and what to try next.
+
+    `final` is what was measured of the best model, if there is one.
+    """
+    records = [record for record in records if "best_val_nll" not in record]
+    if final is None or not any("val_nll" in record for record in records):
         return "No loss was finite: nothing was learned. Try a lower --learning_rate and --muon_learning_rate."
-    *records, final = records
     nll, last = final["best_val_nll"], records[-1]
     below = uniform_nll(info.vocab_size) - nll
     lines = [
@@ -112,7 +115,7 @@ def verdict(records: Sequence[Record], info: CorpusInfo, config: Config) -> str:
         *(f"  {line}" for line in beside_baselines(nll, info.baselines))]
     if info.tokenizer == "char" and info.name in ("shakespeare", "tinyshakespeare"):
         lines += [f"  English has about 1.0 to 1.5 bits per character; this is {nats_to_bits(nll):.2f}. That estimate",
-                  "  is for modern prose, and for readers who know the world. This model knows 34 plays, in old verse."]
+                  "  is for modern prose, and for readers who know the world. This model read 34 plays, in old verse."]
     if info.entropy_rate is not None and info.source_nll is not None:
         lines += [f"  H(p, q) = H(p) + KL(p || q): {nll:.4f} is the entropy rate {info.entropy_rate:.4f}, "
                   f"{info.source_nll - info.entropy_rate:+.4f} of sampling error of this text,",
@@ -175,7 +178,7 @@ def describe_run(run: Run, state: TrainState, remark: str, model: GPT, dist: Dis
               f"{max_iters * batch_size / get_batch.windows_per_epoch:.2f} epochs; writes {run.path}/"]
     if len(val_text.positions) < run.info.val.targets:
         lines.append(f"validation: {len(val_text.positions):,} of the {run.info.val.targets:,} targets, spread evenly; "
-                     "the best model is measured on all of them at the end")
+                     "the best model is measured on all of them at the end, where its loss is a little different")
     if dist.is_emulated:
         lines.append(f"warning: this {dist.device.type} has no bfloat16 products and emulates them, up to 100 times "
                      "slower than --dtype=float32")

@@ -411,7 +411,7 @@ def test_against_another_run(runs) -> None:
     assert (back["value"], back["low"], back["high"]) == pytest.approx((-bits["value"], -bits["high"], -bits["low"]))
     words = said("out/whole", "--against=out/short")
     assert f"difference {bits['value']:+.4f} ({bits['low']:+.4f} to {bits['high']:+.4f})\n" in words
-    assert "The difference is not noise" in words
+    assert "The difference is more than noise" in words
     itself = found("out/whole", "--against=out/whole")["against"]["difference"]
     assert itself["nats_per_token"] == itself["bits_per_byte"] == {"value": 0, "low": 0, "high": 0}
     assert "The difference may be noise" in said("out/whole", "--against=out/whole")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ STEPS = [*range(7), 6]  # in the lines of metrics of such a run; the last line i
 @pytest.fixture(autouse=True)
 def only_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw nothing and write no samples: that would take most of the time of these trainings."""
-    monkeypatch.setattr("report.figures.draw_png", lambda runs, path: path.touch())
+    monkeypatch.setattr("report.trainlog.figures", SimpleNamespace(draw_png=lambda runs, path: path.touch()))
     for module in ("train", "report.trainlog"):
         monkeypatch.setattr(f"{module}.generate_texts", lambda *_, **__: ["a sample"])
 
@@ -617,7 +618,7 @@ def test_directories_that_cannot_be_runs(data_dir: Path, out_dir: str) -> None:
 
 
 def test_a_run_may_be_a_link_to_another_disk(data_dir: Path) -> None:
-    """A new run of that name moves the link aside; what it points to stays."""
+    """A link stays a link, and the run that it led to is renamed beside where it was."""
     real = data_dir / "disk/real"
     real.mkdir(parents=True)
     (data_dir / "out").mkdir()
@@ -625,7 +626,32 @@ def test_a_run_may_be_a_link_to_another_disk(data_dir: Path) -> None:
     train()
     assert (real / "last.safetensors").is_file()
     resume("--max_iters=8")
-    before = files(real)
+    before = [*files(real).values()]
     train()
-    assert (data_dir / "out/run.1").is_symlink()
-    assert files(real) == before
+    assert (data_dir / "out/run").is_symlink()
+    assert [*files(data_dir / "disk/real.1").values()] == before
+    assert read_checkpoint(real / "last.safetensors")[1]["step"] == 6
+
+
+def test_two_trainings_by_different_names_of_one_directory(data_dir: Path) -> None:
+    (data_dir / "out").mkdir()
+    (data_dir / "out/link").symlink_to(data_dir / "out/run")
+    with lock_run(load_config(["--out_dir=out/run"])[0]):
+        assert "another process is training there" in train("--out_dir=out/link", returns=2).stderr
+
+
+def test_a_best_model_of_steps_that_are_taken_anew_is_no_best_model(finished: Path) -> None:
+    """previous.safetensors is of step 4, best.safetensors of step 6; the learning rate is another now."""
+    os.replace(finished / "previous.safetensors", finished / "last.safetensors")
+    resume("--max_iters=5", "--learning_rate=0", "--muon_learning_rate=0")
+    assert read_checkpoint(finished / "best.safetensors")[1]["step"] == 5
+    (finished / "best.safetensors").unlink()
+    resume("--max_iters=6")
+    assert read_checkpoint(finished / "best.safetensors")[1]["step"] == 6
+
+
+def test_a_finished_run_without_its_metrics_or_tokenizer(finished: Path) -> None:
+    (finished / "metrics.jsonl").unlink()
+    assert "The best model, of step 6 of 6" in resume().stdout
+    (finished / "tokenizer.json").write_text("{}")
+    assert "tokenizer.json: " in resume(returns=2).stderr
