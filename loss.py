@@ -18,7 +18,7 @@ from torch import Tensor
 
 IGNORE_INDEX = -100  # the target of a masked position, which has no loss
 
-MAX_LOGITS = 2**22  # tokens times vocabulary; with more, chunks save memory and are also faster (bench/loss.py)
+MAX_LOGITS = 2**22  # tokens x vocabulary of a batch; above it, chunks save memory and are faster (bench/loss.py)
 CHUNKS, MIN_CHUNK = 16, 128  # a batch has 16 chunks, or fewer of at least 128 tokens
 CACHED_ROWS = 2048  # rows of lm_head's gradient, (V, C), that a CPU's cache holds at usual widths
 
@@ -26,8 +26,8 @@ CACHED_ROWS = 2048  # rows of lm_head's gradient, (V, C), that a CPU's cache hol
 class LossSums(NamedTuple):
     """Sums over the targets of a batch, as scalar tensors; in nats, unless they are counts.
 
-    objective = nll + smoothing + z_loss + distillation is optimised: only it has a gradient in every case. `nll` is the
-    plain cross-entropy: perplexity, bits and bits per byte come from it alone.
+    objective = nll + smoothing + z_loss + distillation is optimised; the chunked loss has no gradient for its parts.
+    `nll` is the plain cross-entropy: perplexity, bits and bits per byte come from it alone.
     """
 
     objective: Tensor
@@ -136,10 +136,10 @@ def next_token_loss(hidden: Tensor, lm_head: Tensor, targets: Tensor, objective:
     """
     hidden, targets = hidden.flatten(0, -2), targets.flatten()
     hidden = hidden.masked_fill((targets == IGNORE_INDEX)[:, None], 0.0)
-    if targets.numel() * len(lm_head) < MAX_LOGITS or teacher_logits is not None:  # those of a teacher are there anyway
+    if targets.numel() * len(lm_head) < MAX_LOGITS or teacher_logits is not None:  # a teacher has made N x V logits
         return cross_entropy(soft_cap(F.linear(hidden, lm_head).float(), softcap), targets, objective, teacher_logits)
     chunked = _ChunkedLoss.apply
-    if torch.compiler.is_compiling():  # it cannot gain from torch.compile, whose import takes seconds at other times
+    if torch.compiler.is_compiling():  # not always: `disable` imports the compiler, which takes seconds
         chunked = torch.compiler.disable(chunked)  # type: ignore[no-untyped-call]
     return LossSums._make(chunked(hidden, lm_head, targets, objective, softcap))  # type: ignore[no-untyped-call]
 
@@ -156,10 +156,10 @@ class _ChunkedLoss(torch.autograd.Function):
     With lse = log sum exp z, q = exp(z - lse), label smoothing e and z-loss weight w, each target has
 
         total     = lse - z_y + e (z_y - mean z) + w lse^2
-        d total/dz = (1 + 2 w lse) q - e / V - (1 - e) one_hot(y), times 1 - (z / softcap)^2 with a softcap
+        d total/dz = (1 + 2 w lse) q - e / V - (1 - e) one_hot(y)
 
-    The gradient overwrites the logits of a chunk, (n, V). backward needs only its products with lm_head and with the
-    hidden states, (N, C) and (V, C).
+    With a softcap, z is the capped logit, and the gradient is multiplied by 1 - (z / softcap)^2. One buffer, (n, V),
+    holds z, exp(z - max z), then the gradient. backward needs only its products with lm_head and the hidden states.
     """
 
     @staticmethod
@@ -220,6 +220,6 @@ def _add_product(total: Tensor, grad: Tensor, h: Tensor) -> None:
     if grad.dtype == total.dtype:
         total.addmm_(grad.T, h)
         return
-    tokens = CACHED_ROWS if total.device.type == "cpu" else len(total)  # of the vocabulary, at once
-    for rows, columns in zip(torch.split(total, tokens), torch.split(grad, tokens, dim=1), strict=True):
+    at_once = CACHED_ROWS if total.device.type == "cpu" else len(total)
+    for rows, columns in zip(torch.split(total, at_once), torch.split(grad, at_once, dim=1), strict=True):
         rows.add_((columns.T @ h).to(total.dtype))  # mps does not add bfloat16 to float32

@@ -46,7 +46,7 @@ def train(cfg: Config, named: set[str]) -> int:
 
     # data
     corpus = dist.rank0_first(prepare_corpus, cfg.data)
-    eos = corpus.tokenizer.eos if cfg.data.padded else None  # where one row of a batch ends, with a document in each
+    eos = corpus.tokenizer.eos if cfg.data.padded else None  # --padded: each row holds one document
     get_batch = TrainBatches(corpus.train, cfg.model.block_size, cfg.optim.batch_size, cfg.run.seed, eos,
                              cfg.run.micro_batch_size, dist.rank, dist.world_size)
     val_text = EvalText(corpus.val, cfg.model.block_size, eos, max_tokens=cfg.run.eval_tokens)
