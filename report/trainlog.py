@@ -38,10 +38,11 @@ class TrainLog:
         self.say = self.bar.write
         self.started = time.perf_counter() - state.seconds
         self.results: list[StepResult] = []  # since the last line of metrics
-        self.passed = self.count_passed(state.best_nll)  # baselines
         self.failing: set[str] = set()  # files that could not be written the last time
         dist.on_rank0(start_run, run, state.step, str(dist))
-        self.logged_step = dist.on_rank0(lambda: [-1.0, *(record["step"] for record in run.read_metrics())][-1])
+        records = dist.on_rank0(run.read_metrics)  # of a resumed run
+        self.logged_step = records[-1]["step"] if records else -1
+        self.passed = max((self.count_passed(record.get("val_nll")) for record in records), default=-1)  # baselines
 
     def add(self, result: StepResult, rise: float | None) -> None:
         """Keep what a step measured, and say what went wrong in it; `rise` is in nats, where its loss is a spike."""

@@ -124,4 +124,4 @@ def test_a_line_of_a_hundred_megabytes(clone: Path) -> None:
     info = json.loads((clone / "out/longline/corpus.json").read_text())
     assert info["train"]["bytes"] + info["val"]["bytes"] == times * len(phrase.encode())
     (clone / "long.txt").unlink()
-    shutil.rmtree(next(clone.glob("data/long-*")))
+    shutil.rmtree(next(clone.glob("data/long.txt-*")))
