@@ -79,7 +79,7 @@ def train(cfg: Config, named: set[str]) -> int:
         evaluating = is_eval_step(state.step, cfg.run.eval_interval) or state.step == cfg.optim.max_iters
         saving = state.step % cfg.run.checkpoint_interval == 0
         logging = ending or evaluating or saving or state.step % cfg.run.log_interval == 0
-        if logging and log.is_missing(state):  # a resumed run has logged its first step already
+        if logging and log.lacks_this_step():  # a resumed run has logged its first step already
             record = log.make_record()
             if evaluating:
                 record |= validate(model, val_text, corpus, dist)

@@ -52,8 +52,9 @@ class TrainLog:
         if trouble := words.trouble(self.state, result, rise):
             self.say(trouble)
 
-    def is_missing(self, state: TrainState) -> bool:
-        """Whether metrics.jsonl has no line of this step, or the run ends and has no best model."""
+    def lacks_this_step(self) -> bool:
+        """Whether metrics.jsonl has no line of the step, or the run ends and has no best model."""
+        state = self.state
         return state.step > self.logged_step or (state.best_nll is None and state.is_finished(self.run.config))
 
     def make_record(self) -> Record:
