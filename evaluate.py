@@ -35,7 +35,7 @@ class EvaluateOptions(Section):
 
 
 EXCLUSIVE = [{"split", "text"}, {"explain", "text"}, {"against", "explain"}, {"explain", "json_"},
-             {"against", "max_tokens"}]  # two runs are compared on all of the text
+             {"against", "max_tokens"}]
 
 
 def read_arguments(argv: list[str]) -> tuple[list[Run], EvaluateOptions]:
@@ -48,7 +48,8 @@ def read_arguments(argv: list[str]) -> tuple[list[Run], EvaluateOptions]:
                             f"{run.path}: the tokens between windows would be left out")
     for pair in EXCLUSIVE:
         if pair <= options.model_fields_set:
-            raise UserError(f"{' and '.join(sorted(pair)).rstrip('_')}: use one of them")
+            raise UserError(f"{' and '.join(sorted(pair)).rstrip('_')}: use one of them" + (
+                "; two runs are compared on all of the text" if "max_tokens" in pair else ""))
     runs[0].tokenizer.encode_prompt(options.explain)  # tells unknown characters
     return runs, options
 
@@ -133,8 +134,7 @@ def read_texts(runs: list[Run], options: EvaluateOptions) -> tuple[str, list[Eva
                             f"{run.path} for {run.tokenizer.eos_text!r}: they do not predict the same bytes")
         splits.append(splits[0] if other.tokenizer == run.tokenizer else encode(other))
     max_tokens = options.max_tokens if len(runs) == 1 else 0  # two runs are compared on all of the text
-    return name, [EvalText(split, own.config.model.block_size, own.tokenizer.eos if own.config.data.padded else None,
-                           options.stride, max_tokens) for own, split in zip(runs, splits, strict=True)]
+    return name, [own.eval_text(split, max_tokens, options.stride) for own, split in zip(runs, splits, strict=True)]
 
 
 def score(run: Run, text: EvalText, options: EvaluateOptions

@@ -15,7 +15,7 @@ if __name__ == "__main__":
 import torch
 
 from config.schema import Config
-from data.batches import Batch, EvalText, TrainBatches
+from data.batches import Batch, TrainBatches
 from data.prepare import prepare_corpus
 from engine.checkpoint import Optimizers, load_last, load_teacher
 from engine.distributed import Distributed, setup_distributed
@@ -49,7 +49,6 @@ def train(cfg: Config, named: set[str]) -> int:
     eos = corpus.tokenizer.eos if cfg.data.padded else None  # --padded: each row holds one document
     get_batch = TrainBatches(corpus.train, cfg.model.block_size, cfg.optim.batch_size, cfg.run.seed, eos,
                              cfg.run.micro_batch_size, dist.rank, dist.world_size)
-    val_text = EvalText(corpus.val, cfg.model.block_size, eos, max_tokens=cfg.run.eval_tokens)
     if cfg.run.explain_batch:
         print(*(explain.show_masks(micro, corpus.tokenizer, cfg.data.padded) for micro in get_batch(0)[:1]))
         return 0
@@ -64,6 +63,7 @@ def train(cfg: Config, named: set[str]) -> int:
     run = dist.on_rank0(create_or_resume, cfg, named, corpus)
     state, remark = load_last(run, model, optimizers) if run.is_resumed else (TrainState(), "")
     dist.check_same_weights(model)
+    val_text = run.eval_text(corpus.val, cfg.run.eval_tokens)
     print(words.describe_run(run, state, remark, model, dist, get_batch, val_text), flush=True)
     if run.is_finished(state.step):
         return 0

@@ -1,7 +1,14 @@
 """Options, and what every part of the program needs first."""
 
 import os
+import sys
+from importlib.util import find_spec
 
 # Idle threads sleep instead of spinning: with other programs running, steps are up to 3 times faster. OpenMP reads this
 # when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+if missing := [name for name in ("numpy", "pydantic", "tomli_w", "torch", "tqdm") if not find_spec(name)]:
+    print(f"error: {sys.executable} has no {', '.join(missing)}; use .venv/bin/python, which `make train` installs, or "
+          "install with: python -m pip install -r requirements.txt", file=sys.stderr)
+    sys.exit(2)

@@ -124,8 +124,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        recipes = ", ".join(sorted(recipe.stem for recipe in Path(__file__).parent.glob("*.toml")))
-        raise UserError(f"{path}: no such recipe and no run; the recipes in config/ are {recipes}") from None
+        folder = Path(__file__).parent
+        recipes = ", ".join(sorted(recipe.name for recipe in folder.glob("*.toml")))
+        raise UserError(f"{path}: no such recipe and no run; recipes in {folder}: {recipes}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a readable TOML file: {error}") from None
 

@@ -16,7 +16,7 @@ from config.errors import UserError
 from data.documents import Split
 
 IGNORE_INDEX = -100  # the target of a masked position
-EVAL_BATCH_TOKENS = 8192  # in one forward pass
+EVAL_BATCH_TOKENS = 2048  # in one forward pass: few enough for a CPU's cache
 
 
 class Batch(NamedTuple):

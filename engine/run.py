@@ -19,6 +19,8 @@ from config.cli import load_saved, to_toml
 from config.errors import RANK, UserError
 from config.files import TEMPORARY, locked, write_atomically
 from config.schema import Config, DataConfig, ModelConfig
+from data.batches import EvalText
+from data.documents import Split
 from data.prepare import Corpus, CorpusInfo, prepare_corpus
 from data.tokenizer import Tokenizer, load_tokenizer
 
@@ -71,6 +73,11 @@ class Run:
             raise UserError(f"{self.path}: its corpus, {name}, now has other tokens")
         return corpus
 
+    def eval_text(self, split: Split, max_tokens: int = 0, stride: int = 0) -> EvalText:
+        """A text in this run's tokens, to be evaluated as the run reads text."""
+        eos = self.tokenizer.eos if self.config.data.padded else None
+        return EvalText(split, self.config.model.block_size, eos, stride, max_tokens)
+
     def read_metrics(self) -> list[Record]:
         """The lines of metrics.jsonl; damaged ones are left out."""
         path = self.path / "metrics.jsonl"
@@ -121,6 +128,8 @@ def lock_run(config: Config) -> Iterator[None]:
     if config.run.init_from == "resume" and not is_run(path):
         raise UserError(f"{path}: no run to resume; name the directory of one: python train.py out/RUN "
                         "--init_from=resume")
+    if config.loss.teacher:
+        open_run(Path(config.loss.teacher))  # tells mistakes before a corpus is prepared
     needs_no_lock = config.run.explain_batch or RANK > 0  # nothing is trained; or rank 0 holds the lock for all
     with nullcontext() if needs_no_lock else locked(
             real.with_name(f".{real.name}.lock"), f"out_dir={path}: another process is training there; wait for it, or "

@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from config.errors import UserError
 from config.schema import LossConfig
-from data.batches import EvalText
 from data.prepare import Corpus
 from engine.checkpoint import Optimizers, load_checkpoint, save_checkpoint
 from engine.distributed import Distributed
@@ -40,9 +39,13 @@ class TrainLog:
         self.results: list[StepResult] = []  # since the last line of metrics
         self.failing: set[str] = set()  # files that could not be written the last time
         dist.on_rank0(start_run, run, state.step, str(dist))
-        records = dist.on_rank0(run.read_metrics)  # of a resumed run
-        self.logged_step = records[-1]["step"] if records else -1
-        self.passed = max((self.count_passed(record.get("val_nll")) for record in records), default=-1)  # baselines
+        self.logged_step, self.passed = dist.on_rank0(self.read_progress)
+
+    def read_progress(self) -> tuple[float, int]:
+        """Of a resumed run, the step of the last line, and how many baselines were passed; -1 without one."""
+        records = self.run.read_metrics()
+        return (records[-1]["step"] if records else -1,
+                max((self.count_passed(record.get("val_nll")) for record in records), default=-1))
 
     def add(self, result: StepResult, rise: float | None) -> None:
         """Keep what a step measured, and say what went wrong in it; `rise` is in nats, where its loss is a spike."""
@@ -65,15 +68,17 @@ class TrainLog:
     def write(self, record: Record) -> bool:
         """Append a line to metrics.jsonl, and show it if there was an evaluation, or there is no progress bar.
 
-        Returns whether an evaluation passed a baseline that none passed before, or is the first.
+        Returns whether an evaluation passed a baseline that none passed before, or is the first; then it says so.
         """
         finite = {key: value for key, value in record.items() if math.isfinite(value)}  # JSON has no NaN
         self.attempt("metrics.jsonl", append_line, finite)
         self.results.clear()
         self.logged_step = record["step"]
         if "val_nll" in record or (self.bar.disable and "tokens" in record):
-            self.say(words.progress(record, self.info.baselines))
+            self.say(words.progress(record))
         before, self.passed = self.passed, max(self.passed, self.count_passed(record.get("val_nll")))
+        if self.passed > before:
+            self.say(words.standing(record["val_nll"], self.info.baselines))
         return self.passed > before
 
     def count_passed(self, nll: float | None) -> int:
@@ -143,11 +148,9 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog) -> int:
                         "--init_from=resume")
     if log.state.best_nll is not None:
         best = load_checkpoint(run.path / "best.safetensors", model)
-        eos = corpus.tokenizer.eos if cfg.data.padded else None
-        exact = validate(model, EvalText(corpus.val, cfg.model.block_size, eos), corpus, dist)
+        exact = validate(model, run.eval_text(corpus.val), corpus, dist)
         # The loss of the same weights on training text: the loss that training logged is of other weights.
-        train_text = EvalText(corpus.train, cfg.model.block_size, eos,
-                              max_tokens=cfg.run.eval_tokens or len(corpus.val.tokens))
+        train_text = run.eval_text(corpus.train, max_tokens=cfg.run.eval_tokens or len(corpus.val.tokens))
         final = {"step": log.state.step, "best_step": best.step,
                  "best_train_nll": evaluate(model, train_text, dist).nll,
                  **{f"best_{name}": value for name, value in exact.items()}}

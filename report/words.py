@@ -20,10 +20,11 @@ RISE = 0.01  # nats that the validation loss must rise to be called overfitting
 SKIPPED = "no token of its batch is a target: the step is skipped, and counts in skipped_steps"
 TOLD = 10  # troubles of a kind that are told one by one; after that every hundredth
 
-CELLS = [("step", "step", 7, ".0f"), ("train nll", "train_nll", 11, ".4f"), ("val nll", "val_nll", 9, ".4f"),
-         ("perplexity", "val_perplexity", 12, ".4g"), ("bits/byte", "val_bits_per_byte", 11, ".3f"),
-         ("top-1", "val_accuracy", 7, ".1%"), ("grad norm", "grad_norm", 11, ".2g"), ("lr", "lr", 9, ".2g"),
-         ("tokens/s", "tokens_per_second", 10, ",.0f")]
+CELLS = [("step", "step", 6, ".0f"), ("train nll", "train_nll", 10, ".4f"), ("val nll", "val_nll", 8, ".4f"),
+         ("perplexity", "val_perplexity", 11, ".4g"), ("bits/byte", "val_bits_per_byte", 10, ".3f"),
+         ("top-1", "val_accuracy", 7, ".1%"), ("grad norm", "grad_norm", 10, ".2g"), ("lr", "lr", 8, ".2g"),
+         ("tokens/s", "tokens_per_second", 10, ",.0f")]  # 80 columns
+INDENT = " " * 8  # of lines between those of the table
 COLUMNS = "".join(title.rjust(width) for title, _, width, _ in CELLS)
 PARTS = {"smoothing": "label smoothing", "z_loss": "z-loss", "distillation": "distillation"}  # of the objective
 TROUBLES = {"skipped_steps": "Steps that had no target, and were skipped",
@@ -35,7 +36,7 @@ TROUBLES = {"skipped_steps": "Steps that had no target, and were skipped",
 def describe_options(config: Config) -> str:
     """The options that differ from their defaults."""
     changed = [f"{name}={shown(value)}" for name, value in config.changed().items()
-               if name not in ("out_dir", "init_from")]
+               if name not in ("out_dir", "init_from", "dtype")]  # these are said beside the model
     return f"options that differ from the defaults: {', '.join(changed) or 'none'}"
 
 
@@ -43,18 +44,18 @@ def shown(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value) or '""'
 
 
-def progress(record: Record, baselines: Sequence[Baseline]) -> str:
-    """A line under COLUMNS; after an evaluation it says which baselines are passed."""
+def progress(record: Record) -> str:
+    """A line under COLUMNS."""
     line = "".join((format(record[key], form) if key in record else "").rjust(width) for _, key, width, form in CELLS)
-    return f"{line}   {standing(record['val_nll'], baselines, record.get('kl_gap'))}" if "val_nll" in record else line
+    return f"{line}   {record['kl_gap']:.4f} above the source" if "kl_gap" in record else line
 
 
-def standing(nll: float, baselines: Sequence[Baseline], kl_gap: float | None = None) -> str:
+def standing(nll: float, baselines: Sequence[Baseline]) -> str:
     """The last baseline that a loss has passed, and the next."""
     passed, ahead = passed_and_ahead(nll, baselines)
-    says = f"beats {passed[-1].name}" if passed else "beats nothing yet"
-    says += f"; next {ahead[0].name}, {ahead[0].nats_per_token:.3f}" if ahead else ", the last baseline"
-    return says if kl_gap is None else f"{says}; {kl_gap:.4f} above the source"
+    says = f"beats {passed[-1].name}, {passed[-1].nats_per_token:.3f}" if passed else "beats nothing yet"
+    after = f"; next {ahead[0].name}, {ahead[0].nats_per_token:.3f}" if ahead else ": the last baseline"
+    return INDENT + says + after
 
 
 def passed_and_ahead(nll: float, baselines: Sequence[Baseline]) -> tuple[list[Baseline], list[Baseline]]:
@@ -76,7 +77,7 @@ def beside_baselines(nll: float, baselines: Sequence[Baseline]) -> list[str]:
 def sample_line(text: str) -> str:
     """A text that a model wrote, in one line."""
     line = "".join(character if character.isprintable() else " " for character in text.replace("\n", "⏎"))
-    return f"{'':7}   writes: {line[:90]}"
+    return f"{INDENT}writes: {line[:70]}"
 
 
 def trouble(state: TrainState, result: StepResult, rise: float | None) -> str:
@@ -115,7 +116,7 @@ def verdict(records: Sequence[Record], final: Record | None, info: CorpusInfo, c
         *(f"  {line}" for line in beside_baselines(nll, info.baselines))]
     if info.tokenizer == "char" and info.name in ("shakespeare", "tinyshakespeare"):
         lines += [f"  English has about 1.0 to 1.5 bits per character; this is {nats_to_bits(nll):.2f}. That estimate",
-                  "  is for modern prose, and for readers who know the world. This model read 34 plays, in old verse."]
+                  "  is for modern prose, and for readers who know the world. This model read nothing but old plays."]
     if info.entropy_rate is not None and info.source_nll is not None:
         lines += [f"  H(p, q) = H(p) + KL(p || q): {nll:.4f} is the entropy rate {info.entropy_rate:.4f}, "
                   f"{info.source_nll - info.entropy_rate:+.4f} of sampling error of this text,",
@@ -170,7 +171,7 @@ def describe_run(run: Run, state: TrainState, remark: str, model: GPT, dist: Dis
         lines += [f"resuming {run.path} at step {state.step:,}",
                   *(f"  {name} was {shown(was)} and is now {shown(now)}" for name, (was, now) in run.changes.items())]
     if run.is_finished(state.step):
-        return "\n".join([*lines, f"it is finished: step {state.step:,} of {max_iters:,}; to train longer, add "
+        return "\n".join([*lines, f"it is finished: it has taken {state.step:,} steps; to train longer, add "
                           f"--max_iters={2 * state.step}"])
     lines += [f"GPT with {model.num_params():,} parameters: n_layer={c.n_layer} n_head={c.n_head} n_embd={c.n_embd} "
               f"block_size={c.block_size}; {model.flops_per_token() / 1e6:.1f} MFLOP per training token",

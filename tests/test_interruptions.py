@@ -176,9 +176,8 @@ def test_a_dead_rank_ends_the_others_with_a_message(clone: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_torchrun_restarts_a_job_of_which_a_rank_died(clone: Path, rank: int) -> None:
-    out, whole = clone / f"out/restarted-{rank}", clone / f"out/undisturbed-{rank}"
+def test_torchrun_restarts_a_job_of_which_a_rank_died(clone: Path) -> None:
+    out, whole = clone / "out/restarted", clone / "out/undisturbed"
     torchrun = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1",
          "train.py", *BUSY, f"--out_dir={out}", "--max_iters=40"], cwd=clone, text=True, encoding="utf-8",
@@ -189,7 +188,7 @@ def test_torchrun_restarts_a_job_of_which_a_rank_died(clone: Path, rank: int) ->
         assert torchrun.poll() is None, torchrun.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.kill(children(torchrun.pid)[rank], signal.SIGKILL)
+    os.kill(children(torchrun.pid)[0], signal.SIGKILL)  # the rank that writes
     printed, told = torchrun.communicate(timeout=120)
     assert torchrun.returncode == 0, told
     assert printed.count(f"resuming {out} at step ") == 1

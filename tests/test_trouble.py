@@ -475,7 +475,7 @@ def test_auto_resumes_a_run_or_starts_one(data_dir: Path) -> None:
 def test_a_finished_run_is_left_as_it_is(finished: Path, options: list[str]) -> None:
     before = files(finished.parent)
     printed = resume(*options).stdout
-    assert printed.endswith("it is finished: step 6 of 6; to train longer, add --max_iters=12\n")
+    assert printed.endswith("it is finished: it has taken 6 steps; to train longer, add --max_iters=12\n")
     assert files(finished.parent) == before
     assert "resuming out/run at step 6\n" in resume("--max_iters=7").stdout
 
