@@ -89,7 +89,7 @@ class OptimConfig(Section):
     """[optim] How the objective is minimised."""
 
     batch_size: Size = Field(8, description="sequences in one step")
-    max_iters: Positive = Field(880, description="steps")
+    max_iters: Positive = Field(800, description="steps")
     optimizer: Literal["muon", "adamw"] = Field("muon", description="for the blocks' matrices; AdamW takes the rest")
     learning_rate: Rate = Field(0.01, description="AdamW's peak learning rate")
     muon_learning_rate: Rate = Field(0.03, description="Muon's peak learning rate")
@@ -98,9 +98,9 @@ class OptimConfig(Section):
     decay_fraction: float = Field(1.0, ge=0, le=1, description="the last part of the steps, in which the rates decay")
     min_lr_ratio: float = Field(0.0, ge=0, le=1, description="the rates at the end, as a share of the peak")
     weight_decay: Rate = Field(0.0, description="decoupled weight decay of matrices and embeddings")
-    beta1: Fraction = Field(0.9, description="AdamW's first-moment decay")
+    beta1: Fraction = Field(0.8, description="AdamW's first-moment decay")
     beta2: Fraction = Field(0.95, description="AdamW's second-moment decay")
-    momentum: Fraction = Field(0.95, description="Muon's momentum")
+    momentum: Fraction = Field(0.9, description="Muon's momentum")
     grad_clip: Rate = Field(1.0, description="largest norm of the gradient; 0 = unlimited")
 
 

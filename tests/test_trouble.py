@@ -266,7 +266,7 @@ def test_a_full_disk_costs_no_checkpoint_and_training_continues(data_dir: Path) 
     train("--schedule=constant", "--max_iters=3")
     run = data_dir / "out/run"
     before = {name: (run / name).read_bytes() for name in ("last.safetensors", "previous.safetensors")}
-    with files_of_at_most(len(before["last.safetensors"]) - 1):
+    with files_of_at_most(len(before["last.safetensors"]) - 500):  # the numbers in it have more digits or fewer
         done = resume("--schedule=constant", returns=2)
     assert done.stdout.count("warning: out/run/last.safetensors could not be written (") == 1
     assert "File too large" in done.stdout
