@@ -10,6 +10,7 @@ from config.errors import UserError, run_command
 from config.schema import Section, Text
 from engine.run import open_run
 from report.figures import draw_png, draw_terminal
+from report.page import write_page
 
 
 class CurveOptions(Section):
@@ -18,6 +19,7 @@ class CurveOptions(Section):
     x: Literal["step", "tokens", "seconds"] = Field("step", description="what the loss is drawn against")
     scale: Literal["log", "linear"] = Field("log", description="of the x axis; log shows the first steps")
     unit: Literal["nats", "bits_per_byte"] = Field("nats", description="of the loss; bits per byte compare tokenizers")
+    html: Text = Field("", description="write a page for a browser instead: a file such as compare.html")
     out: Text = Field("curves.png", min_length=1, description="the picture to write: .png, .svg or .pdf")
     terminal: bool = Field(False, description="draw in the terminal instead")
 
@@ -27,7 +29,10 @@ def main(argv: list[str]) -> None:
     runs = [open_run(Path(path)) for path in paths]
     if empty := [str(run.path) for run in runs if not run.read_metrics()]:
         raise UserError(f"{', '.join(empty)}: no metrics yet; train first")
-    if options.terminal:
+    if options.html:
+        write_page(runs, Path(options.html))
+        print(options.html)
+    elif options.terminal:
         print(draw_terminal(runs, options.x, options.scale, options.unit))
     else:
         draw_png(runs, Path(options.out), options.x, options.scale, options.unit)

@@ -207,10 +207,7 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self) -> int:
-        """FLOPs of training per token (Kaplan et al. 2020): 6 per weight, and 6 T C per layer for causal attention."""
-        config = self.config
-        weights = sum(p.numel() for p in self.blocks.parameters() if p.ndim == 2) + self.lm_head.weight.numel()
-        return 6 * weights + 6 * config.n_layer * config.block_size * config.n_embd
+        return self.config.flops_per_token(self.vocab_size)
 
 
 def hash_ngrams(tokens: Tensor, n: int, rows: int) -> Tensor:

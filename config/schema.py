@@ -74,6 +74,11 @@ class ModelConfig(Section):
     ngram_embedding: int = Field(0, ge=0, le=16, description="add embeddings of the last 2, ... n tokens; below 2 none")
     ngram_rows: Size = Field(8192, description="rows in the table of each n; n-grams are hashed to them")
 
+    def flops_per_token(self, vocab_size: int) -> int:
+        """FLOPs of training per token (Kaplan et al. 2020): 6 per weight, and 6 T C per layer for causal attention."""
+        weights = 12 * self.n_layer * self.n_embd**2 + self.n_embd * vocab_size
+        return 6 * weights + 6 * self.n_layer * self.block_size * self.n_embd
+
 
 class LossConfig(Section):
     """[loss] What is optimised. Perplexity always comes from the plain cross-entropy."""

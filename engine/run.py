@@ -183,6 +183,7 @@ def start_run(run: Run, step: int, device: str) -> None:
     for temporary in filter(Path.is_file, run.path.glob(TEMPORARY)):  # of killed processes
         temporary.unlink()
     write_atomically(run.path / "config.toml", to_toml(run.config).encode())
+    (run.path / "verdict.txt").unlink(missing_ok=True)
     for name in ("metrics.jsonl", "samples.jsonl"):
         _truncate(run.path / name, step)
     append_line(run.path / "history.jsonl", {

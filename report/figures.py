@@ -41,7 +41,7 @@ class Curve:
         starts = [record.get(x, 0.0) for record in records[:1]] + ends
         middles = [(start + end) / 2 for start, end in zip(starts, ends, strict=False)]
         scale = 1.0 if unit == "nats" else bits_per_byte(1.0, max(1, split.bytes) / max(1, split.tokens))
-        self.train = _thin(middles), [scale * nll for nll in _thin(train)]
+        self.train = thin(middles), [scale * nll for nll in thin(train)]
         self.best: Series = [], []  # one point
         self.label = f"no evaluation  {_shorten(run.name, 48)}"
         if self.val[1]:
@@ -207,7 +207,7 @@ def _series(records: Sequence[Record], x: str, key: str) -> Series:
     return [place for place, _ in found], [loss for _, loss in found]
 
 
-def _thin(values: list[float]) -> list[float]:
+def thin(values: list[float]) -> list[float]:
     """Means of neighbouring points where there are more than can be told apart."""
     size = -(-len(values) // POINTS) or 1
     return [fmean(values[at:at + size]) for at in range(0, len(values), size)]

@@ -4,11 +4,13 @@ import math
 import signal
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from config.errors import UserError
+from config.files import write_atomically
 from config.schema import LossConfig
 from data.prepare import Corpus
 from engine.checkpoint import Optimizers, load_checkpoint, save_checkpoint
@@ -20,7 +22,7 @@ from engine.state import StepResult, TrainState
 from engine.step import evaluate, validate
 from loss import mean_loss, sum_losses
 from model import GPT
-from report import figures, words
+from report import figures, page, words
 from surprisal import smoothed_entropy
 
 
@@ -38,7 +40,9 @@ class TrainLog:
         self.started = time.perf_counter() - state.seconds
         self.results: list[StepResult] = []  # since the last line of metrics
         self.failing: set[str] = set()  # files that could not be written the last time
+        self.next_page = 0.0  # the time from which on the page may be written again
         dist.on_rank0(start_run, run, state.step, str(dist))
+        self.attempt("report.html", page.write_live_page)
         self.logged_step, self.passed = dist.on_rank0(self.read_progress)
 
     def read_progress(self) -> tuple[float, int]:
@@ -77,6 +81,8 @@ class TrainLog:
         if "val_nll" in record or (self.bar.disable and "tokens" in record):
             self.say(words.progress(record))
         before, self.passed = self.passed, max(self.passed, self.count_passed(record.get("val_nll")))
+        if "val_nll" in record:
+            self.write_page()
         if self.passed > before:
             self.say(words.standing(record["val_nll"], self.info.baselines))
         return self.passed > before
@@ -89,6 +95,17 @@ class TrainLog:
         """Append a line to samples.jsonl, and show it."""
         self.attempt("samples.jsonl", append_line, {"step": self.state.step, "text": text})
         self.say(words.sample_line(text))
+
+    def write_page(self, live: bool = True) -> None:
+        """Replace what report.html shows; while training goes on, at most a twentieth of the time is for that."""
+        def write(path: Path) -> None:
+            started = time.perf_counter()
+            if started >= self.next_page or not live:
+                status = f"step {self.state.step:,} of {self.run.config.optim.max_iters:,}"
+                page.write_data(path, self.run, status, live)
+                self.next_page = started + 20 * (time.perf_counter() - started)
+
+        self.attempt("report.js", write)
 
     def save(self, name: str, model: GPT, optimizers: Optimizers | None = None) -> None:
         """Replace a checkpoint."""
@@ -136,6 +153,7 @@ def show_stop(stop: StopSignal, log: TrainLog) -> int:
     """Say how to resume a run that a signal has stopped; returns the exit code."""
     saved = "last.safetensors" not in log.failing
     name = signal.Signals(stop.received).name
+    log.write_page(live=False)
     print("\n" + words.stopped(log.run, name, log.state, log.dist, saved), flush=True)
     return 128 + stop.received
 
@@ -156,7 +174,10 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog) -> int:
                  **{f"best_{name}": value for name, value in exact.items()}}
         log.write(final)
     log.attempt("curves.png", lambda path: figures.draw_png([run], path))
-    print("\n" + words.verdict(run.read_metrics(), final, corpus.info, cfg), flush=True)
+    verdict = words.verdict(run.read_metrics(), final, corpus.info, cfg)
+    print("\n" + verdict, flush=True)
+    log.attempt("verdict.txt", lambda path: write_atomically(path, verdict.encode()))
+    log.write_page(live=False)
     if log.state.nonfinite_in_a_row:
         return 1
     texts = generate_texts(model, corpus, dist, num_samples=1 if corpus.tokenizer.eos is None else 5)

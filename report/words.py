@@ -46,7 +46,8 @@ def shown(value: object) -> str:
 
 def progress(record: Record) -> str:
     """A line under COLUMNS."""
-    line = "".join((format(record[key], form) if key in record else "").rjust(width) for _, key, width, form in CELLS)
+    cells = ((format(record[key], form) if key in record else "").rjust(width) for _, key, width, form in CELLS)
+    line = "".join(cells).rstrip()
     return f"{line}   {record['kl_gap']:.4f} above the source" if "kl_gap" in record else line
 
 
@@ -154,9 +155,9 @@ def _advice(records: Sequence[Record], final: Record, info: CorpusInfo, config: 
     same = (f"On training text the best model has {final['best_train_nll']:.4f}: {abs(gap):.3f} "
             f"{'lower' if gap > 0 else 'higher'}.")
     if rise > RISE:
-        return [f"It overfitted: since step {best['step']:,.0f} the validation loss rose by {rise:.3f}. {same}",
+        return [f"It overfitted: since step {best['step']:,.0f} the validation loss rose by {rise:.3f}.", same,
                 f"Try --dropout={config.model.dropout + 0.1:.1f}, a smaller model, or more text."]
-    return [f"It did not overfit: the last validation loss is as good as the best. {same}",
+    return ["It did not overfit: the last validation loss is as good as the best.", same,
             f"Try longer, --max_iters={2 * config.optim.max_iters}, or larger, --n_layer={config.model.n_layer + 1}."]
 
 
@@ -178,8 +179,8 @@ def describe_run(run: Run, state: TrainState, remark: str, model: GPT, dist: Dis
               f"{dist}: {max_iters:,} steps of {batch_size * c.block_size:,} tokens, "
               f"{max_iters * batch_size / get_batch.windows_per_epoch:.2f} epochs; writes {run.path}/"]
     if len(val_text.positions) < run.info.val.targets:
-        lines.append(f"validation: {len(val_text.positions):,} of the {run.info.val.targets:,} targets, spread evenly; "
-                     "the best model is measured on all of them at the end, where its loss is a little different")
+        lines += [f"validation: {len(val_text.positions):,} of the {run.info.val.targets:,} targets, spread evenly; at "
+                  "the end the best model", "  is measured on all of them, where its loss is a little different"]
     if dist.is_emulated:
         lines.append(f"warning: this {dist.device.type} has no bfloat16 products and emulates them, up to 100 times "
                      "slower than --dtype=float32")
@@ -211,6 +212,6 @@ def samples(prompt: str, texts: Sequence[str]) -> str:
 
 def next_commands(run: Path) -> str:
     name = shlex.quote(str(run))
-    return (f"The curve:     {run}/curves.png, or: python curves.py {name} --terminal\n"
+    return (f"The curves:    {run}/report.html, {run}/curves.png, or: python curves.py {name} --terminal\n"
             f"More samples:  python sample.py {name} --num_samples=3\n"
             f"Compare runs:  python curves.py {name} OTHER_RUN")

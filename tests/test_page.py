@@ -1,0 +1,100 @@
+"""The page of a run: its numbers are those of the metrics, a stranger's text stays text, and a browser draws it."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.run import open_run
+from report.page import describe_runs, write_data, write_live_page, write_page
+from tests.conftest import TINY, call, read_metrics
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+EVIL = "</script><script>document.title = 'stolen'</script><b>&amp;"
+
+
+@pytest.fixture
+def own(trained, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained[0], tmp_path / "run"))
+
+
+def data_of(script: str) -> dict[str, Any]:
+    return json.loads(script.removeprefix("receive(").removesuffix(");"))
+
+
+def test_training_writes_a_page_whose_numbers_are_the_metrics(own: Path) -> None:
+    page, data = (own / "report.html").read_text(encoding="utf-8"), data_of((own / "report.js").read_text())
+    assert "report.js" in page
+    assert "Plotly" in page
+    assert not re.search(r"<(script|link|img)[^>]*(src|href)=", page.split("<script>")[0])  # nothing from a network
+    assert not data["live"]
+    assert data["status"] == "step 6 of 6"
+    (shown,), records = data["runs"], read_metrics(own)
+    evaluations = [record for record in records if "val_nll" in record]
+    assert shown["val"]["step"] == [record["step"] for record in evaluations]
+    assert shown["val"]["val_nll"] == pytest.approx([record["val_nll"] for record in evaluations], rel=1e-5)
+    assert shown["best_nll"] == records[-1]["best_val_nll"]
+    assert shown["train"]["step"] == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]  # in the middle of what each is the mean of
+    tokens, flops = shown["val"]["tokens"], shown["val"]["flops"]
+    per_token = open_run(own).config.model.flops_per_token(open_run(own).info.vocab_size)
+    assert flops == pytest.approx([per_token * count for count in tokens], rel=1e-5)
+    assert shown["verdict"].startswith("The best model, of step")
+    assert shown["samples"][0]["step"] == 0
+
+
+def test_a_page_of_several_runs_says_what_differs(own: Path, data_dir: Path) -> None:
+    other = Path(shutil.copytree(own, own.with_name("other")))
+    config = (other / "config.toml").read_text()
+    (other / "config.toml").write_text(config.replace("seed = 1337", "seed = 7"))
+    call("curves.py", str(own), str(other), f"--html={own}/both.html")
+    data = describe_runs([open_run(own), open_run(other)], "", live=False)
+    assert data["differences"] == [["seed", "1337", "7"]]
+    assert (own / "both.html").stat().st_size < 6e6
+
+
+def test_a_million_lines_are_thinned(own: Path) -> None:
+    with (own / "metrics.jsonl").open("w") as file:
+        for step in range(20_000):
+            file.write(json.dumps({"step": step, "tokens": 64 * step, "seconds": step / 100, "lr": 0.1,
+                                   "train_nll": 1 + 1 / (1 + step), "grad_norm": 1.0, "tokens_per_second": 5.0}) + "\n")
+    write_data(own / "report.js", open_run(own), "", live=True)
+    assert (own / "report.js").stat().st_size < 200_000
+    assert 500 < len(data_of((own / "report.js").read_text())["runs"][0]["train"]["step"]) <= 1000
+
+
+def open_in_browser(path: Path) -> str:
+    """The page's HTML after its scripts have run for some virtual seconds."""
+    done = subprocess.run([str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000",
+                           f"--user-data-dir={path.parent}/browser", "--dump-dom", path.as_uri()],
+                          capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs a browser: apt install chromium")
+def test_a_browser_draws_it_and_a_strangers_text_stays_text(own: Path) -> None:
+    evil = own.with_name("<img src=x onerror=alert(1)>")
+    own.rename(evil)
+    (evil / "samples.jsonl").write_text(json.dumps({"step": 0, "text": EVIL}) + "\n")
+    (evil / "verdict.txt").write_text(EVIL)
+    write_live_page(evil / "report.html")
+    write_data(evil / "report.js", open_run(evil), "step 3 of 6", live=True)
+    write_page([open_run(evil)], evil.parent / "whole.html")
+    for path in (evil / "report.html", evil.parent / "whole.html"):
+        shown = open_in_browser(path)
+        assert "<title>&lt;img src=x onerror=alert(1)&gt;</title>" in shown
+        assert '<img src="x"' not in shown
+        assert "&lt;/script&gt;&lt;script&gt;document.title" in shown
+        assert shown.count('class="trace scatter') >= 5  # loss: training, validation, best; and the small ones
+        assert "unigram" in shown
+
+
+def test_a_run_that_is_stopped_is_no_longer_live(data_dir: Path) -> None:
+    call("train.py", "--corpus=text.txt", *TINY, "--max_iters=1", "--out_dir=out/short")
+    assert '"live": false' in (data_dir / "out/short/report.js").read_text()
+    call("train.py", "out/short", "--init_from=resume", "--max_iters=2")
+    assert '"status": "step 2 of 2"' in (data_dir / "out/short/report.js").read_text()
+    shutil.rmtree(data_dir / "out/short")
