@@ -87,7 +87,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(source, path)
     for folder in ("config", "engine", "data", "report", "bench"):
         shutil.copytree(ROOT / folder, path / folder, ignore=lambda _, names: [
-            name for name in names if not name.endswith((".py", ".toml"))])
+            name for name in names if not name.endswith((".py", ".toml", ".html"))])
     (path / "text.txt").write_text(make_text(), encoding="utf-8")
     return path
 

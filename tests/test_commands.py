@@ -29,13 +29,13 @@ def in_clone(clone, monkeypatch) -> None:
 def test_training_tells_the_whole_story(trained) -> None:
     path, printed = trained
     for said in ("options that differ from the defaults: corpus=text.txt, block_size=8, ", "text.txt:", "unigram",
-                 "uniform, log|V|", "bigram", "6-gram", "gzip", "bzip2", "xz", "spread evenly; the best model is",
+                 "uniform, log|V|", "bigram", "6-gram", "gzip", "bzip2", "xz", "spread evenly; at the end ",
                  "as it should be, the model knows nothing yet", "The best model, of step ", "It beats",
                  "A sample:", f"python sample.py {Path('out/tiny')}"):
         assert said in printed
     assert {entry.name for entry in path.iterdir()} == {
         "config.toml", "corpus.json", "tokenizer.json", "metrics.jsonl", "samples.jsonl", "history.jsonl", "curves.png",
-        "last.safetensors", "previous.safetensors", "best.safetensors"}
+        "last.safetensors", "previous.safetensors", "best.safetensors", "report.html", "report.js", "verdict.txt"}
     assert (path / "curves.png").read_bytes().startswith(b"\x89PNG")
     records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [*range(7), 6]

@@ -26,7 +26,8 @@ COMMANDS = sorted(set(re.findall(r"(?:python|torchrun[^`\n]*?|uv run) ((?:\w+/)?
 PLACEHOLDERS = {"RECIPE": "config/shakespeare_char.toml", "RUN": "out/shakespeare_char",
                 "out/RUN": "out/shakespeare_char"}
 OF_A_RUN = {"config.toml", "corpus.json", "tokenizer.json", "metrics.jsonl", "samples.jsonl", "history.jsonl",
-            "curves.png", "last.safetensors", "previous.safetensors", "best.safetensors"}
+            "curves.png", "last.safetensors", "previous.safetensors", "best.safetensors", "report.html", "report.js",
+            "verdict.txt", "out/shakespeare_char/report.html", "compare.html"}
 OF_OTHERS = {"standalone", "nproc_per_node", "max", "nanogpt", "seeds", "quick", "help", "name"}  # not of our schemas
 
 
@@ -97,7 +98,7 @@ def test_every_file_named_is_there_and_every_module_is_on_the_map() -> None:
     files = {path.relative_to(ROOT).as_posix() for pattern in ("*.*", "config/*", "data/*.py", "engine/*", "report/*",
              "bench/*", "docs/*", "tests/*") for path in ROOT.glob(pattern)}
     names = {file.split("/")[-1] for file in files}
-    for name in set(re.findall(r"[\w/]+\.(?:py|toml|png|md|txt|safetensors|jsonl)\b", ALL)) - OF_A_RUN:
+    for name in set(re.findall(r"[\w/]+\.(?:py|toml|png|md|txt|html|js|safetensors|jsonl)\b", ALL)) - OF_A_RUN:
         assert name in files | names or name in ("path/to/your.txt", "your.txt"), name
     for text in DOCS.values():
         for link in re.findall(r"\]\(([\w./]+)\)", text):
