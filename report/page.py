@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from config.files import write_atomically
-from engine.run import Record, Run
+from engine.run import Record, Run, parse_record
 from report.figures import find_baselines, thin
 from surprisal import perplexity
 
@@ -63,11 +63,10 @@ def _describe(run: Run) -> dict[str, Any]:
     train = _columns(trained, [*TRAIN, *parts])
     for name in PLACES:  # a training loss is the mean of the steps since the line before: it stands in their middle
         train[name] = [(before + place) / 2 for before, place in zip([0, *train[name]], train[name], strict=False)]
-    samples, verdict = run.path / "samples.jsonl", run.path / "verdict.txt"
+    verdict = run.path / "verdict.txt"
     return {"name": run.name, "val": val, "train": train, "best_nll": final.get("best_val_nll"),
             "bytes_per_token": max(1, run.info.val.bytes) / max(1, run.info.val.tokens),
-            "samples": [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
-            if samples.exists() else [],
+            "samples": _read_samples(run.path / "samples.jsonl"),
             "verdict": verdict.read_text(encoding="utf-8") if verdict.exists() else ""}
 
 
@@ -75,6 +74,13 @@ def _columns(records: Sequence[Record], names: Sequence[str]) -> dict[str, list[
     """The values of all records by name; a name that not every record has is left out."""
     return {name: [float(f"{value:.6g}") for value in thin([record[name] for record in records])]
             for name in [*PLACES, *names] if all(name in record for record in records)}
+
+
+def _read_samples(path: Path) -> list[dict[str, Any]]:
+    """What the model wrote at which steps; damaged lines are left out."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    return [{"step": record["step"], "text": str(json.loads(line).get("text", ""))}
+            for line in lines if (record := parse_record(line))]
 
 
 def _script(data: dict[str, Any]) -> str:

@@ -78,7 +78,7 @@ def open_in_browser(path: Path) -> str:
 def test_a_browser_draws_it_and_a_strangers_text_stays_text(own: Path) -> None:
     evil = own.with_name("<img src=x onerror=alert(1)>")
     own.rename(evil)
-    (evil / "samples.jsonl").write_text(json.dumps({"step": 0, "text": EVIL}) + "\n")
+    (evil / "samples.jsonl").write_text(json.dumps({"step": 0, "text": EVIL}) + '\n{"step": 1, "te')  # torn
     (evil / "verdict.txt").write_text(EVIL)
     write_live_page(evil / "report.html")
     write_data(evil / "report.js", open_run(evil), "step 3 of 6", live=True)
