@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from config.errors import WORLD_SIZE
 
+OVERFITTING_RISE = 0.01  # nats above the best validation loss that are more than noise
+
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
 Size = Annotated[int, Field(ge=1, le=1_000_000)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel
 
-from config.schema import Config
+from config.schema import OVERFITTING_RISE, Config
 from loss import LossSums
 
 SMOOTHING = 0.95  # of the running mean and variance of the training loss
@@ -13,7 +13,6 @@ SPIKE_STEPS = 20  # steps before a spike can be told
 SPIKE_SIGMAS = 6  # a spike is so many standard deviations above the mean,
 SPIKE_RISE = 0.1  # and so many nats
 TROUBLES = {"skipped_steps", "nonfinite_steps", "nonfinite_in_a_row", "loss_spikes"}
-OVERFITTING_RISE = 0.01  # nats above the best validation loss that are more than noise
 
 
 @dataclass

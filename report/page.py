@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from config.files import write_atomically
+from config.schema import OVERFITTING_RISE
 from engine.run import Record, Run, parse_record
 from report.figures import find_baselines, thin
 from surprisal import perplexity
@@ -21,7 +22,6 @@ PLACES = ["step", "tokens", "seconds", "flops"]
 VAL = ["val_nll", "kl_gap"]
 TRAIN = ["train_nll", "lr", "grad_norm", "tokens_per_second"]
 PARTS = ["objective", "smoothing", "z_loss", "distillation"]  # shown if the objective is more than the NLL
-OVERFITTING = 0.01  # nats above the best loss; where the loss ends higher, the page is shaded from the best on
 
 
 def write_page(runs: Sequence[Run], path: Path) -> None:
@@ -48,7 +48,7 @@ def describe_runs(runs: Sequence[Run], status: str, live: bool) -> dict[str, Any
     return {"runs": [_describe(run) for run in runs], "differences": differences, "status": status, "live": live,
             "baselines": {"nats": nats, "bits_per_byte": bits,
                           "perplexity": [(name, perplexity(value)) for name, value in nats]},
-            "overfitting": OVERFITTING, "written": round(time.time(), 1)}
+            "overfitting_rise": OVERFITTING_RISE, "written": round(time.time(), 1)}
 
 
 def _describe(run: Run) -> dict[str, Any]:

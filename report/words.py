@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from config.schema import Config
+from config.schema import OVERFITTING_RISE, Config
 from data.baselines import ENTROPY_RATE, Baseline
 from data.batches import EvalText, TrainBatches
 from data.prepare import CorpusInfo
@@ -16,7 +16,6 @@ from model import GPT
 from surprisal import nats_to_bits, perplexity, uniform_nll
 
 EQUAL = 1e-4  # nats that are rounding
-RISE = 0.01  # nats that the validation loss must rise to be called overfitting
 SKIPPED = "no token of its batch is a target: the step is skipped, and counts in skipped_steps"
 TOLD = 10  # troubles of a kind that are told one by one; after that every hundredth
 
@@ -154,7 +153,7 @@ def _advice(records: Sequence[Record], final: Record, info: CorpusInfo, config: 
     rise, gap = evals[-1]["val_nll"] - best["val_nll"], final["best_val_nll"] - final["best_train_nll"]
     same = (f"On training text the best model has {final['best_train_nll']:.4f}: {abs(gap):.3f} "
             f"{'lower' if gap > 0 else 'higher'}.")
-    if rise > RISE:
+    if rise > OVERFITTING_RISE:
         return [f"It overfitted: since step {best['step']:,.0f} the validation loss rose by {rise:.3f}.", same,
                 f"Try --dropout={config.model.dropout + 0.1:.1f}, a smaller model, or more text."]
     return ["It did not overfit: the last validation loss is as good as the best.", same,
