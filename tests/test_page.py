@@ -53,6 +53,8 @@ def test_a_page_of_several_runs_says_what_differs(own: Path, data_dir: Path) -> 
     call("curves.py", str(own), str(other), f"--html={own}/both.html")
     data = describe_runs([open_run(own), open_run(other)], "", live=False)
     assert data["differences"] == [["seed", "1337", "7"]]
+    mistake = call("curves.py", str(own), "--html=a.html", "--unit=bits_per_byte", check=False)
+    assert mistake.stderr == "error: unit: no use with html; who looks at the page chooses there\n"
     assert (own / "both.html").stat().st_size < 6e6
 
 
