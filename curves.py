@@ -29,9 +29,9 @@ def main(argv: list[str]) -> None:
     runs = [open_run(Path(path)) for path in paths]
     if empty := [str(run.path) for run in runs if not run.read_metrics()]:
         raise UserError(f"{', '.join(empty)}: no metrics yet; train first")
-    if options.html and (others := options.model_fields_set - {"html"}):
-        raise UserError(f"{', '.join(sorted(others))}: no use with html; who looks at the page chooses there")
     if options.html:
+        if others := options.model_fields_set - {"html"}:
+            raise UserError(f"{', '.join(sorted(others))}: no use with html; who looks at the page chooses there")
         write_page(runs, Path(options.html))
         print(options.html)
     elif options.terminal:

@@ -41,6 +41,11 @@ class SplitInfo(BaseModel, frozen=True):
     documents: int
     targets: int
 
+    @property
+    def bytes_per_token(self) -> float:
+        """A number above 0 also for a split without tokens."""
+        return max(1, self.bytes) / max(1, self.tokens)
+
 
 class CorpusInfo(BaseModel, frozen=True):
     """What meta.json and a run's corpus.json say of a corpus."""

@@ -34,13 +34,13 @@ class Curve:
     """A run's losses in the unit of the picture."""
 
     def __init__(self, run: Run, x: str, unit: str) -> None:
-        records, split = run.read_metrics(), run.info.val
+        records = run.read_metrics()
         key = "val_nll" if unit == "nats" else "val_bits_per_byte"
         self.val, self.gap = _series(records, x, key), _series(records, x, "kl_gap")
         ends, train = _series(records, x, "train_nll")  # means of all steps since the line before
         starts = [record.get(x, 0.0) for record in records[:1]] + ends
         middles = [(start + end) / 2 for start, end in zip(starts, ends, strict=False)]
-        scale = 1.0 if unit == "nats" else bits_per_byte(1.0, max(1, split.bytes) / max(1, split.tokens))
+        scale = 1.0 if unit == "nats" else bits_per_byte(1.0, run.info.val.bytes_per_token)
         self.train = thin(middles), [scale * nll for nll in thin(train)]
         self.best: Series = [], []  # one point
         self.label = f"no evaluation  {_shorten(run.name, 48)}"

@@ -44,7 +44,7 @@ def describe_runs(runs: Sequence[Run], status: str, live: bool) -> dict[str, Any
     nats, bits = find_baselines(runs, "nats"), find_baselines(runs, "bits_per_byte")
     options = [run.config.options() for run in runs]
     differences = [[name, *(str(own[name]) for own in options)] for name in options[0]
-                   if name not in ("out_dir", "init_from") and len({str(own[name]) for own in options}) > 1]
+                   if len({str(own[name]) for own in options}) > 1]
     return {"runs": [_describe(run) for run in runs], "differences": differences, "status": status, "live": live,
             "baselines": {"nats": nats, "bits_per_byte": bits,
                           "perplexity": [(name, perplexity(value)) for name, value in nats]},
@@ -52,20 +52,18 @@ def describe_runs(runs: Sequence[Run], status: str, live: bool) -> dict[str, Any
 
 
 def _describe(run: Run) -> dict[str, Any]:
-    records, flops = run.read_metrics(), run.config.model.flops_per_token(run.info.vocab_size)
-    for record in records:
-        record["flops"] = flops * record.get("tokens", 0)
-    final: Record = next((record for record in reversed(records) if "best_val_nll" in record), {})
-    val = _columns([record for record in records if "val_nll" in record], VAL)
+    lines, flops = run.read_metrics(), run.config.model.flops_per_token(run.info.vocab_size)
+    final: Record = next((line for line in reversed(lines) if "best_val_nll" in line), {})
+    records = [line | {"flops": flops * line["tokens"]} for line in lines if {"tokens", "seconds"} <= line.keys()]
     trained = [record for record in records if "train_nll" in record]
-    parts = PARTS if any("smoothing" in record or "z_loss" in record or "distillation" in record
-                         for record in trained) else []
-    train = _columns(trained, [*TRAIN, *parts])
-    for name in PLACES:  # a training loss is the mean of the steps since the line before: it stands in their middle
-        train[name] = [(before + place) / 2 for before, place in zip([0, *train[name]], train[name], strict=False)]
+    # A training loss is the mean of the steps since the line before: it stands in their middle.
+    middles = [record | {name: (before[name] + record[name]) / 2 for name in PLACES}
+               for before, record in zip(records[:1] + trained, trained, strict=False)]
+    parts = PARTS if any(part in record for record in trained for part in PARTS[1:]) else []
+    val, train = _columns([record for record in records if "val_nll" in record], VAL), _columns(middles, TRAIN + parts)
     verdict = run.path / "verdict.txt"
     return {"name": run.name, "val": val, "train": train, "best_nll": final.get("best_val_nll"),
-            "bytes_per_token": max(1, run.info.val.bytes) / max(1, run.info.val.tokens),
+            "bytes_per_token": run.info.val.bytes_per_token,
             "samples": _read_samples(run.path / "samples.jsonl"),
             "verdict": verdict.read_text(encoding="utf-8") if verdict.exists() else ""}
 

@@ -63,9 +63,12 @@ def test_a_million_lines_are_thinned(own: Path) -> None:
         for step in range(20_000):
             file.write(json.dumps({"step": step, "tokens": 64 * step, "seconds": step / 100, "lr": 0.1,
                                    "train_nll": 1 + 1 / (1 + step), "grad_norm": 1.0, "tokens_per_second": 5.0}) + "\n")
+        file.write('{"step": 20000, "train_nll": 1.0}\n')  # a line that somebody edited
     write_data(own / "report.js", open_run(own), "", live=True)
     assert (own / "report.js").stat().st_size < 200_000
-    assert 500 < len(data_of((own / "report.js").read_text())["runs"][0]["train"]["step"]) <= 1000
+    steps = data_of((own / "report.js").read_text())["runs"][0]["train"]["step"]
+    assert 500 < len(steps) <= 1000
+    assert steps[:2] == [9.025, 29.0]  # means of 20 middles: 0, 0.5, ... 18.5 and 19.5, ... 38.5
 
 
 def open_in_browser(path: Path) -> str:
