@@ -8,9 +8,9 @@ from pydantic import Field
 from config.cli import load_options
 from config.errors import UserError, run_command
 from config.schema import Section, Text
-from engine.run import open_run
+from engine.run import Run, is_run, open_run
 from report.figures import draw_png, draw_terminal
-from report.page import write_page
+from report.page import describe_runs, write_page
 
 
 class CurveOptions(Section):
@@ -25,20 +25,26 @@ class CurveOptions(Section):
 
 
 def main(argv: list[str]) -> None:
-    paths, options = load_options(CurveOptions, argv, "RUN", "+", "directories of runs")
-    runs = [open_run(Path(path)) for path in paths]
+    paths, options = load_options(CurveOptions, argv, "RUN", "+", "directories of runs, or a directory with runs in it")
+    runs = [run for path in paths for run in open_runs(Path(path))]
     if empty := [str(run.path) for run in runs if not run.read_metrics()]:
         raise UserError(f"{', '.join(empty)}: no metrics yet; train first")
     if options.html:
         if others := options.model_fields_set - {"html"}:
             raise UserError(f"{', '.join(sorted(others))}: no use with html; who looks at the page chooses there")
-        write_page(runs, Path(options.html))
+        write_page(Path(options.html), describe_runs(runs))
         print(options.html)
     elif options.terminal:
         print(draw_terminal(runs, options.x, options.scale, options.unit))
     else:
         draw_png(runs, Path(options.out), options.x, options.scale, options.unit)
         print(options.out)
+
+
+def open_runs(path: Path) -> list[Run]:
+    """The run in a directory, or all runs in it that have metrics."""
+    inside = [open_run(each) for each in sorted(path.glob("*")) if is_run(each)] if not is_run(path) else []
+    return [run for run in inside if run.read_metrics()] or [open_run(path)]
 
 
 if __name__ == "__main__":

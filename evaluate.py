@@ -5,8 +5,9 @@ The story, in order: the text, the scores of its tokens, and what they add up to
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -14,7 +15,7 @@ from pydantic import Field
 from config.cli import load_options
 from config.errors import UserError, run_command
 from config.schema import Count, Section, Text
-from data.batches import EVAL_BATCH_TOKENS, EvalText
+from data.batches import EvalText
 from data.documents import Split, encode_documents, read_documents, split_documents
 from data.prepare import read_source
 from engine.run import Run, open_run
@@ -31,11 +32,13 @@ class EvaluateOptions(Section):
     against: Text = Field("", description="another run to compare with on the same text")
     checkpoint: Literal["best", "last"] = Field("best", description="which checkpoint of the runs")
     device: Text = Field("", description="auto, cpu, mps, cuda or cuda:N; empty = as in training")
+    html: Text = Field("", description="also write a page for a browser, with the text token by token: a file such as "
+                       "page.html")
     json_: bool = Field(False, alias="json", description="print JSON, and nothing else")
 
 
-EXCLUSIVE = [{"split", "text"}, {"explain", "text"}, {"against", "explain"}, {"explain", "json_"},
-             {"against", "max_tokens"}]
+EXCLUSIVE = [{"split", "text"}, {"explain", "text"}, {"explain", "json_"}, {"against", "max_tokens"}]
+PAGE_TOKENS = 2000  # of a text, that a page shows one by one
 
 
 def read_arguments(argv: list[str]) -> tuple[list[Run], EvaluateOptions]:
@@ -50,7 +53,8 @@ def read_arguments(argv: list[str]) -> tuple[list[Run], EvaluateOptions]:
         if pair <= options.model_fields_set:
             raise UserError(f"{' and '.join(sorted(pair)).rstrip('_')}: use one of them" + (
                 "; two runs are compared on all of the text" if "max_tokens" in pair else ""))
-    runs[0].tokenizer.encode_prompt(options.explain)  # tells unknown characters
+    for run in runs:
+        run.tokenizer.encode_prompt(options.explain)  # tells unknown characters
     return runs, options
 
 
@@ -59,42 +63,67 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
-from engine import scoring
 from engine.checkpoint import load_model
 from engine.distributed import setup_distributed
-from report import analysis
+from report import analysis, measures, page, records
 from report.evaluation import describe
 from report.explain import show_costs
 
 
+class Scored(NamedTuple):
+    """What a run's model makes of a text."""
+
+    about: dict[str, Any]  # which model, which text
+    columns: analysis.Columns  # what is known of each target
+    tempered: np.ndarray  # the mean NLL at each of TEMPERATURES
+    passage: records.Passage | None  # the first PAGE_TOKENS tokens, for a page
+
+
 def main(argv: list[str]) -> None:
     runs, options = read_arguments(argv)
-    if options.explain:
-        print(explain(runs[0], options))
-        return
-    found = evaluate(runs, options)
-    print(json.dumps(found, indent=1) if options.json_ else describe(found))
-
-
-def explain(run: Run, options: EvaluateOptions) -> str:
-    """What each token of a sentence costs."""
-    tokens = run.tokenizer.encode_prompt(options.explain)
-    if run.tokenizer.eos is None:  # the first token has a line end as its context
-        tokens = [*run.tokenizer.encode_prompt(""), *tokens]
-    about, columns, _ = score(run, EvalText(Split(np.array(tokens)), run.config.model.block_size), options)
-    nll, (loss,) = columns["nll"], analysis.measure_losses([columns])
-    return (f"{show_costs(tokens, nll, run.tokenizer)}\n\n{nll.sum():.2f} nats for {len(nll)} tokens: "
-            f"{loss['nats_per_token'][0]:.4f} per token, perplexity {loss['perplexity'][0]:.2f}, "
-            f"{loss['bits_per_byte'][0]:.3f} bits per byte ({run.path}, step {about['step']:,})")
-
-
-def evaluate(runs: list[Run], options: EvaluateOptions) -> dict[str, Any]:
-    """What there is to know about the first run's loss, and how the second's compares: what `--json` prints."""
-    name, texts = read_texts(runs, options)
+    name, texts = sentences(runs, options) if options.explain else read_texts(runs, options)
     scored = [score(run, text, options) for run, text in zip(runs, texts, strict=True)]
-    losses = analysis.measure_losses([columns for _, columns, _ in scored])
-    run, (about, columns, tempered) = runs[0], scored[0]
-    groups = group_targets(run, columns, options)
+    found = None if options.explain else evaluate(runs, texts, scored, name, options)
+    if options.explain:
+        print(explain(runs, texts, scored))
+    elif found:
+        print(json.dumps(found, indent=1) if options.json_ else describe(found))
+    if options.html:
+        passages = [each.passage for each in scored if each.passage]
+        page.write_page(Path(options.html), page.describe_evaluation(runs, passages, name, found))
+        print(options.html, file=sys.stderr if options.json_ else sys.stdout)
+
+
+def sentences(runs: list[Run], options: EvaluateOptions) -> tuple[str, list[EvalText]]:
+    """The sentence to explain, in each run's tokens."""
+    texts = []
+    for run in runs:
+        tokens = run.tokenizer.encode_prompt(options.explain)
+        if run.tokenizer.eos is None:  # the first token has a line end as its context
+            tokens = [*run.tokenizer.encode_prompt(""), *tokens]
+        texts.append(EvalText(Split(np.array(tokens)), run.config.model.block_size))
+    return "a sentence", texts
+
+
+def explain(runs: list[Run], texts: list[EvalText], scored: list[Scored]) -> str:
+    """What each token of a sentence costs, and what all of them cost each run."""
+    parts = [show_costs(texts[0].split.tokens.tolist(), scored[0].columns["nll"], runs[0].tokenizer), ""]
+    for run, (about, columns, *_) in zip(runs, scored, strict=True):
+        nll, (loss,) = columns["nll"], analysis.measure_losses([columns])
+        parts.append(f"{nll.sum():.2f} nats for {len(nll)} tokens: {loss['nats_per_token'][0]:.4f} per token, "
+                     f"perplexity {loss['perplexity'][0]:.2f}, {loss['bits_per_byte'][0]:.3f} bits per byte "
+                     f"({run.path}, step {about['step']:,})")
+    return "\n".join(parts)
+
+
+def evaluate(runs: list[Run], texts: list[EvalText], scored: list[Scored], name: str, options: EvaluateOptions
+             ) -> dict[str, Any]:
+    """What there is to know about the first run's loss, and how the second's compares: what `--json` prints."""
+    losses = analysis.measure_losses([each.columns for each in scored])
+    run, (about, columns, tempered, _) = runs[0], scored[0]
+    # With a text of one's own, the corpus may be elsewhere.
+    train_tokens = None if options.text else run.corpus.train.tokens
+    details = measures.summarise(columns, tempered, texts[0], run.tokenizer, train_tokens)
 
     of_val = options.split == "val" and not options.text
     of_whole_val = of_val and about["targets"] == about["of_targets"]
@@ -102,13 +131,13 @@ def evaluate(runs: list[Run], options: EvaluateOptions) -> dict[str, Any]:
     found = {
         "text": name, **about, "loss": analysis.intervals(losses[0]),
         "kl_gap": None if source_nll is None else np.mean(columns["nll"] - source_nll[texts[0].positions - 1]),
-        "baselines": [each.model_dump() for each in run.info.baselines] if of_whole_val else [],
-        "calibration": analysis.calibrate(groups["confidence"], tempered), "groups": groups, "against": None}
+        "baselines": [each.model_dump(exclude={"passage_nll"}) for each in run.info.baselines] if of_whole_val else [],
+        **details.model_dump(exclude={"targets"}), "against": None}
     if len(runs) == 2:
         units = ["nats_per_token"] * (texts[0].split is texts[1].split) + ["bits_per_byte"]
         difference = {unit: losses[0][unit] - losses[1][unit] for unit in units}
         splits = {(each.info.sha256, each.config.data.val_fraction, each.config.data.documents) for each in runs}
-        found["against"] = {**scored[1][0], "loss": analysis.intervals(losses[1]),
+        found["against"] = {**scored[1].about, "loss": analysis.intervals(losses[1]),
                             "difference": analysis.intervals(difference),
                             "other_targets": len({each.config.data.mask for each in runs}) > 1,
                             "may_have_seen_it": len(splits) > 1 and not options.text}
@@ -137,37 +166,17 @@ def read_texts(runs: list[Run], options: EvaluateOptions) -> tuple[str, list[Eva
     return name, [own.eval_text(split, max_tokens, options.stride) for own, split in zip(runs, splits, strict=True)]
 
 
-def score(run: Run, text: EvalText, options: EvaluateOptions
-          ) -> tuple[dict[str, Any], analysis.Columns, np.ndarray]:
-    """What was read by which model; what is known of each target; and the mean NLL at each of TEMPERATURES."""
+def score(run: Run, text: EvalText, options: EvaluateOptions) -> Scored:
     dist = setup_distributed(options.device or run.config.run.device, run.config.run.dtype)
     model, state = load_model(run, options.checkpoint, dist)
-    batches = tqdm(text.batches(), total=len(text.windows) * text.block_size // EVAL_BATCH_TOKENS + 1, unit="batch",
-                   desc="evaluating", leave=False, mininterval=1, file=sys.stderr)
-    scores = scoring.score(scoring.predict(model, batches, dist), analysis.TEMPERATURES)
-    lengths = run.tokenizer.byte_lengths.astype(np.uint16)[text.split.tokens]  # of every token of the text, in bytes
-    n_bytes = lengths[text.positions]
-    columns = {"target": scores.targets, "context_len": scores.context_len, "tokens": np.ones(len(n_bytes)),
-               "bytes": n_bytes, "offset": np.cumsum(lengths, dtype=np.int64)[text.positions] - n_bytes,
-               "nll": scores.nll, "top1": scores.top(1), "top5": scores.top(5), "confidence": scores.confidence}
+    columns, tempered = measures.score_targets(model, text, run.tokenizer, dist, lambda batches: tqdm(
+        batches, total=text.num_batches, unit="batch", desc="evaluating", leave=False, mininterval=1, file=sys.stderr))
     about = {"run": str(run.path), "checkpoint": options.checkpoint, "step": state.step, "device": str(dist),
-             "block_size": text.block_size, "stride": text.stride or text.block_size, "targets": len(n_bytes),
-             "of_targets": text.split.num_targets(), "bytes": int(n_bytes.sum())}
-    return about, columns, scores.tempered / len(n_bytes)
-
-
-def group_targets(run: Run, columns: analysis.Columns, options: EvaluateOptions) -> dict[str, list[dict[str, Any]]]:
-    """Where the loss comes from: by confidence, by context length, and by kind of character or count in training."""
-    groups = {"confidence": analysis.confidence_bins(columns["confidence"]),
-              "context length": analysis.number_ranges(columns["context_len"], analysis.DOUBLING)}
-    if run.tokenizer.kind == "char":
-        kinds = [*map(analysis.character_kind, run.tokenizer.ids), "eos"]
-        names, number = np.unique(kinds, return_inverse=True)
-        groups["kind of character"] = names.tolist(), number[columns["target"]]
-    elif not options.text:  # with a text of one's own, the corpus may be elsewhere
-        counts = np.bincount(run.corpus.train.tokens, minlength=run.tokenizer.vocab_size)
-        groups["times in training"] = analysis.number_ranges(counts[columns["target"]], analysis.TENFOLD)
-    return {kind: analysis.group(names, number, columns) for kind, (names, number) in groups.items()}
+             "block_size": text.block_size, "stride": text.stride or text.block_size, "targets": len(columns["nll"]),
+             "of_targets": text.split.num_targets(), "bytes": int(columns["bytes"].sum())}
+    start = replace(text, split=text.split.first(PAGE_TOKENS - 1), max_tokens=0)
+    return Scored(about, columns, tempered, measures.measure_passage(model, start, 0, dist, state.step)
+                  if options.html else None)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def train(cfg: Config, named: set[str]) -> int:
     print(words.describe_run(run, state, remark, model, dist, get_batch, val_text), flush=True)
     if run.is_finished(state.step):
         return 0
-    log, stop = TrainLog(run, dist, corpus, state), StopSignal(dist)
+    log, stop = TrainLog(run, dist, model, corpus, state), StopSignal(dist)
     forward = compile_model(model, get_batch(0), make_objective(cfg), dist, log.say) if cfg.run.compile else model
     if not run.is_resumed:
         log.say(dist.on_rank0(check_step_zero, model, get_batch, dist) + "\n")

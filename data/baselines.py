@@ -9,7 +9,8 @@ mask there are none, because they cannot be told what is masked.
 import bz2
 import gzip
 import lzma
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from pydantic import BaseModel
@@ -23,6 +24,8 @@ ENTROPY_RATE = "entropy rate"  # of the text's source, where it is known: no mod
 MAX_ORDER = 6  # tokens in the longest n-gram, for small vocabularies
 MAX_TRAIN_TOKENS = 8_000_000  # counted; of a longer text, the last ones
 MAX_VAL_TOKENS = 1_000_000  # measured on; of a longer text, the first ones
+PASSAGE = 256  # tokens of the validation split that a run's page shows one by one
+GZIP_WINDOW = 2**15  # bytes that gzip looks back
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": lambda data: gzip.compress(data, 9, mtime=0), "bzip2": bz2.compress, "xz": lzma.compress}
 
@@ -34,6 +37,7 @@ class Baseline(BaseModel, frozen=True):
     nats_per_token: float
     bits_per_byte: float
     perplexity: float
+    passage_nll: list[float] = []  # in nats, of each token of the passage, where it is known
 
 
 def measure_baselines(train: np.ndarray, val: Split, tokenizer: Tokenizer, entropy_rate: float | None = None
@@ -43,23 +47,56 @@ def measure_baselines(train: np.ndarray, val: Split, tokenizer: Tokenizer, entro
     vocab_size, num_targets = tokenizer.vocab_size, val.num_targets()
     num_bytes = tokenizer.count_bytes(val.targets())
     unmasked = slice(None) if val.unmasked is None else val.unmasked[1:]
+    passage = find_passage(val, tokenizer)
 
-    def baseline(name: str, nats: float) -> Baseline:
+    def baseline(name: str, nats: float, passage_nll: Iterable[float] = ()) -> Baseline:
         mean = nats / num_targets
         return Baseline(name=name, nats_per_token=mean, perplexity=perplexity(mean),
-                        bits_per_byte=bits_per_byte(nats, num_bytes))
+                        bits_per_byte=bits_per_byte(nats, num_bytes),
+                        passage_nll=[round(float(each), 4) for each in passage_nll])
 
     yield baseline(UNIFORM, num_targets * uniform_nll(vocab_size))
     longest = max(1, min(MAX_ORDER if vocab_size < 500 else 4, len(train) - 1))
     for order, nll in enumerate(ngram_nll(train, val.tokens, vocab_size, longest), start=1):
         if order in (1, 2, longest):
-            yield baseline({1: "unigram", 2: "bigram"}.get(order, f"{order}-gram"), float(nll[unmasked].sum()))
+            yield baseline({1: "unigram", 2: "bigram"}.get(order, f"{order}-gram"), float(nll[unmasked].sum()),
+                           nll[passage.start - 1:passage.stop - 1])
     if val.unmasked is None:
         text = tokenizer.decode_bytes(val.tokens[1:].tolist())
         for name, compress in COMPRESSORS.items():
-            yield baseline(name, 8 * LN2 * len(compress(text)))
+            yield baseline(name, 8 * LN2 * len(compress(text)), gzip_nll(val.tokens, passage, tokenizer)
+                           if name == "gzip" else ())
     if entropy_rate is not None:
         yield baseline(ENTROPY_RATE, num_targets * entropy_rate)
+
+
+def find_passage(val: Split, tokenizer: Tokenizer) -> slice:
+    """The tokens of the validation split that a run's page shows: after a line end, and where gzip's window is full.
+
+    A short text is shown from its middle or before. Under a mask, there is a target among them.
+    """
+    latest = max(1, len(val.tokens) - PASSAGE)
+    start = min(GZIP_WINDOW, 1 + latest // 2)
+    line_ends = (start + number + 1 for number, token in enumerate(val.tokens[start:start + PASSAGE].tolist())
+                 if token == tokenizer.eos or tokenizer.token_bytes[token].endswith(b"\n"))
+    start = min(next(line_ends, start), latest)
+    if val.unmasked is not None and not val.unmasked[start:start + PASSAGE].any():
+        targets = 1 + np.flatnonzero(val.unmasked[1:])
+        nearest = int(targets[np.abs(targets - start).argmin()])
+        start = max(1, min(nearest - PASSAGE // 2, latest))
+    return slice(start, min(start + PASSAGE, len(val.tokens)))
+
+
+def gzip_nll(tokens: np.ndarray, passage: slice, tokenizer: Tokenizer) -> np.ndarray:
+    """What each token of a passage adds to the compressed text before it, in nats; gzip counts whole bytes."""
+    before = tokenizer.decode_bytes(tokens[max(0, passage.start - GZIP_WINDOW):passage.start].tolist())
+    coder = zlib.compressobj(9)
+    done = len(coder.compress(before))
+    sizes = [done + len(coder.copy().flush())]
+    for token in tokens[passage].tolist():
+        done += len(coder.compress(tokenizer.token_bytes[token]))
+        sizes.append(done + len(coder.copy().flush()))
+    return 8 * LN2 * np.diff(np.maximum.accumulate(sizes))
 
 
 def ngram_nll(train: np.ndarray, val: np.ndarray, vocab_size: int, longest: int) -> Iterator[np.ndarray]:

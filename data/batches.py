@@ -102,9 +102,17 @@ class EvalText:
 
     def batches(self) -> Iterator[Batch]:
         """Windows that are not full are padded."""
-        rows = max(1, EVAL_BATCH_TOKENS // self.block_size)
-        for first in range(0, len(self.windows), rows):
-            yield cut(self.split, self.windows[first:first + rows], self.block_size)
+        for first in range(0, len(self.windows), self.rows):
+            yield cut(self.split, self.windows[first:first + self.rows], self.block_size)
+
+    @property
+    def num_batches(self) -> int:
+        return -(-len(self.windows) // self.rows)
+
+    @property
+    def rows(self) -> int:
+        """Windows in a batch."""
+        return max(1, EVAL_BATCH_TOKENS // self.block_size)
 
     @cached_property
     def positions(self) -> np.ndarray:

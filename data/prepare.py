@@ -31,7 +31,7 @@ from data.documents import Split, encode_documents, split_documents
 from data.markov import LENGTH, MarkovSource
 from data.tokenizer import Tokenizer, char_tokenizer, load_gpt2, load_tokenizer, train_bpe
 
-FORMAT = 7  # of prepared files; those of an older one are not used
+FORMAT = 8  # of prepared files; those of an older one are not used
 WAIT = 600  # seconds that another process may take to prepare the same corpus
 
 

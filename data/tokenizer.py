@@ -27,6 +27,10 @@ class Tokenizer(BaseModel):
     token_bytes: list[bytes]  # the UTF-8 bytes of each token, by token id
     eos_text: str | None = None  # what the eos token, the last one, stands for; None without an eos token
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tokenizer) and (self.kind, self.token_bytes, self.eos_text) == (
+            other.kind, other.token_bytes, other.eos_text)  # pydantic would compare cached arrays, too
+
     @property
     def vocab_size(self) -> int:
         return len(self.token_bytes)

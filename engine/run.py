@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from config.cli import load_saved, to_toml
 from config.errors import RANK, UserError
@@ -183,20 +183,22 @@ def start_run(run: Run, step: int, device: str) -> None:
     for temporary in filter(Path.is_file, run.path.glob(TEMPORARY)):  # of killed processes
         temporary.unlink()
     write_atomically(run.path / "config.toml", to_toml(run.config).encode())
-    (run.path / "verdict.txt").unlink(missing_ok=True)
-    for name in ("metrics.jsonl", "samples.jsonl"):
+    for outcome in ("verdict.txt", "evaluation.json"):
+        (run.path / outcome).unlink(missing_ok=True)
+    for name in ("metrics.jsonl", "samples.jsonl", "passage.jsonl"):
         _truncate(run.path / name, step)
     append_line(run.path / "history.jsonl", {
         "step": step, "time": datetime.now(UTC).isoformat(timespec="seconds"), "device": device,
         "torch": version("torch")} | ({"changes": run.changes} if run.changes else {}))
 
 
-def append_line(path: Path, record: dict[str, Any]) -> None:
+def append_line(path: Path, record: dict[str, Any] | BaseModel) -> None:
     """Append a line to a .jsonl file. OSError if the disk has no room for it: then the file is as it was."""
     size = path.stat().st_size if path.exists() else 0
     try:
         with path.open("ab") as file:
-            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+            line = json.dumps(record, ensure_ascii=False) if isinstance(record, dict) else record.model_dump_json()
+            file.write(f"{line}\n".encode())
     except OSError:
         os.truncate(path, size)
         raise

@@ -13,6 +13,7 @@ from data.batches import IGNORE_INDEX, Batch
 from engine.distributed import Distributed
 from model import GPT
 
+TOP = 5  # tokens that are shown beside the target
 CHUNK_LOGITS = 2**20  # logits that are worked on at once, so that they stay in the cache
 MIN_CHUNK = 256  # tokens
 
@@ -39,6 +40,16 @@ class Scores(NamedTuple):
     def top(self, k: int) -> np.ndarray:
         """Whether the target is among the k most probable tokens, 0 to 1: tied tokens share the places."""
         return np.clip((k - self.higher) / self.ties, 0, 1)
+
+
+class Details(NamedTuple):
+    """Of each target, in the order of the text, what a page shows besides its surprisal."""
+
+    nll: np.ndarray  # (N,) nats
+    rank: np.ndarray  # (N,) 1 = the model held it most probable
+    top: np.ndarray  # (N, TOP) the most probable tokens
+    log_q: np.ndarray  # (N, TOP) their log-probabilities
+    log_z: np.ndarray  # (N, K) log sum_v q_v^(1/T), which normalises the prediction at each of K temperatures T
 
 
 @torch.inference_mode()
@@ -83,6 +94,19 @@ def _score(predictions: Predictions, temperatures: Sequence[float]) -> Scores:
     columns = [nll.cpu().double(), predictions.targets, higher, ties, 1 / exp_sum, predictions.context_len,
                torch.stack(tempered)]
     return Scores(*(column.cpu().numpy() for column in columns))
+
+
+@torch.inference_mode()
+def explain(predictions: Iterable[Predictions], temperatures: Sequence[float]) -> Details:
+    """The details of all targets of a short text."""
+    parts = []
+    for logits, targets, _ in predictions:
+        log_q = logits.log_softmax(dim=1)
+        nll = -log_q.gather(1, targets[:, None])[:, 0]
+        top = log_q.topk(min(TOP, log_q.shape[1]), dim=1)
+        log_z = torch.stack([(log_q / T).logsumexp(dim=1) for T in temperatures], dim=1)
+        parts.append([nll, 1 + (log_q > -nll[:, None]).sum(dim=1), top.indices, top.values, log_z])
+    return Details(*(torch.cat(columns).cpu().numpy() for columns in zip(*parts, strict=True)))
 
 
 def _join(parts: Iterable[Scores]) -> Scores:

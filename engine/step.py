@@ -16,6 +16,8 @@ from loss import LossMeans, LossSums, Objective, mean_loss, sum_losses
 from model import GPT
 from surprisal import bits_per_byte, perplexity
 
+PARTS = 250  # of a text, at most; curves.py compares runs part by part
+
 
 def make_objective(config: Config) -> Objective:
     loss = config.loss
@@ -28,25 +30,35 @@ def seed_dropout(seed: int, step: int, micro_batch: int) -> None:
 
 
 @torch.inference_mode()
-def evaluate(model: GPT, text: EvalText, dist: Distributed) -> LossMeans:
-    """The mean loss on a text, which the ranks share, without dropout and smoothing."""
+def evaluate_parts(model: GPT, text: EvalText, dist: Distributed) -> list[LossSums]:
+    """The loss of at most PARTS contiguous parts of a text, which the ranks share, without dropout and smoothing."""
     model.eval()
-    parts: list[LossSums] = []
-    for batch in itertools.islice(text.batches(), dist.rank, None, dist.world_size):
+    size = -(-text.num_batches // PARTS)
+    parts: list[list[LossSums]] = [[] for _ in range(0, text.num_batches, size)]
+    for number, batch in itertools.islice(enumerate(text.batches()), dist.rank, None, dist.world_size):
         inputs, targets = dist.to_device(batch.inputs, batch.targets)
         with dist.autocast():
-            parts.append(model(inputs, targets))
+            parts[number // size].append(model(inputs, targets))
     model.train()
-    return mean_loss(sum_losses(parts, dist.all_reduce))
+    return [sum_losses(part, dist.all_reduce) for part in parts]
+
+
+def evaluate(model: GPT, text: EvalText, dist: Distributed) -> LossMeans:
+    """The mean loss on a text."""
+    return mean_loss(sum_losses(evaluate_parts(model, text, dist)))
 
 
 def validate(model: GPT, text: EvalText, corpus: Corpus, dist: Distributed) -> Record:
-    """The loss on (a part of) the validation split in every unit, for metrics.jsonl.
+    """The loss on (a part of) the validation split in every unit, for metrics.jsonl."""
+    return validation_record(evaluate(model, text, dist), text, corpus)
+
+
+def validation_record(loss: LossMeans, text: EvalText, corpus: Corpus) -> Record:
+    """A loss in every unit.
 
     `kl_gap` is the loss above that of the text's source on the same tokens, where that is known: the estimate of
     KL(source || model) with the least noise.
     """
-    loss = evaluate(model, text, dist)
     bytes_per_token = float(corpus.tokenizer.byte_lengths[text.split.tokens[text.positions]].mean())
     record = {"val_nll": loss.nll, "val_perplexity": perplexity(loss.nll), "val_accuracy": loss.accuracy,
               "val_bits_per_byte": bits_per_byte(loss.nll, max(bytes_per_token, 1e-9))}

@@ -1,32 +1,39 @@
-"""The loss curves of runs as a page for any browser, which needs no network: plotly's JavaScript is in the page.
+"""The losses of runs as a page for any browser, which needs no network: its data and plotly's JavaScript are in it.
 
-report/page.html draws; here is what it draws, as JSON. A live page has its data beside it, in report.js, and reads it
-again and again, so that it follows the training.
+The files in report/web/ draw; here is what they draw, as JSON. A live page has its data beside it, in report.js, and
+reads it again and again, so that it follows the training.
 """
 
 import json
+import re
 import time
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from config.files import write_atomically
 from config.schema import OVERFITTING_RISE
 from engine.run import Record, Run, parse_record
-from report.figures import find_baselines, thin
+from report import analysis
+from report.figures import thin
+from report.records import Evaluation, Passage, describe_text, read_evaluation, read_passages
 from surprisal import perplexity
 
-TEMPLATE = Path(__file__).with_name("page.html")
+WEB = Path(__file__).with_name("web")
 PLACES = ["step", "tokens", "seconds", "flops"]
 VAL = ["val_nll", "kl_gap"]
 TRAIN = ["train_nll", "lr", "grad_norm", "tokens_per_second"]
 PARTS = ["objective", "smoothing", "z_loss", "distillation"]  # shown if the objective is more than the NLL
+MAX_PASSAGES = 72  # in a page, of all its runs, but at least the last of each
+MAX_PASSAGES_PER_RUN = 24
 
 
-def write_page(runs: Sequence[Run], path: Path) -> None:
+def write_page(path: Path, data: dict[str, Any]) -> None:
     """Write one file with everything."""
-    write_atomically(path, _page(_script(describe_runs(runs, "", live=False))).encode())
+    write_atomically(path, _page(_script(data)).encode())
 
 
 def write_live_page(path: Path) -> None:
@@ -39,19 +46,42 @@ def write_data(path: Path, run: Run, status: str, live: bool) -> None:
     write_atomically(path, _script(describe_runs([run], status, live)).encode())
 
 
-def describe_runs(runs: Sequence[Run], status: str, live: bool) -> dict[str, Any]:
+def describe_runs(runs: Sequence[Run], status: str = "", live: bool = False) -> dict[str, Any]:
     """What the page shows."""
-    nats, bits = find_baselines(runs, "nats"), find_baselines(runs, "bits_per_byte")
+    evaluations = [read_evaluation(run.path / "evaluation.json") for run in runs]
     options = [run.config.options() for run in runs]
-    differences = [[name, *(str(own[name]) for own in options)] for name in options[0]
-                   if len({str(own[name]) for own in options}) > 1]
-    return {"runs": [_describe(run) for run in runs], "differences": differences, "status": status, "live": live,
-            "baselines": {"nats": nats, "bits_per_byte": bits,
-                          "perplexity": [(name, perplexity(value)) for name, value in nats]},
-            "overfitting_rise": OVERFITTING_RISE, "written": round(time.time(), 1)}
+    differences = {name: [str(own[name]) for own in options] for name in options[0]
+                   if len({str(own[name]) for own in options}) > 1}
+    described = [_describe(run, evaluation, min(MAX_PASSAGES_PER_RUN, max(1, MAX_PASSAGES // len(runs))))
+                 for run, evaluation in zip(runs, evaluations, strict=True)]
+    for number, shown in enumerate(described):
+        if len({own["name"] for own in described}) < len(runs):
+            shown["name"] = str(runs[number].path)
+    for run, evaluation, shown in zip(runs[1:], evaluations[1:], described[1:], strict=True):
+        shown["difference"] = _difference(run, evaluation, runs[0], evaluations[0])
+    title = ", ".join(run.name for run in runs) if len(runs) <= 3 else f"{len(runs)} runs"
+    return {"title": title, "curves": True, "runs": described, "differences": differences, "status": status,
+            "live": live, "overfitting_rise": OVERFITTING_RISE, "written": round(time.time(), 1)}
 
 
-def _describe(run: Run) -> dict[str, Any]:
+def describe_evaluation(runs: Sequence[Run], passages: Sequence[Passage], text: str, found: dict[str, Any] | None
+                        ) -> dict[str, Any]:
+    """The page of a text that evaluate.py has read: a passage by each run, and what it found, if that is much."""
+    data = describe_runs(runs)
+    for run, passage, shown in zip(runs, passages, data["runs"], strict=True):
+        shown |= {"text": describe_text(run.tokenizer, [passage], {}), "evaluation": None, "difference": None}
+    if found:
+        data["runs"][0]["evaluation"] = found
+        if against := found["against"]:
+            unit = "nats_per_token" if "nats_per_token" in against["difference"] else "bits_per_byte"
+            higher = against["difference"][unit]  # of the first run
+            data["runs"][1]["difference"] = {"unit": unit, "value": -higher["value"], "low": -higher["high"],
+                                             "high": -higher["low"]}
+    return data | {"title": f"{text}, read by {data['title']}", "curves": False,
+                   "versus": data["runs"][-1]["name"] if len(runs) > 1 else ""}
+
+
+def _describe(run: Run, evaluation: Evaluation | None, at_most: int) -> dict[str, Any]:
     lines, flops = run.read_metrics(), run.config.model.flops_per_token(run.info.vocab_size)
     final: Record = next((line for line in reversed(lines) if "best_val_nll" in line), {})
     records = [line | {"flops": flops * line["tokens"]} for line in lines if {"tokens", "seconds"} <= line.keys()]
@@ -61,11 +91,39 @@ def _describe(run: Run) -> dict[str, Any]:
                for before, record in zip(records[:1] + trained, trained, strict=False)]
     parts = PARTS if any(part in record for record in trained for part in PARTS[1:]) else []
     val, train = _columns([record for record in records if "val_nll" in record], VAL), _columns(middles, TRAIN + parts)
-    verdict = run.path / "verdict.txt"
+    info, verdict = run.info, run.path / "verdict.txt"
+    passages = sorted(read_passages(run.path / "passage.jsonl", run.tokenizer, at_most), key=lambda each: each.step)
+    changed = {name: value for name, value in run.config.changed().items()
+               if name not in ("out_dir", "init_from", "dtype")}
     return {"name": run.name, "val": val, "train": train, "best_nll": final.get("best_val_nll"),
-            "bytes_per_token": run.info.val.bytes_per_token,
+            "options": ", ".join(f"{name}={value}" for name, value in changed.items()),
+            "corpus": info.name, "tokenizer": info.tokenizer, "bytes_per_token": info.val.bytes_per_token,
+            "baselines": [{"name": each.name, "nats": each.nats_per_token, "bits_per_byte": each.bits_per_byte,
+                           "perplexity": perplexity(each.nats_per_token)} for each in info.baselines],
             "samples": _read_samples(run.path / "samples.jsonl"),
-            "verdict": verdict.read_text(encoding="utf-8") if verdict.exists() else ""}
+            "verdict": verdict.read_text(encoding="utf-8") if verdict.exists() else "",
+            "text": describe_text(run.tokenizer, passages, {each.name: each.passage_nll for each in info.baselines}),
+            "evaluation": evaluation and evaluation.model_dump(exclude={"part_nll", "part_targets"})}
+
+
+def _difference(run: Run, evaluation: Evaluation | None, first: Run, of_first: Evaluation | None
+                ) -> dict[str, Any] | None:
+    """How much higher a run's loss is than the first run's, with its interval; None if their targets differ."""
+    targets, of_first_run = ((each.info.sha256, each.config.data.val_fraction, each.config.data.documents,
+                              each.config.data.mask, each.config.data.predict_eos) for each in (run, first))
+    if evaluation is None or of_first is None or targets != of_first_run:
+        return None
+    one, other = analysis.measure_losses([_parts(run, evaluation), _parts(first, of_first)])
+    unit = "nats_per_token" if run.tokenizer == first.tokenizer else "bits_per_byte"
+    return {"unit": unit, **analysis.intervals({"": one[unit] - other[unit]})[""]}
+
+
+def _parts(run: Run, evaluation: Evaluation) -> analysis.Columns:
+    """The parts of the validation text, in the form of tokens."""
+    tokens, none = np.array(evaluation.part_targets), np.zeros(len(evaluation.part_targets))
+    n_bytes = tokens * run.info.val.bytes_per_token
+    return {"tokens": tokens, "bytes": n_bytes, "offset": (np.cumsum(n_bytes) - n_bytes).astype(int),
+            "nll": np.array(evaluation.part_nll), "top1": none, "top5": none}
 
 
 def _columns(records: Sequence[Record], names: Sequence[str]) -> dict[str, list[float]]:
@@ -83,11 +141,16 @@ def _read_samples(path: Path) -> list[dict[str, Any]]:
 
 def _script(data: dict[str, Any]) -> str:
     """A call of the page's `receive`; a text in the data cannot end the script."""
-    return f"receive({json.dumps(data, ensure_ascii=False).replace('<', chr(92) + 'u003c')});"
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return f"receive({text.replace('<', chr(92) + 'u003c')});"
 
 
-def _page(script: str) -> str:
-    plotly = (files("plotly") / "package_data/plotly.min.js").read_text(encoding="utf-8")
-    before, between, after = TEMPLATE.read_text(encoding="utf-8").replace("/* data */", "/* plotly */").split(
-        "/* plotly */")
-    return "".join([before, plotly, between, script, after])
+def _page(data: str) -> str:
+    """page.html, where each comment {name} is replaced by that file, plotly's JavaScript, or the data."""
+    def insert(found: re.Match[str]) -> str:
+        if found[1] == "data":
+            return data
+        path = files("plotly") / "package_data/plotly.min.js" if found[1] == "plotly" else WEB / found[1]
+        return path.read_text(encoding="utf-8")
+
+    return re.sub(r"/\* \{([\w.]+)\} \*/", insert, (WEB / "page.html").read_text(encoding="utf-8"))

@@ -4,6 +4,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from engine.generate import generate_texts
 from engine.run import Record, Run, append_line, start_run
 from engine.signals import StopSignal
 from engine.state import StepResult, TrainState
-from engine.step import evaluate, validate
+from engine.step import evaluate, evaluate_parts, validation_record
 from loss import mean_loss, sum_losses
 from model import GPT
-from report import figures, page, words
+from report import figures, measures, page, words
 from surprisal import smoothed_entropy
 
 
@@ -32,8 +33,9 @@ class TrainLog:
     If the disk is full, a warning says so, and training continues without the line, or with the checkpoint before.
     """
 
-    def __init__(self, run: Run, dist: Distributed, corpus: Corpus, state: TrainState) -> None:
-        self.run, self.dist, self.state, self.info = run, dist, state, corpus.info
+    def __init__(self, run: Run, dist: Distributed, model: GPT, corpus: Corpus, state: TrainState) -> None:
+        self.run, self.dist, self.model, self.state, self.info = run, dist, model, state, corpus.info
+        self.passage_text = measures.cut_passage(run, corpus)
         self.bar = tqdm(total=run.config.optim.max_iters, initial=state.step, disable=dist.rank > 0 or None,
                         unit="step", leave=False, dynamic_ncols=True)
         self.say = self.bar.write
@@ -82,6 +84,7 @@ class TrainLog:
             self.say(words.progress(record))
         before, self.passed = self.passed, max(self.passed, self.count_passed(record.get("val_nll")))
         if "val_nll" in record:
+            self.attempt("passage.jsonl", self.write_passage)
             self.write_page()
         if self.passed > before:
             self.say(words.standing(record["val_nll"], self.info.baselines))
@@ -95,6 +98,12 @@ class TrainLog:
         """Append a line to samples.jsonl, and show it."""
         self.attempt("samples.jsonl", append_line, {"step": self.state.step, "text": text})
         self.say(words.sample_line(text))
+
+    def write_passage(self, path: Path) -> None:
+        """Append what each token of a passage costs now."""
+        with suppress(UserError):  # it diverged
+            append_line(path, measures.measure_passage(self.model, *self.passage_text, self.dist, self.state.step))
+        self.model.train()
 
     def write_page(self, live: bool = True) -> None:
         """Replace what report.html shows; while training goes on, at most a twentieth of the time is for that."""
@@ -166,13 +175,17 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog) -> int:
                         "--init_from=resume")
     if log.state.best_nll is not None:
         best = load_checkpoint(run.path / "best.safetensors", model)
-        exact = validate(model, run.eval_text(corpus.val), corpus, dist)
+        val_text = run.eval_text(corpus.val)
+        parts = evaluate_parts(model, val_text, dist)
+        exact = validation_record(mean_loss(sum_losses(parts)), val_text, corpus)
         # The loss of the same weights on training text: the loss that training logged is of other weights.
         train_text = run.eval_text(corpus.train, max_tokens=cfg.run.eval_tokens or len(corpus.val.tokens))
         final = {"step": log.state.step, "best_step": best.step,
                  "best_train_nll": evaluate(model, train_text, dist).nll,
                  **{f"best_{name}": value for name, value in exact.items()}}
         log.write(final)
+        with suppress(UserError):  # some predictions are not finite
+            log.attempt("evaluation.json", measures.write_evaluation, run, model, parts, corpus, dist)
     log.attempt("curves.png", lambda path: figures.draw_png([run], path))
     verdict = words.verdict(run.read_metrics(), final, corpus.info, cfg)
     print("\n" + verdict, flush=True)

@@ -86,8 +86,10 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for source in [*ROOT.glob("*.py"), ROOT / "README.md", ROOT / "Makefile"]:
         shutil.copy(source, path)
     for folder in ("config", "engine", "data", "report", "bench"):
-        shutil.copytree(ROOT / folder, path / folder, ignore=lambda _, names: [
-            name for name in names if not name.endswith((".py", ".toml", ".html"))])
+        for source in (ROOT / folder).rglob("*"):
+            if source.suffix in (".py", ".toml", ".html", ".js"):
+                (path / source.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, path / source.relative_to(ROOT))
     (path / "text.txt").write_text(make_text(), encoding="utf-8")
     return path
 

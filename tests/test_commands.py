@@ -35,7 +35,8 @@ def test_training_tells_the_whole_story(trained) -> None:
         assert said in printed
     assert {entry.name for entry in path.iterdir()} == {
         "config.toml", "corpus.json", "tokenizer.json", "metrics.jsonl", "samples.jsonl", "history.jsonl", "curves.png",
-        "last.safetensors", "previous.safetensors", "best.safetensors", "report.html", "report.js", "verdict.txt"}
+        "last.safetensors", "previous.safetensors", "best.safetensors", "report.html", "report.js", "verdict.txt",
+            "passage.jsonl", "evaluation.json"}
     assert (path / "curves.png").read_bytes().startswith(b"\x89PNG")
     records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [*range(7), 6]

@@ -309,7 +309,7 @@ def test_other_tokens_of_the_same_text_fall_into_the_same_blocks() -> None:
 def test_the_columns_know_where_each_token_is(runs) -> None:
     run = open_run(Path("out/bpe"))
     val, token_bytes = run.corpus.val.tokens, run.tokenizer.token_bytes
-    _, of_each, _ = evaluate.score(run, EvalText(run.corpus.val, 8), EvaluateOptions())
+    of_each = evaluate.score(run, EvalText(run.corpus.val, 8), EvaluateOptions()).columns
     text = run.tokenizer.decode_bytes(val)
     for token, offset, length in zip(val[1:], of_each["offset"], of_each["bytes"], strict=True):
         assert text[offset:offset + length] == token_bytes[token]
@@ -359,7 +359,7 @@ def test_a_certain_and_right_model_is_calibrated() -> None:
 
 
 @pytest.mark.parametrize(("run", "kinds"), [
-    ("out/whole", ["confidence", "context length", "kind of character"]),
+    ("out/whole", ["confidence", "context length", "kind of character", "times in training"]),
     ("out/bpe", ["confidence", "context length", "times in training"])])
 def test_the_groups_add_up_to_the_whole(runs, run, kinds) -> None:
     result = found(run, "--stride=3")
@@ -451,7 +451,6 @@ def test_a_run_that_may_have_seen_the_text_is_named(runs) -> None:
     (["out/whole", "--text=one.txt", "--split=train"], "split and text: use one of them"),
     (["out/whole", "--explain=a", "--json"], "explain and json: use one of them"),
     (["out/whole", "--explain=a", "--text=one.txt"], "explain and text: use one of them"),
-    (["out/whole", "--explain=a", "--against=out/whole"], "against and explain: use one of them"),
     (["out/whole", "--against=out/wide", "--max_tokens=9"], "against and max_tokens: use one of them"),
     (["out/whole", "--explain=Ω"], r"'Ω' \(U\+03A9, at position 0\)"),
     (["out/whole", "--split=test"], "'val' or 'train'"),

@@ -37,7 +37,7 @@ def test_metrics_are_appended_not_rewritten(data_dir) -> None:
     corpus, dist = prepare_corpus(config.data), setup_distributed("cpu", "float32")
     run = create_run(config, corpus)
     metrics = run.path / "metrics.jsonl"
-    log = TrainLog(run, dist, corpus, TrainState())
+    log = TrainLog(run, dist, GPT(config.model, corpus.info.vocab_size), corpus, TrainState())
     log.write({"step": 0})
     file, before = metrics.stat().st_ino, b""
     for step in range(1, 200):
@@ -48,7 +48,7 @@ def test_metrics_are_appended_not_rewritten(data_dir) -> None:
         before = content
     with metrics.open("ab") as torn:
         torn.write(b'{"step": 200, "trai')
-    log = TrainLog(run, dist, corpus, TrainState(step=150))
+    log = TrainLog(run, dist, GPT(config.model, corpus.info.vocab_size), corpus, TrainState(step=150))
     log.write({"step": 151})
     assert metrics.stat().st_ino == file
     assert [record["step"] for record in read_metrics(run.path)] == list(range(152))

@@ -1,20 +1,16 @@
-"""The page of a run: its numbers are those of the metrics, a stranger's text stays text, and a browser draws it."""
+"""What a run's page is told: its numbers are those of the metrics. tests/test_browser.py looks at the page itself."""
 
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine.run import open_run
-from report.page import describe_runs, write_data, write_live_page, write_page
+from report.page import describe_runs, write_data
 from tests.conftest import TINY, call, read_metrics
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-EVIL = "</script><script>document.title = 'stolen'</script><b>&amp;"
 
 
 @pytest.fixture
@@ -51,8 +47,8 @@ def test_a_page_of_several_runs_says_what_differs(own: Path, data_dir: Path) -> 
     config = (other / "config.toml").read_text()
     (other / "config.toml").write_text(config.replace("seed = 1337", "seed = 7"))
     call("curves.py", str(own), str(other), f"--html={own}/both.html")
-    data = describe_runs([open_run(own), open_run(other)], "", live=False)
-    assert data["differences"] == [["seed", "1337", "7"]]
+    data = describe_runs([open_run(own), open_run(other)])
+    assert data["differences"] == {"seed": ["1337", "7"]}
     mistake = call("curves.py", str(own), "--html=a.html", "--unit=bits_per_byte", check=False)
     assert mistake.stderr == "error: unit: no use with html; who looks at the page chooses there\n"
     assert (own / "both.html").stat().st_size < 6e6
@@ -65,41 +61,15 @@ def test_a_million_lines_are_thinned(own: Path) -> None:
                                    "train_nll": 1 + 1 / (1 + step), "grad_norm": 1.0, "tokens_per_second": 5.0}) + "\n")
         file.write('{"step": 20000, "train_nll": 1.0}\n')  # a line that somebody edited
     write_data(own / "report.js", open_run(own), "", live=True)
-    assert (own / "report.js").stat().st_size < 200_000
+    assert (own / "report.js").stat().st_size < 250_000
     steps = data_of((own / "report.js").read_text())["runs"][0]["train"]["step"]
     assert 500 < len(steps) <= 1000
     assert steps[:2] == [9.025, 29.0]  # means of 20 middles: 0, 0.5, ... 18.5 and 19.5, ... 38.5
 
 
-def open_in_browser(path: Path) -> str:
-    """The page's HTML after its scripts have run for some virtual seconds."""
-    done = subprocess.run([str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000",
-                           f"--user-data-dir={path.parent}/browser", "--dump-dom", path.as_uri()],
-                          capture_output=True, text=True, timeout=60, check=True)
-    return done.stdout
-
-
-@pytest.mark.skipif(not CHROMIUM, reason="needs a browser: apt install chromium")
-def test_a_browser_draws_it_and_a_strangers_text_stays_text(own: Path) -> None:
-    evil = own.with_name("<img src=x onerror=alert(1)>")
-    own.rename(evil)
-    (evil / "samples.jsonl").write_text(json.dumps({"step": 0, "text": EVIL}) + '\n{"step": 1, "te')  # torn
-    (evil / "verdict.txt").write_text(EVIL)
-    write_live_page(evil / "report.html")
-    write_data(evil / "report.js", open_run(evil), "step 3 of 6", live=True)
-    write_page([open_run(evil)], evil.parent / "whole.html")
-    for path in (evil / "report.html", evil.parent / "whole.html"):
-        shown = open_in_browser(path)
-        assert "<title>&lt;img src=x onerror=alert(1)&gt;</title>" in shown
-        assert '<img src="x"' not in shown
-        assert "&lt;/script&gt;&lt;script&gt;document.title" in shown
-        assert shown.count('class="trace scatter') >= 5  # loss: training, validation, best; and the small ones
-        assert "unigram" in shown
-
-
 def test_a_run_that_is_stopped_is_no_longer_live(data_dir: Path) -> None:
     call("train.py", "--corpus=text.txt", *TINY, "--max_iters=1", "--out_dir=out/short")
-    assert '"live": false' in (data_dir / "out/short/report.js").read_text()
+    assert '"live":false' in (data_dir / "out/short/report.js").read_text()
     call("train.py", "out/short", "--init_from=resume", "--max_iters=2")
-    assert '"status": "step 2 of 2"' in (data_dir / "out/short/report.js").read_text()
+    assert '"status":"step 2 of 2"' in (data_dir / "out/short/report.js").read_text()
     shutil.rmtree(data_dir / "out/short")

@@ -1,0 +1,121 @@
+"""What is behind a run's loss on a text: the cost of each token, calibration, and where the loss comes from."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from config.files import write_atomically
+from data.baselines import find_passage
+from data.batches import Batch, EvalText
+from data.documents import Split
+from data.prepare import Corpus
+from data.tokenizer import Tokenizer
+from engine.distributed import Distributed
+from engine.run import Run
+from engine.scoring import explain, predict, score
+from loss import LossSums
+from model import GPT
+from report import analysis
+from report.explain import show_token
+from report.records import TEMPERATURES, Evaluation, HardOrEasy, Passage, Summary
+
+PASSAGE = 64  # targets in a passage that is called hard or easy
+SHOWN = 3  # of each
+MAX_TARGETS, MAX_LOGITS = 50_000, 2**25  # for evaluation.json: a second or two
+
+
+def score_targets(model: GPT, text: EvalText, tokenizer: Tokenizer, dist: Distributed,
+                  progress: Callable[[Iterable[Batch]], Iterable[Batch]] = iter) -> tuple[analysis.Columns, np.ndarray]:
+    """What is known of each target, in the order of the text; and the mean NLL at each of TEMPERATURES."""
+    scores = score(predict(model, progress(text.batches()), dist), analysis.TEMPERATURES)
+    lengths = tokenizer.byte_lengths.astype(np.uint16)[text.split.tokens]  # of every token of the text, in bytes
+    n_bytes = lengths[text.positions]
+    columns = {"target": scores.targets, "context_len": scores.context_len, "tokens": np.ones(len(n_bytes)),
+               "bytes": n_bytes, "offset": np.cumsum(lengths, dtype=np.int64)[text.positions] - n_bytes,
+               "nll": scores.nll, "top1": scores.top(1), "top5": scores.top(5), "confidence": scores.confidence}
+    return columns, scores.tempered / len(n_bytes)
+
+
+def summarise(columns: analysis.Columns, tempered: np.ndarray, text: EvalText, tokenizer: Tokenizer,
+              train_tokens: np.ndarray | None) -> Summary:
+    """Calibration, groups of targets, and passages; without the training tokens, none by how often they came."""
+    groups = {"confidence": analysis.confidence_bins(columns["confidence"]),
+              "context length": analysis.number_ranges(columns["context_len"], analysis.DOUBLING)}
+    if tokenizer.kind == "char":
+        kinds = [*map(analysis.character_kind, tokenizer.ids), "eos"]
+        names, number = np.unique(kinds, return_inverse=True)
+        groups["kind of character"] = names.tolist(), number[columns["target"]]
+    if train_tokens is not None:
+        counts = np.bincount(train_tokens, minlength=tokenizer.vocab_size)
+        groups["times in training"] = analysis.number_ranges(counts[columns["target"]], analysis.TENFOLD)
+    found = {kind: analysis.group(names, number, columns) for kind, (names, number) in groups.items()}
+    return Summary.model_validate({
+        "targets": len(columns["nll"]), "calibration": analysis.calibrate(found["confidence"], tempered),
+        "groups": found, "passages": find_passages(columns["nll"], text, tokenizer)})
+
+
+def write_evaluation(path: Path, run: Run, model: GPT, parts: Sequence[LossSums], corpus: Corpus, dist: Distributed
+                     ) -> None:
+    """Write evaluation.json; `parts` are the losses of all of the validation text. UserError if it diverged."""
+    text = run.eval_text(corpus.val, min(MAX_TARGETS, MAX_LOGITS // corpus.tokenizer.vocab_size))
+    summary = summarise(*score_targets(model, text, corpus.tokenizer, dist), text, corpus.tokenizer,
+                        corpus.train.tokens)
+    evaluation = Evaluation(**summary.model_dump(), part_nll=[float(part.nll) for part in parts],
+                            part_targets=[float(part.num_targets) for part in parts])
+    write_atomically(path, evaluation.model_dump_json().encode())
+
+
+def find_passages(nll: np.ndarray, text: EvalText, tokenizer: Tokenizer) -> dict[str, list[HardOrEasy]]:
+    """The hardest and the easiest passages of PASSAGE targets."""
+    count = len(nll) // PASSAGE
+    means = nll[:count * PASSAGE].reshape(count, PASSAGE).mean(axis=1)
+    first, last = text.positions[:count * PASSAGE].reshape(count, PASSAGE)[:, [0, -1]].T
+    whole = np.flatnonzero(last - first < 2 * PASSAGE)  # the others jump from one part of the text to another
+    order = whole[means[whole].argsort()]
+
+    def describe(number: int) -> HardOrEasy:
+        start = int(first[number])
+        tokens = text.split.tokens[start:last[number] + 1]
+        costs: list[float | None] = [None] * len(tokens)
+        for target in range(number * PASSAGE, (number + 1) * PASSAGE):
+            costs[text.positions[target] - start] = round(float(nll[target]), 3)
+        return HardOrEasy(nats_per_token=float(means[number]), nll=costs,
+                          tokens=[show_token(tokenizer, token) for token in tokens])
+
+    return {"hardest": [describe(number) for number in order[:-1 - SHOWN:-1].tolist()],
+            "easiest": [describe(number) for number in order[:SHOWN].tolist()]}
+
+
+def cut_passage(run: Run, corpus: Corpus) -> tuple[EvalText, int]:
+    """The passage with a block before it as its context, and the number of tokens in that block."""
+    block_size, where = run.config.model.block_size, find_passage(corpus.val, corpus.tokenizer)
+    start = max(0, where.start - block_size)
+    part = slice(start, where.stop)
+    unmasked = None if corpus.val.unmasked is None else corpus.val.unmasked[part]
+    return run.eval_text(Split(corpus.val.tokens[part], unmasked), stride=-(-block_size // 2)), where.start - start
+
+
+def measure_passage(model: GPT, text: EvalText, skip: int, dist: Distributed, step: int) -> Passage:
+    """What each token of a short text costs, without the first `skip`, which are context. UserError if it diverged."""
+    details = explain(predict(model, text.batches(), dist), TEMPERATURES)
+    tokens = text.split.tokens[skip:].tolist()
+    shown = text.positions >= skip
+    places = (text.positions[shown] - skip).tolist()
+
+    def column(values: np.ndarray) -> list[Any]:
+        found: list[Any] = [None] * len(tokens)
+        for place, value in zip(places, values[shown].tolist(), strict=True):
+            found[place] = _round(value)
+        return found
+
+    columns = {name: column(values) for name, values in details._asdict().items()}
+    return Passage(step=step, tokens=tokens, **columns)
+
+
+def _round(value: Any) -> Any:
+    """Four digits: a page has hundreds of thousands of numbers."""
+    if isinstance(value, list):
+        return [_round(each) for each in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value

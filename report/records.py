@@ -1,0 +1,111 @@
+"""What report/measures.py finds, as a run's files keep it and as the page shows it. Needs no torch.
+
+passage.jsonl has, of each evaluation, what each token of one passage of the validation text costs; evaluation.json has
+what is behind the loss of the best model.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from data.tokenizer import Tokenizer
+from report.explain import show_token
+
+TEMPERATURES = (0.5, 0.7, 0.85, 1.2, 1.5, 2.0)  # of a passage's predictions, besides 1
+
+
+class Passage(BaseModel):
+    """A text's tokens, and what engine.scoring.Details has of each; None where a token is masked."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    step: int
+    tokens: list[int]
+    nll: list[float | None]
+    rank: list[int | None]
+    top: list[list[int] | None]
+    log_q: list[list[float] | None]
+    log_z: list[list[float] | None]
+
+    def fits(self, tokenizer: Tokenizer) -> bool:
+        """Whether a tokenizer has these tokens, and each token has its numbers."""
+        columns = (self.nll, self.rank, self.top, self.log_q, self.log_z)
+        ids = {*self.tokens, *(token for row in self.top for token in row or [])}
+        return all(len(column) == len(self.tokens) for column in columns) and all(
+            0 <= token < tokenizer.vocab_size for token in ids)
+
+
+class Group(BaseModel):
+    """Some targets, and their part in the loss."""
+
+    name: str
+    tokens: int
+    share: float  # of all targets
+    nats_per_token: float
+    share_of_nats: float
+    top1: float
+    confidence: float
+
+
+class HardOrEasy(BaseModel):
+    """A passage, as its tokens look, and what each costs; None where it is masked."""
+
+    nats_per_token: float
+    tokens: list[str]
+    nll: list[float | None]
+
+
+class Summary(BaseModel):
+    """What `summarise` finds."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    targets: int
+    calibration: dict[str, float]
+    groups: dict[str, list[Group]]
+    passages: dict[str, list[HardOrEasy]]
+
+
+class Evaluation(Summary):
+    """evaluation.json: the best model on a part of the validation text, and its loss on all of it, part by part."""
+
+    part_nll: list[float]  # sums, in nats
+    part_targets: list[float]
+
+
+def read_passages(path: Path, tokenizer: Tokenizer, at_most: int) -> Iterator[Passage]:
+    """Passages of the same tokens from passage.jsonl, spread evenly, the last among them; without damaged lines."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    first: list[int] | None = None
+    for line in islice(reversed(lines), 0, None, max(1, -(-len(lines) // at_most))):
+        try:
+            passage = Passage.model_validate_json(line)
+        except ValidationError:
+            continue
+        first = first or passage.tokens
+        if passage.tokens == first and passage.fits(tokenizer):
+            yield passage
+
+
+def describe_text(tokenizer: Tokenizer, passages: Sequence[Passage], others: dict[str, list[float]]
+                  ) -> dict[str, Any] | None:
+    """A text for the page, at the steps of some passages; `others` are the NLLs of its tokens by other models."""
+    if not passages:
+        return None
+    tokens, names = passages[0].tokens, {token for each in passages for row in each.top for token in row or []}
+    return {"tokens": [show_token(tokenizer, token) for token in tokens],
+            "names": {token: show_token(tokenizer, token) for token in sorted(names)},
+            "bytes": tokenizer.byte_lengths[tokens].tolist(), "vocab_size": tokenizer.vocab_size,
+            "temperatures": TEMPERATURES, "evaluations": [each.model_dump(exclude={"tokens"}) for each in passages],
+            "others": {name: values for name, values in others.items() if len(values) == len(tokens)}}
+
+
+def read_evaluation(path: Path) -> Evaluation | None:
+    """None if it is missing or damaged."""
+    try:
+        return Evaluation.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None

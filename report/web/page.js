@@ -1,0 +1,126 @@
+"use strict";
+// The page: what all of its parts share, the data as it comes, and the state in the address.
+const COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f"];  // Okabe and Ito's
+const DASHES = ["solid", "dash", "dot"];
+const form = document.getElementById("options"), dark = matchMedia("(prefers-color-scheme: dark)");
+let page = null;  // the data
+let ticked = null;  // numbers of the runs that are shown
+
+const byId = id => document.getElementById(id);
+// Plotly reads a little HTML in names: a stranger's must stay text.
+const plain = name => name.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+const short = value => value >= 1e6 ? value.toExponential(2).replace("e+", "e") : value >= 100 ? Math.round(value).toLocaleString("en")
+  : String(Number(value.toPrecision(4)));
+const bits = nats => nats / Math.LN2;
+const percent = share => share >= 0.0995 ? `${Math.round(100 * share)}%` : `${Number((100 * share).toPrecision(2))}%`;
+const pen = i => ({color: COLORS[i % COLORS.length], dash: DASHES[Math.floor(i / COLORS.length) % DASHES.length]});
+const shownRuns = () => page.runs.map((run, i) => [run, i]).filter(([, i]) => ticked.has(i));
+
+function options() {
+  const found = {};
+  for (const field of form.elements) found[field.name] = field.type === "checkbox" ? field.checked : field.value;
+  return found;
+}
+
+function layout(more) {
+  const color = dark.matches ? "#ddd" : "#222", grid = dark.matches ? "#444" : "#e4e4e4", line = {gridcolor: grid, zeroline: false};
+  return {paper_bgcolor: "transparent", plot_bgcolor: "transparent", font: {color}, showlegend: false, margin: {l: 60, r: 20, t: 10, b: 45},
+          hoverlabel: {bgcolor: dark.matches ? "#222" : "#fff"}, ...more, xaxis: {...line, ...more.xaxis}, yaxis: {...line, ...more.yaxis}};
+}
+
+function plot(id, traces, more) {
+  Plotly.react(id, traces, layout(more), {responsive: true, displayModeBar: false});
+}
+
+function element(tag, text, parent, look = {}) {
+  const made = Object.assign(document.createElement(tag), look);
+  made.textContent = text;
+  parent.append(made);
+  return made;
+}
+
+// Rows of texts; the first has the titles. Columns in `numbers` stand to the right.
+function table(rows, parent, numbers = []) {
+  const made = element("table", "", parent);
+  for (const [i, cells] of rows.entries()) {
+    const row = element("tr", "", made);
+    cells.forEach((cell, column) => element(i ? "td" : "th", cell, row, {className: numbers.includes(column) ? "number" : "run"}));
+  }
+  return made;
+}
+
+function writeWords() {
+  const place = byId("words"), runs = shownRuns(), several = page.runs.length > 1;
+  place.hidden = !page.curves;
+  place.replaceChildren();
+  const differences = Object.entries(page.differences).map(([name, values]) => [name, ...runs.map(([, i]) => values[i])])
+    .filter(([, ...values]) => new Set(values).size > 1);
+  if (differences.length && runs.length <= 5) {
+    element("h2", "Options that differ", place);
+    table([["", ...runs.map(([run]) => run.name)], ...differences], element("div", "", place, {className: "wide"}));
+  }
+  for (const [run] of runs) {
+    if (run.verdict) element("h2", several ? run.name : "What came of it", place), element("pre", run.verdict, place);
+    if (!run.samples.length) continue;
+    element("h2", "What the model writes, as it learns" + (several ? `: ${run.name}` : ""), place, {id: "samples"});
+    table([["step", ""], ...run.samples.map(sample => [sample.step.toLocaleString("en"), sample.text])], place, [0]);
+  }
+}
+
+function draw() {
+  if (!page) return;
+  const state = options(), some = page.runs.length !== ticked.size;
+  location.replace("#" + new URLSearchParams(some ? {...state, runs: [...ticked].join(" ")} : state));
+  if (page.curves) drawCurves(state);
+}
+
+function drawAll() {
+  draw();
+  drawText();
+  drawEvaluation();
+  writeWords();
+  const parts = {curves: "loss curves", text: "the text at its cost", evaluation: "calibration", words: "verdict and samples"};
+  byId("curves").hidden = !page.curves;
+  const nav = document.querySelector("nav");
+  nav.replaceChildren();
+  for (const [id, title] of Object.entries(parts)) {
+    if (!byId(id).hidden) element("button", title, nav, {onclick: () => byId(id).scrollIntoView()});
+  }
+}
+
+function showStatus() {
+  const seconds = Math.round(Date.now() / 1000 - page.written);
+  byId("status").textContent = page.status + (page.live ? `; written ${seconds} s ago, this page follows it` : "");
+}
+
+// Called by the data, which is a script: a page that is opened as a file may not fetch anything else.
+function receive(data) {
+  if (page && page.written === data.written) return;
+  page = data;
+  ticked ??= firstTicks();
+  document.title = document.querySelector("h1").textContent = data.title;
+  drawRuns();
+  drawAll();
+  showStatus();
+}
+
+function poll() {
+  if (page) showStatus();
+  if (page && !page.live) return;
+  const script = document.createElement("script");
+  script.src = "report.js?" + Date.now();
+  script.onload = script.onerror = () => { script.remove(); setTimeout(poll, 2000); };
+  document.body.append(script);
+}
+
+function start() {
+  form.addEventListener("input", draw);
+  dark.addEventListener("change", drawAll);
+  if (!page) poll();
+}
+
+for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
+  const field = form.elements[name];
+  if (field) field.type === "checkbox" ? field.checked = value === "true" : field.value = value;
+  if (name === "runs") ticked = new Set(value.split(" ").filter(Boolean).map(Number));
+}

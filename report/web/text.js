@@ -1,0 +1,187 @@
+"use strict";
+// A text, each token coloured by its surprisal; and what the model said before the token that is chosen.
+const DEAREST = 10;  // bits, in the strongest colour
+const WORSE = "213, 94, 0", BETTER = "0, 114, 178";  // vermillion and blue, which colour-blind people can tell apart
+const reading = byId("reading"), heat = byId("tokens"), slider = byId("temperature");
+let chosen = -1, readingRun = null;  // the number of a token, and the run that the text is of
+
+const runsWithText = () => shownRuns().filter(([run]) => run.text);
+const readText = () => readingRun.text;
+const evaluationNow = () => readText().evaluations[Number(reading.elements.evaluation.value)];
+const quote = text => `“${text}”`;
+
+function paint(span, cost, strongest = DEAREST) {
+  const share = Math.min(1, Math.abs(cost) / strongest);
+  span.style.background = `rgba(${cost < 0 ? BETTER : WORSE}, ${(0.85 * share).toFixed(3)})`;
+}
+
+// The NLLs of the same tokens by baselines and other runs, by name.
+function otherCosts() {
+  const same = runsWithText().filter(([run]) => run !== readingRun && run.text.tokens.join("\0") === readText().tokens.join("\0"));
+  return {...readText().others, ...Object.fromEntries(same.map(([run]) => [run.name, run.text.evaluations[bestEvaluation(run)].nll]))};
+}
+
+function mean(values) {
+  const known = values.filter(value => value !== null);
+  return known.reduce((sum, value) => sum + value, 0) / known.length;
+}
+
+// The evaluation at the step of the lowest validation loss, or the nearest that is there.
+function bestEvaluation(run) {
+  const {evaluations} = run.text, best = run.val.step?.[run.val.val_nll.indexOf(Math.min(...run.val.val_nll))] ?? 0;
+  const distance = ({step}) => Math.abs(step - best);
+  return evaluations.reduce((found, each, i) => distance(each) < distance(evaluations[found]) ? i : found, 0);
+}
+
+// Fill a list of choices, and keep the choice.
+function offer(select, names) {
+  const before = select.value;
+  select.replaceChildren();
+  names.forEach(([value, text]) => element("option", text, select, {value}));
+  if (names.some(([value]) => String(value) === before)) select.value = before;
+  select.parentElement.hidden = names.length < 2;
+}
+
+function drawText() {
+  const runs = runsWithText();
+  byId("text").hidden = !runs.length;
+  if (!runs.length) return;
+  const {run: choice, versus, evaluation} = reading.elements;
+  offer(choice, runs.map(([run, i]) => [i, run.name]));
+  const before = readingRun?.name, atEnd = evaluation.value === evaluation.max;
+  readingRun = page.runs[Number(choice.value)];
+  evaluation.max = readText().evaluations.length - 1;
+  if (before !== readingRun.name || atEnd) evaluation.value = page.live ? evaluation.max : bestEvaluation(readingRun);
+  evaluation.parentElement.hidden = readText().evaluations.length < 2;
+  offer(versus, [["", "surprisal"], ...Object.keys(otherCosts()).map(name => [name, `difference from ${name}`])]);
+  if (chosen < 0 && page.versus) versus.value = page.versus;
+  if (chosen < 0 || chosen >= readText().tokens.length) chosen = evaluationNow().nll.findIndex(nll => nll !== null);
+  heat.replaceChildren();
+  readText().tokens.forEach((text, i) => {
+    const span = element("span", text, heat, {role: "option", id: `token${i}`});
+    span.dataset.i = i;
+    if (/⏎$|<\|eos\|>$/.test(text)) heat.append("\n");
+  });
+  slider.max = readText().temperatures.length;
+  slider.value = slider.max;
+  colourText();
+}
+
+// What changes with the evaluation and with what it is compared to.
+function colourText() {
+  const now = evaluationNow(), other = otherCosts()[reading.elements.versus.value];
+  reading.querySelector("output").textContent = now.step.toLocaleString("en") + (reading.elements.evaluation.value == bestEvaluation(readingRun) ? ", the best" : "");
+  now.nll.forEach((nll, i) => {
+    const span = byId(`token${i}`), known = nll !== null && (!other || other[i] !== null);
+    span.classList.toggle("masked", !known);
+    paint(span, !known ? 0 : bits(other ? nll - other[i] : nll), other ? DEAREST / 2 : DEAREST);
+  });
+  drawLegend(byId("legend"), Boolean(other), reading.elements.versus.value);
+  choose(chosen);
+  drawLines();
+}
+
+function drawLegend(place, isDifference, name) {
+  place.replaceChildren();
+  element("small", isDifference ? `bits less (blue) or more (orange) than ${name}: ` : "bits: ", place);
+  for (const cost of isDifference ? [-5, -2, -1, 0, 1, 2, 5] : [0, 1, 2, 3, 5, 7, DEAREST])
+    paint(element("span", `${cost}${Math.abs(cost) === (isDifference ? 5 : DEAREST) ? "…" : ""}`, place), cost, isDifference ? DEAREST / 2 : DEAREST);
+}
+
+// What the model said before token i.
+function describeToken(i) {
+  const now = evaluationNow(), text = readText(), nll = now.nll[i], place = byId("token");
+  place.replaceChildren();
+  const title = element("div", "", place), before = text.tokens.slice(Math.max(0, i - 12), i).join("");
+  element("strong", quote(text.tokens[i]), title);
+  title.append(before ? ` after ${quote("…" + before)}: ` : ": ");
+  if (nll === null) return title.append("masked, the model did not have to predict it");
+  const costs = now.nll.slice(0, i + 1).filter(cost => cost !== null), sum = costs.reduce((a, b) => a + b, 0);
+  title.append(`probability ${percent(Math.exp(-nll))}, ${bits(nll).toFixed(2)} bits, rank ${now.rank[i].toLocaleString("en")} of ${text.vocab_size.toLocaleString("en")}`);
+  const likelier = now.top[i].map((token, k) => `${quote(text.names[token])} ${percent(Math.exp(now.log_q[i][k]))}`);
+  element("div", `most likely: ${likelier.join(", ")}`, place);
+  const others = Object.entries(otherCosts()).filter(([, values]) => values[i] !== null).map(([name, values]) => `${name} ${bits(values[i]).toFixed(2)}`);
+  element("div", `so far ${bits(sum).toFixed(1)} bits in ${costs.length.toLocaleString("en")} token${costs.length > 1 ? "s" : ""}, ${bits(sum / costs.length).toFixed(2)} each` +
+          (others.length ? `. Bits of this one elsewhere: ${others.join(", ")}` : ""), place);
+}
+
+function choose(i) {
+  byId(`token${chosen}`)?.classList.remove("chosen");
+  chosen = i;
+  const span = byId(`token${i}`);
+  span.classList.add("chosen");
+  heat.setAttribute("aria-activedescendant", span.id);
+  describeToken(i);
+  drawSurprise();
+  drawSoftmax();
+}
+
+// The curve -log2 q, with the tokens of the text on it.
+function drawSurprise() {
+  const now = evaluationNow(), known = now.nll.map((nll, i) => [nll, i]).filter(([nll]) => nll !== null);
+  const qs = Array.from({length: 200}, (_, k) => 2 ** (-16 * (1 - k / 199) ** 2)), [blue, orange] = COLORS;
+  const points = known.map(([nll, i]) => ({q: Math.exp(-nll), cost: bits(nll), text: plain(quote(readText().tokens[i]))}));
+  plot("surprise", [
+    {x: qs, y: qs.map(q => -Math.log2(q)), mode: "lines", line: {color: blue}, hoverinfo: "skip"},
+    {x: points.map(each => each.q), y: points.map(each => each.cost), customdata: known.map(([, i]) => i), text: points.map(each => each.text),
+     mode: "markers", marker: {color: orange, size: known.map(([, i]) => i === chosen ? 16 : 7), opacity: known.map(([, i]) => i === chosen ? 1 : 0.3)}, hovertemplate: "%{text}: q = %{x:.3f}, %{y:.2f} bits<extra></extra>"}],
+    {xaxis: {title: {text: "probability q of the token that came"}, range: [-0.02, 1.02]},
+     yaxis: {title: {text: "surprisal −log₂ q, bits"}, range: [-0.4, Math.max(8, ...points.map(each => each.cost)) + 0.5]}, hovermode: "closest"});
+}
+
+// The prediction before the chosen token, also at a temperature, and the gradient of the loss with respect to its logits.
+function drawSoftmax() {
+  const now = evaluationNow(), text = readText(), all = [...text.temperatures.filter(T => T < 1), 1, ...text.temperatures.filter(T => T > 1)];
+  if (slider.value === slider.max && !slider.dataset.touched) slider.value = all.indexOf(0.7);
+  const T = all[Number(slider.value)], nll = now.nll[chosen], masked = nll === null;
+  slider.nextElementSibling.textContent = T;
+  byId("softmax").hidden = byId("gradient").hidden = masked;
+  if (masked) return;
+  const came = text.tokens[chosen], names = now.top[chosen].map(token => text.names[token]), logs = [...now.log_q[chosen]];
+  let place = now.rank[chosen] <= names.length ? names.indexOf(came) : -1;
+  if (place < 0) place = names.push(came) - 1, logs.push(-nll);
+  const norm = T === 1 ? 0 : now.log_z[chosen][text.temperatures.indexOf(T)];
+  const withRest = shares => [...shares, Math.max(0, 1 - shares.reduce((a, b) => a + b, 0))];
+  const q = withRest(logs.map(Math.exp)), tempered = withRest(logs.map(log => Math.exp(log / T - norm)));
+  const x = [...names.map((name, k) => plain(quote(name)) + (k === place ? " ✓" : "")), "all others"], bar = {type: "bar", x};
+  const [blue, orange] = COLORS, title = {text: "the softmax before the chosen token"};
+  plot("softmax", [{...bar, y: q, name: "q", marker: {color: blue}, hovertemplate: "%{x}: %{y:.4f}<extra>T = 1</extra>"},
+    {...bar, y: tempered, name: `at temperature ${T}`, marker: {color: orange}, hovertemplate: `%{x}: %{y:.4f}<extra>T = ${T}</extra>`}],
+    {barmode: "group", showlegend: true, legend: {x: 1, xanchor: "right", y: 1}, xaxis: {type: "category", title}, yaxis: {title: {text: "probability"}, rangemode: "tozero"}});
+  plot("gradient", [{...bar, y: q.map((share, k) => share - (k === place)), marker: {color: q.map((_, k) => k === place ? blue : orange)},
+    hovertemplate: "%{x}: %{y:.4f}<extra>q − p</extra>"}],
+    {xaxis: {type: "category", title: {text: "the gradient with respect to their logits"}}, yaxis: {title: {text: "q − p"}}});
+}
+
+// The bits of each line by the run and by the others; the lowest of a line is bold.
+function drawLines() {
+  const text = readText(), columns = {[readingRun.name]: evaluationNow().nll, ...otherCosts()}, ends = [];
+  text.tokens.forEach((token, i) => { if (/⏎$|<\|eos\|>$/.test(token) || i === text.tokens.length - 1) ends.push(i + 1); });
+  const rows = ends.slice(0, 60).map((end, k) => [text.tokens.slice(ends[k - 1] ?? 0, end).join(""), ends[k - 1] ?? 0, end]);
+  const known = i => Object.values(columns).every(values => values[i] !== null);
+  const cost = (values, from, to) => values.slice(from, to).reduce((sum, nll, k) => known(from + k) ? sum + bits(nll) : sum, 0);
+  rows.push(["all of it", 0, text.tokens.length]);
+  const shown = rows.map(([line, from, to]) => [line, Object.values(columns).map(values => cost(values, from, to))]).filter(([, costs]) => costs.some(Boolean));
+  const bytes = text.bytes.reduce((sum, count, i) => known(i) ? sum + count : sum, 0), place = byId("lines");
+  shown.push(["bits per byte", shown.at(-1)[1].map(sum => sum / bytes)]);
+  place.replaceChildren();
+  const made = table([["line", ...Object.keys(columns)], ...shown.map(([line, costs], k) => [line, ...costs.map(sum => sum.toFixed(k === shown.length - 1 ? 3 : 0))])],
+                     place, Object.keys(columns).map((_, k) => k + 1));
+  shown.forEach(([, costs], k) => made.rows[k + 1].cells[1 + costs.indexOf(Math.min(...costs))].classList.add("best"));
+  if (ends.length > 60) element("p", `These are the first 60 of ${ends.length.toLocaleString("en")} lines.`, place);
+}
+
+reading.elements.run.addEventListener("input", drawText);
+reading.elements.versus.addEventListener("input", colourText);
+reading.elements.evaluation.addEventListener("input", colourText);
+slider.addEventListener("input", () => { slider.dataset.touched = true; drawSoftmax(); });
+heat.addEventListener("mouseover", event => { if (event.target.dataset.i) describeToken(Number(event.target.dataset.i)); });
+heat.addEventListener("mouseleave", () => describeToken(chosen));
+heat.addEventListener("click", event => { if (event.target.dataset.i) choose(Number(event.target.dataset.i)); });
+heat.addEventListener("keydown", event => {
+  const last = readText().tokens.length - 1, to = {ArrowRight: chosen + 1, ArrowLeft: chosen - 1, Home: 0, End: last}[event.key];
+  if (to === undefined || to < 0 || to > last) return;
+  event.preventDefault();
+  choose(to);
+  byId(`token${to}`).scrollIntoView({block: "nearest"});
+});

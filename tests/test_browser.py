@@ -1,0 +1,250 @@
+"""The page in a real browser. Needs Chromium and `pip install -r requirements-ci.txt`; elsewhere these are skipped."""
+
+import json
+import math
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.run import open_run
+from report.page import describe_runs, write_data, write_live_page, write_page
+from tests.conftest import call, read_metrics
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -r requirements-ci.txt")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs a browser: apt install chromium")
+EVIL = "</script><script>document.title = 'stolen'</script><b>&amp;"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+class Tab:
+    """An open page, whose errors and requests are failures."""
+
+    def __init__(self, browser: Any, path: Path, width: int = 1200, **options: Any) -> None:
+        self.page = browser.new_page(viewport={"width": width, "height": 900}, **options)
+        self.troubles: list[str] = []
+        self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
+        self.page.on("console", lambda message: self.troubles.append(message.text) if message.type == "error" else None)
+        self.page.on("request", lambda request: self.troubles.append(request.url)
+                     if not request.url.startswith(("file:", "data:", "blob:")) else None)
+        self.page.goto(path.as_uri())
+        self.page.wait_for_function("document.querySelectorAll('#loss .trace, #tokens span').length > 0")
+
+    def __call__(self, script: str) -> Any:
+        return self.page.evaluate(script)
+
+    def text(self, selector: str) -> str:
+        return self.page.inner_text(selector)
+
+    def close(self) -> None:
+        self.page.close()
+        assert not self.troubles
+
+
+@pytest.fixture
+def own(trained, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained[0], tmp_path / "run"))
+
+
+@pytest.fixture
+def tab(browser: Any, own: Path) -> Iterator[Tab]:
+    """A page of one run."""
+    write_page(own / "whole.html", describe_runs([open_run(own)]))
+    tab = Tab(browser, own / "whole.html")
+    yield tab
+    tab.close()
+
+
+def y_of(tab: Tab, number: int) -> list[float]:
+    """The values of one of the curves: 0 is training, 1 validation, 2 the best."""
+    return list(tab(f"[...byId('loss').data[{number}].y]"))
+
+
+def test_the_controls_do_what_they_say(tab: Tab, own: Path) -> None:
+    run = open_run(own)
+    records = [record for record in read_metrics(own) if "val_nll" in record]
+    train = [record["train_nll"] for record in read_metrics(own) if "train_nll" in record]
+    val = [record["val_nll"] for record in records]
+    assert y_of(tab, 1) == pytest.approx(val, rel=1e-5)
+    tab.page.select_option("[name=y]", "bits_per_byte")
+    bits = [nll / math.log(2) / run.info.val.bytes_per_token for nll in val]
+    assert y_of(tab, 1) == pytest.approx(bits, rel=1e-5)
+    tab.page.select_option("[name=y]", "perplexity")
+    assert y_of(tab, 1) == pytest.approx([math.exp(nll) for nll in val], rel=1e-4)
+    tab.page.fill("[name=smooth]", "0.5")  # nats are smoothed, then converted; the first point has no extra weight
+    means = [sum(0.5**(n - k) * train[k] for k in range(n + 1)) / sum(0.5**k for k in range(n + 1)) for n in range(6)]
+    assert y_of(tab, 0) == pytest.approx([math.exp(nll) for nll in means], rel=1e-4)
+    tab.page.select_option("[name=x]", "tokens")
+    tab.page.uncheck("[name=logx]")
+    assert tab("[...byId('loss').data[1].x]") == [record["tokens"] for record in records]
+    tab.page.check("[name=logy]")
+    assert tab("byId('loss').layout.yaxis.type") == "log"
+    lines = tab("byId('loss').layout.shapes.length")
+    tab.page.uncheck("[name=baselines]")
+    assert lines - tab("byId('loss').layout.shapes.length") == tab("findBaselines('nats').length") > 3
+    tab.page.reload()  # the address has the state
+    tab.page.wait_for_function("document.querySelectorAll('#loss .trace').length > 0")
+    assert tab("options()") == {"x": "tokens", "logx": False, "y": "perplexity", "logy": True, "smooth": "0.5",
+                                "baselines": False}
+
+
+def test_hovering_shows_the_numbers(tab: Tab, own: Path) -> None:
+    record = [record for record in read_metrics(own) if "val_nll" in record][2]
+    place = tab("""(() => { const {xaxis, yaxis} = byId('loss')._fullLayout, box = byId('loss').getBoundingClientRect();
+        const {x, y} = byId('loss').data[1];
+        return [box.x + xaxis._offset + xaxis.d2p(x[2]), box.y + yaxis._offset + yaxis.d2p(y[2])]; })()""")
+    tab.page.mouse.move(*place)
+    tab.page.wait_for_selector(".hoverlayer .legendtext, .hoverlayer text")
+    shown = " ".join(tab("[...document.querySelectorAll('.hoverlayer text')].map(each => each.textContent)"))
+    assert f"{record['val_nll']:.4f} at {record['step']:.0f} steps" in shown
+
+
+def test_a_token_shows_its_cost(tab: Tab, own: Path) -> None:
+    passages = [json.loads(line) for line in (own / "passage.jsonl").read_text().splitlines()]
+    evals = [record for record in read_metrics(own) if "val_nll" in record]
+    best = min(evals, key=lambda record: record["val_nll"])["step"]
+    assert tab.text("#reading output") == f"{best:.0f}, the best"
+    (passage,) = [each for each in passages if each["step"] == best]
+    tab.page.hover("#token30")
+    q, bits = math.exp(-passage["nll"][30]), passage["nll"][30] / math.log(2)
+    likeliest = math.exp(passage["log_q"][30][0])
+    text = tab.text("#token")
+    assert f"{bits:.2f} bits, rank {passage['rank'][30]} of {open_run(own).info.vocab_size}" in text
+    assert [float(number) for numbers in re.findall(r"probability ([\d.]+)%|most likely: “.+?” ([\d.]+)%", text)
+            for number in numbers if number] == pytest.approx([100 * q, 100 * likeliest], rel=0.06)
+    total = sum(cost for cost in passage["nll"][:31] if cost is not None) / math.log(2)
+    assert f"so far {total:.1f} bits" in text
+    # the keyboard moves the choice, and the charts follow
+    tab.page.click("#token30")
+    tab.page.keyboard.press("ArrowRight")
+    assert tab("document.querySelector('.chosen').id") == "token31"
+    assert sum(tab("[...byId('softmax').data[0].y]")) == pytest.approx(1, abs=2e-3)
+    assert sum(tab("[...byId('softmax').data[1].y]")) == pytest.approx(1, abs=2e-3)  # at a temperature
+    assert sum(tab("[...byId('gradient').data[0].y]")) == pytest.approx(0, abs=2e-3)  # q - p
+    # an earlier evaluation, and the difference from a baseline
+    tab.page.fill("[name=evaluation]", "0")
+    assert tab.text("#reading output") == str(passages[0]["step"])
+    tab.page.hover("h1")
+    tab.page.hover("#token30")
+    assert f"{passages[0]['nll'][30] / math.log(2):.2f} bits" in tab.text("#token")
+    unigram = next(each for each in open_run(own).info.baselines if each.name == "unigram").passage_nll
+    assert f"unigram {unigram[30] / math.log(2):.2f}" in tab.text("#token")
+    tab.page.select_option("[name=versus]", "unigram")
+    blue = passages[0]["nll"][30] < unigram[30]
+    assert ("0, 114, 178" in tab("byId('token30').style.background")) == blue
+
+
+def test_the_lines_add_up(tab: Tab) -> None:
+    rows = tab("[...document.querySelectorAll('#lines tr')].map(row => [...row.cells].map(each => each.textContent))")
+    assert rows[0][:2] == ["line", "run"]
+    assert {"unigram", "bigram", "gzip"} <= set(rows[0])
+    for column in range(1, len(rows[0])):
+        assert sum(float(row[column]) for row in rows[1:-2]) == pytest.approx(float(rows[-2][column]), abs=len(rows) / 2)
+
+
+def test_an_open_page_follows_the_training(browser: Any, own: Path) -> None:
+    lines = (own / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (own / "metrics.jsonl").write_text("".join(lines[:4]))
+    write_live_page(own / "report.html")
+    write_data(own / "report.js", open_run(own), "step 3 of 6", live=True)
+    tab = Tab(browser, own / "report.html")
+    before = len(y_of(tab, 1))
+    assert tab.text("#status").startswith("step 3 of 6; written")
+    tab.page.select_option("[name=y]", "perplexity")
+    (own / "metrics.jsonl").write_text("".join(lines))
+    time.sleep(0.2)  # it is told by the time of writing, in tenths of a second
+    write_data(own / "report.js", open_run(own), "step 6 of 6", live=False)
+    tab.page.wait_for_function("byId('status').textContent === 'step 6 of 6'", timeout=10_000)
+    assert len(y_of(tab, 1)) > before
+    assert tab("options().y") == "perplexity"
+    (own / "report.js").unlink()  # nobody reads it any more
+    time.sleep(2.5)
+    tab.close()
+
+
+def test_the_table_sorts_and_its_ticks_show_curves(browser: Any, own: Path) -> None:
+    losses = {"b": 0.9, "a": 1.0, "c": 1.1}
+    for name, scale in losses.items():
+        other = Path(shutil.copytree(own, own.parent / "runs" / name))
+        records = [json.loads(line) for line in (other / "metrics.jsonl").read_text().splitlines()]
+        scaled = [{key: value * (scale if "nll" in key else 1) for key, value in each.items()} for each in records]
+        (other / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in scaled))
+    call("curves.py", str(own.parent / "runs"), f"--html={own}/runs.html")
+    tab = Tab(browser, own / "runs.html")
+
+    def names() -> list[str]:
+        return list(tab("[...document.querySelectorAll('#runs tr')].slice(1).map(row => row.cells[1].textContent)"))
+
+    assert names() == ["a", "b", "c"]
+    tab.page.click("#runs button:has-text('best loss')")
+    assert names() == ["b", "a", "c"]
+    tab.page.click("#runs button:has-text('best loss')")
+    assert names() == ["c", "a", "b"]
+    assert tab("byId('loss').data.length") == 9
+    tab.page.uncheck("#runs [aria-label='show a']")
+    assert tab("byId('loss').data.length") == 6
+    tab.page.reload()
+    tab.page.wait_for_function("document.querySelectorAll('#loss .trace').length > 0")
+    assert tab("byId('loss').data.length") == 6
+    tab.close()
+
+
+def test_a_strangers_text_stays_text(browser: Any, own: Path) -> None:
+    evil = own.with_name("<img src=x onerror=alert(1)>")
+    own.rename(evil)
+    (evil / "samples.jsonl").write_text(json.dumps({"step": 0, "text": EVIL}) + '\n{"step": 1, "te')  # torn
+    (evil / "verdict.txt").write_text(EVIL)
+    tokens = json.loads((evil / "tokenizer.json").read_text())
+    assert tokens["kind"] == "char"
+    run = open_run(evil)
+    data = describe_runs([run, run])
+    for each in data["runs"]:
+        each["text"]["tokens"][3] = each["text"]["names"][run.info.vocab_size - 1] = EVIL
+        each["evaluation"]["passages"]["hardest"] = [{"nats_per_token": 1.0, "tokens": [EVIL], "nll": [1.0]}]
+    write_page(evil.parent / "whole.html", data)
+    tab = Tab(browser, evil.parent / "whole.html")
+    assert tab("document.title").startswith("<img src=x onerror=alert(1)>")
+    tab.page.hover("#token3")
+    tab.page.click("#token3")
+    assert EVIL in tab.text("#tokens")
+    assert EVIL in tab.text("#token")
+    assert EVIL in tab.text("#words")
+    assert EVIL in tab.text("#passages")
+    assert tab("document.querySelectorAll('img, #words b').length") == 0
+    tab.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(380, "light"), (1200, "dark")])
+def test_it_fits_a_phone_and_the_dark(browser: Any, own: Path, width: int, scheme: str) -> None:
+    run = open_run(own)
+    write_page(own / "whole.html", describe_runs([run, run]))
+    tab = Tab(browser, own / "whole.html", width, color_scheme=scheme)
+    assert tab("document.documentElement.scrollWidth") <= width
+    background = tab("getComputedStyle(byId('token')).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == (scheme == "dark")
+    tab.close()
+
+
+def test_a_page_of_ones_own_text_compares_two_runs(browser: Any, own: Path, data_dir: Path) -> None:
+    other = Path(shutil.copytree(own, own.with_name("other")))
+    (data_dir / "mine.txt").write_text("the cat sat on a mat;\nthe cat\n", encoding="utf-8")
+    call("evaluate.py", str(own), "--text=mine.txt", f"--against={other}", "--html=mine.html")
+    tab = Tab(browser, data_dir / "mine.html")
+    assert tab.text("h1") == "mine.txt, read by run, other"
+    assert tab.text("#tokens").split("\n")[:2] == ["the cat sat on a mat;⏎", "the cat⏎"]
+    assert tab("byId('curves').hidden")
+    assert tab("reading.elements.versus.value") == "other"
+    assert "+0.0000 ± 0.0000" in tab.text("#runs")
+    tab.close()
