@@ -91,6 +91,7 @@ class EvalText:
     eos: int | None = None
     stride: int = 0
     max_tokens: int = 0
+    min_batches: int = 1  # of a text with so many windows
 
     @cached_property
     def windows(self) -> np.ndarray:
@@ -112,7 +113,7 @@ class EvalText:
     @property
     def rows(self) -> int:
         """Windows in a batch."""
-        return max(1, EVAL_BATCH_TOKENS // self.block_size)
+        return max(1, min(EVAL_BATCH_TOKENS // self.block_size, len(self.windows) // self.min_batches))
 
     @cached_property
     def positions(self) -> np.ndarray:

@@ -101,7 +101,7 @@ def _describe(run: Run, evaluation: Evaluation | None, at_most: int) -> dict[str
             "baselines": [{"name": each.name, "nats": each.nats_per_token, "bits_per_byte": each.bits_per_byte,
                            "perplexity": perplexity(each.nats_per_token)} for each in info.baselines],
             "samples": _read_samples(run.path / "samples.jsonl"),
-            "verdict": verdict.read_text(encoding="utf-8") if verdict.exists() else "",
+            "verdict": verdict.read_text(encoding="utf-8", errors="replace") if verdict.exists() else "",
             "text": describe_text(run.tokenizer, passages, {each.name: each.passage_nll for each in info.baselines}),
             "evaluation": evaluation and evaluation.model_dump(exclude={"part_nll", "part_targets"})}
 

@@ -58,13 +58,22 @@ class HardOrEasy(BaseModel):
     nll: list[float | None]
 
 
+class Calibration(BaseModel):
+    """How sure the model is, and what report.analysis.calibrate finds."""
+
+    confidence: float
+    ece: float
+    temperature: float
+    nats_gained: float
+
+
 class Summary(BaseModel):
     """What `summarise` finds."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
     targets: int
-    calibration: dict[str, float]
+    calibration: Calibration
     groups: dict[str, list[Group]]
     passages: dict[str, list[HardOrEasy]]
 
@@ -106,6 +115,7 @@ def describe_text(tokenizer: Tokenizer, passages: Sequence[Passage], others: dic
 def read_evaluation(path: Path) -> Evaluation | None:
     """None if it is missing or damaged."""
     try:
-        return Evaluation.model_validate_json(path.read_bytes())
+        found = Evaluation.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
+    return found if len(found.part_nll) == len(found.part_targets) > 0 else None

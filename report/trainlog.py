@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from engine.step import evaluate, evaluate_parts, validation_record
 from loss import mean_loss, sum_losses
 from model import GPT
 from report import figures, measures, page, words
+from report.analysis import BLOCKS
 from surprisal import smoothed_entropy
 
 
@@ -175,7 +177,7 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog) -> int:
                         "--init_from=resume")
     if log.state.best_nll is not None:
         best = load_checkpoint(run.path / "best.safetensors", model)
-        val_text = run.eval_text(corpus.val)
+        val_text = replace(run.eval_text(corpus.val), min_batches=BLOCKS)  # for the interval of a difference
         parts = evaluate_parts(model, val_text, dist)
         exact = validation_record(mean_loss(sum_losses(parts)), val_text, corpus)
         # The loss of the same weights on training text: the loss that training logged is of other weights.

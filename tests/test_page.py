@@ -1,15 +1,26 @@
 """What a run's page is told: its numbers are those of the metrics. tests/test_browser.py looks at the page itself."""
 
 import json
+import math
 import re
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from data.baselines import PASSAGE, find_passage
+from data.documents import Split
+from data.tokenizer import char_tokenizer
+from engine.checkpoint import load_model
+from engine.distributed import setup_distributed
 from engine.run import open_run
+from report.measures import cut_passage
 from report.page import describe_runs, write_data
+from report.records import TEMPERATURES, read_passages
 from tests.conftest import TINY, call, read_metrics
 
 
@@ -73,3 +84,89 @@ def test_a_run_that_is_stopped_is_no_longer_live(data_dir: Path) -> None:
     call("train.py", "out/short", "--init_from=resume", "--max_iters=2")
     assert '"status":"step 2 of 2"' in (data_dir / "out/short/report.js").read_text()
     shutil.rmtree(data_dir / "out/short")
+
+
+def test_each_evaluation_keeps_what_a_passage_costs(own: Path, data_dir: Path) -> None:
+    run, records = open_run(own), read_metrics(own)
+    passages = list(read_passages(own / "passage.jsonl", run.tokenizer, at_most=100))
+    assert [each.step for each in passages][::-1] == [record["step"] for record in records if "val_nll" in record]
+    found = json.loads(call("evaluate.py", str(own), "--checkpoint=last", "--json", "--stride=4").stdout)
+    last, where = passages[0], find_passage(run.corpus.val, run.tokenizer)
+    assert last.tokens == run.corpus.val.tokens[where].tolist()
+    assert len(last.tokens) == PASSAGE == len(run.info.baselines[1].passage_nll)
+    text, skip = cut_passage(run, run.corpus)
+    assert text.split.tokens[skip:].tolist() == last.tokens
+    dist = setup_distributed("cpu", "float32")
+    model, _ = load_model(run, "last", dist)
+    logits = model(torch.tensor([text.split.tokens[skip - 4:skip + 3].tolist()]))
+    log_q = logits[0].log_softmax(dim=-1)  # the first window whose targets are in the passage begins 4 tokens before
+    for place in range(4):
+        token = last.tokens[place]
+        assert last.nll[place] == pytest.approx(-log_q[3 + place, token].item(), rel=2e-3)
+        assert last.rank[place] == 1 + int((log_q[3 + place] > log_q[3 + place, token]).sum())
+        assert last.top[place] == log_q[3 + place].topk(5).indices.tolist()
+        hot = torch.softmax(logits[0, 3 + place] / 2.0, dim=-1)[last.top[place]]
+        log_q_top, log_z = last.log_q[place] or [], last.log_z[place] or []
+        at_two = [math.exp(each / 2.0 - log_z[TEMPERATURES.index(2.0)]) for each in log_q_top]
+        assert at_two == pytest.approx(hot.tolist(), rel=5e-3)
+    assert found["targets"] > PASSAGE
+
+
+def test_gzip_pays_for_a_passage_what_it_adds_to_the_text_before(own: Path, data_dir: Path) -> None:
+    run = open_run(own)
+    val, where = run.corpus.val, find_passage(run.corpus.val, run.tokenizer)
+    before, passage = (run.tokenizer.decode_bytes(val.tokens[part].tolist()) for part in (slice(where.start), where))
+    added = len(zlib.compress(before[-2**15:] + passage, 9)) - len(zlib.compress(before[-2**15:], 9))
+    gzip = next(each for each in run.info.baselines if each.name == "gzip")
+    assert sum(gzip.passage_nll) / math.log(2) == pytest.approx(8 * added, abs=17)
+    assert min(gzip.passage_nll) >= 0
+
+
+def test_a_passage_under_a_mask_has_a_target() -> None:
+    tokenizer = char_tokenizer("ab\n")
+    unmasked = np.zeros(100_000, dtype=bool)
+    unmasked[90_000] = True
+    where = find_passage(Split(np.zeros(100_000, dtype=np.int64), unmasked), tokenizer)
+    assert where.start < 90_000 < where.stop == where.start + PASSAGE
+    assert find_passage(Split(np.array([0, 1])), tokenizer) == slice(1, 2)
+    lines = np.array([1] * 40_000 + [0] + [1] * 40_000)
+    assert find_passage(Split(lines), tokenizer).start == 2**15  # no line end is near
+    lines[2**15 + 7] = 0
+    assert find_passage(Split(lines), tokenizer).start == 2**15 + 8
+
+
+def test_the_difference_of_two_runs_is_that_of_evaluate(data_dir: Path) -> None:
+    for seed in ("1", "2"):
+        call("train.py", "--corpus=text.txt", *TINY, "--max_iters=20", f"--seed={seed}", f"--out_dir=out/{seed}")
+    runs = [open_run(data_dir / "out" / seed) for seed in ("1", "2")]
+    shown = describe_runs(runs)["runs"][1]["difference"]
+    found = json.loads(call("evaluate.py", "out/2", "--against=out/1", "--json").stdout)["against"]["difference"]
+    assert shown["unit"] == "nats_per_token"
+    assert shown["value"] == pytest.approx(found["nats_per_token"]["value"], abs=1e-5)
+    width, exact = shown["high"] - shown["low"], found["nats_per_token"]["high"] - found["nats_per_token"]["low"]
+    assert 0.5 * exact < width < 2 * exact  # the same blocks of the text, but for their borders
+
+
+def test_damaged_files_of_a_run_are_left_out(own: Path) -> None:
+    lines = (own / "passage.jsonl").read_bytes().splitlines(keepends=True)
+    for damaged in (b"", b"{}\n", b'{"step": 1}\n', lines[0].replace(b'"nll":[', b'"nll":[1,'), b"\xff\n",
+                    lines[0].replace(b'"tokens":[', b'"tokens":[99999,'), lines[0][:-40] + b"\n", b"null\n"):
+        (own / "passage.jsonl").write_bytes(damaged)
+        (own / "evaluation.json").write_bytes(damaged)
+        (own / "verdict.txt").write_bytes(damaged)
+        (shown,) = describe_runs([open_run(own)])["runs"]
+        assert shown["text"] is None
+        assert shown["evaluation"] is None
+    (own / "passage.jsonl").write_bytes(b"".join([lines[0], b"torn", lines[1]]))
+    (shown,) = describe_runs([open_run(own)])["runs"]
+    assert [each["step"] for each in shown["text"]["evaluations"]] == [0]
+
+
+def test_a_page_of_many_evaluations_stays_small(own: Path) -> None:
+    lines = (own / "passage.jsonl").read_text().splitlines(keepends=True)
+    (own / "passage.jsonl").write_text("".join(lines[0].replace('"step":0', f'"step":{step}') for step in range(200)))
+    (shown,) = describe_runs([open_run(own)])["runs"]
+    steps = [each["step"] for each in shown["text"]["evaluations"]]
+    assert len(steps) <= 24
+    assert steps[-1] == 199
+    assert steps == sorted(steps)

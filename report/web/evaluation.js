@@ -15,7 +15,7 @@ function drawEvaluation() {
   byId("groups").replaceChildren();
   for (const kind of kinds) element("div", "", byId("groups"), {id: idOf(kind)});  // all first: each is as wide as they leave it room
   const reliability = runs.map(([run, i]) => {
-    const bins = run.evaluation.groups.confidence;
+    const bins = run.evaluation.groups.confidence ?? [];
     return {x: bins.map(bin => bin.confidence), y: bins.map(bin => bin.top1), text: bins.map(bin => percent(bin.share)), mode: "lines+markers",
             line: pen(i), marker: {size: bins.map(bin => 5 + 25 * Math.sqrt(bin.share)), opacity: 0.7},
             hovertemplate: `confidence %{x:.3f}, accuracy %{y:.3f}, %{text} of the targets<extra>${plain(run.name)}</extra>`};
@@ -34,7 +34,7 @@ function drawEvaluation() {
 }
 
 function calibrationRow({targets, calibration, groups}) {
-  const accuracy = groups.confidence.reduce((sum, bin) => sum + bin.share * bin.top1, 0);
+  const accuracy = (groups.confidence ?? []).reduce((sum, bin) => sum + bin.share * bin.top1, 0);
   return [targets.toLocaleString("en"), `${(100 * calibration.confidence).toFixed(1)}%`, `${(100 * accuracy).toFixed(1)}%`,
           `${(100 * calibration.ece).toFixed(2)}%`, calibration.temperature.toFixed(3), calibration.nats_gained.toFixed(4)];
 }
@@ -46,7 +46,7 @@ function writePassages(run) {
   place.replaceChildren();
   for (const [kind, title] of [["hardest", "The hardest passages"], ["easiest", "The easiest passages"]]) {
     const passages = run.evaluation.passages[kind];
-    if (!passages.length) continue;
+    if (!passages?.length) continue;
     element("h3", `${title}${page.runs.length > 1 ? ` of ${run.name}` : ""}`, place);
     for (const {nats_per_token, tokens, nll} of passages) {
       element("small", `${bits(nats_per_token).toFixed(2)} bits per token`, place);
