@@ -96,13 +96,9 @@ def main(argv: list[str]) -> None:
 
 def sentences(runs: list[Run], options: EvaluateOptions) -> tuple[str, list[EvalText]]:
     """The sentence to explain, in each run's tokens."""
-    texts = []
-    for run in runs:
-        tokens = run.tokenizer.encode_prompt(options.explain)
-        if run.tokenizer.eos is None:  # the first token has a line end as its context
-            tokens = [*run.tokenizer.encode_prompt(""), *tokens]
-        texts.append(EvalText(Split(np.array(tokens)), run.config.model.block_size))
-    return "a sentence", texts
+    tokens = [np.array(run.tokenizer.encode_after_context(options.explain)) for run in runs]
+    return "a sentence", [EvalText(Split(own), run.config.model.block_size)
+                          for run, own in zip(runs, tokens, strict=True)]
 
 
 def explain(runs: list[Run], texts: list[EvalText], scored: list[Scored]) -> str:

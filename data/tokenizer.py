@@ -80,6 +80,10 @@ class Tokenizer(BaseModel):
             return [self.eos, *tokens]
         return tokens or [self.token_bytes.index(b"\n") if b"\n" in self.token_bytes else 0]
 
+    def encode_after_context(self, text: str) -> list[int]:
+        """A token that is context, eos or a new line, and the tokens of the text: so each of these can be scored."""
+        return [*self.encode_prompt(""), *self.encode(text).tolist()]
+
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of some tokens; a character cut in two becomes U+FFFD."""
         return self.decode_bytes(tokens).decode("utf-8", errors="replace")

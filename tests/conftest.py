@@ -85,9 +85,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("clone")
     for source in [*ROOT.glob("*.py"), ROOT / "README.md", ROOT / "Makefile"]:
         shutil.copy(source, path)
-    for folder in ("config", "engine", "data", "report", "bench"):
+    for folder in ("config", "engine", "data", "report", "bench", "docs"):
         for source in (ROOT / folder).rglob("*"):
-            if source.suffix in (".py", ".toml", ".html", ".js"):
+            if source.suffix in (".py", ".toml", ".html", ".js", ".ipynb") or source.name == "results.json":
                 (path / source.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, path / source.relative_to(ROOT))
     (path / "text.txt").write_text(make_text(), encoding="utf-8")

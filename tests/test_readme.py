@@ -98,7 +98,7 @@ def test_every_file_named_is_there_and_every_module_is_on_the_map() -> None:
     files = {path.relative_to(ROOT).as_posix() for pattern in ("*.*", "config/*", "data/*.py", "engine/*", "report/*",
              "bench/*", "docs/*", "tests/*") for path in ROOT.glob(pattern)}
     names = {file.split("/")[-1] for file in files}
-    for name in set(re.findall(r"[\w/]+\.(?:py|toml|png|md|txt|html|js|safetensors|jsonl)\b", ALL)) - OF_A_RUN:
+    for name in set(re.findall(r"[\w/]+\.(?:py|toml|png|md|ipynb|txt|html|js|safetensors|jsonl)\b", ALL)) - OF_A_RUN:
         assert name in files | names or name in ("path/to/your.txt", "your.txt"), name
     for text in DOCS.values():
         for link in re.findall(r"\]\(([\w./]+)\)", text):

@@ -1,0 +1,133 @@
+"""A run in a notebook: what a Model returns shows itself in Jupyter; elsewhere, print it.
+
+    model = Model("out/shakespeare_char")
+    model.score("To be, or not to be")
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from config.errors import UserError
+from data.batches import EvalText
+from data.documents import Split
+from data.tokenizer import Tokenizer
+from engine.checkpoint import load_model
+from engine.distributed import setup_distributed
+from engine.generate import generate
+from engine.run import Run, is_run, open_run
+from engine.scoring import predict, score
+from report.explain import paint_costs, show_costs, show_token
+from report.figures import draw_terminal, make_figure
+from surprisal import LN2, bits_per_byte, perplexity
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Model:
+    """The best or last model of a run, whose path may be relative to the repository."""
+
+    def __init__(self, path: str | Path, checkpoint: str = "best", device: str = "") -> None:
+        self.run = _open(path)
+        self.dist = setup_distributed(device or self.run.config.run.device, self.run.config.run.dtype)
+        self.gpt, self.state = load_model(self.run, checkpoint, self.dist)
+
+    def __repr__(self) -> str:
+        return f"{self.run.name}: a GPT with {self.gpt.num_params():,} parameters, after {self.state.step:,} steps"
+
+    def score(self, text: str) -> "ScoredText":
+        """What each token of a text costs, as `evaluate.py --explain` measures it; UserError for unknown characters."""
+        if not text:
+            raise UserError("score: the text is empty")
+        tokens = self.run.tokenizer.encode_after_context(text)
+        windows = EvalText(Split(np.array(tokens)), self.run.config.model.block_size)
+        scores = score(predict(self.gpt, windows.batches(), self.dist), [1.0])
+        return ScoredText(tokens, scores.nll, 1 + scores.higher, self.run.tokenizer)
+
+    def sample(self, prompt: str = "", max_new_tokens: int = 500, temperature: float = 0.8, top_k: int = 0,
+               top_p: float = 1.0, seed: int = 1337) -> "SampledText":
+        """The prompt and its continuation; sample.py has the same options."""
+        tokenizer, prompt = self.run.tokenizer, prompt or self.run.info.prompt
+        steps = generate(self.gpt, tokenizer.encode_prompt(prompt), self.dist, max_new_tokens=max_new_tokens,
+                         temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, eos=tokenizer.eos)
+        return SampledText(prompt + tokenizer.decode(token for (token,) in steps if token != tokenizer.eos))
+
+    def curves(self, *others: "Model | str | Path", x: str = "step", scale: str = "log", unit: str = "nats"
+               ) -> "Curves":
+        """The loss curves of this run and others; curves.py has the same options."""
+        runs = [self.run, *(other.run if isinstance(other, Model) else _open(other) for other in others)]
+        return Curves(runs, x, scale, unit)
+
+
+@dataclass(frozen=True, repr=False)
+class ScoredText:
+    """N tokens with their costs, after one that is their context."""
+
+    token_ids: list[int]  # (N + 1,), the context first
+    nll: np.ndarray  # (N,) nats
+    rank: np.ndarray  # (N,) 1 = the token that the model held most probable
+    tokenizer: Tokenizer
+
+    @property
+    def tokens(self) -> list[str]:
+        """The N tokens as text, with visible line ends."""
+        return [show_token(self.tokenizer, token) for token in self.token_ids[1:]]
+
+    @property
+    def bits(self) -> np.ndarray:
+        """(N,) The surprisal of each token."""
+        return self.nll / LN2
+
+    @property
+    def total(self) -> float:
+        """Bits of the whole text."""
+        return float(self.bits.sum())
+
+    @property
+    def bits_per_byte(self) -> float:
+        return bits_per_byte(float(self.nll.sum()), self.tokenizer.count_bytes(np.array(self.token_ids[1:])))
+
+    def summary(self) -> str:
+        return (f"{self.total:.2f} bits for {len(self.nll):,} tokens: {self.bits.mean():.3f} per token, perplexity "
+                f"{perplexity(float(self.nll.mean())):.2f}, {self.bits_per_byte:.3f} bits per byte")
+
+    def __repr__(self) -> str:
+        return f"{show_costs(self.token_ids, self.bits, self.tokenizer, 'bits')}\n\n{self.summary()}"
+
+    def _repr_html_(self) -> str:
+        return f"{paint_costs(self.token_ids, self.bits, self.rank, self.tokenizer)}<p>{self.summary()}</p>"
+
+
+class SampledText(str):
+    """A text that shows itself with its line ends, not in quotes."""
+
+    __repr__ = str.__str__
+
+
+@dataclass(frozen=True, repr=False)
+class Curves:
+    """Loss curves: a picture in Jupyter, characters in a terminal, of what is in metrics.jsonl when they are shown."""
+
+    runs: list[Run]
+    x: str
+    scale: str
+    unit: str
+
+    def __repr__(self) -> str:
+        return f"the loss curves of {', '.join(run.name for run in self.runs)}"
+
+    def __str__(self) -> str:
+        return draw_terminal(self.runs, self.x, self.scale, self.unit)
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        """A PNG, and its width on the screen: the picture has more pixels, for screens that can show them."""
+        figure, file = make_figure(self.runs, self.x, self.scale, self.unit), io.BytesIO()
+        figure.savefig(file, format="png")
+        return file.getvalue(), {"width": round(100 * figure.get_figwidth())}
+
+
+def _open(path: str | Path) -> Run:
+    """A notebook is often in a directory of its own: what is no run there may be one in the repository."""
+    return open_run(ROOT / path if is_run(ROOT / path) and not is_run(Path(path)) else Path(path))
