@@ -27,7 +27,8 @@ PLACEHOLDERS = {"RECIPE": "config/shakespeare_char.toml", "RUN": "out/shakespear
                 "out/RUN": "out/shakespeare_char"}
 OF_A_RUN = {"config.toml", "corpus.json", "tokenizer.json", "metrics.jsonl", "samples.jsonl", "history.jsonl",
             "curves.png", "last.safetensors", "previous.safetensors", "best.safetensors", "report.html", "report.js",
-            "verdict.txt", "out/shakespeare_char/report.html", "compare.html"}
+            "verdict.txt", "out/shakespeare_char/report.html", "compare.html", "runs.html", "page.html",
+            "passage.jsonl", "evaluation.json"}
 OF_OTHERS = {"standalone", "nproc_per_node", "max", "nanogpt", "seeds", "quick", "help", "name"}  # not of our schemas
 
 
