@@ -84,6 +84,14 @@ class Run:
         lines = path.read_bytes().split(b"\n") if path.exists() else []
         return [record for line in lines if (record := parse_record(line))]
 
+    def has_metrics(self) -> bool:
+        """Whether there is a line that is not damaged."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return False
+        with path.open("rb") as lines:
+            return any(parse_record(line) for line in lines)
+
     def is_finished(self, step: int) -> bool:
         """Whether a run at `step` has nothing left to do."""
         return step >= self.config.optim.max_iters and any("best_val_nll" in record for record in self.read_metrics())

@@ -84,7 +84,9 @@ def describe_evaluation(runs: Sequence[Run], passages: Sequence[Passage], text: 
 def _describe(run: Run, evaluation: Evaluation | None, at_most: int) -> dict[str, Any]:
     lines, flops = run.read_metrics(), run.config.model.flops_per_token(run.info.vocab_size)
     final: Record = next((line for line in reversed(lines) if "best_val_nll" in line), {})
-    records = [line | {"flops": flops * line["tokens"]} for line in lines if {"tokens", "seconds"} <= line.keys()]
+    records = [line for line in lines if "tokens" in line and "seconds" in line]
+    for record in records:
+        record["flops"] = flops * record["tokens"]
     trained = [record for record in records if "train_nll" in record]
     # A training loss is the mean of the steps since the line before: it stands in their middle.
     middles = [record | {name: (before[name] + record[name]) / 2 for name in PLACES}

@@ -130,6 +130,8 @@ def test_a_token_shows_its_cost(tab: Tab, own: Path) -> None:
     tab.page.click("#token30")
     tab.page.keyboard.press("ArrowRight")
     assert tab("document.querySelector('.chosen').id") == "token31"
+    tab("byId('gradient').scrollIntoView()")
+    tab.page.wait_for_selector("#gradient .trace")
     assert sum(tab("[...byId('softmax').data[0].y]")) == pytest.approx(1, abs=2e-3)
     assert sum(tab("[...byId('softmax').data[1].y]")) == pytest.approx(1, abs=2e-3)  # at a temperature
     assert sum(tab("[...byId('gradient').data[0].y]")) == pytest.approx(0, abs=2e-3)  # q - p

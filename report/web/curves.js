@@ -28,19 +28,22 @@ function axis(name, log) {
   return {at, shown: {title: {text: AXES[name]}, tickvals: ticks.map(at), ticktext: ticks.map(short)}};
 }
 
-// The baselines of the runs that are shown, from the lowest; a name that means several losses says whose each is.
+// The baselines of the runs that are shown, from the lowest; a name that means several losses says whose each is: by the
+// text and its tokens or, where these are the same, by the first of the runs.
 function findBaselines(unit) {
-  const found = new Map(), meanings = {};
+  const found = new Map();
   for (const [run] of shownRuns()) {
     const uniform = Math.max(...run.baselines.filter(({name}) => name.startsWith("uniform")).map(each => each[unit]));
     for (const {name, [unit]: value} of run.baselines.filter(each => each[unit] <= uniform)) {
       const key = `${name} ${value.toPrecision(4)}`;
-      if (!found.has(key)) found.set(key, {name, value, owner: `${run.corpus} ${run.tokenizer}`});
-      (meanings[name] ??= new Set()).add(key);
+      if (!found.has(key)) found.set(key, {name, value, owner: `${run.corpus} ${run.tokenizer}`, run: run.name});
     }
   }
-  return [...found.values()].map(({name, value, owner}) => [meanings[name].size > 1 ? `${name} (${owner})` : name, value])
-    .sort((a, b) => a[1] - b[1]);
+  const all = [...found.values()], label = each => {
+    const same = all.filter(({name}) => name === each.name), owners = new Set(same.map(({owner}) => owner));
+    return same.length === 1 ? each.name : `${each.name} (${owners.size === same.length ? each.owner : each.run})`;
+  };
+  return all.map(each => [label(each), each.value]).sort((a, b) => a[1] - b[1]);
 }
 
 function series(run, kind, x, y, look) {

@@ -28,8 +28,19 @@ function layout(more) {
           hoverlabel: {bgcolor: dark.matches ? "#222" : "#fff"}, ...more, xaxis: {...line, ...more.xaxis}, yaxis: {...line, ...more.yaxis}};
 }
 
+// A small plot, drawn as soon as somebody can see it: so the page opens fast.
+const waiting = new Map(), seen = new IntersectionObserver(entries => entries.forEach(({target, isIntersecting}) => {
+  if (!isIntersecting || !waiting.has(target)) return;
+  const [traces, more] = waiting.get(target);
+  waiting.delete(target);
+  Plotly.react(target, traces, layout(more), {responsive: true, displayModeBar: false});
+}), {rootMargin: "200px"});
+
 function plot(id, traces, more) {
-  Plotly.react(id, traces, layout(more), {responsive: true, displayModeBar: false});
+  const place = byId(id);
+  waiting.set(place, [traces, more]);
+  seen.unobserve(place);  // so that it is told at once whether it can be seen
+  seen.observe(place);
 }
 
 function element(tag, text, parent, look = {}) {

@@ -30,7 +30,7 @@ function speed(run) {
 
 // With half the width of the 95% interval.
 function difference({unit, value, low, high}) {
-  return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(4)} ± ${((high - low) / 2).toFixed(4)}${unit === "nats_per_token" ? "" : " bits/byte"}`;
+  return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(4)} ± ${((high - low) / 2).toFixed(4)}${unit === "nats_per_token" ? "" : " b/byte"}`;
 }
 
 function drawRuns() {

@@ -147,7 +147,7 @@ function drawSoftmax() {
   const [blue, orange] = COLORS, title = {text: "the softmax before the chosen token"};
   plot("softmax", [{...bar, y: q, name: "q", marker: {color: blue}, hovertemplate: "%{x}: %{y:.4f}<extra>T = 1</extra>"},
     {...bar, y: tempered, name: `at temperature ${T}`, marker: {color: orange}, hovertemplate: `%{x}: %{y:.4f}<extra>T = ${T}</extra>`}],
-    {barmode: "group", showlegend: true, legend: {x: 1, xanchor: "right", y: 1}, xaxis: {type: "category", title}, yaxis: {title: {text: "probability"}, rangemode: "tozero"}});
+    {barmode: "group", showlegend: true, legend: {orientation: "h", x: 1, xanchor: "right", y: 1.15}, xaxis: {type: "category", title}, yaxis: {title: {text: "probability"}, rangemode: "tozero"}});
   plot("gradient", [{...bar, y: q.map((share, k) => share - (k === place)), marker: {color: q.map((_, k) => k === place ? blue : orange)},
     hovertemplate: "%{x}: %{y:.4f}<extra>q − p</extra>"}],
     {xaxis: {type: "category", title: {text: "the gradient with respect to their logits"}}, yaxis: {title: {text: "q − p"}}});
