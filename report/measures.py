@@ -23,7 +23,7 @@ from report.records import TEMPERATURES, Evaluation, HardOrEasy, Passage, Summar
 
 PASSAGE = 64  # targets in a passage that is called hard or easy
 SHOWN = 3  # of each
-MAX_TARGETS, MAX_LOGITS = 50_000, 2**25  # for evaluation.json: a second or two
+MAX_TARGETS, MAX_LOGITS = 32_768, 2**25  # for evaluation.json: about a second
 
 
 def score_targets(model: GPT, text: EvalText, tokenizer: Tokenizer, dist: Distributed,
@@ -89,12 +89,12 @@ def find_passages(nll: np.ndarray, text: EvalText, tokenizer: Tokenizer) -> dict
 
 
 def cut_passage(run: Run, corpus: Corpus) -> tuple[EvalText, int]:
-    """The passage with a block before it as its context, and the number of tokens in that block."""
-    block_size, where = run.config.model.block_size, find_passage(corpus.val, corpus.tokenizer)
-    start = max(0, where.start - block_size)
+    """The passage with half a block before it as its context, and the number of tokens in that half."""
+    half, where = -(-run.config.model.block_size // 2), find_passage(corpus.val, corpus.tokenizer)
+    start = max(0, where.start - half)
     part = slice(start, where.stop)
     unmasked = None if corpus.val.unmasked is None else corpus.val.unmasked[part]
-    return run.eval_text(Split(corpus.val.tokens[part], unmasked), stride=-(-block_size // 2)), where.start - start
+    return run.eval_text(Split(corpus.val.tokens[part], unmasked), stride=half), where.start - start
 
 
 def measure_passage(model: GPT, text: EvalText, skip: int, dist: Distributed, step: int) -> Passage:

@@ -28,7 +28,7 @@ VAL = ["val_nll", "kl_gap"]
 TRAIN = ["train_nll", "lr", "grad_norm", "tokens_per_second"]
 PARTS = ["objective", "smoothing", "z_loss", "distillation"]  # shown if the objective is more than the NLL
 MAX_PASSAGES = 72  # in a page, of all its runs, but at least the last of each
-MAX_PASSAGES_PER_RUN = 24
+MAX_PASSAGES_PER_RUN, WHILE_LIVE = 24, 8
 
 
 def write_page(path: Path, data: dict[str, Any]) -> None:
@@ -52,7 +52,8 @@ def describe_runs(runs: Sequence[Run], status: str = "", live: bool = False) -> 
     options = [run.config.options() for run in runs]
     differences = {name: [str(own[name]) for own in options] for name in options[0]
                    if len({str(own[name]) for own in options}) > 1}
-    described = [_describe(run, evaluation, min(MAX_PASSAGES_PER_RUN, max(1, MAX_PASSAGES // len(runs))))
+    at_most = min(WHILE_LIVE if live else MAX_PASSAGES_PER_RUN, max(1, MAX_PASSAGES // len(runs)))
+    described = [_describe(run, evaluation, at_most)
                  for run, evaluation in zip(runs, evaluations, strict=True)]
     for number, shown in enumerate(described):
         if len({own["name"] for own in described}) < len(runs):
@@ -94,7 +95,8 @@ def _describe(run: Run, evaluation: Evaluation | None, at_most: int) -> dict[str
     parts = PARTS if any(part in record for record in trained for part in PARTS[1:]) else []
     val, train = _columns([record for record in records if "val_nll" in record], VAL), _columns(middles, TRAIN + parts)
     info, verdict = run.info, run.path / "verdict.txt"
-    passages = sorted(read_passages(run.path / "passage.jsonl", run.tokenizer, at_most), key=lambda each: each.step)
+    best = min((record for record in records if "val_nll" in record), key=lambda each: each["val_nll"], default={})
+    passages = [*read_passages(run.path / "passage.jsonl", run.tokenizer, at_most, best.get("step", 0))][::-1]
     changed = {name: value for name, value in run.config.changed().items()
                if name not in ("out_dir", "init_from", "dtype")}
     return {"name": run.name, "val": val, "train": train, "best_nll": final.get("best_val_nll"),

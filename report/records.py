@@ -5,10 +5,10 @@ what is behind the loss of the best model.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data.tokenizer import Tokenizer
@@ -85,13 +85,18 @@ class Evaluation(Summary):
     part_targets: list[float]
 
 
-def read_passages(path: Path, tokenizer: Tokenizer, at_most: int) -> Iterator[Passage]:
-    """Passages of the same tokens from passage.jsonl, spread evenly, the last among them; without damaged lines."""
+def read_passages(path: Path, tokenizer: Tokenizer, at_most: int, best_step: float) -> Iterator[Passage]:
+    """Passages of the same tokens from passage.jsonl, from the last to the first; without damaged lines.
+
+    Of more than `at_most` there are so many, spread evenly, and that of the best step.
+    """
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    best = {number for number, line in enumerate(lines) if line.startswith(b'{"step":%d,' % best_step)}
+    spread = np.linspace(0, len(lines) - 1, min(at_most, len(lines))).round().astype(int).tolist()
     first: list[int] | None = None
-    for line in islice(reversed(lines), 0, None, max(1, -(-len(lines) // at_most))):
+    for number in sorted({*spread, *best}, reverse=True):
         try:
-            passage = Passage.model_validate_json(line)
+            passage = Passage.model_validate_json(lines[number])
         except ValidationError:
             continue
         first = first or passage.tokens

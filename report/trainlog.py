@@ -108,13 +108,13 @@ class TrainLog:
         self.model.train()
 
     def write_page(self, live: bool = True) -> None:
-        """Replace what report.html shows; while training goes on, at most a twentieth of the time is for that."""
+        """Replace what report.html shows; while training goes on, at most a fiftieth of the time is for that."""
         def write(path: Path) -> None:
             started = time.perf_counter()
             if started >= self.next_page or not live:
                 status = f"step {self.state.step:,} of {self.run.config.optim.max_iters:,}"
                 page.write_data(path, self.run, status, live)
-                self.next_page = started + 20 * (time.perf_counter() - started)
+                self.next_page = started + 50 * (time.perf_counter() - started)
 
         self.attempt("report.js", write)
 

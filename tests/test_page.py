@@ -88,7 +88,7 @@ def test_a_run_that_is_stopped_is_no_longer_live(data_dir: Path) -> None:
 
 def test_each_evaluation_keeps_what_a_passage_costs(own: Path, data_dir: Path) -> None:
     run, records = open_run(own), read_metrics(own)
-    passages = list(read_passages(own / "passage.jsonl", run.tokenizer, at_most=100))
+    passages = list(read_passages(own / "passage.jsonl", run.tokenizer, at_most=100, best_step=0))
     assert [each.step for each in passages][::-1] == [record["step"] for record in records if "val_nll" in record]
     found = json.loads(call("evaluate.py", str(own), "--checkpoint=last", "--json", "--stride=4").stdout)
     last, where = passages[0], find_passage(run.corpus.val, run.tokenizer)
@@ -167,6 +167,8 @@ def test_a_page_of_many_evaluations_stays_small(own: Path) -> None:
     (own / "passage.jsonl").write_text("".join(lines[0].replace('"step":0', f'"step":{step}') for step in range(200)))
     (shown,) = describe_runs([open_run(own)])["runs"]
     steps = [each["step"] for each in shown["text"]["evaluations"]]
-    assert len(steps) <= 24
+    assert len(steps) <= 25
     assert steps[-1] == 199
     assert steps == sorted(steps)
+    best = min((record for record in read_metrics(own) if "val_nll" in record), key=lambda each: each["val_nll"])
+    assert best["step"] in steps
