@@ -5,6 +5,7 @@ needs only the name: --label_smoothing=0.1. Where a 0 disables an option, its de
 """
 
 import os
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -126,6 +127,8 @@ class RunConfig(Section):
     eval_tokens: Count = Field(8192, description="validation tokens per evaluation, evenly spread; 0 = all")
     log_interval: Positive = Field(10, description="steps between lines of metrics.jsonl")
     checkpoint_interval: Positive = Field(100, description="steps between checkpoints")
+    tracker: Literal["none", "tensorboard", "wandb", "trackio", "mlflow"] = Field("none", description="shows the run "
+                                                                                  "there too")
     explain_batch: bool = Field(False, description="show the first batch and its masks, and stop")
     max_nonfinite_steps: Positive = Field(10, description="stop after so many nonfinite losses or gradients in a row")
     patience: Count = Field(5, description="stop after so many evaluations in a row that show overfitting; 0 = never")
@@ -169,7 +172,10 @@ class Config(Section):
             ("ngram_rows", model.ngram_embedding > 1, "--ngram_embedding=2 or more"),
             ("alpha temperature", loss.teacher, "a --teacher"),
             ("muon_learning_rate momentum", optim.optimizer == "muon", "--optimizer=muon"),
-            ("decay_fraction min_lr_ratio", optim.schedule != "constant", "--schedule=cosine or linear")]
+            ("decay_fraction min_lr_ratio", optim.schedule != "constant", "--schedule=cosine or linear"),
+            # A folder of that name, such as the one that wandb writes, has no origin: it is not the package.
+            ("tracker", getattr(find_spec(run.tracker), "origin", None), "its package: pip install -e "
+             f"'.[{run.tracker}]'")]
         found = [f"{name}={changed[name]} needs {what}" for names, is_there, what in needs if not is_there
                  for name in names.split() if name in changed]
         if model.n_embd % unit:

@@ -1,5 +1,6 @@
 """A run's directory, without torch: create it, open it, resume it. docs/reliability.md says what each file holds."""
 
+import hashlib
 import itertools
 import json
 import math
@@ -48,6 +49,12 @@ class Run:
     @property
     def name(self) -> str:
         return self.path.name
+
+    @cached_property
+    def id(self) -> str:
+        """Stays when the run is resumed, or its directory renamed; a new run has a new one, whatever its name."""
+        first_start = (self.path / "history.jsonl").read_bytes().split(b"\n")[0]
+        return hashlib.sha256(first_start).hexdigest()[:8]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -196,7 +203,7 @@ def start_run(run: Run, step: int, device: str) -> None:
     for name in ("metrics.jsonl", "samples.jsonl", "passage.jsonl"):
         _truncate(run.path / name, step)
     append_line(run.path / "history.jsonl", {
-        "step": step, "time": datetime.now(UTC).isoformat(timespec="seconds"), "device": device,
+        "step": step, "time": datetime.now(UTC).isoformat(), "device": device,
         "torch": version("torch")} | ({"changes": run.changes} if run.changes else {}))
 
 

@@ -26,6 +26,7 @@ from loss import mean_loss, sum_losses
 from model import GPT
 from report import figures, measures, page, words
 from report.analysis import BLOCKS
+from report.tracker import Tracker
 from surprisal import smoothed_entropy
 
 
@@ -48,6 +49,7 @@ class TrainLog:
         dist.on_rank0(start_run, run, state.step, str(dist))
         self.attempt("report.html", page.write_live_page)
         self.logged_step, self.passed = dist.on_rank0(self.read_progress)
+        self.tracker = Tracker(run, state.step, self.say, dist.rank)
 
     def read_progress(self) -> tuple[float, int]:
         """Of a resumed run, the step of the last line, and how many baselines were passed; -1 without one."""
@@ -79,7 +81,7 @@ class TrainLog:
         Returns whether an evaluation passed a baseline that none passed before, or is the first; then it says so.
         """
         finite = {key: value for key, value in record.items() if math.isfinite(value)}  # JSON has no NaN
-        self.attempt("metrics.jsonl", append_line, finite)
+        self.append("metrics.jsonl", finite)
         self.results.clear()
         self.logged_step = record["step"]
         if "val_nll" in record or (self.bar.disable and "tokens" in record):
@@ -98,7 +100,7 @@ class TrainLog:
 
     def write_sample(self, text: str) -> None:
         """Append a line to samples.jsonl, and show it."""
-        self.attempt("samples.jsonl", append_line, {"step": self.state.step, "text": text})
+        self.append("samples.jsonl", {"step": self.state.step, "text": text})
         self.say(words.sample_line(text))
 
     def write_passage(self, path: Path) -> None:
@@ -106,6 +108,16 @@ class TrainLog:
         with suppress(UserError):  # it diverged
             append_line(path, measures.measure_passage(self.model, *self.passage_text, self.dist, self.state.step))
         self.model.train()
+
+    def append(self, name: str, line: dict[str, Any]) -> None:
+        """Append a line to a .jsonl file, and send it to the tracker."""
+        self.attempt(name, append_line, line)
+        self.tracker.log(line)
+
+    def close(self) -> None:
+        """Say in the page that training has ended, and let the tracker finish."""
+        self.write_page(live=False)
+        self.tracker.close()
 
     def write_page(self, live: bool = True) -> None:
         """Replace what report.html shows; while training goes on, at most a fiftieth of the time is for that."""
@@ -164,8 +176,8 @@ def show_stop(stop: StopSignal, log: TrainLog) -> int:
     """Say how to resume a run that a signal has stopped; returns the exit code."""
     saved = "last.safetensors" not in log.failing
     name = signal.Signals(stop.received).name
-    log.write_page(live=False)
     print("\n" + words.stopped(log.run, name, log.state, log.dist, saved), flush=True)
+    log.close()
     return 128 + stop.received
 
 
@@ -192,7 +204,7 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog) -> int:
     verdict = words.verdict(run.read_metrics(), final, corpus.info, cfg)
     print("\n" + verdict, flush=True)
     log.attempt("verdict.txt", lambda path: write_atomically(path, verdict.encode()))
-    log.write_page(live=False)
+    log.close()
     if log.state.nonfinite_in_a_row:
         return 1
     texts = generate_texts(model, corpus, dist, num_samples=1 if corpus.tokenizer.eos is None else 5)

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import sys
 from contextlib import redirect_stdout
 from functools import lru_cache
 from pathlib import Path
@@ -266,6 +267,11 @@ def test_every_option_changes_something(option: str, observe, monkeypatch: pytes
     if option == "device":  # no second device here: asking for one must at least be answered
         with pytest.raises(UserError, match="this machine"):
             observe(("--device=cuda:99",))
+        return
+    if option == "tracker":  # test_tracker.py has what it shows
+        monkeypatch.setitem(sys.modules, "wandb", None)
+        with pytest.raises(UserError, match="needs its package"):
+            observe(("--tracker=wandb",))
         return
     change, base = CHANGES[option]
     assert observe((*base, "--out_dir=out/run", *change)) != observed_base(observe, tuple(base))

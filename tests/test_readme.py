@@ -29,7 +29,8 @@ OF_A_RUN = {"config.toml", "corpus.json", "tokenizer.json", "metrics.jsonl", "sa
             "curves.png", "last.safetensors", "previous.safetensors", "best.safetensors", "report.html", "report.js",
             "verdict.txt", "out/shakespeare_char/report.html", "compare.html", "runs.html", "page.html",
             "passage.jsonl", "evaluation.json"}
-OF_OTHERS = {"standalone", "nproc_per_node", "max", "nanogpt", "seeds", "quick", "help", "name"}  # not of our schemas
+OF_OTHERS = {"standalone", "nproc_per_node", "max", "nanogpt", "seeds", "quick", "help", "name",  # not of our schemas
+             "logdir", "project", "backend"}
 
 
 def make_small(recipe: Path) -> str:
@@ -131,8 +132,8 @@ def test_every_option_named_is_one() -> None:
 def test_every_dependency_has_a_reason_and_no_other_has() -> None:
     rows = re.findall(r"^\| ([^|]*) \|", README.split("## Why each dependency")[1], flags=re.MULTILINE)
     reasons = {name.strip() for row in rows[1:] for name in row.split(",")}
-    packages = {package for file in ("requirements.txt", "requirements-dev.txt") for package in
-                re.findall(r"^([\w-]+)==", (ROOT / file).read_text(encoding="utf-8"), flags=re.MULTILINE)}
+    packages = {package for file in ROOT.glob("requirements*.txt") for package in
+                re.findall(r"^([\w-]+)==", file.read_text(encoding="utf-8"), flags=re.MULTILINE)}
     assert reasons == packages
 
 

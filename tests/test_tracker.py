@@ -1,0 +1,426 @@
+"""--tracker: each tracker has what the run's files have, also after resuming, and none of them stops a training.
+
+The tests with the real packages (requirements-ci.txt) are offline, and skipped where a package is missing.
+"""
+
+import html
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from pathlib import Path
+from textwrap import dedent
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple, get_args
+
+import pytest
+from packaging.requirements import Requirement
+
+from config.cli import load_config
+from config.errors import UserError
+from config.schema import RunConfig
+from engine.run import Run, open_run
+from report import tracker
+from tests.conftest import ROOT, TINY, call, read_metrics
+from tests.processes import Process
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # mlflow's calls of sqlalchemy
+
+TRACKERS = [name for name in get_args(RunConfig.model_fields["tracker"].annotation) if name != "none"]
+TRAIN = ["--corpus=text.txt", *TINY, "--schedule=constant"]
+VARIABLES = ("WANDB_PROJECT", "WANDB_NAME", "WANDB_RUN_ID", "WANDB_DIR", "WANDB_RESUME", "WANDB_API_KEY",
+             "WANDB_BASE_URL", "TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "MLFLOW_TRACKING_URI",
+             "MLFLOW_EXPERIMENT_NAME")
+SAMPLE = "  First <b>line</b>,\n\nthird & last: naïve 日本"
+
+
+class Tracked(NamedTuple):
+    """What a tracker has of a run."""
+
+    config: dict[str, str]
+    numbers: list[tuple[int, str, float]]  # step, name, value
+    texts: list[tuple[int, str]]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Without the variables of whoever runs the tests. Pictures and samples would take most of the time."""
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)  # also after the test, if a tracker sets it
+    if "TRACKIO_DIR" not in os.environ:  # the package reads it once
+        os.environ["TRACKIO_DIR"] = str(tmp_path_factory.mktemp("trackio"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(tracker, "PATIENCE", 120.0)  # for a slow machine
+    monkeypatch.setattr("report.trainlog.figures", SimpleNamespace(draw_png=lambda runs, path: path.touch()))
+    for module in ("train", "report.trainlog"):
+        monkeypatch.setattr(f"{module}.generate_texts", lambda *_, **__: [SAMPLE])
+
+
+@pytest.fixture(params=TRACKERS)
+def name(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each tracker whose package is installed."""
+    package = pytest.importorskip(request.param)
+    yield request.param
+    if request.param == "wandb":
+        package.teardown()  # it reads its variables once
+    elif request.param == "mlflow":
+        package.set_tracking_uri(None)
+
+
+# Reading back, with the packages' own means where they have some.
+
+
+def read_tracked(name: str, run: Path) -> list[Tracked]:
+    """All tracked runs of the project, the oldest first; of TensorBoard, which has no project, this run."""
+    return list(globals()[f"read_{name}"](run))
+
+
+def read_tensorboard(run: Path) -> Iterator[Tracked]:
+    """As TensorBoard shows it, without what a later event file takes back."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+    tags = events.Tags()
+    texts = {tag: [(event.step, dedent(make_ndarray(event.tensor_proto).item().decode())) for event in
+                   events.Tensors(tag)] for tag in tags["tensors"]}
+    yield Tracked(flatten(texts.pop("config/text_summary")[-1][1]),
+                  [(event.step, tag, event.value) for tag in tags["scalars"] for event in events.Scalars(tag)],
+                  texts.pop("text/text_summary", []))
+    assert not texts
+
+
+def read_wandb(run: Path) -> Iterator[Tracked]:
+    """The logs of all starts of a run, in the order in which `wandb sync` sends them."""
+    from wandb.proto.wandb_internal_pb2 import Record
+    found: dict[str, Tracked] = {}
+    for log in sorted(run.parent.glob("*/wandb/offline-run-*/*.wandb"), key=lambda path: path.parent.name):
+        for content in read_leveldb(log.read_bytes()[7:]):
+            record = Record.FromString(content)
+            if record.HasField("run"):
+                assert record.run.project == "surprisal"
+                tracked = found.setdefault(record.run.run_id, Tracked({}, [], []))
+                for item in record.run.config.update:
+                    tracked.config[item.key] = str(json.loads(item.value_json))
+            elif record.HasField("history"):
+                line = {tuple(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+                step = line["step",]
+                tracked.numbers.extend((step, key[0], value) for key, value in line.items()
+                                       if key[0] not in ("step", "text") and not key[0].startswith("_"))
+                if page := line.get(("text", "path")):
+                    page = (log.parent / "files" / page).read_text(encoding="utf-8")
+                    tracked.texts.append((step, html.unescape(page.split("<pre>")[1].split("</pre>")[0])))
+    yield from found.values()
+
+
+def read_leveldb(data: bytes) -> Iterator[bytes]:
+    """The records of a log: blocks of 32 KB with parts that have a header of checksum, length and kind."""
+    at, record = 0, b""
+    while at < len(data):
+        left = 32768 - (at + 7) % 32768  # of the block; the file's own header is in the first
+        if left < 7:
+            at += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        record += data[at + 7:at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield record
+            record = b""
+
+
+def read_trackio(run: Path) -> Iterator[Tracked]:
+    import trackio
+    from trackio.sqlite_storage import SQLiteStorage
+    for tracked in trackio.Api().runs("surprisal"):
+        if tracked.name.split("-")[0] != run.name:  # another test's
+            continue
+        lines = SQLiteStorage.get_logs("surprisal", tracked.name, run_id=tracked.id)
+        yield Tracked({key: str(value) for key, value in (tracked.config or {}).items() if not key.startswith("_")},
+                      [(line["step"], key, value) for line in lines for key, value in line.items()
+                       if key not in ("step", "timestamp", "text")],
+                      [(line["step"], dedent(line["text"]["_value"])) for line in lines if "text" in line])
+
+
+def read_mlflow(run: Path) -> Iterator[Tracked]:
+    import mlflow
+    client = mlflow.MlflowClient(f"sqlite:///{run.parent.resolve()}/mlflow.db")
+    experiment = client.get_experiment_by_name("surprisal")
+    for tracked in client.search_runs([experiment.experiment_id], order_by=["start_time"]):
+        assert tracked.info.status == "FINISHED"
+        (artifacts,) = (run.parent / "mlruns").glob(f"{tracked.info.run_id}/artifacts")
+        config = flatten((artifacts / "config.toml").read_text(encoding="utf-8"))
+        assert set(tracked.data.params) - set(config) == {"out_dir", "init_from"}
+        yield Tracked(config, [(metric.step, key, metric.value) for key in tracked.data.metrics
+                               for metric in client.get_metric_history(tracked.info.run_id, key)],
+                      [(int(path.stem), path.read_text(encoding="utf-8")) for path in artifacts.glob("text/*.txt")])
+
+
+def flatten(toml: str) -> dict[str, str]:
+    return {name: str(value) for section in tomllib.loads(toml).values() for name, value in section.items()}
+
+
+def read_files(run: Path) -> Tracked:
+    """What the run's own files have."""
+    lines = [json.loads(line) for line in (run / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    return Tracked(flatten((run / "config.toml").read_text(encoding="utf-8")),
+                   [(int(record["step"]), name, value) for record in read_metrics(run)
+                    for name, value in record.items() if name != "step"],
+                   [(line["step"], line["text"]) for line in lines])
+
+
+def rounded(numbers: list[tuple[int, str, float]]) -> Counter[tuple[int, str, str]]:
+    """With the digits that TensorBoard keeps: it has float32."""
+    return Counter((step, name, f"{value:.5g}") for step, name, value in numbers)
+
+
+def assert_same(tracked: Tracked, files: Tracked) -> None:
+    assert rounded(tracked.numbers) == rounded(files.numbers)
+    assert sorted(tracked.texts) == files.texts
+    assert files.config.items() <= tracked.config.items()
+
+
+# What is tracked.
+
+
+def test_a_tracker_has_what_the_files_have_also_after_resuming(name: str, data_dir: Path) -> None:
+    """Resuming from a step before the last one continues the same tracked run; a new run of the same name is another.
+
+    What W&B, Trackio and MLflow have of later steps stays there, and what is measured again stands beside it.
+    """
+    run, train = data_dir / f"out/mine{name}", [*TRAIN, f"--tracker={name}"]
+    out = f"--out_dir={run}"
+    assert "warning" not in call("train.py", *train, out, "--max_iters=4").stdout
+    first = read_files(run)
+    assert {"train_nll", "val_nll", "best_val_nll", "tokens", "lr"} <= {name for _, name, _ in first.numbers}
+    assert first.texts[0] == (0, SAMPLE)
+    (tracked,) = read_tracked(name, run)
+    assert_same(tracked, first)
+
+    shutil.copy(run / "previous.safetensors", run / "last.safetensors")
+    assert "at step 2\n" in call("train.py", str(run), "--init_from=resume", "--max_iters=6").stdout
+    files = read_files(run)
+    assert (files.config["max_iters"], files.config["tracker"]) == ("6", name)
+    stays = [number for number in first.numbers if number[0] > 2 and name != "tensorboard"]
+    (tracked,) = read_tracked(name, run)
+    assert_same(tracked, files._replace(numbers=files.numbers + stays))
+
+    call("train.py", *train, out, "--max_iters=1")
+    *_, tracked = everything = read_tracked(name, run)
+    assert len(everything) == (1 if name == "tensorboard" else 2)
+    assert_same(tracked, read_files(run))
+
+
+@pytest.fixture
+def finished(data_dir: Path) -> Run:
+    call("train.py", *TRAIN, "--out_dir=out/run", "--max_iters=1")
+    return open_run(data_dir / "out/run")
+
+
+def test_variables_of_wandb_are_respected(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    (tmp_path / "theirs").mkdir()
+    theirs = {"PROJECT": "their-project", "NAME": "their name", "RUN_ID": "theirs0", "DIR": str(tmp_path / "theirs")}
+    for variable, value in theirs.items():
+        monkeypatch.setenv(f"WANDB_{variable}", value)
+    with contextmanager(tracker.open_wandb)(finished, 0):
+        pass
+    wandb.teardown()
+    (log,) = tmp_path.glob("theirs/wandb/offline-run-*/run-theirs0.wandb")
+    assert not (finished.path / "wandb").exists()
+    assert all(value.encode() in log.read_bytes() for value in ("their-project", "their name"))
+
+
+def test_variables_of_mlflow_are_respected(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/theirs.db")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "theirs")
+    with contextmanager(tracker.open_mlflow)(finished, 0):
+        pass
+    experiment = mlflow.MlflowClient().get_experiment_by_name("theirs")
+    (tracked,) = mlflow.search_runs([experiment.experiment_id], output_format="list")
+    assert tracked.info.run_name == "run"
+    assert not (tmp_path / "out/mlflow.db").exists()
+
+
+# A tracker that is missing, or not asked for.
+
+
+def test_a_missing_package_is_one_line_before_anything_is_prepared(data_dir: Path) -> None:
+    """Not even torch is imported, which takes seconds."""
+    code = ("import atexit, runpy, sys; sys.modules['wandb'] = None; sys.argv[0] = 'train.py';"
+            "atexit.register(lambda: print('torch' in sys.modules));"
+            f"sys.path.insert(0, {str(ROOT)!r}); runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')")
+    done = subprocess.run([sys.executable, "-c", code, "--corpus=text.txt", "--tracker=wandb"], capture_output=True,
+                          text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == "error: tracker=wandb needs its package: pip install -e '.[wandb]'\n"
+    assert done.stdout == "False\n"
+    assert [path.name for path in data_dir.iterdir()] == ["text.txt"]
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+@pytest.mark.parametrize("folder", [False, True])
+def test_each_missing_package_is_told(name: str, folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a folder has its name, as ./wandb has where W&B was used: Python would import that."""
+    monkeypatch.setitem(sys.modules, name, None)
+    if folder:
+        (tmp_path / name).mkdir()
+        monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    for arguments in ([], ["--init_from=auto"]):
+        with pytest.raises(UserError, match=re.escape(f"tracker={name} needs its package: pip install -e '.[{name}]'")):
+            load_config([f"--tracker={name}", *arguments])
+
+
+def test_the_extras_are_the_trackers() -> None:
+    """Each installs a package of its name, and the exact versions are in the ranges."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    exact = dict(re.findall(r"^(\w+)==(\S+)$", (ROOT / "requirements-ci.txt").read_text(encoding="utf-8"), re.M))
+    for name in TRACKERS:
+        (requirement,) = map(Requirement, extras[name])
+        assert requirement.name == name
+        assert exact[name] in requirement.specifier
+
+
+WATCH = f"""
+import sys
+class Watch:
+    def find_spec(name, *_):
+        if name.split(".")[0] in {TRACKERS} or name == "torch.utils.tensorboard":
+            print("looks for", name)
+sys.meta_path.insert(0, Watch)
+"""
+
+
+def test_without_a_tracker_none_is_imported(clone: Path) -> None:
+    out = clone / "out/untracked"
+    code, printed = Process(clone, *TRAIN, f"--out_dir={out}", prelude=WATCH).wait()
+    assert code == 0
+    assert "looks for" not in printed
+    assert not {"tensorboard", "wandb", "mlflow.db", "mlruns"} & {path.name for path in [*out.iterdir(),
+                                                                                         *out.parent.iterdir()]}
+
+
+# A tracker that fails.
+
+
+class Fake:
+    """In the place of trackio. It fails or hangs in one of its functions, and notes what it was told."""
+
+    def __init__(self) -> None:
+        self.fails_in, self.hangs, self.released = "", False, threading.Event()
+        self.told: list[Any] = []
+
+    def __call__(self, function: str, *arguments: Any) -> "Fake":
+        self.told.append((function, *arguments))
+        if function == self.fails_in:
+            if self.hangs:
+                self.released.wait(60)
+            raise ConnectionError(f"no {function}\nat all")
+        return self
+
+    def init(self, *arguments: Any, **options: Any) -> "Fake":
+        return self("init", *arguments)
+
+    def log(self, numbers: dict[str, Any], step: int) -> None:
+        self("log", step)
+
+    def finish(self) -> None:
+        self("finish")
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
+    fake, module = Fake(), ModuleType("trackio")
+    module.__spec__ = ModuleSpec("trackio", None, origin="here")
+    vars(module).update(init=fake.init, Markdown=str)
+    monkeypatch.setitem(sys.modules, "trackio", module)
+    yield fake
+    fake.released.set()
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+@pytest.mark.parametrize("function", ["init", "log", "finish"])
+def test_a_tracker_that_fails_or_hangs_warns_once_and_stops_nothing(
+        function: str, hangs: bool, fake: Fake, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.fails_in, fake.hangs = function, hangs
+    if hangs:
+        monkeypatch.setattr(tracker, "PATIENCE", 0.2)
+    done = call("train.py", *TRAIN, "--out_dir=out/run", "--tracker=trackio")
+    says = ("trackio is not done after 0 s, and may lack the last lines" if hangs else
+            f"trackio failed, and training continues without it: ConnectionError('no {function}\\nat all')")
+    assert re.findall("warning: .*", done.stdout) == [f"warning: {says}"]
+    assert done.stderr == ""
+    assert fake.told[-1][0] == function  # nothing after it
+    assert [record["step"] for record in read_metrics(data_dir / "out/run")] == [*range(7), 6]
+    assert (data_dir / "out/run/verdict.txt").exists()
+
+
+def test_a_stopped_run_lets_its_tracker_finish(fake: Fake, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = iter(range(9))
+
+    def request(stop: Any) -> bool:
+        stop.received = signal.SIGTERM if next(steps) == 3 else 0
+        return stop.received > 0
+
+    monkeypatch.setattr("engine.signals.StopSignal.requested", request)
+    assert call("train.py", *TRAIN, "--out_dir=out/run", "--tracker=trackio", check=False).returncode == 143
+    assert fake.told[-2:] == [("log", 3), ("finish",)]
+
+
+def test_only_rank_0_tracks(fake: Fake, finished: Run) -> None:
+    config = finished.config.with_run(tracker="trackio")
+    for rank in (1, 0):
+        assert fake.told == []
+        tracked = tracker.Tracker(replace(finished, config=config), 0, print, rank)
+        tracked.log({"step": 1, "lr": 0.1})
+        tracked.close()
+    assert [function for function, *_ in fake.told] == ["init", "log", "finish"]
+
+
+def test_wandb_without_a_key_is_told(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It never asks for one: the terminal would still be held at the end, and Python would abort."""
+    wandb = pytest.importorskip("wandb")
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("NETRC", str(data_dir / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(data_dir))
+    done = call("train.py", *TRAIN, "--out_dir=out/run", "--tracker=wandb")
+    wandb.teardown()
+    assert re.findall("warning: .*", done.stdout) == [
+        "warning: wandb failed, and training continues without it: RuntimeError('no API key: run `wandb login`, or set "
+        "WANDB_MODE=offline')"]
+
+
+def test_a_server_that_never_answers_stops_nothing(clone: Path) -> None:
+    """In processes of their own: at the end, too, nothing may wait for the server."""
+    with socket.create_server(("127.0.0.1", 0)) as server:  # the system accepts, and nobody answers
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        variables = {"wandb": {"WANDB_MODE": "online", "WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40},
+                     "trackio": {"TRACKIO_SERVER_URL": address, "TRACKIO_WRITE_TOKEN": "none"},
+                     "mlflow": {"MLFLOW_TRACKING_URI": address}}
+        processes = {name: Process(clone, *TRAIN, f"--out_dir=out/waits-{name}", f"--tracker={name}",
+                                   prelude="import report.tracker; report.tracker.PATIENCE = 1", **variables[name])
+                     for name in variables if find_spec(name)}
+        if not processes:
+            pytest.skip("no tracker with a server is installed")
+        for name, process in processes.items():
+            code, printed = process.wait()
+            assert code == 0, printed
+            assert re.findall("warning: .*", printed) == [
+                f"warning: {name} is not done after 1 s, and may lack the last lines"]
+            assert [record["step"] for record in read_metrics(clone / f"out/waits-{name}")] == [*range(7), 6]
