@@ -237,7 +237,7 @@ def test_variables_of_wandb_are_respected(finished: Run, tmp_path: Path, monkeyp
     for variable, value in theirs.items():
         monkeypatch.setenv(f"WANDB_{variable}", value)
     with contextmanager(tracker.open_wandb)(finished, 0):
-        pass
+        assert wandb.run.settings.finish_timeout == tracker.PATIENCE  # W&B's own is none
     wandb.teardown()
     (log,) = tmp_path.glob("theirs/wandb/offline-run-*/run-theirs0.wandb")
     assert not (finished.path / "wandb").exists()
@@ -368,6 +368,18 @@ def test_a_tracker_that_fails_or_hangs_warns_once_and_stops_nothing(
     assert fake.told[-1][0] == function  # nothing after it
     assert [record["step"] for record in read_metrics(data_dir / "out/run")] == [*range(7), 6]
     assert (data_dir / "out/run/verdict.txt").exists()
+
+
+def test_a_tracker_that_was_given_up_is_not_told_again(fake: Fake, finished: Run, monkeypatch: pytest.MonkeyPatch
+                                                       ) -> None:
+    monkeypatch.setattr(tracker, "PATIENCE", 0.2)
+    fake.fails_in, fake.hangs = "init", True
+    told: list[str] = []
+    tracked = tracker.Tracker(replace(finished, config=finished.config.with_run(tracker="trackio")), 0, told.append, 0)
+    tracked.close()
+    fake.released.set()
+    tracked.thread.join()
+    assert told == ["warning: trackio is not done after 0 s, and may lack the last lines"]
 
 
 def test_a_stopped_run_lets_its_tracker_finish(fake: Fake, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
