@@ -34,7 +34,7 @@ def load_config(argv: list[str]) -> tuple[Config, set[str]]:
     return config, set(given)
 
 
-def load_options(schema: type[Options], argv: list[str], positional: str, nargs: str | None, meaning: str
+def load_options(schema: type[Options], argv: list[str], positional: str, nargs: str | int | None, meaning: str
                  ) -> tuple[list[str], Options]:
     """Positional arguments and options of the other commands, such as `sample.py RUN --seed=1`."""
     paths, given = _parse(schema, argv, positional, nargs, meaning)
@@ -64,7 +64,7 @@ def _choose_out_dir(path: Path | None, given: dict[str, str], resumes: bool) -> 
     return base.parent / name
 
 
-def _parse(schema: type[Section], argv: list[str], positional: str, nargs: str | None, meaning: str
+def _parse(schema: type[Section], argv: list[str], positional: str, nargs: str | int | None, meaning: str
            ) -> tuple[list[str], dict[str, str]]:
     """Positional arguments and {option: text}, with the words that are neither among them; --help shows the schema."""
     parser = _Parser(usage=f"%(prog)s {positional} [--name=value ...]", allow_abbrev=False)

@@ -21,31 +21,43 @@ def generate(model: GPT, prompt: list[int], dist: Distributed, *, num_samples: i
              eos: int | None = None) -> Iterator[list[int]]:
     """Continue a prompt of at least one token; yields the next token of each sample, (num_samples,).
 
-    Sample i depends on (seed, i), not on the number of samples. When the window of block_size tokens is full, it moves
-    on by half, so that the cache is computed anew once in block_size / 2 tokens. A sample that has reached `eos` stays
-    there; when all have, generation ends.
+    Sample i depends on (seed, i), not on the number of samples. A sample that has reached `eos` stays there; when all
+    have, generation ends.
     """
     model.eval()
-    block_size = model.config.block_size
-    tokens = torch.tensor(prompt, device=dist.device).expand(num_samples, -1)  # (B, tokens so far)
     rngs = [np.random.default_rng((seed, i)) for i in range(num_samples)]
     ended = torch.zeros(num_samples, 1, dtype=torch.bool, device=dist.device)
-    make_cache = partial(KVCache, model.config, num_samples, dist.device, dist.dtype)
-    cache, new = make_cache(), tokens[:, -block_size:]  # `new` are the tokens that are not in the cache
+    window = Window(model, num_samples, dist)
+    new = torch.tensor(prompt, device=dist.device).expand(num_samples, -1)[:, -model.config.block_size:]
     for _ in range(max_new_tokens):
-        if cache.length == block_size:
-            cache, new = make_cache(), tokens[:, -max(1, block_size // 2):]
-        with dist.autocast():
-            logits = model.logits(model.hidden_states(new, cache)[:, -1])  # (B, V)
+        logits = window.next_logits(new)
         u = torch.tensor([rng.random() for rng in rngs], dtype=torch.float32, device=dist.device)
         new = sample_token(logits, u, temperature, top_k, top_p)[:, None]
         if eos is not None:
             new = new.masked_fill(ended, eos)
             ended = ended | (new == eos)
-        tokens = torch.cat([tokens, new], dim=1)
         yield new[:, 0].tolist()
         if ended.all():
             return
+
+
+class Window:
+    """The last tokens of B texts, at most block_size, in a KV cache.
+
+    When it is full, it moves on by half, so that the cache is computed anew once in block_size / 2 tokens.
+    """
+
+    def __init__(self, model: GPT, batch_size: int, dist: Distributed) -> None:
+        self.model, self.dist = model, dist
+        self.make_cache = partial(KVCache, model.config, batch_size, dist.device, dist.dtype)
+        self.cache = self.make_cache()
+
+    def next_logits(self, new: Tensor) -> Tensor:
+        """Append tokens (B, T); returns the logits (B, V) of the token after them."""
+        if self.cache.length == (block_size := self.model.config.block_size):
+            new, self.cache = torch.cat([self.cache.tokens, new], 1)[:, -max(1, block_size // 2):], self.make_cache()
+        with self.dist.autocast():
+            return self.model.logits(self.model.hidden_states(new, self.cache)[:, -1])
 
 
 def sample_token(logits: Tensor, u: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:

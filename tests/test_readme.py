@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from compress import CompressOptions
 from config.cli import load_config, load_options
 from config.schema import Config, Section
 from curves import CurveOptions
@@ -79,7 +80,8 @@ def test_the_command_is_one(command: str, small: Path) -> None:
     words = [PLACEHOLDERS.get(word, word) for word in words if word not in ("...", "OTHER_RUN")]
     assert (ROOT / script).is_file()
     schemas: dict[str, type[Section]] = {
-        "sample.py": SampleOptions, "evaluate.py": EvaluateOptions, "curves.py": CurveOptions}
+        "sample.py": SampleOptions, "evaluate.py": EvaluateOptions, "curves.py": CurveOptions,
+        "compress.py": CompressOptions}
     if script.startswith("bench/"):
         importlib.import_module(script.removesuffix(".py").replace("/", "."))
     elif words == ["--help"]:

@@ -1,0 +1,131 @@
+"""A text in the bits that its loss says: `python compress.py RUN text.txt` writes text.txt.srp, which gives it back.
+
+An entropy coder makes about sum -log2 q bits of tokens with probabilities q. Decoding needs the same q to the last bit.
+So both directions take the same steps with the same shapes: S streams, parts of the text, grow side by side.
+"""
+
+import struct
+from pathlib import Path
+from typing import Literal
+from zlib import crc32
+
+import numpy as np
+from pydantic import Field
+
+from config.cli import load_options
+from config.errors import DIVERGED, UserError, run_command
+from config.files import write_atomically
+from config.schema import Section, Text
+from data.baselines import COMPRESSORS
+from engine.run import Run, open_run
+from surprisal import LN2
+
+# CRC-32 of all that follows, and of the text; tokens; threads, streams, torch's version; CRC-32 of the checkpoint, and
+# of a trial of the arithmetic. The coder's words come after it. It is small, because its bits count too.
+HEADER = struct.Struct("<3I4B2I")
+MIN_STREAM, MAX_STREAMS, MAX_FLOPS = 2048, 128, 2**32  # tokens in a stream; streams; FLOPs to train on a token of each
+
+
+class CompressOptions(Section):
+    """How to compute, and what to replace."""
+
+    checkpoint: Literal["best", "last"] = Field("best", description="which checkpoint of the run")
+    device: Text = Field("auto", min_length=1, description="auto, cpu, mps, cuda or cuda:N")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of matrix products")
+    overwrite: bool = Field(False, description="replace an existing file that holds something else")
+
+
+def read_arguments(argv: list[str]) -> tuple[Run, CompressOptions, Path, Path, bytes, np.ndarray | None]:
+    """The run, the options, the file, the one to write, the file's content and, of a text, its tokens (N,)."""
+    paths, options = load_options(CompressOptions, argv, "RUN FILE", 2, "a run's directory; a text, or a .srp file")
+    run, path = open_run(Path(paths[0])), Path(paths[1])
+    content, tokens, out = path.read_bytes(), None, path.with_suffix("")
+    checksums = HEADER.unpack(content[:HEADER.size].ljust(HEADER.size))[:2]
+    if path.suffix != ".srp":
+        if run.tokenizer.eos is not None or run.config.data.mask or len(content) >= 2**32:
+            raise UserError(f"{path}: 4 GiB or more, or {run.path} has documents or a mask: not all of it is predicted")
+        try:
+            tokens, out = run.tokenizer.encode(content.decode()), Path(f"{path}.srp")
+        except (UnicodeDecodeError, UserError) as error:
+            raise UserError(f"{path}: {error}") from None
+    elif len(content) < HEADER.size or len(content) % 4 or crc32(content[4:]) != checksums[0]:
+        raise UserError(f"{path}: damaged, or not a file of compress.py")
+    if out.exists() and not options.overwrite and (tokens is not None or crc32(out.read_bytes()) != checksums[1]):
+        raise UserError(f"{out}: exists, and may hold something else; rename it, or use --overwrite")
+    return run, options, path, out, content, tokens
+
+
+if __name__ == "__main__":
+    run_command(read_arguments)  # mistakes are answered here, because importing torch takes seconds
+
+import torch
+from constriction import stream
+from tqdm import tqdm
+from zstandard import ZstdCompressor
+
+from engine.checkpoint import load_model
+from engine.distributed import setup_distributed
+from engine.generate import Window
+
+CATEGORICAL = stream.model.Categorical(perfect=False)  # frequencies of 24 bits, none of them 0
+
+
+def main(argv: list[str]) -> None:
+    run, options, path, out, content, tokens = read_arguments(argv)
+    _, crc, num_tokens, threads, *theirs = HEADER.unpack_from(content) if tokens is None else (
+        0, crc32(content), len(tokens), min(255, torch.get_num_threads()))
+    torch.set_num_threads(max(1, threads))  # the order of sums depends on it
+    dist = setup_distributed(options.device, options.dtype)
+    model, _ = load_model(run, options.checkpoint, dist)
+    streams = max(1, min(num_tokens // MIN_STREAM, MAX_STREAMS, MAX_FLOPS // model.flops_per_token()))
+    first, trial = np.full(streams, run.tokenizer.encode_prompt("")[-1]), np.arange(3 * streams) % model.vocab_size
+    checkpoint, here = run.path / f"{options.checkpoint}.safetensors", f"torch {torch.__version__}, {dist}"
+    ours = [streams, *map(int, torch.__version__.split(".")[:2]), crc32(checkpoint.read_bytes()),
+            crc32(f"{here} {code(Window(model, streams, dist), first, len(trial), trial)}".encode())]
+    if tokens is None and theirs != ours:
+        other = "checkpoint" if theirs[3] != ours[3] else f"device, dtype or version (torch {theirs[1]}.{theirs[2]})"
+        raise UserError(f"{path}: made with another {other} than there is here: {checkpoint}, {here}")
+    try:
+        bits, ids, words = code(Window(model, streams, dist), first, num_tokens, tokens, content[HEADER.size:])
+        text = run.tokenizer.decode_bytes(ids)
+        if crc32(text) != crc:
+            raise ValueError
+    except (AssertionError, IndexError, ValueError):  # the coder's, where the words are impossible
+        raise UserError(f"{path}: the predictions of {checkpoint} do not give its text back") from None
+    body = HEADER.pack(0, crc, num_tokens, threads, *ours)[4:] + words
+    file = crc32(body).to_bytes(4, "little") + body
+    write_atomically(out, text if tokens is None else file)
+    others = COMPRESSORS | {"zstd": ZstdCompressor(level=19).compress}
+    sizes = {"this model": len(file)} | {name: len(compress(text)) for name, compress in others.items()}
+    print(f"{path}: {len(text):,} bytes, {num_tokens:,} tokens in {streams} streams; written: {out}")
+    print(f"{bits:,.0f} bits by the loss, {8 * len(file):,} bits in the file: {8 * len(file) - bits:,.0f} more")
+    print("bits per byte:", ", ".join(f"{name} {8 * size / max(1, len(text)):.3f}" for name, size in sizes.items()))
+    print(f"The model itself, {model.num_params():,} parameters, is not counted.")
+
+
+@torch.inference_mode()
+def code(window: Window, new: np.ndarray, num_tokens: int, tokens: np.ndarray | None, words: bytes = b""
+         ) -> tuple[float, np.ndarray, bytes]:
+    """Encode tokens (N,), or decode N from words; streams start after `new` (S,). Returns bits, tokens and words."""
+    queue, length, bits, columns = stream.queue, -(-num_tokens // len(new)), 0.0, []  # the last stream may be shorter
+    coder = queue.RangeEncoder() if tokens is not None else queue.RangeDecoder(np.frombuffer(words, np.uint32))
+    for i in tqdm(range(length), "coding", unit_scale=len(new), unit="token", leave=False, mininterval=1, disable=None):
+        new, n = new.copy(), -(-(num_tokens - i) // length)  # n streams have a token i
+        logits = window.next_logits(torch.from_numpy(new)[:, None].to(window.dist.device))
+        log_q = logits[:n].cpu().double().log_softmax(dim=1)
+        if not log_q.isfinite().all():
+            raise UserError(DIVERGED)
+        q = torch.nn.functional.pad(log_q.exp(), (0, 1)).numpy()  # the coder wants two symbols or more
+        if tokens is None:
+            new[:n] = coder.decode(CATEGORICAL, q)
+        else:
+            new[:n] = tokens[i::length]
+            coder.encode(new[:n].astype(np.int32), CATEGORICAL, q)
+        bits -= float(log_q[np.arange(n), new[:n]].sum()) / LN2
+        columns.append(new)
+    words = words if tokens is None else coder.get_compressed().tobytes()
+    return bits, np.ravel(columns, "F")[:num_tokens], words
+
+
+if __name__ == "__main__":
+    run_command(main)
