@@ -69,11 +69,12 @@ def open_wandb(run: Run, step: int) -> Iterator[Write]:
     import wandb
     if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False, verify=False):
         raise RuntimeError("no API key: run `wandb login`, or set WANDB_MODE=offline")  # else it asks, and waits
-    limits = wandb.Settings(finish_timeout=float(environ.get("WANDB_FINISH_TIMEOUT", PATIENCE)))
+    limits = {key: float(environ.get(f"WANDB_{key.upper()}", PATIENCE)) for key in ("init_timeout", "finish_timeout")}
     with wandb.init(
             project=environ.get("WANDB_PROJECT", "surprisal"), name=environ.get("WANDB_NAME", run.name),
-            id=environ.get("WANDB_RUN_ID", run.id), resume=environ.get("WANDB_RESUME", "allow"), settings=limits,
-            dir=environ.get("WANDB_DIR", run.path), config=run.config.options()) as tracked:
+            id=environ.get("WANDB_RUN_ID", run.id), resume=environ.get("WANDB_RESUME", "allow"),
+            dir=environ.get("WANDB_DIR", run.path), config=run.config.options(),
+            settings=wandb.Settings(**limits)) as tracked:
         tracked.define_metric("*", step_metric="step")  # the x axis
         yield (lambda numbers, at: tracked.log({"step": at} | numbers),
                lambda text, at: tracked.log({"step": at, "text": wandb.Html(f"<pre>{escape(text)}</pre>")}))

@@ -125,7 +125,7 @@ def test_defaults_in_the_table_are_the_defaults() -> None:
 
 
 def test_every_option_named_is_one() -> None:
-    schemas = (SampleOptions, EvaluateOptions, CurveOptions)
+    schemas = (SampleOptions, EvaluateOptions, CurveOptions, CompressOptions)
     known = {*Config().options(), *(field.alias or name for schema in schemas
                                     for name, field in schema.model_fields.items())}
     assert set(re.findall(r"(?<!-)--(\w+)", ALL)) - OF_OTHERS <= known

@@ -233,11 +233,13 @@ def finished(data_dir: Path) -> Run:
 def test_variables_of_wandb_are_respected(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = pytest.importorskip("wandb")
     (tmp_path / "theirs").mkdir()
-    theirs = {"PROJECT": "their-project", "NAME": "their name", "RUN_ID": "theirs0", "DIR": str(tmp_path / "theirs")}
+    theirs = {"PROJECT": "their-project", "NAME": "their name", "RUN_ID": "theirs0", "DIR": str(tmp_path / "theirs"),
+              "INIT_TIMEOUT": "7"}
     for variable, value in theirs.items():
         monkeypatch.setenv(f"WANDB_{variable}", value)
     with contextmanager(tracker.open_wandb)(finished, 0):
-        assert wandb.run.settings.finish_timeout == tracker.PATIENCE  # W&B's own is none
+        settings = wandb.run.settings
+        assert (settings.init_timeout, settings.finish_timeout) == (7, tracker.PATIENCE)  # W&B's own are 90 s, and none
     wandb.teardown()
     (log,) = tmp_path.glob("theirs/wandb/offline-run-*/run-theirs0.wandb")
     assert not (finished.path / "wandb").exists()
@@ -433,6 +435,5 @@ def test_a_server_that_never_answers_stops_nothing(clone: Path) -> None:
         for name, process in processes.items():
             code, printed = process.wait()
             assert code == 0, printed
-            assert re.findall("warning: .*", printed) == [
-                f"warning: {name} is not done after 1 s, and may lack the last lines"]
+            assert re.findall(r"warning: (\w+)", printed) == [name]  # once
             assert [record["step"] for record in read_metrics(clone / f"out/waits-{name}")] == [*range(7), 6]
