@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from textwrap import dedent
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple, get_args
 
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
@@ -105,7 +107,10 @@ def read_tensorboard(run: Path) -> Iterator[Tracked]:
 
 def read_wandb(run: Path) -> Iterator[Tracked]:
     """The logs of all starts of a run, in the order in which `wandb sync` sends them."""
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
+    wandb.teardown()  # it writes the last records when its process ends
+    time.sleep(1)  # the next start gets a folder of its own: its name has the second
     found: dict[str, Tracked] = {}
     for log in sorted(run.parent.glob("*/wandb/offline-run-*/*.wandb"), key=lambda path: path.parent.name):
         for content in read_leveldb(log.read_bytes()[7:]):
@@ -182,9 +187,9 @@ def read_files(run: Path) -> Tracked:
                    [(line["step"], line["text"]) for line in lines])
 
 
-def rounded(numbers: list[tuple[int, str, float]]) -> Counter[tuple[int, str, str]]:
-    """With the digits that TensorBoard keeps: it has float32."""
-    return Counter((step, name, f"{value:.5g}") for step, name, value in numbers)
+def rounded(numbers: list[tuple[int, str, float]]) -> Counter[tuple[int, str, float]]:
+    """In float32, as TensorBoard keeps them."""
+    return Counter((step, name, float(np.float32(value))) for step, name, value in numbers)
 
 
 def assert_same(tracked: Tracked, files: Tracked) -> None:
