@@ -78,6 +78,7 @@ def _parse(schema: type[Section], argv: list[str], positional: str, nargs: str |
                                metavar=str(field.default).lower() or '""',
                                help=f"{field.description} ({choices})" if choices else field.description)
     found, unknown = parser.parse_known_args(argv)
+    unknown = [word.encode(errors="replace").decode() for word in unknown]  # bytes that are no text have no name
     given = vars(found)
     paths = given.pop(positional)
     return [paths] if isinstance(paths, str) else paths or [], given | dict.fromkeys(unknown, "")
