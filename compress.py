@@ -23,7 +23,7 @@ from surprisal import LN2
 # CRC-32 of all that follows, and of the text; tokens; threads, streams, torch's version; CRC-32 of the checkpoint, and
 # of a trial of the arithmetic. The coder's words come after it. It is small, because its bits count too.
 HEADER = struct.Struct("<3I4B2I")
-MIN_STREAM, MAX_STREAMS, MAX_FLOPS = 2048, 128, 2**32  # tokens in a stream; streams; FLOPs to train on a token of each
+MIN_STREAM, MAX_STREAMS, MAX_FLOPS = 1024, 128, 2**32  # tokens in a stream; streams; FLOPs to train on a token of each
 
 
 class CompressOptions(Section):

@@ -48,7 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def here(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The runs in the current directory, and streams of at least 40 tokens instead of 2,048."""
+    """The runs in the current directory, and streams of at least 40 tokens instead of 1,024."""
     for kind in ("char", "bpe"):
         shutil.copytree(runs / kind, tmp_path / kind)
     monkeypatch.chdir(tmp_path)
