@@ -43,8 +43,10 @@ def main(argv: list[str]) -> None:
 
 def open_runs(path: Path) -> list[Run]:
     """The run in a directory, or all runs in it that have metrics."""
-    inside = [open_run(each) for each in sorted(path.glob("*")) if is_run(each)] if not is_run(path) else []
-    return [run for run in inside if run.has_metrics()] or [open_run(path)]
+    if is_run(path):
+        return [open_run(path)]
+    inside = [open_run(each) for each in sorted(path.glob("*")) if is_run(each)]
+    return [run for run in inside if run.has_metrics()] or [open_run(path)]  # which says what is missing
 
 
 if __name__ == "__main__":

@@ -83,10 +83,11 @@ def main(argv: list[str]) -> None:
     runs, options = read_arguments(argv)
     name, texts = sentences(runs, options) if options.explain else read_texts(runs, options)
     scored = [score(run, text, options) for run, text in zip(runs, texts, strict=True)]
-    found = None if options.explain else evaluate(runs, texts, scored, name, options)
+    found = None
     if options.explain:
         print(explain(runs, texts, scored))
-    elif found:
+    else:
+        found = evaluate(runs, texts, scored, name, options)
         print(json.dumps(found, indent=1) if options.json_ else describe(found))
     if options.html:
         passages = [each.passage for each in scored if each.passage]

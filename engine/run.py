@@ -87,17 +87,17 @@ class Run:
 
     def read_metrics(self) -> list[Record]:
         """The lines of metrics.jsonl; damaged ones are left out."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_bytes().split(b"\n") if path.exists() else []
-        return [record for line in lines if (record := parse_record(line))]
+        return list(self._records())
 
     def has_metrics(self) -> bool:
         """Whether there is a line that is not damaged."""
+        return any(self._records())
+
+    def _records(self) -> Iterator[Record]:
         path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return False
-        with path.open("rb") as lines:
-            return any(parse_record(line) for line in lines)
+        if path.exists():
+            with path.open("rb") as lines:
+                yield from filter(None, map(parse_record, lines))
 
     def is_finished(self, step: int) -> bool:
         """Whether a run at `step` has nothing left to do."""

@@ -16,7 +16,7 @@ from loss import LossMeans, LossSums, Objective, mean_loss, sum_losses
 from model import GPT
 from surprisal import bits_per_byte, perplexity
 
-PARTS = 250  # of a text, at most; curves.py compares runs part by part
+MAX_PARTS = 250  # of a text; curves.py compares runs part by part
 
 
 def make_objective(config: Config) -> Objective:
@@ -31,9 +31,9 @@ def seed_dropout(seed: int, step: int, micro_batch: int) -> None:
 
 @torch.inference_mode()
 def evaluate_parts(model: GPT, text: EvalText, dist: Distributed) -> list[LossSums]:
-    """The loss of at most PARTS contiguous parts of a text, which the ranks share, without dropout and smoothing."""
+    """The loss of contiguous parts of a text, which the ranks share, without dropout and smoothing."""
     model.eval()
-    size = -(-text.num_batches // PARTS)
+    size = -(-text.num_batches // MAX_PARTS)
     parts: list[list[LossSums]] = [[] for _ in range(0, text.num_batches, size)]
     for number, batch in itertools.islice(enumerate(text.batches()), dist.rank, None, dist.world_size):
         inputs, targets = dist.to_device(batch.inputs, batch.targets)

@@ -19,9 +19,9 @@ from loss import LossSums
 from model import GPT
 from report import analysis
 from report.explain import show_token
-from report.records import TEMPERATURES, Evaluation, HardOrEasy, Passage, Summary
+from report.records import PASSAGE_TEMPERATURES, Evaluation, HardOrEasy, Passage, Summary
 
-PASSAGE = 64  # targets in a passage that is called hard or easy
+LENGTH = 64  # targets in a passage that is called hard or easy
 SHOWN = 3  # of each
 MAX_TARGETS, MAX_LOGITS = 32_768, 2**25  # for evaluation.json: about a second
 
@@ -68,18 +68,18 @@ def write_evaluation(path: Path, run: Run, model: GPT, parts: Sequence[LossSums]
 
 
 def find_passages(nll: np.ndarray, text: EvalText, tokenizer: Tokenizer) -> dict[str, list[HardOrEasy]]:
-    """The hardest and the easiest passages of PASSAGE targets."""
-    count = len(nll) // PASSAGE
-    means = nll[:count * PASSAGE].reshape(count, PASSAGE).mean(axis=1)
-    first, last = text.positions[:count * PASSAGE].reshape(count, PASSAGE)[:, [0, -1]].T
-    whole = np.flatnonzero(last - first < 2 * PASSAGE)  # the others jump from one part of the text to another
+    """The hardest and the easiest passages of LENGTH targets."""
+    count = len(nll) // LENGTH
+    means = nll[:count * LENGTH].reshape(count, LENGTH).mean(axis=1)
+    first, last = text.positions[:count * LENGTH].reshape(count, LENGTH)[:, [0, -1]].T
+    whole = np.flatnonzero(last - first < 2 * LENGTH)  # the others jump from one part of the text to another
     order = whole[means[whole].argsort()]
 
     def describe(number: int) -> HardOrEasy:
         start = int(first[number])
         tokens = text.split.tokens[start:last[number] + 1]
         costs: list[float | None] = [None] * len(tokens)
-        for target in range(number * PASSAGE, (number + 1) * PASSAGE):
+        for target in range(number * LENGTH, (number + 1) * LENGTH):
             costs[text.positions[target] - start] = round(float(nll[target]), 3)
         return HardOrEasy(nats_per_token=float(means[number]), nll=costs,
                           tokens=[show_token(tokenizer, token) for token in tokens])
@@ -99,7 +99,7 @@ def cut_passage(run: Run, corpus: Corpus) -> tuple[EvalText, int]:
 
 def measure_passage(model: GPT, text: EvalText, skip: int, dist: Distributed, step: int) -> Passage:
     """What each token of a short text costs, without the first `skip`, which are context. UserError if it diverged."""
-    details = explain(predict(model, text.batches(), dist), TEMPERATURES)
+    details = explain(predict(model, text.batches(), dist), PASSAGE_TEMPERATURES)
     tokens = text.split.tokens[skip:].tolist()
     shown = text.positions >= skip
     places = (text.positions[shown] - skip).tolist()

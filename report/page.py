@@ -53,11 +53,9 @@ def describe_runs(runs: Sequence[Run], status: str = "", live: bool = False) -> 
     differences = {name: [str(own[name]) for own in options] for name in options[0]
                    if len({str(own[name]) for own in options}) > 1}
     at_most = min(WHILE_LIVE if live else MAX_PASSAGES_PER_RUN, max(1, MAX_PASSAGES // len(runs)))
-    described = [_describe(run, evaluation, at_most)
-                 for run, evaluation in zip(runs, evaluations, strict=True)]
-    for number, shown in enumerate(described):
-        if len({own["name"] for own in described}) < len(runs):
-            shown["name"] = str(runs[number].path)
+    described = [_describe(run, evaluation, at_most) for run, evaluation in zip(runs, evaluations, strict=True)]
+    if len({run.name for run in runs}) < len(runs):
+        described = [shown | {"name": str(run.path)} for run, shown in zip(runs, described, strict=True)]
     for run, evaluation, shown in zip(runs[1:], evaluations[1:], described[1:], strict=True):
         shown["difference"] = _difference(run, evaluation, runs[0], evaluations[0])
     title = ", ".join(run.name for run in runs) if len(runs) <= 3 else f"{len(runs)} runs"

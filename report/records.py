@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from data.tokenizer import Tokenizer
 from report.explain import show_token
 
-TEMPERATURES = (0.5, 0.7, 0.85, 1.2, 1.5, 2.0)  # of a passage's predictions, besides 1
+PASSAGE_TEMPERATURES = (0.5, 0.7, 0.85, 1.2, 1.5, 2.0)  # of its predictions, besides 1
 
 
 class Passage(BaseModel):
@@ -113,7 +113,8 @@ def describe_text(tokenizer: Tokenizer, passages: Sequence[Passage], others: dic
     return {"tokens": [show_token(tokenizer, token) for token in tokens],
             "names": {token: show_token(tokenizer, token) for token in sorted(names)},
             "bytes": tokenizer.byte_lengths[tokens].tolist(), "vocab_size": tokenizer.vocab_size,
-            "temperatures": TEMPERATURES, "evaluations": [each.model_dump(exclude={"tokens"}) for each in passages],
+            "temperatures": PASSAGE_TEMPERATURES,
+            "evaluations": [each.model_dump(exclude={"tokens"}) for each in passages],
             "others": {name: values for name, values in others.items() if len(values) == len(tokens)}}
 
 

@@ -165,12 +165,17 @@ def test_an_open_page_follows_the_training(browser: Any, own: Path) -> None:
     before = len(y_of(tab, 1))
     assert tab.text("#status").startswith("step 3 of 6; written")
     tab.page.select_option("[name=y]", "perplexity")
+    tab.page.fill("[name=evaluation]", "1")
+    tab.page.fill("#temperature", "5")
     (own / "metrics.jsonl").write_text("".join(lines))
+    passages = (own / "passage.jsonl").read_text().splitlines(keepends=True)
+    (own / "passage.jsonl").write_text("".join(passages[1:]))
     time.sleep(0.2)  # it is told by the time of writing, in tenths of a second
     write_data(own / "report.js", open_run(own), "step 6 of 6", live=False)
     tab.page.wait_for_function("byId('status').textContent === 'step 6 of 6'", timeout=10_000)
     assert len(y_of(tab, 1)) > before
     assert tab("options().y") == "perplexity"
+    assert tab("[evaluationNow().step, byId('temperature').value]") == [1, "5"]
     (own / "report.js").unlink()  # nobody reads it any more
     time.sleep(2.5)
     tab.close()

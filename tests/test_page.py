@@ -20,7 +20,7 @@ from engine.distributed import setup_distributed
 from engine.run import open_run
 from report.measures import cut_passage
 from report.page import describe_runs, write_data
-from report.records import TEMPERATURES, read_passages
+from report.records import PASSAGE_TEMPERATURES, read_passages
 from tests.conftest import TINY, call, read_metrics
 
 
@@ -107,7 +107,7 @@ def test_each_evaluation_keeps_what_a_passage_costs(own: Path, data_dir: Path) -
         assert last.top[place] == log_q[3 + place].topk(5).indices.tolist()
         hot = torch.softmax(logits[0, 3 + place] / 2.0, dim=-1)[last.top[place]]
         log_q_top, log_z = last.log_q[place] or [], last.log_z[place] or []
-        at_two = [math.exp(each / 2.0 - log_z[TEMPERATURES.index(2.0)]) for each in log_q_top]
+        at_two = [math.exp(each / 2.0 - log_z[PASSAGE_TEMPERATURES.index(2.0)]) for each in log_q_top]
         assert at_two == pytest.approx(hot.tolist(), rel=5e-3)
     assert found["targets"] > PASSAGE
 

@@ -3,7 +3,7 @@
 const DEAREST = 10;  // bits, in the strongest colour
 const WORSE = "213, 94, 0", BETTER = "0, 114, 178";  // vermillion and blue, which colour-blind people can tell apart
 const reading = byId("reading"), heat = byId("tokens"), slider = byId("temperature");
-let chosen = -1, readingRun = null;  // the number of a token, and the run that the text is of
+let chosen = -1, readingRun = null, others = {};  // the number of a token; the run that the text is of; its costs elsewhere
 
 const runsWithText = () => shownRuns().filter(([run]) => run.text);
 const readText = () => readingRun.text;
@@ -14,6 +14,9 @@ function paint(span, cost, strongest = DEAREST) {
   const share = Math.min(1, Math.abs(cost) / strongest);
   span.style.background = `rgba(${cost < 0 ? BETTER : WORSE}, ${(0.85 * share).toFixed(3)})`;
 }
+
+// Temperatures in order, 1 among them.
+const temperatures = () => [...readText().temperatures, 1].sort((a, b) => a - b);
 
 // The NLLs of the same tokens by baselines and other runs, by name.
 function otherCosts() {
@@ -28,8 +31,11 @@ function mean(values) {
 
 // The evaluation at the step of the lowest validation loss, or the nearest that is there.
 function bestEvaluation(run) {
-  const {evaluations} = run.text, best = run.val.step?.[run.val.val_nll.indexOf(Math.min(...run.val.val_nll))] ?? 0;
-  const distance = ({step}) => Math.abs(step - best);
+  return nearest(run, run.val.step?.[run.val.val_nll.indexOf(Math.min(...run.val.val_nll))] ?? 0);
+}
+
+function nearest(run, step) {
+  const {evaluations} = run.text, distance = each => Math.abs(each.step - step);
   return evaluations.reduce((found, each, i) => distance(each) < distance(evaluations[found]) ? i : found, 0);
 }
 
@@ -48,12 +54,15 @@ function drawText() {
   if (!runs.length) return;
   const {run: choice, versus, evaluation} = reading.elements;
   offer(choice, runs.map(([run, i]) => [i, run.name]));
-  const before = readingRun?.name, atEnd = evaluation.value === evaluation.max;
+  // The step that somebody chose stays; who looks at the last one follows the training.
+  const before = readingRun?.name, step = evaluation.value === evaluation.max ? null : readingRun && evaluationNow().step;
   readingRun = page.runs[Number(choice.value)];
+  others = otherCosts();
   evaluation.max = readText().evaluations.length - 1;
-  if (before !== readingRun.name || atEnd) evaluation.value = page.live ? evaluation.max : bestEvaluation(readingRun);
+  evaluation.value = before === readingRun.name && step !== null ? nearest(readingRun, step)
+    : page.live ? evaluation.max : bestEvaluation(readingRun);
   evaluation.parentElement.hidden = readText().evaluations.length < 2;
-  offer(versus, [["", "surprisal"], ...Object.keys(otherCosts()).map(name => [name, `difference from ${name}`])]);
+  offer(versus, [["", "surprisal"], ...Object.keys(others).map(name => [name, `difference from ${name}`])]);
   if (chosen < 0 && page.versus) versus.value = page.versus;
   if (chosen < 0 || chosen >= readText().tokens.length) chosen = evaluationNow().nll.findIndex(nll => nll !== null);
   heat.replaceChildren();
@@ -62,14 +71,16 @@ function drawText() {
     span.dataset.i = i;
     if (/⏎$|<\|eos\|>$/.test(text)) heat.append("\n");
   });
-  slider.max = readText().temperatures.length;
-  slider.value = slider.max;
+  if (slider.max !== String(readText().temperatures.length)) {  // the first time; then what somebody chose stays
+    slider.max = readText().temperatures.length;
+    slider.value = temperatures().indexOf(0.7);
+  }
   colourText();
 }
 
 // What changes with the evaluation and with what it is compared to.
 function colourText() {
-  const now = evaluationNow(), other = otherCosts()[reading.elements.versus.value];
+  const now = evaluationNow(), other = others[reading.elements.versus.value];
   reading.querySelector("output").textContent = now.step.toLocaleString("en") + (reading.elements.evaluation.value == bestEvaluation(readingRun) ? ", the best" : "");
   now.nll.forEach((nll, i) => {
     const span = byId(`token${i}`), known = nll !== null && (!other || other[i] !== null);
@@ -100,9 +111,9 @@ function describeToken(i) {
   title.append(`probability ${percent(Math.exp(-nll))}, ${bits(nll).toFixed(2)} bits, rank ${now.rank[i].toLocaleString("en")} of ${text.vocab_size.toLocaleString("en")}`);
   const likelier = now.top[i].map((token, k) => `${quote(text.names[token])} ${percent(Math.exp(now.log_q[i][k]))}`);
   element("div", `most likely: ${likelier.join(", ")}`, place);
-  const others = Object.entries(otherCosts()).filter(([, values]) => values[i] !== null).map(([name, values]) => `${name} ${bits(values[i]).toFixed(2)}`);
+  const elsewhere = Object.entries(others).filter(([, values]) => values[i] !== null).map(([name, values]) => `${name} ${bits(values[i]).toFixed(2)}`);
   element("div", `so far ${bits(sum).toFixed(1)} bits in ${costs.length.toLocaleString("en")} token${costs.length > 1 ? "s" : ""}, ${bits(sum / costs.length).toFixed(2)} each` +
-          (others.length ? `. Bits of this one elsewhere: ${others.join(", ")}` : ""), place);
+          (elsewhere.length ? `. Bits of this one elsewhere: ${elsewhere.join(", ")}` : ""), place);
 }
 
 function choose(i) {
@@ -131,9 +142,7 @@ function drawSurprise() {
 
 // The prediction before the chosen token, also at a temperature, and the gradient of the loss with respect to its logits.
 function drawSoftmax() {
-  const now = evaluationNow(), text = readText(), all = [...text.temperatures.filter(T => T < 1), 1, ...text.temperatures.filter(T => T > 1)];
-  if (slider.value === slider.max && !slider.dataset.touched) slider.value = all.indexOf(0.7);
-  const T = all[Number(slider.value)], nll = now.nll[chosen], masked = nll === null;
+  const now = evaluationNow(), text = readText(), T = temperatures()[Number(slider.value)], nll = now.nll[chosen], masked = nll === null;
   slider.nextElementSibling.textContent = T;
   byId("softmax").hidden = byId("gradient").hidden = masked;
   if (masked) return;
@@ -155,7 +164,7 @@ function drawSoftmax() {
 
 // The bits of each line by the run and by the others; the lowest of a line is bold.
 function drawLines() {
-  const text = readText(), columns = {[readingRun.name]: evaluationNow().nll, ...otherCosts()}, ends = [];
+  const text = readText(), columns = {[readingRun.name]: evaluationNow().nll, ...others}, ends = [];
   text.tokens.forEach((token, i) => { if (/⏎$|<\|eos\|>$/.test(token) || i === text.tokens.length - 1) ends.push(i + 1); });
   const rows = ends.slice(0, 60).map((end, k) => [text.tokens.slice(ends[k - 1] ?? 0, end).join(""), ends[k - 1] ?? 0, end]);
   const known = i => Object.values(columns).every(values => values[i] !== null);
@@ -174,7 +183,7 @@ function drawLines() {
 reading.elements.run.addEventListener("input", drawText);
 reading.elements.versus.addEventListener("input", colourText);
 reading.elements.evaluation.addEventListener("input", colourText);
-slider.addEventListener("input", () => { slider.dataset.touched = true; drawSoftmax(); });
+slider.addEventListener("input", drawSoftmax);
 heat.addEventListener("mouseover", event => { if (event.target.dataset.i) describeToken(Number(event.target.dataset.i)); });
 heat.addEventListener("mouseleave", () => describeToken(chosen));
 heat.addEventListener("click", event => { if (event.target.dataset.i) choose(Number(event.target.dataset.i)); });
