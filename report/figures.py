@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from config.errors import UserError
 from config.files import replacing
 from data.baselines import ENTROPY_RATE, UNIFORM
@@ -207,10 +209,11 @@ def _series(records: Sequence[Record], x: str, key: str) -> Series:
     return [place for place, _ in found], [loss for _, loss in found]
 
 
-def thin(values: list[float]) -> list[float]:
+def thin(values: Sequence[float] | np.ndarray) -> list[float]:
     """Means of neighbouring points where there are more than can be told apart."""
-    size = -(-len(values) // POINTS) or 1
-    return [fmean(values[at:at + size]) for at in range(0, len(values), size)]
+    starts = np.arange(0, len(values), -(-len(values) // POINTS) or 1)
+    sizes = np.diff(starts, append=len(values))
+    return (np.add.reduceat(values, starts) / sizes).tolist() if len(values) else []
 
 
 def _spread(values: Sequence[float], gap: float) -> list[float]:

@@ -3,6 +3,7 @@
 const UNITS = {nats: "cross-entropy, nats per token", bits_per_byte: "cross-entropy, bits per byte", perplexity: "perplexity"};
 const AXES = {step: "steps", tokens: "training targets", seconds: "seconds", flops: "FLOPs"};
 const FEW = 5;  // runs whose training losses are drawn too
+const MARKED = 100;  // evaluations that have a point each: more are hard to see, and slow to draw
 const SMALL = {lr: "learning rate", grad_norm: "gradient norm", tokens_per_second: "tokens/s", objective: "objective",
                smoothing: "label smoothing", z_loss: "z-loss", distillation: "distillation", kl_gap: "KL(source || model)"};
 
@@ -68,7 +69,7 @@ function drawLoss(o, x, shared) {
     if (ticked.size <= FEW) traces.push(series(run, "train", x, train, {place: o.x, label: `training, ${run.name}`, style:
       {mode: "lines", line: {color, width: 1, dash}, opacity: 0.5}}));
     traces.push(series(run, "val", x, val, {place: o.x, label: `validation, ${run.name}`, style:
-      {mode: "lines+markers", line: {color, width: 2.5, dash}, marker: {size: 4}}}));
+      {mode: val.length > MARKED ? "lines" : "lines+markers", line: {color, width: 2.5, dash}, marker: {size: 4}}}));
     if (!run.val.val_nll.length) continue;
     const best = run.val.val_nll.indexOf(Math.min(...run.val.val_nll)), place = run.val[o.x][best];
     const nats = run.best_nll ?? run.val.val_nll[best];

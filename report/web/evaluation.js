@@ -35,7 +35,7 @@ function drawEvaluation() {
 
 function calibrationRow({targets, calibration, groups}) {
   const accuracy = (groups.confidence ?? []).reduce((sum, bin) => sum + bin.share * bin.top1, 0);
-  return [targets.toLocaleString("en"), `${(100 * calibration.confidence).toFixed(1)}%`, `${(100 * accuracy).toFixed(1)}%`,
+  return [whole.format(targets), `${(100 * calibration.confidence).toFixed(1)}%`, `${(100 * accuracy).toFixed(1)}%`,
           `${(100 * calibration.ece).toFixed(2)}%`, calibration.temperature.toFixed(3), calibration.nats_gained.toFixed(4)];
 }
 

@@ -9,7 +9,8 @@ let ticked = null;  // numbers of the runs that are shown
 const byId = id => document.getElementById(id);
 // Plotly reads a little HTML in names: a stranger's must stay text.
 const plain = name => name.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-const short = value => value >= 1e6 ? value.toExponential(2).replace("e+", "e") : value >= 100 ? Math.round(value).toLocaleString("en")
+const whole = new Intl.NumberFormat("en", {maximumFractionDigits: 0});
+const short = value => value >= 1e6 ? value.toExponential(2).replace("e+", "e") : value >= 100 ? whole.format(value)
   : String(Number(value.toPrecision(4)));
 const bits = nats => nats / Math.LN2;
 const percent = share => share >= 0.0995 ? `${Math.round(100 * share)}%` : `${Number((100 * share).toPrecision(2))}%`;
@@ -28,9 +29,9 @@ function layout(more) {
           hoverlabel: {bgcolor: dark.matches ? "#222" : "#fff"}, ...more, xaxis: {...line, ...more.xaxis}, yaxis: {...line, ...more.yaxis}};
 }
 
-// A small plot, drawn as soon as somebody can see it: so the page opens fast.
+// A small plot, drawn as soon as somebody can see it. Plotly comes last, because it is large: so the page opens fast.
 const waiting = new Map(), seen = new IntersectionObserver(entries => entries.forEach(({target, isIntersecting}) => {
-  if (!isIntersecting || !waiting.has(target)) return;
+  if (!isIntersecting || !window.Plotly || !waiting.has(target)) return;
   const [traces, more] = waiting.get(target);
   waiting.delete(target);
   Plotly.react(target, traces, layout(more), {responsive: true, displayModeBar: false});
@@ -39,7 +40,12 @@ const waiting = new Map(), seen = new IntersectionObserver(entries => entries.fo
 function plot(id, traces, more) {
   const place = byId(id);
   waiting.set(place, [traces, more]);
-  seen.unobserve(place);  // so that it is told at once whether it can be seen
+  watch(place);
+}
+
+// So that it is told at once whether it can be seen.
+function watch(place) {
+  seen.unobserve(place);
   seen.observe(place);
 }
 
@@ -74,12 +80,12 @@ function writeWords() {
     if (run.verdict) element("h2", several ? run.name : "What came of it", place), element("pre", run.verdict, place);
     if (!run.samples.length) continue;
     element("h2", "What the model writes, as it learns" + (several ? `: ${run.name}` : ""), place, {id: "samples"});
-    table([["step", ""], ...run.samples.map(sample => [sample.step.toLocaleString("en"), sample.text])], place, [0]);
+    table([["step", ""], ...run.samples.map(sample => [whole.format(sample.step), sample.text])], place, [0]);
   }
 }
 
 function draw() {
-  if (!page) return;
+  if (!page || !window.Plotly) return;
   const state = options(), some = page.runs.length !== ticked.size;
   location.replace("#" + new URLSearchParams(some ? {...state, runs: [...ticked].join(" ")} : state));
   if (page.curves) drawCurves(state);
@@ -122,6 +128,12 @@ function poll() {
   script.src = "report.js?" + Date.now();
   script.onload = script.onerror = () => { script.remove(); setTimeout(poll, 2000); };
   document.body.append(script);
+}
+
+// Plotly is there.
+function drawPlots() {
+  draw();
+  [...waiting.keys()].forEach(watch);
 }
 
 function start() {

@@ -81,7 +81,7 @@ function drawText() {
 // What changes with the evaluation and with what it is compared to.
 function colourText() {
   const now = evaluationNow(), other = others[reading.elements.versus.value];
-  reading.querySelector("output").textContent = now.step.toLocaleString("en") + (reading.elements.evaluation.value == bestEvaluation(readingRun) ? ", the best" : "");
+  reading.querySelector("output").textContent = whole.format(now.step) + (reading.elements.evaluation.value == bestEvaluation(readingRun) ? ", the best" : "");
   now.nll.forEach((nll, i) => {
     const span = byId(`token${i}`), known = nll !== null && (!other || other[i] !== null);
     span.classList.toggle("masked", !known);
@@ -108,11 +108,11 @@ function describeToken(i) {
   title.append(before ? ` after ${quote("…" + before)}: ` : ": ");
   if (nll === null) return title.append("masked, the model did not have to predict it");
   const costs = now.nll.slice(0, i + 1).filter(cost => cost !== null), sum = costs.reduce((a, b) => a + b, 0);
-  title.append(`probability ${percent(Math.exp(-nll))}, ${bits(nll).toFixed(2)} bits, rank ${now.rank[i].toLocaleString("en")} of ${text.vocab_size.toLocaleString("en")}`);
+  title.append(`probability ${percent(Math.exp(-nll))}, ${bits(nll).toFixed(2)} bits, rank ${whole.format(now.rank[i])} of ${whole.format(text.vocab_size)}`);
   const likelier = now.top[i].map((token, k) => `${quote(text.names[token])} ${percent(Math.exp(now.log_q[i][k]))}`);
   element("div", `most likely: ${likelier.join(", ")}`, place);
   const elsewhere = Object.entries(others).filter(([, values]) => values[i] !== null).map(([name, values]) => `${name} ${bits(values[i]).toFixed(2)}`);
-  element("div", `so far ${bits(sum).toFixed(1)} bits in ${costs.length.toLocaleString("en")} token${costs.length > 1 ? "s" : ""}, ${bits(sum / costs.length).toFixed(2)} each` +
+  element("div", `so far ${bits(sum).toFixed(1)} bits in ${whole.format(costs.length)} token${costs.length > 1 ? "s" : ""}, ${bits(sum / costs.length).toFixed(2)} each` +
           (elsewhere.length ? `. Bits of this one elsewhere: ${elsewhere.join(", ")}` : ""), place);
 }
 
@@ -177,7 +177,7 @@ function drawLines() {
   const made = table([["line", ...Object.keys(columns)], ...shown.map(([line, costs], k) => [line, ...costs.map(sum => sum.toFixed(k === shown.length - 1 ? 3 : 0))])],
                      place, Object.keys(columns).map((_, k) => k + 1));
   shown.forEach(([, costs], k) => made.rows[k + 1].cells[1 + costs.indexOf(Math.min(...costs))].classList.add("best"));
-  if (ends.length > 60) element("p", `These are the first 60 of ${ends.length.toLocaleString("en")} lines.`, place);
+  if (ends.length > 60) element("p", `These are the first 60 of ${whole.format(ends.length)} lines.`, place);
 }
 
 reading.elements.run.addEventListener("input", drawText);
