@@ -205,7 +205,7 @@ def test_whole_trainings(monkeypatch) -> None:
             assert command(sample.main, ["out/fuzz", "--max_new_tokens=3", "--device=cpu"]) == 0
         assert not list(Path("out").glob(".*"))
 
-    run_examples(trainings, 120, TEXT, OPTIONS)
+    run_examples(trainings, 60, TEXT, OPTIONS)
     assert codes.count(0) > 0.2 * len(codes)
 
 
