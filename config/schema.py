@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from config.errors import WORLD_SIZE
 
+EQUAL = 1e-4  # nats that are rounding
 OVERFITTING_RISE = 0.01  # nats above the best validation loss that are more than noise
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]

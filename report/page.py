@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from config.files import write_atomically
-from config.schema import OVERFITTING_RISE
+from config.schema import EQUAL, OVERFITTING_RISE
 from engine.run import Record, Run, parse_record
 from report import analysis
 from report.figures import thin
@@ -28,7 +28,7 @@ VAL = ["val_nll", "kl_gap"]
 TRAIN = ["train_nll", "lr", "grad_norm", "tokens_per_second"]
 PARTS = ["objective", "smoothing", "z_loss", "distillation"]  # shown if the objective is more than the NLL
 MAX_PASSAGES = 72  # in a page, of all its runs, but at least the last of each
-MAX_PASSAGES_PER_RUN, WHILE_LIVE = 24, 8
+MAX_PASSAGES_PER_RUN, WHILE_LIVE = 40, 8
 
 
 def write_page(path: Path, data: dict[str, Any]) -> None:
@@ -60,7 +60,8 @@ def describe_runs(runs: Sequence[Run], status: str = "", live: bool = False) -> 
         shown["difference"] = _difference(run, evaluation, runs[0], evaluations[0])
     title = ", ".join(run.name for run in runs) if len(runs) <= 3 else f"{len(runs)} runs"
     return {"title": title, "curves": True, "runs": described, "differences": differences, "status": status,
-            "live": live, "overfitting_rise": OVERFITTING_RISE, "written": round(time.time(), 1)}
+            "live": live, "equal": EQUAL, "overfitting_rise": OVERFITTING_RISE,
+            "written": round(time.time(), 1)}
 
 
 def describe_evaluation(runs: Sequence[Run], passages: Sequence[Passage], text: str, found: dict[str, Any] | None

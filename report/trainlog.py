@@ -204,9 +204,12 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog) -> int:
     verdict = words.verdict(run.read_metrics(), final, corpus.info, cfg)
     print("\n" + verdict, flush=True)
     log.attempt("verdict.txt", lambda path: write_atomically(path, verdict.encode()))
+    texts = [] if log.state.nonfinite_in_a_row else generate_texts(
+        model, corpus, dist, num_samples=1 if corpus.tokenizer.eos is None else 5)
+    if texts and final:
+        log.append("samples.jsonl", {"step": final["best_step"], "text": texts[0]})
     log.close()
-    if log.state.nonfinite_in_a_row:
+    if not texts:
         return 1
-    texts = generate_texts(model, corpus, dist, num_samples=1 if corpus.tokenizer.eos is None else 5)
     print("\n" + words.samples(corpus.info.prompt, texts), words.next_commands(run.path), sep="\n\n")
     return 0

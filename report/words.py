@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from config.schema import OVERFITTING_RISE, Config
+from config.schema import EQUAL, OVERFITTING_RISE, Config
 from data.baselines import ENTROPY_RATE, Baseline
 from data.batches import EvalText, TrainBatches
 from data.prepare import CorpusInfo
@@ -15,7 +15,6 @@ from engine.state import StepResult, TrainState
 from model import GPT
 from surprisal import nats_to_bits, perplexity, uniform_nll
 
-EQUAL = 1e-4  # nats that are rounding
 SKIPPED = "no token of its batch is a target: the step is skipped, and counts in skipped_steps"
 TOLD = 10  # troubles of a kind that are told one by one; after that every hundredth
 
@@ -71,7 +70,8 @@ def beside_baselines(nll: float, baselines: Sequence[Baseline]) -> list[str]:
     names = ", ".join(each.name for each in passed) or "none of the baselines"
     if not ahead:
         return [f"It beats {names}: all of the baselines."]
-    return [f"It beats {names}.", f"Ahead: {', '.join(f'{each.name} ({each.nats_per_token:.3f})' for each in ahead)}."]
+    return [f"It beats {names}.",
+            f"It does not beat {', '.join(f'{each.name} ({each.nats_per_token:.3f})' for each in ahead)}."]
 
 
 def sample_line(text: str) -> str:
@@ -112,7 +112,8 @@ def verdict(records: Sequence[Record], final: Record | None, info: CorpusInfo, c
         f"token on all {info.val.targets:,} validation targets:",
         f"  {abs(below):.2f} nats {'below' if below >= 0 else 'above'} log|V|; "
         f"{final['best_val_bits_per_byte']:.3f} bits per byte; top-1 accuracy {final['best_val_accuracy']:.1%};",
-        f"  perplexity {perplexity(nll):.2f}: as uncertain as a choice among so many equally likely tokens.",
+        f"  perplexity {perplexity(nll):.2f}: as uncertain as a choice among {perplexity(nll):.2f} equally likely "
+        "tokens.",
         *(f"  {line}" for line in beside_baselines(nll, info.baselines))]
     if info.tokenizer == "char" and info.name in ("shakespeare", "tinyshakespeare"):
         lines += [f"  English has about 1.0 to 1.5 bits per character; this is {nats_to_bits(nll):.2f}. That estimate",

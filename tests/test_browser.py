@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from config.schema import EQUAL
 from engine.run import open_run
 from report.page import describe_runs, write_data, write_live_page, write_page
 from tests.conftest import call, read_metrics
@@ -125,7 +126,7 @@ def test_a_token_shows_its_cost(tab: Tab, own: Path) -> None:
     assert [float(number) for numbers in re.findall(r"probability ([\d.]+)%|most likely: “.+?” ([\d.]+)%", text)
             for number in numbers if number] == pytest.approx([100 * q, 100 * likeliest], rel=0.06)
     total = sum(cost for cost in passage["nll"][:31] if cost is not None) / math.log(2)
-    assert f"so far {total:.1f} bits" in text
+    assert f"up to here {total:.1f} bits" in text
     # the keyboard moves the choice, and the charts follow
     tab.page.click("#token30")
     tab.page.keyboard.press("ArrowRight")
@@ -135,6 +136,10 @@ def test_a_token_shows_its_cost(tab: Tab, own: Path) -> None:
     assert sum(tab("[...byId('softmax').data[0].y]")) == pytest.approx(1, abs=2e-3)
     assert sum(tab("[...byId('softmax').data[1].y]")) == pytest.approx(1, abs=2e-3)  # at a temperature
     assert sum(tab("[...byId('gradient').data[0].y]")) == pytest.approx(0, abs=2e-3)  # q - p
+    costs = [each["nll"][31] / math.log(2) for each in passages]
+    tab("byId('learning').scrollIntoView()")
+    tab.page.wait_for_selector("#learning .trace")
+    assert tab("[...byId('learning').data[0].y]") == pytest.approx(costs)
     # an earlier evaluation, and the difference from a baseline
     tab.page.fill("[name=evaluation]", "0")
     assert tab.text("#reading output") == str(passages[0]["step"])
@@ -146,6 +151,25 @@ def test_a_token_shows_its_cost(tab: Tab, own: Path) -> None:
     tab.page.select_option("[name=versus]", "unigram")
     blue = passages[0]["nll"][30] < unigram[30]
     assert ("0, 114, 178" in tab("byId('token30').style.background")) == blue
+
+
+def test_the_result_comes_first(tab: Tab, own: Path) -> None:
+    final = read_metrics(own)[-1]
+    said = tab.text("#summary")
+    assert f"on all validation targets: {final['best_val_nll']:.4f} nats per token" in said
+    assert f"= {final['best_val_bits_per_byte']:.3f} bits per byte" in said
+    assert f"= perplexity {final['best_val_perplexity']:.4}" in said
+    evals = [record for record in read_metrics(own) if "val_nll" in record]
+    for each in open_run(own).info.baselines:
+        if each.nats_per_token > final["best_val_nll"]:
+            step = next(record["step"] for record in evals if record["val_nll"] < each.nats_per_token - EQUAL)
+            assert f"{each.name} (step {step:.0f})" in said
+
+
+def test_nothing_is_offered_to_be_sent_elsewhere(tab: Tab) -> None:
+    titles = tab("[...document.querySelectorAll('.modebar-btn')].map(each => each.dataset.title)")
+    assert "Zoom" in titles
+    assert not [title for title in titles if "Share" in title or "loud" in title]
 
 
 def test_the_lines_add_up(tab: Tab) -> None:

@@ -50,9 +50,11 @@ def test_training_tells_the_whole_story(trained) -> None:
 
 def test_what_the_model_writes_is_shown_when_it_passes_a_baseline(trained) -> None:
     path, printed = trained
-    samples = [json.loads(line) for line in (path / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = (path / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    *samples, last = [json.loads(line) for line in lines]
     assert samples[0]["step"] == 0
-    assert all(set(sample) == {"step", "text"} for sample in samples)
+    assert all(set(sample) == {"step", "text"} for sample in [*samples, last])
+    assert "".join(last["text"].split()) in "".join(printed.split())  # the best model's, at the end
     shown = re.findall(r"^ +writes: (.*)$", printed, flags=re.MULTILINE)
     assert len(shown) == len(samples) >= 2
     for line, sample in zip(shown, samples, strict=True):

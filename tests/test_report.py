@@ -83,7 +83,7 @@ def test_a_run_that_still_improves() -> None:
     assert "2.47 nats below log|V|; 2.453 bits per byte; top-1 accuracy 50.0%" in said
     assert "perplexity 5.47" in said
     assert "beats uniform, log|V|, bigram, gzip." in said
-    assert "Ahead: 6-gram (1.520)" in said
+    assert "It does not beat 6-gram (1.520)" in said
     assert "did not overfit" in said
     assert "On training text the best model has 1.6100: 0.090 lower." in said
     assert f"--max_iters={2 * Config().optim.max_iters}" in said

@@ -67,7 +67,7 @@ function drawLoss(o, x, shared) {
     const train = smooth(run.train.train_nll, Number(o.smooth)).map(nats => inUnit(nats, run, o.y));
     const val = run.val.val_nll.map(nats => inUnit(nats, run, o.y));
     if (ticked.size <= FEW) traces.push(series(run, "train", x, train, {place: o.x, label: `training, ${run.name}`, style:
-      {mode: "lines", line: {color, width: 1, dash}, opacity: 0.5}}));
+      {mode: "lines", line: {color, width: 1, dash}, opacity: dark.matches ? 0.8 : 0.5}}));
     traces.push(series(run, "val", x, val, {place: o.x, label: `validation, ${run.name}`, style:
       {mode: val.length > MARKED ? "lines" : "lines+markers", line: {color, width: 2.5, dash}, marker: {size: 4}}}));
     if (!run.val.val_nll.length) continue;
@@ -91,13 +91,14 @@ function drawLoss(o, x, shared) {
     const wanted = (at - range[0]) / (range[1] - range[0]) * height, y = Math.max(wanted, below + 15);
     below = y;
     shapes.push({type: "line", xref: "paper", x0: 0, x1: 1, y0: value, y1: value, line: {width: 1, dash: "dot", color: "#888"}});
-    annotations.push({xref: "paper", x: 1.01, xanchor: "left", y: at, yshift: y - wanted, showarrow: false, font: {size: 12},
+    annotations.push({xref: "paper", x: 1, xanchor: "left", y: at, ax: 12, ay: wanted - y, arrowhead: 0, arrowwidth: 0.7, font: {size: 12},
                       text: `${plain(name)} ${value.toPrecision(4)}`});
   }
+  form.querySelector("output").textContent = o.smooth;
   const width = Math.max(0, ...annotations.map(({text}) => text.length));  // characters
   Plotly.react("loss", traces, layout({...shared, shapes, annotations, hovermode: "x unified", modebar: {bgcolor: "transparent"},
     margin: {l: 60, r: lines.length ? Math.min(30 + 6 * width, 0.42 * byId("loss").clientWidth) : 20, t: 30, b: 45},
-    yaxis: {title: {text: UNITS[o.y]}, type: o.logy ? "log" : "linear", range}}), {responsive: true, displaylogo: false});
+    yaxis: {title: {text: UNITS[o.y]}, type: o.logy ? "log" : "linear", tickformat: o.logy ? ",.4~g" : "", range}}), CONFIG);
 }
 
 function drawSmall(o, x, shared) {

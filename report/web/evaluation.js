@@ -8,9 +8,15 @@ function drawEvaluation() {
   if (!runs.length) return;
   const place = byId("calibration");
   place.replaceChildren();
-  table([["", "targets", "mean confidence", "accuracy", "ECE", "best temperature", "which gains, nats"],
+  table([["", "targets", "mean confidence", "accuracy", "ECE", "temperature that fits best", "which would gain, nats per token"],
          ...runs.map(([run]) => [run.name, ...calibrationRow(run.evaluation)])], place, [1, 2, 3, 4, 5, 6]);
-  element("p", "ECE is the mean distance between confidence and accuracy in 15 bins. The temperature was fitted to these targets.", place);
+  element("p", "The confidence is the probability of the likeliest token. ECE, the expected calibration error, is the mean distance between confidence and accuracy in 15 bins. The temperature was fitted to these targets.", place);
+  for (const [run] of runs) {
+    const {confidence, temperature, nats_gained} = run.evaluation.calibration, accuracy = accuracyOf(run.evaluation), more = 100 * (confidence - accuracy);
+    element("p", `${page.runs.length > 1 ? run.name : "The model"} is ${Math.abs(more) < 0.5 ? "about as sure as it is right" : more > 0 ? "overconfident" : "too careful"}: ` +
+            `its mean confidence is ${Math.abs(more).toFixed(1)} points ${more > 0 ? "above" : "below"} its accuracy. ` +
+            `Logits divided by ${temperature.toFixed(3)} would lower the loss by ${nats_gained.toFixed(4)} nats per token.`, place);
+  }
   const kinds = ["confidence", ...Object.keys(GROUPS).filter(kind => runs.some(([run]) => run.evaluation.groups[kind]))];
   byId("groups").replaceChildren();
   for (const kind of kinds) element("div", "", byId("groups"), {id: idOf(kind)});  // all first: each is as wide as they leave it room
@@ -33,9 +39,11 @@ function drawEvaluation() {
   writePassages(runs[0][0]);
 }
 
-function calibrationRow({targets, calibration, groups}) {
-  const accuracy = (groups.confidence ?? []).reduce((sum, bin) => sum + bin.share * bin.top1, 0);
-  return [whole.format(targets), `${(100 * calibration.confidence).toFixed(1)}%`, `${(100 * accuracy).toFixed(1)}%`,
+const accuracyOf = ({groups}) => (groups.confidence ?? []).reduce((sum, bin) => sum + bin.share * bin.top1, 0);
+
+function calibrationRow(evaluation) {
+  const {targets, calibration} = evaluation;
+  return [whole.format(targets), `${(100 * calibration.confidence).toFixed(1)}%`, `${(100 * accuracyOf(evaluation)).toFixed(1)}%`,
           `${(100 * calibration.ece).toFixed(2)}%`, calibration.temperature.toFixed(3), calibration.nats_gained.toFixed(4)];
 }
 

@@ -6,6 +6,8 @@ const form = document.getElementById("options"), dark = matchMedia("(prefers-col
 let page = null;  // the data
 let ticked = null;  // numbers of the runs that are shown
 
+const CONFIG = {responsive: true, displaylogo: false, showSendToCloud: false};  // of plots: nothing leaves this page
+
 const byId = id => document.getElementById(id);
 // Plotly reads a little HTML in names: a stranger's must stay text.
 const plain = name => name.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
@@ -19,14 +21,14 @@ const shownRuns = () => page.runs.map((run, i) => [run, i]).filter(([, i]) => ti
 
 function options() {
   const found = {};
-  for (const field of form.elements) found[field.name] = field.type === "checkbox" ? field.checked : field.value;
+  for (const field of form.querySelectorAll("select, input")) found[field.name] = field.type === "checkbox" ? field.checked : field.value;
   return found;
 }
 
 function layout(more) {
   const color = dark.matches ? "#ddd" : "#222", grid = dark.matches ? "#444" : "#e4e4e4", line = {gridcolor: grid, zeroline: false};
   return {paper_bgcolor: "transparent", plot_bgcolor: "transparent", font: {color}, showlegend: false, margin: {l: 60, r: 20, t: 10, b: 45},
-          hoverlabel: {bgcolor: dark.matches ? "#222" : "#fff"}, ...more, xaxis: {...line, ...more.xaxis}, yaxis: {...line, ...more.yaxis}};
+          hoverlabel: {bgcolor: dark.matches ? "#222" : "#fff", namelength: -1}, ...more, xaxis: {...line, ...more.xaxis}, yaxis: {...line, ...more.yaxis}};
 }
 
 // A small plot, drawn as soon as somebody can see it. Plotly comes last, because it is large: so the page opens fast.
@@ -34,7 +36,7 @@ const waiting = new Map(), seen = new IntersectionObserver(entries => entries.fo
   if (!isIntersecting || !window.Plotly || !waiting.has(target)) return;
   const [traces, more] = waiting.get(target);
   waiting.delete(target);
-  Plotly.react(target, traces, layout(more), {responsive: true, displayModeBar: false});
+  Plotly.react(target, traces, layout(more), {...CONFIG, displayModeBar: false});
 }), {rootMargin: "200px"});
 
 function plot(id, traces, more) {
@@ -66,6 +68,21 @@ function table(rows, parent, numbers = []) {
   return made;
 }
 
+// What came of a single run: its loss in each unit, and when it passed which baseline.
+function writeSummary() {
+  const place = byId("summary"), [run] = page.runs, nats = bestLoss(run);
+  place.replaceChildren();
+  if (page.runs.length > 1 || !page.curves || !isFinite(nats)) return;
+  element("p", `${run.best_nll ? "Loss of the best model on all validation targets" : "Lowest loss so far, on a part of the validation targets"}: ` +
+          `${nats.toFixed(4)} nats per token = ${(bits(nats) / run.bytes_per_token).toFixed(3)} bits per byte = perplexity ${short(Math.exp(nats))}.`, place);
+  const baselines = run.baselines.filter(each => each.name !== "entropy rate").sort((a, b) => b.nats - a.nats);
+  const beats = (loss, baseline) => loss < baseline.nats - page.equal;
+  const step = baseline => whole.format(run.val.step[run.val.val_nll.findIndex(loss => beats(loss, baseline))] ?? run.val.step.at(-1));
+  const passed = baselines.filter(each => beats(nats, each)).map(each => `${each.name} (step ${step(each)})`);
+  const ahead = baselines.filter(each => !beats(nats, each)).map(each => each.name);
+  element("p", [passed.length ? `Beats ${passed.join(", ")}.` : "", ahead.length ? `Does not beat ${ahead.join(", ")}.` : ""].join(" "), place);
+}
+
 function writeWords() {
   const place = byId("words"), runs = shownRuns(), several = page.runs.length > 1;
   place.hidden = !page.curves;
@@ -95,8 +112,9 @@ function drawAll() {
   draw();
   drawText();
   drawEvaluation();
+  writeSummary();
   writeWords();
-  const parts = {curves: "loss curves", text: "the text at its cost", evaluation: "calibration", words: "verdict and samples"};
+  const parts = {curves: "loss curves", text: "what each token costs", evaluation: "calibration", words: "verdict and samples"};
   byId("curves").hidden = !page.curves;
   const nav = document.querySelector("nav");
   nav.replaceChildren();

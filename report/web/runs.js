@@ -61,7 +61,7 @@ function drawRuns() {
     element("td", "", row).append(sparkline(run, color));
   }
   const notes = [];
-  if (page.runs.some(run => run.difference)) notes.push(`± is half of the 95% interval: noise of this text, not of other seeds; the first run is ${page.runs[0].name}`);
+  if (page.runs.some(run => run.difference)) notes.push(`± gives the 95% interval for another text of the same kind: a difference that is larger is not luck of this text, but another seed may also differ. The first run is ${page.runs[0].name}`);
   if (page.runs.some(run => !run.best_nll)) notes.push("* is the lowest loss so far, on a part of the validation text");
   if (notes.length) element("p", notes.join(". ") + ".", place);
 }

@@ -8,7 +8,7 @@ let chosen = -1, readingRun = null, others = {};  // the number of a token; the 
 const runsWithText = () => shownRuns().filter(([run]) => run.text);
 const readText = () => readingRun.text;
 const evaluationNow = () => readText().evaluations[Number(reading.elements.evaluation.value)];
-const quote = text => `“${text}”`;
+const quote = text => `“${text.replace(/^ | $/g, "␣")}”`;
 
 function paint(span, cost, strongest = DEAREST) {
   const share = Math.min(1, Math.abs(cost) / strongest);
@@ -64,7 +64,7 @@ function drawText() {
   evaluation.parentElement.hidden = readText().evaluations.length < 2;
   offer(versus, [["", "surprisal"], ...Object.keys(others).map(name => [name, `difference from ${name}`])]);
   if (chosen < 0 && page.versus) versus.value = page.versus;
-  if (chosen < 0 || chosen >= readText().tokens.length) chosen = evaluationNow().nll.findIndex(nll => nll !== null);
+  if (chosen < 0 || chosen >= readText().tokens.length) chosen = evaluationNow().nll.indexOf(Math.max(...evaluationNow().nll));  // the dearest
   heat.replaceChildren();
   readText().tokens.forEach((text, i) => {
     const span = element("span", text, heat, {role: "option", id: `token${i}`});
@@ -109,11 +109,12 @@ function describeToken(i) {
   if (nll === null) return title.append("masked, the model did not have to predict it");
   const costs = now.nll.slice(0, i + 1).filter(cost => cost !== null), sum = costs.reduce((a, b) => a + b, 0);
   title.append(`probability ${percent(Math.exp(-nll))}, ${bits(nll).toFixed(2)} bits, rank ${whole.format(now.rank[i])} of ${whole.format(text.vocab_size)}`);
+  if (now.rank[i] <= now.top[i].length && !now.top[i].some(token => text.names[token] === text.tokens[i])) title.append(", as others");
   const likelier = now.top[i].map((token, k) => `${quote(text.names[token])} ${percent(Math.exp(now.log_q[i][k]))}`);
   element("div", `most likely: ${likelier.join(", ")}`, place);
   const elsewhere = Object.entries(others).filter(([, values]) => values[i] !== null).map(([name, values]) => `${name} ${bits(values[i]).toFixed(2)}`);
-  element("div", `so far ${bits(sum).toFixed(1)} bits in ${whole.format(costs.length)} token${costs.length > 1 ? "s" : ""}, ${bits(sum / costs.length).toFixed(2)} each` +
-          (elsewhere.length ? `. Bits of this one elsewhere: ${elsewhere.join(", ")}` : ""), place);
+  element("div", `up to here ${bits(sum).toFixed(1)} bits in ${whole.format(costs.length)} token${costs.length > 1 ? "s" : ""}, ${bits(sum / costs.length).toFixed(2)} each` +
+          (elsewhere.length ? `. The same token costs ${elsewhere.join(", ")} bits` : ""), place);
 }
 
 function choose(i) {
@@ -124,7 +125,20 @@ function choose(i) {
   heat.setAttribute("aria-activedescendant", span.id);
   describeToken(i);
   drawSurprise();
+  drawLearning();
   drawSoftmax();
+}
+
+// What the chosen token cost at each evaluation.
+function drawLearning() {
+  const known = readText().evaluations.filter(each => each.nll[chosen] !== null), steps = known.map(each => each.step);
+  byId("learning").hidden = known.length < 2;
+  if (known.length < 2) return;
+  const x = axis("step", true), [blue, orange] = COLORS, now = evaluationNow();
+  plot("learning", [{x: steps.map(x.at), y: known.map(each => bits(each.nll[chosen])), customdata: steps.map(short), mode: "lines+markers",
+    line: {color: blue}, marker: {color: known.map(each => each === now ? orange : blue), size: known.map(each => each === now ? 12 : 5)},
+    hovertemplate: "%{y:.2f} bits at step %{customdata}<extra></extra>"}],
+    {xaxis: x.shown, hovermode: "closest", yaxis: {title: {text: "bits of the chosen token"}, rangemode: "tozero"}});
 }
 
 // The curve -log2 q, with the tokens of the text on it.
@@ -152,14 +166,14 @@ function drawSoftmax() {
   const norm = T === 1 ? 0 : now.log_z[chosen][text.temperatures.indexOf(T)];
   const withRest = shares => [...shares, Math.max(0, 1 - shares.reduce((a, b) => a + b, 0))];
   const q = withRest(logs.map(Math.exp)), tempered = withRest(logs.map(log => Math.exp(log / T - norm)));
-  const x = [...names.map((name, k) => plain(quote(name)) + (k === place ? " ✓" : "")), "all others"], bar = {type: "bar", x};
-  const [blue, orange] = COLORS, title = {text: "the softmax before the chosen token"};
+  const x = [...names.map((name, k) => plain(quote(name)) + (k === place ? " ✓" : "")), "others"], bar = {type: "bar", x};
+  const [blue, orange] = COLORS, title = {text: "what the model expected; ✓: it came"};
   plot("softmax", [{...bar, y: q, name: "q", marker: {color: blue}, hovertemplate: "%{x}: %{y:.4f}<extra>T = 1</extra>"},
     {...bar, y: tempered, name: `at temperature ${T}`, marker: {color: orange}, hovertemplate: `%{x}: %{y:.4f}<extra>T = ${T}</extra>`}],
-    {barmode: "group", showlegend: true, legend: {orientation: "h", x: 1, xanchor: "right", y: 1.15}, xaxis: {type: "category", title}, yaxis: {title: {text: "probability"}, rangemode: "tozero"}});
+    {barmode: "group", showlegend: true, legend: {orientation: "h", x: 1, xanchor: "right", y: 1.15}, xaxis: {type: "category", title}, yaxis: {title: {text: "probability q"}, range: [0, 1.02]}});
   plot("gradient", [{...bar, y: q.map((share, k) => share - (k === place)), marker: {color: q.map((_, k) => k === place ? blue : orange)},
     hovertemplate: "%{x}: %{y:.4f}<extra>q − p</extra>"}],
-    {xaxis: {type: "category", title: {text: "the gradient with respect to their logits"}}, yaxis: {title: {text: "q − p"}}});
+    {xaxis: {type: "category", title: {text: "gradient at each logit; p = 1 at ✓"}}, yaxis: {title: {text: "q − p"}, range: [-1.05, 1.05]}});
 }
 
 // The bits of each line by the run and by the others; the lowest of a line is bold.
@@ -176,7 +190,8 @@ function drawLines() {
   place.replaceChildren();
   const made = table([["line", ...Object.keys(columns)], ...shown.map(([line, costs], k) => [line, ...costs.map(sum => sum.toFixed(k === shown.length - 1 ? 3 : 0))])],
                      place, Object.keys(columns).map((_, k) => k + 1));
-  shown.forEach(([, costs], k) => made.rows[k + 1].cells[1 + costs.indexOf(Math.min(...costs))].classList.add("best"));
+  if (Object.keys(columns).length > 1) shown.forEach(([, costs], k) => made.rows[k + 1].cells[1 + costs.indexOf(Math.min(...costs))].classList.add("best"));
+  if (columns.gzip) element("p", "gzip counts whole bytes, and pays for words that it has seen before at their first character: a line may cost it nothing.", place);
   if (ends.length > 60) element("p", `These are the first 60 of ${whole.format(ends.length)} lines.`, place);
 }
 
