@@ -14,13 +14,13 @@ const bestLoss = run => run.best_nll ?? Math.min(Infinity, ...run.val.val_nll ??
 // A title, the value to sort by, and the text.
 const COLUMNS = [
   ["run", run => run.name, run => run.name],
-  ["differs from the defaults", run => run.options, run => run.options],
-  ["text", run => `${run.corpus} (${run.tokenizer})`, run => `${run.corpus} (${run.tokenizer})`],
   ["best loss, nats", bestLoss, run => isFinite(bestLoss(run)) ? bestLoss(run).toFixed(4) + (run.best_nll ? "" : " *") : ""],
   ["above the first run", run => run.difference ? run.difference.value : -Infinity, run => run.difference ? difference(run.difference) : ""],
   ["bits/byte", run => bits(bestLoss(run)) / run.bytes_per_token, run => isFinite(bestLoss(run)) ? (bits(bestLoss(run)) / run.bytes_per_token).toFixed(3) : ""],
   ["seconds", run => run.val.seconds?.at(-1) ?? 0, run => short(run.val.seconds?.at(-1) ?? 0)],
-  ["tokens/s", speed, run => short(speed(run))]];
+  ["tokens/s", speed, run => short(speed(run))],
+  ["differs from the defaults", run => run.options, run => run.options],
+  ["text", run => `${run.corpus} (${run.tokenizer})`, run => `${run.corpus} (${run.tokenizer})`]];
 const NUMBERS = ["best loss, nats", "above the first run", "bits/byte", "seconds", "tokens/s"];  // columns that stand to the right
 
 function speed(run) {
