@@ -194,7 +194,7 @@ def rounded(numbers: list[tuple[int, str, float]]) -> Counter[tuple[int, str, fl
 
 def assert_same(tracked: Tracked, files: Tracked) -> None:
     assert rounded(tracked.numbers) == rounded(files.numbers)
-    assert sorted(tracked.texts) == files.texts
+    assert {*tracked.texts} == {*files.texts}  # MLflow keeps one of each step
     assert files.config.items() <= tracked.config.items()
 
 
@@ -220,8 +220,9 @@ def test_a_tracker_has_what_the_files_have_also_after_resuming(name: str, data_d
     files = read_files(run)
     assert (files.config["max_iters"], files.config["tracker"]) == ("6", name)
     stays = [number for number in first.numbers if number[0] > 2 and name != "tensorboard"]
+    texts = [text for text in first.texts if text[0] > 2 and name != "tensorboard"]
     (tracked,) = read_tracked(name, run)
-    assert_same(tracked, files._replace(numbers=files.numbers + stays))
+    assert_same(tracked, files._replace(numbers=files.numbers + stays, texts=files.texts + texts))
 
     call("train.py", *train, out, "--max_iters=1")
     *_, tracked = everything = read_tracked(name, run)
