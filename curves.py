@@ -7,6 +7,7 @@ from pydantic import Field
 
 from config.cli import load_options
 from config.errors import UserError, run_command
+from config.files import check_page_name
 from config.schema import Section, Text
 from engine.run import Run, is_run, open_run
 from report.figures import draw_png, draw_terminal
@@ -26,6 +27,7 @@ class CurveOptions(Section):
 
 def main(argv: list[str]) -> None:
     paths, options = load_options(CurveOptions, argv, "RUN", "+", "directories of runs, or a directory with runs in it")
+    check_page_name(options.html)
     runs = [run for path in paths for run in open_runs(Path(path))]
     if empty := [str(run.path) for run in runs if not run.has_metrics()]:
         raise UserError(f"{', '.join(empty)}: no metrics yet; train first")

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from config.cli import load_options
 from config.errors import UserError, run_command
+from config.files import check_page_name
 from config.schema import Count, Section, Text
 from data.batches import EvalText
 from data.documents import Split, encode_documents, read_documents, split_documents
@@ -53,6 +54,7 @@ def read_arguments(argv: list[str]) -> tuple[list[Run], EvaluateOptions]:
         if pair <= options.model_fields_set:
             raise UserError(f"{' and '.join(sorted(pair)).rstrip('_')}: use one of them" + (
                 "; two runs are compared on all of the text" if "max_tokens" in pair else ""))
+    check_page_name(options.html)
     for run in runs:
         run.tokenizer.encode_prompt(options.explain)  # tells unknown characters
     return runs, options

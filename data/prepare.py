@@ -30,6 +30,7 @@ from data.corpora import DATA, read_corpus
 from data.documents import Split, encode_documents, split_documents
 from data.markov import LENGTH, MarkovSource
 from data.tokenizer import Tokenizer, char_tokenizer, load_gpt2, load_tokenizer, train_bpe
+from surprisal import nats_to_bits
 
 FORMAT = 8  # of prepared files; those of an older one are not used
 WAIT = 600  # seconds that another process may take to prepare the same corpus
@@ -40,11 +41,6 @@ class SplitInfo(BaseModel, frozen=True):
     bytes: int
     documents: int
     targets: int
-
-    @property
-    def bytes_per_token(self) -> float:
-        """A number above 0 also for a split without tokens."""
-        return max(1, self.bytes) / max(1, self.tokens)
 
 
 class CorpusInfo(BaseModel, frozen=True):
@@ -60,6 +56,12 @@ class CorpusInfo(BaseModel, frozen=True):
     baselines: list[Baseline]
     entropy_rate: float | None = None  # of the text's source, in nats per token, where it is known
     source_nll: float | None = None  # the source's own loss on the validation split, in nats per token
+
+    @property
+    def bytes_per_target(self) -> float:
+        """Of the validation split, from a baseline in two units: masked tokens may be shorter or longer."""
+        one = max(self.baselines, key=lambda each: each.nats_per_token)
+        return nats_to_bits(one.nats_per_token) / one.bits_per_byte if one.bits_per_byte else 1.0
 
     def describe(self) -> str:
         """The corpus in a line or two, and its baselines, from the worst to the best."""

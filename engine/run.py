@@ -54,8 +54,18 @@ class Run:
     @cached_property
     def id(self) -> str:
         """Stays when the run is resumed, or its directory renamed; a new run has a new one, whatever its name."""
+        return self._read_id()
+
+    def _read_id(self) -> str:
         first_start = (self.path / "history.jsonl").read_bytes().split(b"\n")[0]
         return hashlib.sha256(first_start).hexdigest()[:8]
+
+    def is_there(self) -> bool:
+        """Whether its directory is still that of this run: nobody moved it, removed it, or put another there."""
+        try:
+            return self.id == self._read_id()
+        except OSError:
+            return False
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

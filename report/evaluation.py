@@ -3,9 +3,10 @@
 from typing import Any
 
 from data.baselines import Baseline
-from report.analysis import BLOCKS, RESAMPLES
+from report.analysis import BLOCKS, RESAMPLES, TEMPERATURES
 from report.words import beside_baselines
 
+FEW = 10 * BLOCKS  # targets: resamples of fewer promise too much
 UNITS = [("nats per token", "nats_per_token", ".4f"), ("bits per token", "bits_per_token", ".4f"),
          ("bits per byte", "bits_per_byte", ".4f"), ("perplexity", "perplexity", ".3f"), ("top-1", "top1", ".2%"),
          ("top-5", "top5", ".2%")]
@@ -20,7 +21,7 @@ def describe(found: dict[str, Any]) -> str:
         [f"{found['run']}, {found['checkpoint']} checkpoint of step {found['step']:,}, on {found['text']}: "
          f"{found['targets']:,} targets{part}, {found['bytes']:,} bytes,",
          f"each once, in a window of {found['block_size']:,}{moves}; {found['device']}"],
-        _losses(found["loss"]), _remarks(found), _comparison(found["loss"], found["against"]), _calibration(found),
+        _losses(found["loss"]), _remarks(found), _comparison(found), _calibration(found),
         *(_table(kind, groups) for kind, groups in found["groups"].items())]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
@@ -43,10 +44,13 @@ def _remarks(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _comparison(loss: dict[str, Any], against: dict[str, Any] | None) -> list[str]:
+def _comparison(found: dict[str, Any]) -> list[str]:
+    loss, against = found["loss"], found["against"]
     if against is None:
         return []
-    lines = [f"Compared with {against['run']} of step {against['step']:,}, on the same targets and resamples:"]
+    targets = ("the same targets" if found["bytes"] == against["bytes"] else
+               f"{against['bytes']:,} bytes, as their first tokens differ,")
+    lines = [f"Compared with {against['run']} of step {against['step']:,}, on {targets} and the same resamples:"]
     if against["other_targets"]:
         lines.append("  It was trained with another mask: these are not the targets that it was trained on.")
     if against["may_have_seen_it"]:
@@ -58,6 +62,8 @@ def _comparison(loss: dict[str, Any], against: dict[str, Any] | None) -> list[st
     if "nats_per_token" not in against["difference"]:
         lines.append("  The two use different tokens: only bits per byte can be compared.")
     bits = against["difference"]["bits_per_byte"]
+    if found["targets"] < FEW:
+        return [*lines, f"  It is too short to tell whether the difference is noise: fewer than {FEW:,} targets."]
     noise = ("may be noise: its interval contains 0." if bits["low"] <= 0 <= bits["high"] else
              "is more than noise: its interval does not contain 0.")
     return [*lines, f"  The difference {noise} This is about this text, not about other seeds."]
@@ -68,8 +74,14 @@ def _calibration(found: dict[str, Any]) -> list[str]:
     excess = calibration["confidence"] - top1
     return [f"Calibration: mean confidence {calibration['confidence']:.1%}, accuracy {top1:.1%}: "
             f"{'over' if excess > 0 else 'under'}confident by {abs(excess):.1%}. ECE {calibration['ece']:.2%}.",
-            f"The temperature with the lowest loss is {calibration['temperature']:.3f}; it gains "
+            f"The temperature with the lowest loss is {calibration['temperature']:.3f}{_end(calibration)}; it gains "
             f"{calibration['nats_gained']:.4f} nats per token, but was fitted to this text."]
+
+
+def _end(calibration: dict[str, Any]) -> str:
+    """A remark if a lower or higher temperature, which was not tried, may be better."""
+    tried = min(TEMPERATURES) * 1.001 < calibration["temperature"] < max(TEMPERATURES) / 1.001
+    return "" if tried else ", the end of what was tried"
 
 
 def _table(kind: str, groups: list[dict[str, Any]]) -> list[str]:

@@ -42,7 +42,7 @@ class Curve:
         ends, train = _series(records, x, "train_nll")  # means of all steps since the line before
         starts = [record.get(x, 0.0) for record in records[:1]] + ends
         middles = [(start + end) / 2 for start, end in zip(starts, ends, strict=False)]
-        scale = 1.0 if unit == "nats" else bits_per_byte(1.0, run.info.val.bytes_per_token)
+        scale = 1.0 if unit == "nats" else bits_per_byte(1.0, run.info.bytes_per_target)
         self.train = thin(middles), [scale * nll for nll in thin(train)]
         self.best: Series = [], []  # one point
         self.label = f"no evaluation  {_shorten(run.name, 48)}"

@@ -100,7 +100,7 @@ def _describe(run: Run, evaluation: Evaluation | None, at_most: int) -> dict[str
                if name not in ("out_dir", "init_from", "dtype")}
     return {"name": run.name, "val": _thin(val), "train": _thin(train), "best_nll": final.get("best_val_nll"),
             "options": ", ".join(f"{name}={value}" for name, value in changed.items()),
-            "corpus": info.name, "tokenizer": info.tokenizer, "bytes_per_token": info.val.bytes_per_token,
+            "corpus": info.name, "tokenizer": info.tokenizer, "bytes_per_target": info.bytes_per_target,
             "baselines": [{"name": each.name, "nats": each.nats_per_token, "bits_per_byte": each.bits_per_byte,
                            "perplexity": perplexity(each.nats_per_token)} for each in info.baselines],
             "samples": _read_samples(run.path / "samples.jsonl"),
@@ -124,7 +124,7 @@ def _difference(run: Run, evaluation: Evaluation | None, first: Run, of_first: E
 def _parts(run: Run, evaluation: Evaluation) -> analysis.Columns:
     """The parts of the validation text, in the form of tokens."""
     tokens, none = np.array(evaluation.part_targets), np.zeros(len(evaluation.part_targets))
-    n_bytes = tokens * run.info.val.bytes_per_token
+    n_bytes = tokens * run.info.bytes_per_target
     return {"tokens": tokens, "bytes": n_bytes, "offset": (np.cumsum(n_bytes) - n_bytes).astype(int),
             "nll": np.array(evaluation.part_nll), "top1": none, "top5": none}
 

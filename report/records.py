@@ -110,7 +110,7 @@ def describe_text(tokenizer: Tokenizer, passages: Sequence[Passage], others: dic
     if not passages:
         return None
     tokens, names = passages[0].tokens, {token for each in passages for row in each.top for token in row or []}
-    return {"tokens": [show_token(tokenizer, token) for token in tokens],
+    return {"ids": tokens, "tokens": [show_token(tokenizer, token) for token in tokens],
             "names": {token: show_token(tokenizer, token) for token in sorted(names)},
             "bytes": tokenizer.byte_lengths[tokens].tolist(), "vocab_size": tokenizer.vocab_size,
             "temperatures": PASSAGE_TEMPERATURES,

@@ -37,7 +37,7 @@ class Tracker:
                 for line in iter(self.lines.get, None):
                     step = line.pop("step")
                     write_text(line["text"], step) if "text" in line else write(line, step)
-        except Exception as error:  # of any kind: these packages, and what they connect to, are not ours
+        except (Exception, SystemExit) as error:  # of any kind: these packages, and what they connect to, are not ours
             self.say(f"warning: {self.name} failed, and training continues without it: {error!r:.200}")
         self.is_open.set()
 

@@ -47,6 +47,7 @@ class TrainLog:
         self.failing: set[str] = set()  # files that could not be written the last time
         self.next_page = 0.0  # the time from which on the page may be written again
         dist.on_rank0(start_run, run, state.step, str(dist))
+        dist.on_rank0(run.is_there)  # keeps its id
         self.attempt("report.html", page.write_live_page)
         self.logged_step, self.passed = dist.on_rank0(self.read_progress)
         self.tracker = Tracker(run, state.step, self.say, dist.rank)
@@ -137,8 +138,14 @@ class TrainLog:
     def attempt(self, name: str, write: Callable[..., None], *arguments: Any) -> None:
         """Rank 0 calls write(path, *arguments); if there is no room, a warning says so, and training continues."""
         path = self.run.path / name
+
+        def write_there() -> None:
+            if not self.run.is_there():
+                raise OSError("somebody moved or replaced its directory")
+            write(path, *arguments)
+
         try:
-            self.dist.on_rank0(write, path, *arguments)
+            self.dist.on_rank0(write_there)
             self.failing.discard(name)
         except OSError as error:
             if name not in self.failing:
@@ -185,8 +192,8 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog) -> int:
     """Measure the best model on all validation text, draw the curves, say what came of it; returns the exit code."""
     run, dist, cfg, final = log.run, log.dist, log.run.config, None
     if "last.safetensors" in log.failing:
-        raise UserError(f"{run.path}: the last checkpoint could not be written; make room, and resume with "
-                        "--init_from=resume")
+        raise UserError(f"{run.path}: the last checkpoint could not be written; make room, or move the directory back, "
+                        "and resume with --init_from=resume")
     if log.state.best_nll is not None:
         best = load_checkpoint(run.path / "best.safetensors", model)
         val_text = replace(run.eval_text(corpus.val), min_batches=BLOCKS)  # for the interval of a difference

@@ -80,7 +80,7 @@ def test_the_controls_do_what_they_say(tab: Tab, own: Path) -> None:
     val = [record["val_nll"] for record in records]
     assert y_of(tab, 1) == pytest.approx(val, rel=1e-5)
     tab.page.select_option("[name=y]", "bits_per_byte")
-    bits = [nll / math.log(2) / run.info.val.bytes_per_token for nll in val]
+    bits = [nll / math.log(2) / run.info.bytes_per_target for nll in val]
     assert y_of(tab, 1) == pytest.approx(bits, rel=1e-5)
     tab.page.select_option("[name=y]", "perplexity")
     assert y_of(tab, 1) == pytest.approx([math.exp(nll) for nll in val], rel=1e-4)
@@ -178,6 +178,15 @@ def test_the_lines_add_up(tab: Tab) -> None:
     assert {"unigram", "bigram", "gzip"} <= set(rows[0])
     *lines, total, _ = [[float(bits) for bits in row[1:]] for row in rows[1:]]
     assert [sum(column) for column in zip(*lines, strict=True)] == pytest.approx(total, abs=len(rows) / 2)
+
+
+def test_a_run_may_have_the_name_of_a_baseline(own: Path, browser: Any) -> None:
+    named = Path(shutil.copytree(own, own.with_name("unigram")))
+    write_page(own / "page.html", describe_runs([open_run(named)]))
+    rows = "[...document.querySelectorAll('#lines tr')].map(row => [...row.cells].map(each => each.textContent))"
+    title, *_, last = Tab(browser, own / "page.html")(rows)
+    assert title[1:3] == ["unigram (run)", "unigram"]
+    assert last[1] != last[2]
 
 
 def test_an_open_page_follows_the_training(browser: Any, own: Path) -> None:

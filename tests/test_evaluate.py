@@ -418,6 +418,23 @@ def test_against_another_run(runs) -> None:
     assert found("out/whole", "--against=out/wide")["against"]["block_size"] == 16  # another context length
 
 
+def test_a_short_text_does_not_tell_noise_from_more(runs) -> None:
+    Path("short.txt").write_text("the cat sat")
+    assert "too short to tell" in said("out/whole", "--text=short.txt", "--against=out/short")
+    words = said("out/whole", "--text=short.txt", "--against=out/bpe")
+    assert re.search(r"on \d+ bytes, as their first tokens differ", words)
+
+
+def test_a_page_replaces_no_text(runs) -> None:
+    Path("mine.txt").write_text("the cat sat")
+    for command, *argv in (("evaluate.py", "out/whole", "--text=mine.txt"), ("curves.py", "out/whole")):
+        for name in ("mine.txt", "out/whole/config.toml", "out"):
+            done = call(command, *argv, f"--html={name}", check=False)
+            assert done.returncode == 2
+            assert done.stderr == f"error: html={name}: the name of a page ends in .html, as in page.html\n"
+    assert Path("mine.txt").read_text() == "the cat sat"
+
+
 def test_against_a_run_with_other_tokens(runs) -> None:
     result = found("out/whole", "--against=out/bpe")
     assert result["against"]["loss"] == found("out/bpe")["loss"]

@@ -55,6 +55,28 @@ def test_metrics_are_appended_not_rewritten(data_dir) -> None:
     assert metrics.read_bytes().startswith(before[:1000])
 
 
+def test_a_directory_that_was_moved_is_not_made_anew(data_dir, capsys) -> None:
+    """Nor is that of another run touched, which somebody put in its place."""
+    config, _ = load_config(["--corpus=text.txt", "--out_dir=out/run", *TINY])
+    corpus, dist = prepare_corpus(config.data), setup_distributed("cpu", "float32")
+    run = create_run(config, corpus)
+    log = TrainLog(run, dist, GPT(config.model, corpus.info.vocab_size), corpus, TrainState())
+    log.write({"step": 0})
+    moved = run.path.rename(data_dir / "moved")
+    log.write({"step": 1})
+    assert not run.path.exists()
+    other = create_run(config, corpus)
+    TrainLog(other, dist, GPT(config.model, corpus.info.vocab_size), corpus, TrainState()).write({"step": 0})
+    for _ in range(2):
+        log.write({"step": 2})
+    assert len(read_metrics(other.path)) == 1
+    shutil.rmtree(other.path)
+    moved.rename(run.path)
+    log.write({"step": 3})
+    assert [record["step"] for record in read_metrics(run.path)] == [0, 3]
+    assert capsys.readouterr().out.count("somebody moved or replaced its directory") == 1
+
+
 def test_checkpoints_leave_no_file_open(data_dir) -> None:
     model = GPT(load_config(TINY)[0].model, 13)
     save_checkpoint(data_dir / "last.safetensors", model, TrainState())

@@ -65,6 +65,19 @@ def test_a_page_of_several_runs_says_what_differs(own: Path, data_dir: Path) -> 
     assert (own / "both.html").stat().st_size < 6e6
 
 
+def test_bits_per_byte_are_those_of_the_targets(data_dir: Path) -> None:
+    """Under a mask: here, targets are digits and names, which are not masked, are long tokens."""
+    lines = [f"abcdefghij: {number % 10} {number % 7} {number % 3}\n" for number in range(400)]
+    Path("masked.txt").write_text("".join(lines))
+    call("train.py", "--corpus=masked.txt", "--mask=^[a-z]+: ", "--tokenizer=bpe", "--vocab_size=270",
+         "--out_dir=out/m", *TINY)
+    run, final = open_run(Path("out/m")), read_metrics(Path("out/m"))[-1]
+    (shown,) = describe_runs([run])["runs"]
+    bits = final["best_val_nll"] / math.log(2) / shown["bytes_per_target"]
+    assert bits == pytest.approx(final["best_val_bits_per_byte"])
+    assert run.info.val.bytes / run.info.val.tokens != pytest.approx(shown["bytes_per_target"], rel=0.1)
+
+
 def test_a_million_lines_are_thinned(own: Path) -> None:
     with (own / "metrics.jsonl").open("w") as file:
         for step in range(20_000):

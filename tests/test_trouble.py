@@ -270,7 +270,7 @@ def test_a_full_disk_costs_no_checkpoint_and_training_continues(data_dir: Path) 
         done = resume("--schedule=constant", returns=2)
     assert done.stdout.count("warning: out/run/last.safetensors could not be written (") == 1
     assert "File too large" in done.stdout
-    assert done.stderr.startswith("error: out/run: the last checkpoint could not be written; make room, and resume")
+    assert done.stderr.startswith("error: out/run: the last checkpoint could not be written; make room, or move")
     assert steps(run) == [*range(7)]
     assert {name: (run / name).read_bytes() for name in before} == before
     assert not list(run.glob(".*"))

@@ -9,7 +9,7 @@ const SMALL = {lr: "learning rate", grad_norm: "gradient norm", tokens_per_secon
 
 // A loss in nats per token, in the unit of the picture.
 function inUnit(nats, run, unit) {
-  return unit === "perplexity" ? Math.exp(nats) : unit === "nats" ? nats : bits(nats) / run.bytes_per_token;
+  return unit === "perplexity" ? Math.exp(nats) : unit === "nats" ? nats : bits(nats) / run.bytes_per_target;
 }
 
 // An exponential mean without the first point's weight (Adam's correction), of nats, before any change of units.

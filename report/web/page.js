@@ -74,7 +74,7 @@ function writeSummary() {
   place.replaceChildren();
   if (page.runs.length > 1 || !page.curves || !isFinite(nats)) return;
   element("p", `${run.best_nll ? "Loss of the best model on all validation targets" : "Lowest loss so far, on a part of the validation targets"}: ` +
-          `${nats.toFixed(4)} nats per token = ${(bits(nats) / run.bytes_per_token).toFixed(3)} bits per byte = perplexity ${short(Math.exp(nats))}.`, place);
+          `${nats.toFixed(4)} nats per token = ${(bits(nats) / run.bytes_per_target).toFixed(3)} bits per byte = perplexity ${short(Math.exp(nats))}.`, place);
   const baselines = run.baselines.filter(each => each.name !== "entropy rate").sort((a, b) => b.nats - a.nats);
   const beats = (loss, baseline) => loss < baseline.nats - page.equal;
   const step = baseline => whole.format(run.val.step[run.val.val_nll.findIndex(loss => beats(loss, baseline))] ?? run.val.step.at(-1));

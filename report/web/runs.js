@@ -16,7 +16,7 @@ const COLUMNS = [
   ["run", run => run.name, run => run.name],
   ["best loss, nats", bestLoss, run => isFinite(bestLoss(run)) ? bestLoss(run).toFixed(4) + (run.best_nll ? "" : " *") : ""],
   ["above the first run", run => run.difference ? run.difference.value : -Infinity, run => run.difference ? difference(run.difference) : ""],
-  ["bits/byte", run => bits(bestLoss(run)) / run.bytes_per_token, run => isFinite(bestLoss(run)) ? (bits(bestLoss(run)) / run.bytes_per_token).toFixed(3) : ""],
+  ["bits/byte", run => bits(bestLoss(run)) / run.bytes_per_target, run => isFinite(bestLoss(run)) ? (bits(bestLoss(run)) / run.bytes_per_target).toFixed(3) : ""],
   ["seconds", run => run.val.seconds?.at(-1) ?? 0, run => short(run.val.seconds?.at(-1) ?? 0)],
   ["tokens/s", speed, run => short(speed(run))],
   ["differs from the defaults", run => run.options, run => run.options],

@@ -18,10 +18,13 @@ function paint(span, cost, strongest = DEAREST) {
 // Temperatures in order, 1 among them.
 const temperatures = () => [...readText().temperatures, 1].sort((a, b) => a - b);
 
+// A run's name, which may be that of a baseline.
+const labelOf = run => run.name in readText().others ? `${run.name} (run)` : run.name;
+
 // The NLLs of the same tokens by baselines and other runs, by name.
 function otherCosts() {
   const same = runsWithText().filter(([run]) => run !== readingRun && run.text.tokens.join("\0") === readText().tokens.join("\0"));
-  return {...readText().others, ...Object.fromEntries(same.map(([run]) => [run.name, run.text.evaluations[bestEvaluation(run)].nll]))};
+  return {...readText().others, ...Object.fromEntries(same.map(([run]) => [labelOf(run), run.text.evaluations[bestEvaluation(run)].nll]))};
 }
 
 function mean(values) {
@@ -63,7 +66,7 @@ function drawText() {
     : page.live ? evaluation.max : bestEvaluation(readingRun);
   evaluation.parentElement.hidden = readText().evaluations.length < 2;
   offer(versus, [["", "surprisal"], ...Object.keys(others).map(name => [name, `difference from ${name}`])]);
-  if (chosen < 0 && page.versus) versus.value = page.versus;
+  if (chosen < 0 && page.versus) versus.value = labelOf(page.runs.at(-1));
   if (chosen < 0 || chosen >= readText().tokens.length) chosen = evaluationNow().nll.indexOf(Math.max(...evaluationNow().nll));  // the dearest
   heat.replaceChildren();
   readText().tokens.forEach((text, i) => {
@@ -109,7 +112,7 @@ function describeToken(i) {
   if (nll === null) return title.append("masked, the model did not have to predict it");
   const costs = now.nll.slice(0, i + 1).filter(cost => cost !== null), sum = costs.reduce((a, b) => a + b, 0);
   title.append(`probability ${percent(Math.exp(-nll))}, ${bits(nll).toFixed(2)} bits, rank ${whole.format(now.rank[i])} of ${whole.format(text.vocab_size)}`);
-  if (now.rank[i] <= now.top[i].length && !now.top[i].some(token => text.names[token] === text.tokens[i])) title.append(", as others");
+  if (now.rank[i] <= now.top[i].length && !now.top[i].includes(text.ids[i])) title.append(", as others");
   const likelier = now.top[i].map((token, k) => `${quote(text.names[token])} ${percent(Math.exp(now.log_q[i][k]))}`);
   element("div", `most likely: ${likelier.join(", ")}`, place);
   const elsewhere = Object.entries(others).filter(([, values]) => values[i] !== null).map(([name, values]) => `${name} ${bits(values[i]).toFixed(2)}`);
@@ -161,7 +164,7 @@ function drawSoftmax() {
   byId("softmax").hidden = byId("gradient").hidden = masked;
   if (masked) return;
   const came = text.tokens[chosen], names = now.top[chosen].map(token => text.names[token]), logs = [...now.log_q[chosen]];
-  let place = now.rank[chosen] <= names.length ? names.indexOf(came) : -1;
+  let place = now.top[chosen].indexOf(text.ids[chosen]);
   if (place < 0) place = names.push(came) - 1, logs.push(-nll);
   const norm = T === 1 ? 0 : now.log_z[chosen][text.temperatures.indexOf(T)];
   const withRest = shares => [...shares, Math.max(0, 1 - shares.reduce((a, b) => a + b, 0))];
@@ -178,7 +181,7 @@ function drawSoftmax() {
 
 // The bits of each line by the run and by the others; the lowest of a line is bold.
 function drawLines() {
-  const text = readText(), columns = {[readingRun.name]: evaluationNow().nll, ...others}, ends = [];
+  const text = readText(), columns = {[labelOf(readingRun)]: evaluationNow().nll, ...others}, ends = [];
   text.tokens.forEach((token, i) => { if (/⏎$|<\|eos\|>$/.test(token) || i === text.tokens.length - 1) ends.push(i + 1); });
   const rows = ends.slice(0, 60).map((end, k) => [text.tokens.slice(ends[k - 1] ?? 0, end).join(""), ends[k - 1] ?? 0, end]);
   const known = i => Object.values(columns).every(values => values[i] !== null);
