@@ -20,7 +20,7 @@ from engine.generate import generate
 from engine.run import Run, is_run, open_run
 from engine.scoring import predict, score
 from report.explain import paint_costs, show_costs, show_token
-from report.figures import draw_terminal, make_figure
+from report.figures import X_LABELS, Y_LABELS, draw_terminal, make_figure
 from surprisal import LN2, bits_per_byte, perplexity
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +49,8 @@ class Model:
     def sample(self, prompt: str = "", max_new_tokens: int = 500, temperature: float = 0.8, top_k: int = 0,
                top_p: float = 1.0, seed: int = 1337) -> "SampledText":
         """The prompt and its continuation; sample.py has the same options."""
+        if not (0 <= temperature < float("inf") and 0 < top_p <= 1 and top_k >= 0):
+            raise UserError("sample: temperature and top_k are 0 or more, and top_p is above 0 and at most 1")
         tokenizer, prompt = self.run.tokenizer, prompt or self.run.info.prompt
         steps = generate(self.gpt, tokenizer.encode_prompt(prompt), self.dist, max_new_tokens=max_new_tokens,
                          temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, eos=tokenizer.eos)
@@ -58,6 +60,9 @@ class Model:
                ) -> "Curves":
         """The loss curves of this run and others; curves.py has the same options."""
         runs = [self.run, *(other.run if isinstance(other, Model) else _open(other) for other in others)]
+        for name, value, known in (("x", x, X_LABELS), ("scale", scale, ("log", "linear")), ("unit", unit, Y_LABELS)):
+            if value not in known:
+                raise UserError(f"curves: {name}={value!r}: use one of {', '.join(known)}")
         return Curves(runs, x, scale, unit)
 
 

@@ -150,6 +150,12 @@ def test_mistakes_are_told(model: Model) -> None:
         model.score("<script>")
     with pytest.raises(UserError, match="nowhere: not a run"):
         model.curves("nowhere")
+    for wrong in ({"x": "flops"}, {"scale": "foo"}, {"unit": "bits"}):
+        with pytest.raises(UserError, match="use one of"):
+            model.curves(**wrong)
+    for wrong_sample in ({"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_k": -1}):
+        with pytest.raises(UserError, match="sample: "):
+            model.sample(**wrong_sample)
 
 
 def test_the_lines_in_the_readme_work(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
