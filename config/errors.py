@@ -23,6 +23,7 @@ class UserError(Exception):
 
 def run_command(main: Callable[[list[str]], object]) -> None:
     """Call main(argv); turn a UserError, an OSError or Ctrl-C into one line on stderr and an exit code."""
+    _on_interrupt(signal.default_int_handler)
     if RANK > 0:  # only rank 0 speaks
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
@@ -40,6 +41,12 @@ def run_command(main: Callable[[list[str]], object]) -> None:
         _fail(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+    _on_interrupt(lambda *_: os._exit(130))  # what comes next imports torch, where Ctrl-C would print many lines
+
+
+def _on_interrupt(handler: Callable[..., object]) -> None:
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a shell's background
+        signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager

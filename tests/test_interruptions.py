@@ -176,6 +176,22 @@ def test_a_dead_rank_ends_the_others_with_a_message(clone: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("script", ["train.py", "sample.py"])
+def test_ctrl_c_while_torch_is_imported_is_silent(clone: Path, trained, script: str) -> None:
+    arguments = BUSY if script == "train.py" else [str(trained[0])]
+    process = subprocess.Popen([sys.executable, script, *arguments], cwd=clone, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    maps = Path(f"/proc/{process.pid}/maps")
+    while "libtorch" not in maps.read_text():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in told
+
+
+@pytest.mark.slow
 def test_torchrun_restarts_a_job_of_which_a_rank_died(clone: Path) -> None:
     out, whole = clone / "out/restarted", clone / "out/undisturbed"
     torchrun = subprocess.Popen(
