@@ -20,9 +20,9 @@ def replacing(path: Path, keep_as: Path | None = None) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    new.touch()
-    mode = new.stat().st_mode  # safetensors replaces the file by one that nobody else may read
     try:
+        new.touch()
+        mode = new.stat().st_mode  # safetensors replaces the file by one that nobody else may read
         yield new
         new.chmod(mode)
         with new.open("r+b") as file:
@@ -30,6 +30,10 @@ def replacing(path: Path, keep_as: Path | None = None) -> Iterator[Path]:
         if keep_as and path.exists():
             os.replace(path, keep_as)
         os.replace(new, path)
+    except OSError as error:
+        if error.filename in (None, str(new)):  # a full disk has no name, and a hidden name says little
+            error.filename = str(path)
+        raise
     finally:
         new.unlink(missing_ok=True)
 

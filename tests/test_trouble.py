@@ -21,6 +21,7 @@ import engine.step
 import report.trainlog
 from config.cli import load_config
 from config.errors import UserError, out_of_memory
+from config.files import write_atomically
 from config.schema import Config, ModelConfig, OptimConfig
 from data.batches import Batch
 from engine.checkpoint import load_model
@@ -260,6 +261,13 @@ def test_a_full_disk_is_told_once_and_training_continues(data_dir: Path, monkeyp
     printed = train().stdout
     assert printed.count("warning: out/run/metrics.jsonl could not be written (No space left on device)") == 1
     assert steps(data_dir / "out/run") == [0, 1, 4, 5, 6, 6]
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file(data_dir: Path) -> None:
+    with files_of_at_most(100), pytest.raises(OSError, match="File too large") as raised:
+        write_atomically(Path("page.html"), bytes(1000))
+    assert raised.value.filename == "page.html"
+    assert not Path("page.html").exists()
 
 
 def test_a_full_disk_costs_no_checkpoint_and_training_continues(data_dir: Path) -> None:
