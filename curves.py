@@ -7,8 +7,7 @@ from pydantic import Field
 
 from config.cli import load_options
 from config.errors import UserError, run_command
-from config.files import check_page_name
-from config.schema import Section, Text
+from config.schema import Page, Section, Text
 from engine.run import Run, is_run, open_run
 from report.figures import draw_png, draw_terminal
 from report.page import describe_runs, write_page
@@ -20,14 +19,13 @@ class CurveOptions(Section):
     x: Literal["step", "tokens", "seconds"] = Field("step", description="what the loss is drawn against")
     scale: Literal["log", "linear"] = Field("log", description="of the x axis; log shows the first steps")
     unit: Literal["nats", "bits_per_byte"] = Field("nats", description="of the loss; bits per byte compare tokenizers")
-    html: Text = Field("", description="write a page for a browser instead: a file such as compare.html")
+    html: Page = Field("", description="write a page for a browser instead: a file such as compare.html")
     out: Text = Field("curves.png", min_length=1, description="the picture to write: .png, .svg or .pdf")
     terminal: bool = Field(False, description="draw in the terminal instead")
 
 
 def main(argv: list[str]) -> None:
     paths, options = load_options(CurveOptions, argv, "RUN", "+", "directories of runs, or a directory with runs in it")
-    check_page_name(options.html)
     runs = [run for path in paths for run in open_runs(Path(path))]
     if empty := [str(run.path) for run in runs if not run.has_metrics()]:
         raise UserError(f"{', '.join(empty)}: no metrics yet; train first")

@@ -14,8 +14,7 @@ from pydantic import Field
 
 from config.cli import load_options
 from config.errors import UserError, run_command
-from config.files import check_page_name
-from config.schema import Count, Section, Text
+from config.schema import Count, Page, Section, Text
 from data.batches import EvalText
 from data.documents import Split, encode_documents, read_documents, split_documents
 from data.prepare import read_source
@@ -33,7 +32,7 @@ class EvaluateOptions(Section):
     against: Text = Field("", description="another run to compare with on the same text")
     checkpoint: Literal["best", "last"] = Field("best", description="which checkpoint of the runs")
     device: Text = Field("", description="auto, cpu, mps, cuda or cuda:N; empty = as in training")
-    html: Text = Field("", description="also write a page for a browser, with the text token by token: a file such as "
+    html: Page = Field("", description="also write a page for a browser, with the text token by token: a file such as "
                        "page.html")
     json_: bool = Field(False, alias="json", description="print JSON, and nothing else")
 
@@ -54,7 +53,6 @@ def read_arguments(argv: list[str]) -> tuple[list[Run], EvaluateOptions]:
         if pair <= options.model_fields_set:
             raise UserError(f"{' and '.join(sorted(pair)).rstrip('_')}: use one of them" + (
                 "; two runs are compared on all of the text" if "max_tokens" in pair else ""))
-    check_page_name(options.html)
     for run in runs:
         run.tokenizer.encode_prompt(options.explain)  # tells unknown characters
     return runs, options

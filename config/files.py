@@ -43,12 +43,6 @@ def write_atomically(path: Path, content: bytes) -> None:
         new.write_bytes(content)
 
 
-def check_page_name(name: str) -> None:
-    """UserError if it is no name for a page, so that none replaces a text or a checkpoint."""
-    if name and (Path(name).suffix != ".html" or Path(name).is_dir()):
-        raise UserError(f"html={name}: the name of a page ends in .html, as in page.html")
-
-
 @contextmanager
 def locked(path: Path, taken: str, timeout: float = 0) -> Iterator[None]:
     """Hold the lock file `path`; UserError `taken` if another process holds it for more than `timeout` seconds.

@@ -6,13 +6,14 @@ needs only the name: --label_smoothing=0.1. Where a 0 disables an option, its de
 
 import os
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from config.errors import WORLD_SIZE
 
-EQUAL = 1e-4  # nats that are rounding
 OVERFITTING_RISE = 0.01  # nats above the best validation loss that are more than noise
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -21,6 +22,15 @@ Size = Annotated[int, Field(ge=1, le=1_000_000)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(ge=0, le=1e38)]
 Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]  # no file name and no TOML file may have a NUL
+
+
+def _check_page(name: str) -> str:
+    if name and (Path(name).suffix != ".html" or Path(name).is_dir()):
+        raise PydanticCustomError("page", "the name of a page ends in .html, as in page.html")
+    return name
+
+
+Page = Annotated[Text, AfterValidator(_check_page)]  # so that no page replaces a text or a checkpoint
 
 
 class Section(BaseModel):

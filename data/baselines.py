@@ -10,7 +10,7 @@ import bz2
 import gzip
 import lzma
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from pydantic import BaseModel
@@ -21,6 +21,7 @@ from surprisal import LN2, bits_per_byte, perplexity, uniform_nll
 
 UNIFORM = "uniform, log|V|"  # where every untrained model is
 ENTROPY_RATE = "entropy rate"  # of the text's source, where it is known: no model has a lower loss
+EQUAL = 1e-4  # nats that are rounding
 MAX_ORDER = 6  # tokens in the longest n-gram, for small vocabularies
 MAX_TRAIN_TOKENS = 8_000_000  # counted; of a longer text, the last ones
 MAX_VAL_TOKENS = 1_000_000  # measured on; of a longer text, the first ones
@@ -38,6 +39,13 @@ class Baseline(BaseModel, frozen=True):
     bits_per_byte: float
     perplexity: float
     passage_nll: list[float] = []  # in nats, of each token of the passage, where it is known
+
+
+def passed_and_ahead(nll: float, baselines: Sequence[Baseline]) -> tuple[list[Baseline], list[Baseline]]:
+    """The baselines that a loss has passed and those ahead, each from the worst to the best; not the entropy rate."""
+    ordered = sorted((each for each in baselines if each.name != ENTROPY_RATE), key=lambda each: -each.nats_per_token)
+    passed = [each for each in ordered if nll < each.nats_per_token - EQUAL]
+    return passed, ordered[len(passed):]
 
 
 def measure_baselines(train: np.ndarray, val: Split, tokenizer: Tokenizer, entropy_rate: float | None = None

@@ -94,7 +94,7 @@ def character_kind(character: str) -> str:
     return "new line" if character in "\r\n" else kind
 
 
-def calibrate(by_confidence: Sequence[dict[str, Any]], tempered: np.ndarray) -> dict[str, float]:
+def calibrate(by_confidence: Sequence[dict[str, Any]], tempered: np.ndarray) -> dict[str, Any]:
     """The expected calibration error, and the temperature with the lowest loss (Guo et al. 2017).
 
     ECE is the mean distance of a bin's confidence and accuracy, weighted by its tokens. `tempered` is the mean NLL
@@ -106,4 +106,5 @@ def calibrate(by_confidence: Sequence[dict[str, Any]], tempered: np.ndarray) -> 
     return {"confidence": sum(each["share"] * each["confidence"] for each in by_confidence),
             "ece": sum(each["share"] * abs(each["confidence"] - each["top1"]) for each in by_confidence),
             "temperature": float(np.exp(log_T[nll.argmin()])),
+            "at_end": bool(nll.argmin() in (0, len(nll) - 1)),
             "nats_gained": max(0.0, float(tempered[len(tempered) // 2] - nll.min()))}

@@ -3,7 +3,7 @@
 from typing import Any
 
 from data.baselines import Baseline
-from report.analysis import BLOCKS, RESAMPLES, TEMPERATURES
+from report.analysis import BLOCKS, RESAMPLES
 from report.words import beside_baselines
 
 FEW = 10 * BLOCKS  # targets: resamples of fewer promise too much
@@ -71,17 +71,12 @@ def _comparison(found: dict[str, Any]) -> list[str]:
 
 def _calibration(found: dict[str, Any]) -> list[str]:
     calibration, top1 = found["calibration"], found["loss"]["top1"]["value"]
+    end = ", the end of what was tried" if calibration["at_end"] else ""
     excess = calibration["confidence"] - top1
     return [f"Calibration: mean confidence {calibration['confidence']:.1%}, accuracy {top1:.1%}: "
             f"{'over' if excess > 0 else 'under'}confident by {abs(excess):.1%}. ECE {calibration['ece']:.2%}.",
-            f"The temperature with the lowest loss is {calibration['temperature']:.3f}{_end(calibration)}; it gains "
+            f"The temperature with the lowest loss is {calibration['temperature']:.3f}{end}; it gains "
             f"{calibration['nats_gained']:.4f} nats per token, but was fitted to this text."]
-
-
-def _end(calibration: dict[str, Any]) -> str:
-    """A remark if a lower or higher temperature, which was not tried, may be better."""
-    tried = min(TEMPERATURES) * 1.001 < calibration["temperature"] < max(TEMPERATURES) / 1.001
-    return "" if tried else ", the end of what was tried"
 
 
 def _table(kind: str, groups: list[dict[str, Any]]) -> list[str]:

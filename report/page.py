@@ -5,6 +5,7 @@ reads it again and again, so that it follows the training.
 """
 
 import json
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from config.files import write_atomically
-from config.schema import EQUAL, OVERFITTING_RISE
+from config.schema import OVERFITTING_RISE
+from data.baselines import passed_and_ahead
 from engine.run import Record, Run, parse_record
 from report import analysis
 from report.figures import thin
@@ -60,8 +62,7 @@ def describe_runs(runs: Sequence[Run], status: str = "", live: bool = False) -> 
         shown["difference"] = _difference(run, evaluation, runs[0], evaluations[0])
     title = ", ".join(run.name for run in runs) if len(runs) <= 3 else f"{len(runs)} runs"
     return {"title": title, "curves": True, "runs": described, "differences": differences, "status": status,
-            "live": live, "equal": EQUAL, "overfitting_rise": OVERFITTING_RISE,
-            "written": round(time.time(), 1)}
+            "live": live, "overfitting_rise": OVERFITTING_RISE, "written": round(time.time(), 1)}
 
 
 def describe_evaluation(runs: Sequence[Run], passages: Sequence[Passage], text: str, found: dict[str, Any] | None
@@ -88,13 +89,17 @@ def _describe(run: Run, evaluation: Evaluation | None, at_most: int) -> dict[str
     for record in records:
         record["flops"] = flops * record["tokens"]
     trained = [record for record in records if "train_nll" in record]
+    evaluations = [record for record in records if "val_nll" in record]
     parts = PARTS if any(part in record for record in trained for part in PARTS[1:]) else []
-    val, train = _columns([record for record in records if "val_nll" in record], VAL), _columns(trained, TRAIN + parts)
+    val, train = _columns(evaluations, VAL), _columns(trained, TRAIN + parts)
     # A training loss is the mean of the steps since the line before: it stands in their middle.
     starts = _columns(records[:1] + trained[:-1], [])
     train |= {name: (starts[name] + train[name]) / 2 for name in starts if trained}
     info, verdict = run.info, run.path / "verdict.txt"
-    best = min((record for record in records if "val_nll" in record), key=lambda each: each["val_nll"], default={})
+    best = min(evaluations, key=lambda each: each["val_nll"], default={})
+    passed, ahead = passed_and_ahead(final.get("best_val_nll", best.get("val_nll", math.inf)), info.baselines)
+    steps = [next((record["step"] for record in evaluations if each in passed_and_ahead(record["val_nll"], [each])[0]),
+                  best.get("step")) for each in passed]
     passages = [*read_passages(run.path / "passage.jsonl", run.tokenizer, at_most, best.get("step", 0))][::-1]
     changed = {name: value for name, value in run.config.changed().items()
                if name not in ("out_dir", "init_from", "dtype")}
@@ -103,6 +108,8 @@ def _describe(run: Run, evaluation: Evaluation | None, at_most: int) -> dict[str
             "corpus": info.name, "tokenizer": info.tokenizer, "bytes_per_target": info.bytes_per_target,
             "baselines": [{"name": each.name, "nats": each.nats_per_token, "bits_per_byte": each.bits_per_byte,
                            "perplexity": perplexity(each.nats_per_token)} for each in info.baselines],
+            "passed": [[each.name, step] for each, step in zip(passed, steps, strict=True)],
+            "ahead": [each.name for each in ahead],
             "samples": _read_samples(run.path / "samples.jsonl"),
             "verdict": verdict.read_text(encoding="utf-8", errors="replace") if verdict.exists() else "",
             "text": describe_text(run.tokenizer, passages, {each.name: each.passage_nll for each in info.baselines}),

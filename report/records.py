@@ -64,6 +64,7 @@ class Calibration(BaseModel):
     confidence: float
     ece: float
     temperature: float
+    at_end: bool = False  # a temperature beyond those that were tried may be better
     nats_gained: float
 
 

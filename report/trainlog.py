@@ -14,6 +14,7 @@ from tqdm import tqdm
 from config.errors import UserError
 from config.files import write_atomically
 from config.schema import LossConfig
+from data.baselines import passed_and_ahead
 from data.prepare import Corpus
 from engine.checkpoint import Optimizers, load_checkpoint, save_checkpoint
 from engine.distributed import Distributed
@@ -47,7 +48,6 @@ class TrainLog:
         self.failing: set[str] = set()  # files that could not be written the last time
         self.next_page = 0.0  # the time from which on the page may be written again
         dist.on_rank0(start_run, run, state.step, str(dist))
-        dist.on_rank0(run.is_there)  # keeps its id
         self.attempt("report.html", page.write_live_page)
         self.logged_step, self.passed = dist.on_rank0(self.read_progress)
         self.tracker = Tracker(run, state.step, self.say, dist.rank)
@@ -97,7 +97,7 @@ class TrainLog:
 
     def count_passed(self, nll: float | None) -> int:
         """How many baselines a loss passes; -1 without a loss."""
-        return -1 if nll is None else len(words.passed_and_ahead(nll, self.info.baselines)[0])
+        return -1 if nll is None else len(passed_and_ahead(nll, self.info.baselines)[0])
 
     def write_sample(self, text: str) -> None:
         """Append a line to samples.jsonl, and show it."""
@@ -211,12 +211,12 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog) -> int:
     verdict = words.verdict(run.read_metrics(), final, corpus.info, cfg)
     print("\n" + verdict, flush=True)
     log.attempt("verdict.txt", lambda path: write_atomically(path, verdict.encode()))
-    texts = [] if log.state.nonfinite_in_a_row else generate_texts(
-        model, corpus, dist, num_samples=1 if corpus.tokenizer.eos is None else 5)
-    if texts and final:
+    if log.state.nonfinite_in_a_row:
+        log.close()
+        return 1
+    texts = generate_texts(model, corpus, dist, num_samples=1 if corpus.tokenizer.eos is None else 5)
+    if final:
         log.append("samples.jsonl", {"step": final["best_step"], "text": texts[0]})
     log.close()
-    if not texts:
-        return 1
     print("\n" + words.samples(corpus.info.prompt, texts), words.next_commands(run.path), sep="\n\n")
     return 0

@@ -5,8 +5,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from config.schema import EQUAL, OVERFITTING_RISE, Config
-from data.baselines import ENTROPY_RATE, Baseline
+from config.schema import OVERFITTING_RISE, Config
+from data.baselines import Baseline, passed_and_ahead
 from data.batches import EvalText, TrainBatches
 from data.prepare import CorpusInfo
 from engine.distributed import Distributed
@@ -55,13 +55,6 @@ def standing(nll: float, baselines: Sequence[Baseline]) -> str:
     says = f"beats {passed[-1].name}, {passed[-1].nats_per_token:.3f}" if passed else "beats nothing yet"
     after = f"; next {ahead[0].name}, {ahead[0].nats_per_token:.3f}" if ahead else ": the last baseline"
     return INDENT + says + after
-
-
-def passed_and_ahead(nll: float, baselines: Sequence[Baseline]) -> tuple[list[Baseline], list[Baseline]]:
-    """The baselines that a loss has passed and those ahead, each from the worst to the best; not the entropy rate."""
-    ordered = sorted((each for each in baselines if each.name != ENTROPY_RATE), key=lambda each: -each.nats_per_token)
-    passed = [each for each in ordered if nll < each.nats_per_token - EQUAL]
-    return passed, ordered[len(passed):]
 
 
 def beside_baselines(nll: float, baselines: Sequence[Baseline]) -> list[str]:

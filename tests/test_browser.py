@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from config.schema import EQUAL
+from data.baselines import EQUAL
 from engine.run import open_run
 from report.page import describe_runs, write_data, write_live_page, write_page
 from tests.conftest import call, read_metrics

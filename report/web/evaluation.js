@@ -12,10 +12,10 @@ function drawEvaluation() {
          ...runs.map(([run]) => [run.name, ...calibrationRow(run.evaluation)])], place, [1, 2, 3, 4, 5, 6]);
   element("p", "The confidence is the probability of the likeliest token. ECE, the expected calibration error, is the mean distance between confidence and accuracy in 15 bins. The temperature was fitted to these targets.", place);
   for (const [run] of runs) {
-    const {confidence, temperature, nats_gained} = run.evaluation.calibration, accuracy = accuracyOf(run.evaluation), more = 100 * (confidence - accuracy);
+    const {confidence, temperature, at_end, nats_gained} = run.evaluation.calibration, accuracy = accuracyOf(run.evaluation), more = 100 * (confidence - accuracy);
     element("p", `${page.runs.length > 1 ? run.name : "The model"} is ${Math.abs(more) < 0.5 ? "about as sure as it is right" : more > 0 ? "overconfident" : "too careful"}: ` +
             `its mean confidence is ${Math.abs(more).toFixed(1)} points ${more > 0 ? "above" : "below"} its accuracy. ` +
-            `Logits divided by ${temperature.toFixed(3)}${temperature < 0.2505 || temperature > 3.99 ? ", the end of what was tried," : ""} would lower the loss by ${nats_gained.toFixed(4)} nats per token.`, place);
+            `Logits divided by ${temperature.toFixed(3)}${at_end ? ", the end of what was tried," : ""} would lower the loss by ${nats_gained.toFixed(4)} nats per token.`, place);
   }
   const kinds = ["confidence", ...Object.keys(GROUPS).filter(kind => runs.some(([run]) => run.evaluation.groups[kind]))];
   byId("groups").replaceChildren();

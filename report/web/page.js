@@ -75,12 +75,8 @@ function writeSummary() {
   if (page.runs.length > 1 || !page.curves || !isFinite(nats)) return;
   element("p", `${run.best_nll ? "Loss of the best model on all validation targets" : "Lowest loss so far, on a part of the validation targets"}: ` +
           `${nats.toFixed(4)} nats per token = ${(bits(nats) / run.bytes_per_target).toFixed(3)} bits per byte = perplexity ${short(Math.exp(nats))}.`, place);
-  const baselines = run.baselines.filter(each => each.name !== "entropy rate").sort((a, b) => b.nats - a.nats);
-  const beats = (loss, baseline) => loss < baseline.nats - page.equal;
-  const step = baseline => whole.format(run.val.step[run.val.val_nll.findIndex(loss => beats(loss, baseline))] ?? run.val.step.at(-1));
-  const passed = baselines.filter(each => beats(nats, each)).map(each => `${each.name} (step ${step(each)})`);
-  const ahead = baselines.filter(each => !beats(nats, each)).map(each => each.name);
-  element("p", [passed.length ? `Beats ${passed.join(", ")}.` : "", ahead.length ? `Does not beat ${ahead.join(", ")}.` : ""].join(" "), place);
+  const passed = run.passed.map(([name, step]) => `${name} (step ${whole.format(step)})`);
+  element("p", [passed.length ? `Beats ${passed.join(", ")}.` : "", run.ahead.length ? `Does not beat ${run.ahead.join(", ")}.` : ""].join(" "), place);
 }
 
 function writeWords() {

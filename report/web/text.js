@@ -193,8 +193,9 @@ function drawLines() {
   place.replaceChildren();
   const made = table([["line", ...Object.keys(columns)], ...shown.map(([line, costs], k) => [line, ...costs.map(sum => sum.toFixed(k === shown.length - 1 ? 3 : 0))])],
                      place, Object.keys(columns).map((_, k) => k + 1));
-  place.previousElementSibling.textContent = Object.keys(columns).length > 1 ? "Where the model wins, and where it loses: bits of each line, the fewest in bold" : "Bits of each line";
-  if (Object.keys(columns).length > 1) shown.forEach(([, costs], k) => made.rows[k + 1].cells[1 + costs.indexOf(Math.min(...costs))].classList.add("best"));
+  const several = Object.keys(columns).length > 1;
+  place.previousElementSibling.textContent = several ? "Where the model wins, and where it loses: bits of each line, the fewest in bold" : "Bits of each line";
+  if (several) shown.forEach(([, costs], k) => made.rows[k + 1].cells[1 + costs.indexOf(Math.min(...costs))].classList.add("best"));
   if (columns.gzip) element("p", "gzip counts whole bytes, and pays for words that it has seen before at their first character: a line may cost it nothing.", place);
   if (ends.length > 60) element("p", `These are the first 60 of ${whole.format(ends.length)} lines.`, place);
 }
