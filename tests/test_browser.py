@@ -19,7 +19,9 @@ from tests.conftest import call, read_metrics
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -r requirements-ci.txt")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs a browser: apt install chromium")
-EVIL = "</script><script>document.title = 'stolen'</script><b>&amp;"
+LOSS = "plots.get(byId('loss'))"
+DRAWN = "document.querySelector('#loss > *, #tokens span')"
+EVIL = "</script><script>document.title = 'stolen'</script><b>&amp;$$x$$"
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ class Tab:
         self.page.on("request", lambda request: self.troubles.append(request.url)
                      if not request.url.startswith(("file:", "data:", "blob:")) else None)
         self.page.goto(path.as_uri())
-        self.page.wait_for_function("document.querySelectorAll('#loss .trace, #tokens span').length > 0")
+        self.page.wait_for_function(DRAWN)
 
     def __call__(self, script: str) -> Any:
         return self.page.evaluate(script)
@@ -69,8 +71,15 @@ def tab(browser: Any, own: Path) -> Iterator[Tab]:
 
 
 def y_of(tab: Tab, number: int) -> list[float]:
-    """The values of one of the curves: 0 is training, 1 validation, 2 the best."""
-    return list(tab(f"[...byId('loss').data[{number}].y]"))
+    """The values of one of the curves: 0 is training, 1 validation."""
+    return drawn(tab, "loss", number)
+
+
+def drawn(tab: Tab, place: str, number: int, column: str = "y") -> list[float]:
+    """What Bokeh has been given to draw, as soon as the plot can be seen."""
+    tab(f"byId('{place}').scrollIntoView()")
+    tab.page.wait_for_function(f"plots.get(byId('{place}'))?.waits === false")
+    return list(tab(f"[...plots.get(byId('{place}')).sources[{number}].data.{column}]"))
 
 
 def test_the_controls_do_what_they_say(tab: Tab, own: Path) -> None:
@@ -89,27 +98,31 @@ def test_the_controls_do_what_they_say(tab: Tab, own: Path) -> None:
     assert y_of(tab, 0) == pytest.approx([math.exp(nll) for nll in means], rel=1e-4)
     tab.page.select_option("[name=x]", "tokens")
     tab.page.uncheck("[name=logx]")
-    assert tab("[...byId('loss').data[1].x]") == [record["tokens"] for record in records]
+    assert drawn(tab, "loss", 1, "x") == [record["tokens"] for record in records]
     tab.page.check("[name=logy]")
-    assert tab("byId('loss').layout.yaxis.type") == "log"
-    lines = tab("byId('loss').layout.shapes.length")
+    tab.page.wait_for_function(f"{LOSS}.figure.yaxes[0].type === 'LogAxis'")
+    labels = f"[...{LOSS}.labels.major_label_overrides.values()].map(each => each.text)"
+    tab.page.wait_for_function(f"{labels}.length > 0")
+    assert tab(labels) == tab("findBaselines('perplexity').map(([name, value]) => `${name} ${value.toPrecision(4)}`)")
+    assert len(tab(labels)) > 3
     tab.page.uncheck("[name=baselines]")
-    assert lines - tab("byId('loss').layout.shapes.length") == tab("findBaselines('nats').length") > 3
+    y_of(tab, 1)
+    assert tab(labels) == []
     tab.page.reload()  # the address has the state
-    tab.page.wait_for_function("document.querySelectorAll('#loss .trace').length > 0")
+    tab.page.wait_for_function(DRAWN)
     assert tab("options()") == {"x": "tokens", "logx": False, "y": "perplexity", "logy": True, "smooth": "0.5",
                                 "baselines": False}
 
 
 def test_hovering_shows_the_numbers(tab: Tab, own: Path) -> None:
     record = [record for record in read_metrics(own) if "val_nll" in record][2]
-    place = tab("""(() => { const {xaxis, yaxis} = byId('loss')._fullLayout, box = byId('loss').getBoundingClientRect();
-        const {x, y} = byId('loss').data[1];
-        return [box.x + xaxis._offset + xaxis.d2p(x[2]), box.y + yaxis._offset + yaxis.d2p(y[2])]; })()""")
+    x, y = (drawn(tab, "loss", 1, column)[2] for column in "xy")
+    place = tab(f"""{LOSS}.view.then(({{frame, el}}) => {{ const box = el.getBoundingClientRect();
+        return [box.x + frame.x_scale.compute({x}), box.y + frame.y_scale.compute({y})]; }})""")
+    tab.page.mouse.move(place[0] - 5, place[1])
     tab.page.mouse.move(*place)
-    tab.page.wait_for_selector(".hoverlayer .legendtext, .hoverlayer text")
-    shown = " ".join(tab("[...document.querySelectorAll('.hoverlayer text')].map(each => each.textContent)"))
-    assert f"{record['val_nll']:.4f} at {record['step']:.0f} steps" in shown
+    expected = f"{record['val_nll']:.4f} at {record['step']:.0f} steps: validation, run"
+    tab.page.wait_for_selector(f"text={expected}", timeout=5_000)
 
 
 def test_a_token_shows_its_cost(tab: Tab, own: Path) -> None:
@@ -131,15 +144,10 @@ def test_a_token_shows_its_cost(tab: Tab, own: Path) -> None:
     tab.page.click("#token30")
     tab.page.keyboard.press("ArrowRight")
     assert tab("document.querySelector('.chosen').id") == "token31"
-    tab("byId('gradient').scrollIntoView()")
-    tab.page.wait_for_selector("#gradient .trace")
-    assert sum(tab("[...byId('softmax').data[0].y]")) == pytest.approx(1, abs=2e-3)
-    assert sum(tab("[...byId('softmax').data[1].y]")) == pytest.approx(1, abs=2e-3)  # at a temperature
-    assert sum(tab("[...byId('gradient').data[0].y]")) == pytest.approx(0, abs=2e-3)  # q - p
-    costs = [each["nll"][31] / math.log(2) for each in passages]
-    tab("byId('learning').scrollIntoView()")
-    tab.page.wait_for_selector("#learning .trace")
-    assert tab("[...byId('learning').data[0].y]") == pytest.approx(costs)
+    assert sum(drawn(tab, "softmax", 0)) == pytest.approx(1, abs=2e-3)
+    assert sum(drawn(tab, "softmax", 1)) == pytest.approx(1, abs=2e-3)  # at a temperature
+    assert sum(drawn(tab, "gradient", 0)) == pytest.approx(0, abs=2e-3)  # q - p
+    assert drawn(tab, "learning", 0) == pytest.approx([each["nll"][31] / math.log(2) for each in passages])
     # an earlier evaluation, and the difference from a baseline
     tab.page.fill("[name=evaluation]", "0")
     assert tab.text("#reading output") == str(passages[0]["step"])
@@ -166,10 +174,23 @@ def test_the_result_comes_first(tab: Tab, own: Path) -> None:
             assert f"{each.name} (step {step:.0f})" in said
 
 
-def test_nothing_is_offered_to_be_sent_elsewhere(tab: Tab) -> None:
-    titles = tab("[...document.querySelectorAll('.modebar-btn')].map(each => each.dataset.title)")
-    assert "Zoom" in titles
-    assert not [title for title in titles if "Share" in title or "loud" in title]
+def test_who_zooms_keeps_the_zoom(tab: Tab, own: Path) -> None:
+    y_of(tab, 1)
+    box = tab.page.locator("#loss").bounding_box()
+    tab.page.mouse.move(box["x"] + 300, box["y"] + 100)
+    tab.page.mouse.down()
+    tab.page.mouse.move(box["x"] + 600, box["y"] + 300, steps=4)
+    shown = f"(({{start, end, reset_start, reset_end}}) => [start, end, reset_start, reset_end])({LOSS}.figure.x_range)"
+    tab.page.mouse.up()
+    start, end, *whole = tab(shown)
+    assert whole[0] < start < end < whole[1]
+    tab.page.fill("[name=smooth]", "0.5")
+    y_of(tab, 1)
+    assert tab(shown) == [start, end, *whole]
+    tab.page.select_option("[name=x]", "tokens")  # that is another axis
+    y_of(tab, 1)
+    start, end, *whole = tab(shown)
+    assert [start, end] == whole
 
 
 def test_the_lines_add_up(tab: Tab) -> None:
@@ -232,12 +253,13 @@ def test_the_table_sorts_and_its_ticks_show_curves(browser: Any, own: Path) -> N
     assert names() == ["b", "a", "c"]
     tab.page.click("#runs button:has-text('best loss')")
     assert names() == ["c", "a", "b"]
-    assert tab("byId('loss').data.length") == 9
+    assert tab(f"{LOSS}.sources.length") == 12
     tab.page.uncheck("#runs [aria-label='show a']")
-    assert tab("byId('loss').data.length") == 6
+    y_of(tab, 1)
+    assert tab(f"{LOSS}.sources.length") == 8
     tab.page.reload()
-    tab.page.wait_for_function("document.querySelectorAll('#loss .trace').length > 0")
-    assert tab("byId('loss').data.length") == 6
+    tab.page.wait_for_function(DRAWN)
+    assert tab(f"{LOSS}.sources.length") == 8
     tab.close()
 
 

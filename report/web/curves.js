@@ -22,11 +22,26 @@ function smooth(values, weight) {
 function axis(name, log) {
   const places = page.runs.flatMap(run => [...run.val[name], ...run.train[name]]);
   const first = Math.min(...places.filter(place => place > 0), Infinity), last = Math.max(...places, 0);
-  if (!log || !isFinite(first)) return {at: place => place, shown: {title: {text: AXES[name]}}};
-  const at = place => Math.log10(place / first + 1), ticks = [0];
-  for (let power = Math.ceil(Math.log10(first)); 10 ** power < last / 1.8; power++) ticks.push(10 ** power);
-  ticks.push(last);
-  return {at, shown: {title: {text: AXES[name]}, tickvals: ticks.map(at), ticktext: ticks.map(short)}};
+  if (!log || !isFinite(first)) return {at: place => place, title: AXES[name]};
+  const at = place => Math.log10(place / first + 1), placeAt = at => first * (10 ** at - 1);
+  const ticks = (start, end) => {
+    const from = placeAt(start), to = placeAt(end), whole = from <= 0 && to >= last;
+    return (whole ? [0, ...roundNumbers(first, last / 1.8, 1), last] : roundNumbers(from, to, 4)).map(place => [at(place), short(place)]);
+  };
+  return {at, title: AXES[name], ticks};
+}
+
+// Round numbers between two: powers of ten or, if these are fewer than wanted, also others.
+function roundNumbers(from, to, wanted) {
+  for (const digits of [[1], [1, 2, 5], [1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9]]) {
+    const found = [];
+    for (let power = Math.floor(Math.log10(Math.max(from, to / 1e6))); 10 ** power <= to; power++)
+      found.push(...digits.map(digit => digit * 10 ** power).filter(value => value >= from && value <= to));
+    if (found.length >= wanted) return found;
+  }
+  const step = 10 ** Math.floor(Math.log10((to - from) / 2)), found = [];
+  for (let value = Math.ceil(from / step) * step; value <= to; value += step) found.push(value);
+  return found;
 }
 
 // The baselines of the runs that are shown, from the lowest; a name that means several losses says whose each is: by the
@@ -47,68 +62,50 @@ function findBaselines(unit) {
   return all.map(each => [label(each), each.value]).sort((a, b) => a[1] - b[1]);
 }
 
-function series(run, kind, x, y, look) {
-  const text = run[kind][look.place].map(short);
-  return {x: run[kind][look.place].map(x.at), y, customdata: text, name: plain(run.name), hovertemplate:
-          `%{y:.4f} at %{customdata} ${AXES[look.place]}<extra>${plain(look.label)}</extra>`, ...look.style};
+// One curve of a run, as a mark of a plot; pointing at it tells its values as they are in the metrics.
+function curve(run, kind, x, place, y, label, look) {
+  return {kind: "line", x: run[kind][place].map(x.at), y, ...look,
+          tell: i => `${y[i].toFixed(4)} at ${short(run[kind][place][i])} ${AXES[place]}: ${label}`};
 }
 
 function drawCurves(o) {
   const x = axis(o.x, o.logx);
-  const shared = {uirevision: [o.x, o.logx, o.y, o.logy].join(), xaxis: {unifiedhovertitle: {text: " "}, ...x.shown}};
-  drawLoss(o, x, shared);
-  drawSmall(o, x, shared);
+  drawLoss(o, x);
+  drawSmall(o, x);
 }
 
-function drawLoss(o, x, shared) {
-  const traces = [], shapes = [], annotations = [];
+function drawLoss(o, x) {
+  const marks = [], spans = [];
   for (const [run, i] of shownRuns()) {
-    const {color, dash} = pen(i);
+    const {color, dash} = pen(i), {val_nll: nll} = run.val;
     const train = smooth(run.train.train_nll, Number(o.smooth)).map(nats => inUnit(nats, run, o.y));
-    const val = run.val.val_nll.map(nats => inUnit(nats, run, o.y));
-    if (ticked.size <= FEW) traces.push(series(run, "train", x, train, {place: o.x, label: `training, ${run.name}`, style:
-      {mode: "lines", line: {color, width: 1, dash}, opacity: dark.matches ? 0.8 : 0.5}}));
-    traces.push(series(run, "val", x, val, {place: o.x, label: `validation, ${run.name}`, style:
-      {mode: val.length > MARKED ? "lines" : "lines+markers", line: {color, width: 2.5, dash}, marker: {size: 4}}}));
-    if (!run.val.val_nll.length) continue;
-    const best = run.val.val_nll.indexOf(Math.min(...run.val.val_nll)), place = run.val[o.x][best];
-    const nats = run.best_nll ?? run.val.val_nll[best];
-    traces.push({x: [x.at(place)], y: [inUnit(nats, run, o.y)], mode: "markers",
-      marker: {symbol: "star", size: 15, color, line: {color: "white", width: 1}},
-      hovertemplate: `best: %{y:.4f}${run.best_nll ? " on all validation targets" : ""}<extra>${plain(run.name)}</extra>`});
-    if (run.val.val_nll.at(-1) > run.val.val_nll[best] + page.overfitting_rise)
-      shapes.push({type: "rect", yref: "paper", y0: 0, y1: 1, x0: x.at(place), x1: x.at(run.val[o.x].at(-1)),
-                   fillcolor: color, opacity: 0.1, line: {width: 0}});
+    const val = nll.map(nats => inUnit(nats, run, o.y));
+    if (ticked.size <= FEW) marks.push(curve(run, "train", x, o.x, train, `training, ${run.name}`,
+      {color, dash, width: 1, alpha: dark.matches ? 0.8 : 0.5}));
+    marks.push(curve(run, "val", x, o.x, val, `validation, ${run.name}`, {color, dash, width: 2.5}));
+    if (!nll.length) continue;
+    if (nll.length <= MARKED) marks.push({kind: "points", x: marks.at(-1).x, y: val, color, size: 5});
+    const best = nll.indexOf(Math.min(...nll)), place = run.val[o.x][best];
+    marks.push({kind: "points", marker: "star", size: 17, x: [x.at(place)], y: [inUnit(run.best_nll ?? nll[best], run, o.y)], color,
+                tell: () => `${inUnit(run.best_nll ?? nll[best], run, o.y).toFixed(4)}${run.best_nll ? " on all validation targets" : ""}: best, ${run.name}`});
+    if (nll.at(-1) > nll[best] + page.overfitting_rise) spans.push({from: x.at(place), to: x.at(run.val[o.x].at(-1)), color});
   }
-  const height = Math.max(200, byId("loss").clientHeight - 75);
-  const scale = value => o.logy ? Math.log10(value) : value;
-  const lines = o.baselines ? findBaselines(o.y).map(([name, value]) => [name, value, scale(value)]) : [];
-  const values = [...traces.flatMap(trace => trace.y.map(scale)), ...lines.map(line => line[2])].filter(isFinite);
-  const ceiling = lines.length ? Math.max(...lines.map(line => line[2])) : Math.max(...values);  // log|V|
-  const low = Math.min(...values), room = 0.04 * (ceiling - low), range = [low - room, ceiling + room];
-  let below = -Infinity;  // labels stand one above the other
-  for (const [name, value, at] of lines) {
-    const wanted = (at - range[0]) / (range[1] - range[0]) * height, y = Math.max(wanted, below + 15);
-    below = y;
-    shapes.push({type: "line", xref: "paper", x0: 0, x1: 1, y0: value, y1: value, line: {width: 1, dash: "dot", color: "#888"}});
-    annotations.push({xref: "paper", x: 1, xanchor: "left", y: at, ax: 12, ay: wanted - y, arrowhead: 0, arrowwidth: 0.7, font: {size: 12},
-                      text: `${plain(name)} ${value.toPrecision(4)}`});
-  }
+  const levels = o.baselines ? findBaselines(o.y).map(([name, value]) => [`${name} ${value.toPrecision(4)}`, value]) : [];
+  const heights = [...levels.map(([, value]) => value), ...marks.flatMap(mark => mark.y)].filter(isFinite);
+  const ceiling = levels.length ? levels.at(-1)[1] : Math.max(...heights);  // log|V|
   form.querySelector("output").textContent = o.smooth;
-  const width = Math.max(0, ...annotations.map(({text}) => text.length));  // characters
-  Plotly.react("loss", traces, layout({...shared, shapes, annotations, hovermode: "x unified", modebar: {bgcolor: "transparent"},
-    margin: {l: 60, r: lines.length ? Math.min(30 + 6 * width, 0.42 * byId("loss").clientWidth) : 20, t: 30, b: 45},
-    yaxis: {title: {text: UNITS[o.y]}, type: o.logy ? "log" : "linear", tickformat: o.logy ? ",.4~g" : "", range}}), CONFIG);
+  plot("loss", marks, {key: [o.x, o.logx, o.y], zoom: true, together: true, levels, spans, x,
+    y: {title: UNITS[o.y], log: o.logy, range: padded([Math.min(...heights), ceiling], 0.04, o.logy)}});
 }
 
-function drawSmall(o, x, shared) {
+function drawSmall(o, x) {
   const keys = Object.keys(SMALL).filter(key => page.runs.some(run => run.train[key] || run.val[key]));
   for (const key of keys) {  // all of them first: each is as wide as they leave it room
     if (!byId(key)) element("div", "", byId("small"), {id: key});
   }
   for (const key of keys) {
-    const traces = shownRuns().flatMap(([run, i]) => ["train", "val"].filter(kind => run[kind][key]).map(kind =>
-      series(run, kind, x, run[kind][key], {place: o.x, label: run.name, style: {mode: "lines", line: {...pen(i), width: 1.5}}})));
-    plot(key, traces, {...shared, yaxis: {title: {text: SMALL[key]}}, margin: {l: 60, r: 10, t: 10, b: 40}});
+    const marks = shownRuns().flatMap(([run, i]) => ["train", "val"].filter(kind => run[kind][key]).map(kind =>
+      curve(run, kind, x, o.x, run[kind][key], run.name, pen(i))));
+    plot(key, marks, {together: true, x, y: {title: SMALL[key]}});
   }
 }

@@ -20,21 +20,22 @@ function drawEvaluation() {
   const kinds = ["confidence", ...Object.keys(GROUPS).filter(kind => runs.some(([run]) => run.evaluation.groups[kind]))];
   byId("groups").replaceChildren();
   for (const kind of kinds) element("div", "", byId("groups"), {id: idOf(kind)});  // all first: each is as wide as they leave it room
-  const reliability = runs.map(([run, i]) => {
-    const bins = run.evaluation.groups.confidence ?? [];
-    return {x: bins.map(bin => bin.confidence), y: bins.map(bin => bin.top1), text: bins.map(bin => percent(bin.share)), mode: "lines+markers",
-            line: pen(i), marker: {size: bins.map(bin => 5 + 25 * Math.sqrt(bin.share)), opacity: 0.7},
-            hovertemplate: `confidence %{x:.3f}, accuracy %{y:.3f}, %{text} of the targets<extra>${plain(run.name)}</extra>`};
+  const reliability = runs.flatMap(([run, i]) => {
+    const bins = run.evaluation.groups.confidence ?? [], x = bins.map(bin => bin.confidence), y = bins.map(bin => bin.top1), {color, dash} = pen(i);
+    return [{kind: "line", x, y, color, dash},
+            {kind: "points", x, y, color, alpha: 0.7, size: bins.map(bin => 5 + 25 * Math.sqrt(bin.share)),
+             tell: k => `${run.name}: confidence ${x[k].toFixed(3)}, accuracy ${y[k].toFixed(3)}, ${percent(bins[k].share)} of the targets`}];
   });
-  plot(idOf("confidence"), [{x: [0, 1], y: [0, 1], mode: "lines", line: {color: "#888", dash: "dot"}, hoverinfo: "skip"}, ...reliability],
-            {xaxis: {title: {text: "confidence, in 15 bins"}, range: [0, 1.02]}, yaxis: {title: {text: "accuracy"}, range: [0, 1.02]}, hovermode: "closest"});
+  plot(idOf("confidence"), [{kind: "line", x: [0, 1], y: [0, 1], color: "#888", dash: "dotted"}, ...reliability],
+       {x: {title: "confidence, in 15 bins", range: [0, 1.02]}, y: {title: "accuracy", range: [0, 1.02]}});
   for (const kind of kinds.slice(1)) {
-    plot(idOf(kind), runs.filter(([run]) => run.evaluation.groups[kind]).map(([run, i]) => {
-      const groups = run.evaluation.groups[kind];
-      return {type: "bar", x: groups.map(each => each.name), y: groups.map(each => bits(each.nats_per_token)), marker: {color: pen(i).color},
-              text: groups.map(each => `${percent(each.share)} of the targets, ${percent(each.share_of_nats)} of the loss`), textposition: "none",
-              hovertemplate: `%{x}: %{y:.3f} bits, %{text}<extra>${plain(run.name)}</extra>`};
-    }), {barmode: "group", xaxis: {type: "category", title: {text: GROUPS[kind]}, automargin: true}, yaxis: {title: {text: "bits per token"}}});
+    const some = runs.filter(([run]) => run.evaluation.groups[kind]), width = 0.8 / some.length;
+    const names = [...new Set(some.flatMap(([run]) => run.evaluation.groups[kind].map(each => each.name)))];
+    plot(idOf(kind), some.map(([run, i], n) => {
+      const groups = run.evaluation.groups[kind], y = groups.map(each => bits(each.nats_per_token));
+      return {kind: "bars", x: groups.map(each => names.indexOf(each.name) - 0.4 + width * (n + 0.5)), y, width, color: pen(i).color,
+              tell: k => `${groups[k].name}: ${y[k].toFixed(3)} bits, ${percent(groups[k].share)} of the targets, ${percent(groups[k].share_of_nats)} of the loss: ${run.name}`};
+    }), {x: {title: GROUPS[kind], range: [-0.6, names.length - 0.4], ticks: () => names.map((name, k) => [k, name])}, y: {title: "bits per token", fromZero: true}});
   }
   writePassages(runs[0][0]);
 }

@@ -1,16 +1,12 @@
 "use strict";
 // The page: what all of its parts share, the data as it comes, and the state in the address.
 const COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f"];  // Okabe and Ito's
-const DASHES = ["solid", "dash", "dot"];
+const DASHES = ["solid", "dashed", "dotted"];
 const form = document.getElementById("options"), dark = matchMedia("(prefers-color-scheme: dark)");
 let page = null;  // the data
 let ticked = null;  // numbers of the runs that are shown
 
-const CONFIG = {responsive: true, displaylogo: false, showSendToCloud: false};  // of plots: nothing leaves this page
-
 const byId = id => document.getElementById(id);
-// Plotly reads a little HTML in names: a stranger's must stay text.
-const plain = name => name.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const whole = new Intl.NumberFormat("en", {maximumFractionDigits: 0});
 const short = value => value >= 1e6 ? value.toExponential(2).replace("e+", "e") : value >= 100 ? whole.format(value)
   : String(Number(value.toPrecision(4)));
@@ -25,36 +21,10 @@ function options() {
   return found;
 }
 
-function layout(more) {
-  const color = dark.matches ? "#ddd" : "#222", grid = dark.matches ? "#444" : "#e4e4e4", line = {gridcolor: grid, zeroline: false};
-  return {paper_bgcolor: "transparent", plot_bgcolor: "transparent", font: {color}, showlegend: false, margin: {l: 60, r: 20, t: 10, b: 45},
-          hoverlabel: {bgcolor: dark.matches ? "#222" : "#fff", namelength: -1}, ...more, xaxis: {...line, ...more.xaxis}, yaxis: {...line, ...more.yaxis}};
-}
-
-// A small plot, drawn as soon as somebody can see it. Plotly comes last, because it is large: so the page opens fast.
-const waiting = new Map(), seen = new IntersectionObserver(entries => entries.forEach(({target, isIntersecting}) => {
-  if (!isIntersecting || !window.Plotly || !waiting.has(target)) return;
-  const [traces, more] = waiting.get(target);
-  waiting.delete(target);
-  Plotly.react(target, traces, layout(more), {...CONFIG, displayModeBar: false});
-}), {rootMargin: "200px"});
-
-function plot(id, traces, more) {
-  const place = byId(id);
-  waiting.set(place, [traces, more]);
-  watch(place);
-}
-
-// So that it is told at once whether it can be seen.
-function watch(place) {
-  seen.unobserve(place);
-  seen.observe(place);
-}
-
 function element(tag, text, parent, look = {}) {
   const made = Object.assign(document.createElement(tag), look);
   made.textContent = text;
-  parent.append(made);
+  parent?.append(made);
   return made;
 }
 
@@ -98,7 +68,7 @@ function writeWords() {
 }
 
 function draw() {
-  if (!page || !window.Plotly) return;
+  if (!page) return;
   const state = options(), some = page.runs.length !== ticked.size;
   location.replace("#" + new URLSearchParams(some ? {...state, runs: [...ticked].join(" ")} : state));
   if (page.curves) drawCurves(state);
@@ -142,12 +112,6 @@ function poll() {
   script.src = "report.js?" + Date.now();
   script.onload = script.onerror = () => { script.remove(); setTimeout(poll, 2000); };
   document.body.append(script);
-}
-
-// Plotly is there.
-function drawPlots() {
-  draw();
-  [...waiting.keys()].forEach(watch);
 }
 
 function start() {

@@ -56,7 +56,7 @@ function drawRuns() {
       onchange: event => { event.target.checked ? ticked.add(i) : ticked.delete(i); drawAll(); }}));
     const swatch = element("span", "", label, {className: "swatch"}), {color, dash} = pen(i);
     swatch.style.borderTopColor = color;
-    swatch.style.borderTopStyle = {solid: "solid", dash: "dashed", dot: "dotted"}[dash];
+    swatch.style.borderTopStyle = dash;
     for (const [title, , text] of columns) element("td", text(run), row, look(title));
     element("td", "", row).append(sparkline(run, color));
   }

@@ -137,24 +137,25 @@ function drawLearning() {
   const known = readText().evaluations.filter(each => each.nll[chosen] !== null), steps = known.map(each => each.step);
   byId("learning").hidden = known.length < 2;
   if (known.length < 2) return;
-  const x = axis("step", true), [blue, orange] = COLORS, now = evaluationNow();
-  plot("learning", [{x: steps.map(x.at), y: known.map(each => bits(each.nll[chosen])), customdata: steps.map(short), mode: "lines+markers",
-    line: {color: blue}, marker: {color: known.map(each => each === now ? orange : blue), size: known.map(each => each === now ? 12 : 5)},
-    hovertemplate: "%{y:.2f} bits at step %{customdata}<extra></extra>"}],
-    {xaxis: x.shown, hovermode: "closest", yaxis: {title: {text: "bits of the chosen token"}, rangemode: "tozero"}});
+  const x = axis("step", true), [blue, orange] = COLORS, now = evaluationNow(), y = known.map(each => bits(each.nll[chosen]));
+  const places = steps.map(x.at);
+  plot("learning", [{kind: "line", x: places, y, color: blue},
+    {kind: "points", x: places, y, color: known.map(each => each === now ? orange : blue), size: known.map(each => each === now ? 12 : 5),
+     tell: i => `${y[i].toFixed(2)} bits at step ${short(steps[i])}`}],
+    {x, y: {title: "bits of the chosen token", range: [0, 1.05 * Math.max(...y)]}});
 }
 
 // The curve -log2 q, with the tokens of the text on it.
 function drawSurprise() {
   const now = evaluationNow(), known = now.nll.map((nll, i) => [nll, i]).filter(([nll]) => nll !== null);
   const qs = Array.from({length: 200}, (_, k) => 2 ** (-16 * (1 - k / 199) ** 2)), [blue, orange] = COLORS;
-  const points = known.map(([nll, i]) => ({q: Math.exp(-nll), cost: bits(nll), text: plain(quote(readText().tokens[i]))}));
+  const isChosen = (yes, no) => known.map(([, i]) => i === chosen ? yes : no), y = known.map(([nll]) => bits(nll));
   plot("surprise", [
-    {x: qs, y: qs.map(q => -Math.log2(q)), mode: "lines", line: {color: blue}, hoverinfo: "skip"},
-    {x: points.map(each => each.q), y: points.map(each => each.cost), customdata: known.map(([, i]) => i), text: points.map(each => each.text),
-     mode: "markers", marker: {color: orange, size: known.map(([, i]) => i === chosen ? 16 : 7), opacity: known.map(([, i]) => i === chosen ? 1 : 0.3)}, hovertemplate: "%{text}: q = %{x:.3f}, %{y:.2f} bits<extra></extra>"}],
-    {xaxis: {title: {text: "probability q of the token that came"}, range: [-0.02, 1.02]},
-     yaxis: {title: {text: "surprisal −log₂ q, bits"}, range: [-0.4, Math.max(8, ...points.map(each => each.cost)) + 0.5]}, hovermode: "closest"});
+    {kind: "line", x: qs, y: qs.map(q => -Math.log2(q)), color: blue},
+    {kind: "points", x: known.map(([nll]) => Math.exp(-nll)), y, color: orange, size: isChosen(16, 7), alpha: isChosen(1, 0.3),
+     tell: k => `${quote(readText().tokens[known[k][1]])}: q = ${Math.exp(-known[k][0]).toFixed(3)}, ${y[k].toFixed(2)} bits`}],
+    {x: {title: "probability q of the token that came", range: [-0.02, 1.02]},
+     y: {title: "surprisal −log₂ q, bits", range: [-0.4, Math.max(8, ...y) + 0.5]}});
 }
 
 // The prediction before the chosen token, also at a temperature, and the gradient of the loss with respect to its logits.
@@ -169,14 +170,14 @@ function drawSoftmax() {
   const norm = T === 1 ? 0 : now.log_z[chosen][text.temperatures.indexOf(T)];
   const withRest = shares => [...shares, Math.max(0, 1 - shares.reduce((a, b) => a + b, 0))];
   const q = withRest(logs.map(Math.exp)), tempered = withRest(logs.map(log => Math.exp(log / T - norm)));
-  const x = [...names.map((name, k) => plain(quote(name)) + (k === place ? " ✓" : "")), "others"], bar = {type: "bar", x};
-  const [blue, orange] = COLORS, title = {text: "what the model expected; ✓: it came"};
-  plot("softmax", [{...bar, y: q, name: "q", marker: {color: blue}, hovertemplate: "%{x}: %{y:.4f}<extra>T = 1</extra>"},
-    {...bar, y: tempered, name: `at temperature ${T}`, marker: {color: orange}, hovertemplate: `%{x}: %{y:.4f}<extra>T = ${T}</extra>`}],
-    {barmode: "group", showlegend: true, legend: {orientation: "h", x: 1, xanchor: "right", y: 1.15}, xaxis: {type: "category", title}, yaxis: {title: {text: "probability q"}, range: [0, 1.02]}});
-  plot("gradient", [{...bar, y: q.map((share, k) => share - (k === place)), marker: {color: q.map((_, k) => k === place ? blue : orange)},
-    hovertemplate: "%{x}: %{y:.4f}<extra>q − p</extra>"}],
-    {xaxis: {type: "category", title: {text: "gradient at each logit; p = 1 at ✓"}}, yaxis: {title: {text: "q − p"}, range: [-1.05, 1.05]}});
+  const shown = [...names.map((name, k) => quote(name) + (k === place ? " ✓" : "")), "others"], [blue, orange] = COLORS;
+  const bars = (y, shift, width, color, label) => ({kind: "bars", x: y.map((_, k) => k + shift), y, width, color,
+                                                    tell: k => `${shown[k]}: ${label} = ${y[k].toFixed(4)}`});
+  const x = title => ({title, range: [-0.6, shown.length - 0.4], ticks: () => shown.map((name, k) => [k, name])});
+  plot("softmax", [bars(q, -0.2, 0.4, blue, "q"), bars(tempered, 0.2, 0.4, orange, `q at temperature ${T}`)],
+    {title: `blue: q; orange: q at temperature ${T}`, x: x("what the model expected; ✓: it came"), y: {title: "probability q", range: [0, 1.02]}});
+  plot("gradient", [bars(q.map((share, k) => share - (k === place)), 0, 0.8, q.map((_, k) => k === place ? blue : orange), "q − p")],
+    {x: x("gradient at each logit; p = 1 at ✓"), y: {title: "q − p", range: [-1.05, 1.05]}});
 }
 
 // The bits of each line by the run and by the others; the lowest of a line is bold.
