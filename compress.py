@@ -14,14 +14,13 @@ from pydantic import Field
 
 from config.cli import load_options
 from config.errors import DIVERGED, UserError, run_command
-from config.files import write_atomically
+from config.files import check_place, write_atomically
 from config.schema import Section, Text
 from data.baselines import COMPRESSORS
 from engine.run import Run, open_run
 from surprisal import LN2
 
-# CRC-32 of all that follows, and of the text; tokens; threads, streams, torch's version; CRC-32 of the checkpoint, and
-# of a trial of the arithmetic. The coder's words come after it. It is small, because its bits count too.
+# CRC-32 of all that follows, and of the text; tokens; threads, streams, torch's version; CRCs of checkpoint and trial.
 HEADER = struct.Struct("<3I4B2I")
 MIN_STREAM, MAX_STREAMS, MAX_FLOPS = 1024, 128, 2**32  # tokens in a stream; streams; FLOPs to train on a token of each
 
@@ -46,12 +45,13 @@ def read_arguments(argv: list[str]) -> tuple[Run, CompressOptions, Path, Path, b
             raise UserError(f"{path}: 4 GiB or more, or {run.path} has documents or a mask: not all of it is predicted")
         try:
             tokens, out = run.tokenizer.encode(content.decode()), Path(f"{path}.srp")
-        except (UnicodeDecodeError, UserError) as error:
-            raise UserError(f"{path}: {error}") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 text ({error}); convert it, for example with iconv") from None
     elif len(content) < HEADER.size or len(content) % 4 or crc32(content[4:]) != checksums[0]:
         raise UserError(f"{path}: damaged, or not a file of compress.py")
     if out.exists() and not options.overwrite and (tokens is not None or crc32(out.read_bytes()) != checksums[1]):
         raise UserError(f"{out}: exists, and may hold something else; rename it, or use --overwrite")
+    check_place(out)
     return run, options, path, out, content, tokens
 
 
@@ -95,11 +95,13 @@ def main(argv: list[str]) -> None:
     body = HEADER.pack(0, crc, num_tokens, threads, *ours)[4:] + words
     file = crc32(body).to_bytes(4, "little") + body
     write_atomically(out, text if tokens is None else file)
+    out.chmod(path.stat().st_mode)  # a private text stays private
     others = COMPRESSORS | {"zstd": ZstdCompressor(level=19).compress}
     sizes = {"this model": len(file)} | {name: len(compress(text)) for name, compress in others.items()}
     print(f"{path}: {len(text):,} bytes, {num_tokens:,} tokens in {streams} streams; written: {out}")
     print(f"{bits:,.0f} bits by the loss, {8 * len(file):,} bits in the file: {8 * len(file) - bits:,.0f} more")
-    print("bits per byte:", ", ".join(f"{name} {8 * size / max(1, len(text)):.3f}" for name, size in sizes.items()))
+    if text:
+        print("bits per byte:", ", ".join(f"{name} {8 * size / len(text):.3f}" for name, size in sizes.items()))
     print(f"The model itself, {model.num_params():,} parameters, is not counted.")
 
 
@@ -123,8 +125,7 @@ def code(window: Window, new: np.ndarray, num_tokens: int, tokens: np.ndarray | 
             coder.encode(new[:n].astype(np.int32), CATEGORICAL, q)
         bits -= float(log_q[np.arange(n), new[:n]].sum()) / LN2
         columns.append(new)
-    words = words if tokens is None else coder.get_compressed().tobytes()
-    return bits, np.ravel(columns, "F")[:num_tokens], words
+    return bits, np.ravel(columns, "F")[:num_tokens], words if tokens is None else coder.get_compressed().tobytes()
 
 
 if __name__ == "__main__":

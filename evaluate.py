@@ -14,6 +14,7 @@ from pydantic import Field
 
 from config.cli import load_options
 from config.errors import UserError, run_command
+from config.files import check_place
 from config.schema import Count, Page, Section, Text
 from data.batches import EvalText
 from data.documents import Split, encode_documents, read_documents, split_documents
@@ -25,11 +26,11 @@ class EvaluateOptions(Section):
     """What to evaluate, and against what."""
 
     split: Literal["val", "train"] = Field("val", description="which split of the run's corpus")
-    text: Text = Field("", description="a UTF-8 file to evaluate instead")
-    explain: str = Field("", description="a sentence: show what each of its tokens costs")
+    text: Text = Field("", min_length=1, description="a UTF-8 file to evaluate instead")
+    explain: str = Field("", min_length=1, description="a sentence: show what each of its tokens costs")
     max_tokens: Count = Field(1_000_000, description="evaluate about so many tokens, spread evenly; 0 = all")
     stride: Count = Field(0, description="tokens by which the window moves on: fewer give more context; 0 = block_size")
-    against: Text = Field("", description="another run to compare with on the same text")
+    against: Text = Field("", min_length=1, description="another run to compare with on the same text")
     checkpoint: Literal["best", "last"] = Field("best", description="which checkpoint of the runs")
     device: Text = Field("", description="auto, cpu, mps, cuda or cuda:N; empty = as in training")
     html: Page = Field("", description="also write a page for a browser, with the text token by token: a file such as "
@@ -37,7 +38,8 @@ class EvaluateOptions(Section):
     json_: bool = Field(False, alias="json", description="print JSON, and nothing else")
 
 
-EXCLUSIVE = [{"split", "text"}, {"explain", "text"}, {"explain", "json_"}, {"against", "max_tokens"}]
+EXCLUSIVE = [{"split", "text"}, {"against", "max_tokens"},
+             *({"explain", other} for other in ("text", "json_", "split", "max_tokens", "stride"))]
 PAGE_TOKENS = 2000  # of a text, that a page shows one by one
 
 
@@ -52,9 +54,11 @@ def read_arguments(argv: list[str]) -> tuple[list[Run], EvaluateOptions]:
     for pair in EXCLUSIVE:
         if pair <= options.model_fields_set:
             raise UserError(f"{' and '.join(sorted(pair)).rstrip('_')}: use one of them" + (
-                "; two runs are compared on all of the text" if "max_tokens" in pair else ""))
+                "; two runs are compared on all of the text" if pair == {"against", "max_tokens"} else ""))
     for run in runs:
         run.tokenizer.encode_prompt(options.explain)  # tells unknown characters
+    if options.html:
+        check_place(Path(options.html))
     return runs, options
 
 
@@ -68,6 +72,7 @@ from engine.distributed import setup_distributed
 from report import analysis, measures, page, records
 from report.evaluation import describe
 from report.explain import show_costs
+from surprisal import nats_to_bits
 
 
 class Scored(NamedTuple):
@@ -107,9 +112,9 @@ def explain(runs: list[Run], texts: list[EvalText], scored: list[Scored]) -> str
     parts = [show_costs(texts[0].split.tokens.tolist(), scored[0].columns["nll"], runs[0].tokenizer), ""]
     for run, (about, columns, *_) in zip(runs, scored, strict=True):
         nll, (loss,) = columns["nll"], analysis.measure_losses([columns])
-        parts.append(f"{nll.sum():.2f} nats for {len(nll)} tokens: {loss['nats_per_token'][0]:.4f} per token, "
-                     f"perplexity {loss['perplexity'][0]:.2f}, {loss['bits_per_byte'][0]:.3f} bits per byte "
-                     f"({run.path}, step {about['step']:,})")
+        parts.append(f"{nll.sum():.2f} nats, {nats_to_bits(nll.sum()):.2f} bits, for {len(nll)} tokens: "
+                     f"{loss['nats_per_token'][0]:.4f} nats per token, perplexity {loss['perplexity'][0]:.2f}, "
+                     f"{loss['bits_per_byte'][0]:.3f} bits per byte ({run.path}, step {about['step']:,})")
     return "\n".join(parts)
 
 

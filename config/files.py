@@ -12,6 +12,13 @@ from config.errors import UserError
 TEMPORARY = ".*tmp*"  # files that are being written, or whose writer died, also those of safetensors
 
 
+def check_place(path: Path) -> None:
+    """UserError if no file of this name can be written, before long work rather than after it."""
+    above = next(each for each in path.absolute().parents if each.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"{path}: nothing can be written into {above}; choose another name")
+
+
 @contextmanager
 def replacing(path: Path, keep_as: Path | None = None) -> Iterator[Path]:
     """A name beside `path` to write to; the file then gets the name `path`, whole and on disk, or stays away.

@@ -39,11 +39,10 @@ class Curve:
         records = run.read_metrics()
         key = "val_nll" if unit == "nats" else "val_bits_per_byte"
         self.val, self.gap = _series(records, x, key), _series(records, x, "kl_gap")
-        ends, train = _series(records, x, "train_nll")  # means of all steps since the line before
-        starts = [record.get(x, 0.0) for record in records[:1]] + ends
-        middles = [(start + end) / 2 for start, end in zip(starts, ends, strict=False)]
+        ends, train = _series(records, x, "train_nll")
         scale = 1.0 if unit == "nats" else bits_per_byte(1.0, run.info.bytes_per_target)
-        self.train = thin(middles), [scale * nll for nll in thin(train)]
+        first = records[0].get(x, 0.0) if records else 0.0
+        self.train = thin(middles(first, ends)), [scale * nll for nll in thin(train)]
         self.best: Series = [], []  # one point
         self.label = f"no evaluation  {_shorten(run.name, 48)}"
         if self.val[1]:
@@ -207,6 +206,11 @@ def draw_terminal(runs: Sequence[Run], x: str = "step", scale: str = "log", unit
 def _series(records: Sequence[Record], x: str, key: str) -> Series:
     found = [(record[x], record[key]) for record in records if x in record and key in record]
     return [place for place, _ in found], [loss for _, loss in found]
+
+
+def middles(start: float, ends: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Where training losses stand: each is the mean of the steps since the line before."""
+    return (np.append(start, ends[:-1])[:len(ends)] + ends) / 2
 
 
 def thin(values: Sequence[float] | np.ndarray) -> list[float]:

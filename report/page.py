@@ -20,7 +20,7 @@ from config.schema import OVERFITTING_RISE
 from data.baselines import passed_and_ahead
 from engine.run import Record, Run, parse_record
 from report import analysis
-from report.figures import thin
+from report.figures import middles, thin
 from report.records import Evaluation, Passage, describe_text, read_evaluation, read_passages
 from surprisal import perplexity
 
@@ -88,14 +88,12 @@ def _describe(run: Run, evaluation: Evaluation | None, at_most: int) -> dict[str
     final: Record = next((line for line in reversed(lines) if "best_val_nll" in line), {})
     records = [line for line in lines if "tokens" in line and "seconds" in line]
     for record in records:
-        record["flops"] = flops * record["tokens"]
+        record["flops"] = float(flops * record["tokens"])
     trained = [record for record in records if "train_nll" in record]
     evaluations = [record for record in records if "val_nll" in record]
     parts = PARTS if any(part in record for record in trained for part in PARTS[1:]) else []
     val, train = _columns(evaluations, VAL), _columns(trained, TRAIN + parts)
-    # A training loss is the mean of the steps since the line before: it stands in their middle.
-    starts = _columns(records[:1] + trained[:-1], [])
-    train |= {name: (starts[name] + train[name]) / 2 for name in starts if trained}
+    train |= {name: middles(records[0][name], train[name]) for name in PLACES if trained}
     info, verdict = run.info, run.path / "verdict.txt"
     best = min(evaluations, key=lambda each: each["val_nll"], default={})
     passed, ahead = passed_and_ahead(final.get("best_val_nll", best.get("val_nll", math.inf)), info.baselines)

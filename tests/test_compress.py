@@ -250,12 +250,12 @@ def test_the_number_of_threads_is_that_of_the_file(run, here: Path) -> None:
 
 def test_unknown_characters_and_bytes_that_are_no_text_are_refused() -> None:
     Path("a.txt").write_text("the cät", encoding="utf-8")
-    assert "a.txt: the character 'ä' (U+00E4, at position 5) is not in this char vocabulary" in refused("char", "a.txt")
+    assert "the character 'ä' (U+00E4, at position 5) is not in this char vocabulary" in refused("char", "a.txt")
     Path("a.txt").write_bytes(b"the cat\r\n")
     assert r"the character '\r'" in refused("char", "a.txt")
     for run in ("char", "bpe"):
         Path("a.txt").write_bytes(b"the \xff")
-        assert "a.txt: 'utf-8' codec can't decode byte 0xff in position 4" in refused(run, "a.txt")
+        assert "a.txt: not UTF-8 text ('utf-8' codec can't decode byte 0xff in position 4" in refused(run, "a.txt")
 
 
 def test_runs_with_documents_or_a_mask_are_refused(here: Path) -> None:
@@ -275,6 +275,13 @@ def test_nothing_else_is_overwritten() -> None:
     assert "a.txt: exists, and may hold something else" in refused("char", "a.txt.srp")
     call("compress.py", "char", "a.txt.srp", "--overwrite")
     assert Path("a.txt").read_bytes() == TEXT.encode()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_a_private_text_stays_private() -> None:
+    Path("a.txt").touch(0o600)
+    assert "bits per byte" not in call("compress.py", "char", "a.txt").stdout  # of nothing
+    assert Path("a.txt.srp").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_full_disk_leaves_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,7 +157,8 @@ def test_a_sentence_shows_what_each_of_its_tokens_costs(runs) -> None:
     assert "".join(words[::2]) == "⏎" + sentence.replace(" ", "␣")
     assert words[1] == "given"
     assert [float(cost) for cost in words[3::2]] == pytest.approx(costs, abs=6e-4)
-    assert f"{sum(costs):.2f} nats for {len(costs)} tokens: {np.mean(costs):.4f} per token" in printed
+    total, bits, mean = sum(costs), sum(costs) / math.log(2), np.mean(costs)
+    assert f"{total:.2f} nats, {bits:.2f} bits, for {len(costs)} tokens: {mean:.4f} nats per token" in printed
     assert "\x1b" not in printed
 
 
@@ -352,6 +353,14 @@ def test_calibration_recovers_the_factor_by_which_logits_were_spoiled(factor: fl
     assert calibration["ece"] == pytest.approx(ece, rel=1e-4)  # a token may be on the edge of a bin
 
 
+@pytest.mark.parametrize(("best", "at_end"), [(0.1, True), (0.3, False), (3.5, False), (9.0, True)])
+def test_a_temperature_at_the_end_of_what_was_tried_is_told(best: float, at_end: bool) -> None:
+    tempered = np.log(np.array(TEMPERATURES) / best)**2
+    calibration = calibrate([], tempered)
+    assert calibration["at_end"] == at_end
+    assert calibration["temperature"] == pytest.approx(min(4, max(1 / 4, best)), rel=0.01)
+
+
 def test_a_certain_and_right_model_is_calibrated() -> None:
     scores = score(made(torch.tensor([[100.0, 0.0]]), torch.tensor([0])), TEMPERATURES)
     calibration, bins = calibration_of(scores)
@@ -468,6 +477,9 @@ def test_a_run_that_may_have_seen_the_text_is_named(runs) -> None:
     (["out/whole", "--text=one.txt", "--split=train"], "split and text: use one of them"),
     (["out/whole", "--explain=a", "--json"], "explain and json: use one of them"),
     (["out/whole", "--explain=a", "--text=one.txt"], "explain and text: use one of them"),
+    (["out/whole", "--explain=a", "--split=train"], "explain and split: use one of them"),
+    (["out/whole", "--explain="], "explain=: string should have at least 1 character"),
+    (["out/whole", "--html=one.txt/page.html"], "nothing can be written into .*one.txt; choose another name"),
     (["out/whole", "--against=out/wide", "--max_tokens=9"], "against and max_tokens: use one of them"),
     (["out/whole", "--explain=Ω"], r"'Ω' \(U\+03A9, at position 0\)"),
     (["out/whole", "--split=test"], "'val' or 'train'"),

@@ -55,7 +55,7 @@ def test_the_scores_are_those_of_evaluate(model: Model) -> None:
     nats = [float(cost) for cost in re.findall(r"\S (\d+\.\d{3})\b", said.split("\n\n")[0])]
     np.testing.assert_allclose(score.bits * LN2, nats, atol=6e-4)
     assert f"{score.bits_per_byte:.3f} bits per byte" in said
-    assert f"{score.total * LN2:.2f} nats for {len(TEXT)} tokens" in said
+    assert f"{score.total * LN2:.2f} nats, {score.total:.2f} bits, for {len(TEXT)} tokens" in said
     assert "".join(score.tokens) == TEXT.replace("\n", "⏎")
 
 

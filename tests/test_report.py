@@ -164,6 +164,8 @@ def test_a_damaged_line_of_metrics_is_left_out() -> None:
     for line in (b'{"step": 2, "tra', b"", b"[1]", b'{"val_nll": 2.5}', b'{"step": "2"}', b'{"step": true}',
                  b"[" * 100_000):
         assert parse_record(line) is None
+    for impossible in ("1e999", "NaN", "-1e308", "1" + 400 * "0"):
+        assert parse_record(f'{{"step": 1, "tokens": {impossible}}}'.encode()) in ({"step": 1}, None)
 
 
 def test_less_memory() -> None:
