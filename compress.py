@@ -94,8 +94,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{path}: the predictions of {checkpoint} do not give its text back") from None
     body = HEADER.pack(0, crc, num_tokens, threads, *ours)[4:] + words
     file = crc32(body).to_bytes(4, "little") + body
-    write_atomically(out, text if tokens is None else file)
-    out.chmod(path.stat().st_mode)  # a private text stays private
+    write_atomically(out, text if tokens is None else file, like=path)  # a private text stays private
     others = COMPRESSORS | {"zstd": ZstdCompressor(level=19).compress}
     sizes = {"this model": len(file)} | {name: len(compress(text)) for name, compress in others.items()}
     print(f"{path}: {len(text):,} bytes, {num_tokens:,} tokens in {streams} streams; written: {out}")

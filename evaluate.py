@@ -81,7 +81,7 @@ class Scored(NamedTuple):
     about: dict[str, Any]  # which model, which text
     columns: analysis.Columns  # what is known of each target
     tempered: np.ndarray  # the mean NLL at each of TEMPERATURES
-    passage: records.Passage | None  # the first PAGE_TOKENS tokens, for a page
+    passage: records.Passage | None  # the first PAGE_TOKENS tokens, for a page; None if all of them are masked
 
 
 def main(argv: list[str]) -> None:
@@ -95,8 +95,8 @@ def main(argv: list[str]) -> None:
         found = evaluate(runs, texts, scored, name, options)
         print(json.dumps(found, indent=1) if options.json_ else describe(found))
     if options.html:
-        passages = [each.passage for each in scored if each.passage]
-        page.write_page(Path(options.html), page.describe_evaluation(runs, passages, name, found))
+        targets, passages = [each.columns for each in scored], [each.passage for each in scored]
+        page.write_page(Path(options.html), page.describe_evaluation(runs, targets, passages, name, found))
         print(options.html, file=sys.stderr if options.json_ else sys.stdout)
 
 
@@ -178,7 +178,7 @@ def score(run: Run, text: EvalText, options: EvaluateOptions) -> Scored:
              "of_targets": text.split.num_targets(), "bytes": int(columns["bytes"].sum())}
     start = replace(text, split=text.split.first(PAGE_TOKENS - 1), max_tokens=0)
     return Scored(about, columns, tempered, measures.measure_passage(model, start, 0, dist, state.step)
-                  if options.html else None)
+                  if options.html and len(start.positions) else None)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Three small operations with hand-written gradients.
 
 A model this small waits for memory, not for arithmetic: autograd would read and write the activations more
-often than these do (bench/kernels.py measures it). Inside torch.compile the plain formulas are used, because the
+often than these do (bench/NOTES.md has figures). Inside torch.compile the plain formulas are used, because the
 compiler fuses them by itself. tests/test_kernels.py checks each against PyTorch.
 """
 

@@ -20,16 +20,17 @@ def check_place(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path, keep_as: Path | None = None) -> Iterator[Path]:
+def replacing(path: Path, keep_as: Path | None = None, like: Path | None = None) -> Iterator[Path]:
     """A name beside `path` to write to; the file then gets the name `path`, whole and on disk, or stays away.
 
-    The file that had the name before is lost, or becomes `keep_as`.
+    The file that had the name before is lost, or becomes `keep_as`. The new one has the permissions of `like`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         new.touch()
-        mode = new.stat().st_mode  # safetensors replaces the file by one that nobody else may read
+        mode = (like or new).stat().st_mode  # safetensors replaces the file by one that nobody else may read
+        new.chmod(mode)
         yield new
         new.chmod(mode)
         with new.open("r+b") as file:
@@ -45,8 +46,9 @@ def replacing(path: Path, keep_as: Path | None = None) -> Iterator[Path]:
         new.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    with replacing(path) as new:
+def write_atomically(path: Path, content: bytes, like: Path | None = None) -> None:
+    """Write a whole file; its permissions become those of `like`."""
+    with replacing(path, like=like) as new:
         new.write_bytes(content)
 
 

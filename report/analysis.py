@@ -13,6 +13,7 @@ from surprisal import LN2
 
 RESAMPLES = 2000
 BLOCKS = 50  # in a text; fewer and longer blocks give unsteady intervals, more give intervals that are too narrow
+FEW = 10 * BLOCKS  # targets: resamples of fewer promise too much
 BINS = 15  # of confidence
 TEMPERATURES: list[float] = np.geomspace(1 / 4, 4, 17).tolist()  # 1 is in the middle
 DOUBLING = [2**power for power in range(21)]  # up to the longest context

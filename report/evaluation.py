@@ -3,10 +3,9 @@
 from typing import Any
 
 from data.baselines import Baseline
-from report.analysis import BLOCKS, RESAMPLES
+from report.analysis import BLOCKS, FEW, RESAMPLES
 from report.words import beside_baselines
 
-FEW = 10 * BLOCKS  # targets: resamples of fewer promise too much
 UNITS = [("nats per token", "nats_per_token", ".4f"), ("bits per token", "bits_per_token", ".4f"),
          ("bits per byte", "bits_per_byte", ".4f"), ("perplexity", "perplexity", ".3f"), ("top-1", "top1", ".2%"),
          ("top-5", "top5", ".2%")]
@@ -73,10 +72,11 @@ def _calibration(found: dict[str, Any]) -> list[str]:
     calibration, top1 = found["calibration"], found["loss"]["top1"]["value"]
     end = ", the end of what was tried" if calibration["at_end"] else ""
     excess = calibration["confidence"] - top1
+    few = [f"With fewer than {FEW:,} targets, these differ by chance."] if found["targets"] < FEW else []
     return [f"Calibration: mean confidence {calibration['confidence']:.1%}, accuracy {top1:.1%}: "
             f"{'over' if excess > 0 else 'under'}confident by {abs(excess):.1%}. ECE {calibration['ece']:.2%}.",
             f"The temperature with the lowest loss is {calibration['temperature']:.3f}{end}; it gains "
-            f"{calibration['nats_gained']:.4f} nats per token, but was fitted to this text."]
+            f"{calibration['nats_gained']:.4f} nats per token, but was fitted to this text.", *few]
 
 
 def _table(kind: str, groups: list[dict[str, Any]]) -> list[str]:

@@ -84,8 +84,9 @@ def find_passages(nll: np.ndarray, text: EvalText, tokenizer: Tokenizer) -> dict
         return HardOrEasy(nats_per_token=float(means[number]), nll=costs,
                           tokens=[show_token(tokenizer, token) for token in tokens])
 
-    return {"hardest": [describe(number) for number in order[:-1 - SHOWN:-1].tolist()],
-            "easiest": [describe(number) for number in order[:SHOWN].tolist()]}
+    shown = min(SHOWN, len(order) // 2)
+    return {"hardest": [describe(number) for number in order[::-1][:shown].tolist()],
+            "easiest": [describe(number) for number in order[:shown].tolist()]}
 
 
 def cut_passage(run: Run, corpus: Corpus) -> tuple[EvalText, int]:

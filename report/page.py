@@ -36,7 +36,7 @@ MAX_PASSAGES_PER_RUN, WHILE_LIVE = 40, 8
 
 def write_page(path: Path, data: dict[str, Any]) -> None:
     """Write one file with everything."""
-    write_atomically(path, _page(_script(data)).encode())
+    write_atomically(path, _page(_script(data)).encode(errors="replace"))  # a run's name may be bytes that are no text
 
 
 def write_live_page(path: Path) -> None:
@@ -46,7 +46,7 @@ def write_live_page(path: Path) -> None:
 
 def write_data(path: Path, run: Run, status: str, live: bool) -> None:
     """Replace report.js, which an open page is reading every two seconds."""
-    write_atomically(path, _script(describe_runs([run], status, live)).encode())
+    write_atomically(path, _script(describe_runs([run], status, live)).encode(errors="replace"))
 
 
 def describe_runs(runs: Sequence[Run], status: str = "", live: bool = False) -> dict[str, Any]:
@@ -63,15 +63,18 @@ def describe_runs(runs: Sequence[Run], status: str = "", live: bool = False) -> 
         shown["difference"] = _difference(run, evaluation, runs[0], evaluations[0])
     title = ", ".join(run.name for run in runs) if len(runs) <= 3 else f"{len(runs)} runs"
     return {"title": title, "curves": True, "runs": described, "differences": differences, "status": status,
-            "live": live, "overfitting_rise": OVERFITTING_RISE, "written": round(time.time(), 1)}
+            "live": live, "overfitting_rise": OVERFITTING_RISE, "few_targets": analysis.FEW,
+            "written": round(time.time(), 3)}
 
 
-def describe_evaluation(runs: Sequence[Run], passages: Sequence[Passage], text: str, found: dict[str, Any] | None
-                        ) -> dict[str, Any]:
-    """The page of a text that evaluate.py has read: a passage by each run, and what it found, if that is much."""
+def describe_evaluation(runs: Sequence[Run], targets: Sequence[analysis.Columns], passages: Sequence[Passage | None],
+                        text: str, found: dict[str, Any] | None) -> dict[str, Any]:
+    """The page of a text that evaluate.py has read: its targets and a passage by each run, and what it found."""
     data = describe_runs(runs)
-    for run, passage, shown in zip(runs, passages, data["runs"], strict=True):
-        shown |= {"text": describe_text(run.tokenizer, [passage], {}), "evaluation": None, "difference": None}
+    for run, own, passage, shown in zip(runs, targets, passages, data["runs"], strict=True):
+        shown |= {"best_nll": own["nll"].mean(), "bytes_per_target": own["bytes"].mean(), "targets": len(own["nll"]),
+                  "text": passage and describe_text(run.tokenizer, [passage], {}), "evaluation": None,
+                  "difference": None}
     if found:
         data["runs"][0]["evaluation"] = found
         if against := found["against"]:
@@ -84,6 +87,7 @@ def describe_evaluation(runs: Sequence[Run], passages: Sequence[Passage], text: 
 
 
 def _describe(run: Run, evaluation: Evaluation | None, at_most: int) -> dict[str, Any]:
+    """A run: its curves, its best evaluation, the baselines, its texts, and what is behind its loss."""
     lines, flops = run.read_metrics(), run.config.model.flops_per_token(run.info.vocab_size)
     final: Record = next((line for line in reversed(lines) if "best_val_nll" in line), {})
     records = [line for line in lines if "tokens" in line and "seconds" in line]
@@ -103,6 +107,8 @@ def _describe(run: Run, evaluation: Evaluation | None, at_most: int) -> dict[str
     changed = {name: value for name, value in run.config.changed().items()
                if name not in ("out_dir", "init_from", "dtype")}
     return {"name": run.name, "val": _thin(val), "train": _thin(train), "best_nll": final.get("best_val_nll"),
+            "best": {name: best[name] for name in [*PLACES, "val_nll"]} if best else None,
+            "seconds": records[-1]["seconds"] if records else 0,
             "options": ", ".join(f"{name}={value}" for name, value in changed.items()),
             "corpus": info.name, "tokenizer": info.tokenizer, "bytes_per_target": info.bytes_per_target,
             "baselines": [{"name": each.name, "nats": each.nats_per_token, "bits_per_byte": each.bits_per_byte,

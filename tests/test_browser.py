@@ -1,5 +1,6 @@
 """The page in a real browser. Needs Chromium and `pip install -r requirements-ci.txt`; elsewhere these are skipped."""
 
+import itertools
 import json
 import math
 import re
@@ -35,7 +36,7 @@ def browser() -> Iterator[Any]:
 class Tab:
     """An open page, whose errors and requests are failures."""
 
-    def __init__(self, browser: Any, path: Path, width: int = 1200, **options: Any) -> None:
+    def __init__(self, browser: Any, path: Path, width: int = 1200, drawn: str = DRAWN, **options: Any) -> None:
         self.page = browser.new_page(viewport={"width": width, "height": 900}, **options)
         self.troubles: list[str] = []
         self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
@@ -43,7 +44,7 @@ class Tab:
         self.page.on("request", lambda request: self.troubles.append(request.url)
                      if not request.url.startswith(("file:", "data:", "blob:")) else None)
         self.page.goto(path.as_uri())
-        self.page.wait_for_function(DRAWN)
+        self.page.wait_for_function(drawn)
 
     def __call__(self, script: str) -> Any:
         return self.page.evaluate(script)
@@ -249,9 +250,9 @@ def test_the_table_sorts_and_its_ticks_show_curves(browser: Any, own: Path) -> N
         return list(tab("[...document.querySelectorAll('#runs tr')].slice(1).map(row => row.cells[1].textContent)"))
 
     assert names() == ["a", "b", "c"]
-    tab.page.click("#runs button:has-text('best loss')")
+    tab.page.click("#runs button:has-text('loss')")
     assert names() == ["b", "a", "c"]
-    tab.page.click("#runs button:has-text('best loss')")
+    tab.page.click("#runs button:has-text('loss')")
     assert names() == ["c", "a", "b"]
     assert tab(f"{LOSS}.sources.length") == 12
     tab.page.uncheck("#runs [aria-label='show a']")
@@ -309,4 +310,82 @@ def test_a_page_of_ones_own_text_compares_two_runs(browser: Any, own: Path, data
     assert tab("byId('curves').hidden")
     assert tab("reading.elements.versus.value") == "other"
     assert "+0.0000 ± 0.0000" in tab.text("#runs")
+    assert "It is too short to tell whether the difference is noise" in tab.text("#runs")
+    score = re.search(r"nats per token +([\d.]+)", call("evaluate.py", str(own), "--text=mine.txt").stdout)
+    assert score
+    losses = tab("[...document.querySelectorAll('#runs tr')].slice(1).map(row => row.cells[2].textContent)")
+    assert losses == [score[1], score[1]]  # of this text, not of the validation split
+    tab.close()
+
+
+def test_a_text_that_is_masked_at_its_beginning_has_a_page_too(browser: Any, own: Path, data_dir: Path) -> None:
+    config = own / "config.toml"
+    config.write_text(config.read_text().replace('mask = ""', "mask = '\\A(?s:.{2100})'"))
+    (data_dir / "mine.txt").write_text("the cat sat on a mat;\n" * 100, encoding="utf-8")
+    call("evaluate.py", str(own), "--text=mine.txt", "--html=mine.html")
+    tab = Tab(browser, data_dir / "mine.html", drawn="document.querySelector('#summary p')")
+    assert tab("byId('text').hidden")
+    assert "Loss on 100 targets: " in tab.text("#summary")
+    tab.close()
+
+
+def edited(own: Path, change: Any) -> Path:
+    """A page of the run whose records of metrics.jsonl are changed first."""
+    records = change(read_metrics(own))
+    (own / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_page(own / "whole.html", describe_runs([open_run(own)]))
+    return own / "whole.html"
+
+
+def test_baselines_come_back_and_their_labels_stay_inside(browser: Any, own: Path) -> None:
+    def change(records: list[Any]) -> list[Any]:
+        return [record | ({"train_nll": 4.6} if record["step"] == 2 else {}) for record in records]
+
+    info = json.loads((own / "corpus.json").read_text())
+    uniform = info["baselines"][0]["nats_per_token"]
+    for number, baseline in enumerate(info["baselines"][1:], start=1):
+        baseline["nats_per_token"] = uniform - 0.01 * number  # all at the top
+    (own / "corpus.json").write_text(json.dumps(info))
+    tab = Tab(browser, edited(own, change))
+    for shown in (True, False, True):
+        tab.page.set_checked("[name=baselines]", shown)
+        y_of(tab, 1)
+        tab.page.wait_for_function(f"{LOSS}.labels.ticker.ticks.length === {len(info['baselines']) if shown else 0}")
+    end, ticks = tab(f"[{LOSS}.figure.y_range.end, {LOSS}.labels.ticker.ticks]")
+    assert max(ticks) <= end
+    pixels = [tick * tab(f"{LOSS}.figure.inner_height") / (end - tab(f"{LOSS}.figure.y_range.start")) for tick in ticks]
+    assert min(b - a for a, b in itertools.pairwise(sorted(pixels))) > 14
+    tab.close()
+
+
+def test_the_lowest_loss_is_not_a_mean_of_neighbours(browser: Any, own: Path) -> None:
+    def change(records: list[Any]) -> list[Any]:
+        evaluation = next(record for record in records if "val_nll" in record)
+        return [evaluation | {"step": step, "val_nll": 1.2 if step == 700 else 2.0} for step in range(1500)]
+
+    tab = Tab(browser, edited(own, change))
+    assert "Lowest loss so far, on a part of the validation targets: 1.2000 nats" in tab.text("#summary")
+    assert drawn(tab, "loss", 2) == [1.2]  # the star
+    tab.close()
+
+
+def test_small_plots_have_ticks_of_their_axis_and_are_used_again(tab: Tab) -> None:
+    tab.page.uncheck("[name=logx]")
+    drawn(tab, "lr", 0)
+    assert tab("plots.get(byId('lr')).figure.xaxes[0].ticker.type") == "BasicTicker"
+    before = tab("[plots.size, document.querySelectorAll('*').length]")
+    for _ in range(3):
+        tab("drawAll()")
+    assert tab("[plots.size, document.querySelectorAll('*').length]") == before
+
+
+def test_a_tap_tells_what_is_there(browser: Any, own: Path) -> None:
+    write_page(own / "whole.html", describe_runs([open_run(own)]))
+    tab = Tab(browser, own / "whole.html", 390, has_touch=True, is_mobile=True)
+    y_of(tab, 1)
+    box = tab.page.locator("#loss").bounding_box()
+    tab.page.touchscreen.tap(box["x"] + 150, box["y"] + 200)
+    tab.page.wait_for_function("document.querySelector('#loss .told').textContent.includes('validation, run')")
+    tab.page.touchscreen.tap(box["x"] + 20, box["y"] + 5)  # on what it tells
+    tab.page.wait_for_function("document.querySelector('#loss .told').textContent === ''")
     tab.close()

@@ -18,21 +18,23 @@ function smooth(values, weight) {
   return values.map(value => (mean = weight * mean + value, sum = weight * sum + 1, mean / sum));
 }
 
-// Where a place stands on the x axis: the logarithm begins at the first evaluation, so that step 0 has a place too.
+// Where a place stands on the x axis: the logarithm begins at the first place above 0, so that step 0 has a place too.
 function axis(name, log) {
-  const places = page.runs.flatMap(run => [...run.val[name], ...run.train[name]]);
-  const first = Math.min(...places.filter(place => place > 0), Infinity), last = Math.max(...places, 0);
+  const places = shownRuns().flatMap(([run]) => [...run.val[name], ...run.train[name]]).filter(place => place > 0);
+  const first = places.reduce((a, b) => Math.min(a, b), Infinity), last = places.reduce((a, b) => Math.max(a, b), 0);
   if (!log || !isFinite(first)) return {at: place => place, title: AXES[name]};
   const at = place => Math.log10(place / first + 1), placeAt = at => first * (10 ** at - 1);
   const ticks = (start, end) => {
-    const from = placeAt(start), to = placeAt(end), whole = from <= 0 && to >= last;
-    return (whole ? [0, ...roundNumbers(first, last / 1.8, 1), last] : roundNumbers(from, to, 4)).map(place => [at(place), short(place)]);
+    const from = placeAt(start), to = placeAt(end), ends = [from <= 0 ? [0] : [], to >= last ? [last] : []];
+    const between = roundNumbers(Math.max(from, first), to >= last ? last / 1.8 : to, from > 0 || to < last ? 3 : 1);
+    return [...ends[0], ...between, ...ends[1]].map(place => [at(place), short(place)]);
   };
   return {at, title: AXES[name], ticks};
 }
 
 // Round numbers between two: powers of ten or, if these are fewer than wanted, also others.
 function roundNumbers(from, to, wanted) {
+  if (!(from < to)) return [];
   for (const digits of [[1], [1, 2, 5], [1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9]]) {
     const found = [];
     for (let power = Math.floor(Math.log10(Math.max(from, to / 1e6))); 10 ** power <= to; power++)
@@ -40,7 +42,7 @@ function roundNumbers(from, to, wanted) {
     if (found.length >= wanted) return found;
   }
   const step = 10 ** Math.floor(Math.log10((to - from) / 2)), found = [];
-  for (let value = Math.ceil(from / step) * step; value <= to; value += step) found.push(value);
+  for (let k = Math.ceil(from / step); k * step <= to && found.length < 20; k++) found.push(k * step);
   return found;
 }
 
@@ -55,6 +57,7 @@ function findBaselines(unit) {
       if (!found.has(key)) found.set(key, {name, value, owner: `${run.corpus} ${run.tokenizer}`, run: run.name});
     }
   }
+  if (unit === "perplexity") found.forEach(each => { each.name = each.name.replace("log|V|", "|V|"); });
   const all = [...found.values()], label = each => {
     const same = all.filter(({name}) => name === each.name), owners = new Set(same.map(({owner}) => owner));
     return same.length === 1 ? each.name : `${each.name} (${owners.size === same.length ? each.owner : each.run})`;
@@ -62,10 +65,10 @@ function findBaselines(unit) {
   return all.map(each => [label(each), each.value]).sort((a, b) => a[1] - b[1]);
 }
 
-// One curve of a run, as a mark of a plot; pointing at it tells its values as they are in the metrics.
-function curve(run, kind, x, place, y, label, look) {
+// One curve of a run, as a mark of a plot; pointing at it tells its points, and nothing between them.
+function curve(run, kind, x, place, y, label, look, text = short) {
   return {kind: "line", x: run[kind][place].map(x.at), y, ...look,
-          tell: i => `${y[i].toFixed(4)} at ${short(run[kind][place][i])} ${AXES[place]}: ${label}`};
+          tell: i => `${text(y[i])} at ${short(run[kind][place][i])} ${AXES[place]}: ${label}`};
 }
 
 function drawCurves(o) {
@@ -75,37 +78,38 @@ function drawCurves(o) {
 }
 
 function drawLoss(o, x) {
-  const marks = [], spans = [];
+  const marks = [], spans = [], digits = value => value.toFixed(4);
   for (const [run, i] of shownRuns()) {
     const {color, dash} = pen(i), {val_nll: nll} = run.val;
     const train = smooth(run.train.train_nll, Number(o.smooth)).map(nats => inUnit(nats, run, o.y));
     const val = nll.map(nats => inUnit(nats, run, o.y));
     if (ticked.size <= FEW) marks.push(curve(run, "train", x, o.x, train, `training, ${run.name}`,
-      {color, dash, width: 1, alpha: dark.matches ? 0.8 : 0.5}));
-    marks.push(curve(run, "val", x, o.x, val, `validation, ${run.name}`, {color, dash, width: 2.5}));
+      {color, dash, width: 1, alpha: dark.matches ? 0.8 : 0.5}, digits));
+    marks.push(curve(run, "val", x, o.x, val, `validation, ${run.name}`, {color, dash, width: 2.5}, digits));
     if (!nll.length) continue;
     if (nll.length <= MARKED) marks.push({kind: "points", x: marks.at(-1).x, y: val, color, size: 5});
-    const best = nll.indexOf(Math.min(...nll)), place = run.val[o.x][best];
-    marks.push({kind: "points", marker: "star", size: 17, x: [x.at(place)], y: [inUnit(run.best_nll ?? nll[best], run, o.y)], color,
-                tell: () => `${inUnit(run.best_nll ?? nll[best], run, o.y).toFixed(4)}${run.best_nll ? " on all validation targets" : ""}: best, ${run.name}`});
-    if (nll.at(-1) > nll[best] + page.overfitting_rise) spans.push({from: x.at(place), to: x.at(run.val[o.x].at(-1)), color});
+    const place = x.at(run.best[o.x]), best = inUnit(bestLoss(run), run, o.y);
+    marks.push({kind: "points", marker: "star", size: 17, x: [place], y: [best], color,
+                tell: () => `${digits(best)}${run.best_nll === null ? "" : " on all validation targets"}: best, ${run.name}`});
+    if (nll.at(-1) > run.best.val_nll + page.overfitting_rise) spans.push({from: place, to: x.at(run.val[o.x].at(-1)), color});
   }
   const levels = o.baselines ? findBaselines(o.y).map(([name, value]) => [`${name} ${value.toPrecision(4)}`, value]) : [];
   const heights = [...levels.map(([, value]) => value), ...marks.flatMap(mark => mark.y)].filter(isFinite);
-  const ceiling = levels.length ? levels.at(-1)[1] : Math.max(...heights);  // log|V|
+  const stars = marks.filter(({marker}) => marker).flatMap(mark => mark.y);
+  const ceiling = levels.length ? Math.max(levels.at(-1)[1], ...stars) : heights.reduce((a, b) => Math.max(a, b), 0);  // log|V|
   form.querySelector("output").textContent = o.smooth;
   plot("loss", marks, {key: [o.x, o.logx, o.y], zoom: true, together: true, levels, spans, x,
-    y: {title: UNITS[o.y], log: o.logy, range: padded([Math.min(...heights), ceiling], 0.04, o.logy)}});
+    y: {title: UNITS[o.y], log: o.logy, range: padded([heights.reduce((a, b) => Math.min(a, b), ceiling), ceiling], 0.04, o.logy)}});
 }
 
 function drawSmall(o, x) {
-  const keys = Object.keys(SMALL).filter(key => page.runs.some(run => run.train[key] || run.val[key]));
+  const keys = Object.keys(SMALL).filter(key => page.runs.some(run => run.train[key]?.length || run.val[key]?.length));
   for (const key of keys) {  // all of them first: each is as wide as they leave it room
     if (!byId(key)) element("div", "", byId("small"), {id: key});
   }
   for (const key of keys) {
     const marks = shownRuns().flatMap(([run, i]) => ["train", "val"].filter(kind => run[kind][key]).map(kind =>
       curve(run, kind, x, o.x, run[kind][key], run.name, pen(i))));
-    plot(key, marks, {together: true, x, y: {title: SMALL[key]}});
+    plot(key, marks, {key: [o.x, o.logx], together: true, x, y: {title: SMALL[key]}});
   }
 }

@@ -6,20 +6,24 @@ function drawEvaluation() {
   const runs = shownRuns().filter(([run]) => run.evaluation);
   byId("evaluation").hidden = !runs.length;
   if (!runs.length) return;
-  const place = byId("calibration");
+  const place = byId("calibration"), few = runs.some(([run]) => run.evaluation.targets < page.few_targets);
   place.replaceChildren();
+  if (few) element("p", `With fewer than ${page.few_targets} targets, confidence and accuracy differ by chance.`, place);
   table([["", "targets", "mean confidence", "accuracy", "ECE", "temperature that fits best", "which would gain, nats per token"],
          ...runs.map(([run]) => [run.name, ...calibrationRow(run.evaluation)])], place, [1, 2, 3, 4, 5, 6]);
-  element("p", "The confidence is the probability of the likeliest token. ECE, the expected calibration error, is the mean distance between confidence and accuracy in 15 bins. The temperature was fitted to these targets.", place);
+  element("p", "The confidence is the probability of the likeliest token. ECE, the expected calibration error, is the distance between confidence and accuracy in each of 15 bins, averaged over the targets. The temperature was fitted to these targets.", place);
   for (const [run] of runs) {
     const {confidence, temperature, at_end, nats_gained} = run.evaluation.calibration, accuracy = accuracyOf(run.evaluation), more = 100 * (confidence - accuracy);
     element("p", `${page.runs.length > 1 ? run.name : "The model"} is ${Math.abs(more) < 0.5 ? "about as sure as it is right" : more > 0 ? "overconfident" : "too careful"}: ` +
             `its mean confidence is ${Math.abs(more).toFixed(1)} points ${more > 0 ? "above" : "below"} its accuracy. ` +
             `Logits divided by ${temperature.toFixed(3)}${at_end ? ", the end of what was tried," : ""} would lower the loss by ${nats_gained.toFixed(4)} nats per token.`, place);
   }
+  if (runs.length === 1) element("p", "The bars are the loss of some of the targets; the percentages below them are their shares of the whole loss.", place);
   const kinds = ["confidence", ...Object.keys(GROUPS).filter(kind => runs.some(([run]) => run.evaluation.groups[kind]))];
-  byId("groups").replaceChildren();
-  for (const kind of kinds) element("div", "", byId("groups"), {id: idOf(kind)});  // all first: each is as wide as they leave it room
+  for (const kind of kinds) {  // all first: each is as wide as they leave it room
+    if (!byId(idOf(kind))) element("div", "", byId("groups"), {id: idOf(kind)});
+  }
+  for (const each of byId("groups").children) each.hidden = !kinds.some(kind => each.id === idOf(kind));
   const reliability = runs.flatMap(([run, i]) => {
     const bins = run.evaluation.groups.confidence ?? [], x = bins.map(bin => bin.confidence), y = bins.map(bin => bin.top1), {color, dash} = pen(i);
     return [{kind: "line", x, y, color, dash},
@@ -35,7 +39,8 @@ function drawEvaluation() {
       const groups = run.evaluation.groups[kind], y = groups.map(each => bits(each.nats_per_token));
       return {kind: "bars", x: groups.map(each => names.indexOf(each.name) - 0.4 + width * (n + 0.5)), y, width, color: pen(i).color,
               tell: k => `${groups[k].name}: ${y[k].toFixed(3)} bits, ${percent(groups[k].share)} of the targets, ${percent(groups[k].share_of_nats)} of the loss: ${run.name}`};
-    }), {x: {title: GROUPS[kind], range: [-0.6, names.length - 0.4], ticks: () => names.map((name, k) => [k, name])}, y: {title: "bits per token", fromZero: true}});
+    }), {x: {title: GROUPS[kind], range: [-0.6, names.length - 0.4], ticks: () => names.map((name, k) =>
+        [k, some.length > 1 ? name : `${name}: ${percent(some[0][0].evaluation.groups[kind][k].share_of_nats)}`])}, y: {title: "bits per token", fromZero: true}});
   }
   writePassages(runs[0][0]);
 }

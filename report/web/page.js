@@ -42,11 +42,16 @@ function table(rows, parent, numbers = []) {
 function writeSummary() {
   const place = byId("summary"), [run] = page.runs, nats = bestLoss(run);
   place.replaceChildren();
-  if (page.runs.length > 1 || !page.curves || !isFinite(nats)) return;
-  element("p", `${run.best_nll ? "Loss of the best model on all validation targets" : "Lowest loss so far, on a part of the validation targets"}: ` +
-          `${nats.toFixed(4)} nats per token = ${(bits(nats) / run.bytes_per_target).toFixed(3)} bits per byte = perplexity ${short(Math.exp(nats))}.`, place);
+  if (page.runs.length > 1 || !isFinite(nats)) return;
+  const what = !page.curves ? `Loss on ${whole.format(run.targets)} targets` : run.best_nll !== null ? "Loss of the best model on all validation targets"
+    : "Lowest loss so far, on a part of the validation targets";
+  element("p", `${what}: ${nats.toFixed(4)} nats per token = ${(bits(nats) / run.bytes_per_target).toFixed(3)} bits per byte = perplexity ${short(Math.exp(nats))}.`, place);
+  if (!page.curves) return;
+  const uniform = run.baselines.find(({name}) => name.startsWith("uniform")), V = whole.format(uniform.perplexity);
+  element("p", `The loss is the mean of −log q, where q is the probability that the model gave the token that came. Before training it is a guess among |V| = ${V} tokens: ` +
+          `log|V| = ln ${V} = ${uniform.nats.toFixed(4)} nats = ${bits(uniform.nats).toFixed(3)} bits.`, place);
   const passed = run.passed.map(([name, step]) => `${name} (step ${whole.format(step)})`);
-  element("p", [passed.length ? `Beats ${passed.join(", ")}.` : "", run.ahead.length ? `Does not beat ${run.ahead.join(", ")}.` : ""].join(" "), place);
+  element("p", [passed.length ? `Beats ${passed.join(", ")}; the steps are those of evaluations on a part of the text.` : "", run.ahead.length ? `Does not beat ${run.ahead.join(", ")}.` : ""].join(" "), place);
 }
 
 function writeWords() {
@@ -80,7 +85,7 @@ function drawAll() {
   drawEvaluation();
   writeSummary();
   writeWords();
-  const parts = {curves: "loss curves", text: "what each token costs", evaluation: "calibration", words: "verdict and samples"};
+  const parts = {curves: "loss curves", text: "what each token costs", evaluation: "calibration", words: page.runs.some(run => run.samples.length) ? "verdict and samples" : "verdict"};
   byId("curves").hidden = !page.curves;
   const nav = document.querySelector("nav");
   nav.replaceChildren();
@@ -98,7 +103,8 @@ function showStatus() {
 function receive(data) {
   if (page && page.written === data.written) return;
   page = data;
-  ticked ??= firstTicks();
+  const known = ticked && [...ticked].filter(i => i in page.runs);
+  ticked = known && known.length === ticked.size ? ticked : firstTicks();
   document.title = document.querySelector("h1").textContent = data.title;
   drawRuns();
   drawAll();
@@ -117,6 +123,7 @@ function poll() {
 function start() {
   form.addEventListener("input", draw);
   dark.addEventListener("change", drawAll);
+  addEventListener("beforeprint", () => plots.forEach((_, place) => show(place)));
   if (!page) poll();
 }
 

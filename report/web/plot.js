@@ -5,7 +5,7 @@
 // ticks(start, end) gives places of x in this range, and their texts.
 // A plot that is drawn again with the same key keeps the zoom that somebody chose.
 const plots = new Map();  // by place
-const same = value => value;
+const scales = log => log ? [Math.log, Math.exp] : [value => value, value => value];  // to what is even on the axis, and back
 const seen = new IntersectionObserver(entries => entries.forEach(each => { if (each.isIntersecting) show(each.target); }), {rootMargin: "200px"});
 
 // A plot, drawn as soon as somebody can see it. Bokeh comes last, because it is large: so the page opens fast.
@@ -32,25 +32,27 @@ function show(place) {
   marks.forEach((mark, i) => { shown.sources[i].data = columns(mark); });
   if (look.together) shown.pointer.data = pointed(marks);
   if (look.title) figure.title.text = look.title;
+  annotate(shown);
   showAxis(shown, figure.xaxes[0], figure.x_range, look.x, marks.flatMap(mark => mark.x), 0.02);
   showAxis(shown, figure.yaxes[0], figure.y_range, look.y, marks.flatMap(mark => mark.y), 0.05);
   placeTicks(shown);
-  annotate(shown);
+  placeLabels(shown);
 }
 
 function build(shown, key) {
-  const {place, marks, look} = shown, ink = dark.matches ? "#ddd" : "#222", grid = dark.matches ? "#444" : "#e4e4e4";
+  const {place, marks, look} = shown, ink = dark.matches ? "#ddd" : "#222", grid = dark.matches ? "#444" : "#e4e4e4", paper = getComputedStyle(document.documentElement).backgroundColor;
   const {Plotting, ColumnDataSource, Range1d, HoverTool, CrosshairTool, LinearAxis} = Bokeh;
   shown.view?.then(view => view.remove());
   const text = {text_color: ink, text_font_style: "normal", text_font_size: "12px"};
   const axis = {axis_label_text_color: ink, axis_label_text_font_style: "normal", major_label_text_color: ink, axis_line_color: grid,
                 major_tick_line_color: grid, minor_tick_line_color: null};
   const figure = Plotting.figure({
-    sizing_mode: "stretch_both", background_fill_color: null, border_fill_color: null, outline_line_color: null, min_border_right: 10,
+    sizing_mode: "stretch_both", background_fill_color: paper, border_fill_color: paper, outline_line_color: null, min_border_right: 10,
     x_range: new Range1d(), y_range: new Range1d(), y_axis_type: look.y.log ? "log" : "linear",
-    tools: look.zoom ? "box_zoom,pan,reset,save" : "", toolbar_location: look.zoom ? "above" : null, toolbar_sticky: false,
+    tools: look.zoom ? "box_zoom,pan,reset" : "", toolbar_location: look.zoom ? "above" : null, toolbar_sticky: false,
     active_drag: matchMedia("(pointer: coarse)").matches ? null : "box_zoom"});  // a finger scrolls the page
   figure.toolbar.logo = null;
+  if (look.zoom) figure.add_tools(new Bokeh.SaveTool({filename: look.y.title.replace(/\W+/g, "_")}));
   figure.title.setv({...text, align: "right"});
   for (const each of figure.axes) each.setv(axis);
   for (const each of figure.grids) each.grid_line_color = grid;
@@ -60,22 +62,36 @@ function build(shown, key) {
     visible: false, renderers: [renderer], limit: 3, tooltips: (_, {index}) => element("div", text(index), null, {style: "white-space: pre-line"}), ...more}));
   if (look.together) {
     const line = figure.line({field: "x"}, {field: "y"}, {source: pointer, line_alpha: 0});
-    hover(line, i => tellAll(shown.marks, pointer.data.x[i]), {mode: "vline", line_policy: "nearest"});
+    hover(line, i => tellAll(shown.marks, pointer.data.x[i], figure.x_range), {mode: "vline", line_policy: "nearest"});
     figure.add_tools(new CrosshairTool({visible: false, dimensions: "height", line_color: ink, line_alpha: 0.4}));
   } else {
     marks.forEach((mark, i) => { if (mark.tell) hover(glyphs[i], k => shown.marks[i].tell(k)); });
   }
   const labels = look.levels && new LinearAxis({...axis, axis_line_color: null, major_label_text_font_size: "12px"});
   if (labels) figure.add_layout(labels, "right");
-  Object.assign(shown, {key, figure, sources, pointer, labels, home: new Map(), annotated: "", center: [...figure.center]});
+  Object.assign(shown, {key, figure, sources, pointer, labels, home: new Map(), annotated: "", placed: "", leaders: [], center: [...figure.center]});
   place.replaceChildren();
+  place.role = "img";
+  place.ariaLabel = `${look.y.title} against ${look.x.title}`;
+  place.onclick = event => { if (matchMedia("(pointer: coarse)").matches) tap(shown, event); };
   shown.view = Plotting.show(figure, place);
+  shown.told = element("div", "", place, {className: "told"});
   shown.view.then(() => {
     const {inner_width, inner_height} = figure.properties;
     figure.x_range.change.connect(() => placeTicks(shown));
     for (const each of [figure.y_range, inner_width, inner_height]) each.change.connect(() => placeLabels(shown));
     placeLabels(shown);
   });
+}
+
+// A finger cannot point: a tap tells what is next to it, above the plot, until a tap there.
+async function tap({marks, look, told, view, figure}, {clientX, clientY, target}) {
+  if (target === told) return told.replaceChildren();
+  const {el, frame: {x_scale, y_scale}} = await view, box = el.getBoundingClientRect();
+  const far = (mark, i) => Math.hypot(box.x + x_scale.compute(mark.x[i]) - clientX, mark.kind === "bars" ? 0 : box.y + y_scale.compute(mark.y[i]) - clientY);
+  const all = marks.filter(mark => mark.tell).flatMap(mark => mark.x.map((_, i) => [far(mark, i), mark, i]));
+  const [, mark, i] = all.reduce((best, each) => each[0] < best[0] ? each : best, [Infinity]);
+  if (mark) told.textContent = look.together ? tellAll(marks, mark.x[i], figure.x_range) : mark.tell(i);
 }
 
 function addGlyph(figure, {kind, color, alpha = 1, width = 1.5, dash = "solid", marker = "circle"}, source) {
@@ -96,17 +112,18 @@ function pointed(marks) {
   return {x: points.map(each => each[0]), y: points.map(each => each[1])};
 }
 
-function tellAll(marks, place) {
+function tellAll(marks, place, {start, end}) {
+  const near = 0.01 * (end - start);
   const nearest = ({x}) => x.reduce((best, value, i) => Math.abs(value - place) < Math.abs(x[best] - place) ? i : best, 0);
-  return marks.filter(mark => mark.tell && mark.x[0] <= place && place <= mark.x.at(-1)).map(mark => mark.tell(nearest(mark))).join("\n");
+  return marks.filter(mark => mark.tell && mark.x[0] - near <= place && place <= mark.x.at(-1) + near).map(mark => mark.tell(nearest(mark))).join("\n");
 }
 
 // An axis and its range, unless somebody has zoomed.
 function showAxis({home}, axis, range, {title, range: asked, log, fromZero}, values, room) {
   axis.axis_label = title;
   const [start, end] = asked ?? padded(values, room, log, fromZero), before = home.get(range);
-  if (!before || (range.start === before.start && range.end === before.end)) range.setv({start, end});
-  range.setv({reset_start: start, reset_end: end});
+  const zoomed = before && (range.start !== before.start || range.end !== before.end);
+  range.setv({reset_start: start, reset_end: end, ...zoomed ? {} : {start, end}});
   home.set(range, {start, end});
 }
 
@@ -114,17 +131,20 @@ function showAxis({home}, axis, range, {title, range: asked, log, fromZero}, val
 const namedTicks = ticks => ({ticker: new Bokeh.FixedTicker({ticks: ticks.map(([at]) => at)}),
                               major_label_overrides: new Map(ticks.map(([at, text]) => [at, new Bokeh.PlainText({text})]))});
 
-function placeTicks({place, figure, look}) {
-  if (!look.x.ticks) return;
-  const ticks = look.x.ticks(figure.x_range.start, figure.x_range.end), [axis] = figure.xaxes, [grid] = figure.xgrids;
-  const crowded = ticks.reduce((sum, [, text]) => sum + 6 * text.length + 8, 60) > place.clientWidth;  // in pixels
+function placeTicks(shown) {
+  const {place, figure, look: {x}} = shown, [axis] = figure.xaxes, [grid] = figure.xgrids;
+  const ticks = x.ticks?.(figure.x_range.start, figure.x_range.end), placed = JSON.stringify(ticks);
+  if (!ticks || shown.placed === placed) return;
+  shown.placed = placed;
+  const crowded = ticks.reduce((sum, [, text]) => sum + 6 * text.length + 9, 60) > place.clientWidth;  // in pixels
   axis.setv({...namedTicks(ticks), major_label_orientation: crowded ? 0.6 : "horizontal"});
   grid.ticker = axis.ticker;
 }
 
 // From the lowest to the highest value, and some room.
 function padded(values, room, log = false, fromZero = false) {
-  const [scale, value] = log ? [Math.log, Math.exp] : [same, same], finite = values.filter(each => Number.isFinite(each)).map(scale);
+  const [scale, value] = scales(log), finite = values.map(scale).filter(each => Number.isFinite(each));
+  if (!finite.length) return log ? [1, 10] : [0, 1];
   const low = fromZero ? 0 : finite.reduce((a, b) => Math.min(a, b), Infinity), high = finite.reduce((a, b) => Math.max(a, b), -Infinity);
   const more = room * (high - low || 1);
   return [value(fromZero ? 0 : low - more), value(high + more)];
@@ -134,28 +154,27 @@ function padded(values, room, log = false, fromZero = false) {
 function annotate(shown) {
   const {look: {levels = [], spans = []}, figure, center} = shown, annotated = JSON.stringify([levels, spans]);
   if (shown.annotated === annotated) return;
-  const lines = levels.map(([, location]) => new Bokeh.Span({location, dimension: "width", line_dash: "dotted", line_color: "#888"}));
+  const lines = levels.map(([, location]) => new Bokeh.Span({location, dimension: "width", line_dash: [2, 4], line_color: "#888"}));
   const boxes = spans.map(({from, to, color}) => new Bokeh.BoxAnnotation({left: from, right: to, fill_color: color, fill_alpha: 0.1, line_color: null}));
   const place = {x_start: 0, x_end: 0, y_start: 0, y_end: 0, start_units: "screen", end_units: "screen"};
   const leaders = levels.map(() => new Bokeh.Arrow({...place, end: null, line_color: "#888"}));
   figure.center = [...center, ...boxes, ...lines, ...leaders];
   Object.assign(shown, {leaders, annotated});
-  placeLabels(shown);
 }
 
-// The labels are those of an axis to the right, one above the other; a line leads to a label that had to move.
+// The labels are those of an axis to the right, at least 15 pixels apart; a line leads to a label that had to move.
 function placeLabels({look: {levels = [], y}, figure, labels, leaders}) {
   if (!labels || figure.properties.inner_width.is_unset) return;
-  const {inner_width: width, inner_height: height, y_range} = figure, [scale, value] = y.log ? [Math.log, Math.exp] : [same, same];
-  const start = scale(y_range.start), length = scale(y_range.end) - start, ticks = [];
-  let below = -Infinity;
-  levels.forEach(([text, level], i) => {
-    const at = (scale(level) - start) / length * height, visible = at >= -1 && at <= height + 1;
-    if (visible) {
-      below = Math.max(at, below + 15);
-      ticks.push([value(start + below / height * length), text]);
-    }
-    leaders[i].setv({x_start: width - 15, x_end: width, y_start: at, y_end: below, visible: visible && below > at});
-  });
+  const {inner_width: width, inner_height: height, y_range} = figure, [scale, value] = scales(y.log);
+  const start = scale(y_range.start), length = scale(y_range.end) - start;
+  const heights = levels.map(([, level]) => (scale(level) - start) / length * height), visible = heights.map(at => at >= -1 && at <= height + 1);
+  const places = heights.filter((_, i) => visible[i]);
+  for (let i = 1; i < places.length; i++) places[i] = Math.max(places[i], places[i - 1] + 15);
+  for (let i = places.length - 1, top = height; i >= 0; i--, top -= 15) top = places[i] = Math.min(places[i], top);
+  const ticks = levels.filter((_, i) => visible[i]).map(([text], i) => [value(start + places[i] / height * length), text]);
   labels.setv(namedTicks(ticks));
+  leaders.forEach((leader, i) => {
+    const at = heights[i], end = places[visible.slice(0, i).filter(Boolean).length];
+    leader.setv(visible[i] && Math.abs(end - at) > 1 ? {x_start: width - 15, x_end: width, y_start: at, y_end: end, visible: true} : {visible: false});
+  });
 }

@@ -9,19 +9,19 @@ function firstTicks() {
   return new Set(numbers.length <= MANY ? numbers : numbers.sort((a, b) => bestLoss(page.runs[a]) - bestLoss(page.runs[b])).slice(0, MANY));
 }
 
-const bestLoss = run => run.best_nll ?? Math.min(Infinity, ...run.val.val_nll ?? []);
+const bestLoss = run => run.best_nll ?? run.best?.val_nll ?? Infinity;
 
 // A title, the value to sort by, and the text.
 const COLUMNS = [
   ["run", run => run.name, run => run.name],
-  ["best loss, nats", bestLoss, run => isFinite(bestLoss(run)) ? bestLoss(run).toFixed(4) + (run.best_nll ? "" : " *") : ""],
-  ["above the first run", run => run.difference ? run.difference.value : -Infinity, run => run.difference ? difference(run.difference) : ""],
+  ["loss, nats", bestLoss, run => isFinite(bestLoss(run)) ? bestLoss(run).toFixed(4) + (run.best_nll === null ? " *" : "") : ""],
+  ["nats above the first", run => run.difference ? run.difference.value : -Infinity, run => run.difference ? difference(run.difference) : ""],
   ["bits/byte", run => bits(bestLoss(run)) / run.bytes_per_target, run => isFinite(bestLoss(run)) ? (bits(bestLoss(run)) / run.bytes_per_target).toFixed(3) : ""],
-  ["seconds", run => run.val.seconds?.at(-1) ?? 0, run => short(run.val.seconds?.at(-1) ?? 0)],
+  ["seconds", run => run.seconds, run => short(run.seconds)],
   ["tokens/s", speed, run => short(speed(run))],
   ["differs from the defaults", run => run.options, run => run.options],
   ["text", run => `${run.corpus} (${run.tokenizer})`, run => `${run.corpus} (${run.tokenizer})`]];
-const NUMBERS = ["best loss, nats", "above the first run", "bits/byte", "seconds", "tokens/s"];  // columns that stand to the right
+const NUMBERS = ["loss, nats", "nats above the first", "bits/byte", "seconds", "tokens/s"];  // columns that stand to the right
 
 function speed(run) {
   const speeds = [...run.train.tokens_per_second ?? []].sort((a, b) => a - b);
@@ -45,7 +45,7 @@ function drawRuns() {
   columns.forEach(([title], column) => {
     const cell = element("th", "", head, {...look(title), ariaSort: column !== order.column ? "none" : order.down ? "descending" : "ascending"});
     element("button", title + (column !== order.column ? "" : order.down ? " ▾" : " ▴"), cell,
-            {onclick: () => { order = {column, down: column === order.column && !order.down}; drawRuns(); }});
+            {onclick: () => { order = {column, down: column === order.column && !order.down}; drawRuns(); place.querySelectorAll("button")[column].focus(); }});
   });
   element("th", "validation", head);
   const sorted = page.runs.map((run, i) => [run, i]);
@@ -61,15 +61,18 @@ function drawRuns() {
     element("td", "", row).append(sparkline(run, color));
   }
   const notes = [];
-  if (page.runs.some(run => run.difference)) notes.push(`± gives the 95% interval for another text of the same kind: a difference that is larger is not luck of this text, but another seed may also differ. The first run is ${page.runs[0].name}`);
-  if (page.runs.some(run => !run.best_nll)) notes.push("* is the lowest loss so far, on a part of the validation text");
+  if (page.curves) notes.push("The loss is that of the best model on the validation text");
+  else notes.push(`The loss is that on this text: ${[...new Set(page.runs.map(run => `${whole.format(run.targets)} targets`))].join(", ")}`);
+  if (page.runs.some(run => run.targets < page.few_targets)) notes.push(`It is too short to tell whether the difference is noise: fewer than ${page.few_targets} targets`);
+  else if (page.runs.some(run => run.difference)) notes.push(`± gives the 95% interval for another text of the same kind: a difference that is larger is not luck of this text, but another seed may also differ. The first run is ${page.runs[0].name}`);
+  if (page.runs.some(run => run.best_nll === null)) notes.push("* is the lowest loss so far, on a part of the validation text");
   if (notes.length) element("p", notes.join(". ") + ".", place);
 }
 
 // The validation loss over the logarithm of the steps, small.
 function sparkline(run, color) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg"), line = document.createElementNS(svg.namespaceURI, "polyline");
-  const y = run.val.val_nll ?? [], low = Math.min(...y), high = Math.max(...y), end = Math.log1p(run.val.step?.at(-1) ?? 1);
+  const y = run.val.val_nll ?? [], low = Math.min(...y), high = Math.max(...y), end = Math.log1p(run.val.step?.at(-1) || 1);
   const points = y.map((nll, i) => `${100 * Math.log1p(run.val.step[i]) / end},${1 + 20 * (high - nll) / (high - low || 1)}`);
   for (const [name, value] of Object.entries({width: 100, height: 22, role: "img", "aria-label": "validation loss over steps"})) svg.setAttribute(name, value);
   for (const [name, value] of Object.entries({points: points.join(" "), fill: "none", stroke: color, "stroke-width": 1.5})) line.setAttribute(name, value);

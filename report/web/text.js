@@ -8,6 +8,7 @@ let chosen = -1, readingRun = null, others = {};  // the number of a token; the 
 const runsWithText = () => shownRuns().filter(([run]) => run.text);
 const readText = () => readingRun.text;
 const evaluationNow = () => readText().evaluations[Number(reading.elements.evaluation.value)];
+const endsLine = text => /⏎$|<\|eos\|>$/.test(text);
 const quote = text => `“${text.replace(/^ | $/g, "␣")}”`;
 
 function paint(span, cost, strongest = DEAREST) {
@@ -27,14 +28,9 @@ function otherCosts() {
   return {...readText().others, ...Object.fromEntries(same.map(([run]) => [labelOf(run), run.text.evaluations[bestEvaluation(run)].nll]))};
 }
 
-function mean(values) {
-  const known = values.filter(value => value !== null);
-  return known.reduce((sum, value) => sum + value, 0) / known.length;
-}
-
 // The evaluation at the step of the lowest validation loss, or the nearest that is there.
 function bestEvaluation(run) {
-  return nearest(run, run.val.step?.[run.val.val_nll.indexOf(Math.min(...run.val.val_nll))] ?? 0);
+  return nearest(run, run.best?.step ?? 0);
 }
 
 function nearest(run, step) {
@@ -58,7 +54,7 @@ function drawText() {
   const {run: choice, versus, evaluation} = reading.elements;
   offer(choice, runs.map(([run, i]) => [i, run.name]));
   // The step that somebody chose stays; who looks at the last one follows the training.
-  const before = readingRun?.name, step = evaluation.value === evaluation.max ? null : readingRun && evaluationNow().step;
+  const before = readingRun?.name, step = page.live && evaluation.value === evaluation.max ? null : readingRun && evaluationNow().step;
   readingRun = page.runs[Number(choice.value)];
   others = otherCosts();
   evaluation.max = readText().evaluations.length - 1;
@@ -67,12 +63,12 @@ function drawText() {
   evaluation.parentElement.hidden = readText().evaluations.length < 2;
   offer(versus, [["", "surprisal"], ...Object.keys(others).map(name => [name, `difference from ${name}`])]);
   if (chosen < 0 && page.versus) versus.value = labelOf(page.runs.at(-1));
-  if (chosen < 0 || chosen >= readText().tokens.length) chosen = evaluationNow().nll.indexOf(Math.max(...evaluationNow().nll));  // the dearest
+  if (chosen < 0 || chosen >= readText().tokens.length) chosen = Math.max(0, evaluationNow().nll.indexOf(Math.max(...evaluationNow().nll)));  // the dearest
   heat.replaceChildren();
   readText().tokens.forEach((text, i) => {
     const span = element("span", text, heat, {role: "option", id: `token${i}`});
     span.dataset.i = i;
-    if (/⏎$|<\|eos\|>$/.test(text)) heat.append("\n");
+    if (endsLine(text)) heat.append("\n");
   });
   if (slider.max !== String(readText().temperatures.length)) {  // the first time; then what somebody chose stays
     slider.max = readText().temperatures.length;
@@ -84,7 +80,7 @@ function drawText() {
 // What changes with the evaluation and with what it is compared to.
 function colourText() {
   const now = evaluationNow(), other = others[reading.elements.versus.value];
-  reading.querySelector("output").textContent = whole.format(now.step) + (reading.elements.evaluation.value == bestEvaluation(readingRun) ? ", the best" : "");
+  reading.elements.evaluation.ariaValueText = reading.querySelector("output").textContent = whole.format(now.step) + (reading.elements.evaluation.value == bestEvaluation(readingRun) ? ", the best" : "");
   now.nll.forEach((nll, i) => {
     const span = byId(`token${i}`), known = nll !== null && (!other || other[i] !== null);
     span.classList.toggle("masked", !known);
@@ -125,6 +121,8 @@ function choose(i) {
   chosen = i;
   const span = byId(`token${i}`);
   span.classList.add("chosen");
+  for (const each of heat.querySelectorAll("[aria-selected]")) each.removeAttribute("aria-selected");
+  span.ariaSelected = "true";
   heat.setAttribute("aria-activedescendant", span.id);
   describeToken(i);
   drawSurprise();
@@ -172,10 +170,10 @@ function drawSoftmax() {
   const q = withRest(logs.map(Math.exp)), tempered = withRest(logs.map(log => Math.exp(log / T - norm)));
   const shown = [...names.map((name, k) => quote(name) + (k === place ? " ✓" : "")), "others"], [blue, orange] = COLORS;
   const bars = (y, shift, width, color, label) => ({kind: "bars", x: y.map((_, k) => k + shift), y, width, color,
-                                                    tell: k => `${shown[k]}: ${label} = ${y[k].toFixed(4)}`});
+                                                    tell: k => `${k < names.length ? "" : whole.format(text.vocab_size - k) + " "}${shown[k]}: ${label} = ${y[k].toFixed(4)}`});
   const x = title => ({title, range: [-0.6, shown.length - 0.4], ticks: () => shown.map((name, k) => [k, name])});
   plot("softmax", [bars(q, -0.2, 0.4, blue, "q"), bars(tempered, 0.2, 0.4, orange, `q at temperature ${T}`)],
-    {title: `blue: q; orange: q at temperature ${T}`, x: x("what the model expected; ✓: it came"), y: {title: "probability q", range: [0, 1.02]}});
+    {title: `${bits(nll).toFixed(2)} bits (blue); at T = ${T}, ${(-Math.log2(tempered[place])).toFixed(2)} bits (orange)`, x: x("what the model expected; ✓: it came"), y: {title: "probability q", range: [0, 1.02]}});
   plot("gradient", [bars(q.map((share, k) => share - (k === place)), 0, 0.8, q.map((_, k) => k === place ? blue : orange), "q − p")],
     {x: x("gradient at each logit; p = 1 at ✓"), y: {title: "q − p", range: [-1.05, 1.05]}});
 }
@@ -183,20 +181,23 @@ function drawSoftmax() {
 // The bits of each line by the run and by the others; the lowest of a line is bold.
 function drawLines() {
   const text = readText(), columns = {[labelOf(readingRun)]: evaluationNow().nll, ...others}, ends = [];
-  text.tokens.forEach((token, i) => { if (/⏎$|<\|eos\|>$/.test(token) || i === text.tokens.length - 1) ends.push(i + 1); });
+  text.tokens.forEach((token, i) => { if (endsLine(token) || i === text.tokens.length - 1) ends.push(i + 1); });
   const rows = ends.slice(0, 60).map((end, k) => [text.tokens.slice(ends[k - 1] ?? 0, end).join(""), ends[k - 1] ?? 0, end]);
   const known = i => Object.values(columns).every(values => values[i] !== null);
   const cost = (values, from, to) => values.slice(from, to).reduce((sum, nll, k) => known(from + k) ? sum + bits(nll) : sum, 0);
   rows.push(["all of it", 0, text.tokens.length]);
   const shown = rows.map(([line, from, to]) => [line, Object.values(columns).map(values => cost(values, from, to))]).filter(([, costs]) => costs.some(Boolean));
   const bytes = text.bytes.reduce((sum, count, i) => known(i) ? sum + count : sum, 0), place = byId("lines");
+  if (!shown.length) return place.replaceChildren();  // all of it is masked
   shown.push(["bits per byte", shown.at(-1)[1].map(sum => sum / bytes)]);
   place.replaceChildren();
   const made = table([["line", ...Object.keys(columns)], ...shown.map(([line, costs], k) => [line, ...costs.map(sum => sum.toFixed(k === shown.length - 1 ? 3 : 0))])],
                      place, Object.keys(columns).map((_, k) => k + 1));
   const several = Object.keys(columns).length > 1;
   place.previousElementSibling.textContent = several ? "Where the model wins, and where it loses: bits of each line, the fewest in bold" : "Bits of each line";
-  if (several) shown.forEach(([, costs], k) => made.rows[k + 1].cells[1 + costs.indexOf(Math.min(...costs))].classList.add("best"));
+  const texts = row => [...row.cells].slice(1).map(cell => cell.textContent);
+  if (several) [...made.rows].slice(1).forEach(row => texts(row).forEach((text, k) =>
+    row.cells[k + 1].classList.toggle("best", Number(text) === Math.min(...texts(row).map(Number)))));
   if (columns.gzip) element("p", "gzip counts whole bytes, and pays for words that it has seen before at their first character: a line may cost it nothing.", place);
   if (ends.length > 60) element("p", `These are the first 60 of ${whole.format(ends.length)} lines.`, place);
 }
