@@ -127,9 +127,11 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         folder = Path(__file__).parent
         recipes = ", ".join(sorted(recipe.name for recipe in folder.glob("*.toml")))
-        raise UserError(f"{path}: no such recipe and no run; recipes in {folder}: {recipes}") from None
+        option = f"; for an option, write --{path}" if "=" in path.name else ""
+        raise UserError(f"{path}: no such recipe and no run{option}; recipes in {folder}: {recipes}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a readable TOML file: {error}") from None
+        text = "" if path.suffix == ".toml" else f"; to train on its text, write --corpus={path}"
+        raise UserError(f"{path}: not a readable TOML file: {error}{text}") from None
 
 
 class _Parser(argparse.ArgumentParser):

@@ -41,12 +41,12 @@ def show_costs(tokens: Sequence[int], costs: np.ndarray, tokenizer: Tokenizer, u
     shown = [show_token(tokenizer, token) for token in tokens]
     cells = [f"{text.replace(' ', '␣'):>12} {cost:<7}"
              for text, cost in zip(shown, ["given", *(f"{cost:.3f}" for cost in costs)], strict=True)]
-    lines = ["".join(cells[start:start + COLUMNS]) for start in range(0, len(cells), COLUMNS)]
+    lines = [f"{unit} of each token:", *("".join(cells[at:at + COLUMNS]) for at in range(0, len(cells), COLUMNS))]
     if sys.stdout.isatty():
         step = max(costs, default=0.0) / len(SHADES)
         scale = "".join(_shade(f" {step * i:.1f} ", i) for i in range(len(SHADES)))
         text = "".join(_shade(text, int(cost // (step or 1))) for text, cost in zip(shown[1:], costs, strict=True))
-        lines = [f"{unit} per token, from: {scale}", "", shown[0] + text, "", *lines]
+        lines = [f"colours from: {scale} {unit}", "", shown[0] + text, "", *lines]
     return "\n".join(lines)
 
 

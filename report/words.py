@@ -147,9 +147,15 @@ def _advice(records: Sequence[Record], final: Record, info: CorpusInfo, config: 
     rise, gap = evals[-1]["val_nll"] - best["val_nll"], final["best_val_nll"] - final["best_train_nll"]
     same = (f"On training text the best model has {final['best_train_nll']:.4f}: {abs(gap):.3f} "
             f"{'lower' if gap > 0 else 'higher'}.")
+    worst = max(evals, key=lambda record: record["val_nll"])
     if rise > OVERFITTING_RISE:
-        return [f"It overfitted: since step {best['step']:,.0f} the validation loss rose by {rise:.3f}.", same,
+        early = config.run.patience and records[-1]["step"] < config.optim.max_iters
+        return [f"It overfitted: since step {best['step']:,.0f} the validation loss rose by {rise:.3f}.",
+                *(["Therefore it stopped early; --patience=0 trains on."] if early else []), same,
                 f"Try --dropout={config.model.dropout + 0.1:.1f}, a smaller model, or more text."]
+    if worst["val_nll"] > uniform + 0.1:
+        return [f"At step {worst['step']:,.0f} the validation loss was {worst['val_nll']:.3f}, worse than log|V|.",
+                same, "Try a lower --learning_rate and --muon_learning_rate, or --warmup_iters."]
     return ["It did not overfit: the last validation loss is as good as the best.", same,
             f"Try longer, --max_iters={2 * config.optim.max_iters}, or larger, --n_layer={config.model.n_layer + 1}."]
 

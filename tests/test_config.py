@@ -76,6 +76,8 @@ def test_a_run_has_the_name_of_its_recipe_and_of_the_options_that_differ(
     (["--seed"], "--seed: expected one argument"),
     ([str(RECIPES[0]), "b.toml"], "b.toml: no such option"),
     (["missing.toml"], "no such recipe and no run; recipes in .*config: .*shakespeare_char"),
+    (["n_layer=2"], "no such recipe and no run; for an option, write --n_layer=2; recipes"),
+    (["README.md"], "README.md: not a readable TOML file: .*; to train on its text, write --corpus=README.md"),
     (["--n_layer=0", "--dropuot=1"], "n_layer=0(.|\n)*greater than or equal to 1(.|\n)*dropout"),
 ])
 def test_mistakes_on_the_command_line(argv: list[str], message: str) -> None:

@@ -153,7 +153,9 @@ def test_a_sentence_shows_what_each_of_its_tokens_costs(runs) -> None:
         start = (i - 1) // 8 * 8
         logits = model(torch.tensor([tokens[start:i]]))[0, -1].detach()
         costs.append(-float(logits.log_softmax(-1)[tokens[i]]))
-    words = printed.split("\n\n")[0].split()
+    title, cells = printed.split("\n\n")[0].split("\n", 1)
+    words = cells.split()
+    assert title == "nats of each token:"
     assert "".join(words[::2]) == "⏎" + sentence.replace(" ", "␣")
     assert words[1] == "given"
     assert [float(cost) for cost in words[3::2]] == pytest.approx(costs, abs=6e-4)

@@ -62,8 +62,8 @@ def test_each_token_has_its_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(nll, [-log_q[i, token].item() for i, token in enumerate(tokens[1:])], atol=1e-5)
 
     shown = show_costs(tokens, nll, TOKENIZER)
-    assert shown.split() == [word for token, cost in zip(["<|eos|>", *"ab:⏎ef"], ["given", *(f"{c:.3f}" for c in nll)],
-                                                         strict=True) for word in (token, cost)]
+    cells = zip(["<|eos|>", *"ab:⏎ef"], ["given", *(f"{c:.3f}" for c in nll)], strict=True)
+    assert shown.split() == ["nats", "of", "each", "token:", *(word for cell in cells for word in cell)]
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     coloured = show_costs(tokens, nll, TOKENIZER)
     assert re.sub("\x1b[^m]*m", "", coloured).split("\n")[2] == "<|eos|>ab:⏎ef"

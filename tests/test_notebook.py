@@ -62,7 +62,7 @@ def test_the_scores_are_those_of_evaluate(model: Model) -> None:
 def test_a_score_prints_itself_in_bits(model: Model) -> None:
     score = model.score(TEXT)
     costs, summary = str(score).split("\n\n")
-    assert costs.split()[:4] == ["⏎", "given", "t", f"{score.bits[0]:.3f}"]
+    assert costs.split()[:8] == ["bits", "of", "each", "token:", "⏎", "given", "t", f"{score.bits[0]:.3f}"]
     assert summary.startswith(f"{score.total:.2f} bits for {len(TEXT)} tokens: {score.bits.mean():.3f} per token")
     assert repr(score) == str(score)
 

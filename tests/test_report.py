@@ -104,6 +104,14 @@ def test_a_run_that_overfitted() -> None:
     assert "since step 150 the validation loss rose by 0.200" in said
     assert "On training text the best model has 0.8100: 0.890 lower." in said
     assert "--dropout=0.1" in said
+    assert "Therefore it stopped early; --patience=0 trains on." in said
+
+
+def test_a_run_whose_loss_rose_above_uniform_at_first() -> None:
+    said = verdict(make_records(4.17, 12.2, 2.0))
+    assert "At step 200 the validation loss was 12.200, worse than log|V|." in said
+    assert "Try a lower --learning_rate" in said
+    assert "Try longer" not in said
 
 
 def test_a_run_that_diverged() -> None:
