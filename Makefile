@@ -4,6 +4,7 @@
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 ARGS ?= config/shakespeare_char.toml
+WORKERS ?= auto
 
 .PHONY: train test test-all lint
 
@@ -13,9 +14,9 @@ train: .venv/train.done
 test: lint
 	@.venv/bin/python -m pytest -n auto
 
-# Also the slow tests: minutes of killing, filling and fuzzing.
+# Also the slow tests: minutes of killing, filling and fuzzing. Some wait, so there may be more of them than cores.
 test-all: lint
-	@.venv/bin/python -m pytest -n auto -m "slow or not slow"
+	@.venv/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "slow or not slow"
 
 lint: .venv/dev.done
 	@.venv/bin/ruff check --quiet .

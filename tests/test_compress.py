@@ -279,7 +279,7 @@ def test_nothing_else_is_overwritten() -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
 def test_a_private_text_stays_private() -> None:
-    Path("a.txt").touch(0o600)
+    Path("a.txt").touch(0o400)
     assert "bits per byte" not in call("compress.py", "char", "a.txt").stdout  # of nothing
     assert Path("a.txt.srp").stat().st_mode & 0o777 == 0o600
 
