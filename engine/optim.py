@@ -1,5 +1,6 @@
 """Optimizers: Muon for the matrices of the blocks and AdamW for everything else, or AdamW for all; and their lr."""
 
+import inspect
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -12,6 +13,17 @@ from model import GPT
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Muon's quintic polynomial, which are steepest at 0
 ITERATIONS = 5
+
+# PyTorch's optimizers import its compiler, which takes 2 s, only to tell it to leave these methods alone.
+for _name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+    _method = inspect.unwrap(getattr(torch.optim.Optimizer, _name))
+    vars(_method).setdefault("__dynamo_disable", _method)
+
+
+class AdamW(torch.optim.AdamW):
+    """PyTorch's AdamW, whose step does not import the compiler either."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
 class Muon(torch.optim.Optimizer):
@@ -66,7 +78,7 @@ def make_optimizers(model: GPT, config: OptimConfig, dtype: torch.dtype = torch.
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0}]
     betas = (config.beta1, config.beta2)
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, config.learning_rate, betas, fused=True)]
+    optimizers: list[torch.optim.Optimizer] = [AdamW(groups, config.learning_rate, betas, fused=True)]
     if muon:
         optimizers.append(Muon(muon.values(), config.muon_learning_rate, config.momentum, config.weight_decay, dtype))
     return optimizers

@@ -102,21 +102,28 @@ def test_orthogonalised_matrices_are_nearly_orthogonal() -> None:
         assert values.max() < 1.4
 
 
-def test_predicting_does_not_import_the_compiler() -> None:
+def test_neither_predicting_nor_training_imports_the_compiler() -> None:
     """Its import takes as long as that of torch."""
     code = """import sys
 import numpy as np
 import torch
 import evaluate, sample
-from config.schema import ModelConfig
-from data.batches import EvalText
+from config.schema import Config, ModelConfig
+from data.batches import Batch, EvalText
 from data.documents import Split
 from engine.distributed import setup_distributed
 from engine.generate import generate
 from engine.scoring import predict
+from engine.optim import make_optimizers
 from model import GPT
+from train import train_step
 model, dist = GPT(ModelConfig(n_layer=1, n_embd=16, block_size=8), 7), setup_distributed("cpu", "float32")
 list(generate(model, [1, 2], dist, max_new_tokens=3))
 list(predict(model, EvalText(Split(np.arange(3)), 8).batches(), dist))
+config = Config()
+optimizers, batch = make_optimizers(model, config.optim), [Batch(np.ones((1, 8), int), np.ones((1, 8), int))]
+assert train_step(model, optimizers, batch, config, dist, 0).is_valid
+for optimizer in optimizers:
+    optimizer.load_state_dict(optimizer.state_dict())
 sys.exit("torch._dynamo" in sys.modules)"""
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
