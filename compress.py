@@ -13,14 +13,15 @@ import numpy as np
 from pydantic import Field
 
 from config.cli import load_options
-from config.errors import DIVERGED, UserError, run_command
+from config.errors import DIVERGED, UserError, not_text, run_command
 from config.files import check_place, write_atomically
 from config.schema import Section, Text
 from data.baselines import COMPRESSORS
 from engine.run import Run, open_run
 from surprisal import LN2
 
-# CRC-32 of all that follows, and of the text; tokens; threads, streams, torch's version; CRCs of checkpoint and trial.
+# CRC-32 of all that follows, and of the text; tokens; threads, streams, torch's version; CRC-32 of the checkpoint, and
+# of a trial of the arithmetic. The coder's words come after it. It is small, because its bits count too.
 HEADER = struct.Struct("<3I4B2I")
 MIN_STREAM, MAX_STREAMS, MAX_FLOPS = 1024, 128, 2**32  # tokens in a stream; streams; FLOPs to train on a token of each
 
@@ -46,7 +47,9 @@ def read_arguments(argv: list[str]) -> tuple[Run, CompressOptions, Path, Path, b
         try:
             tokens, out = run.tokenizer.encode(content.decode()), Path(f"{path}.srp")
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 text ({error}); convert it, for example with iconv") from None
+            raise not_text(path, error) from None
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
     elif len(content) < HEADER.size or len(content) % 4 or crc32(content[4:]) != checksums[0]:
         raise UserError(f"{path}: damaged, or not a file of compress.py")
     if out.exists() and not options.overwrite and (tokens is not None or crc32(out.read_bytes()) != checksums[1]):

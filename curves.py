@@ -9,7 +9,7 @@ from config.cli import load_options
 from config.errors import UserError, run_command
 from config.schema import Page, Section, Text
 from engine.run import Run, is_run, open_run
-from report.figures import Curve, draw_png, draw_terminal
+from report.figures import draw_png, draw_terminal
 from report.page import describe_runs, write_page
 
 
@@ -37,8 +37,8 @@ def main(argv: list[str]) -> None:
     elif options.terminal:
         print(draw_terminal(runs, options.x, options.scale, options.unit))
     else:
-        draw_png(runs, Path(options.out), options.x, options.scale, options.unit)
-        print(*(Curve(run, options.x, options.unit).label for run in runs), options.out, sep="\n")
+        labels = draw_png(runs, Path(options.out), options.x, options.scale, options.unit)
+        print(*labels, options.out, sep="\n")
 
 
 def open_runs(path: Path) -> list[Run]:

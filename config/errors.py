@@ -21,6 +21,11 @@ class UserError(Exception):
     """Says what is wrong, where, and what to do. Commands print it and exit with code 2."""
 
 
+def not_text(what: object, error: UnicodeDecodeError) -> UserError:
+    """That a file is not UTF-8, and where."""
+    return UserError(f"{what}: not UTF-8 text ({error}); convert it, for example with iconv")
+
+
 def run_command(main: Callable[[list[str]], object]) -> None:
     """Call main(argv); turn a UserError, an OSError or Ctrl-C into one line on stderr and an exit code."""
     _on_interrupt(signal.default_int_handler)

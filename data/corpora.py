@@ -16,7 +16,7 @@ import zipfile
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from config.errors import UserError
+from config.errors import UserError, not_text
 from config.files import write_atomically
 
 DATA = Path(__file__).resolve().parent
@@ -131,7 +131,7 @@ def _read_file(path: Path) -> str:
         names = ", ".join([*NAMED, *MADE, "markov"])
         raise UserError(f"corpus {str(path)!r}: no such file, and not one of {names}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"corpus {path}: not UTF-8 text ({error}); convert it, for example with iconv") from None
+        raise not_text(f"corpus {path}", error) from None
 
 
 NAMED = {  # how a corpus is fetched, and the hash of its text

@@ -91,12 +91,15 @@ def find_baselines(runs: Sequence[Run], unit: str) -> list[tuple[str, float]]:
     return sorted(found.items(), key=lambda pair: pair[1])
 
 
-def draw_png(runs: Sequence[Run], path: Path, x: str = "step", scale: str = "log", unit: str = "nats") -> None:
-    """Save the picture as .png, .svg or .pdf."""
+def draw_png(runs: Sequence[Run], path: Path, x: str = "step", scale: str = "log", unit: str = "nats"
+             ) -> list[str]:
+    """Save the picture as .png, .svg or .pdf; returns what its legend says of each run."""
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"{path}: cannot draw a {path.suffix} file; use .png, .svg or .pdf")
     with replacing(path) as new:
-        make_figure(runs, x, scale, unit).savefig(new, format=path.suffix[1:])
+        figure = make_figure(runs, x, scale, unit)
+        figure.savefig(new, format=path.suffix[1:])
+    return [text.get_text() for text in figure.legends[0].get_texts()[:len(runs)]]
 
 
 def make_figure(runs: Sequence[Run], x: str = "step", scale: str = "log", unit: str = "nats") -> "Figure":

@@ -135,7 +135,7 @@ class TrainLog:
         """Replace a checkpoint."""
         self.attempt(f"{name}.safetensors", save_checkpoint, model, self.state, optimizers)
 
-    def attempt(self, name: str, write: Callable[..., None], *arguments: Any) -> None:
+    def attempt(self, name: str, write: Callable[..., object], *arguments: Any) -> None:
         """Rank 0 calls write(path, *arguments); if there is no room, a warning says so, and training continues."""
         path = self.run.path / name
 

@@ -175,6 +175,13 @@ def test_the_result_comes_first(tab: Tab, own: Path) -> None:
             assert f"{each.name} (step {step:.0f})" in said
 
 
+def test_nothing_is_offered_to_be_sent_elsewhere(tab: Tab) -> None:
+    y_of(tab, 1)
+    tools, logo = tab(f"[{LOSS}.figure.toolbar.tools.map(each => each.type), {LOSS}.figure.toolbar.logo]")
+    assert tools == ["BoxZoomTool", "PanTool", "ResetTool", "SaveTool", "HoverTool", "CrosshairTool"]
+    assert logo is None  # it would be a link
+
+
 def test_who_zooms_keeps_the_zoom(tab: Tab, own: Path) -> None:
     y_of(tab, 1)
     box = tab.page.locator("#loss").bounding_box()

@@ -250,7 +250,7 @@ def test_the_number_of_threads_is_that_of_the_file(run, here: Path) -> None:
 
 def test_unknown_characters_and_bytes_that_are_no_text_are_refused() -> None:
     Path("a.txt").write_text("the cät", encoding="utf-8")
-    assert "the character 'ä' (U+00E4, at position 5) is not in this char vocabulary" in refused("char", "a.txt")
+    assert "a.txt: the character 'ä' (U+00E4, at position 5) is not in this char vocabulary" in refused("char", "a.txt")
     Path("a.txt").write_bytes(b"the cat\r\n")
     assert r"the character '\r'" in refused("char", "a.txt")
     for run in ("char", "bpe"):

@@ -173,7 +173,7 @@ def test_a_damaged_line_of_metrics_is_left_out() -> None:
                  b"[" * 100_000):
         assert parse_record(line) is None
     for impossible in ("1e999", "NaN", "-1e308", "1" + 400 * "0"):
-        assert parse_record(f'{{"step": 1, "tokens": {impossible}}}'.encode()) in ({"step": 1}, None)
+        assert parse_record(f'{{"step": 1, "tokens": {impossible}}}'.encode()) == {"step": 1}
 
 
 def test_less_memory() -> None:

@@ -117,11 +117,12 @@ function describeToken(i) {
 }
 
 function choose(i) {
-  byId(`token${chosen}`)?.classList.remove("chosen");
+  const before = byId(`token${chosen}`);
+  before?.classList.remove("chosen");
+  before?.removeAttribute("aria-selected");
   chosen = i;
   const span = byId(`token${i}`);
   span.classList.add("chosen");
-  for (const each of heat.querySelectorAll("[aria-selected]")) each.removeAttribute("aria-selected");
   span.ariaSelected = "true";
   heat.setAttribute("aria-activedescendant", span.id);
   describeToken(i);
@@ -191,13 +192,12 @@ function drawLines() {
   if (!shown.length) return place.replaceChildren();  // all of it is masked
   shown.push(["bits per byte", shown.at(-1)[1].map(sum => sum / bytes)]);
   place.replaceChildren();
-  const made = table([["line", ...Object.keys(columns)], ...shown.map(([line, costs], k) => [line, ...costs.map(sum => sum.toFixed(k === shown.length - 1 ? 3 : 0))])],
-                     place, Object.keys(columns).map((_, k) => k + 1));
+  const texts = shown.map(([, costs], k) => costs.map(sum => sum.toFixed(k === shown.length - 1 ? 3 : 0)));
+  const made = table([["line", ...Object.keys(columns)], ...shown.map(([line], k) => [line, ...texts[k]])], place, Object.keys(columns).map((_, k) => k + 1));
   const several = Object.keys(columns).length > 1;
   place.previousElementSibling.textContent = several ? "Where the model wins, and where it loses: bits of each line, the fewest in bold" : "Bits of each line";
-  const texts = row => [...row.cells].slice(1).map(cell => cell.textContent);
-  if (several) [...made.rows].slice(1).forEach(row => texts(row).forEach((text, k) =>
-    row.cells[k + 1].classList.toggle("best", Number(text) === Math.min(...texts(row).map(Number)))));
+  if (several) texts.forEach((row, k) => row.forEach((text, column) =>
+    made.rows[k + 1].cells[column + 1].classList.toggle("best", Number(text) === Math.min(...row))));
   if (columns.gzip) element("p", "gzip counts whole bytes, and pays for words that it has seen before at their first character: a line may cost it nothing.", place);
   if (ends.length > 60) element("p", `These are the first 60 of ${whole.format(ends.length)} lines.`, place);
 }
