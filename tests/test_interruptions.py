@@ -11,9 +11,12 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from engine.signals import StopSignal
 from tests.conftest import TINY, read_metrics, without_clocks
 from tests.processes import Process, assert_same_checkpoints, start_ranks
 
@@ -141,6 +144,26 @@ def test_a_signal_finishes_the_step_and_saves(clone: Path, number: signal.Signal
     code, printed = Process(clone, str(out), "--init_from=resume", f"--max_iters={int(step) + 1}").wait()
     assert code == 0
     assert f"resuming {out} at step {step:,.0f}\n" in printed
+
+
+def test_a_signal_that_comes_while_the_ranks_compare_theirs_is_not_lost() -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    coming = [signal.SIGTERM]
+
+    def compare(number: int) -> int:
+        while coming:
+            signal.raise_signal(coming.pop())  # after it was asked for, before the answer is there
+        return number
+
+    try:
+        stop = StopSignal(cast(Any, SimpleNamespace(max=compare)))
+        assert not stop.requested()
+        assert stop.requested()
+        assert stop.received == signal.SIGTERM
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def test_a_second_sigint_stops_at_once(clone: Path) -> None:
