@@ -1,8 +1,8 @@
 """Three small operations with hand-written gradients.
 
 A model this small waits for memory, not for arithmetic: autograd would read and write the activations more
-often than these do (bench/NOTES.md has figures). Inside torch.compile the plain formulas are used, because the
-compiler fuses them by itself. tests/test_kernels.py checks each against PyTorch.
+often than these do (bench/NOTES.md has figures). Inside torch.compile, which fuses them by itself, and where no
+gradient is wanted the plain formulas are used. tests/test_kernels.py checks each against PyTorch.
 """
 
 from typing import Any
@@ -14,9 +14,13 @@ from torch import Tensor
 EPS = 1e-6  # keeps rms_norm of zeros finite
 
 
+def use_plain() -> bool:
+    return torch.compiler.is_compiling() or not torch.is_grad_enabled()
+
+
 def relu2(x: Tensor) -> Tensor:
     """max(x, 0)^2, of any shape (So et al. 2021)."""
-    if torch.compiler.is_compiling():
+    if use_plain():
         return F.relu(x).square()
     y: Tensor = _ReLU2.apply(x)  # type: ignore[no-untyped-call]
     return y
@@ -26,6 +30,8 @@ def rms_norm(x: Tensor) -> Tensor:
     """x / sqrt(mean(x^2) + EPS) over the last dimension, without weights (Zhang & Sennrich 2019)."""
     if torch.compiler.is_compiling():
         return F.rms_norm(x, x.shape[-1:], eps=EPS)
+    if use_plain():
+        return x * _scale(x)
     y: Tensor = _RMSNorm.apply(x)  # type: ignore[no-untyped-call]
     return y
 
@@ -37,7 +43,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, head_width: int) -> Tensor:
     which becomes (a cos + b sin, b cos - a sin). cos and sin are (T, n D); the second half of each head in sin
     already has the minus sign.
     """
-    if torch.compiler.is_compiling():
+    if use_plain():
         return _rotate(x, cos, sin, head_width)
     y: Tensor = _Rotary.apply(x, cos, sin, head_width)  # type: ignore[no-untyped-call]
     return y
@@ -59,10 +65,7 @@ class _ReLU2(torch.autograd.Function):
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        C = x.shape[-1]
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
-        scale = torch.rsqrt(norm.square_().div_(C).add_(EPS)).to(x.dtype)
+        scale = _scale(x)
         y = x * scale
         ctx.save_for_backward(y, scale)
         return y
@@ -72,6 +75,12 @@ class _RMSNorm(torch.autograd.Function):
         """dx = scale (g - y mean(g y)): the scale falls where x grows."""
         (g,), (y, scale) = grads, ctx.saved_tensors
         return torch.addcmul(g, y, (g * y).mean(dim=-1, keepdim=True), value=-1).mul_(scale)
+
+
+def _scale(x: Tensor) -> Tensor:
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
+    return norm.square_().div_(x.shape[-1]).add_(EPS).rsqrt_().to(x.dtype)
 
 
 class _Rotary(torch.autograd.Function):
