@@ -92,7 +92,8 @@ def train(cfg: Config, named: set[str]) -> int:
                 log.save("last", model, optimizers)
         if ending:
             break
-        result = train_step(forward, optimizers, get_batch(state.step), cfg, dist, state.step, teacher)
+        result = train_step(forward, optimizers, get_batch(state.step), cfg, dist, state.step, teacher,
+                            state.loss_scale)
         log.add(result, state.count_step(result))  # state.step += 1
 
     log.bar.close()
@@ -100,22 +101,23 @@ def train(cfg: Config, named: set[str]) -> int:
 
 
 def train_step(model: torch.nn.Module, optimizers: Optimizers, batch: list[Batch], cfg: Config, dist: Distributed,
-               step: int, teacher: GPT | None = None) -> StepResult:
+               step: int, teacher: GPT | None = None, loss_scale: float = 1.0) -> StepResult:
     """One step: sums over micro-batches and ranks, divided once by the number of targets in the global batch.
 
     A step without targets, or with a loss or gradient that is not finite, changes neither weights nor optimizers.
+    In float16 the loss is scaled for backward, because small gradients would become zero.
     """
     started, lr = time.perf_counter(), set_lr(optimizers, cfg.optim, step)
     num_targets = int(dist.all_reduce(torch.tensor(sum(micro.num_targets for micro in batch))))
-    sums = []
+    sums, scale = [], loss_scale if dist.dtype == torch.float16 else 1.0
     for micro in batch if num_targets > 0 else []:
         seed_dropout(cfg.run.seed, step, micro.number)
         inputs, targets = dist.to_device(micro.inputs, micro.targets)
         with dist.autocast():
             loss = model(inputs, targets, make_objective(cfg), teacher_logits(teacher, inputs))
-        (loss.objective / num_targets).backward()
+        (loss.objective / num_targets * scale).backward()
         sums.append(loss)
-    dist.all_reduce_gradients(model.parameters())
+    dist.all_reduce_gradients(model.parameters(), scale)
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.optim.grad_clip or float("inf"))
     result = StepResult(sum_losses(sums, dist.all_reduce), float(grad_norm), lr)
     for optimizer in optimizers:

@@ -131,7 +131,8 @@ class RunConfig(Section):
                                                             "out_dir; auto = resume if there is one")
     seed: int = Field(1337, ge=0, lt=2**32, description="of weights, batches and dropout")
     device: Text = Field("auto", min_length=1, description="auto, cpu, mps, cuda or cuda:N")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of matrix products; auto = the fastest")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of matrix products; auto = "
+                                                                     "the fastest")
     compile: bool = Field(False, description="torch.compile the model: starts slowly, then runs faster")
     micro_batch_size: Count = Field(0, description="sequences in one forward pass; 0 = a rank's share of the batch")
     eval_interval: Positive = Field(40, description="steps between evaluations; the first are at 0, 1, 2, 4, 8, ...")

@@ -16,7 +16,6 @@ from config.errors import UserError
 from data.documents import Split
 
 IGNORE_INDEX = -100  # the target of a masked position
-EVAL_BATCH_TOKENS = 2048  # in one forward pass: few enough for a CPU's cache
 
 
 class Batch(NamedTuple):
@@ -92,6 +91,7 @@ class EvalText:
     stride: int = 0
     max_tokens: int = 0
     min_batches: int = 1  # of a text with so many windows
+    batch_tokens: int = 2048  # in one forward pass
 
     @cached_property
     def windows(self) -> np.ndarray:
@@ -113,7 +113,7 @@ class EvalText:
     @property
     def rows(self) -> int:
         """Windows in a batch."""
-        return max(1, min(EVAL_BATCH_TOKENS // self.block_size, len(self.windows) // self.min_batches))
+        return max(1, min(self.batch_tokens // self.block_size, len(self.windows) // self.min_batches))
 
     @cached_property
     def positions(self) -> np.ndarray:

@@ -47,8 +47,14 @@ class Distributed:
 
     @property
     def is_emulated(self) -> bool:
-        """The hardware has no bfloat16 products, and emulates them: up to 100 times slower than float32."""
-        return self.dtype == torch.bfloat16 and not _has_bfloat16(self.device.type)
+        """The hardware has no such products, and emulates them: up to 100 times slower than float32."""
+        kind = self.device.type
+        return {torch.bfloat16: not _has_bfloat16(kind), torch.float16: kind == "cpu"}.get(self.dtype, False)
+
+    @property
+    def eval_batch_tokens(self) -> int:
+        """Tokens in one forward pass of an evaluation: few enough for a CPU's cache, or enough to fill a GPU."""
+        return 2**11 if self.device.type == "cpu" else 2**16
 
     def autocast(self) -> AbstractContextManager[object]:
         """Matrix products in `dtype`; weights, sums and the loss stay float32."""
@@ -90,18 +96,20 @@ class Distributed:
         """The largest of the ranks' numbers."""
         return int(self.all_reduce(torch.tensor(number), ReduceOp.MAX))
 
-    def all_reduce_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Make every rank's gradient the sum over the ranks, in one exchange.
+    def all_reduce_gradients(self, parameters: Iterable[torch.nn.Parameter], scale: float = 1.0) -> None:
+        """Make every rank's gradient the sum over the ranks, in one exchange, and divide it by the scale of the loss.
 
         Each loss is already divided by the targets of the global batch, so the plain sum is that batch's gradient,
         also where a rank had no micro-batch or no target.
         """
+        parameters = list(parameters)
         if self.world_size > 1:
-            parameters = list(parameters)
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
             vector_to_parameters(self.all_reduce(parameters_to_vector(gradients)), gradients)
             for p, gradient in zip(parameters, gradients, strict=True):
                 p.grad = gradient
+        if scale != 1.0:
+            torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / scale)
 
     def check_same_weights(self, model: torch.nn.Module) -> None:
         """UserError if the ranks do not hold the same weights."""
@@ -138,8 +146,10 @@ def setup_distributed(device: str, dtype: str) -> Distributed:
     if kind == "cpu":
         torch.set_flush_denormal(True)  # numbers too small to matter are slow on many CPUs
         _keep_freed_memory()
+    elif kind == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, where a product is in float32
     if dtype == "auto":
-        dtype = "bfloat16" if _has_bfloat16(kind) else "float32"
+        dtype = "bfloat16" if _has_bfloat16(kind) else "float16" if _has_float16(kind) else "float32"
     if WORLD_SIZE > 1:
         if kind == "cuda":
             torch.cuda.set_device(device)
@@ -152,6 +162,11 @@ def _has_bfloat16(kind: str) -> bool:
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return kind == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def _has_float16(kind: str) -> bool:
+    """Whether a GPU multiplies in float16 on tensor cores; others have a slow float16, or none."""
+    return kind == "cuda" and torch.cuda.get_device_capability() >= (7, 0)
 
 
 def _exchange(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

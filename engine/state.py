@@ -12,6 +12,7 @@ SMOOTHING = 0.95  # of the running mean and variance of the training loss
 SPIKE_STEPS = 20  # steps before a spike can be told
 SPIKE_SIGMAS = 6  # a spike is so many standard deviations above the mean,
 SPIKE_RISE = 0.1  # and so many nats
+SCALE_STEPS = 2000  # steps after which a larger loss scale is tried
 TROUBLES = {"skipped_steps", "nonfinite_steps", "nonfinite_in_a_row", "loss_spikes"}
 
 
@@ -58,6 +59,7 @@ class TrainState(BaseModel):
     loss_spikes: int = 0  # steps whose loss was far above those before
     mean: float = 0.0  # running mean of the training loss
     variance: float = 0.0
+    loss_scale: float = 2.0**15  # of the loss before backward, in float16
 
     def count_step(self, result: StepResult) -> float | None:
         """Count a step; if its loss is a spike, returns by how many nats it is above the mean of those before."""
@@ -66,6 +68,10 @@ class TrainState(BaseModel):
         self.skipped_steps += not result.num_targets
         self.nonfinite_steps += not result.is_finite
         self.nonfinite_in_a_row = 0 if result.is_finite else self.nonfinite_in_a_row + 1
+        if not result.is_finite:  # in float16 a gradient may have been too large
+            self.loss_scale = max(1.0, self.loss_scale / 2)
+        elif self.step % SCALE_STEPS == 0:
+            self.loss_scale = min(2.0**24, self.loss_scale * 2)
         if not result.is_valid:
             return None
         applied, excess = self.step - self.skipped_steps - self.nonfinite_steps, result.nll - self.mean

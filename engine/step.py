@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ def seed_dropout(seed: int, step: int, micro_batch: int) -> None:
 def evaluate_parts(model: GPT, text: EvalText, dist: Distributed) -> list[LossSums]:
     """The loss of contiguous parts of a text, which the ranks share, without dropout and smoothing."""
     model.eval()
+    text = replace(text, batch_tokens=dist.eval_batch_tokens)
     size = -(-text.num_batches // MAX_PARTS)
     parts: list[list[LossSums]] = [[] for _ in range(0, text.num_batches, size)]
     for number, batch in itertools.islice(enumerate(text.batches()), dist.rank, None, dist.world_size):

@@ -181,8 +181,8 @@ def describe_run(run: Run, state: TrainState, remark: str, model: GPT, dist: Dis
         lines += [f"validation: {len(val_text.positions):,} of the {run.info.val.targets:,} targets, spread evenly; at "
                   "the end the best model", "  is measured on all of them, where its loss is a little different"]
     if dist.is_emulated:
-        lines.append(f"warning: this {dist.device.type} has no bfloat16 products and emulates them, up to 100 times "
-                     "slower than --dtype=float32")
+        lines.append(f"warning: this {dist.device.type} has no {dist.dtype_name} products and emulates them, up to 100 "
+                     "times slower than --dtype=float32")
     return "\n".join([*lines, ""])
 
 

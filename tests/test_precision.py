@@ -1,6 +1,7 @@
 """dtype decides all arithmetic: no operation is in 16 bits unless dtype is, because some hardware emulates them."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -16,10 +17,11 @@ from data.batches import EvalText, TrainBatches
 from data.documents import Split
 from engine.checkpoint import for_prediction
 from engine.distributed import Distributed, setup_distributed
-from engine.generate import generate, generate_texts
-from engine.optim import make_optimizers
+from engine.generate import Window, generate, generate_texts
+from engine.optim import Muon, make_optimizers
 from engine.scoring import predict, score
-from engine.step import evaluate
+from engine.state import TrainState
+from engine.step import evaluate, make_objective
 from model import GPT
 from report.step_zero import check_step_zero
 from tests.conftest import TINY, call, read_metrics
@@ -154,3 +156,73 @@ def test_a_run_in_bfloat16_that_moves_to_a_cpu_without_it_keeps_it_and_says_so(d
     resumed = call("train.py", "out/run", "--init_from=resume", "--max_iters=3").stdout
     assert "warning: this cpu has no bfloat16 products and emulates them" in resumed
     assert 'dtype = "bfloat16"' in (data_dir / "out/run/config.toml").read_text()
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "teacher"])
+@pytest.mark.parametrize("vocab_size", [V, 4096])
+def test_every_tensor_is_made_on_the_device_of_the_model(form: str, vocab_size: int, monkeypatch) -> None:
+    """A dry run without data, where PyTorch refuses to mix devices: training, Muon and decoding."""
+    monkeypatch.setattr(loss, "MAX_LOGITS", 64 * V + 1)  # so that the large vocabulary takes the chunked path
+    monkeypatch.setattr("torch.is_autocast_enabled", lambda device: False)  # which this device does not know
+    monkeypatch.setattr("torch.autocast", lambda *_, **__: nullcontext())
+    config, _ = load_config([*TINY, *FORMS[form]])
+    meta = torch.device("meta")
+    model = GPT(config.model, vocab_size).to(meta)
+    tokens = torch.zeros(4, config.model.block_size, dtype=torch.int64, device=meta)
+    sums = model(tokens, tokens, make_objective(config))
+    assert {number.device for number in sums} == {meta}
+    sums.objective.backward()
+    for optimizer in make_optimizers(model, config.optim):
+        if isinstance(optimizer, Muon):  # AdamW is PyTorch's
+            optimizer.step()
+    model.eval()
+    window = Window(model, 4, Distributed(meta, torch.float32))
+    with torch.inference_mode():
+        for _ in range(2 * config.model.block_size):  # it moves on once
+            assert window.next_logits(tokens[:, :1]).shape == (4, vocab_size)
+
+
+@pytest.mark.parametrize(("bfloat16", "capability", "dtype"), [
+    (True, (8, 0), torch.bfloat16), (False, (7, 5), torch.float16), (False, (6, 1), torch.float32)])
+def test_what_auto_is_on_a_gpu(bfloat16, capability, dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An A100, a T4 and a GTX 1080, whose float16 is slow; a GPU evaluates more tokens at once."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: bfloat16)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
+    precisions: list[str] = []
+    monkeypatch.setattr("torch.set_float32_matmul_precision", precisions.append)
+    dist = setup_distributed("auto", "auto")
+    assert (dist.device.type, dist.dtype, dist.is_emulated, precisions) == ("cuda", dtype, False, ["high"])
+    assert dist.eval_batch_tokens > setup_distributed("cpu", "float32").eval_batch_tokens
+
+
+def test_float16_trains_with_a_loss_scale() -> None:
+    """Gradients come out as in float32; one that is too large for float16 changes nothing, and halves the scale."""
+    config, _ = load_config([*TINY, "--zero_init=false"])
+    batch, gradients = TrainBatches(Split(TOKENS), 8, 4, seed=0)(0), []
+    for dtype in (torch.float32, torch.float16):
+        torch.manual_seed(0)
+        model = GPT(config.model, V)
+        assert train_step(model, [], batch, config, Distributed(CPU, dtype), 0, None, 2.0**15).is_valid
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    exact, half = gradients
+    assert 0 < (half - exact).norm() < 0.01 * exact.norm()
+
+    model.zero_grad()
+    before, state = [p.detach().clone() for p in model.parameters()], TrainState()
+    optimizers = make_optimizers(model, config.optim, torch.float16)
+    result = train_step(model, optimizers, batch, config, Distributed(CPU, torch.float16), 0, None, 2.0**40)
+    state.count_step(result)
+    assert not result.is_valid
+    assert state.loss_scale == 2.0**14
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+def test_a_run_in_float16(data_dir) -> None:
+    """It warns on a CPU, keeps its loss scale in the checkpoint, and resumes."""
+    options = ["--corpus=text.txt", "--out_dir=out/run", "--device=cpu", *AUTO, "--dtype=float16"]
+    printed = call("train.py", *options, "--max_iters=3").stdout
+    assert "no float16 products and emulates them" in printed
+    assert "float16: 3 steps" in printed
+    call("train.py", "out/run", "--init_from=resume", "--max_iters=5")
+    assert read_metrics(data_dir / "out/run")[-1]["step"] == 5

@@ -127,12 +127,12 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Makes the loss of some steps NaN."""
     def choose(*chosen: int) -> None:
         def step(model: GPT, optimizers: Any, batch: Any, cfg: Config, dist: Distributed, number: int,
-                 teacher: None) -> StepResult:
+                 *others: Any) -> StepResult:
             if number not in chosen:
-                return train_step(model, optimizers, batch, cfg, dist, number, teacher)
+                return train_step(model, optimizers, batch, cfg, dist, number, *others)
             weight = model.wte.weight.detach().clone()
             model.wte.weight.data.fill_(math.nan)
-            result = train_step(model, optimizers, batch, cfg, dist, number, teacher)
+            result = train_step(model, optimizers, batch, cfg, dist, number, *others)
             model.wte.weight.data.copy_(weight)
             return result
 
