@@ -79,12 +79,12 @@ def _peak_memory(name: str, shape: tuple[int, int, int], dtype: torch.dtype) -> 
     step(METHODS[name], *inputs(8, C, 64), dtype)
     data = inputs(N, C, V)
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
-    before = _high_water_mark()
+    before = high_water_mark()
     step(METHODS[name], *data, dtype)
-    return _high_water_mark() - before - 4 * (N * C + V * C) / 2**20  # gradients are float32, as their inputs are
+    return high_water_mark() - before - 4 * (N * C + V * C) / 2**20  # gradients are float32, as their inputs are
 
 
-def _high_water_mark() -> float:
+def high_water_mark() -> float:
     """MB of memory at the peak so far."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024

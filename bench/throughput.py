@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -20,6 +21,7 @@ import torch
 from bench.output import write_results
 from config.cli import load_config
 from config.errors import run_command
+from config.schema import Config
 from data.batches import TrainBatches
 from data.prepare import prepare_corpus
 from engine.distributed import Distributed, setup_distributed
@@ -48,8 +50,8 @@ def clock(dist: Distributed) -> float:
     return time.perf_counter()
 
 
-def main(argv: list[str]) -> None:
-    config, _ = load_config(argv)
+def measure(config: Config, steps: int) -> dict[str, Any]:
+    """The seconds of each part and of each step of a training, and what its products reach."""
     dist = setup_distributed(config.run.device, config.run.dtype)
     corpus = prepare_corpus(config.data)
     eos = corpus.tokenizer.eos if config.data.padded else None
@@ -67,7 +69,7 @@ def main(argv: list[str]) -> None:
         yield
         seconds[name].append(clock(dist) - began)
 
-    for step in range(WARM_UP + STEPS):
+    for step in range(WARM_UP + steps):
         with timed("data"):
             batch = batches(step)[0]
             inputs, targets = dist.to_device(batch.inputs, batch.targets)
@@ -85,19 +87,26 @@ def main(argv: list[str]) -> None:
                 optimizer.step()
                 optimizer.zero_grad()
 
-    rows = {name: statistics.median(times[WARM_UP:]) for name, times in seconds.items()}
-    steps = [sum(times) for times in zip(*(times[WARM_UP:] for times in seconds.values()), strict=True)]
-    step_seconds, peak, flops = statistics.median(steps), peak_flops(dist), tokens * model.flops_per_token()
-    print(f"GPT with {model.num_params():,} parameters\n{dist}: steps of {tokens:,} tokens\n")
+    times = [sum(parts) for parts in zip(*(times[WARM_UP:] for times in seconds.values()), strict=True)]
+    median = statistics.median(times)
+    return {"config": config.model_dump(), "dist": str(dist), "parameters": model.num_params(), "tokens": tokens,
+            "parts": {name: statistics.median(times[WARM_UP:]) for name, times in seconds.items()}, "steps": times,
+            "tokens_per_second": tokens / median, "flops": tokens * model.flops_per_token() / median,
+            "peak_flops": peak_flops(dist)}
+
+
+def main(argv: list[str]) -> None:
+    found = measure(load_config(argv)[0], STEPS)
+    steps, step = found["steps"], statistics.median(found["steps"])
+    print(f"GPT with {found['parameters']:,} parameters\n{found['dist']}: steps of {found['tokens']:,} tokens\n")
     print(f"{'part':<12}{'ms':>9}{'share':>8}")
-    for name, value in rows.items():
-        print(f"{name:<12}{1000 * value:9.2f}{value / step_seconds:8.1%}")
-    print(f"{'step':<12}{1000 * step_seconds:9.2f}   ({1000 * min(steps):.2f} to {1000 * max(steps):.2f})\n\n"
-          f"{tokens / step_seconds:,.0f} tokens/s; {flops / step_seconds / 1e9:,.0f} GFLOP/s in products, "
-          f"{flops / step_seconds / peak:.0%} of the {peak / 1e9:,.0f} that a large one reaches here")
-    write_results("throughput", {
-        "config": config.model_dump(), "dist": str(dist), "parts": rows, "steps": steps,
-        "tokens_per_second": tokens / step_seconds, "flops": flops / step_seconds, "peak_flops": peak})
+    for name, value in found["parts"].items():
+        print(f"{name:<12}{1000 * value:9.2f}{value / step:8.1%}")
+    print(f"{'step':<12}{1000 * step:9.2f}   ({1000 * min(steps):.2f} to {1000 * max(steps):.2f})\n\n"
+          f"{found['tokens_per_second']:,.0f} tokens/s; {found['flops'] / 1e9:,.0f} GFLOP/s in products, "
+          f"{found['flops'] / found['peak_flops']:.0%} of the {found['peak_flops'] / 1e9:,.0f} that a large one "
+          "reaches here")
+    write_results("throughput", found)
 
 
 if __name__ == "__main__":

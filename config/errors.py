@@ -1,5 +1,7 @@
 """Mistakes that a user can mend: one clear line, and exit code 2."""
 
+import atexit
+import gc
 import io
 import json
 import os
@@ -29,6 +31,7 @@ def not_text(what: object, error: UnicodeDecodeError) -> UserError:
 def run_command(main: Callable[[list[str]], object]) -> None:
     """Call main(argv); turn a UserError, an OSError or Ctrl-C into one line on stderr and an exit code."""
     _on_interrupt(signal.default_int_handler)
+    atexit.register(gc.freeze)  # else Python looks for garbage in all of torch as it exits: over half a second
     if RANK > 0:  # only rank 0 speaks
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):

@@ -1,0 +1,70 @@
+"""Hugging Face's Trainer with GPT2LMHeadModel on a recipe in GPT-2 form, for bench/peers.py: prints each step's time.
+
+    python bench/hf_trainer.py RECIPE.toml STEPS
+"""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+
+from config.cli import load_config
+from config.schema import ModelConfig
+from data.prepare import prepare_corpus
+
+
+def make_model(config: ModelConfig, vocab_size: int, block_size: int) -> Any:
+    """Random weights; its linear layers have biases, which nanoGPT's recipes do without."""
+    return GPT2LMHeadModel(GPT2Config(
+        vocab_size=vocab_size, n_positions=block_size, n_embd=config.n_embd, n_layer=config.n_layer,
+        n_head=config.n_head, resid_pdrop=config.dropout, embd_pdrop=config.dropout, attn_pdrop=config.dropout,
+        bos_token_id=0, eos_token_id=None, pad_token_id=0))
+
+
+class Windows:
+    """Windows of a text, as Trainer wants them."""
+
+    def __init__(self, tokens: np.ndarray, block_size: int) -> None:
+        self.tokens, self.block_size = np.asarray(tokens, dtype=np.int64), block_size
+
+    def __len__(self) -> int:
+        return len(self.tokens) // self.block_size
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        window = self.tokens[number * self.block_size:(number + 1) * self.block_size]
+        return {"input_ids": window, "labels": window}
+
+
+class Clock(TrainerCallback):  # type: ignore[misc]
+    last = 0.0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        now = time.perf_counter()
+        print(f"iter {state.global_step}: time {1000 * (now - self.last):.2f}ms", flush=True)
+        self.last = now
+
+
+def main(recipe: str, steps: int) -> None:
+    config = load_config([recipe])[0]
+    corpus = prepare_corpus(config.data)
+    optim = config.optim
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder, per_device_train_batch_size=optim.batch_size, max_steps=steps, use_cpu=True,
+            learning_rate=optim.learning_rate, warmup_steps=optim.warmup_iters, lr_scheduler_type="cosine",
+            weight_decay=optim.weight_decay, adam_beta2=optim.beta2, max_grad_norm=optim.grad_clip,
+            logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True)
+        model = make_model(config.model, corpus.info.vocab_size, config.model.block_size)
+        Trainer(model, arguments, train_dataset=Windows(corpus.train.tokens, config.model.block_size),
+                callbacks=[Clock()]).train()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
