@@ -13,7 +13,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
 from config.cli import load_config
 from config.schema import ModelConfig
@@ -22,6 +21,8 @@ from data.prepare import prepare_corpus
 
 def make_model(config: ModelConfig, vocab_size: int, block_size: int) -> Any:
     """Random weights; its linear layers have biases, which nanoGPT's recipes do without."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     return GPT2LMHeadModel(GPT2Config(
         vocab_size=vocab_size, n_positions=block_size, n_embd=config.n_embd, n_layer=config.n_layer,
         n_head=config.n_head, resid_pdrop=config.dropout, embd_pdrop=config.dropout, attn_pdrop=config.dropout,
@@ -42,16 +43,17 @@ class Windows:
         return {"input_ids": window, "labels": window}
 
 
-class Clock(TrainerCallback):  # type: ignore[misc]
-    last = 0.0
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        now = time.perf_counter()
-        print(f"iter {state.global_step}: time {1000 * (now - self.last):.2f}ms", flush=True)
-        self.last = now
-
-
 def main(recipe: str, steps: int) -> None:
+    from transformers import Trainer, TrainerCallback, TrainingArguments  # not needed to train with Surprisal
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        last = 0.0
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            now = time.perf_counter()
+            print(f"iter {state.global_step}: time {1000 * (now - self.last):.2f}ms", flush=True)
+            self.last = now
+
     config = load_config([recipe])[0]
     corpus = prepare_corpus(config.data)
     optim = config.optim

@@ -1,6 +1,6 @@
 """Speed against nanoGPT's own code and Hugging Face's transformers: the same GPT-2 shapes, batches and dtype (float32).
 
-    python bench/peers.py --nanogpt=path/to/nanoGPT [--rounds=3]
+    python bench/peers.py path/to/nanoGPT [--rounds=3]
 
 nanoGPT's data/shakespeare_char has to be prepared there; `pip install transformers accelerate` brings the other.
 Programs take turns; figures are medians over rounds, ratios are those of one round.
@@ -55,9 +55,8 @@ Times = dict[str, list[float]]  # of each program, a figure for each round
 
 
 class Options(Section):
-    """What to compare with."""
+    """How often."""
 
-    nanogpt: str = Field(description="a checkout of nanoGPT")
     rounds: Positive = Field(3, description="of each measurement")
 
 
@@ -154,7 +153,7 @@ def show(title: str, values: Times, base: str, faster_is_less: bool) -> None:
 
 
 def main(argv: list[str]) -> None:
-    _, options = load_options(Options, argv, "", 0, "")
+    (nanogpt,), options = load_options(Options, argv, "NANOGPT", 1, "a checkout of nanoGPT")
     print(cpu_name())
     results: dict[str, Times] = {}
     for recipe, steps in SHAPES.items():
@@ -163,7 +162,7 @@ def main(argv: list[str]) -> None:
         rates: Times = {}
         for _ in range(options.rounds):
             for program in ("Surprisal", "nanoGPT", "transformers"):
-                seconds, step = run_training(program, recipe, steps, options.nanogpt)
+                seconds, step = run_training(program, recipe, steps, nanogpt)
                 first.setdefault(program, []).append(seconds)
                 rates.setdefault(program, []).append(step)
         results |= {f"{recipe}: seconds to the first step": first, f"{recipe}: seconds a step": rates}
@@ -171,7 +170,7 @@ def main(argv: list[str]) -> None:
         show(f"{recipe}: seconds a step", rates, "Surprisal", True)
     sampled: Times = {}
     for number in range(options.rounds + 1):
-        for name, sample in samplers(options.nanogpt).items():
+        for name, sample in samplers(nanogpt).items():
             began = time.perf_counter()
             made = sample()
             if number:  # the first round warms up
