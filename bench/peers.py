@@ -11,7 +11,6 @@ at temperature 0.8; then 64 sequences. Evaluation: the default recipe's validati
 """
 
 import importlib.util
-import itertools
 import re
 import statistics
 import subprocess
@@ -88,10 +87,10 @@ def run_training(program: str, recipe: str, steps: int, nanogpt: str) -> tuple[f
                             "by itself")
         times = times[1:]  # the first has more in it
         if program == "Surprisal":
-            records = open_run(Path(folder, "run")).read_metrics()
-            times = [(after["seconds"] - before["seconds"]) / (after["step"] - before["step"])
-                     for before, after in itertools.pairwise(records)
-                     if "tokens" in after and "val_nll" not in before and "val_nll" not in after]
+            optim, model = (config := load_config([recipe])[0]).optim, config.model
+            times = [optim.batch_size * model.block_size / record["tokens_per_second"]
+                     for record in open_run(Path(folder, "run")).read_metrics()
+                     if record.get("step", 0) > 1 and "tokens_per_second" in record]
     return first, statistics.median(times)
 
 
