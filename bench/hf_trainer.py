@@ -21,6 +21,7 @@ from data.prepare import prepare_corpus
 
 def make_model(config: ModelConfig, vocab_size: int, block_size: int) -> Any:
     """Random weights; its linear layers have biases, which nanoGPT's recipes do without."""
+    # Imported where it is used: the project does without this package.
     from transformers import GPT2Config, GPT2LMHeadModel
 
     return GPT2LMHeadModel(GPT2Config(
@@ -44,7 +45,7 @@ class Windows:
 
 
 def main(recipe: str, steps: int) -> None:
-    from transformers import Trainer, TrainerCallback, TrainingArguments  # not needed to train with Surprisal
+    from transformers import Trainer, TrainerCallback, TrainingArguments
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         last = 0.0

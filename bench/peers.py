@@ -87,10 +87,10 @@ def run_training(program: str, recipe: str, steps: int, nanogpt: str) -> tuple[f
                             "by itself")
         times = times[1:]  # the first has more in it
         if program == "Surprisal":
-            optim, model = (config := load_config([recipe])[0]).optim, config.model
-            times = [optim.batch_size * model.block_size / record["tokens_per_second"]
-                     for record in open_run(Path(folder, "run")).read_metrics()
-                     if record.get("step", 0) > 1 and "tokens_per_second" in record]
+            config = load_config([recipe])[0]
+            tokens = config.optim.batch_size * config.model.block_size
+            times = [tokens / record["tokens_per_second"] for record in open_run(Path(folder, "run")).read_metrics()
+                     if "tokens_per_second" in record and record["step"] > 1]
     return first, statistics.median(times)
 
 
@@ -98,7 +98,7 @@ def nanogpt_model(path: str, config: ModelConfig) -> Any:
     """nanoGPT's own GPT of the same shape."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", Path(path, "model.py"))
     if spec is None or spec.loader is None or not Path(path, "model.py").exists():
-        raise UserError(f"nanogpt={path}: has no model.py; it should be a checkout of nanoGPT")
+        raise UserError(f"{path}: has no model.py; it should be a checkout of nanoGPT")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
