@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.optim import Muon, orthogonalise
-from kernels import relu2, rms_norm, rotary
+from kernels import dropout, relu2, rms_norm, rotary
 from tests.conftest import ROOT
 
 
@@ -74,6 +74,27 @@ def test_rms_norm_of_small_numbers_is_finite(size: float) -> None:
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(x.grad, exact.grad, atol=1e-3, rtol=1e-4)
     assert y.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.2, 0.75])
+def test_dropout_keeps_the_mean(p: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(1001, 101).to(dtype).T.requires_grad_()  # an odd number of elements, and not contiguous
+    y = dropout(x, p)
+    kept = y != 0
+    assert y.dtype == dtype
+    assert abs(kept.double().mean().item() - (1 - p)) < 5 * (p * (1 - p) / x.numel())**0.5
+    assert abs(torch.corrcoef(kept.double().flatten().unfold(0, 5, 5).T) - torch.eye(5)).max() < 0.03
+    torch.testing.assert_close(y, kept.to(dtype) / (1 - p))
+    y.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, y)
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x, p), y)
+    assert not torch.equal(dropout(x, p), y)
+    assert dropout(x, p, training=False) is x
+    assert dropout(x, 0.0) is x
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

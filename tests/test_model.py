@@ -114,6 +114,17 @@ def test_bfloat16_attention_is_the_same_attention() -> None:
         torch.testing.assert_close(attend(q[:, :, -T:], k, v, 0.0), exact[:, :, -T:], atol=1e-5, rtol=1e-5)
 
 
+def test_dropout_drops_attention_as_it_should() -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 4, 2, 16, 16).unbind()
+    v = torch.eye(16).expand(4, 2, 16, 16)  # so that what comes out is how much each token attends to each
+    weights, dropped = attend(q, k, v, 0.0), attend(q, k, v, 0.25)
+    torch.testing.assert_close(dropped, torch.where(dropped == 0, 0, weights / 0.75))
+    shares = (dropped == 0)[weights > 0].float().mean(), (dropped == 0).float().mean()
+    assert 0.2 < shares[0] < 0.3 < shares[1]
+    assert not dropped.triu(1).any()
+
+
 def test_counts() -> None:
     model = make_model(ModelConfig(block_size=16, n_layer=2, n_head=2, n_embd=32, tied=True, position="learned"))
     assert model.num_params() == V * 32 + 16 * 32 + 2 * 12 * 32 * 32
