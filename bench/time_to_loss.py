@@ -1,17 +1,19 @@
 """How long whole commands take to a validation loss, from process start, against nanoGPT's recipe.
 
-    python bench/time_to_loss.py [RECIPE.toml ...] [--rounds=3] [--nanogpt=path/to/nanoGPT]
+    python bench/time_to_loss.py [RECIPE.toml | "RECIPE.toml --name=value" ...] [--rounds=3] [--nanogpt=path/to/nanoGPT]
 
 Each round runs the reference and then every recipe, with another seed each round and with compile
 caches cold, so that what disturbs the machine disturbs all of them. The ratio is that of two commands
 of the same round. The loss is that of the run's best checkpoint, on all of the validation split.
 
 The reference is config/nanogpt_cpu.toml, or, with a checkout in which data/shakespeare_char is prepared, nanoGPT's
-own code with the command of its README, which evaluates on 20 random batches.
+own code with the command of its README, which evaluates on 20 random batches. With --for_gpu=true it is nanoGPT's recipe for
+a GPU: as many seconds as its 1,750 iterations to the 1.4697 of its README would take here, going by 3 of them.
 """
 
 import os
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -26,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 from pydantic import Field
 
 from bench.output import write_results
+from bench.peers import command, run_training
 from config.cli import load_config, load_options
 from config.errors import UserError, run_command
 from config.schema import Positive, Section
@@ -33,9 +36,7 @@ from data.prepare import prepare_corpus
 from engine.run import open_run
 
 REFERENCE = "config/nanogpt_cpu.toml"
-NANOGPT = ["train.py", "config/train_shakespeare_char.py", *(f"--{option}" for option in (
-    "device=cpu", "compile=False", "eval_iters=20", "log_interval=1", "block_size=64", "batch_size=12", "n_layer=4",
-    "n_head=4", "n_embd=128", "max_iters=2000", "lr_decay_iters=2000", "dropout=0.0"))]
+FOR_GPU = ("config/nanogpt_gpu.toml", 1750, 1.4697)  # the same recipe here, iterations, and the loss after them
 
 
 class Options(Section):
@@ -43,45 +44,61 @@ class Options(Section):
 
     rounds: Positive = Field(3, description="of each command, seeds 1, 2, ...")
     nanogpt: str = Field("", description="a checkout of nanoGPT to compare with; empty = our recipe of the same model")
+    for_gpu: bool = Field(False, description="compare with that checkout's recipe for a GPU")
 
 
-def run(command: list[str], folder: str, **environment: str) -> tuple[float, str]:
+def run(arguments: list[str], folder: str, **environment: str) -> tuple[float, str]:
     """The seconds that a whole command took, and what it printed."""
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True,
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True,
                           env=os.environ | environment)
     if done.returncode:
-        raise UserError(f"{' '.join(command)}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+        raise UserError(f"{' '.join(arguments)}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
     return time.perf_counter() - began, done.stdout
 
 
 def run_nanogpt(path: str, seed: int) -> dict[str, Any]:
     """nanoGPT has one seed, its own."""
     with tempfile.TemporaryDirectory() as folder:
-        seconds, printed = run([*NANOGPT, f"--out_dir={folder}"], path)
+        seconds, printed = run(*command("nanoGPT", REFERENCE, 2000, path, folder))
     losses = [float(loss) for loss in re.findall(r"step \d+: .* val loss ([\d.]+)", printed)]
     return {"recipe": "nanoGPT", "seed": seed, "seconds": seconds, "val_nll": min(losses)}
+
+
+def time_for_gpu(path: str, seed: int) -> dict[str, Any]:
+    """All iterations would take hours."""
+    recipe, iterations, loss = FOR_GPU
+    seconds = iterations * run_training("nanoGPT", recipe, 3, path)[1]
+    return {"recipe": "nanoGPT, for a GPU", "seed": seed, "seconds": seconds, "val_nll": loss}
 
 
 def run_recipe(recipe: str, seed: int) -> dict[str, Any]:
     """A whole command in an empty run directory: its seconds, and the best loss that it measured."""
     with tempfile.TemporaryDirectory() as folder:
-        command = ["train.py", recipe, f"--seed={seed}", f"--out_dir={folder}/run"]
-        seconds, _ = run(command, str(ROOT), TORCHINDUCTOR_CACHE_DIR=f"{folder}/compiled")
+        arguments = ["train.py", *shlex.split(recipe), f"--seed={seed}", f"--out_dir={folder}/run"]
+        seconds, _ = run(arguments, str(ROOT), TORCHINDUCTOR_CACHE_DIR=f"{folder}/compiled")
         records = open_run(Path(folder, "run")).read_metrics()
     return {"recipe": recipe, "seed": seed, "seconds": seconds,
             "val_nll": records[-1]["best_val_nll"]}
 
 
+def reference_of(options: Options, seed: int) -> dict[str, Any]:
+    if options.for_gpu:
+        return time_for_gpu(options.nanogpt, seed)
+    return run_nanogpt(options.nanogpt, seed) if options.nanogpt else run_recipe(REFERENCE, seed)
+
+
 def main(argv: list[str]) -> None:
     recipes, options = load_options(Options, argv, "RECIPE", "*", "recipes to time")
+    if options.for_gpu and not options.nanogpt:
+        raise UserError("for_gpu=true: needs a checkout of nanoGPT; add --nanogpt=path/to/nanoGPT")
     recipes = recipes or ["config/tinyshakespeare_sprint.toml", "config/tinyshakespeare_char.toml"]
     for recipe in [REFERENCE, *recipes]:
-        prepare_corpus(load_config([str(ROOT / recipe)])[0].data)  # before any is timed
+        prepare_corpus(load_config(shlex.split(recipe))[0].data)  # before any is timed
     rows: list[dict[str, Any]] = []
     print(f"{'seed':>4} {'recipe':<40} {'seconds':>8} {'val nll':>8} {'ratio':>7}")
     for seed in range(1, options.rounds + 1):
-        reference = run_nanogpt(options.nanogpt, seed) if options.nanogpt else run_recipe(REFERENCE, seed)
+        reference = reference_of(options, seed)
         for row in [reference, *(run_recipe(recipe, seed) for recipe in recipes)]:
             rows.append(row | {"ratio": reference["seconds"] / row["seconds"]})
             print("{seed:>4} {recipe:<40} {seconds:8.1f} {val_nll:8.4f} {ratio:7.1f}".format(
