@@ -7,8 +7,8 @@ caches cold, so that what disturbs the machine disturbs all of them. The ratio i
 of the same round. The loss is that of the run's best checkpoint, on all of the validation split.
 
 The reference is config/nanogpt_cpu.toml, or, with a checkout in which data/shakespeare_char is prepared, nanoGPT's
-own code with the command of its README, which evaluates on 20 random batches. With --for_gpu=true it is nanoGPT's recipe for
-a GPU: as many seconds as its 1,750 iterations to the 1.4697 of its README would take here, going by 3 of them.
+own code with the command of its README, which evaluates on 20 random batches. With --for_gpu=true it is nanoGPT's
+recipe for a GPU: the seconds that its 1,750 iterations to the 1.4697 of its README would take here, going by 3 of them.
 """
 
 import os

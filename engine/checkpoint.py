@@ -126,6 +126,9 @@ def for_prediction(model: GPT, dist: Distributed) -> GPT:
     for module in model.modules():
         if isinstance(module, torch.nn.Linear) and module.weight is not model.wte.weight:
             module.to(dist.dtype)
+            if dist.device.type == "cpu" and dist.dtype == torch.float32 and module.out_features > module.in_features:
+                # One token's product with a weight of many rows reads it twice as fast from the transposed layout.
+                module.weight.data = module.weight.data.t().contiguous().t()
     return model.eval()
 
 
