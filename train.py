@@ -18,7 +18,7 @@ from config.schema import Config
 from data.batches import Batch, TrainBatches
 from data.prepare import prepare_corpus
 from engine.checkpoint import Optimizers, load_last, load_teacher
-from engine.distributed import Distributed, setup_distributed
+from engine.distributed import Distributed, micro_batch_size, setup_distributed
 from engine.generate import generate_texts
 from engine.optim import make_optimizers, set_lr
 from engine.run import create_or_resume, lock_run
@@ -48,7 +48,7 @@ def train(cfg: Config, named: set[str]) -> int:
     corpus = dist.rank0_first(prepare_corpus, cfg.data)
     eos = corpus.tokenizer.eos if cfg.data.padded else None  # --padded: each row holds one document
     get_batch = TrainBatches(corpus.train, cfg.model.block_size, cfg.optim.batch_size, cfg.run.seed, eos,
-                             cfg.run.micro_batch_size, dist.rank, dist.world_size)
+                             micro_batch_size(cfg), dist.rank, dist.world_size)
     if cfg.run.explain_batch:
         print(*(explain.show_masks(micro, corpus.tokenizer, cfg.data.padded) for micro in get_batch(0)[:1]))
         return 0

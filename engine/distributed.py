@@ -24,6 +24,9 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from config.errors import RANK, WORLD_SIZE, UserError
+from config.schema import Config
+
+CPU_TOKENS = 4096  # in one forward pass of a training on a CPU, where nothing else is asked for
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -133,7 +136,7 @@ def setup_distributed(device: str, dtype: str) -> Distributed:
     """The device and dtype that were asked for; `auto` takes the fastest. UserError if they are not available."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,4})?", device):
         raise UserError(f"device={device}: should be auto, cpu, mps, cuda or cuda:N")
-    found = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    found = count_devices()
     if device == "auto":
         device = next(kind for kind in found if found[kind])
     if WORLD_SIZE > 1 and device not in ("cpu", "cuda"):
@@ -155,6 +158,22 @@ def setup_distributed(device: str, dtype: str) -> Distributed:
             torch.cuda.set_device(device)
         _join("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
     return Distributed(torch.device(device), getattr(torch, dtype), RANK, WORLD_SIZE)
+
+
+def count_devices() -> dict[str, int]:
+    """How many there are of each kind, the fastest first."""
+    return {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+
+
+def micro_batch_size(config: Config) -> int:
+    """Sequences in one forward pass: as many as were asked for, or a rank's share of the batch.
+
+    On a CPU they are that share in equal parts of at most CPU_TOKENS: more do not fit its caches (bench/NOTES.md).
+    """
+    share, device = -(-config.optim.batch_size // WORLD_SIZE), config.run.device
+    on_cpu = device == "cpu" or (device == "auto" and not any(count_devices()[kind] for kind in ("cuda", "mps")))
+    parts = -(-share * config.model.block_size // CPU_TOKENS) if on_cpu else 1
+    return config.run.micro_batch_size or -(-share // parts)
 
 
 def _has_bfloat16(kind: str) -> bool:

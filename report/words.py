@@ -9,7 +9,7 @@ from config.schema import OVERFITTING_RISE, Config
 from data.baselines import Baseline, passed_and_ahead
 from data.batches import EvalText, TrainBatches
 from data.prepare import CorpusInfo
-from engine.distributed import Distributed
+from engine.distributed import Distributed, micro_batch_size
 from engine.run import Record, Run
 from engine.state import StepResult, TrainState
 from model import GPT
@@ -196,7 +196,7 @@ def stopped(run: Run, signal: str, state: TrainState, dist: Distributed, saved: 
 
 def less_memory(config: Config) -> str:
     """What to do when memory runs out in training."""
-    size, smaller = config.run.micro_batch_size or config.optim.batch_size, "a smaller --block_size or --n_embd"
+    size, smaller = micro_batch_size(config), "a smaller --block_size or --n_embd"
     return f"use {smaller}" if size == 1 else (
         f"use --micro_batch_size={size // 2}, which gives the same result with half the memory (and --init_from=resume "
         f"if training had begun), or {smaller}")

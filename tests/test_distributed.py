@@ -27,6 +27,7 @@ from config.errors import UserError, run_command
 from config.schema import Config, ModelConfig, OptimConfig
 from data.batches import IGNORE_INDEX, Batch, EvalText, TrainBatches
 from data.documents import Split
+from engine import distributed
 from engine.distributed import Distributed, _exchange, setup_distributed
 from engine.optim import make_optimizers
 from engine.signals import StopSignal
@@ -121,6 +122,18 @@ def test_any_split_gives_the_gradient_of_the_whole_batch(size: int, micro_batch_
         torch.testing.assert_close(part, gradient, atol=1e-6, rtol=1e-4)
         assert result.num_targets == whole.num_targets == 19
         assert (result.nll, result.grad_norm) == pytest.approx((whole.nll, whole.grad_norm), rel=1e-5)
+
+
+@pytest.mark.parametrize(("options", "gpus", "ranks", "expected"), [
+    ("--batch_size=64", 0, 1, 16), ("--batch_size=64", 0, 2, 16), ("--batch_size=24", 0, 1, 12),
+    ("--batch_size=8", 0, 1, 8), ("--batch_size=64 --block_size=9000", 0, 1, 1), ("--batch_size=64", 1, 1, 64),
+    ("--batch_size=64", 1, 2, 32), ("--batch_size=64 --device=cpu", 1, 1, 16),
+    ("--batch_size=64 --micro_batch_size=33", 0, 1, 33)])
+def test_a_cpu_takes_few_tokens_at_once(options: str, gpus: int, ranks: int, expected: int,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "WORLD_SIZE", ranks)
+    monkeypatch.setattr(distributed, "count_devices", lambda: {"cuda": gpus, "mps": 0, "cpu": 1})
+    assert distributed.micro_batch_size(load_config(options.split())[0]) == expected
 
 
 @pytest.mark.parametrize(("size", "micro_batch_size"), [(2, 2), (3, 2), (4, 1)])

@@ -518,7 +518,7 @@ def test_a_config_that_was_edited_by_hand_still_works(finished: Path) -> None:
     MemoryError()])
 def test_out_of_memory_names_the_option_to_change(error: Exception) -> None:
     advice = words.less_memory(load_config(["--batch_size=64"])[0])
-    with pytest.raises(UserError, match=r"^out of memory: use --micro_batch_size=32, which gives the same result"), \
+    with pytest.raises(UserError, match=r"^out of memory: use --micro_batch_size=8, which gives the same result"), \
             out_of_memory(advice):
         raise error
     for size, says in ((16, "use --micro_batch_size=8, which"), (1, "use a smaller --block_size")):
@@ -555,7 +555,7 @@ def test_a_real_lack_of_memory_is_one_clear_line(clone: Path) -> None:
     """An address space too small for the attention of long sequences."""
     code, printed = Process(
         clone, "--corpus=text.txt", *TINY, "--out_dir=out/large", "--device=cpu", "--max_iters=1", "--batch_size=256",
-        "--block_size=512", "--n_embd=256", "--n_layer=6",
+        "--block_size=512", "--n_embd=256", "--n_layer=6", "--micro_batch_size=256",
         prelude="import resource; resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))").wait()
     assert code == 2, printed
     assert printed.splitlines()[-1].startswith("error: out of memory: use --micro_batch_size=128, which gives the same")
