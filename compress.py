@@ -62,9 +62,9 @@ if __name__ == "__main__":
     run_command(read_arguments)  # mistakes are answered here, because importing torch takes seconds
 
 import torch
+from backports import zstd
 from constriction import stream
 from tqdm import tqdm
-from zstandard import ZstdCompressor
 
 from engine.checkpoint import load_model
 from engine.distributed import setup_distributed
@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
     body = HEADER.pack(0, crc, num_tokens, threads, *ours)[4:] + words
     file = crc32(body).to_bytes(4, "little") + body
     write_atomically(out, text if tokens is None else file, like=path)  # a private text stays private
-    others = COMPRESSORS | {"zstd": ZstdCompressor(level=19).compress}
+    others = COMPRESSORS | {"zstd": lambda content: zstd.compress(content, 19)}
     sizes = {"this model": len(file)} | {name: len(compress(text)) for name, compress in others.items()}
     print(f"{path}: {len(text):,} bytes, {num_tokens:,} tokens in {streams} streams; written: {out}")
     print(f"{bits:,.0f} bits by the loss, {8 * len(file):,} bits in the file: {8 * len(file) - bits:,.0f} more")

@@ -56,7 +56,7 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     """
     if not training or p == 0 or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p, training)
-    words = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-2**63, None)  # of 64 bits
+    words = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-2**63, None)  # four numbers of 16 bits
     kept = words.view(torch.int16)[:x.numel()].view(x.shape) >= round(p * 2**16) - 2**15
     return x * kept.to(x.dtype).div_(1 - p)
 
@@ -104,7 +104,7 @@ class _Rotary(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        cos, sin = ctx.saved_tensors  # the inverse of a rotation turns back
+        cos, sin = ctx.saved_tensors  # the gradient is turned back
         return _rotate(grads[0], cos, -sin, ctx.head_width), None, None, None
 
 

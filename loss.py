@@ -1,8 +1,8 @@
 """Next-token cross-entropy: the number this repository is about.
 
 The model gives a logit z_v for every token v of the vocabulary. Its prediction is q = softmax(z). If the next token is
-y, the loss is its surprisal -log q_y, in nats. Every function here returns sums over tokens, never means: sums add up
-exactly over micro-batches and ranks, and are divided once, by the number of targets in the whole batch.
+y, the loss is its surprisal -log q_y, in nats. Losses here are sums over tokens, never means: sums add up exactly over
+micro-batches and ranks, and are divided once, by the number of targets in the whole batch (`mean_loss`).
 
 `cross_entropy` is the definition. `next_token_loss` computes the same from hidden states: with a large vocabulary it
 works in chunks, so that the logits of all tokens are never in memory together.
@@ -19,7 +19,7 @@ from torch import Tensor
 IGNORE_INDEX = -100  # the target of a masked position, which has no loss
 
 MAX_LOGITS = 2**22  # tokens x vocabulary of a batch; above it, chunks save memory and are faster (bench/loss.py)
-CHUNKS, MIN_CHUNK = 16, 128  # a batch has 16 chunks, or fewer of at least 128 tokens
+CHUNKS, MIN_CHUNK = 16, 128  # a batch has about 16 chunks, or fewer of at least 128 tokens
 CACHED_ROWS = 2048  # rows of lm_head's gradient, (V, C), that a CPU's cache holds at usual widths
 
 
@@ -72,7 +72,9 @@ PLAIN = Objective()
 
 def sum_losses(parts: Iterable[LossSums], all_reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> LossSums:
     """The sum over micro-batches, and over ranks with `all_reduce`, in float64 on the CPU; inf and NaN become NaN."""
-    numbers = [[float(number.detach()) for number in part] for part in parts] or [[0.0] * len(LossSums._fields)]
+    # One copy from the device for each part, not one for each of its numbers: a GPU waits for each copy.
+    numbers = [torch.stack([number.detach().to(part.nll.dtype) for number in part]).tolist() for part in parts
+               ] or [[0.0] * len(LossSums._fields)]
     fields = zip(*numbers, strict=True)  # for each field, its numbers in all parts
     totals = [math.fsum(field) if all(map(math.isfinite, field)) else math.nan for field in fields]
     return LossSums._make(all_reduce(torch.tensor(totals, dtype=torch.float64)))

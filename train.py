@@ -17,13 +17,14 @@ import torch
 from config.schema import Config
 from data.batches import Batch, TrainBatches
 from data.prepare import prepare_corpus
-from engine.checkpoint import Optimizers, load_last, load_teacher
-from engine.distributed import Distributed, micro_batch_size, setup_distributed
+from engine.checkpoint import Optimizers, load_start, load_teacher
+from engine.distributed import Distributed, lost_ranks, micro_batch_size, setup_distributed
 from engine.generate import generate_texts
 from engine.optim import make_optimizers, set_lr
-from engine.run import create_or_resume, lock_run
+from engine.run import create_or_resume, kept_tokenizer, lock_run
+from engine.sharding import gather, shard
 from engine.signals import StopSignal
-from engine.state import StepResult, TrainState
+from engine.state import StepResult
 from engine.step import compile_model, is_eval_step, make_objective, seed_dropout, teacher_logits, validate
 from loss import sum_losses
 from model import GPT
@@ -34,7 +35,7 @@ from report.trainlog import TrainLog, show_outcome, show_stop
 
 def main(argv: list[str]) -> None:
     cfg, named = load_config(argv)  # `named`: the options on the command line
-    with lock_run(cfg), out_of_memory(words.less_memory(cfg)):
+    with lock_run(cfg), out_of_memory(words.less_memory(cfg)), lost_ranks():
         sys.exit(train(cfg, named))
 
 
@@ -45,10 +46,10 @@ def train(cfg: Config, named: set[str]) -> int:
     torch.manual_seed(cfg.run.seed)
 
     # data
-    corpus = dist.rank0_first(prepare_corpus, cfg.data)
+    corpus = dist.rank0_first(prepare_corpus, cfg.data, kept_tokenizer(cfg))
     eos = corpus.tokenizer.eos if cfg.data.padded else None  # --padded: each row holds one document
     get_batch = TrainBatches(corpus.train, cfg.model.block_size, cfg.optim.batch_size, cfg.run.seed, eos,
-                             micro_batch_size(cfg), dist.rank, dist.world_size)
+                             micro_batch_size(cfg), dist.rank, dist.world_size, even=cfg.run.parallel == "fsdp")
     if cfg.run.explain_batch:
         print(*(explain.show_masks(micro, corpus.tokenizer, cfg.data.padded) for micro in get_batch(0)[:1]))
         return 0
@@ -56,20 +57,21 @@ def train(cfg: Config, named: set[str]) -> int:
 
     # model
     model = GPT(cfg.model, corpus.info.vocab_size).to(dist.device)
-    optimizers = make_optimizers(model, cfg.optim, dist.dtype)
+    trained = shard(model, cfg.run.parallel, dist)  # the same model, but for --parallel=fsdp
+    optimizers = make_optimizers(trained, cfg.optim, dist)
     teacher = load_teacher(cfg.loss.teacher, corpus.tokenizer, cfg.model.block_size, dist) if cfg.loss.teacher else None
 
     # run: a new directory, or the one to resume
     run = dist.on_rank0(create_or_resume, cfg, named, corpus)
-    state, remark = load_last(run, model, optimizers) if run.is_resumed else (TrainState(), "")
+    state, remark = load_start(run, model, trained, optimizers)
     dist.check_same_weights(model)
     val_text = run.eval_text(corpus.val, cfg.run.eval_tokens)
     print(words.describe_run(run, state, remark, model, dist, get_batch, val_text), flush=True)
     if run.is_finished(state.step):
         return 0
     log, stop = TrainLog(run, dist, model, corpus, state), StopSignal(dist)
-    forward = compile_model(model, get_batch(0), make_objective(cfg), dist, log.say) if cfg.run.compile else model
-    if not run.is_resumed:
+    forward = compile_model(trained, get_batch(0), make_objective(cfg), dist, log.say) if cfg.run.compile else trained
+    if not run.is_resumed and not cfg.run.source:
         log.say(dist.on_rank0(check_step_zero, model, get_batch, dist) + "\n")
     log.say(words.COLUMNS)
 
@@ -81,11 +83,13 @@ def train(cfg: Config, named: set[str]) -> int:
         logging = ending or evaluating or saving or state.step % cfg.run.log_interval == 0
         if logging and log.lacks_this_step():  # a resumed run has logged its first step already
             record = log.make_record()
+            if evaluating or saving or ending:
+                gather(trained, model)
             if evaluating:
                 record |= validate(model, val_text, corpus, dist)
                 if state.count_evaluation(record):
                     log.save("best", model)
-            if log.write(record):  # passes a baseline for the first time
+            if log.write(record):  # the first evaluation, or one that passes a baseline
                 log.write_sample(generate_texts(model, corpus, dist, max_new_tokens=80)[0])
             ending = ending or state.is_finished(cfg)  # this evaluation may have shown overfitting
             if ending or saving:
@@ -118,8 +122,8 @@ def train_step(model: torch.nn.Module, optimizers: Optimizers, batch: list[Batch
         (loss.objective / num_targets * scale).backward()
         sums.append(loss)
     dist.all_reduce_gradients(model.parameters(), scale)
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.optim.grad_clip or float("inf"))
-    result = StepResult(sum_losses(sums, dist.all_reduce), float(grad_norm), lr)
+    grad_norm = dist.clip_gradients(model.parameters(), cfg.optim.grad_clip)
+    result = StepResult(sum_losses(sums, dist.all_reduce), grad_norm, lr)
     for optimizer in optimizers:
         if result.is_valid:
             optimizer.step()

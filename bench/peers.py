@@ -134,7 +134,7 @@ def evaluation_rates(recipe: str) -> dict[str, float]:
     get_batch = TrainBatches(corpus.train, config.model.block_size, config.optim.batch_size, config.run.seed)
     torch.manual_seed(0)
     model = GPT(config.model, corpus.info.vocab_size)
-    optimizers = make_optimizers(model, config.optim, dist.dtype)
+    optimizers = make_optimizers(model, config.optim, dist)
     for step in range(STEPS_BESIDE + 1):
         if step == 1:
             began = time.perf_counter()  # the first one warms up

@@ -52,7 +52,7 @@ def train(n_layer: int, width: int, batch_size: int, steps: int, seed: int) -> R
     dist, corpus, block = setup_distributed("auto", "auto"), prepare_corpus(config.data), config.model.block_size
     torch.manual_seed(seed)
     model = GPT(config.model, corpus.info.vocab_size).to(dist.device)
-    optimizers = make_optimizers(model, config.optim, dist.dtype)
+    optimizers = make_optimizers(model, config.optim, dist)
     get_batch = TrainBatches(corpus.train, block, batch_size, seed)
     seconds = sum(train_step(model, optimizers, get_batch(i), config, dist, i).seconds for i in range(steps))
     return {"step": steps, "n_layer": n_layer, "width": width, "N": model.num_params(), "D": steps * batch_size * block,

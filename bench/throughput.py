@@ -59,7 +59,7 @@ def measure(config: Config, steps: int) -> dict[str, Any]:
     torch.manual_seed(config.run.seed)
     model = GPT(config.model, corpus.tokenizer.vocab_size).to(dist.device)
     hidden_states = torch.compile(model.hidden_states) if config.run.compile else model.hidden_states
-    optimizers = make_optimizers(model, config.optim, dist.dtype)
+    optimizers = make_optimizers(model, config.optim, dist)
     tokens = config.optim.batch_size * config.model.block_size
     seconds: dict[str, list[float]] = {name: [] for name in ("data", "forward", "loss", "backward", "optimizer")}
 

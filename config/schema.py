@@ -14,6 +14,8 @@ from pydantic_core import PydanticCustomError
 
 from config.errors import WORLD_SIZE
 
+CORPORA = ("shakespeare", "tinyshakespeare", "words", "dialogue", "two_gentlemen", "markov")  # by their names
+TOKENIZERS = ("char", "bpe", "gpt2")
 OVERFITTING_RISE = 0.01  # nats above the best validation loss that are more than noise
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -42,11 +44,13 @@ class Section(BaseModel):
 class DataConfig(Section):
     """[data] Which text, and what its tokens are."""
 
-    corpus: Text = Field("shakespeare", min_length=1, description="shakespeare, tinyshakespeare, words, dialogue, "
-                         "markov, or a UTF-8 file: .jsonl with prompts and completions, else text")
-    tokenizer: Literal["char", "bpe", "gpt2"] = Field("char", description="what a token is")
+    corpus: Text = Field("shakespeare", min_length=1, description=f"{', '.join(CORPORA)}; a folder or a pattern of "
+                         "files; or a UTF-8 file: .jsonl with prompts and completions, else text")
+    tokenizer: Text = Field("char", min_length=1, description="what a token is: char, bpe or gpt2, or as in a model: "
+                            "the directory of a run, or one in Hugging Face's format")
     vocab_size: int = Field(1024, ge=257, le=1_000_000, description="tokens that bpe learns from the training split")
-    val_fraction: float = Field(0.1, gt=0, lt=1, description="the last part of the text is the validation split")
+    val_fraction: float = Field(0.1, gt=0, lt=1, description="the last part of the text is the "
+                                "validation split; of many documents, each of so many")
     documents: Literal["none", "lines", "paragraphs"] = Field("none", description="what makes a document; eos tokens "
                                                               "separate documents")
     padded: bool = Field(False, description="each document is a sequence of its own, padded to block_size")
@@ -57,14 +61,23 @@ class DataConfig(Section):
     markov_temperature: float = Field(0.5, ge=0.01, le=100, description="low = predictable text")
 
     @property
+    def is_large(self) -> bool:
+        """A corpus of many or compressed files, which is read as a stream: data/sources.py."""
+        return self.corpus not in CORPORA and (
+            self.corpus.startswith("hf:") or self.corpus.endswith((".gz", ".zst", ".parquet"))
+            or Path(self.corpus).is_dir()
+            or (any(sign in self.corpus for sign in "*?[") and not Path(self.corpus).is_file()))
+
+    @property
     def is_jsonl(self) -> bool:
         """A corpus of records {"prompt": ..., "completion": ...}; only completions are targets."""
-        return self.corpus == "dialogue" or self.corpus.lower().endswith(".jsonl")
+        return self.corpus == "dialogue" or (self.corpus.lower().endswith(".jsonl") and not self.is_large)
 
     @property
     def eos_text(self) -> str | None:
         """What is between documents, for which the eos token stands; None without documents."""
-        return {"lines": "\n", "paragraphs": "\n\n"}.get(self.documents, "\n" if self.is_jsonl else None)
+        between = "\n" if self.is_jsonl or self.is_large else None
+        return {"lines": "\n", "paragraphs": "\n\n"}.get(self.documents, between)
 
 
 class ModelConfig(Section):
@@ -127,13 +140,16 @@ class RunConfig(Section):
     """[run] Where, on what, and how often."""
 
     out_dir: Text = Field("", description="the run's directory; empty = out/RECIPE, with the options that differ")
-    init_from: Literal["scratch", "resume", "auto"] = Field("scratch", description="start anew, or resume the run in "
-                                                            "out_dir; auto = resume if there is one")
+    init_from: Text = Field("scratch", min_length=1, description="scratch, or resume the run in out_dir; auto = resume "
+                            "if there is one; or a model to start from: a run's directory, gpt2, gpt2-medium, "
+                            "gpt2-large, gpt2-xl, or a directory in Hugging Face's format")
     seed: int = Field(1337, ge=0, lt=2**32, description="of weights, batches and dropout")
     device: Text = Field("auto", min_length=1, description="auto, cpu, mps, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of matrix products; auto = "
                                                                      "the fastest")
     compile: bool = Field(False, description="torch.compile the model: starts slowly, then runs faster")
+    parallel: Literal["ddp", "fsdp"] = Field("ddp", description="torchrun's ranks divide each batch; with fsdp also "
+                                             "weights, gradients and optimizer states, to save memory")
     micro_batch_size: Count = Field(0, description="sequences in one forward pass; 0 = a rank's share of the "
                                     "batch, on a CPU at most 4,096 tokens of it")
     eval_interval: Positive = Field(40, description="steps between evaluations; the first are at 0, 1, 2, 4, 8, ...")
@@ -145,6 +161,16 @@ class RunConfig(Section):
     explain_batch: bool = Field(False, description="show the first batch and its masks, and stop")
     max_nonfinite_steps: Positive = Field(10, description="stop after so many nonfinite losses or gradients in a row")
     patience: Count = Field(5, description="stop after so many evaluations in a row that show overfitting; 0 = never")
+
+    @property
+    def resumes(self) -> bool:
+        """Whether it continues the run in out_dir, if there is one."""
+        return self.init_from in ("resume", "auto")
+
+    @property
+    def source(self) -> str:
+        """The model to start from; empty = none."""
+        return "" if self.resumes or self.init_from == "scratch" else self.init_from
 
 
 class Config(Section):
@@ -173,12 +199,16 @@ class Config(Section):
         """Combinations of options that make no sense, a line each."""
         data, model, loss, optim, run = self.data, self.model, self.loss, self.optim, self.run
         changed, unit = self.changed(), 2 * model.n_head  # rotary positions need an even width of each head
+        found = []
+        if data.tokenizer not in TOKENIZERS and not Path(data.tokenizer).is_dir() and not run.resumes:
+            found.append(f"tokenizer={data.tokenizer}: should be char, bpe, gpt2, or the directory of a model")
         needs = [  # options, whether what they need is there, and what that is
             ("vocab_size", data.tokenizer == "bpe", "--tokenizer=bpe"),
             ("markov_order markov_alphabet markov_temperature", data.corpus == "markov", "--corpus=markov"),
             ("tokenizer documents mask", data.corpus != "markov", "another corpus: the entropy of markov is known per "
              "character of the whole text only"),
             ("documents", not data.is_jsonl, "another corpus: the documents of this one are its records already"),
+            ("documents mask padded predict_eos", not data.is_large, "a corpus in one file that is not compressed"),
             ("padded predict_eos document_attention", data.eos_text, "documents: use --documents=lines or "
              "paragraphs, or a .jsonl corpus"),
             ("document_attention", model.ngram_embedding < 2, "--ngram_embedding=0: n-grams look across documents"),
@@ -189,7 +219,7 @@ class Config(Section):
             # A folder of that name, such as the one that wandb writes, has no origin: it is not the package.
             ("tracker", getattr(find_spec(run.tracker), "origin", None), "its package: pip install -e "
              f"'.[{run.tracker}]'")]
-        found = [f"{name}={changed[name]} needs {what}" for names, is_there, what in needs if not is_there
+        found += [f"{name}={changed[name]} needs {what}" for names, is_there, what in needs if not is_there
                  for name in names.split() if name in changed]
         if model.n_embd % unit:
             found.append(f"n_embd={model.n_embd} is not a multiple of 2 n_head = {unit}; try n_embd="
@@ -198,4 +228,7 @@ class Config(Section):
             found.append(f"batch_size={optim.batch_size} with {WORLD_SIZE} ranks: each needs a sequence of its own")
         if loss.teacher and os.path.abspath(loss.teacher) == os.path.abspath(run.out_dir):
             found.append(f"teacher={loss.teacher} is out_dir too: a run cannot be its own teacher")
+        if run.source and os.path.abspath(run.source) == os.path.abspath(run.out_dir):
+            found.append(f"init_from={run.source} is out_dir too: name another --out_dir, or resume with "
+                         "--init_from=resume")
         return found

@@ -36,7 +36,7 @@ class Split:
         return self.tokens[1:] if self.unmasked is None else self.tokens[1:][self.unmasked[1:]]
 
     def num_targets(self) -> int:
-        return len(self.targets())
+        return len(self.tokens) - 1 if self.unmasked is None else len(self.targets())
 
 
 class Record(BaseModel):

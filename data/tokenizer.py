@@ -17,6 +17,9 @@ PATTERNS = {
     # Radford et al. 2019
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"}
 
+UNKNOWN = 2**32 - 1
+EOS = b"<|endoftext|>"  # GPT-2's eos token, and that of any model in Hugging Face's format
+
 
 class Tokenizer(BaseModel):
     """char has a token for each character of the corpus; bpe and gpt2 are byte-pair encodings, run by tiktoken."""
@@ -56,6 +59,15 @@ class Tokenizer(BaseModel):
         return {token.decode() if self.kind == "char" else token: number for number, token in enumerate(tokens)}
 
     @cached_property
+    def char_ids(self) -> np.ndarray:
+        """The token of each code point, or UNKNOWN."""
+        ids = np.full(0x110000, UNKNOWN, np.uint32)
+        for character, token in self.ids.items():
+            if len(character) == 1:  # the others are names, such as EOS
+                ids[ord(character)] = token
+        return ids
+
+    @cached_property
     def encoding(self) -> Any:
         import tiktoken
 
@@ -65,13 +77,12 @@ class Tokenizer(BaseModel):
         """Token ids (N,); UserError for a character that is not in the vocabulary."""
         if self.kind != "char":
             return self.encoding.encode_to_numpy(text).astype(self.dtype)
-        try:
-            return np.fromiter(map(self.ids.__getitem__, text), self.dtype, len(text))
-        except KeyError as error:
-            unknown = error.args[0]
-            raise UserError(f"the character {unknown!r} (U+{ord(unknown):04X}, at position {text.index(unknown)}) is "
-                            f"not in this char vocabulary of {len(self.ids)}; leave it out, or train with "
-                            "--tokenizer=bpe") from None
+        tokens = self.char_ids[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")]
+        if (unknown := np.flatnonzero(tokens == UNKNOWN)).size:
+            at = int(unknown[0])
+            raise UserError(f"the character {text[at]!r} (U+{ord(text[at]):04X}, at position {at}) is not in this char "
+                            f"vocabulary of {len(self.ids)}; leave it out, or train with --tokenizer=bpe")
+        return tokens.astype(self.dtype)
 
     def encode_prompt(self, text: str) -> list[int]:
         """At least one token to continue: a document starts with eos, an empty text with a new line."""
@@ -121,8 +132,18 @@ def load_gpt2(eos_text: str | None = None) -> Tokenizer:
     except Exception as error:  # of requests, or of a cache that cannot be read
         raise UserError(f"could not fetch the gpt2 vocabulary ({type(error).__name__}); connect to the network once, "
                         "or set TIKTOKEN_CACHE_DIR to a folder that has it, or use --tokenizer=bpe") from None
-    tokens = [*sorted(ranks, key=ranks.__getitem__), (eos_text or "<|endoftext|>").encode()]
-    return Tokenizer(kind="gpt2", token_bytes=tokens, eos_text=eos_text)
+    tokenizer = Tokenizer(kind="gpt2", token_bytes=[*sorted(ranks, key=ranks.__getitem__), EOS])
+    return with_eos(tokenizer, eos_text, "gpt2")
+
+
+def with_eos(tokenizer: Tokenizer, eos_text: str | None, name: str) -> Tokenizer:
+    """The same tokens for a text whose documents `eos_text` separates; UserError if there is no eos token for that."""
+    if tokenizer.eos_text == eos_text:
+        return tokenizer
+    if tokenizer.eos_text is None and tokenizer.token_bytes[-1] != EOS:
+        raise UserError(f"{name}: its tokens have no eos token, which the documents of this text need")
+    tokens = [*tokenizer.token_bytes[:-1], EOS if eos_text is None else eos_text.encode()]
+    return Tokenizer(kind=tokenizer.kind, token_bytes=tokens, eos_text=eos_text)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

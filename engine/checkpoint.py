@@ -6,26 +6,31 @@ holds is in its metadata. Reading a checkpoint executes nothing.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from config.errors import UserError
 from config.files import replacing
+from config.pretrained import is_hugging_face
 from data.tokenizer import Tokenizer
 from engine.distributed import Distributed
+from engine.huggingface import from_hugging_face
 from engine.run import Run, open_run
+from engine.sharding import WholeState, part_of, scatter
 from engine.state import TrainState
 from model import GPT
 
 Optimizers = list[torch.optim.Optimizer]
 
 
-def save_checkpoint(path: Path, model: GPT, state: TrainState, optimizers: Optimizers | None = None) -> None:
+def save_checkpoint(path: Path, model: GPT, state: TrainState,
+                    optimizers: Sequence[torch.optim.Optimizer | WholeState] | None = None) -> None:
     """Replace the checkpoint `path`; without `optimizers` it has only what evaluation needs.
 
     The checkpoint that last.safetensors was becomes previous.safetensors. OSError if there is no room: then all
@@ -61,10 +66,11 @@ def load_checkpoint(path: Path, model: GPT, optimizers: Optimizers | None = None
             p.copy_(saved[name])
         for number, optimizer in enumerate(optimizers or []):
             values: dict[int, dict[str, Any]] = {}
+            params = [p for group in optimizer.param_groups for p in group["params"]]
             for name in tensors:
                 if name.startswith(f"optimizer.{number}."):
                     _, _, index, key = name.split(".")
-                    values.setdefault(int(index), {})[key] = tensors[name]
+                    values.setdefault(int(index), {})[key] = part_of(tensors[name], params[int(index)])
             optimizer.load_state_dict(optimizer.state_dict() | {"state": values})
         return state
     except FileNotFoundError:
@@ -111,14 +117,55 @@ def _read_step(path: Path) -> int | None:
         return None
 
 
+def load_start(run: Run, model: GPT, trained: GPT, optimizers: Optimizers) -> tuple[TrainState, str]:
+    """Where training starts: at the last checkpoint, with the weights of another model, or from scratch.
+
+    Returns the state, and what the user should know about it. `trained` is the model, or what ranks share of it.
+    """
+    if run.is_resumed:
+        state, remark = load_last(run, model, optimizers)
+    else:
+        state, remark = TrainState(), load_source(run, model) if run.config.run.source else ""
+    scatter(model, trained)
+    return state, remark
+
+
+def load_source(run: Run, model: GPT) -> str:
+    """Load the weights of --init_from=MODEL; returns what to say."""
+    source = open_run(Path(run.config.run.source))
+    weights = dict(read_model(source, "best")[0].named_parameters())
+    for name, p in model.named_parameters():  # of positions, a smaller block_size needs the first ones only
+        p.detach().copy_(weights[name].detach()[:len(p)])
+    return f"starts with the weights of {source.path}"
+
+
 def load_model(run: Run, checkpoint: str, dist: Distributed) -> tuple[GPT, TrainState]:
     """The model of a run's `best` or `last` checkpoint, for prediction only, and its state."""
-    model = GPT(run.config.model, run.info.vocab_size).to(dist.device)
+    model, state = read_model(run, checkpoint)
+    return for_prediction(model.to(dist.device), dist), state
+
+
+def read_model(run: Run, checkpoint: str) -> tuple[GPT, TrainState]:
+    """The model of a run's `best` or `last` checkpoint, on the CPU in float32, and its state."""
+    model = GPT(run.config.model, run.info.vocab_size)
+    if is_hugging_face(run.path):
+        _load_hugging_face(run.path, model)
+        return model, TrainState()
     try:
-        state = load_checkpoint(run.path / f"{checkpoint}.safetensors", model)
+        return model, load_checkpoint(run.path / f"{checkpoint}.safetensors", model)
     except UserError as error:
         raise UserError(f"{error}; try --checkpoint={'best' if checkpoint == 'last' else 'last'}") from None
-    return for_prediction(model, dist), state
+
+
+def _load_hugging_face(path: Path, model: GPT) -> None:
+    """The weights of all .safetensors files of a directory."""
+    tensors: dict[str, Tensor] = {}
+    try:
+        for file in sorted(path.glob("*.safetensors")):
+            tensors |= load_file(file)
+        model.load_state_dict(from_hugging_face(model.config, tensors), strict=not model.config.tied)
+    except (SafetensorError, OSError, LookupError, RuntimeError) as error:
+        raise UserError(f"{path}: its .safetensors do not hold the model of its config.json ({error!s:.200})") from None
 
 
 def for_prediction(model: GPT, dist: Distributed) -> GPT:

@@ -1,7 +1,8 @@
 """Where a run computes: the device, the dtype of its matrix products, and the processes that share the work.
 
 Under `torchrun --nproc_per_node=W` a run is W processes, its ranks. They hold the same weights, because they start
-from the same seed and add the same gradients. Only rank 0 writes files and prints.
+from the same seed and add the same gradients; with --parallel=fsdp each trains a part of them (sharding.py). Only rank
+0 writes files and prints.
 """
 
 import atexit
@@ -10,8 +11,8 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
@@ -106,13 +107,27 @@ class Distributed:
         also where a rank had no micro-batch or no target.
         """
         parameters = list(parameters)
-        if self.world_size > 1:
+        if self.world_size > 1 and not any(map(is_sharded, parameters)):  # fully_shard has done it
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
             vector_to_parameters(self.all_reduce(parameters_to_vector(gradients)), gradients)
             for p, gradient in zip(parameters, gradients, strict=True):
                 p.grad = gradient
         if scale != 1.0:
             torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / scale)
+
+    def clip_gradients(self, parameters: Iterable[torch.nn.Parameter], largest: float) -> float:
+        """Scale the gradient down to a norm of at most `largest`, 0 = any; returns the norm before."""
+        norm = torch.nn.utils.clip_grad_norm_(parameters, largest or float("inf"))
+        return float(whole(norm))
+
+    def map_divided(self, function: Callable[[torch.Tensor], torch.Tensor], matrices: torch.Tensor) -> torch.Tensor:
+        """`function` of matrices (K, n, m), of which each rank computes its share; every rank gets all."""
+        if self.world_size == 1:
+            return function(matrices)
+        mine, found = slice(self.rank, None, self.world_size), torch.zeros_like(matrices)
+        if len(matrices[mine]):
+            found[mine] = function(matrices[mine]).to(found.dtype)
+        return self.all_reduce(found)  # the others' are zeros
 
     def check_same_weights(self, model: torch.nn.Module) -> None:
         """UserError if the ranks do not hold the same weights."""
@@ -130,6 +145,16 @@ class Distributed:
             threads = torch.get_num_threads()
             where = f"cpu with {threads} thread{'s' * (threads > 1)}, {torch.backends.cpu.get_cpu_capability()}"
         return f"{ranks}{where}, {self.dtype_name}"
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether each rank has only a part of it: a DTensor, whose import takes a second."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor of which this rank may have a part. All ranks call it."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def setup_distributed(device: str, dtype: str) -> Distributed:
@@ -188,17 +213,24 @@ def _has_float16(kind: str) -> bool:
     return kind == "cuda" and torch.cuda.get_device_capability() >= (7, 0)
 
 
-def _exchange(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function of torch.distributed; UserError if another rank is gone."""
+@contextmanager
+def lost_ranks() -> Iterator[None]:
+    """UserError if another rank is gone, which the next exchange with it shows."""
     try:
-        return function(*args, **kwargs)
+        yield
     except RuntimeError as error:
-        gone = re.search(r"gloo|nccl|connection|timed? ?out|socket|store", str(error), re.IGNORECASE)
+        gone = WORLD_SIZE > 1 and re.search(r"gloo|nccl|connection|timed? ?out|socket|store", str(error), re.IGNORECASE)
         if not gone or "out of memory" in str(error):
             raise
         raise UserError("another process of this training is gone "
                         f"({str(error).splitlines()[0]:.120}); start all of them again with --init_from=resume, or let "
                         "torchrun do that: torchrun --max-restarts=3 ... --init_from=auto") from None
+
+
+def _exchange(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function of torch.distributed; UserError if another rank is gone."""
+    with lost_ranks():
+        return function(*args, **kwargs)
 
 
 def _join(backend: str) -> None:

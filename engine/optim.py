@@ -3,16 +3,20 @@
 import inspect
 import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from config.schema import OptimConfig
+from engine.distributed import Distributed, whole
+from engine.sharding import part_of
 from model import GPT
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Muon's quintic polynomial, which are steepest at 0
 ITERATIONS = 5
+ALONE = Distributed(torch.device("cpu"), torch.float32)
 
 # PyTorch's optimizers import its compiler, which takes 2 s, only to tell it to leave these methods alone.
 for _name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
@@ -29,13 +33,14 @@ class AdamW(torch.optim.AdamW):
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised, for matrices (Jordan et al. 2024); matrices of one shape are stacked.
 
-    A matrix (n, m) moves by lr sqrt(max(1, n / m)) in each direction. `dtype` is that of the products inside.
+    All singular values of the update of a matrix (n, m) are about lr sqrt(max(1, n / m)). The products inside are in
+    dist.dtype, and each rank computes its share of them.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float,
-                 dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float, dist: Distributed
+                 ) -> None:
         super().__init__(list(params), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.dtype = dtype
+        self.dist = dist
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -47,14 +52,16 @@ class Muon(torch.optim.Optimizer):
                 same = [p for p in params if p.shape == (n, m)]
                 grads, averages = [p.grad for p in same], [self.state[p]["momentum"] for p in same]
                 torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
-                ahead = torch.stack(torch._foreach_lerp(grads, averages, group["momentum"]))  # Nesterov's
-                updates = orthogonalise(ahead, self.dtype).to(same[0].dtype)
+                ahead = torch._foreach_lerp(grads, averages, group["momentum"])  # Nesterov's
+                updates = self.dist.map_divided(partial(orthogonalise, dtype=self.dist.dtype),
+                                               torch.stack([*map(whole, ahead)])).to(same[0].dtype)
                 torch._foreach_mul_(same, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(same, updates.unbind(), alpha=-group["lr"] * max(1, n / m) ** 0.5)
+                parts = [part_of(update, p) for update, p in zip(updates, same, strict=True)]
+                torch._foreach_add_(same, parts, alpha=-group["lr"] * max(1, n / m) ** 0.5)
 
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Roughly U V' of each U S V' in (K, n, m), by a Newton-Schulz iteration: singular values end at 0.5 to 1.5."""
+    """Roughly U V^T of each U S V^T in (K, n, m), by a Newton-Schulz iteration: singular values end at 0.5 to 1.5."""
     a, b, c = COEFFICIENTS
     wide = matrices.shape[1] <= matrices.shape[2]
     X = (matrices if wide else matrices.mT).to(dtype)
@@ -65,7 +72,7 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
     return X if wide else X.mT
 
 
-def make_optimizers(model: GPT, config: OptimConfig, dtype: torch.dtype = torch.float32) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: GPT, config: OptimConfig, dist: Distributed = ALONE) -> list[torch.optim.Optimizer]:
     """Every parameter is in exactly one optimizer.
 
     Weight decay, as in GPT-2, is for matrices and embeddings; biases and norms have none.
@@ -80,7 +87,7 @@ def make_optimizers(model: GPT, config: OptimConfig, dtype: torch.dtype = torch.
     betas = (config.beta1, config.beta2)
     optimizers: list[torch.optim.Optimizer] = [AdamW(groups, config.learning_rate, betas, fused=True)]
     if muon:
-        optimizers.append(Muon(muon.values(), config.muon_learning_rate, config.momentum, config.weight_decay, dtype))
+        optimizers.append(Muon(muon.values(), config.muon_learning_rate, config.momentum, config.weight_decay, dist))
     return optimizers
 
 

@@ -17,14 +17,17 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
-from config.cli import load_saved, to_toml
 from config.errors import RANK, UserError
 from config.files import TEMPORARY, locked, write_atomically
+from config.pretrained import NAMES, find_source, is_hugging_face, read_shape
+from config.recipe import load_saved, to_toml
 from config.schema import Config, DataConfig, ModelConfig
 from data.batches import EvalText
 from data.documents import Split
-from data.prepare import Corpus, CorpusInfo, prepare_corpus
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.huggingface import read_tokenizer
+from data.info import CorpusInfo, SplitInfo
+from data.prepare import Corpus, prepare_corpus
+from data.tokenizer import Tokenizer
 
 Record = dict[str, float]  # a line of metrics.jsonl
 
@@ -69,7 +72,7 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        tokenizer = load_tokenizer(self.path / "tokenizer.json")
+        tokenizer = read_tokenizer(self.path)
         if tokenizer.vocab_size != self.info.vocab_size:
             raise UserError(f"{self.path}/tokenizer.json: has {tokenizer.vocab_size:,} tokens, and corpus.json says "
                             f"{self.info.vocab_size:,}: they belong to different runs")
@@ -79,8 +82,10 @@ class Run:
     def corpus(self) -> Corpus:
         """The prepared corpus of the run; UserError if its text has changed or cannot be found."""
         name = self.config.data.corpus
+        if is_hugging_face(self.path):
+            raise UserError(f"{self.path}: came without the text that it was trained on; use --text=FILE")
         try:
-            corpus = prepare_corpus(self.config.data)
+            corpus = prepare_corpus(self.config.data, self.tokenizer)
         except UserError as error:
             raise UserError(f"{error}\n  {self.path} was trained on it; if the text has moved, set corpus in "
                             f"{self.path}/config.toml") from None
@@ -130,7 +135,12 @@ def is_run(path: Path) -> bool:
 
 
 def open_run(path: Path) -> Run:
-    """The run in a directory; UserError if there is none, or its files are not what train.py writes."""
+    """The run in a directory; UserError if there is none, or its files are not what train.py writes.
+
+    Also a model in Hugging Face's format, or a GPT-2 by its name, as a run that has no text.
+    """
+    if is_hugging_face(path) or (str(path) in NAMES and not path.exists()):
+        return _open_hugging_face(find_source(str(path)))
     if missing := [name for name in FILES if not (path / name).is_file()]:
         raise UserError(f"{path}: not a run of train.py, which is a directory with {', '.join(missing)}")
     try:
@@ -139,6 +149,13 @@ def open_run(path: Path) -> Run:
         raise UserError(f"{path}/corpus.json: damaged: {str(error.errors()[0]['msg']).lower()}; copy it from a backup, "
                         "or train again") from None
     return Run(path, load_saved(path / "config.toml"), info)
+
+
+def _open_hugging_face(path: Path) -> Run:
+    tokenizer, nothing = read_tokenizer(path), SplitInfo(tokens=0, bytes=0, documents=0, targets=0)
+    config = Config(model=read_shape(path), data=DataConfig(tokenizer=str(path)))
+    return Run(path, config, CorpusInfo(name=path.name, sha256="", tokenizer=tokenizer.kind, train=nothing, val=nothing,
+                                        vocab_size=tokenizer.vocab_size, prompt="", baselines=[]))
 
 
 @contextmanager
@@ -163,13 +180,19 @@ def lock_run(config: Config) -> Iterator[None]:
         yield
 
 
+def kept_tokenizer(config: Config) -> Tokenizer | None:
+    """That of the run to resume, whose tokens came from a model; None if the corpus gives the tokens."""
+    path = Path(config.run.out_dir)
+    return open_run(path).tokenizer if config.run.resumes and is_run(path) else None
+
+
 def create_or_resume(config: Config, named: set[str], corpus: Corpus) -> Run:
     """A new run in out_dir, or the one that is there; `named` are the options named on the command line.
 
     UserError if that would continue with another model or text.
     """
     path = Path(config.run.out_dir)
-    if config.run.init_from == "scratch" or not is_run(path):
+    if not config.run.resumes or not is_run(path):
         return create_run(config, corpus)
     run = open_run(path)
     before, after = run.config.options(), config.options()

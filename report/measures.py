@@ -23,6 +23,7 @@ from report.records import PASSAGE_TEMPERATURES, Evaluation, HardOrEasy, Passage
 
 LENGTH = 64  # targets in a passage that is called hard or easy
 SHOWN = 3  # of each
+CHUNK = 2**24  # tokens that are counted at once
 MAX_TARGETS, MAX_LOGITS = 32_768, 2**25  # for evaluation.json: about a second
 
 
@@ -30,12 +31,23 @@ def score_targets(model: GPT, text: EvalText, tokenizer: Tokenizer, dist: Distri
                   progress: Callable[[Iterable[Batch]], Iterable[Batch]] = iter) -> tuple[analysis.Columns, np.ndarray]:
     """What is known of each target, in the order of the text; and the mean NLL at each of TEMPERATURES."""
     scores = score(predict(model, progress(text.batches()), dist), analysis.TEMPERATURES)
-    lengths = tokenizer.byte_lengths.astype(np.uint16)[text.split.tokens]  # of every token of the text, in bytes
-    n_bytes = lengths[text.positions]
+    n_bytes = tokenizer.byte_lengths[text.split.tokens[text.positions]]
     columns = {"target": scores.targets, "context_len": scores.context_len, "tokens": np.ones(len(n_bytes)),
-               "bytes": n_bytes, "offset": np.cumsum(lengths, dtype=np.int64)[text.positions] - n_bytes,
+               "bytes": n_bytes, "offset": byte_offsets(text, tokenizer),
                "nll": scores.nll, "top1": scores.top(1), "top5": scores.top(5), "confidence": scores.confidence}
     return columns, scores.tempered / len(n_bytes)
+
+
+def byte_offsets(text: EvalText, tokenizer: Tokenizer) -> np.ndarray:
+    """The bytes of the text before each target, (N,)."""
+    offsets, before = np.empty(len(text.positions), dtype=np.int64), 0
+    for start in range(0, len(text.split.tokens), CHUNK):
+        lengths = tokenizer.byte_lengths[text.split.tokens[start:start + CHUNK]]
+        here = slice(*np.searchsorted(text.positions, [start, start + CHUNK]))
+        places = text.positions[here] - start
+        offsets[here] = before + np.cumsum(lengths)[places] - lengths[places]
+        before += int(lengths.sum())
+    return offsets
 
 
 def summarise(columns: analysis.Columns, tempered: np.ndarray, text: EvalText, tokenizer: Tokenizer,
@@ -44,11 +56,13 @@ def summarise(columns: analysis.Columns, tempered: np.ndarray, text: EvalText, t
     groups = {"confidence": analysis.confidence_bins(columns["confidence"]),
               "context length": analysis.number_ranges(columns["context_len"], analysis.DOUBLING)}
     if tokenizer.kind == "char":
-        kinds = [*map(analysis.character_kind, tokenizer.ids), "eos"]
+        kinds = [*(analysis.character_kind(each) if len(each) == 1 else "eos" for each in tokenizer.ids), "eos"]
         names, number = np.unique(kinds, return_inverse=True)
         groups["kind of character"] = names.tolist(), number[columns["target"]]
     if train_tokens is not None:
-        counts = np.bincount(train_tokens, minlength=tokenizer.vocab_size)
+        counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+        for start in range(0, len(train_tokens), CHUNK):
+            counts += np.bincount(train_tokens[start:start + CHUNK], minlength=tokenizer.vocab_size)
         groups["times in training"] = analysis.number_ranges(counts[columns["target"]], analysis.TENFOLD)
     found = {kind: analysis.group(names, number, columns) for kind, (names, number) in groups.items()}
     return Summary.model_validate({

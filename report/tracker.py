@@ -12,7 +12,7 @@ from textwrap import indent
 from threading import Event, Thread
 from typing import Any
 
-from config.cli import to_toml
+from config.recipe import to_toml
 from engine.run import Run
 
 PATIENCE = 30.0  # seconds that training waits for the tracker at its start, and at its end

@@ -8,7 +8,7 @@ from pathlib import Path
 from config.schema import OVERFITTING_RISE, Config
 from data.baselines import Baseline, passed_and_ahead
 from data.batches import EvalText, TrainBatches
-from data.prepare import CorpusInfo
+from data.info import CorpusInfo
 from engine.distributed import Distributed, micro_batch_size
 from engine.run import Record, Run
 from engine.state import StepResult, TrainState

@@ -173,7 +173,7 @@ def test_help_lists_every_option_with_its_default(capsys) -> None:
     (["train.py", "--corpus=latin.txt"], "not UTF-8"),
     (["train.py", "--corpus=short.txt", "--block_size=64"], "too few for block_size=64"),
     (["train.py", "--corpus=text.txt", "--init_from=resume", "--out_dir=out/none"], "no run to resume"),
-    (["train.py", "--corpus=config"], "directory"),
+    (["train.py", "--corpus=config"], "no files whose names end in .txt"),
     (["sample.py", "config"], "not a run"),
     (["sample.py"], "RUN"),
     (["sample.py", ""], "not a run"),

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from config.cli import load_config, load_saved, to_toml
+from config.cli import load_config
 from config.errors import UserError
+from config.recipe import load_saved, to_toml
 from config.schema import Config
 from engine.run import open_run
 from report import words
@@ -38,7 +39,8 @@ def test_defaults_then_recipe_then_command_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_sound_and_survive_saving(recipe: Path, tmp_path: Path) -> None:
-    config, _ = load_config([str(recipe)])
+    from_nothing = ["--init_from=scratch"] * recipe.stem.startswith("finetune")  # the model to start from is not here
+    config, _ = load_config([str(recipe), *from_nothing])
     (tmp_path / "config.toml").write_text(to_toml(config), encoding="utf-8")
     assert load_saved(tmp_path / "config.toml") == config.with_run(out_dir="")
 
@@ -64,7 +66,7 @@ def test_a_run_has_the_name_of_its_recipe_and_of_the_options_that_differ(
     (["--n_layer=two"], "n_layer=two: .*integer"),
     (["--dropout=1.5"], "dropout=1.5: .*less than 1"),
     (["--learning_rate=nan"], "learning_rate=nan: .*finite"),
-    (["--tokenizer=word"], "tokenizer=word: .*'char', 'bpe' or 'gpt2'"),
+    (["--tokenizer=word"], "tokenizer=word: should be char, bpe, gpt2, or the directory of a model"),
     (["--n_embd=130", "--n_head=4"], "n_embd=130 is not a multiple of 2 n_head = 8; try n_embd=128"),
     (["--n_embd=12", "--n_head=4"], "n_embd=12 is not a multiple"),
     (["--corpus=markov", "--tokenizer=bpe"], "tokenizer=bpe needs another corpus: the entropy of markov is known"),
@@ -274,6 +276,8 @@ def test_every_option_changes_something(option: str, observe, monkeypatch: pytes
         monkeypatch.setitem(sys.modules, "wandb", None)
         with pytest.raises(UserError, match="needs its package"):
             observe(("--tracker=wandb",))
+        return
+    if option == "parallel":  # of one process it changes nothing: test_sharding.py has several
         return
     change, base = CHANGES[option]
     assert observe((*base, "--out_dir=out/run", *change)) != observed_base(observe, tuple(base))

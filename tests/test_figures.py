@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from config.cli import to_toml
+from config.recipe import to_toml
 from config.schema import Config
 from data.baselines import Baseline
-from data.prepare import CorpusInfo, SplitInfo
+from data.info import CorpusInfo, SplitInfo
 from data.tokenizer import char_tokenizer
 from engine.run import Record, Run, open_run
 from engine.step import is_eval_step

@@ -22,8 +22,9 @@ import curves
 import evaluate
 import sample
 import train
-from config.cli import load_config, to_toml
+from config.cli import load_config
 from config.errors import UserError, run_command
+from config.recipe import to_toml
 from config.schema import Config, DataConfig
 from data import prepare
 from data.documents import read_records

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.distributed import Distributed
 from engine.optim import Muon, orthogonalise
 from kernels import dropout, relu2, rms_norm, rotary
 from tests.conftest import ROOT
@@ -103,7 +104,7 @@ def test_grouped_muon_is_muon(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
-    a = Muon(ours, lr=0.02, momentum=0.95, weight_decay=0.1, dtype=dtype)
+    a = Muon(ours, lr=0.02, momentum=0.95, weight_decay=0.1, dist=Distributed(torch.device("cpu"), dtype))
     b = torch.optim.Muon(theirs, lr=0.02, momentum=0.95, weight_decay=0.1)  # computes in bfloat16
     for step in range(3):
         for p, q in zip(ours, theirs, strict=True):

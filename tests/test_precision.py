@@ -54,7 +54,7 @@ def train_a_step(dist: Distributed, *argv: str) -> GPT:
     config, _ = load_config([*TINY, *argv])
     torch.manual_seed(0)
     model = GPT(config.model, V)
-    optimizers = make_optimizers(model, config.optim, dist.dtype)
+    optimizers = make_optimizers(model, config.optim, dist)
     batches = TrainBatches(Split(TOKENS), 8, 4, seed=0)
     teacher = for_prediction(GPT(config.model, V), dist) if config.loss.teacher else None
     for step in range(2):  # the second one has momentum
@@ -210,7 +210,7 @@ def test_float16_trains_with_a_loss_scale() -> None:
 
     model.zero_grad()
     before, state = [p.detach().clone() for p in model.parameters()], TrainState()
-    optimizers = make_optimizers(model, config.optim, torch.float16)
+    optimizers = make_optimizers(model, config.optim, Distributed(CPU, torch.float16))
     result = train_step(model, optimizers, batch, config, Distributed(CPU, torch.float16), 0, None, 2.0**40)
     state.count_step(result)
     assert not result.is_valid

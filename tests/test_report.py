@@ -7,7 +7,7 @@ import pytest
 
 from config.schema import Config
 from data.baselines import Baseline
-from data.prepare import CorpusInfo, SplitInfo
+from data.info import CorpusInfo, SplitInfo
 from engine.run import Record, parse_record
 from report import words
 

@@ -21,8 +21,9 @@ from config.cli import load_config
 from config.errors import UserError
 from config.schema import DataConfig
 from data import corpora
+from data.checksums import write_checksums
 from data.documents import read_records
-from data.prepare import _checksums, prepare_corpus
+from data.prepare import prepare_corpus
 from data.tokenizer import load_tokenizer
 from engine.checkpoint import _hash
 from tests.conftest import call
@@ -190,8 +191,9 @@ def test_pickled_token_files_are_not_read(data_dir, marker) -> None:
     prepare_corpus(DataConfig(corpus="text.txt"))
     folder = next(data_dir.glob("data/text.txt-char-*"))
     np.save(folder / "train.npy", np.array([Bomb(marker)] * 100, dtype=object), allow_pickle=True)
-    (folder / "checksums.json").write_text(json.dumps(_checksums(folder)))
-    with pytest.raises(ValueError, match="Python objects"):
+    (folder / "checksums.json").unlink()
+    write_checksums(folder)
+    with pytest.raises(UserError, match=r"cannot be read: .*Python objects"):
         prepare_corpus(DataConfig(corpus="text.txt"))
     assert not marker.exists()
 

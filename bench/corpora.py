@@ -1,0 +1,112 @@
+"""How fast a large corpus becomes tokens, against tiktoken's own encode_ordinary_batch on the same text and cores.
+
+    python bench/corpora.py [--megabytes=1000] [--rounds=3] [--tokenizer=bpe]
+
+The text is the speeches of the plays in random order, as records of a .jsonl file. Ours reads it, encodes it and
+writes shards; tiktoken encodes the same documents, which it has in memory, and keeps nothing. Then the whole command,
+with baselines: its seconds and its memory at the peak.
+"""
+
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from pydantic import Field
+from tqdm import tqdm
+
+from bench.output import write_results
+from bench.results import cpu_name
+from config.cli import load_options
+from config.errors import run_command
+from config.schema import Positive, Section
+from data.corpora import read_corpus
+from data.large import make_tokenizer
+from data.shards import write_shards
+from data.sources import read_texts
+from data.tokenizer import Tokenizer
+
+BATCH = 10_000  # documents that tiktoken gets at once
+
+
+class Options(Section):
+    """How much, and how often."""
+
+    megabytes: Positive = Field(1000, description="of text")
+    rounds: Positive = Field(3, description="of each measurement")
+    tokenizer: str = Field("bpe", description="bpe or gpt2")
+
+
+def write_text(path: Path, megabytes: int) -> None:
+    speeches, rng, size = read_corpus("shakespeare").split("\n\n"), random.Random(0), 0
+    with path.open("w", encoding="utf-8") as file:
+        while size < megabytes * 1_000_000:
+            text = "\n\n".join(rng.choices(speeches, k=20))
+            size += len(text.encode())
+            file.write(json.dumps({"text": text}) + "\n")
+
+
+def ours(corpus: Path, tokenizer: Tokenizer) -> float:
+    with tempfile.TemporaryDirectory(dir=corpus.parent) as folder:
+        began = time.perf_counter()
+        list(write_shards(read_texts(str(corpus), tqdm(disable=True)), tokenizer, Path(folder)))
+        return time.perf_counter() - began
+
+
+def theirs(corpus: Path, tokenizer: Tokenizer) -> float:
+    """Only the encoding is timed."""
+    seconds = 0.0
+    batch: list[str] = []
+
+    def encode() -> float:
+        began = time.perf_counter()
+        tokenizer.encoding.encode_ordinary_batch(batch, num_threads=os.cpu_count())
+        return time.perf_counter() - began
+
+    for text in read_texts(str(corpus), tqdm(disable=True)):
+        batch.append(text.text)
+        if len(batch) == BATCH:
+            seconds += encode()
+            batch = []
+    return seconds + encode()
+
+
+def main(argv: list[str]) -> None:
+    _, options = load_options(Options, argv, "NOTHING", "*", "no arguments")
+    print(cpu_name())
+    times: dict[str, list[float]] = {"Surprisal": [], "tiktoken": []}
+    with tempfile.TemporaryDirectory() as name:
+        corpus = Path(name, "corpus.jsonl.d/speeches.jsonl")
+        corpus.parent.mkdir()
+        write_text(corpus, options.megabytes)
+        tokenizer = make_tokenizer(options.tokenizer, 1024, read_texts(str(corpus), tqdm(disable=True)), "\n")
+        for _ in range(options.rounds):
+            times["Surprisal"].append(ours(corpus, tokenizer))
+            times["tiktoken"].append(theirs(corpus, tokenizer))
+        ratios = [a / b for a, b in zip(*times.values(), strict=True)]
+        for program, seconds in times.items():
+            print(f"{program:<12}{statistics.median(seconds):8.1f} s ({min(seconds):.1f} to {max(seconds):.1f})")
+        print(f"ratio       {statistics.median(ratios):8.2f}   ({min(ratios):.2f} to {max(ratios):.2f})")
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "data/prepare.py", f"--corpus={corpus.parent}", "--val_fraction=0.01",
+                        f"--tokenizer={options.tokenizer}"], cwd=ROOT, check=True)
+        whole = time.perf_counter() - began
+    megabytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    print(f"the whole command: {whole:.1f} s, {megabytes:.0f} MB of memory at the peak")
+    results: dict[str, Any] = {"cpu": cpu_name(), "megabytes": options.megabytes, "seconds": times, "whole": whole,
+                               "peak_megabytes": megabytes}
+    write_results("corpora", results)
+
+
+if __name__ == "__main__":
+    run_command(main)

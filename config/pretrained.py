@@ -1,0 +1,70 @@
+"""A model to start from, --init_from: the directory of a run, one in Hugging Face's format, or the name of a GPT-2."""
+
+import json
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from config.errors import UserError
+from config.huggingface import from_json
+from config.recipe import load_saved
+from config.schema import Config, ModelConfig
+
+NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+FILES = ("config.json", "tokenizer.json", "model.safetensors")
+MAY_DIFFER = {"dropout", "zero_init"}
+
+
+def find_source(name: str) -> Path:
+    """The directory of a model, fetched if it is a GPT-2; UserError if there is none."""
+    if Path(name).is_dir():
+        return Path(name)
+    if name not in NAMES:
+        raise UserError(f"{name}: should be the directory of a run or of a model in Hugging Face's format, or one of "
+                        f"{', '.join(NAMES)}")
+    by_hand = (f"or put {', '.join(FILES)} of openai-community/{name} on the Hugging Face Hub into a folder, and give "
+               "its name instead")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UserError(f"{name}: fetching it needs a package: pip install -e '.[huggingface]'; {by_hand}") from None
+    try:
+        return Path(snapshot_download(f"openai-community/{name}", allow_patterns=list(FILES)))
+    except Exception as error:  # of the network, the hub or the disk: many kinds
+        raise UserError(f"{name}: could not be fetched ({type(error).__name__}); connect to the network once, "
+                        f"{by_hand}") from None
+
+
+def is_hugging_face(path: Path) -> bool:
+    return (path / "config.json").is_file() and not (path / "config.toml").is_file()
+
+
+def read_shape(path: Path) -> ModelConfig:
+    """The model that a directory holds."""
+    if not is_hugging_face(path):
+        return load_saved(path / "config.toml").model
+    try:
+        return ModelConfig(**from_json(dict(json.loads((path / "config.json").read_bytes())), str(path)))
+    except (ValueError, TypeError, RecursionError) as error:  # not JSON, no dictionary, or sizes that no model has
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise UserError(f"{path}/config.json: cannot be used: {reason!s:.200}") from None
+
+
+def adopt_shape(config: Config) -> Config:
+    """The configuration with the shape and the tokens of the model it starts from.
+
+    UserError for options that ask for another model; only `dropout` and a smaller `block_size` may differ.
+    """
+    source = config.run.init_from
+    shape, asked = read_shape(find_source(source)).model_dump(), config.model.model_dump(exclude_unset=True)
+    kept = {name: value for name, value in asked.items()
+            if name in MAY_DIFFER or (name == "block_size" and value < shape[name])}
+    wrong = [f"{name}={value}: {source} has {name}={shape[name]}" for name, value in asked.items()
+             if name not in kept and value != shape[name]]
+    tokenizer = "gpt2" if source in NAMES and not Path(source).is_dir() else source
+    if "tokenizer" in config.data.model_fields_set and config.data.tokenizer != tokenizer:
+        wrong.append(f"tokenizer={config.data.tokenizer}: {source} has tokens of its own")
+    if wrong:
+        raise UserError("\n  ".join(wrong))
+    return config.model_copy(update={"model": config.model.model_copy(update=shape | kept),
+                                     "data": config.data.model_copy(update={"tokenizer": tokenizer})})

@@ -1,0 +1,55 @@
+"""What is known of a prepared corpus: its sizes, its tokens and its baselines."""
+
+from pydantic import BaseModel
+
+from data.baselines import MAX_TRAIN_TOKENS, MAX_VAL_TOKENS, Baseline
+from surprisal import nats_to_bits
+
+
+class SplitInfo(BaseModel, frozen=True):
+    tokens: int
+    bytes: int
+    documents: int
+    targets: int
+
+
+class CorpusInfo(BaseModel, frozen=True):
+    """What meta.json and a run's corpus.json say of a corpus."""
+
+    name: str
+    sha256: str  # of the text
+    tokenizer: str
+    vocab_size: int
+    train: SplitInfo
+    val: SplitInfo
+    prompt: str  # masked text that the validation split starts with
+    baselines: list[Baseline]
+    entropy_rate: float | None = None  # of the text's source, in nats per token, where it is known
+    source_nll: float | None = None  # the source's own loss on the validation split, in nats per token
+
+    @property
+    def bytes_per_target(self) -> float:
+        """Of the validation split, from a baseline in two units: masked tokens may be shorter or longer."""
+        one = max(self.baselines, key=lambda each: each.nats_per_token)
+        return nats_to_bits(one.nats_per_token) / one.bits_per_byte if one.bits_per_byte else 1.0
+
+    def describe(self) -> str:
+        """The corpus in a line or two, and its baselines, from the worst to the best."""
+        train, val = self.train, self.val
+        lines = [f"{self.name}: {train.tokens:,} training and {val.tokens:,} validation tokens "
+                 f"({self.tokenizer}, |V| = {self.vocab_size:,})"]
+        if train.documents > 1:
+            lines.append(f"  in {train.documents:,} and {val.documents:,} documents, each followed by an eos token")
+        if val.targets < val.tokens - 1:
+            lines.append(f"  of which {train.targets / train.tokens:.1%} and {val.targets / val.tokens:.1%} are "
+                         "targets; the others are masked (compressors cannot be told, so there are none)")
+        if train.tokens > MAX_TRAIN_TOKENS or val.tokens > MAX_VAL_TOKENS + 1:
+            lines.append(f"  baselines use at most the last {MAX_TRAIN_TOKENS:,} training tokens, and the first "
+                         f"{MAX_VAL_TOKENS:,} validation tokens")
+        lines += ["", "  baseline            nats/token  bits/byte  perplexity"]
+        lines += [f"  {each.name:<18} {each.nats_per_token:11.4f} {each.bits_per_byte:10.3f} {each.perplexity:11.2f}"
+                  for each in sorted(self.baselines, key=lambda each: -each.nats_per_token)]
+        if self.source_nll is not None:
+            lines += ["", f"  On this text the source itself has {self.source_nll:.4f}. No model has a lower expected "
+                      "loss than the entropy rate."]
+        return "\n".join(lines)

@@ -1,0 +1,94 @@
+"""Prepare a corpus of many or compressed files, which may be larger than memory."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from config.errors import UserError
+from config.files import TEMPORARY, write_atomically
+from config.schema import DataConfig
+from data.baselines import measure_baselines
+from data.checksums import hash_file, write_checksums
+from data.info import CorpusInfo, SplitInfo
+from data.shards import load_split, write_shards
+from data.sources import Text, choose_split, find_files, is_validation, read_texts
+from data.tokenizer import Tokenizer, char_tokenizer, load_gpt2, load_tokenizer, train_bpe
+
+BPE_CHARACTERS = 50_000_000  # of the text, from which bpe learns its tokens
+
+
+def describe_files(corpus: str) -> str:
+    """What changes when a file of a large corpus does: names, sizes and times."""
+    files = [] if corpus.startswith("hf:") else find_files(corpus)
+    return json.dumps([corpus, *((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)])
+
+
+def prepare_large(folder: Path, config: DataConfig, tokenizer: Tokenizer | None) -> None:
+    """Write a corpus to the folder in shards; a preparation that was stopped goes on where it was."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [] if config.corpus.startswith("hf:") else find_files(config.corpus)
+    period = 0 if any(is_validation(path, config.corpus) for path in files) else max(2, round(1 / config.val_fraction))
+    if period and files and all(".txt" in path.suffixes for path in files):  # a document each
+        if len(files) < 2:
+            raise UserError(f"corpus {config.corpus}: {files[0]} is one document; two are needed, one for each split")
+        period = min(period, len(files))
+
+    def read(what: str) -> Iterator[Text]:
+        with tqdm(desc=f"{what} {config.corpus}", total=sum(path.stat().st_size for path in files) or None, unit="B",
+                  unit_scale=True, leave=False, disable=None) as progress:
+            yield from choose_split(read_texts(config.corpus, progress), period)
+
+    path = folder / "tokenizer.json"
+    if path.exists():
+        tokenizer = load_tokenizer(path)
+    elif tokenizer is None:
+        tokenizer = make_tokenizer(config.tokenizer, config.vocab_size, read("reading"), config.eos_text)
+    write_atomically(path, tokenizer.model_dump_json().encode())
+    shards = list(write_shards(read("encoding"), tokenizer, folder))
+    sizes = {name: SplitInfo(tokens=sum(shard.tokens[name] for shard in shards),
+                             bytes=sum(shard.bytes[name] for shard in shards),
+                             documents=sum(shard.documents[name] for shard in shards),
+                             targets=sum(shard.tokens[name] for shard in shards) - 1) for name in ("train", "val")}
+    splits = {name: load_split(folder, name) for name in sizes if sizes[name].documents}
+    for name, size in sizes.items():
+        if size.documents and len(splits[name].tokens) != size.tokens:
+            raise UserError(f"{folder}: some of its shards are gone; remove the folder, and prepare it again")
+        if not size.documents:
+            raise UserError(f"corpus {config.corpus}: has no document for the {name} split; it needs more documents, "
+                            "another val_fraction, or files with `val` in their names and others without")
+    baselines = list(measure_baselines(splits["train"].tokens, splits["val"], tokenizer))
+    for temporary in folder.glob(TEMPORARY):  # of a killed process
+        temporary.unlink()
+    hashes = {path.name: hash_file(path) for path in sorted(folder.glob("*.npy"))}
+    info = CorpusInfo(
+        name=Path(config.corpus).name, sha256=hashlib.sha256("".join(hashes.values()).encode()).hexdigest(),
+        tokenizer=tokenizer.kind, vocab_size=tokenizer.vocab_size, prompt="", baselines=baselines, **sizes)
+    write_atomically(folder / "meta.json", info.model_dump_json(indent=1).encode())
+    write_checksums(folder, hashes)
+
+
+def make_tokenizer(kind: str, vocab_size: int, texts: Iterable[Text], eos_text: str | None) -> Tokenizer:
+    """char reads all texts to know their characters, bpe learns from the first ones, gpt2 needs none."""
+    if kind == "char":
+        characters: set[str] = set()
+        for text in texts:
+            characters.update(text.text)
+        return char_tokenizer(characters, eos_text)
+    if kind == "bpe":
+        return train_bpe(take(texts, BPE_CHARACTERS), vocab_size, eos_text)
+    return load_gpt2(eos_text)
+
+
+def take(texts: Iterable[Text], characters: int) -> str:
+    """The first documents for training, up to so many characters."""
+    found: list[str] = []
+    for text in texts:
+        if not text.is_val:
+            found.append(text.text)
+            characters -= len(text.text)
+        if characters <= 0:
+            break
+    return "\n".join(found)

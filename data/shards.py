@@ -1,0 +1,162 @@
+"""A large corpus as shards of tokens, and shards as one array.
+
+`write_shards` encodes documents with all cores, and keeps what is done: shards.jsonl has a line for each finished pair
+of train-NNNNN.npy and val-NNNNN.npy, so that a killed preparation goes on with the documents after them. Memory does
+not grow with the corpus: few pieces of text and one pair of shards are in it at a time.
+"""
+
+import itertools
+import json
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from config.errors import UserError
+from config.files import replacing, write_atomically
+from data.documents import Split
+from data.sources import Text
+from data.tokenizer import Tokenizer
+
+SHARD_BYTES = 200_000_000  # of a file, at most
+PIECE = 2**22  # characters that a thread encodes at a time, about
+MAX_WAITING = 40  # pieces in memory, so that is how many cores can work
+
+
+class Shard(NamedTuple):
+    """A line of shards.jsonl: what has been done, up to and with this pair of files."""
+
+    pieces: int
+    documents: dict[str, int]
+    tokens: dict[str, int]
+    bytes: dict[str, int]
+
+
+class Shards:
+    """The tokens of several files, as one array of which parts can be taken."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.parts = [np.load(path, mmap_mode="r") for path in paths]
+        self.ends = np.cumsum([len(part) for part in self.parts])
+        self.dtype, self.shape = self.parts[0].dtype, (int(self.ends[-1]),)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, at: Any) -> np.ndarray:
+        if isinstance(at, slice):
+            at = np.arange(*at.indices(len(self)))
+        at = np.asarray(at)
+        at = np.where(at < 0, at + len(self), at)
+        number = np.searchsorted(self.ends, at, side="right")
+        taken = np.empty(at.shape, self.dtype)
+        for part in np.unique(number):
+            here = number == part
+            taken[here] = self.parts[part][at[here] - (self.ends[part] - len(self.parts[part]))]
+        return taken
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.concatenate(self.parts, dtype=dtype)
+
+
+def load_split(folder: Path, name: str) -> Split:
+    """Its tokens, and which are not masked, as memory maps. UserError if a file is not an array of numbers."""
+    try:
+        if shards := sorted(folder.glob(f"{name}-*.npy")):
+            return Split(cast(np.ndarray, Shards(shards)) if len(shards) > 1 else np.load(shards[0], mmap_mode="r"))
+        return Split(*(np.load(path, mmap_mode="r") for path in sorted(folder.glob(f"{name}*.npy"))))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: cannot be read: {error}") from None
+
+
+def write_shards(texts: Iterable[Text], tokenizer: Tokenizer, folder: Path) -> Iterator[Shard]:
+    """Write what shards.jsonl does not have yet; yields each pair of shards, also those that are there."""
+    log = folder / "shards.jsonl"
+    done = [Shard(**json.loads(line)) for line in log.read_bytes().split(b"\n")[:-1]] if log.exists() else []
+    yield from done
+    skipped, number = done[-1].pieces if done else 0, len(done)
+    pieces = itertools.islice(make_pieces(texts), skipped, None)
+    # Each split starts with an eos token, as other corpora do.
+    kept: dict[str, list[np.ndarray]] = {name: [] if done else [encode_eos(tokenizer)] for name in ("train", "val")}
+    documents, count = dict.fromkeys(kept, 0), skipped
+    sizes = dict.fromkeys(kept, 0 if done else len(eos_bytes(tokenizer)))
+    for piece in encode_in_order(pieces, tokenizer):
+        count += 1
+        for name, (tokens, ended, size) in piece.items():
+            kept[name] += tokens
+            documents[name] += ended
+            sizes[name] += size
+        if max(sum(each.nbytes for each in own) for own in kept.values()) > SHARD_BYTES * 2 // 3:
+            yield flush(kept, documents, sizes, count, tokenizer, folder, number)
+            kept, number = {name: [] for name in kept}, number + 1
+            documents, sizes = dict.fromkeys(kept, 0), dict.fromkeys(kept, 0)
+    if any(documents.values()):
+        yield flush(kept, documents, sizes, count, tokenizer, folder, number)
+
+
+def flush(kept: dict[str, list[np.ndarray]], documents: dict[str, int], sizes: dict[str, int], pieces: int,
+          tokenizer: Tokenizer, folder: Path, number: int) -> Shard:
+    """Write a pair of shards, each whole or not at all, and then their line."""
+    tokens = {name: np.concatenate([np.empty(0, tokenizer.dtype), *own]) for name, own in kept.items()}
+    for name, own in tokens.items():
+        for part, few in enumerate(np.array_split(own, -(-own.nbytes // (SHARD_BYTES - 1000)) or 1)):
+            if len(few):
+                with replacing(folder / f"{name}-{number:05}-{part}.npy") as new, new.open("wb") as file:
+                    np.save(file, few)
+    shard = Shard(pieces, documents, {name: len(own) for name, own in tokens.items()}, sizes)
+    log = folder / "shards.jsonl"  # small, and never half-written
+    write_atomically(log, (log.read_bytes() if log.exists() else b"") + f"{json.dumps(shard._asdict())}\n".encode())
+    return shard
+
+
+def make_pieces(texts: Iterable[Text]) -> Iterator[list[Text]]:
+    """The texts in lists of about PIECE characters."""
+    size, piece = 0, []
+    for text in texts:
+        piece.append(text)
+        size += len(text.text)
+        if size >= PIECE:
+            yield piece
+            size, piece = 0, []
+    if piece:
+        yield piece
+
+
+def encode_in_order(pieces: Iterable[list[Text]], tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
+    """Each piece's tokens, by as many threads as there are cores: tiktoken lets them run at the same time."""
+    threads = os.cpu_count() or 1
+    waiting: deque[Future[dict[str, Any]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for piece in pieces:
+                waiting.append(pool.submit(encode_piece, piece, tokenizer))
+                if len(waiting) > min(threads + 1, MAX_WAITING):
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def encode_piece(piece: list[Text], tokenizer: Tokenizer) -> dict[str, tuple[list[np.ndarray], int, int]]:
+    """For each split, the tokens of the documents, an eos token after each; how many documents end; and all bytes."""
+    found = {}
+    for name, is_val in (("train", False), ("val", True)):
+        own = [text for text in piece if text.is_val == is_val]
+        tokens = [part for text in own for part in (
+            tokenizer.encode(text.text), encode_eos(tokenizer) if text.ends else np.empty(0, tokenizer.dtype))]
+        ended, size = sum(text.ends for text in own), sum(len(text.text.encode()) for text in own)
+        found[name] = [np.concatenate(tokens)] if tokens else [], ended, size + ended * len(eos_bytes(tokenizer))
+    return found
+
+
+def eos_bytes(tokenizer: Tokenizer) -> bytes:
+    return tokenizer.token_bytes[-1]
+
+
+def encode_eos(tokenizer: Tokenizer) -> np.ndarray:
+    return np.array([tokenizer.eos], tokenizer.dtype)

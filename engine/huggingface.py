@@ -1,0 +1,67 @@
+"""The weights of a GPT under the names that they have in Hugging Face's transformers, and back.
+
+The models are those of config/huggingface.py. There, GPT-2 stores the weights of its linear layers as (in, out), and
+nanochat's queries, keys and values are three layers.
+"""
+
+import torch
+from torch import Tensor
+
+from config.schema import ModelConfig
+from model import GPT
+
+Names = dict[str, list[str]]  # of each module here, the modules there whose rows follow one another in it
+LINEAR = ("attn.qkv", "attn.proj", "mlp.fc", "mlp.proj")
+
+
+def module_names(config: ModelConfig) -> Names:
+    """Without the prefix `transformer.` or `model.` of the modules there, which some files have and others do not."""
+    if config.position == "learned":
+        outer: Names = {"wte": ["wte"], "wpe": ["wpe"], "norm": ["ln_f"]}
+        block: Names = {"norm1": ["ln_1"], "attn.qkv": ["attn.c_attn"], "attn.proj": ["attn.c_proj"],
+                        "norm2": ["ln_2"], "mlp.fc": ["mlp.c_fc"], "mlp.proj": ["mlp.c_proj"]}
+    else:
+        outer = {"wte": ["embed_tokens"]}
+        block = {"attn.qkv": [f"self_attn.{each}_proj" for each in "qkv"], "attn.proj": ["self_attn.o_proj"],
+                 "mlp.fc": ["mlp.fc1"], "mlp.proj": ["mlp.fc2"]}
+    blocks = "h" if config.position == "learned" else "layers"
+    return outer | {f"blocks.{layer}.{ours}": [f"{blocks}.{layer}.{each}" for each in theirs]
+                    for layer in range(config.n_layer) for ours, theirs in block.items()}
+
+
+def to_hugging_face(model: GPT) -> dict[str, Tensor]:
+    """The weights of a model that config.huggingface.to_json can describe, by their names there."""
+    config = model.config
+    if config.position == "learned" and not config.bias:  # there GPT-2 has biases: these are zero
+        plain, model = model, GPT(config.model_copy(update={"bias": True}), model.vocab_size)
+        model.load_state_dict(plain.state_dict(), strict=False)
+    prefix, names = "transformer" if config.position == "learned" else "model", module_names(config)
+    tensors = {}
+    for name, p in model.named_parameters():
+        module, _, kind = name.rpartition(".")
+        if module == "lm_head":
+            tensors[name] = p.detach().clone()
+            continue
+        for theirs, part in zip(names[module], p.detach().chunk(len(names[module])), strict=True):
+            tensors[f"{prefix}.{theirs}.{kind}"] = _turn(config, module, part).clone().contiguous()
+    return tensors
+
+
+def from_hugging_face(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by our names; LookupError if one is missing. Positions after block_size are left out."""
+    tensors = {name.removeprefix("transformer.").removeprefix("model."): tensor.float()
+               for name, tensor in tensors.items()}
+    weights = {} if config.tied else {"lm_head.weight": tensors["lm_head.weight"]}
+    for module, theirs in module_names(config).items():
+        for kind in ("weight", "bias") if f"{theirs[0]}.bias" in tensors else ("weight",):
+            parts = [_turn(config, module, tensors[f"{each}.{kind}"]) for each in theirs]
+            weights[f"{module}.{kind}"] = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if config.position == "learned":
+        weights["wpe.weight"] = weights["wpe.weight"][:config.block_size]
+    return weights
+
+
+def _turn(config: ModelConfig, module: str, tensor: Tensor) -> Tensor:
+    """From (out, in) to (in, out) and back, where it is a GPT-2's."""
+    turns = config.position == "learned" and tensor.ndim == 2 and module.endswith(LINEAR)
+    return tensor.mT if turns else tensor

@@ -1,0 +1,97 @@
+"""A run in Hugging Face's format: `python export.py out/shakespeare_char my_model`.
+
+Then `AutoModelForCausalLM.from_pretrained("my_model")` and `AutoTokenizer.from_pretrained("my_model")` of transformers
+load it. `python train.py --init_from=my_model --corpus=FILE` trains it further here.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from config.cli import load_options
+from config.errors import UserError, run_command
+from config.files import replacing, write_atomically
+from config.huggingface import to_json
+from config.pretrained import is_hugging_face
+from config.schema import Section
+from data.huggingface import to_json as tokenizer_json
+from data.tokenizer import EOS
+from engine.run import Run, open_run
+
+
+class ExportOptions(Section):
+    """What to export."""
+
+    checkpoint: Literal["best", "last"] = Field("best", description="which checkpoint of the run")
+
+
+def read_arguments(argv: list[str]) -> tuple[Run, Path, ExportOptions]:
+    """The run, the directory to write, and the options; UserError for a model that cannot be expressed there."""
+    (path, folder), options = load_options(ExportOptions, argv, "RUN DIRECTORY", 2, "the run, and a new directory")
+    run, to = open_run(Path(path)), Path(folder)
+    if is_hugging_face(run.path):
+        raise UserError(f"{run.path}: is in Hugging Face's format already")
+    if to.exists():
+        raise UserError(f"{to}: exists already; name a new directory")
+    to_json(run.config.model, run.info.vocab_size, run.tokenizer.eos, str(run.path))
+    return run, to, options
+
+
+if __name__ == "__main__":
+    run_command(read_arguments)  # mistakes are answered here, because importing torch takes seconds
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from engine.checkpoint import read_model
+from engine.huggingface import to_hugging_face
+
+
+def main(argv: list[str]) -> None:
+    run, to, options = read_arguments(argv)
+    model, state = read_model(run, options.checkpoint)
+    tokenizer, eos = run.tokenizer, EOS.decode() if run.tokenizer.eos is not None else None
+    config = to_json(run.config.model, run.info.vocab_size, tokenizer.eos, str(run.path))
+    files: dict[str, Any] = {
+        "config.json": config,
+        "generation_config.json": {"do_sample": True, "temperature": 0.8, "bos_token_id": tokenizer.eos,
+                                   "eos_token_id": tokenizer.eos},
+        "tokenizer.json": tokenizer_json(tokenizer),
+        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": eos, "eos_token": eos,
+                                  "model_max_length": run.config.model.block_size,
+                                  "clean_up_tokenization_spaces": False}}
+    new = to.with_name(f".{to.name}.tmp")  # gets its name when it is whole
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        for name, content in files.items():
+            write_atomically(new / name, json.dumps(content, indent=1, ensure_ascii=False).encode())
+        write_atomically(new / "README.md", model_card(run, state.step, config["architectures"][0]).encode())
+        with replacing(new / "model.safetensors") as weights:
+            save_file(to_hugging_face(model), weights, {"format": "pt"})
+        new.rename(to)
+    except (OSError, SafetensorError) as error:  # a full disk, for example
+        shutil.rmtree(new, ignore_errors=True)
+        raise UserError(f"{to}: could not be written ({error})") from None
+    print(f"{to}: {config['architectures'][0]} with {model.num_params():,} parameters, of step {state.step:,}")
+
+
+def model_card(run: Run, step: int, architecture: str) -> str:
+    """What the model is, and its exact loss."""
+    info, final = run.info, next((record for record in reversed(run.read_metrics()) if "best_val_nll" in record), None)
+    loss = "Its loss was not measured." if final is None else (
+        f"Its loss is {final['best_val_nll']:.4f} nats per token on all {info.val.targets:,} targets of the validation "
+        f"split: {final['best_val_bits_per_byte']:.4f} bits per byte, perplexity {final['best_val_perplexity']:.3f}.")
+    below = "".join(f"| {each.name} | {each.nats_per_token:.4f} |\n"
+                    for each in sorted(info.baselines, key=lambda each: -each.nats_per_token))
+    return (f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n# {run.name}\n\n"
+            f"A {architecture}, trained with Surprisal on the text `{info.name}` ({info.train.tokens:,} tokens of kind "
+            f"{info.tokenizer}, |V| = {info.vocab_size:,}), step {step:,}. {loss}\n\n"
+            + (f"| baseline | nats per token |\n|---|---|\n{below}\n" if below else "")
+            + f"It read at most {run.config.model.block_size:,} tokens at once, and nothing but that text.\n")
+
+
+if __name__ == "__main__":
+    run_command(main)

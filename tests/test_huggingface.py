@@ -1,0 +1,301 @@
+"""Models in Hugging Face's format, in and out, held to the real transformers."""
+
+import json
+import random
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from config import pretrained
+from config.cli import load_config
+from config.errors import UserError
+from config.pretrained import read_shape
+from config.schema import ModelConfig
+from data.huggingface import from_json, to_json
+from data.tokenizer import EOS, Tokenizer, char_tokenizer, train_bpe
+from engine.checkpoint import read_model
+from engine.distributed import Distributed
+from engine.generate import generate
+from engine.huggingface import from_hugging_face, to_hugging_face
+from engine.run import open_run
+from model import GPT
+from tests.conftest import TINY, call, make_text
+
+transformers = pytest.importorskip("transformers")
+CPU = Distributed(torch.device("cpu"), torch.float32)
+BPE = train_bpe(make_text(), 400, "\n")
+TOKENIZERS = {
+    "char": char_tokenizer(make_text()), "char with eos": char_tokenizer(make_text().replace("\n", ""), "\n"),
+    "bpe": train_bpe(make_text(), 400), "bpe with eos": BPE,
+    "gpt2": Tokenizer(kind="gpt2", token_bytes=[*BPE.token_bytes[:-1], EOS])}
+GPT2_FORM = ["--position=learned", "--norm=layernorm", "--activation=gelu", "--qk_norm=false", "--embedding_norm=false"]
+GPT2 = {"vocab_size": 61, "n_positions": 16, "n_embd": 24, "n_layer": 2, "n_head": 3, "resid_pdrop": 0, "embd_pdrop": 0,
+        "attn_pdrop": 0}
+NANOCHAT = {"vocab_size": 61, "max_position_embeddings": 16, "hidden_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 3, "intermediate_size": 96, "pad_token_id": None}
+
+
+def make_theirs(kind: str, **changes: Any) -> Any:
+    """A small random model of theirs, whose weights are all large enough to matter."""
+    torch.manual_seed(0)
+    model = (transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2 | changes)) if kind == "gpt2" else
+             transformers.NanoChatForCausalLM(transformers.NanoChatConfig(**NANOCHAT | changes)))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.2)
+    return model
+
+
+@pytest.mark.parametrize(("kind", "changes"), [
+    ("gpt2", {}), ("gpt2", {"tie_word_embeddings": False}), ("nanochat", {}),
+    ("nanochat", {"tie_word_embeddings": True}), ("nanochat", {"final_logit_softcapping": None})])
+def test_same_logits_loss_and_gradients(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    theirs = make_theirs(kind, **changes)
+    theirs.save_pretrained(tmp_path)
+    shape = read_shape(tmp_path)
+    ours = GPT(shape, 61)
+    ours.load_state_dict(from_hugging_face(shape, theirs.state_dict()), strict=False)
+    tokens = torch.randint(61, (3, 17))
+    expected = theirs(input_ids=tokens[:, :-1]).logits
+    assert torch.allclose(ours(tokens[:, :-1]), expected, atol=1e-5)
+    sums = ours(tokens[:, :-1], tokens[:, 1:])
+    loss = torch.nn.functional.cross_entropy(expected.flatten(0, 1), tokens[:, 1:].flatten())
+    assert (sums.objective / sums.num_targets).item() == pytest.approx(loss.item(), abs=1e-6)
+    (sums.objective / sums.num_targets).backward()
+    loss.backward()
+    gradient = GPT(shape, 61)
+    with torch.no_grad():
+        for mine, p in zip(gradient.parameters(), ours.parameters(), strict=True):
+            assert p.grad is not None
+            mine.copy_(p.grad)
+    named = dict(theirs.named_parameters())
+    translated = to_hugging_face(gradient)
+    assert set(translated) == set(named)
+    for name, grad in translated.items():
+        assert torch.allclose(grad, named[name].grad, atol=1e-5), name
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_same_tokens(name: str, tmp_path: Path) -> None:
+    """10,000 random strings: of what the text has, of any Unicode, and of what pre-tokenizers argue about."""
+    tokenizer, rng = TOKENIZERS[name], random.Random(0)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(to_json(tokenizer)), encoding="utf-8")
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    known = sorted({character for token in tokenizer.token_bytes[:tokenizer.eos] if tokenizer.kind == "char"
+                    for character in token.decode()})
+    for _ in range(2000):
+        kinds = [known] if known else [list(make_text(5)), [chr(i) for i in rng.choices(range(0xD800), k=8)],
+                                       [chr(i) for i in rng.choices(range(0xE000, 0x110000), k=8)],
+                                       list(" \t\n\r\x0b\x0c\x1c\x85\xa0\u1680\u2028\u3000\u200b'sdmtlrve19²½ABab_-!")]
+        for _ in range(5):
+            text = "".join(rng.choice(rng.choice(kinds)) for _ in range(rng.randrange(1, 30)))
+            tokens = tokenizer.encode(text).tolist()
+            assert theirs.encode(text) == tokens, ascii(text)
+            assert theirs.decode(tokens, clean_up_tokenization_spaces=False) == tokenizer.decode(tokens) == text
+    again = from_json(json.loads((tmp_path / "tokenizer.json").read_bytes()), name)
+    assert (again.kind, again.token_bytes[:-1]) == (tokenizer.kind, tokenizer.token_bytes[:-1])
+    assert again.token_bytes[-1] == (EOS if tokenizer.eos is not None else tokenizer.token_bytes[-1])
+
+
+def gpt2_json(**changes: Any) -> dict[str, Any]:
+    """As OpenAI's own file is: without the type of the model, merges as text."""
+    found = to_json(TOKENIZERS["gpt2"])
+    del found["model"]["type"]
+    found["model"]["merges"] = [" ".join(merge) for merge in found["model"]["merges"]]
+    return found | changes
+
+
+def test_the_tokenizer_of_the_hub_is_read() -> None:
+    assert from_json(gpt2_json(), "gpt2") == TOKENIZERS["gpt2"]
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ({"normalizer": {"type": "NFC"}}, "normalizer"), ({"pre_tokenizer": {"type": "Whitespace"}}, "cannot be used"),
+    ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "splits text in another way"),
+    ({"added_tokens": [{"id": 9999, "content": "x"}]}, "not 0, 1, 2"), ({"model": []}, "cannot be used"),
+    ({"model": gpt2_json()["model"] | {"merges": gpt2_json()["model"]["merges"][::-1]}}, "in that order"),
+    ({"model": {"vocab": {"a": 0}, "merges": []}, "added_tokens": []}, "256 bytes")])
+def test_other_tokenizers_are_refused(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        from_json(gpt2_json(**change), "a tokenizer")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of several kinds, and what each was exported to."""
+    folder = tmp_path_factory.mktemp("huggingface")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("data.prepare", "data.corpora"):
+            patch.setattr(f"{module}.DATA", folder / "data")
+        patch.chdir(folder)
+        patch.setattr("report.trainlog.figures", SimpleNamespace(draw_png=lambda runs, path: path.touch()))
+        Path("text.txt").write_text(make_text(), encoding="utf-8")
+        Path("part.txt").write_text(make_text(100), encoding="utf-8")
+        for name, *arguments in (["char"], ["lines", "--documents=lines", "--tied"],
+                                 ["bpe", "--tokenizer=bpe", "--vocab_size=300", *GPT2_FORM]):
+            call("train.py", "--corpus=text.txt", f"--out_dir={name}", *TINY, *arguments)
+            call("export.py", name, f"{name}_exported")
+    return folder
+
+
+@pytest.fixture
+def here(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for module in ("data.prepare", "data.corpora"):
+        monkeypatch.setattr(f"{module}.DATA", runs / "data")
+    monkeypatch.setattr("report.trainlog.figures", SimpleNamespace(draw_png=lambda runs, path: path.touch()))
+    monkeypatch.chdir(runs)
+    return runs
+
+
+@pytest.mark.parametrize("name", ["char", "lines", "bpe"])
+def test_transformers_loads_what_is_exported(name: str, here: Path) -> None:
+    run = open_run(Path(name))
+    ours, exported = read_model(run, "best")[0], f"{name}_exported"
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(exported).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+    prompt = run.tokenizer.encode_prompt("the")
+    assert tokenizer.encode("the") == prompt[-len(tokenizer.encode("the")):]
+    tokens = torch.tensor([prompt])
+    with torch.inference_mode():
+        assert torch.allclose(ours.eval()(tokens), theirs(tokens).logits, atol=1e-5)
+    room = run.config.model.block_size - len(prompt)
+    greedy = [step[0] for step in generate(ours, prompt, CPU, max_new_tokens=room, temperature=0)]
+    written = theirs.generate(tokens, max_new_tokens=room, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert greedy == written[0, len(prompt):].tolist()
+    card = Path(exported, "README.md").read_text(encoding="utf-8")
+    assert f"{[record for record in run.read_metrics() if 'best_val_nll' in record][-1]['best_val_nll']:.4f}" in card
+
+
+@pytest.mark.parametrize("name", ["char", "lines", "bpe"])
+def test_an_exported_model_comes_back(name: str, here: Path) -> None:
+    before, after = (read_model(open_run(here / folder), "best")[0].eval() for folder in (name, f"{name}_exported"))
+    tokens = torch.randint(before.vocab_size, (2, before.config.block_size))
+    with torch.inference_mode():
+        assert torch.allclose(before(tokens), after(tokens), atol=1e-6)
+    assert call("sample.py", f"{name}_exported", "--prompt=the", "--max_new_tokens=5").stdout.startswith("the")
+    if name != "lines":  # of which the exported model does not know that they are documents
+        losses = [json.loads(call("evaluate.py", each, "--text=part.txt", "--json").stdout)["loss"]["nats_per_token"]
+                  for each in (name, f"{name}_exported")]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("source", ["char", "char_exported", "bpe_exported"])
+def test_training_starts_with_its_weights(source: str, here: Path) -> None:
+    printed = call("train.py", "--corpus=part.txt", f"--init_from={source}", "--max_iters=1", "--batch_size=2",
+                   "--eval_tokens=0", f"--out_dir=from_{source}").stdout
+    assert f"starts with the weights of {source}\n" in printed
+    assert "step 0: loss" not in printed
+    run = open_run(Path(f"from_{source}"))
+    first = run.read_metrics()[0]["val_nll"]
+    text = run.eval_text(run.corpus.val)
+    model = read_model(open_run(Path(source)), "best")[0].eval()
+    with torch.inference_mode():
+        sums = [model(*CPU.to_device(batch.inputs, batch.targets)) for batch in text.batches()]
+    assert first == pytest.approx(sum(float(each.nll) for each in sums) / len(text.positions), abs=1e-5)
+    assert np.isfinite(run.read_metrics()[-1]["best_val_nll"])
+
+
+def test_a_smaller_block_size_may_be_named_and_nothing_else(here: Path) -> None:
+    shape = read_shape(Path("bpe_exported"))
+    smaller = load_config(["--init_from=bpe_exported", "--block_size=3", "--dropout=0.2"])[0]
+    assert smaller.model == shape.model_copy(update={"block_size": 3, "dropout": 0.2})
+    printed = call("train.py", "--corpus=part.txt", "--init_from=bpe_exported", "--block_size=3", "--max_iters=1",
+                   "--out_dir=smaller").stdout
+    assert "block_size=3" in printed
+    with pytest.raises(UserError) as told:
+        load_config(["--init_from=bpe_exported", "--block_size=99", "--n_layer=7", "--tokenizer=char", "--tied",
+                     "--ngram_embedding=3"])
+    for line in (f"block_size=99: bpe_exported has block_size={shape.block_size}",
+                 "n_layer=7: bpe_exported has n_layer=2", "tied=True: bpe_exported has tied=False",
+                 "ngram_embedding=3: bpe_exported has ngram_embedding=0",
+                 "tokenizer=char: bpe_exported has tokens of its own"):
+        assert line in str(told.value)
+
+
+def test_a_model_is_not_trained_in_its_own_directory(here: Path) -> None:
+    with pytest.raises(UserError, match="init_from=char is out_dir too"):
+        load_config(["--corpus=part.txt", "--init_from=char", "--out_dir=./char"])
+    assert Path("char/config.toml").exists()
+
+
+def test_a_run_resumes_when_the_model_it_started_from_is_gone(here: Path) -> None:
+    shutil.copytree("lines", "moved")
+    call("train.py", "--corpus=part.txt", "--documents=lines", "--init_from=moved", "--max_iters=1", "--out_dir=child")
+    shutil.rmtree("moved")
+    shutil.rmtree("data")
+    call("train.py", "child", "--init_from=resume", "--max_iters=2")
+    assert "nats per token" in call("evaluate.py", "child").stdout
+
+
+def test_an_eos_token_that_this_text_does_not_need(here: Path) -> None:
+    Path("line.txt").write_text("the cat sat on a mat; " * 40, encoding="utf-8")
+    call("train.py", "--corpus=line.txt", "--init_from=lines", "--max_iters=1", "--out_dir=plain")
+    assert "kind of character" in call("evaluate.py", "lines_exported", "--text=line.txt").stdout
+
+
+@pytest.mark.parametrize(("option", "named"), [
+    ("--ngram_embedding=3", "NanoChatForCausalLM, the nearest model of transformers, has no ngram_embedding=3"),
+    ("--document_attention", "has no document_attention"), ("--bias", "has no bias=True"),
+    ("--activation=gelu", "has no activation=gelu"), ("--position=learned", "GPT2LMHeadModel")])
+def test_what_cannot_be_expressed_is_refused(option: str, named: str, here: Path, tmp_path: Path) -> None:
+    text = ["--corpus=part.txt", "--documents=lines", *TINY, "--max_iters=1", f"--out_dir={tmp_path / 'odd'}"]
+    call("train.py", *text, option)
+    done = call("export.py", str(tmp_path / "odd"), str(tmp_path / "to"), check=False)
+    assert (done.returncode, named in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ({"model_type": "llama"}, "is a llama; should be one of gpt2, nanochat"),
+    ({"activation_function": "relu"}, "activation_function is relu; here it can only be gelu_new"),
+    ({"n_inner": 7}, "n_inner is 7"), ({"n_layer": None}, "n_layer should be a whole number"),
+    ({"n_layer": 5}, "do not hold"), ({"n_head": 5}, "24 in 5 heads"), ({"n_embd": 48}, "do not hold"),
+    ({"rope_theta": 5.0}, "rope_theta is 5.0"), ({"n_positions": 0}, "cannot be used")])
+def test_other_models_are_refused(change: dict[str, Any], says: str, here: Path, tmp_path: Path) -> None:
+    make_theirs("gpt2", vocab_size=open_run(Path("bpe")).info.vocab_size).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(Path("bpe_exported/tokenizer.json").read_bytes())
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | change), encoding="utf-8")
+    with pytest.raises(UserError, match=says):
+        read_model(open_run(tmp_path), "best")
+
+
+def test_gpt2_by_name(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the package, without a network, and with what the hub would give."""
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=r"'.\[huggingface\]'; or put config.json, tokenizer.json, model.safetensors"):
+        pretrained.find_source("gpt2")
+    hub = ModuleType("huggingface_hub")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+
+    def offline(*_: Any, **__: Any) -> str:
+        raise ConnectionError("no network")
+
+    hub.snapshot_download = offline  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"could not be fetched \(ConnectionError\); connect to the network once, or"):
+        pretrained.find_source("gpt2-xl")
+    hub.snapshot_download = lambda name, allow_patterns: {  # type: ignore[attr-defined]
+        "openai-community/gpt2": str(here / "bpe_exported")}[name]
+    assert call("sample.py", "gpt2", "--prompt=the", "--max_new_tokens=2").stdout.startswith("the")
+    assert "nats per token" in call("evaluate.py", "gpt2", "--text=part.txt").stdout
+    assert "came without the text" in call("evaluate.py", "gpt2", check=False).stderr
+    with pytest.raises(UserError, match=r"nothing_here: should be the directory of a run or of a model"):
+        load_config(["--init_from=nothing_here"])
+
+
+def test_the_file_holds_a_gpt2_of_the_hub(tmp_path: Path) -> None:
+    """The hub's file has no prefix, and has masks among the weights."""
+    theirs = make_theirs("gpt2")
+    tensors = {name.removeprefix("transformer."): p for name, p in theirs.state_dict().items()
+               if name != "lm_head.weight"}
+    tensors["h.0.attn.bias"] = torch.ones(1, 1, 16, 16).tril()
+    weights = from_hugging_face(ModelConfig(n_layer=2, n_head=3, n_embd=24, block_size=9, position="learned", bias=True,
+                                            tied=True), tensors)
+    assert weights["wpe.weight"].shape == (9, 24)
+    assert torch.equal(weights["blocks.1.mlp.fc.weight"], theirs.state_dict()["transformer.h.1.mlp.c_fc.weight"].T)

@@ -1,0 +1,246 @@
+"""Corpora of many files: streamed, in shards, and the same tokens whatever way they came."""
+
+import gzip
+import json
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from backports import zstd
+
+from config.schema import DataConfig
+from data import large, shards, sources
+from data.batches import TrainBatches
+from data.documents import Split
+from data.prepare import Corpus, prepare_corpus
+from data.shards import Shards, write_shards
+from data.sources import choose_split
+from data.tokenizer import Tokenizer, char_tokenizer
+from tests.conftest import TINY, call, make_text
+
+DOCUMENTS = make_text(60).strip().split("\n")
+STOP = 18
+RECORDS = "".join(json.dumps({"id": number, "text": text}) + "\n" for number, text in enumerate(DOCUMENTS))
+
+
+@pytest.fixture
+def folder(data_dir: Path) -> Path:
+    path = data_dir / "texts"
+    path.mkdir()
+    return path
+
+
+def prepare(corpus: str = "texts", **options: Any) -> Corpus:
+    return prepare_corpus(DataConfig(corpus=corpus, **options))
+
+
+def documents_of(tokens: np.ndarray, tokenizer: Tokenizer) -> list[str]:
+    """Between eos tokens."""
+    places = np.flatnonzero(np.asarray(tokens) == tokenizer.eos).tolist()
+    assert (places[0], places[-1]) == (0, len(tokens) - 1)
+    return [tokenizer.decode(tokens[start + 1:end]) for start, end in pairwise(places)]
+
+
+def write(path: Path, text: str) -> None:
+    content = text.encode()
+    if path.suffix in (".gz", ".zst"):
+        content = gzip.compress(content) if path.suffix == ".gz" else zstd.compress(content)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
+@pytest.mark.parametrize("tokenizer", ["char", "bpe"])
+def test_documents_of_records(name: str, tokenizer: str, folder: Path) -> None:
+    write(folder / name, RECORDS)
+    corpus = prepare(tokenizer=tokenizer, val_fraction=0.2, vocab_size=300)
+    assert documents_of(corpus.val.tokens, corpus.tokenizer) == DOCUMENTS[4::5]
+    assert documents_of(corpus.train.tokens, corpus.tokenizer) == [
+        text for number, text in enumerate(DOCUMENTS) if number % 5 < 4]
+    info = corpus.info
+    assert (info.train.documents, info.val.documents) == (48, 12)
+    assert info.val.tokens == len(corpus.val.tokens) == info.val.targets + 1
+    assert info.val.bytes == sum(len(text.encode()) + 1 for text in DOCUMENTS[4::5]) + 1
+
+
+def test_every_file_of_a_folder_or_pattern_is_read(folder: Path) -> None:
+    for name, part in {"a.txt": 0, "deep/b.txt.gz": 1, "c.txt.zst": 2, "d_val.txt": 3}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write(folder / name, "\n".join(DOCUMENTS[part::4]))
+    corpus = prepare()
+    expected = ["\n".join(DOCUMENTS[part::4]) for part in range(4)]
+    assert documents_of(corpus.val.tokens, corpus.tokenizer) == [expected[3]]  # by its name
+    assert documents_of(corpus.train.tokens, corpus.tokenizer) == [expected[0], expected[2], expected[1]]
+    few = prepare("texts/*.txt")
+    assert (few.info.train.documents, few.info.val.documents) == (1, 1)
+    (folder / "validation").mkdir()
+    (folder / "deep/b.txt.gz").rename(folder / "validation/b.txt.gz")
+    assert (prepare().info.train.documents, prepare().info.val.documents) == (2, 2)
+
+
+@pytest.mark.parametrize("piece", [1, 100, 5000])
+def test_pieces_and_shards_do_not_change_the_tokens(piece: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder / "a.jsonl", RECORDS)
+    write(folder / "b.txt", make_text(300))
+    whole = prepare()
+    monkeypatch.setattr(shards, "PIECE", piece)
+    monkeypatch.setattr(sources, "PIECE", piece)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 3000)
+    monkeypatch.setattr(large, "BPE_CHARACTERS", 1)
+    write(folder / "b.txt", make_text(300))  # a new time: prepared anew
+    cut = prepare()
+    assert len(cut.train.tokens) == len(whole.train.tokens)
+    assert isinstance(cut.train.tokens, Shards)
+    assert len(cut.train.tokens.parts) > 5
+    assert all(part.nbytes <= 3000 for part in cut.train.tokens.parts)
+    for name in ("train", "val"):
+        assert np.array_equal(getattr(cut, name).tokens, getattr(whole, name).tokens)
+    batches = [TrainBatches(corpus.train, 16, 4, seed=1)(3)[0] for corpus in (whole, cut)]
+    assert np.array_equal(batches[0].inputs, batches[1].inputs)
+    assert np.array_equal(batches[0].targets, batches[1].targets)
+
+
+def test_parts_of_shards(tmp_path: Path) -> None:
+    numbers, rng = np.arange(50, dtype=np.uint16), np.random.default_rng(0)
+    for number, part in enumerate(np.split(numbers, [7, 8, 30])):
+        np.save(tmp_path / f"train-{number}.npy", part)
+    sharded = Shards(sorted(tmp_path.glob("*.npy")))
+    assert (len(sharded), sharded.dtype, sharded.shape) == (50, numbers.dtype, (50,))
+    for at in (slice(None), slice(5, 33), slice(-9, None), slice(40, 2, -3), rng.integers(-50, 50, (4, 9)), 8, -1):
+        assert np.array_equal(sharded[at], numbers[at])
+    assert np.array_equal(np.asarray(sharded), numbers)
+    with pytest.raises(IndexError):
+        sharded[np.array([50])]
+
+
+def test_a_stopped_preparation_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It encodes no document again whose shard is done."""
+    monkeypatch.setattr(shards, "PIECE", 50)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 1500)
+    write(folder / "a.jsonl", RECORDS)
+    whole = prepare()
+    encoded: list[list[sources.Text]] = []
+    encode = shards.encode_piece
+    write(folder / "a.jsonl", RECORDS)
+
+    def stopping(piece: list[sources.Text], tokenizer: Tokenizer) -> object:
+        encoded.append(piece)
+        if len(encoded) == STOP:
+            raise KeyboardInterrupt
+        return encode(piece, tokenizer)
+
+    monkeypatch.setattr(shards, "encode_piece", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        prepare()
+    before = len(encoded)
+    (half,) = (path.parent for path in Path("data").glob("texts-*/shards.jsonl")
+               if not (path.parent / "checksums.json").exists())
+    done = [json.loads(line) for line in (half / "shards.jsonl").read_bytes().splitlines()]
+    assert done
+    (half / ".train-00009-0.npy.77.tmp").write_bytes(b"torn")
+    corpus = prepare()
+    pieces = len(list(shards.make_pieces(map(sources.Text, DOCUMENTS))))
+    assert len(encoded) - before == pieces - done[-1]["pieces"]
+    for name in ("train", "val"):
+        assert np.array_equal(getattr(corpus, name).tokens, getattr(whole, name).tokens)
+    assert not list(half.glob(".*tmp*"))
+
+
+@pytest.mark.slow
+def test_a_killed_preparation_goes_on(clone: Path, tmp_path: Path) -> None:
+    texts = clone / "many"
+    texts.mkdir()
+    write(texts / "a.jsonl", RECORDS * 3000)
+    command = [sys.executable, "-c", "import data.shards; data.shards.PIECE = 2**16; data.shards.SHARD_BYTES = 2**20; "
+               "from data.prepare import main; main(['--corpus=many'])"]
+    process = subprocess.Popen(command, cwd=clone)
+    while not (logs := list(clone.glob("data/many-*/shards.jsonl"))) or len(logs[0].read_bytes().splitlines()) < 2:
+        time.sleep(0.01)
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {path: path.stat().st_mtime_ns for path in logs[0].parent.glob("*.npy")}
+    done = json.loads(logs[0].read_bytes().splitlines()[-1])
+    assert "training and" in subprocess.run(command, cwd=clone, capture_output=True, text=True, check=True).stdout
+    assert done["pieces"] > 1
+    assert sum(path.stat().st_mtime_ns == time for path, time in before.items()) >= 2
+    tokens = json.loads((logs[0].parent / "meta.json").read_bytes())
+    assert tokens["train"]["documents"] + tokens["val"]["documents"] == 3000 * len(DOCUMENTS)
+
+
+def test_damage_is_found(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(folder / "a.jsonl", RECORDS)
+    whole = np.array(prepare().train.tokens)
+    (file,) = Path("data").glob("texts-*/train-00000-0.npy")
+    content = file.read_bytes()
+    file.write_bytes(content[:-2] + b"\x09\x00")
+    assert np.array_equal(prepare().train.tokens, whole)
+    assert "incomplete or damaged; preparing it again" in capsys.readouterr().err
+
+
+def test_batches_of_a_billion_tokens(tmp_path: Path) -> None:
+    """Files with holes stand for them: what is not read takes no time and no memory."""
+    for number in range(11):
+        np.lib.format.open_memmap(tmp_path / f"train-{number:05}.npy", "w+", np.uint16, (95_000_000,)).flush()
+    tokens = Shards(sorted(tmp_path.glob("*.npy")))
+    get_batch = TrainBatches(Split(tokens), 1024, 16, seed=1)  # type: ignore[arg-type]
+    assert len(tokens) > 1e9
+    first, batches = get_batch(5), [get_batch(step) for step in range(4, 7)]
+    assert np.array_equal(first[0].inputs, batches[1][0].inputs)
+
+
+@pytest.mark.parametrize(("name", "text", "says"), [
+    ("a.jsonl", '{"text": "x"}\n{"txt": 1}\n', "a.jsonl, line 2: should be"),
+    ("a.jsonl", "[1]\n", "line 1: should be"),
+    ("a.jsonl.gz", None, "cannot be read"), ("a.jsonl.zst", None, "cannot be read"), ("a.parquet", None, "a.parquet"),
+    ("a.jsonl.zst", "cut", "ended before the end-of-stream marker"),
+    ("a.csv", "x", "no files whose names end in"), ("a.txt", "one document", "is one document; two are needed"),
+    ("a.jsonl", '{"text": "a"}\n', "has no document for the val split")])
+def test_mistakes(name: str, text: str | None, says: str, folder: Path) -> None:
+    (folder / name).write_bytes(b"\x1f\x8b no archive" if text is None else text.encode() if text != "cut" else
+                                zstd.compress(RECORDS.encode() * 9)[:-9])
+    for corpus in ("texts", f"texts/{name}") if text is None else ("texts",):
+        done = call("data/prepare.py", f"--corpus={corpus}", check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert says in done.stderr
+
+
+def test_options_for_one_file_are_refused(folder: Path) -> None:
+    write(folder / "a.jsonl", RECORDS)
+    for option in ("--mask=a", "--documents=lines", "--padded", "--predict_eos=false"):
+        said = call("data/prepare.py", "--corpus=texts", option, check=False).stderr
+        assert "needs a corpus in one file that is not compressed" in said
+
+
+def test_parquet(folder: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"text": DOCUMENTS, "id": range(len(DOCUMENTS))}), folder / "a.parquet")
+    corpus = prepare(val_fraction=0.2)
+    assert documents_of(corpus.val.tokens, corpus.tokenizer) == DOCUMENTS[4::5]
+
+
+def test_training_on_shards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With several shards, training, resuming, evaluation and sampling work as on one file."""
+    monkeypatch.setattr(shards, "PIECE", 100)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 2000)
+    write(folder / "a.jsonl.zst", RECORDS)
+    call("train.py", "--corpus=texts", "--out_dir=run", *TINY, "--document_attention")
+    call("train.py", "run", "--init_from=resume", "--max_iters=8")
+    assert "nats per token" in call("evaluate.py", "run").stdout
+    assert call("sample.py", "run", "--max_new_tokens=5").stdout
+
+
+def test_write_shards_says_what_it_did(tmp_path: Path) -> None:
+    tokenizer = char_tokenizer("ab", "\n")
+    texts = [sources.Text("ab"), sources.Text("b"), sources.Text("a", ends=False), sources.Text("bb")]
+    (shard,) = write_shards(choose_split(texts, 2), tokenizer, tmp_path)
+    assert shard == shards.Shard(1, {"train": 2, "val": 1}, {"train": 8, "val": 3}, {"train": 8, "val": 3})
+    assert np.load(tmp_path / "train-00000-0.npy").tolist() == [2, 0, 1, 2, 0, 1, 1, 2]
+    assert np.load(tmp_path / "val-00000-0.npy").tolist() == [2, 1, 2]

@@ -1,0 +1,89 @@
+"""--parallel=ddp and fsdp: the same curve as one process, from any number of ranks, also after a rank was killed."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.batches import IGNORE_INDEX, TrainBatches
+from data.documents import Split
+from tests.conftest import TINY, read_metrics, without_clocks
+from tests.processes import Process, read_checkpoint, start_ranks
+
+# Most of the text is masked, so micro-batches have uneven numbers of targets; 5 sequences are 3 micro-batches.
+OPTIONS = ["--corpus=text.txt", *TINY, "--device=cpu", "--batch_size=5", "--micro_batch_size=2",
+           "--mask=[a-m]+.*", "--eval_tokens=0", "--schedule=constant", "--patience=0", "--weight_decay=0.1"]
+KINDS = {"muon": [], "adamw": ["--optimizer=adamw"]}
+
+
+def wait(ranks: list[Process]) -> None:
+    for rank in ranks:
+        code, printed = rank.wait()
+        assert code == 0, printed
+
+
+def assert_same_curve(one: Path, other: Path, rel: float = 1e-5) -> None:
+    for alone, together in zip(without_clocks(one), without_clocks(other), strict=True):
+        for name in ("val_accuracy", "best_val_accuracy"):  # where rounding decides which of two tokens is first
+            assert together.pop(name, 0) == pytest.approx(alone.pop(name, 0), abs=0.005)
+        assert together == pytest.approx(alone, rel=rel)
+
+
+@pytest.fixture(scope="module")
+def alone(clone: Path) -> dict[str, Path]:
+    """A run of one process for each kind of optimizer."""
+    for kind, options in KINDS.items():
+        wait([Process(clone, *OPTIONS, *options, f"--out_dir=out/alone_{kind}")])
+    return {kind: clone / f"out/alone_{kind}" for kind in KINDS}
+
+
+@pytest.mark.parametrize(("kind", "parallel", "size"), [
+    ("muon", "fsdp", 2), ("adamw", "fsdp", 2), ("muon", "ddp", 2),
+    *(pytest.param(kind, parallel, 4, marks=pytest.mark.slow) for kind in KINDS for parallel in ("ddp", "fsdp"))])
+def test_the_curve_is_that_of_one_process(kind: str, parallel: str, size: int, clone: Path, alone: dict[str, Path]
+                                          ) -> None:
+    name = f"{parallel}_{kind}_{size}"
+    wait(start_ranks(clone, *OPTIONS, *KINDS[kind], f"--parallel={parallel}", f"--out_dir=out/{name}", size=size))
+    assert_same_curve(alone[kind], clone / "out" / name)
+    assert {path.name for path in (clone / "out" / name).iterdir()} == {path.name for path in alone[kind].iterdir()}
+
+
+def test_dropout_is_that_of_one_process(clone: Path) -> None:
+    """The tolerance is for AdamW, which makes a gradient that is only rounding as large as any other."""
+    wait([Process(clone, *OPTIONS, "--dropout=0.3", "--out_dir=out/dropout_alone")])
+    wait(start_ranks(clone, *OPTIONS, "--dropout=0.3", "--parallel=fsdp", "--out_dir=out/dropout_fsdp"))
+    assert_same_curve(clone / "out/dropout_alone", clone / "out/dropout_fsdp", rel=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "parallel"), [(3, "fsdp"), (1, "ddp"), (2, "ddp")])
+def test_another_number_of_ranks_resumes_after_a_kill(size: int, parallel: str, clone: Path, alone: dict[str, Path]
+                                                      ) -> None:
+    """From the checkpoint of two ranks with fsdp, one of which was killed."""
+    name = f"killed_{size}_{parallel}"
+    path = clone / "out" / name
+    ranks = start_ranks(clone, *OPTIONS, "--parallel=fsdp", f"--out_dir=out/{name}", "--max_iters=100000")
+    ranks[0].wait_until(lambda: len(read_metrics(path)) > 3)
+    ranks[1].kill()
+    code, printed = ranks[0].wait()
+    assert code == 2, printed
+    assert "another process of this training is gone" in printed
+    shutil.copytree(path, copy := clone / "out" / f"{name}_copy")
+    step = int(read_checkpoint(path / "last.safetensors")[1]["step"])
+    again = [f"out/{name}", "--init_from=resume", f"--max_iters={step + 3}"]
+    wait(start_ranks(clone, *again, f"--parallel={parallel}", size=size) if size > 1 else
+         [Process(clone, *again)])
+    wait([Process(clone, f"out/{copy.name}", "--init_from=resume", f"--max_iters={step + 3}")])
+    assert_same_curve(copy, path)
+
+
+@pytest.mark.parametrize(("size", "micro_batch_size"), [(2, 2), (4, 2), (4, 5), (3, 1)])
+def test_even_ranks_make_the_same_number_of_micro_batches(size: int, micro_batch_size: int) -> None:
+    split = Split(np.random.default_rng(0).integers(9, size=500))
+    ranks = [TrainBatches(split, 8, 5, 1, None, micro_batch_size, rank, size, even=True)(2) for rank in range(size)]
+    assert len({len(batches) for batches in ranks}) == 1
+    whole = np.concatenate([batch.targets for batch in TrainBatches(split, 8, 5, 1)(2)])
+    found = np.concatenate([batch.targets for batches in ranks for batch in batches])
+    assert sorted(map(tuple, found[(found != IGNORE_INDEX).any(axis=1)])) == sorted(map(tuple, whole))
+    assert (found == IGNORE_INDEX).all(axis=1).any() == (-(-5 // micro_batch_size) % size > 0)
