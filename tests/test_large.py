@@ -155,8 +155,8 @@ def test_a_stopped_preparation_goes_on(folder: Path, monkeypatch: pytest.MonkeyP
 def test_a_killed_preparation_goes_on(clone: Path, tmp_path: Path) -> None:
     texts = clone / "many"
     texts.mkdir()
-    write(texts / "a.jsonl", RECORDS * 3000)
-    command = [sys.executable, "-c", "import data.shards; data.shards.PIECE = 2**16; data.shards.SHARD_BYTES = 2**20; "
+    write(texts / "a.jsonl", RECORDS * 500)
+    command = [sys.executable, "-c", "import data.shards; data.shards.PIECE = 2**13; data.shards.SHARD_BYTES = 2**17; "
                "from data.prepare import main; main(['--corpus=many'])"]
     process = subprocess.Popen(command, cwd=clone)
     while not (logs := list(clone.glob("data/many-*/shards.jsonl"))) or len(logs[0].read_bytes().splitlines()) < 2:
@@ -170,7 +170,7 @@ def test_a_killed_preparation_goes_on(clone: Path, tmp_path: Path) -> None:
     assert done["pieces"] > 1
     assert sum(path.stat().st_mtime_ns == time for path, time in before.items()) >= 2
     tokens = json.loads((logs[0].parent / "meta.json").read_bytes())
-    assert tokens["train"]["documents"] + tokens["val"]["documents"] == 3000 * len(DOCUMENTS)
+    assert tokens["train"]["documents"] + tokens["val"]["documents"] == 500 * len(DOCUMENTS)
 
 
 def test_damage_is_found(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
