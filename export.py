@@ -84,7 +84,7 @@ def model_card(run: Run, step: int, architecture: str) -> str:
     loss = "Its loss was not measured." if final is None else (
         f"Its loss is {final['best_val_nll']:.4f} nats per token on all {info.val.targets:,} targets of the validation "
         f"split: {final['best_val_bits_per_byte']:.4f} bits per byte, perplexity {final['best_val_perplexity']:.3f}.")
-    below = "".join(f"| {each.name} | {each.nats_per_token:.4f} |\n"
+    below = "".join(f"| {each.name} | {each.nats_per_token:.4f} |\n".replace("log|V|", "log\\|V\\|")
                     for each in sorted(info.baselines, key=lambda each: -each.nats_per_token))
     return (f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n# {run.name}\n\n"
             f"A {architecture}, trained with Surprisal on the text `{info.name}` ({info.train.tokens:,} tokens of kind "

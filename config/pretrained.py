@@ -56,6 +56,9 @@ def adopt_shape(config: Config) -> Config:
     UserError for options that ask for another model; only `dropout` and a smaller `block_size` may differ.
     """
     source = config.run.init_from
+    if source not in NAMES and not Path(source).is_dir():
+        raise UserError(f"init_from={source}: should be scratch, resume, auto, the directory of a run or of a model in "
+                        f"Hugging Face's format, or one of {', '.join(NAMES)}")
     shape, asked = read_shape(find_source(source)).model_dump(), config.model.model_dump(exclude_unset=True)
     kept = {name: value for name, value in asked.items()
             if name in MAY_DIFFER or (name == "block_size" and value < shape[name])}

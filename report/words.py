@@ -157,7 +157,8 @@ def _advice(records: Sequence[Record], final: Record, info: CorpusInfo, config: 
         return [f"At step {worst['step']:,.0f} the validation loss was {worst['val_nll']:.3f}, worse than log|V|.",
                 same, "Try a lower --learning_rate and --muon_learning_rate, or --warmup_iters."]
     return ["It did not overfit: the last validation loss is as good as the best.", same,
-            f"Try longer, --max_iters={2 * config.optim.max_iters}, or larger, --n_layer={config.model.n_layer + 1}."]
+            f"Try longer, --max_iters={2 * config.optim.max_iters}" + (
+                "." if config.run.source else f", or larger, --n_layer={config.model.n_layer + 1}.")]
 
 
 def describe_run(run: Run, state: TrainState, remark: str, model: GPT, dist: Distributed, get_batch: TrainBatches,

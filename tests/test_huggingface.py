@@ -169,6 +169,7 @@ def test_transformers_loads_what_is_exported(name: str, here: Path) -> None:
     written = theirs.generate(tokens, max_new_tokens=room, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert greedy == written[0, len(prompt):].tolist()
     card = Path(exported, "README.md").read_text(encoding="utf-8")
+    assert "| uniform, log\\|V\\| | " in card
     assert f"{[record for record in run.read_metrics() if 'best_val_nll' in record][-1]['best_val_nll']:.4f}" in card
 
 
@@ -285,7 +286,7 @@ def test_gpt2_by_name(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call("sample.py", "gpt2", "--prompt=the", "--max_new_tokens=2").stdout.startswith("the")
     assert "nats per token" in call("evaluate.py", "gpt2", "--text=part.txt").stdout
     assert "came without the text" in call("evaluate.py", "gpt2", check=False).stderr
-    with pytest.raises(UserError, match=r"nothing_here: should be the directory of a run or of a model"):
+    with pytest.raises(UserError, match=r"init_from=nothing_here: should be scratch, resume, auto, the"):
         load_config(["--init_from=nothing_here"])
 
 
