@@ -63,11 +63,12 @@ def read_texts(corpus: str, progress: "tqdm[Any]") -> Iterator[Text]:
         yield from map(Text, check_texts(read_hub(corpus.removeprefix("hf:")), corpus))
         return
     for path in find_files(corpus):
+        is_val = is_validation(path, corpus)
         try:
             texts = (map(Text, check_texts(read_parquet(path, progress), str(path))) if path.suffix == ".parquet" else
                      read_file(path, progress))
             for text in texts:
-                yield text._replace(is_val=is_validation(path, corpus))
+                yield text._replace(is_val=is_val)
         except UnicodeDecodeError as error:
             raise not_text(f"corpus {path}", error) from None
         except (OSError, EOFError, zlib.error, zstd.ZstdError) as error:
