@@ -11,6 +11,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -29,12 +30,12 @@ from bench.output import write_results
 from bench.results import cpu_name
 from config.cli import load_options
 from config.errors import run_command
-from config.schema import Positive, Section
+from config.schema import DataConfig, Positive, Section
 from data.corpora import read_corpus
-from data.large import make_tokenizer
+from data.large import BPE_CHARACTERS
 from data.shards import write_shards
 from data.sources import read_texts
-from data.tokenizer import Tokenizer
+from data.tokenizer import Tokenizer, make_tokenizer
 
 BATCH = 10_000  # documents that tiktoken gets at once
 
@@ -86,10 +87,11 @@ def main(argv: list[str]) -> None:
     print(cpu_name())
     times: dict[str, list[float]] = {"Surprisal": [], "tiktoken": []}
     with tempfile.TemporaryDirectory() as name:
-        corpus = Path(name, "corpus.jsonl.d/speeches.jsonl")
+        corpus = Path(name, "bench_speeches/speeches.jsonl")
         corpus.parent.mkdir()
         write_text(corpus, options.megabytes)
-        tokenizer = make_tokenizer(options.tokenizer, 1024, read_texts(str(corpus), tqdm(disable=True)), "\n")
+        config = DataConfig(corpus=str(corpus.parent), tokenizer=options.tokenizer)
+        tokenizer = make_tokenizer(config, read_texts(str(corpus), tqdm(disable=True)), BPE_CHARACTERS)
         for _ in range(options.rounds):
             times["Surprisal"].append(ours(corpus, tokenizer))
             times["tiktoken"].append(theirs(corpus, tokenizer))
@@ -101,6 +103,8 @@ def main(argv: list[str]) -> None:
         subprocess.run([sys.executable, "data/prepare.py", f"--corpus={corpus.parent}", "--val_fraction=0.01",
                         f"--tokenizer={options.tokenizer}"], cwd=ROOT, check=True)
         whole = time.perf_counter() - began
+    for prepared in (ROOT / "data").glob(f"{corpus.parent.name}-*"):
+        shutil.rmtree(prepared)
     megabytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(f"the whole command: {whole:.1f} s, {megabytes:.0f} MB of memory at the peak")
     results: dict[str, Any] = {"cpu": cpu_name(), "megabytes": options.megabytes, "seconds": times, "whole": whole,

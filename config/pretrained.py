@@ -11,6 +11,7 @@ from config.recipe import load_saved
 from config.schema import Config, ModelConfig
 
 NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+MODELS = f"the directory of a run or of a model in Hugging Face's format, or one of {', '.join(NAMES)}"
 FILES = ("config.json", "tokenizer.json", "model.safetensors")
 MAY_DIFFER = {"dropout", "zero_init"}
 
@@ -20,8 +21,7 @@ def find_source(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     if name not in NAMES:
-        raise UserError(f"{name}: should be the directory of a run or of a model in Hugging Face's format, or one of "
-                        f"{', '.join(NAMES)}")
+        raise UserError(f"{name}: should be {MODELS}")
     by_hand = (f"or put {', '.join(FILES)} of openai-community/{name} on the Hugging Face Hub into a folder, and give "
                "its name instead")
     try:
@@ -57,8 +57,7 @@ def adopt_shape(config: Config) -> Config:
     """
     source = config.run.init_from
     if source not in NAMES and not Path(source).is_dir():
-        raise UserError(f"init_from={source}: should be scratch, resume, auto, the directory of a run or of a model in "
-                        f"Hugging Face's format, or one of {', '.join(NAMES)}")
+        raise UserError(f"init_from={source}: should be scratch, resume, auto, {MODELS}")
     shape, asked = read_shape(find_source(source)).model_dump(), config.model.model_dump(exclude_unset=True)
     kept = {name: value for name, value in asked.items()
             if name in MAY_DIFFER or (name == "block_size" and value < shape[name])}

@@ -46,11 +46,11 @@ class DataConfig(Section):
 
     corpus: Text = Field("shakespeare", min_length=1, description=f"{', '.join(CORPORA)}; a folder or a pattern of "
                          "files; or a UTF-8 file: .jsonl with prompts and completions, else text")
-    tokenizer: Text = Field("char", min_length=1, description="what a token is: char, bpe or gpt2, or as in a model: "
-                            "the directory of a run, or one in Hugging Face's format")
+    tokenizer: Text = Field("char", min_length=1, description="what a token is: char, bpe, gpt2, or the directory "
+                            "of a run or of a model in Hugging Face's format, whose tokens are used")
     vocab_size: int = Field(1024, ge=257, le=1_000_000, description="tokens that bpe learns from the training split")
     val_fraction: float = Field(0.1, gt=0, lt=1, description="the last part of the text is the "
-                                "validation split; of many documents, each of so many")
+                                "validation split; in many files, every tenth document for 0.1")
     documents: Literal["none", "lines", "paragraphs"] = Field("none", description="what makes a document; eos tokens "
                                                               "separate documents")
     padded: bool = Field(False, description="each document is a sequence of its own, padded to block_size")
@@ -199,9 +199,6 @@ class Config(Section):
         """Combinations of options that make no sense, a line each."""
         data, model, loss, optim, run = self.data, self.model, self.loss, self.optim, self.run
         changed, unit = self.changed(), 2 * model.n_head  # rotary positions need an even width of each head
-        found = []
-        if data.tokenizer not in TOKENIZERS and not Path(data.tokenizer).is_dir() and not run.resumes:
-            found.append(f"tokenizer={data.tokenizer}: should be char, bpe, gpt2, or the directory of a model")
         needs = [  # options, whether what they need is there, and what that is
             ("vocab_size", data.tokenizer == "bpe", "--tokenizer=bpe"),
             ("markov_order markov_alphabet markov_temperature", data.corpus == "markov", "--corpus=markov"),
@@ -219,8 +216,10 @@ class Config(Section):
             # A folder of that name, such as the one that wandb writes, has no origin: it is not the package.
             ("tracker", getattr(find_spec(run.tracker), "origin", None), "its package: pip install -e "
              f"'.[{run.tracker}]'")]
-        found += [f"{name}={changed[name]} needs {what}" for names, is_there, what in needs if not is_there
+        found = [f"{name}={changed[name]} needs {what}" for names, is_there, what in needs if not is_there
                  for name in names.split() if name in changed]
+        if data.tokenizer not in TOKENIZERS and not Path(data.tokenizer).is_dir() and not run.resumes:
+            found.append(f"tokenizer={data.tokenizer}: should be char, bpe, gpt2, or the directory of a model")
         if model.n_embd % unit:
             found.append(f"n_embd={model.n_embd} is not a multiple of 2 n_head = {unit}; try n_embd="
                          f"{max(1, round(model.n_embd / unit)) * unit}")

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,7 +15,7 @@ from data.checksums import hash_file, write_checksums
 from data.info import CorpusInfo, SplitInfo
 from data.shards import load_split, write_shards
 from data.sources import Text, choose_split, find_files, is_validation, read_texts
-from data.tokenizer import Tokenizer, char_tokenizer, load_gpt2, load_tokenizer, train_bpe
+from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
 
 BPE_CHARACTERS = 50_000_000  # of the text, from which bpe learns its tokens
 
@@ -45,7 +45,7 @@ def prepare_large(folder: Path, config: DataConfig, tokenizer: Tokenizer | None)
     if path.exists():
         tokenizer = load_tokenizer(path)
     elif tokenizer is None:
-        tokenizer = make_tokenizer(config.tokenizer, config.vocab_size, read("reading"), config.eos_text)
+        tokenizer = make_tokenizer(config, read("reading"), BPE_CHARACTERS)
     write_atomically(path, tokenizer.model_dump_json().encode())
     shards = list(write_shards(read("encoding"), tokenizer, folder))
     sizes = {name: SplitInfo(tokens=sum(shard.tokens[name] for shard in shards),
@@ -68,27 +68,3 @@ def prepare_large(folder: Path, config: DataConfig, tokenizer: Tokenizer | None)
         tokenizer=tokenizer.kind, vocab_size=tokenizer.vocab_size, prompt="", baselines=baselines, **sizes)
     write_atomically(folder / "meta.json", info.model_dump_json(indent=1).encode())
     write_checksums(folder, hashes)
-
-
-def make_tokenizer(kind: str, vocab_size: int, texts: Iterable[Text], eos_text: str | None) -> Tokenizer:
-    """char reads all texts to know their characters, bpe learns from the first ones, gpt2 needs none."""
-    if kind == "char":
-        characters: set[str] = set()
-        for text in texts:
-            characters.update(text.text)
-        return char_tokenizer(characters, eos_text)
-    if kind == "bpe":
-        return train_bpe(take(texts, BPE_CHARACTERS), vocab_size, eos_text)
-    return load_gpt2(eos_text)
-
-
-def take(texts: Iterable[Text], characters: int) -> str:
-    """The first documents for training, up to so many characters."""
-    found: list[str] = []
-    for text in texts:
-        if not text.is_val:
-            found.append(text.text)
-            characters -= len(text.text)
-        if characters <= 0:
-            break
-    return "\n".join(found)

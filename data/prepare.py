@@ -2,7 +2,8 @@
 
 train.py does it by itself when a corpus is new. In data/<corpus>-<tokenizer>-<hash of the text and the options>/ it
 writes train.npy and val.npy, token ids (uint16 or uint32); train_unmasked.npy and val_unmasked.npy (bool) if there is a
-mask; tokenizer.json; meta.json with sizes and baselines; and checksums.json, the last one.
+mask; tokenizer.json; meta.json with sizes and baselines; and checksums.json, the last one. A corpus of many or
+compressed files becomes several of each .npy: large.py.
 """
 
 import hashlib
@@ -34,7 +35,8 @@ from data.info import CorpusInfo, SplitInfo
 from data.large import describe_files, prepare_large
 from data.markov import LENGTH, MarkovSource
 from data.shards import load_split
-from data.tokenizer import Tokenizer, char_tokenizer, load_gpt2, load_tokenizer, train_bpe, with_eos
+from data.sources import Text
+from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, with_eos
 
 FORMAT = 9  # of prepared files; those of an older one are not used
 WAIT = 600  # seconds that another process may take to prepare the same corpus
@@ -106,18 +108,11 @@ def read_source(config: DataConfig) -> Source:
 def _prepare(source: Source, text_sha256: str, folder: Path, config: DataConfig, tokenizer: Tokenizer | None) -> None:
     """Write everything to the folder; without checksums.json, the last file, it counts as incomplete."""
     documents = split_documents(source.text, config)
-    characters = set().union(*(text for part in documents.values() for document in part for text, _ in document))
-    train_text = "\n".join("".join(text for text, _ in document) for document in documents["train"])
     if config.mask and all(is_target for document in documents["train"] for _, is_target in document):
         raise UserError(f"mask={config.mask}: matches nothing in the training split of {config.corpus}")
-    if tokenizer:
-        pass
-    elif config.tokenizer == "char":
-        tokenizer = char_tokenizer(characters, config.eos_text)
-    elif config.tokenizer == "bpe":
-        tokenizer = train_bpe(train_text, config.vocab_size, config.eos_text)
-    else:
-        tokenizer = load_gpt2(config.eos_text)
+    tokenizer = tokenizer or make_tokenizer(config, (
+        Text("".join(text for text, _ in document), is_val=name == "val")
+        for name, part in documents.items() for document in part))
     splits = {name: encode_documents(part, tokenizer, config, f"corpus {config.corpus}, {name} split")
               for name, part in documents.items()}
     baselines = measure_baselines(splits["train"].tokens, splits["val"], tokenizer, source.entropy_rate)

@@ -1,8 +1,8 @@
 """A large corpus as shards of tokens, and shards as one array.
 
 `write_shards` encodes documents with all cores, and keeps what is done: shards.jsonl has a line for each finished pair
-of train-NNNNN.npy and val-NNNNN.npy, so that a killed preparation goes on with the documents after them. Memory does
-not grow with the corpus: few pieces of text and one pair of shards are in it at a time.
+of train-NNNNN-0.npy and val-NNNNN-0.npy, so that a killed preparation goes on with the documents after them. Memory
+does not grow with the corpus: few pieces of text and one pair of shards are in it at a time.
 """
 
 import itertools

@@ -1,5 +1,6 @@
 """Text to tokens and back, exactly. A run keeps its tokenizer as tokenizer.json."""
 
+import math
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from config.errors import UserError
+from config.schema import DataConfig
+from data.sources import Text
 
 PATTERNS = {
     # Words with the space before them, numbers, punctuation, line ends, other spaces: every character is in one of
@@ -121,6 +124,25 @@ def train_bpe(text: str, vocab_size: int, eos_text: str | None = None) -> Tokeni
     trainer.train_from_iterator([text], vocab_size - bool(eos_text), pattern=PATTERNS["bpe"])
     tokens = [bytes(token) for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])]
     return Tokenizer(kind="bpe", token_bytes=tokens + ([eos_text.encode()] if eos_text else []), eos_text=eos_text)
+
+
+def make_tokenizer(config: DataConfig, texts: Iterable[Text], most: float = math.inf) -> Tokenizer:
+    """char reads all texts to know their characters; bpe learns from those for training, up to `most` characters."""
+    if config.tokenizer == "char":
+        characters: set[str] = set()
+        for text in texts:
+            characters.update(text.text)
+        return char_tokenizer(characters, config.eos_text)
+    if config.tokenizer == "gpt2":
+        return load_gpt2(config.eos_text)
+    learned: list[str] = []
+    for text in texts:
+        if not text.is_val:
+            learned.append(text.text)
+            most -= len(text.text)
+        if most <= 0:
+            break
+    return train_bpe("\n".join(learned), config.vocab_size, config.eos_text)
 
 
 def load_gpt2(eos_text: str | None = None) -> Tokenizer:

@@ -21,7 +21,7 @@ from config.errors import RANK, UserError
 from config.files import TEMPORARY, locked, write_atomically
 from config.pretrained import NAMES, find_source, is_hugging_face, read_shape
 from config.recipe import load_saved, to_toml
-from config.schema import Config, DataConfig, ModelConfig
+from config.schema import TOKENIZERS, Config, DataConfig, ModelConfig
 from data.batches import EvalText
 from data.documents import Split
 from data.huggingface import read_tokenizer
@@ -182,8 +182,8 @@ def lock_run(config: Config) -> Iterator[None]:
 
 def kept_tokenizer(config: Config) -> Tokenizer | None:
     """That of the run to resume, whose tokens came from a model; None if the corpus gives the tokens."""
-    path = Path(config.run.out_dir)
-    return open_run(path).tokenizer if config.run.resumes and is_run(path) else None
+    path, came = Path(config.run.out_dir), config.data.tokenizer not in TOKENIZERS
+    return open_run(path).tokenizer if came and config.run.resumes and is_run(path) else None
 
 
 def create_or_resume(config: Config, named: set[str], corpus: Corpus) -> Run:

@@ -85,7 +85,7 @@ def teacher_logits(teacher: GPT | None, inputs: Tensor) -> Tensor | None:
 
 def compile_model(model: GPT, batch: list[Batch], objective: Objective, dist: Distributed, say: Callable[[str], None]
                   ) -> torch.nn.Module:
-    """The model for training, compiled by torch.compile; where that fails, a warning says why, and it is not."""
+    """The model for training, compiled by torch.compile; if that fails, the model itself, and a warning says why."""
     try:
         compiled: torch.nn.Module = torch.compile(model)  # type: ignore[assignment]
         for micro in batch[:1]:  # a rank may have none

@@ -7,10 +7,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -112,6 +113,23 @@ def trained(run, clone: Path) -> tuple[Path, str]:
     """A tiny run, by the real command, and what it printed."""
     done = run("train.py", "--corpus=text.txt", "--out_dir=out/tiny", *TINY)
     return clone / "out/tiny", done.stdout
+
+
+@contextmanager
+def training_in(folder: Path) -> Iterator[pytest.MonkeyPatch]:
+    """For fixtures of a module: the current directory is `folder`, with text.txt in it; no pictures are drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        train_in(folder, patch)
+        (folder / "text.txt").write_text(make_text(), encoding="utf-8")
+        yield patch
+
+
+def train_in(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Prepared corpora go to `folder`, which becomes the current directory; no pictures are drawn."""
+    for module in ("data.prepare", "data.corpora"):
+        patch.setattr(f"{module}.DATA", folder / "data")
+    patch.setattr("report.trainlog.figures", SimpleNamespace(draw_png=lambda runs, path: path.touch()))
+    patch.chdir(folder)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from zlib import crc32
 
 import numpy as np
@@ -22,7 +21,7 @@ from engine.distributed import Distributed
 from engine.generate import Window
 from engine.run import open_run
 from model import GPT
-from tests.conftest import TINY, Done, call, make_text
+from tests.conftest import TINY, Done, call, make_text, training_in
 
 CPU = Distributed(torch.device("cpu"), torch.float32)
 TEXT = make_text(60)  # 1,500 characters, of the vocabulary of both runs
@@ -33,14 +32,9 @@ ODD = "\ufeffnaïve\r\n\r\ncafé \t🎉\x00 \u2028日本\n" * 3  # a byte-order 
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a run of each kind of tokenizer: char and bpe."""
     folder = tmp_path_factory.mktemp("compress")
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("data.prepare", "data.corpora"):
-            patch.setattr(f"{module}.DATA", folder / "data")
-        patch.chdir(folder)
-        patch.setattr("report.trainlog.figures", SimpleNamespace(draw_png=lambda runs, path: path.touch()))
+    with training_in(folder) as patch:
         for module in ("train", "report.trainlog"):
             patch.setattr(f"{module}.generate_texts", lambda *_, **__: [""])
-        Path("text.txt").write_text(make_text(), encoding="utf-8")
         for kind, *arguments in (["char"], ["bpe", "--vocab_size=300"]):
             call("train.py", "--corpus=text.txt", f"--tokenizer={kind}", f"--out_dir={kind}", *TINY, *arguments)
     return folder

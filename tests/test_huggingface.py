@@ -5,7 +5,7 @@ import random
 import shutil
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from engine.generate import generate
 from engine.huggingface import from_hugging_face, to_hugging_face
 from engine.run import open_run
 from model import GPT
-from tests.conftest import TINY, call, make_text
+from tests.conftest import TINY, call, make_text, train_in, training_in
 
 transformers = pytest.importorskip("transformers")
 CPU = Distributed(torch.device("cpu"), torch.float32)
@@ -130,12 +130,7 @@ def test_other_tokenizers_are_refused(change: dict[str, Any], says: str) -> None
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of several kinds, and what each was exported to."""
     folder = tmp_path_factory.mktemp("huggingface")
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("data.prepare", "data.corpora"):
-            patch.setattr(f"{module}.DATA", folder / "data")
-        patch.chdir(folder)
-        patch.setattr("report.trainlog.figures", SimpleNamespace(draw_png=lambda runs, path: path.touch()))
-        Path("text.txt").write_text(make_text(), encoding="utf-8")
+    with training_in(folder):
         Path("part.txt").write_text(make_text(100), encoding="utf-8")
         for name, *arguments in (["char"], ["lines", "--documents=lines", "--tied"],
                                  ["bpe", "--tokenizer=bpe", "--vocab_size=300", *GPT2_FORM]):
@@ -146,10 +141,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for module in ("data.prepare", "data.corpora"):
-        monkeypatch.setattr(f"{module}.DATA", runs / "data")
-    monkeypatch.setattr("report.trainlog.figures", SimpleNamespace(draw_png=lambda runs, path: path.touch()))
-    monkeypatch.chdir(runs)
+    train_in(runs, monkeypatch)
     return runs
 
 
