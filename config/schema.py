@@ -69,6 +69,12 @@ class DataConfig(Section):
             or (any(sign in self.corpus for sign in "*?[") and not Path(self.corpus).is_file()))
 
     @property
+    def corpus_name(self) -> str:
+        """Its last part, also where the corpus is a dot."""
+        hub = self.corpus.startswith("hf:")
+        return Path(self.corpus.partition("@")[0] if hub else os.path.abspath(self.corpus)).name
+
+    @property
     def is_jsonl(self) -> bool:
         """A corpus of records {"prompt": ..., "completion": ...}; only completions are targets."""
         return self.corpus == "dialogue" or (self.corpus.lower().endswith(".jsonl") and not self.is_large)
@@ -187,9 +193,10 @@ class Config(Section):
         return {name: value for section in self.model_dump().values() for name, value in section.items()}
 
     def changed(self) -> dict[str, Any]:
-        """The options that differ from their defaults."""
+        """The options that differ from their defaults, but for those that are said beside a run."""
         defaults = Config().options()
-        return {name: value for name, value in self.options().items() if value != defaults[name]}
+        return {name: value for name, value in self.options().items()
+                if value != defaults[name] and name not in ("out_dir", "init_from", "dtype")}
 
     def with_run(self, **changes: Any) -> Self:
         """The same configuration with other values in [run]."""

@@ -43,11 +43,10 @@ class TrainBatches:
         self.split, self.block_size, self.batch_size, self.seed, self.eos = split, block_size, batch_size, seed, eos
         self.micro_batch_size = micro_batch_size or -(-batch_size // world_size)
         self.rank, self.world_size, self.even = rank, world_size, even
-        self.windows = find_windows(split.tokens, block_size, eos, stride=block_size)
-        if eos is None:  # leave room for the offset, and no padding
-            self.windows = self.windows[:(len(split.tokens) - block_size) // block_size]
-        self.windows_per_epoch = len(self.windows)
-        if not self.windows_per_epoch:
+        self.documents = None if eos is None else find_windows(split.tokens, block_size, eos, stride=block_size)
+        # Side by side, with room for the offset, and without padding; or each document.
+        self.windows_per_epoch = len(split.tokens) // block_size - 1 if self.documents is None else len(self.documents)
+        if self.windows_per_epoch < 1:
             raise UserError(f"the training split has {len(split.tokens)} tokens, too few for block_size={block_size}; "
                             f"it needs {2 * block_size}: use a longer corpus or a smaller block_size")
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
@@ -68,12 +67,16 @@ class TrainBatches:
         """The window that comes as number 0, 1, 2, ... in training."""
         epoch, place = divmod(number, self.windows_per_epoch)
         order, offset = self._epoch(epoch)
-        return self.windows[order[place]] + offset
+        if self.documents is None:
+            return np.array([int(order[place]) * self.block_size + offset, self.block_size, 0])
+        return self.documents[order[place]]
 
-    def _shuffle(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def _shuffle(self, epoch: int) -> tuple[np.ndarray, int]:
+        """The order of the windows, and the offset of the first."""
         rng = np.random.default_rng((self.seed, epoch))
         offset = int(rng.integers(self.block_size if self.eos is None else 1))
-        return rng.permutation(self.windows_per_epoch), np.array([offset, 0, 0])
+        order = rng.permutation(self.windows_per_epoch)
+        return order.astype(np.min_scalar_type(self.windows_per_epoch)), offset  # small, where there are millions
 
 
 @dataclass(frozen=True)

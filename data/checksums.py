@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 from config.files import write_atomically
 
@@ -18,7 +16,7 @@ def is_sound(folder: Path) -> bool:
     """
     try:
         before = json.loads((folder / "checksums.json").read_bytes())
-        if before.keys() != {path.name for path in folder.iterdir()} - {"checksums.json"}:
+        if {name for name in before if name.endswith(".npy")} != {path.name for path in folder.glob("[!.]*.npy")}:
             return False
         return all((size > LARGE and [size, time] == size_and_time(folder / name)) or sha256 == hash_file(folder / name)
                    for name, (size, time, sha256) in before.items())
@@ -35,7 +33,8 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_checksums(folder: Path, hashes: Mapping[str, str] = MappingProxyType({})) -> None:
-    """The last file: without it a folder counts as incomplete. `hashes` are those that are known already."""
-    sums = {path.name: [*size_and_time(path), hashes.get(path.name) or hash_file(path)] for path in folder.iterdir()}
+def write_checksums(folder: Path, known: dict[str, str] | None = None) -> None:
+    """The last file: without it a folder counts as incomplete. `known` are hashes that need not be computed."""
+    sums = {path.name: [*size_and_time(path), (known or {}).get(path.name) or hash_file(path)]
+            for path in folder.glob("[!.]*") if path.suffix in (".npy", ".json") and path.name != "checksums.json"}
     write_atomically(folder / "checksums.json", json.dumps(sums, indent=1).encode())

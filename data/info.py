@@ -8,7 +8,6 @@ from surprisal import nats_to_bits
 
 class SplitInfo(BaseModel, frozen=True):
     tokens: int
-    bytes: int
     documents: int
     targets: int
 
@@ -30,8 +29,8 @@ class CorpusInfo(BaseModel, frozen=True):
     @property
     def bytes_per_target(self) -> float:
         """Of the validation split, from a baseline in two units: masked tokens may be shorter or longer."""
-        one = max(self.baselines, key=lambda each: each.nats_per_token)
-        return nats_to_bits(one.nats_per_token) / one.bits_per_byte if one.bits_per_byte else 1.0
+        one = max(self.baselines, key=lambda each: each.nats_per_token, default=None)
+        return nats_to_bits(one.nats_per_token) / one.bits_per_byte if one and one.bits_per_byte else 1.0
 
     def describe(self) -> str:
         """The corpus in a line or two, and its baselines, from the worst to the best."""

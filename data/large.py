@@ -14,7 +14,7 @@ from data.baselines import measure_baselines
 from data.checksums import hash_file, write_checksums
 from data.info import CorpusInfo, SplitInfo
 from data.shards import load_split, write_shards
-from data.sources import Text, choose_split, find_files, is_validation, read_texts
+from data.sources import Text, choose_split, find_files, is_txt, is_validation, read_texts
 from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
 
 BPE_CHARACTERS = 50_000_000  # of the text, from which bpe learns its tokens
@@ -30,16 +30,16 @@ def prepare_large(folder: Path, config: DataConfig, tokenizer: Tokenizer | None)
     """Write a corpus to the folder in shards; a preparation that was stopped goes on where it was."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [] if config.corpus.startswith("hf:") else find_files(config.corpus)
-    period = 0 if any(is_validation(path, config.corpus) for path in files) else max(2, round(1 / config.val_fraction))
-    if period and files and all(".txt" in path.suffixes for path in files):  # a document each
+    fraction = 0.0 if any(is_validation(path, config.corpus) for path in files) else config.val_fraction
+    if fraction and files and all(is_txt(path) for path in files):  # a document each
         if len(files) < 2:
             raise UserError(f"corpus {config.corpus}: {files[0]} is one document; two are needed, one for each split")
-        period = min(period, len(files))
+        fraction = max(fraction, 1 / len(files))
 
     def read(what: str) -> Iterator[Text]:
         with tqdm(desc=f"{what} {config.corpus}", total=sum(path.stat().st_size for path in files) or None, unit="B",
                   unit_scale=True, leave=False, disable=None) as progress:
-            yield from choose_split(read_texts(config.corpus, progress), period)
+            yield from choose_split(read_texts(config.corpus, progress), fraction)
 
     path = folder / "tokenizer.json"
     if path.exists():
@@ -48,23 +48,22 @@ def prepare_large(folder: Path, config: DataConfig, tokenizer: Tokenizer | None)
         tokenizer = make_tokenizer(config, read("reading"), BPE_CHARACTERS)
     write_atomically(path, tokenizer.model_dump_json().encode())
     shards = list(write_shards(read("encoding"), tokenizer, folder))
-    sizes = {name: SplitInfo(tokens=sum(shard.tokens[name] for shard in shards),
-                             bytes=sum(shard.bytes[name] for shard in shards),
-                             documents=sum(shard.documents[name] for shard in shards),
-                             targets=sum(shard.tokens[name] for shard in shards) - 1) for name in ("train", "val")}
-    splits = {name: load_split(folder, name) for name in sizes if sizes[name].documents}
-    for name, size in sizes.items():
-        if size.documents and len(splits[name].tokens) != size.tokens:
-            raise UserError(f"{folder}: some of its shards are gone; remove the folder, and prepare it again")
-        if not size.documents:
+    sizes, splits = {}, {}
+    for name in ("train", "val"):
+        tokens, documents = sum(shard.tokens[name] for shard in shards), sum(shard.documents[name] for shard in shards)
+        if not documents:
             raise UserError(f"corpus {config.corpus}: has no document for the {name} split; it needs more documents, "
                             "another val_fraction, or files with `val` in their names and others without")
+        sizes[name] = SplitInfo(tokens=tokens, documents=documents, targets=tokens - 1)
+        splits[name] = load_split(folder, name)
+        if len(splits[name].tokens) != tokens:
+            raise UserError(f"{folder}: some of its shards are gone; remove the folder, and prepare it again")
     baselines = list(measure_baselines(splits["train"].tokens, splits["val"], tokenizer))
     for temporary in folder.glob(TEMPORARY):  # of a killed process
         temporary.unlink()
     hashes = {path.name: hash_file(path) for path in sorted(folder.glob("*.npy"))}
     info = CorpusInfo(
-        name=Path(config.corpus).name, sha256=hashlib.sha256("".join(hashes.values()).encode()).hexdigest(),
+        name=config.corpus_name, sha256=hashlib.sha256("".join(hashes.values()).encode()).hexdigest(),
         tokenizer=tokenizer.kind, vocab_size=tokenizer.vocab_size, prompt="", baselines=baselines, **sizes)
     write_atomically(folder / "meta.json", info.model_dump_json(indent=1).encode())
     write_checksums(folder, hashes)

@@ -38,7 +38,7 @@ from data.shards import load_split
 from data.sources import Text
 from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, with_eos
 
-FORMAT = 9  # of prepared files; those of an older one are not used
+FORMAT = 10  # of prepared files; those of an older one are not used
 WAIT = 600  # seconds that another process may take to prepare the same corpus
 
 
@@ -75,7 +75,7 @@ def prepare_corpus(config: DataConfig, tokenizer: Tokenizer | None = None) -> Co
         source = Source("") if config.is_large else read_source(config)
         sha256 = describe_files(config.corpus) if config.is_large else hashlib.sha256(source.text.encode()).hexdigest()
         key = hashlib.sha256(f"{FORMAT} {sha256} {options}".encode()).hexdigest()[:8]
-        name = re.sub(r"[^\w.-]+", "_", Path(config.corpus).name)
+        name = re.sub(r"[^\w.-]+", "_", config.corpus_name)
         folder = DATA / f"{name}-{given.kind if given else config.tokenizer}-{key}"
         if not is_sound(folder):
             with locked(folder.with_name(f".{folder.name}.lock"), f"{folder}: another process prepares it", WAIT):
@@ -117,12 +117,11 @@ def _prepare(source: Source, text_sha256: str, folder: Path, config: DataConfig,
               for name, part in documents.items()}
     baselines = measure_baselines(splits["train"].tokens, splits["val"], tokenizer, source.entropy_rate)
     progress = tqdm(baselines, desc=f"preparing {config.corpus}", unit=" baselines", leave=False, disable=None)
-    sizes = {name: SplitInfo(tokens=len(split.tokens), bytes=tokenizer.count_bytes(split.tokens),
-                             documents=len(documents[name]), targets=split.num_targets())
+    sizes = {name: SplitInfo(tokens=len(split.tokens), documents=len(documents[name]), targets=split.num_targets())
              for name, split in splits.items()}
     opening = itertools.takewhile(lambda segment: not segment[1], documents["val"][0] if config.eos_text else [])
     info = CorpusInfo(
-        name=Path(config.corpus).name, sha256=text_sha256, tokenizer=tokenizer.kind, vocab_size=tokenizer.vocab_size,
+        name=config.corpus_name, sha256=text_sha256, tokenizer=tokenizer.kind, vocab_size=tokenizer.vocab_size,
         prompt="".join(text for text, _ in opening), baselines=list(progress), entropy_rate=source.entropy_rate,
         source_nll=None if source.nll is None else float(source.nll[1 - sizes["val"].tokens:].mean()), **sizes)
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ of train-NNNNN-0.npy and val-NNNNN-0.npy, so that a killed preparation goes on w
 does not grow with the corpus: few pieces of text and one pair of shards are in it at a time.
 """
 
+import errno
 import itertools
 import json
 import os
@@ -33,7 +34,6 @@ class Shard(NamedTuple):
     pieces: int
     documents: dict[str, int]
     tokens: dict[str, int]
-    bytes: dict[str, int]
 
 
 class Shards:
@@ -66,11 +66,15 @@ class Shards:
 def load_split(folder: Path, name: str) -> Split:
     """Its tokens, and which are not masked, as memory maps. UserError if a file is not an array of numbers."""
     try:
+        if not any(folder.glob(f"{name}*.npy")):
+            raise UserError(f"{folder}: its {name} split is gone; remove the folder, and prepare it again")
         if shards := sorted(folder.glob(f"{name}-*.npy")):
             return Split(cast(np.ndarray, Shards(shards)) if len(shards) > 1 else np.load(shards[0], mmap_mode="r"))
         return Split(*(np.load(path, mmap_mode="r") for path in sorted(folder.glob(f"{name}*.npy"))))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: cannot be read: {error}") from None
+        many = getattr(error, "errno", 0) == errno.EMFILE
+        raise UserError(f"{folder}: cannot be read: {error}"
+                        + ("; allow more of them, for example with ulimit -n 8192" if many else "")) from None
 
 
 def write_shards(texts: Iterable[Text], tokenizer: Tokenizer, folder: Path) -> Iterator[Shard]:
@@ -83,23 +87,20 @@ def write_shards(texts: Iterable[Text], tokenizer: Tokenizer, folder: Path) -> I
     # Each split starts with an eos token, as other corpora do.
     kept: dict[str, list[np.ndarray]] = {name: [] if done else [encode_eos(tokenizer)] for name in ("train", "val")}
     documents, count = dict.fromkeys(kept, 0), skipped
-    sizes = dict.fromkeys(kept, 0 if done else len(eos_bytes(tokenizer)))
     for piece in encode_in_order(pieces, tokenizer):
         count += 1
-        for name, (tokens, ended, size) in piece.items():
+        for name, (tokens, ended) in piece.items():
             kept[name] += tokens
             documents[name] += ended
-            sizes[name] += size
         if max(sum(each.nbytes for each in own) for own in kept.values()) > SHARD_BYTES * 2 // 3:
-            yield flush(kept, documents, sizes, count, tokenizer, folder, number)
-            kept, number = {name: [] for name in kept}, number + 1
-            documents, sizes = dict.fromkeys(kept, 0), dict.fromkeys(kept, 0)
+            yield flush(kept, documents, count, tokenizer, folder, number)
+            kept, documents, number = {name: [] for name in kept}, dict.fromkeys(kept, 0), number + 1
     if any(documents.values()):
-        yield flush(kept, documents, sizes, count, tokenizer, folder, number)
+        yield flush(kept, documents, count, tokenizer, folder, number)
 
 
-def flush(kept: dict[str, list[np.ndarray]], documents: dict[str, int], sizes: dict[str, int], pieces: int,
-          tokenizer: Tokenizer, folder: Path, number: int) -> Shard:
+def flush(kept: dict[str, list[np.ndarray]], documents: dict[str, int], pieces: int, tokenizer: Tokenizer,
+          folder: Path, number: int) -> Shard:
     """Write a pair of shards, each whole or not at all, and then their line."""
     tokens = {name: np.concatenate([np.empty(0, tokenizer.dtype), *own]) for name, own in kept.items()}
     for name, own in tokens.items():
@@ -107,7 +108,7 @@ def flush(kept: dict[str, list[np.ndarray]], documents: dict[str, int], sizes: d
             if len(few):
                 with replacing(folder / f"{name}-{number:05}-{part}.npy") as new, new.open("wb") as file:
                     np.save(file, few)
-    shard = Shard(pieces, documents, {name: len(own) for name, own in tokens.items()}, sizes)
+    shard = Shard(pieces, documents, {name: len(own) for name, own in tokens.items()})
     log = folder / "shards.jsonl"  # small, and never half-written
     write_atomically(log, (log.read_bytes() if log.exists() else b"") + f"{json.dumps(shard._asdict())}\n".encode())
     return shard
@@ -142,20 +143,15 @@ def encode_in_order(pieces: Iterable[list[Text]], tokenizer: Tokenizer) -> Itera
             pool.shutdown(cancel_futures=True)
 
 
-def encode_piece(piece: list[Text], tokenizer: Tokenizer) -> dict[str, tuple[list[np.ndarray], int, int]]:
-    """For each split, the tokens of the documents, an eos token after each; how many documents end; and all bytes."""
+def encode_piece(piece: list[Text], tokenizer: Tokenizer) -> dict[str, tuple[list[np.ndarray], int]]:
+    """For each split, the tokens of the documents, an eos token after each, and how many documents end."""
     found = {}
     for name, is_val in (("train", False), ("val", True)):
         own = [text for text in piece if text.is_val == is_val]
         tokens = [part for text in own for part in (
             tokenizer.encode(text.text), encode_eos(tokenizer) if text.ends else np.empty(0, tokenizer.dtype))]
-        ended, size = sum(text.ends for text in own), sum(len(text.text.encode()) for text in own)
-        found[name] = [np.concatenate(tokens)] if tokens else [], ended, size + ended * len(eos_bytes(tokenizer))
+        found[name] = [np.concatenate(tokens)] if tokens else [], sum(text.ends for text in own)
     return found
-
-
-def eos_bytes(tokenizer: Tokenizer) -> bytes:
-    return tokenizer.token_bytes[-1]
 
 
 def encode_eos(tokenizer: Tokenizer) -> np.ndarray:

@@ -12,8 +12,9 @@ import re
 import zlib
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from backports import zstd
 from pydantic_core import from_json
@@ -22,6 +23,8 @@ from tqdm import tqdm
 from config.errors import UserError, not_text
 
 SUFFIXES = (*(f"{kind}{packed}" for kind in (".txt", ".jsonl") for packed in ("", ".gz", ".zst")), ".parquet")
+UNPACK: dict[str, Any] = {".gz": gzip.open, ".zst": zstd.open}
+ROUNDING = 1e-9  # 49 x (1 / 49) is less than 1
 PIECE = 2**22  # characters of a .txt file that are read at once; it is cut after a line
 
 
@@ -33,11 +36,12 @@ class Text(NamedTuple):
     is_val: bool = False  # its file is named as validation
 
 
-def choose_split(texts: Iterable[Text], period: int) -> Iterator[Text]:
-    """Of `period` documents the last is validation; 0 = as the names of their files say."""
+def choose_split(texts: Iterable[Text], fraction: float) -> Iterator[Text]:
+    """So many documents, evenly spread, are validation: for 0.1 each tenth; for 0 as the names of their files say."""
     document = 0
     for text in texts:
-        yield text._replace(is_val=document % period == period - 1) if period else text
+        before, after = (int(number * fraction + ROUNDING) for number in (document, document + 1))
+        yield text._replace(is_val=before < after) if fraction else text
         document += text.ends
 
 
@@ -50,6 +54,11 @@ def find_files(corpus: str) -> list[Path]:
     return files
 
 
+def is_txt(path: Path) -> bool:
+    """A document, with .txt before what says how it is compressed."""
+    return path.name.removesuffix(".gz").removesuffix(".zst").endswith(".txt")
+
+
 def is_validation(path: Path, corpus: str) -> bool:
     """By its name or that of a folder in the corpus: val.txt, valid-001.jsonl.gz, validation/c4.parquet ..."""
     root = Path(corpus) if Path(corpus).is_dir() else Path(*itertools.takewhile(
@@ -60,7 +69,9 @@ def is_validation(path: Path, corpus: str) -> bool:
 def read_texts(corpus: str, progress: "tqdm[Any]") -> Iterator[Text]:
     """All documents; `progress` counts the bytes that were read from files. UserError says what cannot be read."""
     if corpus.startswith("hf:"):
-        yield from map(Text, check_texts(read_hub(corpus.removeprefix("hf:")), corpus))
+        for record in check_texts(read_hub(corpus.removeprefix("hf:")), corpus):
+            progress.update(len(record))  # about its bytes: how many there are in all, nobody knows
+            yield Text(record)
         return
     for path in find_files(corpus):
         is_val = is_validation(path, corpus)
@@ -84,7 +95,7 @@ def check_texts(texts: Iterable[object], name: str) -> Iterator[str]:
 
 
 def read_file(path: Path, progress: "tqdm[Any]") -> Iterator[Text]:
-    with path.open("rb") as raw, unpack(path, raw) as content:
+    with path.open("rb") as raw, UNPACK.get(path.suffix, nullcontext)(raw) as content:
         done = 0
 
         def count() -> None:
@@ -92,7 +103,7 @@ def read_file(path: Path, progress: "tqdm[Any]") -> Iterator[Text]:
             progress.update(raw.tell() - done)
             done = raw.tell()
 
-        if ".txt" in path.suffixes:
+        if is_txt(path):
             lines = io.TextIOWrapper(content, encoding="utf-8-sig")
             while text := lines.read(PIECE) + lines.readline(PIECE):
                 count()
@@ -107,18 +118,11 @@ def read_file(path: Path, progress: "tqdm[Any]") -> Iterator[Text]:
         count()
 
 
-def unpack(path: Path, raw: BinaryIO) -> BinaryIO:
-    """The content of a file that may be compressed."""
-    if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(raw))
-    return cast(BinaryIO, zstd.open(raw)) if path.suffix == ".zst" else raw
-
-
 def text_of(line: bytes, where: str) -> str:
     try:
         text = from_json(line)["text"]
-        if isinstance(text, str):
-            return text
+        if isinstance(text, str | None):
+            return text or ""  # a record without a text is an empty document
     except (ValueError, LookupError, TypeError):
         pass
     raise UserError(f'{where}: should be {{"text": "..."}}, with any other fields beside it')
@@ -140,14 +144,16 @@ def read_parquet(path: Path, progress: "tqdm[Any]") -> Iterator[object]:
 
 
 def read_hub(name: str) -> Iterator[object]:
-    """The field `text` of the training split of a dataset, owner/name or owner/name:configuration."""
+    """The field `text` of the training split of a dataset: owner/name[:configuration][@revision]."""
     try:
         from datasets import load_dataset
     except ImportError:
         raise UserError(f"corpus hf:{name}: needs a package: pip install -e '.[corpora]'") from None
-    dataset, _, configuration = name.partition(":")
+    dataset, _, revision = name.partition("@")
+    dataset, _, configuration = dataset.partition(":")
     try:
-        for row in load_dataset(dataset, configuration or None, split="train", streaming=True):
+        for row in load_dataset(dataset, configuration or None, split="train", streaming=True,
+                                revision=revision or None):
             yield row["text"]
     except Exception as error:  # of the network, the hub, the dataset: many kinds
         raise UserError(f"corpus hf:{name}: cannot be read ({type(error).__name__}: {error!s:.200})") from None

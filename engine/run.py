@@ -32,6 +32,7 @@ from data.tokenizer import Tokenizer
 Record = dict[str, float]  # a line of metrics.jsonl
 
 FILES = ("config.toml", "corpus.json", "tokenizer.json")  # that make a directory a run; the first is written last
+CHECKPOINTS = ("last.safetensors", "previous.safetensors")
 # What must stay on resume, and what changes only if it is named on the command line.
 MUST_STAY = {*DataConfig.model_fields, *ModelConfig.model_fields, "optimizer"} - {"dropout"}
 BY_NAME = {"seed": "the weights stay, batches and dropout change",
@@ -103,17 +104,11 @@ class Run:
 
     def read_metrics(self) -> list[Record]:
         """The lines of metrics.jsonl; damaged ones are left out."""
-        return list(self._records())
-
-    def has_metrics(self) -> bool:
-        """Whether there is a line that is not damaged."""
-        return any(self._records())
-
-    def _records(self) -> Iterator[Record]:
         path = self.path / "metrics.jsonl"
-        if path.exists():
-            with path.open("rb") as lines:
-                yield from filter(None, map(parse_record, lines))
+        if not path.exists():
+            return []
+        with path.open("rb") as lines:
+            return [*filter(None, map(parse_record, lines))]
 
     def is_finished(self, step: int) -> bool:
         """Whether a run at `step` has nothing left to do."""
@@ -152,7 +147,7 @@ def open_run(path: Path) -> Run:
 
 
 def _open_hugging_face(path: Path) -> Run:
-    tokenizer, nothing = read_tokenizer(path), SplitInfo(tokens=0, bytes=0, documents=0, targets=0)
+    tokenizer, nothing = read_tokenizer(path), SplitInfo(tokens=0, documents=0, targets=0)
     config = Config(model=read_shape(path), data=DataConfig(tokenizer=str(path)))
     return Run(path, config, CorpusInfo(name=path.name, sha256="", tokenizer=tokenizer.kind, train=nothing, val=nothing,
                                         vocab_size=tokenizer.vocab_size, prompt="", baselines=[]))
@@ -165,7 +160,8 @@ def lock_run(config: Config) -> Iterator[None]:
     real = path.resolve()
     if not real.name or path.name in ("", ".."):
         raise UserError(f"out_dir={path}: should be a directory of its own, such as out/mine")
-    unfinished = {*FILES[1:], *(temporary.name for temporary in path.glob(TEMPORARY))}  # a process died making it
+    # What a process that died while it made a run left there.
+    unfinished = {*FILES[1:], *CHECKPOINTS, *(temporary.name for temporary in path.glob(TEMPORARY))}
     if path.is_file() or (path.is_dir() and not is_run(path) and {p.name for p in path.iterdir()} - unfinished):
         raise UserError(f"out_dir={path}: exists and is not a run; choose another --out_dir")
     if config.run.init_from == "resume" and not is_run(path):
@@ -222,6 +218,8 @@ def create_run(config: Config, corpus: Corpus) -> Run:
         real.rename(aside)
         moved = aside if path.is_absolute() else Path(os.path.relpath(aside))
     real.mkdir(parents=True, exist_ok=True)
+    for name in CHECKPOINTS:  # of a start that failed
+        (path / name).unlink(missing_ok=True)
     write_atomically(path / "tokenizer.json", corpus.tokenizer.model_dump_json().encode())
     write_atomically(path / "corpus.json", corpus.info.model_dump_json(indent=1).encode())
     return Run(path, config, corpus.info, moved)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from config.files import write_atomically
-from data.baselines import find_passage
+from data.baselines import MAX_TRAIN_TOKENS, find_passage
 from data.batches import Batch, EvalText
 from data.documents import Split
 from data.prepare import Corpus
@@ -60,9 +60,7 @@ def summarise(columns: analysis.Columns, tempered: np.ndarray, text: EvalText, t
         names, number = np.unique(kinds, return_inverse=True)
         groups["kind of character"] = names.tolist(), number[columns["target"]]
     if train_tokens is not None:
-        counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
-        for start in range(0, len(train_tokens), CHUNK):
-            counts += np.bincount(train_tokens[start:start + CHUNK], minlength=tokenizer.vocab_size)
+        counts = np.bincount(train_tokens[-MAX_TRAIN_TOKENS:], minlength=tokenizer.vocab_size)
         groups["times in training"] = analysis.number_ranges(counts[columns["target"]], analysis.TENFOLD)
     found = {kind: analysis.group(names, number, columns) for kind, (names, number) in groups.items()}
     return Summary.model_validate({

@@ -102,8 +102,7 @@ def test_preparation_splits_counts_and_is_not_repeated(data_dir, monkeypatch) ->
     assert corpus.tokenizer.decode(corpus.train.tokens) == text[:cut]
     assert corpus.tokenizer.decode(corpus.val.tokens) == text[cut:]
     assert corpus.train.tokens.dtype == np.uint16
-    assert corpus.info.val.model_dump() == {"tokens": len(text) - cut, "bytes": len(text[cut:].encode()),
-                                            "documents": 1, "targets": len(text) - cut - 1}
+    assert corpus.info.val.model_dump() == {"tokens": len(text) - cut, "documents": 1, "targets": len(text) - cut - 1}
     assert corpus.info.sha256 == hashlib.sha256(text.encode()).hexdigest()
     monkeypatch.setattr("data.prepare.measure_baselines", None)  # a second preparation would fail
     assert prepare_corpus(DataConfig(corpus="text.txt")).info == corpus.info
@@ -297,8 +296,9 @@ sys.path.insert(0, {str(corpora.DATA.parent)!r})
 import data.prepare
 data.prepare.DATA = Path("data").resolve()
 started = time.perf_counter()
-info = data.prepare.prepare_corpus(data.prepare.DataConfig(corpus="large.txt")).info
-print(info.train.bytes + info.val.bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+corpus = data.prepare.prepare_corpus(data.prepare.DataConfig(corpus="large.txt"))
+print(sum(corpus.tokenizer.count_bytes(split.tokens) for split in (corpus.train, corpus.val)),
+      resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
       time.perf_counter() - started)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -52,7 +52,7 @@ def make_run(path: Path, baselines: dict[str, float] = PLAYS, records: list[Reco
     path.mkdir(parents=True)
     (path / "config.toml").write_text(to_toml(Config()))
     (path / "tokenizer.json").write_text(char_tokenizer("ab").model_dump_json())
-    split = SplitInfo(tokens=1000, bytes=round(1000 * bytes_per_token), documents=1, targets=999)
+    split = SplitInfo(tokens=1000, documents=1, targets=999)
     info = CorpusInfo(format=0, name=corpus, sha256="", tokenizer=tokenizer, vocab_size=2, train=split, val=split,
                       prompt="", baselines=[Baseline(name=name, nats_per_token=nats, perplexity=math.exp(nats),
                                                      bits_per_byte=nats / math.log(2) / bytes_per_token)

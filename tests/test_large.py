@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from backports import zstd
 
+from config.errors import UserError
 from config.schema import DataConfig
 from data import large, shards, sources
 from data.batches import TrainBatches
@@ -65,7 +68,6 @@ def test_documents_of_records(name: str, tokenizer: str, folder: Path) -> None:
     info = corpus.info
     assert (info.train.documents, info.val.documents) == (48, 12)
     assert info.val.tokens == len(corpus.val.tokens) == info.val.targets + 1
-    assert info.val.bytes == sum(len(text.encode()) + 1 for text in DOCUMENTS[4::5]) + 1
 
 
 def test_every_file_of_a_folder_or_pattern_is_read(folder: Path) -> None:
@@ -147,7 +149,7 @@ def test_a_stopped_preparation_goes_on(folder: Path, monkeypatch: pytest.MonkeyP
     pieces = len(list(shards.make_pieces(map(sources.Text, DOCUMENTS))))
     assert len(encoded) - before == pieces - done[-1]["pieces"]
     for name in ("train", "val"):
-        assert np.array_equal(getattr(corpus, name).tokens, getattr(whole, name).tokens)
+        assert np.array_equal(getattr(corpus, name).tokens[:], getattr(whole, name).tokens[:])
     assert not list(half.glob(".*tmp*"))
 
 
@@ -175,12 +177,43 @@ def test_a_killed_preparation_goes_on(clone: Path, tmp_path: Path) -> None:
 
 def test_damage_is_found(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(folder / "a.jsonl", RECORDS)
-    whole = np.array(prepare().train.tokens)
+    whole = prepare().train.tokens[:].copy()
     (file,) = Path("data").glob("texts-*/train-00000-0.npy")
     content = file.read_bytes()
     file.write_bytes(content[:-2] + b"\x09\x00")
     assert np.array_equal(prepare().train.tokens, whole)
     assert "incomplete or damaged; preparing it again" in capsys.readouterr().err
+    (file.parent / ".DS_Store").touch()  # what others put there is no damage
+    prepare()
+    assert not capsys.readouterr().err
+
+
+def test_shards_that_are_gone_are_missed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder / "a.jsonl", RECORDS)
+    with monkeypatch.context() as patch:
+        patch.setattr(large, "load_split", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare()
+    for shard in Path("data").glob("texts-*/val-*.npy"):
+        shard.unlink()
+    with pytest.raises(UserError, match="its val split is gone; remove the folder"):
+        prepare()
+
+
+@pytest.mark.parametrize("fraction", [0.02, 0.1, 0.3, 0.4, 0.5, 0.9, 1 / 49, 0.999])
+def test_the_validation_split_is_as_large_as_asked(fraction: float) -> None:
+    kinds = [text.is_val for text in choose_split([sources.Text("")] * 1000, fraction)]
+    assert sum(kinds) == int(1000 * fraction + 1e-9)
+    assert not kinds[0]
+    assert all(abs(sum(kinds[:n]) - n * fraction) < 1 for n in range(1000))  # evenly
+
+
+def test_the_end_of_a_name_says_what_a_file_holds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder / "speeches.txt.jsonl", RECORDS + '{"text": null}\n')
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("data.prepare.DATA", folder.parent)
+    corpus = prepare(".", val_fraction=0.2)
+    assert (corpus.info.name, corpus.info.train.documents) == ("texts", 1 + 48)
 
 
 def test_batches_of_a_billion_tokens(tmp_path: Path) -> None:
@@ -226,6 +259,32 @@ def test_parquet(folder: Path) -> None:
     assert documents_of(corpus.val.tokens, corpus.tokenizer) == DOCUMENTS[4::5]
 
 
+def test_a_dataset_of_the_hub(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that is made up stands for the hub and its package."""
+    asked: list[object] = []
+
+    def load_dataset(name: str, configuration: str | None, **options: Any) -> Iterator[dict[str, str]]:
+        asked.append((name, configuration, options))
+        if name == "somebody/nothing":
+            raise ConnectionError("the hub cannot be reached")
+        return iter([{"id": "1", "text": text} for text in DOCUMENTS])
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    corpus = prepare("hf:somebody/speeches:small", val_fraction=0.2)
+    assert documents_of(corpus.val.tokens, corpus.tokenizer) == DOCUMENTS[4::5]
+    once = ("somebody/speeches", "small", {"split": "train", "streaming": True, "revision": None})
+    assert asked == [once, once]  # to find the characters, and to encode
+    assert prepare("hf:somebody/speeches:small", val_fraction=0.2).info == corpus.info
+    assert len(asked) == 2
+    assert prepare("hf:somebody/speeches@refs/old", val_fraction=0.2).info.name == "speeches"
+    assert asked[-1] == ("somebody/speeches", None, once[2] | {"revision": "refs/old"})
+    with pytest.raises(UserError, match=r"^corpus hf:somebody/nothing: cannot be read .*ConnectionError: the hub"):
+        prepare("hf:somebody/nothing")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"^corpus hf:somebody/else: needs a package: pip install"):
+        prepare("hf:somebody/else")
+
+
 def test_training_on_shards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With several shards, training, resuming, evaluation and sampling work as on one file."""
     monkeypatch.setattr(shards, "PIECE", 100)
@@ -240,7 +299,7 @@ def test_training_on_shards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_write_shards_says_what_it_did(tmp_path: Path) -> None:
     tokenizer = char_tokenizer("ab", "\n")
     texts = [sources.Text("ab"), sources.Text("b"), sources.Text("a", ends=False), sources.Text("bb")]
-    (shard,) = write_shards(choose_split(texts, 2), tokenizer, tmp_path)
-    assert shard == shards.Shard(1, {"train": 2, "val": 1}, {"train": 8, "val": 3}, {"train": 8, "val": 3})
+    (shard,) = write_shards(choose_split(texts, 0.5), tokenizer, tmp_path)
+    assert shard == shards.Shard(1, {"train": 2, "val": 1}, {"train": 8, "val": 3})
     assert np.load(tmp_path / "train-00000-0.npy").tolist() == [2, 0, 1, 2, 0, 1, 1, 2]
     assert np.load(tmp_path / "val-00000-0.npy").tolist() == [2, 1, 2]

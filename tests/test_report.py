@@ -16,7 +16,7 @@ def make_info(*more: Baseline, **changes: object) -> CorpusInfo:
     losses = [("uniform, log|V|", math.log(65)), ("bigram", 2.48), ("6-gram", 1.52), ("gzip", 2.21)]
     baselines = [Baseline(name=name, nats_per_token=nats, bits_per_byte=nats / math.log(2), perplexity=math.exp(nats))
                  for name, nats in losses]
-    train, val = (SplitInfo(tokens=n, bytes=n, documents=1, targets=n - 1) for n in (9000, 1000))
+    train, val = (SplitInfo(tokens=n, documents=1, targets=n - 1) for n in (9000, 1000))
     info = CorpusInfo(format=0, name="x", sha256="", tokenizer="char", vocab_size=65, train=train, val=val, prompt="",
                       baselines=[*baselines, *more])
     return info.model_copy(update=changes)
