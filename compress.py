@@ -15,6 +15,7 @@ from pydantic import Field
 from config.cli import load_options
 from config.errors import DIVERGED, UserError, not_text, run_command
 from config.files import check_place, write_atomically
+from config.pretrained import is_hugging_face
 from config.schema import Section, Text
 from data.baselines import COMPRESSORS
 from engine.run import Run, open_run
@@ -39,6 +40,8 @@ def read_arguments(argv: list[str]) -> tuple[Run, CompressOptions, Path, Path, b
     """The run, the options, the file, the one to write, the file's content and, of a text, its tokens (N,)."""
     paths, options = load_options(CompressOptions, argv, "RUN FILE", 2, "a run's directory; a text, or a .srp file")
     run, path = open_run(Path(paths[0])), Path(paths[1])
+    if is_hugging_face(run.path):
+        raise UserError(f"{run.path}: is in Hugging Face's format; name the run of a training")
     content, tokens, out = path.read_bytes(), None, path.with_suffix("")
     checksums = HEADER.unpack(content[:HEADER.size].ljust(HEADER.size))[:2]
     if path.suffix != ".srp":

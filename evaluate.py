@@ -103,8 +103,7 @@ def main(argv: list[str]) -> None:
 def sentences(runs: list[Run], options: EvaluateOptions) -> tuple[str, list[EvalText]]:
     """The sentence to explain, in each run's tokens."""
     tokens = [np.array(run.tokenizer.encode_after_context(options.explain)) for run in runs]
-    return "a sentence", [EvalText(Split(own), run.config.model.block_size)
-                          for run, own in zip(runs, tokens, strict=True)]
+    return "a sentence", [run.eval_text(Split(own)) for run, own in zip(runs, tokens, strict=True)]
 
 
 def explain(runs: list[Run], texts: list[EvalText], scored: list[Scored]) -> str:

@@ -80,7 +80,8 @@ def main(argv: list[str]) -> None:
 
 def model_card(run: Run, step: int, architecture: str) -> str:
     """What the model is, and its exact loss."""
-    info, final = run.info, next((record for record in reversed(run.read_metrics()) if "best_val_nll" in record), None)
+    info = run.info
+    final = next((record for record in reversed(run.read_metrics()) if record.get("best_step") == step), None)
     loss = "Its loss was not measured." if final is None else (
         f"Its loss is {final['best_val_nll']:.4f} nats per token on all {info.val.targets:,} targets of the validation "
         f"split: {final['best_val_bits_per_byte']:.4f} bits per byte, perplexity {final['best_val_perplexity']:.3f}.")
@@ -90,7 +91,7 @@ def model_card(run: Run, step: int, architecture: str) -> str:
             f"A {architecture}, trained with Surprisal on the text `{info.name}` ({info.train.tokens:,} tokens of kind "
             f"{info.tokenizer}, |V| = {info.vocab_size:,}), step {step:,}. {loss}\n\n"
             + (f"| baseline | nats per token |\n|---|---|\n{below}\n" if below else "")
-            + f"It read at most {run.config.model.block_size:,} tokens at once, and nothing but that text.\n")
+            + f"It read at most {run.config.model.block_size:,} tokens at once.\n")
 
 
 if __name__ == "__main__":

@@ -96,8 +96,10 @@ def train(cfg: Config, named: set[str]) -> int:
                 log.save("last", model, optimizers)
         if ending:
             break
+        started = time.perf_counter()
         result = train_step(forward, optimizers, get_batch(state.step), cfg, dist, state.step, teacher,
                             state.loss_scale)
+        result.seconds = time.perf_counter() - started
         log.add(result, state.count_step(result))  # state.step += 1
 
     log.bar.close()
@@ -111,7 +113,7 @@ def train_step(model: torch.nn.Module, optimizers: Optimizers, batch: list[Batch
     A step without targets, or with a loss or gradient that is not finite, changes neither weights nor optimizers.
     In float16 the loss is scaled for backward, because small gradients would become zero.
     """
-    started, lr = time.perf_counter(), set_lr(optimizers, cfg.optim, step)
+    lr = set_lr(optimizers, cfg.optim, step)
     num_targets = int(dist.all_reduce(torch.tensor(sum(micro.num_targets for micro in batch))))
     sums, scale = [], loss_scale if dist.dtype == torch.float16 else 1.0
     for micro in batch if num_targets > 0 else []:
@@ -128,7 +130,6 @@ def train_step(model: torch.nn.Module, optimizers: Optimizers, batch: list[Batch
         if result.is_valid:
             optimizer.step()
         optimizer.zero_grad()
-    result.seconds = time.perf_counter() - started
     return result
 
 

@@ -22,23 +22,22 @@ from data.tokenizer import Tokenizer
 from engine.distributed import Distributed
 from engine.huggingface import from_hugging_face
 from engine.run import Run, open_run
-from engine.sharding import WholeState, part_of, scatter
+from engine.sharding import State, part_of, scatter
 from engine.state import TrainState
 from model import GPT
 
 Optimizers = list[torch.optim.Optimizer]
 
 
-def save_checkpoint(path: Path, model: GPT, state: TrainState,
-                    optimizers: Sequence[torch.optim.Optimizer | WholeState] | None = None) -> None:
-    """Replace the checkpoint `path`; without `optimizers` it has only what evaluation needs.
+def save_checkpoint(path: Path, model: GPT, state: TrainState, optimizers: Sequence[State] = ()) -> None:
+    """Replace the checkpoint `path`; without the states of optimizers it has only what evaluation needs.
 
     The checkpoint that last.safetensors was becomes previous.safetensors. OSError if there is no room: then all
     checkpoints are as they were.
     """
     tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
-    for number, optimizer in enumerate(optimizers or []):
-        for index, values in optimizer.state_dict()["state"].items():
+    for number, optimizer in enumerate(optimizers):
+        for index, values in optimizer.items():
             tensors |= {f"optimizer.{number}.{index}.{key}": value for key, value in values.items()}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     metadata = {"state": state.model_dump_json()}

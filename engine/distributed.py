@@ -79,7 +79,7 @@ class Distributed:
             except (UserError, OSError) as error:
                 outcome[1] = error
         if self.world_size > 1:
-            _exchange(dist.broadcast_object_list, outcome)
+            dist.broadcast_object_list(outcome)
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
@@ -93,7 +93,7 @@ class Distributed:
     def all_reduce(self, tensor: torch.Tensor, op: ReduceOp.RedOpType = ReduceOp.SUM) -> torch.Tensor:
         """The sum of the ranks' tensors, or another `op` of them, in place."""
         if self.world_size > 1:
-            _exchange(dist.all_reduce, tensor, op)
+            dist.all_reduce(tensor, op)
         return tensor
 
     def max(self, number: int) -> int:
@@ -170,7 +170,9 @@ def setup_distributed(device: str, dtype: str) -> Distributed:
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     kind, _, number = device.partition(":")
     if int(number or 0) >= found[kind]:
-        raise UserError(f"device={device}: torch finds {found[kind] or 'no'} {kind} on this machine; use --device=auto")
+        fewer = f"start at most {found[kind]} ranks: --nproc_per_node={found[kind]}"
+        raise UserError(f"device={device}: torch finds {found[kind] or 'no'} {kind} on this machine; "
+                        f"{fewer if WORLD_SIZE > 1 and found[kind] else 'use --device=auto'}")
     if kind == "cpu":
         torch.set_flush_denormal(True)  # numbers too small to matter are slow on many CPUs
         _keep_freed_memory()
@@ -227,18 +229,12 @@ def lost_ranks() -> Iterator[None]:
                         "torchrun do that: torchrun --max-restarts=3 ... --init_from=auto") from None
 
 
-def _exchange(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function of torch.distributed; UserError if another rank is gone."""
-    with lost_ranks():
-        return function(*args, **kwargs)
-
-
 def _join(backend: str) -> None:
     """Meet the other ranks. torchrun keeps the addresses of dead ranks: each restart uses a prefix of its own."""
     store, *_ = next(rendezvous("env://"))
     store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    _exchange(dist.init_process_group, backend, store=store, rank=RANK, world_size=WORLD_SIZE,
-              timeout=timedelta(hours=2))  # rank 0 may prepare a large corpus
+    dist.init_process_group(backend, store=store, rank=RANK, world_size=WORLD_SIZE,
+                            timeout=timedelta(hours=2))  # rank 0 may prepare a large corpus
     atexit.register(dist.destroy_process_group)
 
 

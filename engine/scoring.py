@@ -77,7 +77,8 @@ def predict(model: GPT, batches: Iterable[Batch], dist: Distributed) -> Iterator
 
 def score(predictions: Iterable[Predictions], temperatures: Sequence[float]) -> Scores:
     """The scores of all targets; only one chunk of logits is in memory."""
-    return _join([_score(part, temperatures) for part in predictions])
+    *columns, tempered = zip(*(_score(part, temperatures) for part in predictions), strict=True)
+    return Scores._make([*map(np.concatenate, columns), np.sum(tempered, axis=0)])
 
 
 @torch.inference_mode()
@@ -107,8 +108,3 @@ def explain(predictions: Iterable[Predictions], temperatures: Sequence[float]) -
         log_z = torch.stack([(log_q / T).logsumexp(dim=1) for T in temperatures], dim=1)
         parts.append([nll, 1 + (log_q > -nll[:, None]).sum(dim=1), top.indices, top.values, log_z])
     return Details(*(torch.cat(columns).cpu().numpy() for columns in zip(*parts, strict=True)))
-
-
-def _join(parts: Iterable[Scores]) -> Scores:
-    *columns, tempered = zip(*parts, strict=True)
-    return Scores._make([*map(np.concatenate, columns), np.sum(tempered, axis=0)])

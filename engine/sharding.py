@@ -5,13 +5,14 @@ rank has too; `gather` brings it up to date. So a checkpoint is the same file as
 """
 
 import copy
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from engine.distributed import Distributed, is_sharded, whole
 from model import GPT
+
+State = dict[int, dict[str, Tensor]]  # of an optimizer: for each number of a parameter, tensors by their names
 
 
 def shard(model: GPT, parallel: str, dist: Distributed) -> GPT:
@@ -56,24 +57,13 @@ def part_of(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-class WholeState(NamedTuple):
-    """The state of an optimizer, gathered on the CPU."""
-
-    values: dict[int, dict[str, Any]]
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"state": self.values}
-
-
-def gather_state(optimizer: torch.optim.Optimizer, dist: Distributed) -> "torch.optim.Optimizer | WholeState":
-    """What save_checkpoint can save on rank 0. All ranks call it."""
+def gather_state(optimizer: torch.optim.Optimizer, dist: Distributed) -> State:
+    """On rank 0 the whole state of an optimizer, on the CPU; nothing on other ranks. All ranks call it."""
     state = optimizer.state_dict()["state"]
-    if not any(is_sharded(tensor) for values in state.values() for tensor in values.values()):
-        return optimizer
-    found: dict[int, dict[str, Any]] = {index: {} for index in state}
+    found: State = {index: {} for index in state}
     for index, values in state.items():
         for key, tensor in values.items():
             full = whole(tensor)
             if dist.rank == 0:
                 found[index][key] = full.cpu()
-    return WholeState(found)
+    return found

@@ -104,12 +104,10 @@ def _describe(run: Run, evaluation: Evaluation | None, at_most: int) -> dict[str
     steps = [next((record["step"] for record in evaluations if each in passed_and_ahead(record["val_nll"], [each])[0]),
                   best.get("step")) for each in passed]
     passages = [*read_passages(run.path / "passage.jsonl", run.tokenizer, at_most, best.get("step", 0))][::-1]
-    changed = {name: value for name, value in run.config.changed().items()
-               if name not in ("out_dir", "init_from", "dtype")}
     return {"name": run.name, "val": _thin(val), "train": _thin(train), "best_nll": final.get("best_val_nll"),
             "best": {name: best[name] for name in [*PLACES, "val_nll"]} if best else None,
             "seconds": records[-1]["seconds"] if records else 0,
-            "options": ", ".join(f"{name}={value}" for name, value in changed.items()),
+            "options": ", ".join(f"{name}={value}" for name, value in run.config.changed().items()),
             "corpus": info.name, "tokenizer": info.tokenizer, "bytes_per_target": info.bytes_per_target,
             "baselines": [{"name": each.name, "nats": each.nats_per_token, "bits_per_byte": each.bits_per_byte,
                            "perplexity": perplexity(each.nats_per_token)} for each in info.baselines],

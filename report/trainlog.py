@@ -28,6 +28,7 @@ from loss import mean_loss, sum_losses
 from model import GPT
 from report import figures, measures, page, words
 from report.analysis import BLOCKS
+from report.gpu import gpu_record
 from report.tracker import Tracker
 from surprisal import smoothed_entropy
 
@@ -48,6 +49,8 @@ class TrainLog:
         self.results: list[StepResult] = []  # since the last line of metrics
         self.failing: set[str] = set()  # files that could not be written the last time
         self.next_page = 0.0  # the time from which on the page may be written again
+        if run.config.run.source:  # before it is a run: so resuming it always finds the weights that it starts with
+            dist.on_rank0(save_checkpoint, run.path / "last.safetensors", model, state)
         dist.on_rank0(start_run, run, state.step, str(dist))
         self.attempt("report.html", page.write_live_page)
         self.logged_step, self.passed = dist.on_rank0(self.read_progress)
@@ -75,7 +78,8 @@ class TrainLog:
     def make_record(self) -> Record:
         """A line of metrics of the steps since the last one."""
         self.state.seconds = time.perf_counter() - self.started
-        return self.state.record() | training_record(self.results, self.run.config.loss, self.info.vocab_size)
+        record = self.state.record() | training_record(self.results, self.run.config.loss, self.info.vocab_size)
+        return record | gpu_record(self.dist, self.model, self.results, self.run.config.optim, self.state.step)
 
     def write(self, record: Record) -> bool:
         """Append a line to metrics.jsonl, and show it if there was an evaluation, or there is no progress bar.
@@ -88,6 +92,8 @@ class TrainLog:
         self.logged_step = record["step"]
         if "val_nll" in record or (self.bar.disable and "tokens" in record):
             self.say(words.progress(record))
+        if "val_nll" in record and "gpu_gigabytes" in record:
+            self.say(words.gpu_use(record))
         before, self.passed = self.passed, max(self.passed, self.count_passed(record.get("val_nll")))
         if "val_nll" in record:
             self.attempt("passage.jsonl", self.write_passage)

@@ -1,8 +1,10 @@
 """What the numbers of a training mean, in words and small tables."""
 
 import math
+import os
 import shlex
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from config.schema import OVERFITTING_RISE, Config
@@ -33,8 +35,7 @@ TROUBLES = {"skipped_steps": "Steps that had no target, and were skipped",
 
 def describe_options(config: Config) -> str:
     """The options that differ from their defaults."""
-    changed = [f"{name}={shown(value)}" for name, value in config.changed().items()
-               if name not in ("out_dir", "init_from", "dtype")]  # these are said beside the model
+    changed = [f"{name}={shown(value)}" for name, value in config.changed().items()]
     return f"options that differ from the defaults: {', '.join(changed) or 'none'}"
 
 
@@ -47,6 +48,13 @@ def progress(record: Record) -> str:
     cells = ((format(record[key], form) if key in record else "").rjust(width) for _, key, width, form in CELLS)
     line = "".join(cells).rstrip()
     return f"{line}   {record['kl_gap']:.4f} above the source" if "kl_gap" in record else line
+
+
+def gpu_use(record: Record) -> str:
+    """What each GPU does, and how long the steps that are left will take."""
+    mfu = f", {record['mfu']:.0%} of its best (MFU)" if "mfu" in record else ""
+    return (f"{INDENT}each GPU: {record['gpu_tokens_per_second']:,.0f} tokens/s{mfu}, "
+            f"{record['gpu_gigabytes']:.1f} GB at the peak; {timedelta(seconds=round(record['seconds_left']))} left")
 
 
 def standing(nll: float, baselines: Sequence[Baseline]) -> str:
@@ -189,7 +197,10 @@ def describe_run(run: Run, state: TrainState, remark: str, model: GPT, dist: Dis
 
 def stopped(run: Run, signal: str, state: TrainState, dist: Distributed, saved: bool) -> str:
     """That a signal has stopped a run, and how to resume it."""
-    launcher = "python" if dist.world_size == 1 else f"torchrun --standalone --nproc_per_node={dist.world_size}"
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", dist.world_size))
+    launcher = "python" if dist.world_size == 1 else f"torchrun --standalone --nproc_per_node={here}"
+    if here < dist.world_size:
+        launcher = f"(on each machine, with the options of before) torchrun --nproc_per_node={here}"
     lost = "" if saved else ", which could not be saved: make room first; the checkpoint before it is whole"
     return (f"Stopped by {signal} at step {state.step:,}{lost}. To resume:\n"
             f"  {launcher} train.py {shlex.quote(str(run.path))} --init_from=resume")

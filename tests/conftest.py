@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -63,7 +64,8 @@ def read_metrics(run: Path) -> list[Record]:
 
 def without_clocks(run: Path) -> list[Record]:
     """A run's metrics without what depends on time: equal for equal runs."""
-    return [{key: value for key, value in record.items() if "second" not in key} for record in read_metrics(run)]
+    of_time = re.compile("second|mfu|gigabytes")
+    return [{key: value for key, value in record.items() if not of_time.search(key)} for record in read_metrics(run)]
 
 
 def make_text(n_lines: int = 400) -> str:

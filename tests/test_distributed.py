@@ -28,12 +28,14 @@ from config.schema import Config, ModelConfig, OptimConfig
 from data.batches import IGNORE_INDEX, Batch, EvalText, TrainBatches
 from data.documents import Split
 from engine import distributed
-from engine.distributed import Distributed, _exchange, setup_distributed
+from engine.distributed import Distributed, lost_ranks, setup_distributed
 from engine.optim import make_optimizers
+from engine.run import Run
 from engine.signals import StopSignal
-from engine.state import StepResult
+from engine.state import StepResult, TrainState
 from engine.step import evaluate
 from model import GPT
+from report import words
 from tests.conftest import ROOT, TINY, read_metrics, without_clocks
 from tests.processes import Process, start_ranks
 from train import train_step
@@ -219,12 +221,9 @@ def test_only_a_lost_connection_means_that_a_process_is_gone(error: str, is_gone
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "WORLD_SIZE", 2)
 
-    def fail() -> None:
-        raise RuntimeError(error)
-
     with pytest.raises(UserError if is_gone else RuntimeError, match="another process of this training is gone" if
-                       is_gone else error[:20]):
-        _exchange(fail)
+                       is_gone else error[:20]), lost_ranks():
+        raise RuntimeError(error)
 
 
 # Ranks as processes.
@@ -240,6 +239,19 @@ def test_several_ranks_are_refused_where_they_have_no_work(monkeypatch: pytest.M
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
     with pytest.raises(UserError, match="several ranks need --device=cpu, or --device=cuda"):
         setup_distributed("mps", "float32")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(distributed, "count_devices", lambda: {"cuda": 2, "mps": 0, "cpu": 1})
+    with pytest.raises(UserError, match="finds 2 cuda on this machine; start at most 2 ranks: --nproc_per_node=2"):
+        setup_distributed("auto", "float32")
+
+
+def test_how_to_resume_on_several_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two, with two ranks each."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    run = Run(Path("out/it"), Config(), None)  # type: ignore[arg-type]
+    assert words.stopped(run, "SIGTERM", TrainState(), Distributed(CPU.device, CPU.dtype, 0, 4), True).endswith(
+        "  (on each machine, with the options of before) torchrun --nproc_per_node=2 train.py out/it "
+        "--init_from=resume")
 
 
 @pytest.mark.parametrize("variables", [{"RANK": "1"}, {"RANK": "1", "WORLD_SIZE": "1"}, {"WORLD_SIZE": "4"}])

@@ -19,7 +19,8 @@ from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.distributed import Distributed, setup_distributed
 from engine.generate import generate, sample_token
 from engine.optim import Muon, get_lr_scale, make_optimizers, set_lr
-from engine.state import TrainState
+from engine.sharding import gather_state
+from engine.state import StepResult, TrainState
 from engine.step import evaluate
 from model import GPT
 from report import words
@@ -155,12 +156,41 @@ def test_tokens_per_second_are_those_of_the_steps(data_dir: Path, monkeypatch: p
 
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     for module, name, seconds in ((script, "validate", 3600), (script, "generate_texts", 3600),
-                                  (report.trainlog, "save_checkpoint", 3600), (script, "seed_dropout", 0.5)):
-        monkeypatch.setattr(module, name, takes(seconds, getattr(module, name)))  # the last one is called in each step
+                                  (report.trainlog, "save_checkpoint", 3600), (script, "seed_dropout", 0.5),
+                                  (TrainBatches, "__call__", 0.25)):  # the last two are called in each step
+        monkeypatch.setattr(module, name, takes(seconds, getattr(module, name)))
     train("--log_interval=2", "--checkpoint_interval=1", "--eval_interval=3")
     records = read_metrics(data_dir / "out/run")
-    assert [record["tokens_per_second"] for record in records if "train_nll" in record] == [4 * 8 / 0.5] * 6
+    assert [record["tokens_per_second"] for record in records if "train_nll" in record] == [4 * 8 / 0.75] * 6
     assert records[-2]["seconds"] > 3600
+
+
+def test_what_each_gpu_does_is_logged(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch says of two GPUs is made up here."""
+    import report.gpu
+    import report.trainlog
+
+    model, steps = GPT(ModelConfig(), 65), [StepResult(None, 1.0, 0.1, 0.001)] * 3  # type: ignore[arg-type]
+    optim = OptimConfig(batch_size=8, max_iters=103)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", {torch.device("cuda:1"): 33_100_000_000}.__getitem__)
+    two = Distributed(torch.device("cuda:1"), torch.bfloat16, 0, 2)
+    monkeypatch.setattr(Distributed, "max", lambda self, number: number)
+    flops = 8 * 256 / 0.001 / 2 * model.flops_per_token()
+    assert report.gpu.gpu_record(two, model, steps, optim, 3) == pytest.approx(
+        {"gpu_tokens_per_second": 1_024_000, "gpu_gigabytes": 33.1, "seconds_left": 0.1, "mfu": flops / 989e12})
+    for name, known in (("NVIDIA H100 PCIe", 756e12), ("NVIDIA L40", None), ("NVIDIA A100-SXM4-40GB", 312e12),
+                        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None), ("NVIDIA GeForce RTX 4090 D", None)):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        found = report.gpu.gpu_record(two, model, steps, optim, 3)
+        assert found.get("mfu") == (pytest.approx(flops / known) if known else None)
+    assert report.gpu.gpu_record(two, model, [], optim, 0) == report.gpu.gpu_record(CPU, model, steps, optim, 3) == {}
+
+    monkeypatch.setattr(report.trainlog, "gpu_record", lambda dist, model, results, *_: {
+        "gpu_tokens_per_second": 1e6, "gpu_gigabytes": 33.1, "mfu": 0.41, "seconds_left": 3.0} if results else {})
+    says = "each GPU: 1,000,000 tokens/s, 41% of its best (MFU), 33.1 GB at the peak; 0:00:03 left"
+    assert train("--max_iters=8").stdout.count(says) == 5  # after steps 1, 2, 4, 6 and 8
+    assert {record.get("mfu") for record in read_metrics(data_dir / "out/run")} == {None, 0.41}
 
 
 # The state of a training.
@@ -202,7 +232,7 @@ def test_a_checkpoint_restores_all_of_a_training(tmp_path: Path) -> None:
     optimizers = make_optimizers(model, OptimConfig())
     train_step(model, optimizers, make_batch(), Config(), CPU, step=0)
     saved = TrainState(step=7, tokens=123, best_nll=1.5, variance=0.1 + 0.2)
-    save_checkpoint(tmp_path / "last.safetensors", model, saved, optimizers)
+    save_checkpoint(tmp_path / "last.safetensors", model, saved, [gather_state(each, CPU) for each in optimizers])
     other = make_model()
     restored = make_optimizers(other, OptimConfig())
     assert load_checkpoint(tmp_path / "last.safetensors", other, restored) == saved

@@ -24,8 +24,9 @@ from engine.distributed import Distributed
 from engine.generate import generate
 from engine.huggingface import from_hugging_face, to_hugging_face
 from engine.run import open_run
+from export import model_card
 from model import GPT
-from tests.conftest import TINY, call, make_text, train_in, training_in
+from tests.conftest import TINY, call, make_text, train_in, training_in, without_clocks
 
 transformers = pytest.importorskip("transformers")
 CPU = Distributed(torch.device("cpu"), torch.float32)
@@ -224,6 +225,41 @@ def test_a_run_resumes_when_the_model_it_started_from_is_gone(here: Path) -> Non
     shutil.rmtree("data")
     call("train.py", "child", "--init_from=resume", "--max_iters=2")
     assert "nats per token" in call("evaluate.py", "child").stdout
+
+
+def test_a_run_that_dies_before_its_first_evaluation_has_its_weights(here: Path, monkeypatch: pytest.MonkeyPatch
+                                                                      ) -> None:
+    command = ["train.py", "--corpus=part.txt", "--init_from=char", "--max_iters=1", "--eval_tokens=0"]
+    call(*command, "--out_dir=whole")
+    with monkeypatch.context() as patch:
+        patch.setattr("train.validate", lambda *_: sys.exit(9))
+        assert call(*command, "--out_dir=died", check=False).returncode == 9
+    call("train.py", "died", "--init_from=resume")
+    with monkeypatch.context() as patch:  # or before it is a run
+        patch.setattr("report.trainlog.start_run", lambda *_: sys.exit(9))
+        for _ in range(3):
+            assert call(*command, "--out_dir=again", check=False).returncode == 9
+    with monkeypatch.context() as patch:
+        patch.setattr("train.validate", lambda *_: sys.exit(9))
+        call("train.py", "--corpus=part.txt", *TINY, "--out_dir=again", check=False)
+    assert not list(Path("again").glob("*.safetensors"))  # of what it does not start from
+    assert without_clocks(Path("died")) == without_clocks(Path("whole"))
+
+
+def test_a_model_in_their_format_has_a_page_but_compresses_nothing(here: Path) -> None:
+    call("evaluate.py", "char_exported", "--text=part.txt", "--html=page.html", "--against=char")
+    assert "char_exported" in Path("page.html").read_text(encoding="utf-8")
+    call("evaluate.py", "char_exported", "--explain=the cat", "--html=page.html")
+    done = call("compress.py", "char_exported", "part.txt", check=False)
+    assert (done.returncode, done.stderr) == (2, "error: char_exported: is in Hugging Face's format; name the run of a "
+                                                 "training\n")
+
+
+def test_the_card_has_the_loss_of_the_weights_in_it(here: Path) -> None:
+    run = open_run(Path("char"))
+    final = run.read_metrics()[-1]
+    assert f"Its loss is {final['best_val_nll']:.4f} nats" in model_card(run, int(final["best_step"]), "a GPT")
+    assert "Its loss was not measured." in model_card(run, int(final["best_step"]) + 1, "a GPT")
 
 
 def test_an_eos_token_that_this_text_does_not_need(here: Path) -> None:
