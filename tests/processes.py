@@ -64,11 +64,15 @@ class Process:
         return Path(self.log).read_text(encoding="utf-8")
 
 
-def start_ranks(folder: Path, *arguments: str, size: int = 2) -> list[Process]:
-    """What torchrun does: a process for each rank."""
+def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+        return str(free.getsockname()[1])
+
+
+def start_ranks(folder: Path, *arguments: str, size: int = 2) -> list[Process]:
+    """What torchrun does: a process for each rank."""
+    port = free_port()
     return [Process(folder, *arguments, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_PORT=port,
                     MASTER_ADDR="127.0.0.1") for rank in range(size)]
 

@@ -32,15 +32,15 @@ OF_A_RUN = {"config.toml", "corpus.json", "tokenizer.json", "metrics.jsonl", "sa
             "verdict.txt", "out/shakespeare_char/report.html", "compare.html", "runs.html", "page.html",
             "passage.jsonl", "evaluation.json", "model.safetensors"}
 OF_OTHERS = {"standalone", "nproc_per_node", "max", "nanogpt", "seeds", "quick", "minutes", "help", "name",  # not ours
-             "logdir", "project", "backend", "nnodes", "rdzv_backend", "rdzv_endpoint", "megabytes",
-             "for_gpu"}
+             "logdir", "project", "backend", "nnodes", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "megabytes",
+             "for_gpu", "nodes", "ntasks", "gpus", "requeue"}
 
 
 def make_small(recipe: Path) -> str:
     """A recipe with a tiny model and few steps, on text.txt where it can be."""
     values = tomllib.loads(recipe.read_text(encoding="utf-8"))
-    if values.get("data", {}).get("corpus", "shakespeare") in ("shakespeare", "tinyshakespeare"):
-        values.setdefault("data", {})["corpus"] = "text.txt"
+    if (corpus := values.get("data", {}).get("corpus", "shakespeare")).endswith("shakespeare") or corpus[:3] == "hf:":
+        values.setdefault("data", {}).update(corpus="text.txt", val_fraction=0.1)
     values.setdefault("model", {}).update(block_size=8, n_layer=1, n_head=2, n_embd=16)
     values.setdefault("optim", {}).update(batch_size=4, max_iters=4, warmup_iters=0)
     values.get("run", {}).pop("init_from", None)  # the model to start from is not here

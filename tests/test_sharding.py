@@ -1,6 +1,10 @@
 """--parallel=ddp and fsdp: the same curve as one process, from any number of ranks, also after a rank was killed."""
 
+import os
 import shutil
+import subprocess
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +13,7 @@ import pytest
 from data.batches import IGNORE_INDEX, TrainBatches
 from data.documents import Split
 from tests.conftest import TINY, read_metrics, without_clocks
-from tests.processes import Process, read_checkpoint, start_ranks
+from tests.processes import Process, free_port, read_checkpoint, start_ranks
 
 # Most of the text is masked, so micro-batches have uneven numbers of targets; 5 sequences are 3 micro-batches.
 OPTIONS = ["--corpus=text.txt", *TINY, "--device=cpu", "--batch_size=5", "--micro_batch_size=2",
@@ -54,6 +58,27 @@ def test_dropout_is_that_of_one_process(clone: Path) -> None:
     wait([Process(clone, *OPTIONS, "--dropout=0.3", "--out_dir=out/dropout_alone")])
     wait(start_ranks(clone, *OPTIONS, "--dropout=0.3", "--parallel=fsdp", "--out_dir=out/dropout_fsdp"))
     assert_same_curve(clone / "out/dropout_alone", clone / "out/dropout_fsdp", rel=2e-3)
+
+
+@pytest.mark.slow
+def test_two_machines(clone: Path, alone: dict[str, Path]) -> None:
+    """Two torchruns, which start a rank each, meet at an address. Both are on this machine."""
+    agents = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d",
+              f"--rdzv_endpoint=127.0.0.1:{free_port()}", "--local_addr=127.0.0.1"]
+    command = [*agents, "train.py", *OPTIONS, "--parallel=fsdp", "--out_dir=out/two_machines"]
+    with ExitStack() as files:
+        logs = [files.enter_context((clone / f"machine_{number}.log").open("w+b")) for number in range(2)]
+        both = [subprocess.Popen(command, cwd=clone, stdout=log, stderr=subprocess.STDOUT,
+                                 env=os.environ | {"OMP_NUM_THREADS": "1"}) for log in logs]
+        try:
+            codes = [agent.wait(timeout=120) for agent in both]
+        finally:
+            for agent in both:
+                agent.terminate()  # ends its rank too
+        printed = [Path(log.name).read_text(encoding="utf-8") for log in logs]
+    assert codes == [0, 0], printed
+    assert sorted("A sample:" in each for each in printed) == [False, True]
+    assert_same_curve(alone["muon"], clone / "out/two_machines")
 
 
 @pytest.mark.slow
