@@ -1,6 +1,6 @@
 """How fast a large corpus becomes tokens, against tiktoken's own encode_ordinary_batch on the same text and cores.
 
-    python bench/corpora.py [--megabytes=1000] [--rounds=3] [--tokenizer=bpe]
+    python bench/corpora.py [--megabytes=1000] [--rounds=3] [--tokenizer=bpe] [--vocab_size=1024]
 
 The text is the speeches of the plays in random order, as records of a .jsonl file. Ours reads it, encodes it and
 writes shards; tiktoken encodes the same documents, which it has in memory, and keeps nothing. Then the whole command,
@@ -46,6 +46,7 @@ class Options(Section):
     megabytes: Positive = Field(1000, description="of text")
     rounds: Positive = Field(3, description="of each measurement")
     tokenizer: str = Field("bpe", description="bpe or gpt2")
+    vocab_size: int = Field(1024, description="of bpe; 50257 is as many tokens as gpt2 has, without a network")
 
 
 def write_text(path: Path, megabytes: int) -> None:
@@ -90,7 +91,7 @@ def main(argv: list[str]) -> None:
         corpus = Path(name, "bench_speeches/speeches.jsonl")
         corpus.parent.mkdir()
         write_text(corpus, options.megabytes)
-        config = DataConfig(corpus=str(corpus.parent), tokenizer=options.tokenizer)
+        config = DataConfig(corpus=str(corpus.parent), tokenizer=options.tokenizer, vocab_size=options.vocab_size)
         tokenizer = make_tokenizer(config, read_texts(str(corpus), tqdm(disable=True)), BPE_CHARACTERS)
         for _ in range(options.rounds):
             times["Surprisal"].append(ours(corpus, tokenizer))
@@ -101,7 +102,7 @@ def main(argv: list[str]) -> None:
         print(f"ratio       {statistics.median(ratios):8.2f}   ({min(ratios):.2f} to {max(ratios):.2f})")
         began = time.perf_counter()
         subprocess.run([sys.executable, "data/prepare.py", f"--corpus={corpus.parent}", "--val_fraction=0.01",
-                        f"--tokenizer={options.tokenizer}"], cwd=ROOT, check=True)
+                        f"--tokenizer={options.tokenizer}", f"--vocab_size={options.vocab_size}"], cwd=ROOT, check=True)
         whole = time.perf_counter() - began
     for prepared in (ROOT / "data").glob(f"{corpus.parent.name}-*"):
         shutil.rmtree(prepared)
