@@ -27,7 +27,7 @@ class CurveOptions(Section):
 def main(argv: list[str]) -> None:
     paths, options = load_options(CurveOptions, argv, "RUN", "+", "directories of runs, or a directory with runs in it")
     runs = [run for path in paths for run in open_runs(Path(path))]
-    if empty := [str(run.path) for run in runs if not run.read_metrics()]:
+    if empty := [str(run.path) for run in runs if not run.has_metrics()]:
         raise UserError(f"{', '.join(empty)}: no metrics yet; train first")
     if options.html:
         if others := options.model_fields_set - {"html"}:
@@ -46,7 +46,7 @@ def open_runs(path: Path) -> list[Run]:
     if is_run(path):
         return [open_run(path)]
     inside = [open_run(each) for each in sorted(path.glob("*")) if is_run(each)]
-    return [run for run in inside if run.read_metrics()] or [open_run(path)]  # which says what is missing
+    return [run for run in inside if run.has_metrics()] or [open_run(path)]  # which says what is missing
 
 
 if __name__ == "__main__":

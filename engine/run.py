@@ -104,11 +104,17 @@ class Run:
 
     def read_metrics(self) -> list[Record]:
         """The lines of metrics.jsonl; damaged ones are left out."""
+        return list(self._records())
+
+    def has_metrics(self) -> bool:
+        """Whether there is a line that is not damaged: the first is enough, of perhaps a million."""
+        return any(self._records())
+
+    def _records(self) -> Iterator[Record]:
         path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return []
-        with path.open("rb") as lines:
-            return [*filter(None, map(parse_record, lines))]
+        if path.exists():
+            with path.open("rb") as lines:
+                yield from filter(None, map(parse_record, lines))
 
     def is_finished(self, step: int) -> bool:
         """Whether a run at `step` has nothing left to do."""
