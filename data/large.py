@@ -22,14 +22,14 @@ BPE_CHARACTERS = 50_000_000  # of the text, from which bpe learns its tokens
 
 def describe_files(corpus: str) -> str:
     """What changes when a file of a large corpus does: names, sizes and times."""
-    files = [] if corpus.startswith("hf:") else find_files(corpus)
-    return json.dumps([corpus, *((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)])
+    return json.dumps([corpus, *((str(path), path.stat().st_size, path.stat().st_mtime_ns)
+                                 for path in find_files(corpus))])
 
 
 def prepare_large(folder: Path, config: DataConfig, tokenizer: Tokenizer | None) -> None:
     """Write a corpus to the folder in shards; a preparation that was stopped goes on where it was."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = [] if config.corpus.startswith("hf:") else find_files(config.corpus)
+    files = find_files(config.corpus)
     fraction = 0.0 if any(is_validation(path, config.corpus) for path in files) else config.val_fraction
     if fraction and files and all(is_txt(path) for path in files):  # a document each
         if len(files) < 2:

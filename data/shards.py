@@ -65,12 +65,13 @@ class Shards:
 
 def load_split(folder: Path, name: str) -> Split:
     """Its tokens, and which are not masked, as memory maps. UserError if a file is not an array of numbers."""
+    paths = sorted(folder.glob(f"{name}*.npy"))
+    if not paths:
+        raise UserError(f"{folder}: its {name} split is gone; remove the folder, and prepare it again")
     try:
-        if not any(folder.glob(f"{name}*.npy")):
-            raise UserError(f"{folder}: its {name} split is gone; remove the folder, and prepare it again")
-        if shards := sorted(folder.glob(f"{name}-*.npy")):
-            return Split(cast(np.ndarray, Shards(shards)) if len(shards) > 1 else np.load(shards[0], mmap_mode="r"))
-        return Split(*(np.load(path, mmap_mode="r") for path in sorted(folder.glob(f"{name}*.npy"))))
+        if len(paths) > 1 and paths[0].name.startswith(f"{name}-"):
+            return Split(cast(np.ndarray, Shards(paths)))
+        return Split(*(np.load(path, mmap_mode="r") for path in paths))  # tokens, and which are not masked
     except (OSError, ValueError) as error:
         many = getattr(error, "errno", 0) == errno.EMFILE
         raise UserError(f"{folder}: cannot be read: {error}"

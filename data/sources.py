@@ -46,7 +46,12 @@ def choose_split(texts: Iterable[Text], fraction: float) -> Iterator[Text]:
 
 
 def find_files(corpus: str) -> list[Path]:
-    """The files of a directory or a pattern, in the order of their names; UserError if there is none."""
+    """The files of a directory or a pattern, in the order of their names; UserError if there is none.
+
+    A dataset of the Hub has none here.
+    """
+    if corpus.startswith("hf:"):
+        return []
     found = Path(corpus).rglob("*") if Path(corpus).is_dir() else map(Path, glob.glob(corpus, recursive=True))
     files = sorted(path for path in found if path.name.endswith(SUFFIXES) and path.is_file())
     if not files:

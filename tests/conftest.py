@@ -127,18 +127,21 @@ def training_in(folder: Path) -> Iterator[pytest.MonkeyPatch]:
 
 
 def train_in(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """Prepared corpora go to `folder`, which becomes the current directory; no pictures are drawn."""
+    """The same as work_in, but no pictures are drawn."""
+    work_in(folder, patch)
+    patch.setattr("report.trainlog.figures", SimpleNamespace(draw_png=lambda runs, path: path.touch()))
+
+
+def work_in(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Prepared corpora go to `folder`, which becomes the current directory."""
     for module in ("data.prepare", "data.corpora"):
         patch.setattr(f"{module}.DATA", folder / "data")
-    patch.setattr("report.trainlog.figures", SimpleNamespace(draw_png=lambda runs, path: path.touch()))
     patch.chdir(folder)
 
 
 @pytest.fixture
 def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Prepared corpora go to a temporary directory, which is also the current one."""
-    monkeypatch.setattr("data.prepare.DATA", tmp_path / "data")
-    monkeypatch.setattr("data.corpora.DATA", tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
+    work_in(tmp_path, monkeypatch)
     (tmp_path / "text.txt").write_text(make_text(), encoding="utf-8")
     return tmp_path

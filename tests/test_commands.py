@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, TINY, call, read_metrics
+from tests.conftest import ROOT, TINY, call, read_metrics, work_in
 
 RECORD = {"step", "tokens", "seconds", "lr", "grad_norm", "tokens_per_second", "train_nll", "objective",
           "val_nll", "val_perplexity", "val_bits_per_byte", "val_accuracy"}
@@ -21,9 +21,7 @@ RECORD = {"step", "tokens", "seconds", "lr", "grad_norm", "tokens_per_second", "
 @pytest.fixture
 def in_clone(clone, monkeypatch) -> None:
     """Commands called in this process work in the clone."""
-    monkeypatch.setattr("data.prepare.DATA", clone / "data")
-    monkeypatch.setattr("data.corpora.DATA", clone / "data")
-    monkeypatch.chdir(clone)
+    work_in(clone, monkeypatch)
 
 
 def test_training_tells_the_whole_story(trained) -> None:

@@ -26,7 +26,7 @@ from evaluate import EvaluateOptions
 from model import GPT
 from report import analysis
 from report.analysis import TEMPERATURES, calibrate, confidence_bins, group, intervals, measure_losses
-from tests.conftest import TINY, call, make_text
+from tests.conftest import TINY, call, make_text, work_in
 
 CPU = Distributed(torch.device("cpu"), torch.float32)
 
@@ -36,9 +36,7 @@ def runs(tmp_path_factory):
     """Tiny runs, in the current directory: whole, short, wide (another block), other (another text), ..."""
     directory = tmp_path_factory.mktemp("evaluate")
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("data.prepare", "data.corpora"):
-            patch.setattr(f"{module}.DATA", directory / "data")
-        patch.chdir(directory)
+        work_in(directory, patch)
         patch.setattr("data.prepare.LENGTH", 3000)  # of the markov corpus
         patch.setattr("report.figures.draw_png", lambda runs, path: path.touch())
         for module in ("train", "report.trainlog"):
