@@ -22,7 +22,6 @@ from engine.distributed import Distributed, lost_ranks, micro_batch_size, setup_
 from engine.generate import generate_texts
 from engine.optim import make_optimizers, set_lr
 from engine.run import create_or_resume, kept_tokenizer, lock_run
-from engine.sharding import gather, shard
 from engine.signals import StopSignal
 from engine.state import StepResult
 from engine.step import compile_model, is_eval_step, make_objective, seed_dropout, teacher_logits, validate
@@ -49,7 +48,7 @@ def train(cfg: Config, named: set[str]) -> int:
     corpus = dist.rank0_first(prepare_corpus, cfg.data, kept_tokenizer(cfg))
     eos = corpus.tokenizer.eos if cfg.data.padded else None  # --padded: each row holds one document
     get_batch = TrainBatches(corpus.train, cfg.model.block_size, cfg.optim.batch_size, cfg.run.seed, eos,
-                             micro_batch_size(cfg), dist.rank, dist.world_size, even=cfg.run.parallel == "fsdp")
+                             micro_batch_size(cfg), dist.rank, dist.world_size)
     if cfg.run.explain_batch:
         print(*(explain.show_masks(micro, corpus.tokenizer, cfg.data.padded) for micro in get_batch(0)[:1]))
         return 0
@@ -57,20 +56,19 @@ def train(cfg: Config, named: set[str]) -> int:
 
     # model
     model = GPT(cfg.model, corpus.info.vocab_size).to(dist.device)
-    trained = shard(model, cfg.run.parallel, dist)  # the same model, but for --parallel=fsdp
-    optimizers = make_optimizers(trained, cfg.optim, dist)
+    optimizers = make_optimizers(model, cfg.optim, dist)
     teacher = load_teacher(cfg.loss.teacher, corpus.tokenizer, cfg.model.block_size, dist) if cfg.loss.teacher else None
 
     # run: a new directory, or the one to resume
     run = dist.on_rank0(create_or_resume, cfg, named, corpus)
-    state, remark = load_start(run, model, trained, optimizers)
+    state, remark = load_start(run, model, optimizers)
     dist.check_same_weights(model)
     val_text = run.eval_text(corpus.val, cfg.run.eval_tokens)
     print(words.describe_run(run, state, remark, model, dist, get_batch, val_text), flush=True)
     if run.is_finished(state.step):
         return 0
     log, stop = TrainLog(run, dist, model, corpus, state), StopSignal(dist)
-    forward = compile_model(trained, get_batch(0), make_objective(cfg), dist, log.say) if cfg.run.compile else trained
+    forward = compile_model(model, get_batch(0), make_objective(cfg), dist, log.say) if cfg.run.compile else model
     if not run.is_resumed and not cfg.run.source:
         log.say(dist.on_rank0(check_step_zero, model, get_batch, dist) + "\n")
     log.say(words.COLUMNS)
@@ -83,8 +81,6 @@ def train(cfg: Config, named: set[str]) -> int:
         logging = ending or evaluating or saving or state.step % cfg.run.log_interval == 0
         if logging and log.lacks_this_step():  # a resumed run has logged its first step already
             record = log.make_record()
-            if evaluating or saving or ending:
-                gather(trained, model)
             if evaluating:
                 record |= validate(model, val_text, corpus, dist)
                 if state.count_evaluation(record):

@@ -13,10 +13,16 @@ from config.schema import Config, Section
 
 Options = TypeVar("Options", bound=Section)
 
+# Options of earlier editions, and what to write instead. A run that names one still opens: none of
+# them changed what a model computes.
+REMOVED = {"parallel": "torchrun's ranks always divide each batch"}
+
 
 def merge(schema: type[Options], path: Path | None, given: dict[str, str]) -> Options:
     """Validate a recipe's values and the command line's together; UserError with all mistakes."""
     values = _read_toml(path) if path else {}
+    if path and path.name == "config.toml":  # of a run
+        drop_removed(values)
     section_of = {field.alias or name: section for section, options in sections(schema).items()
                   for name, field in options.model_fields.items()}
     for name, text in given.items():
@@ -30,7 +36,10 @@ def merge(schema: type[Options], path: Path | None, given: dict[str, str]) -> Op
         for e in error.errors():
             name = str(e["loc"][-1])
             where = f"{path}: " if path and name not in given else ""
-            if e["type"] == "extra_forbidden":
+            option = name.split("=")[0].strip("-").replace("-", "_")
+            if e["type"] == "extra_forbidden" and option in REMOVED:
+                problems.append(f"{where}{name}: this option is gone: {REMOVED[option]}")
+            elif e["type"] == "extra_forbidden":
                 problems.append(f"{where}{'.'.join(map(str, e['loc']))}: no such option{_nearest(name, section_of)}")
             else:
                 problems.append(f"{where}{name}={e['input']!s:.80}: {e['msg'][0].lower()}{e['msg'][1:]}")
@@ -40,6 +49,14 @@ def merge(schema: type[Options], path: Path | None, given: dict[str, str]) -> Op
 def load_saved(path: Path) -> Config:
     """The configuration that a run saved, or that a user edited since."""
     return merge(Config, path, {})
+
+
+def drop_removed(values: dict[str, Any]) -> None:
+    """Leave out the options of [run] that an earlier edition saved, and that are gone."""
+    section = values.get("run")
+    if isinstance(section, dict):
+        for name in REMOVED:
+            section.pop(name, None)
 
 
 def to_toml(config: Config) -> str:

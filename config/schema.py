@@ -154,8 +154,6 @@ class RunConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of matrix products; auto = "
                                                                      "the fastest")
     compile: bool = Field(False, description="torch.compile the model: starts slowly, then runs faster")
-    parallel: Literal["ddp", "fsdp"] = Field("ddp", description="torchrun's ranks divide each batch; with fsdp also "
-                                             "weights, gradients and optimizer states, to save memory")
     micro_batch_size: Count = Field(0, description="sequences in one forward pass; 0 = a rank's share of the "
                                     "batch, on a CPU at most 4,096 tokens of it")
     eval_interval: Positive = Field(40, description="steps between evaluations; the first are at 0, 1, 2, 4, 8, ...")

@@ -34,15 +34,14 @@ class TrainBatches:
     """Windows of a split without replacement, in a new order each epoch, and at a new offset where text runs on.
 
     With an `eos` token, each window is a document, padded, or cut where it is longer than a block. A rank of
-    `world_size` makes only its own micro-batches: rank, rank + world_size, ... If they are to be `even`, a rank that
-    has one less gets one without targets.
+    `world_size` makes only its own micro-batches: rank, rank + world_size, ...
     """
 
     def __init__(self, split: Split, block_size: int, batch_size: int, seed: int, eos: int | None = None,
-                 micro_batch_size: int = 0, rank: int = 0, world_size: int = 1, even: bool = False) -> None:
+                 micro_batch_size: int = 0, rank: int = 0, world_size: int = 1) -> None:
         self.split, self.block_size, self.batch_size, self.seed, self.eos = split, block_size, batch_size, seed, eos
         self.micro_batch_size = micro_batch_size or -(-batch_size // world_size)
-        self.rank, self.world_size, self.even = rank, world_size, even
+        self.rank, self.world_size = rank, world_size
         self.documents = None if eos is None else find_windows(split.tokens, block_size, eos, stride=block_size)
         # Side by side, with room for the offset, and without padding; or each document.
         self.windows_per_epoch = len(split.tokens) // block_size - 1 if self.documents is None else len(self.documents)
@@ -55,13 +54,8 @@ class TrainBatches:
         """This rank's micro-batches of step 0, 1, 2, ...: (micro_batch_size, block_size) each."""
         numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
         micro_batches = [numbers[i:i + self.micro_batch_size] for i in range(0, self.batch_size, self.micro_batch_size)]
-        made = [cut(self.split, np.array([self._window(n) for n in micro_batches[number]]), self.block_size, number)
+        return [cut(self.split, np.array([self._window(n) for n in micro_batches[number]]), self.block_size, number)
                 for number in range(self.rank, len(micro_batches), self.world_size)]
-        if self.even and len(made) < -(-len(micro_batches) // self.world_size):  # one that changes nothing
-            windows = np.array([self._window(n) for n in micro_batches[0]])
-            made.append(cut(self.split, windows, self.block_size)._replace(
-                targets=np.full((len(windows), self.block_size), IGNORE_INDEX)))
-        return made
 
     def _window(self, number: int) -> np.ndarray:
         """The window that comes as number 0, 1, 2, ... in training."""

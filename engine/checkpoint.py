@@ -22,22 +22,22 @@ from data.tokenizer import Tokenizer
 from engine.distributed import Distributed
 from engine.huggingface import from_hugging_face
 from engine.run import Run, open_run
-from engine.sharding import State, part_of, scatter
 from engine.state import TrainState
 from model import GPT
 
 Optimizers = list[torch.optim.Optimizer]
 
 
-def save_checkpoint(path: Path, model: GPT, state: TrainState, optimizers: Sequence[State] = ()) -> None:
-    """Replace the checkpoint `path`; without the states of optimizers it has only what evaluation needs.
+def save_checkpoint(path: Path, model: GPT, state: TrainState,
+                    optimizers: Sequence[torch.optim.Optimizer] = ()) -> None:
+    """Replace the checkpoint `path`; without optimizers it has only what evaluation needs.
 
     The checkpoint that last.safetensors was becomes previous.safetensors. OSError if there is no room: then all
     checkpoints are as they were.
     """
     tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
     for number, optimizer in enumerate(optimizers):
-        for index, values in optimizer.items():
+        for index, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{index}.{key}": value for key, value in values.items()}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     metadata = {"state": state.model_dump_json()}
@@ -65,11 +65,10 @@ def load_checkpoint(path: Path, model: GPT, optimizers: Optimizers | None = None
             p.copy_(saved[name])
         for number, optimizer in enumerate(optimizers or []):
             values: dict[int, dict[str, Any]] = {}
-            params = [p for group in optimizer.param_groups for p in group["params"]]
             for name in tensors:
                 if name.startswith(f"optimizer.{number}."):
                     _, _, index, key = name.split(".")
-                    values.setdefault(int(index), {})[key] = part_of(tensors[name], params[int(index)])
+                    values.setdefault(int(index), {})[key] = tensors[name]
             optimizer.load_state_dict(optimizer.state_dict() | {"state": values})
         return state
     except FileNotFoundError:
@@ -116,17 +115,14 @@ def _read_step(path: Path) -> int | None:
         return None
 
 
-def load_start(run: Run, model: GPT, trained: GPT, optimizers: Optimizers) -> tuple[TrainState, str]:
+def load_start(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState, str]:
     """Where training starts: at the last checkpoint, with the weights of another model, or from scratch.
 
-    Returns the state, and what the user should know about it. `trained` is the model, or what ranks share of it.
+    Returns the state, and what the user should know about it.
     """
     if run.is_resumed:
-        state, remark = load_last(run, model, optimizers)
-    else:
-        state, remark = TrainState(), load_source(run, model) if run.config.run.source else ""
-    scatter(model, trained)
-    return state, remark
+        return load_last(run, model, optimizers)
+    return TrainState(), load_source(run, model) if run.config.run.source else ""
 
 
 def load_source(run: Run, model: GPT) -> str:

@@ -1,8 +1,7 @@
 """Where a run computes: the device, the dtype of its matrix products, and the processes that share the work.
 
 Under `torchrun --nproc_per_node=W` a run is W processes, its ranks. They hold the same weights, because they start
-from the same seed and add the same gradients; with --parallel=fsdp each trains a part of them (sharding.py). Only rank
-0 writes files and prints.
+from the same seed and add the same gradients. Only rank 0 writes files and prints.
 """
 
 import atexit
@@ -107,7 +106,7 @@ class Distributed:
         also where a rank had no micro-batch or no target.
         """
         parameters = list(parameters)
-        if self.world_size > 1 and not any(map(is_sharded, parameters)):  # fully_shard has done it
+        if self.world_size > 1:
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
             vector_to_parameters(self.all_reduce(parameters_to_vector(gradients)), gradients)
             for p, gradient in zip(parameters, gradients, strict=True):
@@ -117,8 +116,7 @@ class Distributed:
 
     def clip_gradients(self, parameters: Iterable[torch.nn.Parameter], largest: float) -> float:
         """Scale the gradient down to a norm of at most `largest`, 0 = any; returns the norm before."""
-        norm = torch.nn.utils.clip_grad_norm_(parameters, largest or float("inf"))
-        return float(whole(norm))
+        return float(torch.nn.utils.clip_grad_norm_(parameters, largest or float("inf")))
 
     def map_divided(self, function: Callable[[torch.Tensor], torch.Tensor], matrices: torch.Tensor) -> torch.Tensor:
         """`function` of matrices (K, n, m), of which each rank computes its share; every rank gets all."""
@@ -145,16 +143,6 @@ class Distributed:
             threads = torch.get_num_threads()
             where = f"cpu with {threads} thread{'s' * (threads > 1)}, {torch.backends.cpu.get_cpu_capability()}"
         return f"{ranks}{where}, {self.dtype_name}"
-
-
-def is_sharded(tensor: torch.Tensor) -> bool:
-    """Whether each rank has only a part of it: a DTensor, whose import takes a second."""
-    return hasattr(tensor, "full_tensor")
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor of which this rank may have a part. All ranks call it."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def setup_distributed(device: str, dtype: str) -> Distributed:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from config.schema import OptimConfig
-from engine.distributed import Distributed, whole
-from engine.sharding import part_of
+from engine.distributed import Distributed
 from model import GPT
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Muon's quintic polynomial, which are steepest at 0
@@ -54,10 +53,9 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
                 ahead = torch._foreach_lerp(grads, averages, group["momentum"])  # Nesterov's
                 updates = self.dist.map_divided(partial(orthogonalise, dtype=self.dist.dtype),
-                                               torch.stack([*map(whole, ahead)])).to(same[0].dtype)
+                                               torch.stack(ahead)).to(same[0].dtype)
                 torch._foreach_mul_(same, 1 - group["lr"] * group["weight_decay"])
-                parts = [part_of(update, p) for update, p in zip(updates, same, strict=True)]
-                torch._foreach_add_(same, parts, alpha=-group["lr"] * max(1, n / m) ** 0.5)
+                torch._foreach_add_(same, updates.unbind(), alpha=-group["lr"] * max(1, n / m) ** 0.5)
 
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -20,7 +20,6 @@ from engine.checkpoint import Optimizers, load_checkpoint, save_checkpoint
 from engine.distributed import Distributed
 from engine.generate import generate_texts
 from engine.run import Record, Run, append_line, start_run
-from engine.sharding import gather_state
 from engine.signals import StopSignal
 from engine.state import StepResult, TrainState
 from engine.step import evaluate, evaluate_parts, validation_record
@@ -140,8 +139,7 @@ class TrainLog:
 
     def save(self, name: str, model: GPT, optimizers: Optimizers | None = None) -> None:
         """Replace a checkpoint."""
-        states = [gather_state(optimizer, self.dist) for optimizer in optimizers or []]
-        self.attempt(f"{name}.safetensors", save_checkpoint, model, self.state, states)
+        self.attempt(f"{name}.safetensors", save_checkpoint, model, self.state, optimizers or [])
 
     def attempt(self, name: str, write: Callable[..., object], *arguments: Any) -> None:
         """Rank 0 calls write(path, *arguments); if there is no room, a warning says so, and training continues."""

@@ -277,8 +277,6 @@ def test_every_option_changes_something(option: str, observe, monkeypatch: pytes
         with pytest.raises(UserError, match="needs its package"):
             observe(("--tracker=wandb",))
         return
-    if option == "parallel":  # of one process it changes nothing: test_sharding.py has several
-        return
     change, base = CHANGES[option]
     assert observe((*base, "--out_dir=out/run", *change)) != observed_base(observe, tuple(base))
 
@@ -291,3 +289,11 @@ def test_the_same_options_change_nothing(observe) -> None:
 @lru_cache
 def observed_base(observe, base: tuple[str, ...]) -> tuple[object, ...]:
     return observe((*base, "--out_dir=out/run"))
+
+
+def test_a_run_of_an_earlier_edition_opens(tmp_path: Path) -> None:
+    """Its config.toml may name an option that is gone; on the command line such a name gets one line."""
+    (tmp_path / "config.toml").write_text('[run]\nparallel = "ddp"\nseed = 5\n', encoding="utf-8")
+    assert load_config([str(tmp_path)])[0].run.seed == 5
+    with pytest.raises(UserError, match=r"^--parallel=fsdp: this option is gone: torchrun's ranks"):
+        load_config(["--parallel=fsdp"])

@@ -19,7 +19,6 @@ from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.distributed import Distributed, setup_distributed
 from engine.generate import generate, sample_token
 from engine.optim import Muon, get_lr_scale, make_optimizers, set_lr
-from engine.sharding import gather_state
 from engine.state import StepResult, TrainState
 from engine.step import evaluate
 from model import GPT
@@ -232,7 +231,7 @@ def test_a_checkpoint_restores_all_of_a_training(tmp_path: Path) -> None:
     optimizers = make_optimizers(model, OptimConfig())
     train_step(model, optimizers, make_batch(), Config(), CPU, step=0)
     saved = TrainState(step=7, tokens=123, best_nll=1.5, variance=0.1 + 0.2)
-    save_checkpoint(tmp_path / "last.safetensors", model, saved, [gather_state(each, CPU) for each in optimizers])
+    save_checkpoint(tmp_path / "last.safetensors", model, saved, optimizers)
     other = make_model()
     restored = make_optimizers(other, OptimConfig())
     assert load_checkpoint(tmp_path / "last.safetensors", other, restored) == saved

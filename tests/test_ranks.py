@@ -1,4 +1,4 @@
-"""--parallel=ddp and fsdp: the same curve as one process, from any number of ranks, also after a rank was killed."""
+"""Several ranks: the same curve as one process, from any number of them, also after a rank was killed."""
 
 import os
 import shutil
@@ -7,11 +7,8 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from data.batches import IGNORE_INDEX, TrainBatches
-from data.documents import Split
 from tests.conftest import TINY, read_metrics, without_clocks
 from tests.processes import Process, free_port, read_checkpoint, start_ranks
 
@@ -42,13 +39,11 @@ def alone(clone: Path) -> dict[str, Path]:
     return {kind: clone / f"out/alone_{kind}" for kind in KINDS}
 
 
-@pytest.mark.parametrize(("kind", "parallel", "size"), [
-    ("muon", "fsdp", 2), ("adamw", "fsdp", 2), ("muon", "ddp", 2),
-    *(pytest.param(*each, 4, marks=pytest.mark.slow) for each in (("muon", "fsdp"), ("adamw", "ddp")))])
-def test_the_curve_is_that_of_one_process(kind: str, parallel: str, size: int, clone: Path, alone: dict[str, Path]
-                                          ) -> None:
-    name = f"{parallel}_{kind}_{size}"
-    wait(start_ranks(clone, *OPTIONS, *KINDS[kind], f"--parallel={parallel}", f"--out_dir=out/{name}", size=size))
+@pytest.mark.parametrize(("kind", "size"), [
+    ("muon", 2), ("adamw", 2), pytest.param("muon", 4, marks=pytest.mark.slow)])
+def test_the_curve_is_that_of_one_process(kind: str, size: int, clone: Path, alone: dict[str, Path]) -> None:
+    name = f"{kind}_{size}"
+    wait(start_ranks(clone, *OPTIONS, *KINDS[kind], f"--out_dir=out/{name}", size=size))
     assert_same_curve(alone[kind], clone / "out" / name)
     assert {path.name for path in (clone / "out" / name).iterdir()} == {path.name for path in alone[kind].iterdir()}
 
@@ -56,8 +51,8 @@ def test_the_curve_is_that_of_one_process(kind: str, parallel: str, size: int, c
 def test_dropout_is_that_of_one_process(clone: Path) -> None:
     """The tolerance is for AdamW, which makes a gradient that is only rounding as large as any other."""
     wait([Process(clone, *OPTIONS, "--dropout=0.3", "--out_dir=out/dropout_alone")])
-    wait(start_ranks(clone, *OPTIONS, "--dropout=0.3", "--parallel=fsdp", "--out_dir=out/dropout_fsdp"))
-    assert_same_curve(clone / "out/dropout_alone", clone / "out/dropout_fsdp", rel=2e-3)
+    wait(start_ranks(clone, *OPTIONS, "--dropout=0.3", "--out_dir=out/dropout_ranks"))
+    assert_same_curve(clone / "out/dropout_alone", clone / "out/dropout_ranks", rel=2e-3)
 
 
 @pytest.mark.slow
@@ -65,7 +60,7 @@ def test_two_machines(clone: Path, alone: dict[str, Path]) -> None:
     """Two torchruns, which start a rank each, meet at an address. Both are on this machine."""
     agents = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d",
               f"--rdzv_endpoint=127.0.0.1:{free_port()}", "--local_addr=127.0.0.1"]
-    command = [*agents, "train.py", *OPTIONS, "--parallel=fsdp", "--out_dir=out/two_machines"]
+    command = [*agents, "train.py", *OPTIONS, "--out_dir=out/two_machines"]
     with ExitStack() as files:
         logs = [files.enter_context((clone / f"machine_{number}.log").open("w+b")) for number in range(2)]
         both = [subprocess.Popen(command, cwd=clone, stdout=log, stderr=subprocess.STDOUT,
@@ -82,13 +77,12 @@ def test_two_machines(clone: Path, alone: dict[str, Path]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "parallel"), [(3, "fsdp"), (1, "ddp"), (2, "ddp")])
-def test_another_number_of_ranks_resumes_after_a_kill(size: int, parallel: str, clone: Path, alone: dict[str, Path]
-                                                      ) -> None:
-    """From the checkpoint of two ranks with fsdp, one of which was killed."""
-    name = f"killed_{size}_{parallel}"
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_another_number_of_ranks_resumes_after_a_kill(size: int, clone: Path) -> None:
+    """From the checkpoint of two ranks, one of which was killed."""
+    name = f"killed_{size}"
     path = clone / "out" / name
-    ranks = start_ranks(clone, *OPTIONS, "--parallel=fsdp", f"--out_dir=out/{name}", "--max_iters=100000")
+    ranks = start_ranks(clone, *OPTIONS, f"--out_dir=out/{name}", "--max_iters=100000")
     ranks[0].wait_until(lambda: len(read_metrics(path)) > 3)
     ranks[1].kill()
     code, printed = ranks[0].wait()
@@ -97,18 +91,6 @@ def test_another_number_of_ranks_resumes_after_a_kill(size: int, parallel: str, 
     shutil.copytree(path, copy := clone / "out" / f"{name}_copy")
     step = int(read_checkpoint(path / "last.safetensors")[1]["step"])
     again = [f"out/{name}", "--init_from=resume", f"--max_iters={step + 3}"]
-    wait(start_ranks(clone, *again, f"--parallel={parallel}", size=size) if size > 1 else
-         [Process(clone, *again)])
+    wait(start_ranks(clone, *again, size=size) if size > 1 else [Process(clone, *again)])
     wait([Process(clone, f"out/{copy.name}", "--init_from=resume", f"--max_iters={step + 3}")])
     assert_same_curve(copy, path)
-
-
-@pytest.mark.parametrize(("size", "micro_batch_size"), [(2, 2), (4, 2), (4, 5), (3, 1)])
-def test_even_ranks_make_the_same_number_of_micro_batches(size: int, micro_batch_size: int) -> None:
-    split = Split(np.random.default_rng(0).integers(9, size=500))
-    ranks = [TrainBatches(split, 8, 5, 1, None, micro_batch_size, rank, size, even=True)(2) for rank in range(size)]
-    assert len({len(batches) for batches in ranks}) == 1
-    whole = np.concatenate([batch.targets for batch in TrainBatches(split, 8, 5, 1)(2)])
-    found = np.concatenate([batch.targets for batches in ranks for batch in batches])
-    assert sorted(map(tuple, found[(found != IGNORE_INDEX).any(axis=1)])) == sorted(map(tuple, whole))
-    assert (found == IGNORE_INDEX).all(axis=1).any() == (-(-5 // micro_batch_size) % size > 0)
