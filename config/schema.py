@@ -64,7 +64,7 @@ class DataConfig(Section):
     def is_large(self) -> bool:
         """A corpus of many or compressed files, which is read as a stream: data/sources.py."""
         return self.corpus not in CORPORA and (
-            self.corpus.startswith("hf:") or self.corpus.endswith((".gz", ".zst", ".parquet"))
+            self.corpus.startswith("hf:") or self.corpus.lower().endswith((".gz", ".zst", ".parquet"))
             or Path(self.corpus).is_dir()
             or (any(sign in self.corpus for sign in "*?[") and not Path(self.corpus).is_file()))
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,15 @@ from data.baselines import measure_baselines
 from data.checksums import hash_file, write_checksums
 from data.info import CorpusInfo, SplitInfo
 from data.shards import load_split, write_shards
-from data.sources import Text, choose_split, find_files, is_txt, is_validation, read_texts
+from data.sources import (
+    Text,
+    choose_split,
+    describe_left_out,
+    find_files,
+    is_txt,
+    is_validation,
+    read_texts,
+)
 from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
 
 BPE_CHARACTERS = 50_000_000  # of the text, from which bpe learns its tokens
@@ -30,6 +39,8 @@ def prepare_large(folder: Path, config: DataConfig, tokenizer: Tokenizer | None)
     """Write a corpus to the folder in shards; a preparation that was stopped goes on where it was."""
     folder.mkdir(parents=True, exist_ok=True)
     files = find_files(config.corpus)
+    if left_out := describe_left_out(config.corpus):
+        print(f"corpus {config.corpus}: left out: {left_out}", file=sys.stderr)
     fraction = 0.0 if any(is_validation(path, config.corpus) for path in files) else config.val_fraction
     if fraction and files and all(is_txt(path) for path in files):  # a document each
         if len(files) < 2:

@@ -4,14 +4,16 @@ A directory or a pattern of .txt, .jsonl and .parquet files, the first two also 
 Hugging Face Hub, hf:owner/name. Of records, the field `text` is a document; a .txt file is one.
 """
 
-import glob
+import fnmatch
 import gzip
 import io
 import itertools
+import math
+import os
 import re
 import zlib
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +28,14 @@ SUFFIXES = (*(f"{kind}{packed}" for kind in (".txt", ".jsonl") for packed in (""
 UNPACK: dict[str, Any] = {".gz": gzip.open, ".zst": zstd.open}
 ROUNDING = 1e-9  # 49 x (1 / 49) is less than 1
 PIECE = 2**22  # characters of a .txt file that are read at once; it is cut after a line
+
+
+class FoundFiles(NamedTuple):
+    """The files of a corpus, and what lies beside them and is not read."""
+
+    files: list[Path]
+    hidden: list[Path]  # files and folders
+    others: list[Path]  # files of a kind that is not read here, and folders that may not be opened
 
 
 class Text(NamedTuple):
@@ -52,23 +62,117 @@ def find_files(corpus: str) -> list[Path]:
     """
     if corpus.startswith("hf:"):
         return []
-    found = Path(corpus).rglob("*") if Path(corpus).is_dir() else map(Path, glob.glob(corpus, recursive=True))
-    files = sorted(path for path in found if path.name.endswith(SUFFIXES) and path.is_file())
+    files = look_for_files(corpus).files
     if not files:
-        raise UserError(f"corpus {corpus!r}: no files whose names end in {', '.join(SUFFIXES)}")
+        problem = f"corpus {corpus!r}: no files whose names end in {', '.join(SUFFIXES)}"
+        if left_out := describe_left_out(corpus):
+            problem += f"; left out: {left_out}"
+        raise UserError(problem)
     return files
+
+
+def look_for_files(corpus: str) -> FoundFiles:
+    """What a directory or a pattern holds, by one rule for both.
+
+    Below the folder that is named, hidden files and folders are left out: they are copies that
+    an editor keeps, or a program's own. Links are followed; a folder counts once.
+    """
+    found = FoundFiles([], [], [])
+    if Path(corpus).is_file():
+        files = found.files if is_readable(Path(corpus)) else found.others
+        files.append(Path(corpus))
+        return found
+    root = find_root(corpus)
+    pattern = Path(corpus).parts[len(root.parts):] or ("**",)
+    depth = math.inf if "**" in pattern else len(pattern)
+    seen = {os.path.realpath(root)}
+
+    def note_unreadable(error: OSError) -> None:
+        found.others.append(Path(error.filename))
+
+    for name, folders, names in os.walk(root, onerror=note_unreadable, followlinks=True):
+        folder = Path(name)
+        level = len(folder.parts) - len(root.parts)
+        visible = []
+        for each in sorted(folders):
+            if level + 1 >= depth:
+                continue
+            if each.startswith("."):
+                found.hidden.append(folder / each)
+                continue
+            real = os.path.realpath(folder / each)
+            if real not in seen:  # else a link leads to where we are, or were
+                seen.add(real)
+                visible.append(each)
+        folders[:] = visible  # os.walk goes on with these
+        for path in map(folder.joinpath, names):
+            if not matches(path.parts[len(root.parts):], pattern):
+                continue
+            is_hidden = path.name.startswith(".")
+            if is_readable(path):
+                files = found.hidden if is_hidden else found.files
+                files.append(path)
+            elif not is_hidden:  # .DS_Store and its like are nobody's text
+                found.others.append(path)
+    return FoundFiles(*map(sorted, found))
+
+
+def find_root(corpus: str) -> Path:
+    """The folder that is searched: a directory, or what stands before the first sign of a pattern."""
+    if Path(corpus).is_dir():
+        return Path(corpus)
+    literal = itertools.takewhile(lambda part: not has_wildcard(part), Path(corpus).parts[:-1])
+    return Path(*literal)
+
+
+def has_wildcard(text: str) -> bool:
+    return any(sign in text for sign in "*?[")
+
+
+def matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path matches a pattern, part by part; ** stands for any number of folders.
+
+    >>> matches(("a", "b", "c.txt"), ("**", "*.txt"))
+    True
+    >>> matches(("a", "c.txt"), ("*.txt",))
+    False
+    """
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(matches(parts[n:], pattern[1:]) for n in range(len(parts) + 1))
+    if not parts or not fnmatch.fnmatch(parts[0], pattern[0]):
+        return False
+    return matches(parts[1:], pattern[1:])
+
+
+def is_readable(path: Path) -> bool:
+    """Whether it is a file of a kind that is read here."""
+    return path.name.lower().endswith(SUFFIXES) and path.is_file()
+
+
+def describe_left_out(corpus: str) -> str:
+    """How much of a directory or a pattern is not read, with an example of each kind; "" = nothing."""
+    if corpus.startswith("hf:"):
+        return ""
+    found = look_for_files(corpus)
+    kinds = []
+    if found.hidden:
+        kinds.append(f"{len(found.hidden):,} hidden, such as {found.hidden[0]}")
+    if found.others:
+        kinds.append(f"{len(found.others):,} of another kind, such as {found.others[0]}")
+    return "; ".join(kinds)
 
 
 def is_txt(path: Path) -> bool:
     """A document, with .txt before what says how it is compressed."""
-    return path.name.removesuffix(".gz").removesuffix(".zst").endswith(".txt")
+    return path.name.lower().removesuffix(".gz").removesuffix(".zst").endswith(".txt")
 
 
 def is_validation(path: Path, corpus: str) -> bool:
     """By its name or that of a folder in the corpus: val.txt, valid-001.jsonl.gz, validation/c4.parquet ..."""
-    root = Path(corpus) if Path(corpus).is_dir() else Path(*itertools.takewhile(
-        lambda part: not any(sign in part for sign in "*?["), Path(corpus).parts[:-1]))
-    return bool(re.search(r"(?<![a-z])val(id(ation)?)?(?![a-z])", str(path.relative_to(root)).lower()))
+    name = str(path.relative_to(find_root(corpus))).lower()
+    return bool(re.search(r"(?<![a-z])val(id(ation)?)?(?![a-z])", name))
 
 
 def read_texts(corpus: str, progress: "tqdm[Any]") -> Iterator[Text]:
@@ -81,8 +185,10 @@ def read_texts(corpus: str, progress: "tqdm[Any]") -> Iterator[Text]:
     for path in find_files(corpus):
         is_val = is_validation(path, corpus)
         try:
-            texts = (map(Text, check_texts(read_parquet(path, progress), str(path))) if path.suffix == ".parquet" else
-                     read_file(path, progress))
+            if path.suffix.lower() == ".parquet":
+                texts: Iterator[Text] = map(Text, check_texts(read_parquet(path, progress), str(path)))
+            else:
+                texts = read_file(path, progress)
             for text in texts:
                 yield text._replace(is_val=is_val)
         except UnicodeDecodeError as error:
@@ -100,7 +206,7 @@ def check_texts(texts: Iterable[object], name: str) -> Iterator[str]:
 
 
 def read_file(path: Path, progress: "tqdm[Any]") -> Iterator[Text]:
-    with path.open("rb") as raw, UNPACK.get(path.suffix, nullcontext)(raw) as content:
+    with path.open("rb") as raw, UNPACK.get(path.suffix.lower(), nullcontext)(raw) as content:
         done = 0
 
         def count() -> None:

@@ -85,6 +85,54 @@ def test_every_file_of_a_folder_or_pattern_is_read(folder: Path) -> None:
     assert (prepare().info.train.documents, prepare().info.val.documents) == (2, 2)
 
 
+def fill_with_strays(folder: Path) -> None:
+    """Two documents, and what editors, Python and macOS leave beside them."""
+    for name in ("a.txt", "deep/b.TXT", ".ipynb_checkpoints/b-checkpoint.txt", "deep/.venv/lib/LICENSE.txt",
+                 ".git/val.txt", "notes.md", ".DS_Store", "a.txt~"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{name} is a text\n")
+    (folder / "._a.txt").write_bytes(b"\x00\x05\x16\x07\xff")  # macOS's: not UTF-8
+
+
+@pytest.mark.parametrize("corpus", ["texts", "texts/**/*", "./texts/", "texts/../texts/**"])
+def test_hidden_files_and_folders_are_left_out(
+        corpus: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill_with_strays(folder)
+    names = [path.relative_to(sources.find_root(corpus)).as_posix() for path in sources.find_files(corpus)]
+    assert names == ["a.txt", "deep/b.TXT"]
+    info = prepare(corpus).info
+    assert (info.train.documents, info.val.documents) == (1, 1)
+    said = capsys.readouterr().err
+    assert "left out: 4 hidden, such as " in said
+    assert "2 of another kind, such as " in said
+    prepare(corpus)
+    assert not capsys.readouterr().err  # it is said once
+
+
+def test_what_is_hidden_can_be_named(folder: Path) -> None:
+    """Only what lies below the named folder counts as hidden."""
+    fill_with_strays(folder)
+    (folder / ".single.txt.gz").write_bytes(gzip.compress(b"text"))
+    (folder / "[1].txt.gz").write_bytes(gzip.compress(b"text"))
+    for corpus in ("texts/.git", "texts/.git/*.txt", "texts/.single.txt.gz", "texts/[1].txt.gz"):
+        assert len(sources.find_files(corpus)) == 1
+    assert len(sources.find_files("texts/*.gz")) == 1
+    with pytest.raises(UserError, match=r"no files whose names .*; left out: 1 of another kind, such as .*notes\.md"):
+        sources.find_files("texts/*.md")
+
+
+def test_links_are_followed_once(folder: Path, data_dir: Path) -> None:
+    """A link to a folder counts, and one that leads back to where it is does not."""
+    write(folder / "a.txt", "text")
+    (data_dir / "elsewhere").mkdir()
+    write(data_dir / "elsewhere/b.txt", "text")
+    (folder / "linked").symlink_to(data_dir / "elsewhere", target_is_directory=True)
+    (folder / "loop").symlink_to(folder, target_is_directory=True)
+    for corpus in ("texts", "texts/**/*.txt"):
+        assert [path.name for path in sources.find_files(corpus)] == ["a.txt", "b.txt"]
+
+
 @pytest.mark.parametrize("piece", [1, 100, 5000])
 def test_pieces_and_shards_do_not_change_the_tokens(piece: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(folder / "a.jsonl", RECORDS)
