@@ -33,6 +33,8 @@ class EvaluateOptions(Section):
     against: Text = Field("", min_length=1, description="another run to compare with on the same text")
     checkpoint: Literal["best", "last"] = Field("best", description="which checkpoint of the runs")
     device: Text = Field("", description="auto, cpu, mps, cuda or cuda:N; empty = as in training")
+    dtype: Literal["", "auto", "float32", "bfloat16", "float16"] = Field(
+        "", description="of matrix products; empty = as in training, or float32 for a model in Hugging Face's format")
     html: Page = Field("", description="also write a page for a browser, with the text token by token: a file such as "
                        "page.html")
     json_: bool = Field(False, alias="json", description="print JSON, and nothing else")
@@ -168,7 +170,8 @@ def read_texts(runs: list[Run], options: EvaluateOptions) -> tuple[str, list[Eva
 
 
 def score(run: Run, text: EvalText, options: EvaluateOptions) -> Scored:
-    dist = setup_distributed(options.device or run.config.run.device, run.config.run.dtype)
+    device = options.device or run.config.run.device
+    dist = setup_distributed(device, options.dtype or run.config.run.dtype)
     model, state = load_model(run, options.checkpoint, dist)
     columns, tempered = measures.score_targets(model, text, run.tokenizer, dist, lambda batches: tqdm(
         batches, total=text.num_batches, unit="batch", desc="evaluating", leave=False, mininterval=1, file=sys.stderr))

@@ -6,10 +6,12 @@ load it. `python train.py --init_from=my_model --corpus=FILE` trains it further 
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
+from pydantic_core import from_json
 
 from config.cli import load_options
 from config.errors import UserError, run_command
@@ -47,6 +49,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from engine.checkpoint import read_model
+from engine.distributed import DTYPES
 from engine.huggingface import to_hugging_face
 
 
@@ -78,13 +81,31 @@ def main(argv: list[str]) -> None:
     print(f"{to}: {config['architectures'][0]} with {model.num_params():,} parameters, of step {state.step:,}")
 
 
+def measured_in(run: Run) -> str:
+    """A sentence: in which dtype the loss in metrics.jsonl was measured; the exported weights are float32.
+
+    "" if history.jsonl does not say it.
+    """
+    device = ""
+    with suppress(OSError, ValueError, LookupError, TypeError):  # the file is missing or damaged
+        last_start = (run.path / "history.jsonl").read_bytes().splitlines()[-1]
+        device = str(from_json(last_start)["device"])
+    dtype = device.rpartition(", ")[2]  # "cpu with 2 threads, AVX512, bfloat16"
+    if dtype not in DTYPES:
+        return ""
+    if dtype == "float32":
+        return " It was measured in float32, as these weights are."
+    return f" It was measured with matrix products in {dtype}; in float32, as these weights are, it differs a little."
+
+
 def model_card(run: Run, step: int, architecture: str) -> str:
     """What the model is, and its exact loss."""
     info = run.info
     final = next((record for record in reversed(run.read_metrics()) if record.get("best_step") == step), None)
     loss = "Its loss was not measured." if final is None else (
         f"Its loss is {final['best_val_nll']:.4f} nats per token on all {info.val.targets:,} targets of the validation "
-        f"split: {final['best_val_bits_per_byte']:.4f} bits per byte, perplexity {final['best_val_perplexity']:.3f}.")
+        f"split: {final['best_val_bits_per_byte']:.4f} bits per byte, perplexity {final['best_val_perplexity']:.3f}."
+        f"{measured_in(run)}")
     below = "".join(f"| {each.name} | {each.nats_per_token:.4f} |\n".replace("log|V|", "log\\|V\\|")
                     for each in sorted(info.baselines, key=lambda each: -each.nats_per_token))
     return (f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n# {run.name}\n\n"

@@ -60,7 +60,7 @@ def _parse(schema: type[Section], argv: list[str], positional: str, nargs: str |
     for section in sections(schema).values():
         group = parser.add_argument_group((section.__doc__ or "").rstrip("."))
         for name, field in section.model_fields.items():
-            choices = ", ".join(get_args(field.annotation))
+            choices = ", ".join(filter(None, get_args(field.annotation)))
             is_flag: dict[str, Any] = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
             group.add_argument(f"--{field.alias or name}", default=argparse.SUPPRESS, **is_flag,
                                metavar=str(field.default).lower() or '""',

@@ -26,6 +26,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from config.errors import RANK, WORLD_SIZE, UserError
 from config.schema import Config
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")  # of matrix products
 CPU_TOKENS = 4096  # in one forward pass of a training on a CPU, where nothing else is asked for
 
 P = ParamSpec("P")
@@ -149,6 +150,8 @@ def setup_distributed(device: str, dtype: str) -> Distributed:
     """The device and dtype that were asked for; `auto` takes the fastest. UserError if they are not available."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,4})?", device):
         raise UserError(f"device={device}: should be auto, cpu, mps, cuda or cuda:N")
+    if dtype not in DTYPES:
+        raise UserError(f"dtype={dtype}: should be one of {', '.join(DTYPES)}")
     found = count_devices()
     if device == "auto":
         device = next(kind for kind in found if found[kind])

@@ -21,7 +21,7 @@ from config.errors import RANK, UserError
 from config.files import TEMPORARY, locked, write_atomically
 from config.pretrained import NAMES, find_source, is_hugging_face, read_shape
 from config.recipe import load_saved, to_toml
-from config.schema import TOKENIZERS, Config, DataConfig, ModelConfig
+from config.schema import TOKENIZERS, Config, DataConfig, ModelConfig, RunConfig
 from data.batches import EvalText
 from data.documents import Split
 from data.huggingface import read_tokenizer
@@ -154,7 +154,8 @@ def open_run(path: Path) -> Run:
 
 def _open_hugging_face(path: Path) -> Run:
     tokenizer, nothing = read_tokenizer(path), SplitInfo(tokens=0, documents=0, targets=0)
-    config = Config(model=read_shape(path), data=DataConfig(tokenizer=str(path)))
+    # How it was trained is unknown, and its weights are float32: its loss is measured so, where nothing else is said.
+    config = Config(model=read_shape(path), data=DataConfig(tokenizer=str(path)), run=RunConfig(dtype="float32"))
     return Run(path, config, CorpusInfo(name=path.name, sha256="", tokenizer=tokenizer.kind, train=nothing, val=nothing,
                                         vocab_size=tokenizer.vocab_size, prompt="", baselines=[]))
 

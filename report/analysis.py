@@ -58,13 +58,26 @@ def intervals(quantities: Columns) -> dict[str, Estimate]:
             for name, values in quantities.items()}
 
 
-def group(names: Sequence[str], number: np.ndarray, columns: Columns) -> list[dict[str, Any]]:
-    """The groups that have tokens, and their part in the loss; `number` is the index of each target's group."""
+def group(names: Sequence[str], number: np.ndarray, columns: Columns, by_outcome: bool = False
+          ) -> list[dict[str, Any]]:
+    """The groups that have tokens, and their part in the loss; `number` is the index of each target's group.
+
+    Groups `by_outcome` depend on which token came. They have no confidence: where a rare token came, a perfectly
+    calibrated model is right less often than it was sure, and where a frequent one came more often.
+    """
     tokens, nll, top1, confidence = (np.bincount(number, weights=columns[name], minlength=len(names)).tolist()
                                      for name in ("tokens", "nll", "top1", "confidence"))
-    return [{"name": name, "tokens": int(n), "share": n / len(number), "nats_per_token": nll[i] / n,
-             "share_of_nats": nll[i] / (sum(nll) or 1.0), "top1": top1[i] / n, "confidence": confidence[i] / n}
-            for i, (name, n) in enumerate(zip(names, tokens, strict=True)) if n]
+    groups = []
+    for i, name in enumerate(names):
+        n = tokens[i]
+        if n == 0:
+            continue
+        found = {"name": name, "tokens": int(n), "share": n / len(number), "nats_per_token": nll[i] / n,
+                 "share_of_nats": nll[i] / (sum(nll) or 1.0), "top1": top1[i] / n}
+        if not by_outcome:
+            found["confidence"] = confidence[i] / n
+        groups.append(found)
+    return groups
 
 
 def confidence_bins(confidence: np.ndarray) -> tuple[list[str], np.ndarray]:

@@ -80,6 +80,11 @@ def _calibration(found: dict[str, Any]) -> list[str]:
 
 
 def _table(kind: str, groups: list[dict[str, Any]]) -> list[str]:
-    return [f"  {kind:<20}share of tokens   nats/token   share of the loss    top-1   confidence",
-            *(f"  {each['name']:<20}{each['share']:15.1%}{each['nats_per_token']:13.4f}{each['share_of_nats']:20.1%}"
-              f"{each['top1']:9.1%}{each['confidence']:13.1%}" for each in groups)]
+    title = f"  {kind:<20}share of tokens   nats/token   share of the loss    top-1"
+    has_confidence = all(each["confidence"] is not None for each in groups)
+    lines = [f"{title}   confidence" if has_confidence else title]
+    for each in groups:
+        line = (f"  {each['name']:<20}{each['share']:15.1%}{each['nats_per_token']:13.4f}"
+                f"{each['share_of_nats']:20.1%}{each['top1']:9.1%}")
+        lines.append(f"{line}{each['confidence']:13.1%}" if has_confidence else line)
+    return lines

@@ -55,14 +55,17 @@ def summarise(columns: analysis.Columns, tempered: np.ndarray, text: EvalText, t
     """Calibration, groups of targets, and passages; without the training tokens, none by how often they came."""
     groups = {"confidence": analysis.confidence_bins(columns["confidence"]),
               "context length": analysis.number_ranges(columns["context_len"], analysis.DOUBLING)}
+    by_outcome = {}  # groups that depend on which token came
     if tokenizer.kind == "char":
         kinds = [*(analysis.character_kind(each) if len(each) == 1 else "eos" for each in tokenizer.ids), "eos"]
         names, number = np.unique(kinds, return_inverse=True)
-        groups["kind of character"] = names.tolist(), number[columns["target"]]
+        by_outcome["kind of character"] = names.tolist(), number[columns["target"]]
     if train_tokens is not None:
         counts = np.bincount(train_tokens[-MAX_TRAIN_TOKENS:], minlength=tokenizer.vocab_size)
-        groups["times in training"] = analysis.number_ranges(counts[columns["target"]], analysis.TENFOLD)
+        by_outcome["times in training"] = analysis.number_ranges(counts[columns["target"]], analysis.TENFOLD)
     found = {kind: analysis.group(names, number, columns) for kind, (names, number) in groups.items()}
+    for kind, (names, number) in by_outcome.items():
+        found[kind] = analysis.group(names, number, columns, by_outcome=True)
     return Summary.model_validate({
         "targets": len(columns["nll"]), "calibration": analysis.calibrate(found["confidence"], tempered),
         "groups": found, "passages": find_passages(columns["nll"], text, tokenizer)})

@@ -27,11 +27,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Model:
-    """The best or last model of a run, whose path may be relative to the repository."""
+    """The best or last model of a run, whose path may be relative to the repository.
 
-    def __init__(self, path: str | Path, checkpoint: str = "best", device: str = "") -> None:
+    It computes where and as the run was trained, unless `device` or `dtype` say otherwise, as evaluate.py does.
+    UserError for a device or dtype that is not there.
+    """
+
+    def __init__(self, path: str | Path, checkpoint: str = "best", device: str = "", dtype: str = "") -> None:
         self.run = _open(path)
-        self.dist = setup_distributed(device or self.run.config.run.device, self.run.config.run.dtype)
+        trained = self.run.config.run
+        self.dist = setup_distributed(device or trained.device, dtype or trained.dtype)
         self.gpt, self.state = load_model(self.run, checkpoint, self.dist)
 
     def __repr__(self) -> str:

@@ -47,7 +47,7 @@ class Group(BaseModel):
     nats_per_token: float
     share_of_nats: float
     top1: float
-    confidence: float
+    confidence: float | None = None  # of groups that do not depend on which token came
 
 
 class HardOrEasy(BaseModel):

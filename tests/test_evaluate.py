@@ -17,6 +17,7 @@ from config.errors import UserError
 from config.schema import ModelConfig
 from data.batches import IGNORE_INDEX, EvalText
 from data.documents import Split
+from data.tokenizer import char_tokenizer
 from engine import scoring
 from engine.checkpoint import load_model
 from engine.distributed import Distributed
@@ -24,7 +25,7 @@ from engine.run import open_run
 from engine.scoring import Predictions, predict, score
 from evaluate import EvaluateOptions
 from model import GPT
-from report import analysis
+from report import analysis, measures
 from report.analysis import TEMPERATURES, calibrate, confidence_bins, group, intervals, measure_losses
 from tests.conftest import TINY, call, make_text, work_in
 
@@ -353,6 +354,58 @@ def test_calibration_recovers_the_factor_by_which_logits_were_spoiled(factor: fl
     assert calibration["ece"] == pytest.approx(ece, rel=1e-4)  # a token may be on the edge of a bin
 
 
+def test_no_group_shows_a_fault_of_a_perfectly_calibrated_model() -> None:
+    """Its targets are drawn from its own predictions: each confidence that is shown is the accuracy beside it."""
+    tokenizer = char_tokenizer("the Cat sat on; a mat\n")
+    V, n = tokenizer.vocab_size, 40_000
+    torch.manual_seed(0)
+    logits = 1.5 * torch.randn(n, V) - 0.25 * torch.arange(V)  # some tokens are rarer than others
+    targets = torch.multinomial(logits.softmax(-1), 1)[:, 0]
+    text = EvalText(Split(np.append(0, targets.numpy())), 8)
+    scores = score(made(logits, targets), TEMPERATURES)
+    context_len = np.arange(n) % 8 + 1
+    of_each = columns(np.arange(n), scores.nll, top1=scores.top(1), confidence=scores.confidence,
+                      target=scores.targets, context_len=context_len)
+    summary = measures.summarise(of_each, scores.tempered / n, text, tokenizer, targets.numpy())
+
+    assert set(summary.groups) == {"confidence", "context length", "kind of character", "times in training"}
+    for kind, groups in summary.groups.items():
+        by_outcome = kind in ("kind of character", "times in training")
+        assert len(groups) > 1
+        for each in groups:
+            assert (each.confidence is None) == by_outcome
+            if each.confidence is not None:
+                assert abs(each.confidence - each.top1) < 4 * math.sqrt(0.25 / each.tokens)
+    rare = min(summary.groups["times in training"], key=lambda each: each.tokens)
+    confidence = scores.confidence[np.bincount(scores.targets)[scores.targets] < 1000].mean()
+    assert confidence > rare.top1 + 0.1  # what the column would have shown
+
+
+@pytest.mark.parametrize("argv", [["out/whole"], ["out/bpe", "--stride=3"]])
+def test_a_table_has_a_confidence_only_where_groups_do_not_depend_on_what_came(runs, argv) -> None:
+    tables = {}
+    for part in said(*argv).split("\n\n"):
+        first = part.splitlines()[0]
+        if "share of tokens" in first:
+            kind = re.split(r"\s{2,}", first.strip())[0]
+            tables[kind] = "confidence" in first.split("top-1")[1]
+            assert len({len(line) for line in part.splitlines()}) == 1
+    by_outcome = {kind: kind not in ("kind of character", "times in training") for kind in tables}
+    assert tables == by_outcome
+    assert len(tables) >= 3
+
+
+def test_the_dtype_is_that_of_training_or_of_the_option(runs) -> None:
+    assert found("out/whole")["device"].endswith("float32")  # as in training
+    losses = [found("out/whole", "--dtype=float32")["loss"]["nats_per_token"]["value"],
+              found("out/whole", "--dtype=bfloat16")["loss"]["nats_per_token"]["value"]]
+    assert losses[0] == found("out/whole")["loss"]["nats_per_token"]["value"]
+    assert 0 < abs(losses[0] - losses[1]) < 0.01
+    both = found("out/whole", "--against=out/short", "--dtype=bfloat16")
+    assert both["device"].endswith("bfloat16")
+    assert both["against"]["device"].endswith("bfloat16")
+
+
 @pytest.mark.parametrize(("best", "at_end"), [(0.1, True), (0.3, False), (3.5, False), (9.0, True)])
 def test_a_temperature_at_the_end_of_what_was_tried_is_told(best: float, at_end: bool) -> None:
     tempered = np.log(np.array(TEMPERATURES) / best)**2
@@ -485,6 +538,7 @@ def test_a_run_that_may_have_seen_the_text_is_named(runs) -> None:
     (["out/whole", "--split=test"], "'val' or 'train'"),
     (["out/whole", "--strid=2"], "did you mean stride"),
     (["out/whole", "--device=tpu"], "device=tpu"),
+    (["out/whole", "--dtype=float64"], "dtype=float64: input should be"),
     (["out/broken"], "broken/best.safetensors: there is no such checkpoint"),
 ])
 def test_mistakes_are_one_clear_line(runs, argv, message) -> None:

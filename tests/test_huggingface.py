@@ -262,6 +262,30 @@ def test_the_card_has_the_loss_of_the_weights_in_it(here: Path) -> None:
     assert "Its loss was not measured." in model_card(run, int(final["best_step"]) + 1, "a GPT")
 
 
+@pytest.mark.parametrize(("last_line", "says"), [
+    ('{"device": "cpu with 2 threads, AVX512, bfloat16"}',
+     " It was measured with matrix products in bfloat16; in float32, as these weights are, it differs a little.\n"),
+    ('{"device": "cpu with 2 threads, AVX2, float32"}', " It was measured in float32, as these weights are.\n"),
+    ('{"device": 5}', "\n"), ("[]", "\n"), ('{"device"', "\n")])
+def test_the_card_says_in_which_dtype_its_loss_was_measured(last_line: str, says: str, here: Path, tmp_path: Path
+                                                            ) -> None:
+    shutil.copytree(here / "char", tmp_path / "run")
+    (tmp_path / "run/history.jsonl").write_text(f"{{}}\n{last_line}\n")
+    run = open_run(tmp_path / "run")
+    card = model_card(run, int(run.read_metrics()[-1]["best_step"]), "a GPT")
+    (loss,) = [line for line in card.splitlines(keepends=True) if "Its loss is" in line]
+    assert loss.endswith(says)
+    assert ("measured" in loss) == ("measured" in says)
+
+
+def test_an_exported_model_is_evaluated_in_float32_unless_another_dtype_is_named(here: Path) -> None:
+    def device(*options: str) -> str:
+        return json.loads(call("evaluate.py", "char_exported", "--text=part.txt", "--json", *options).stdout)["device"]
+
+    assert device().endswith("float32")
+    assert device("--dtype=bfloat16").endswith("bfloat16")
+
+
 def test_an_eos_token_that_this_text_does_not_need(here: Path) -> None:
     Path("line.txt").write_text("the cat sat on a mat; " * 40, encoding="utf-8")
     call("train.py", "--corpus=line.txt", "--init_from=lines", "--max_iters=1", "--out_dir=plain")

@@ -59,6 +59,13 @@ def test_the_scores_are_those_of_evaluate(model: Model) -> None:
     assert "".join(score.tokens) == TEXT.replace("\n", "⏎")
 
 
+def test_the_dtype_is_that_of_training_unless_another_is_named(trained) -> None:
+    assert Model(trained[0]).dist.dtype_name == "float32"
+    assert Model(trained[0], dtype="bfloat16").dist.dtype_name == "bfloat16"
+    with pytest.raises(UserError, match="dtype=int8: should be one of auto, float32, bfloat16, float16"):
+        Model(trained[0], dtype="int8")
+
+
 def test_a_score_prints_itself_in_bits(model: Model) -> None:
     score = model.score(TEXT)
     costs, summary = str(score).split("\n\n")
