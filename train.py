@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
 
 def train(cfg: Config, named: set[str]) -> int:
     """Train from scratch or from the last checkpoint; returns the exit code."""
-    dist = setup_distributed(cfg.run.device, cfg.run.dtype)
+    dist = setup_distributed(cfg.run.device, cfg.run.dtype, cfg.options())
     cfg = cfg.with_run(dtype=dist.dtype_name)
     torch.manual_seed(cfg.run.seed)
 
@@ -62,7 +62,7 @@ def train(cfg: Config, named: set[str]) -> int:
     # run: a new directory, or the one to resume
     run = dist.on_rank0(create_or_resume, cfg, named, corpus)
     state, remark = load_start(run, model, optimizers)
-    dist.check_same_weights(model)
+    dist.check_same_start(model, corpus.info.sha256)
     val_text = run.eval_text(corpus.val, cfg.run.eval_tokens)
     print(words.describe_run(run, state, remark, model, dist, get_batch, val_text), flush=True)
     if run.is_finished(state.step):

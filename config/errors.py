@@ -9,18 +9,51 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 DIVERGED = "the model's predictions are not finite: training diverged"
-# torchrun sets both for its processes; one of them alone, which something else has set, means nothing.
-WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
-RANK = int(os.environ.get("RANK", 0)) if WORLD_SIZE > 1 else 0
+START_RANKS = "start several ranks with torchrun, and a single process without RANK and WORLD_SIZE"
 
 
 class UserError(Exception):
     """Says what is wrong, where, and what to do. Commands print it and exit with code 2."""
+
+
+def read_ranks(environment: Mapping[str, str]) -> tuple[int, int]:
+    """The rank of this process and the number of ranks, as torchrun sets them; (0, 1) without torchrun.
+
+    RANK or WORLD_SIZE alone, or a WORLD_SIZE of 1, means nothing: other tools set them too. UserError for values that
+    torchrun does not set.
+    """
+    if "RANK" not in environment or environment.get("WORLD_SIZE", "1") == "1":
+        return 0, 1
+    world_size = _read_number(environment, "WORLD_SIZE", 1, 1_000_000)
+    rank = _read_number(environment, "RANK", 0, world_size - 1)
+    if "LOCAL_RANK" in environment:
+        _read_number(environment, "LOCAL_RANK", 0, world_size - 1)
+    if "LOCAL_WORLD_SIZE" in environment:
+        _read_number(environment, "LOCAL_WORLD_SIZE", 1, world_size)
+    if not environment.get("MASTER_ADDR"):
+        raise UserError(f"RANK and WORLD_SIZE are set, but not MASTER_ADDR; {START_RANKS}")
+    _read_number(environment, "MASTER_PORT", 1, 65535)
+    return rank, world_size
+
+
+def _read_number(environment: Mapping[str, str], name: str, least: int, most: int) -> int:
+    """An environment variable; UserError if it is not a number from `least` to `most`."""
+    text = environment.get(name, "")
+    if re.fullmatch("[0-9]{1,9}", text) and least <= int(text) <= most:
+        return int(text)
+    raise UserError(f"the environment variable {name}={text} should be a number from {least:,} to {most:,}; "
+                    f"{START_RANKS}")
+
+
+try:
+    RANK, WORLD_SIZE = read_ranks(os.environ)
+except UserError:  # run_command tells it
+    RANK, WORLD_SIZE = 0, 1
 
 
 def not_text(what: object, error: UnicodeDecodeError) -> UserError:
@@ -38,6 +71,7 @@ def run_command(main: Callable[[list[str]], object]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows "?"
     try:
+        read_ranks(os.environ)  # tells mistakes
         with out_of_memory("use a smaller text, or fewer samples"):
             main(sys.argv[1:])
     except BrokenPipeError:  # `python sample.py RUN | head`
@@ -74,8 +108,11 @@ def _fail(line: str) -> None:
     if RANK > 0:  # all ranks meet the same mistake: rank 0 tells it, and torchrun then ends the others
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(10)
-    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        extra = {"timestamp": str(int(time.time())), "py_callstack": line}
-        Path(path).write_text(json.dumps({"message": {"message": line, "extraInfo": extra}}), encoding="utf-8")
     print(line, file=sys.stderr)
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        extra = {"timestamp": str(int(time.time())), "py_callstack": line}
+        report = json.dumps({"message": {"message": line, "extraInfo": extra}})
+        with suppress(OSError):  # the line is told, and torchrun's report can do without it
+            Path(path).write_text(report, encoding="utf-8")
     sys.exit(2)

@@ -6,12 +6,13 @@ from the same seed and add the same gradients. Only rank 0 writes files and prin
 
 import atexit
 import ctypes
+import json
 import os
 import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
@@ -19,11 +20,11 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore, ReduceOp  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, ReduceOp, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from config.errors import RANK, WORLD_SIZE, UserError
+from config.errors import RANK, START_RANKS, WORLD_SIZE, UserError
 from config.schema import Config
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")  # of matrix products
@@ -128,13 +129,14 @@ class Distributed:
             found[mine] = function(matrices[mine]).to(found.dtype)
         return self.all_reduce(found)  # the others' are zeros
 
-    def check_same_weights(self, model: torch.nn.Module) -> None:
-        """UserError if the ranks do not hold the same weights."""
-        checksum = 0
+    def check_same_start(self, model: torch.nn.Module, corpus_sha256: str) -> None:
+        """UserError if the ranks do not hold the same weights and the same text."""
+        checksum = zlib.crc32(corpus_sha256.encode())
         for p in model.parameters():
             checksum = zlib.crc32(p.detach().cpu().numpy().data, checksum)
         if self.max(checksum) != -self.max(-checksum):
-            raise UserError("the ranks start with different weights; all machines need the same torch and files")
+            raise UserError("the ranks start with different weights or texts; all machines need the same torch and "
+                            "files")
 
     def __str__(self) -> str:
         ranks, where = f"{self.world_size} ranks of " if self.world_size > 1 else "", str(self.device)
@@ -146,8 +148,11 @@ class Distributed:
         return f"{ranks}{where}, {self.dtype_name}"
 
 
-def setup_distributed(device: str, dtype: str) -> Distributed:
-    """The device and dtype that were asked for; `auto` takes the fastest. UserError if they are not available."""
+def setup_distributed(device: str, dtype: str, options: dict[str, Any] | None = None) -> Distributed:
+    """The device and dtype that were asked for; `auto` takes the fastest. UserError if they are not available.
+
+    With several ranks, also if `options`, the device, the dtype or torch's version differ between them.
+    """
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,4})?", device):
         raise UserError(f"device={device}: should be auto, cpu, mps, cuda or cuda:N")
     if dtype not in DTYPES:
@@ -174,7 +179,8 @@ def setup_distributed(device: str, dtype: str) -> Distributed:
     if WORLD_SIZE > 1:
         if kind == "cuda":
             torch.cuda.set_device(device)
-        _join("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+        same = {"device": kind, "dtype": dtype, "torch": torch.__version__, "number of ranks": WORLD_SIZE}
+        _join("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", (options or {}) | same)
     return Distributed(torch.device(device), getattr(torch, dtype), RANK, WORLD_SIZE)
 
 
@@ -220,13 +226,40 @@ def lost_ranks() -> Iterator[None]:
                         "torchrun do that: torchrun --max-restarts=3 ... --init_from=auto") from None
 
 
-def _join(backend: str) -> None:
-    """Meet the other ranks. torchrun keeps the addresses of dead ranks: each restart uses a prefix of its own."""
-    store, *_ = next(rendezvous("env://"))
+def _join(backend: str, options: dict[str, Any]) -> None:
+    """Meet the other ranks; UserError if they have other options.
+
+    torchrun keeps the addresses of dead ranks: each restart uses a prefix of its own.
+    """
+    try:
+        store, *_ = next(rendezvous("env://"))
+    except (RuntimeError, ValueError) as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(f"rank {RANK} could not meet the others at MASTER_ADDR:MASTER_PORT = {place} "
+                        f"({str(error).splitlines()[0]:.150}); {START_RANKS}") from None
     store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    if store.add(f"processes of rank {RANK}", 1) > 1:
+        raise UserError(f"another process has RANK={RANK} too; {START_RANKS}")
+    _compare_options(store, options)
     dist.init_process_group(backend, store=store, rank=RANK, world_size=WORLD_SIZE,
                             timeout=timedelta(hours=2))  # rank 0 may prepare a large corpus
     atexit.register(dist.destroy_process_group)
+
+
+def _compare_options(store: Store, options: dict[str, Any]) -> None:
+    """UserError on all ranks if one of them was started with other options than rank 0."""
+    texts = {name: json.dumps(value) for name, value in options.items()}
+    store.set(f"options of rank {RANK}", json.dumps(texts))
+    expected = json.loads(store.get("options of rank 0"))
+    for rank in range(1, WORLD_SIZE):
+        found = json.loads(store.get(f"options of rank {rank}"))
+        differ = [f"{name} is {expected.get(name)} on rank 0 and {found.get(name)} on rank {rank}"
+                  for name in expected | found if expected.get(name) != found.get(name)]
+        if differ:
+            store.set(f"rank {RANK} knows", "")
+            with suppress(RuntimeError):  # rank 0 has the store: it ends after the others have read it
+                store.wait([f"rank {number} knows" for number in range(WORLD_SIZE)], timedelta(seconds=10))
+            raise UserError(f"the ranks differ: {'; '.join(differ)}; start all of them with the same options")
 
 
 def _keep_freed_memory() -> None:

@@ -197,10 +197,12 @@ def describe_run(run: Run, state: TrainState, remark: str, model: GPT, dist: Dis
 
 def stopped(run: Run, signal: str, state: TrainState, dist: Distributed, saved: bool) -> str:
     """That a signal has stopped a run, and how to resume it."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", dist.world_size))
-    launcher = "python" if dist.world_size == 1 else f"torchrun --standalone --nproc_per_node={here}"
-    if here < dist.world_size:
-        launcher = f"(on each machine, with the options of before) torchrun --nproc_per_node={here}"
+    launcher = "python"
+    if dist.world_size > 1:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", dist.world_size))
+        launcher = f"torchrun --standalone --nproc_per_node={here}"
+        if here < dist.world_size:
+            launcher = f"(on each machine, with the options of before) torchrun --nproc_per_node={here}"
     lost = "" if saved else ", which could not be saved: make room first; the checkpoint before it is whole"
     return (f"Stopped by {signal} at step {state.step:,}{lost}. To resume:\n"
             f"  {launcher} train.py {shlex.quote(str(run.path))} --init_from=resume")

@@ -70,11 +70,16 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def start_ranks(folder: Path, *arguments: str, size: int = 2) -> list[Process]:
-    """What torchrun does: a process for each rank."""
+def start_ranks(folder: Path, *arguments: str, size: int = 2, last: tuple[str, ...] = (), prelude: str = ""
+                ) -> list[Process]:
+    """What torchrun does: a process for each rank. `last` are options of the last rank only."""
     port = free_port()
-    return [Process(folder, *arguments, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_PORT=port,
-                    MASTER_ADDR="127.0.0.1") for rank in range(size)]
+    ranks = []
+    for rank in range(size):
+        own = last if rank == size - 1 else ()
+        ranks.append(Process(folder, *arguments, *own, prelude=prelude, RANK=str(rank), LOCAL_RANK=str(rank),
+                             WORLD_SIZE=str(size), MASTER_PORT=port, MASTER_ADDR="127.0.0.1"))
+    return ranks
 
 
 def _run(folder: str, log: str, arguments: tuple[str, ...], prelude: str, env: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ import math
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from typing import TypeVar
 import numpy as np
 import pytest
 import torch
-from torch.distributed import ReduceOp
+from torch.distributed import HashStore, ReduceOp  # type: ignore[attr-defined]
 
 import config.errors
 from bench.normalisation import compare, masked
@@ -36,7 +37,7 @@ from engine.state import StepResult, TrainState
 from engine.step import evaluate
 from model import GPT
 from report import words
-from tests.conftest import ROOT, TINY, read_metrics, without_clocks
+from tests.conftest import ROOT, TINY, call, read_metrics, without_clocks
 from tests.processes import Process, start_ranks
 from train import train_step
 
@@ -204,10 +205,12 @@ def test_ranks_stop_together() -> None:
             signal.signal(number, handler)
 
 
-def test_ranks_compare_their_weights() -> None:
-    in_ranks(3, lambda dist: dist.check_same_weights(make_model()))
-    with pytest.raises(UserError, match="the ranks start with different weights"):
-        in_ranks(3, lambda dist: dist.check_same_weights(make_model(seed=dist.rank // 2)))
+def test_ranks_compare_their_weights_and_texts() -> None:
+    in_ranks(3, lambda dist: dist.check_same_start(make_model(), "text"))
+    with pytest.raises(UserError, match="the ranks start with different weights or texts"):
+        in_ranks(3, lambda dist: dist.check_same_start(make_model(seed=dist.rank // 2), "text"))
+    with pytest.raises(UserError, match="the ranks start with different weights or texts"):
+        in_ranks(3, lambda dist: dist.check_same_start(make_model(), f"text {dist.rank // 2}"))
 
 
 @pytest.mark.parametrize(("error", "is_gone"), [
@@ -249,6 +252,8 @@ def test_how_to_resume_on_several_machines(monkeypatch: pytest.MonkeyPatch) -> N
     """Two, with two ranks each."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     run = Run(Path("out/it"), Config(), None)  # type: ignore[arg-type]
+    stray = words.stopped(run, "SIGTERM", TrainState(), CPU, True)
+    assert stray.endswith("  python train.py out/it --init_from=resume")
     assert words.stopped(run, "SIGTERM", TrainState(), Distributed(CPU.device, CPU.dtype, 0, 4), True).endswith(
         "  (on each machine, with the options of before) torchrun --nproc_per_node=2 train.py out/it "
         "--init_from=resume")
@@ -317,6 +322,82 @@ def test_two_ranks_stopped_and_resumed_equal_one_process(clone: Path) -> None:
     for together, alone in zip(without_clocks(two), without_clocks(one), strict=True):
         assert together == pytest.approx(alone, rel=1e-5)
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
+
+
+NO_WAIT = "import time; time.sleep = lambda seconds: None"  # of a rank for torchrun, which would end it
+
+
+@pytest.mark.parametrize(("option", "says"), [
+    ("--eval_interval=3", "eval_interval is 2 on rank 0 and 3 on rank 2"),
+    ("--max_iters=7", "max_iters is 6 on rank 0 and 7 on rank 2"),
+    ("--mask=the", 'mask is "" on rank 0 and "the" on rank 2'),
+    ("--dtype=bfloat16", 'dtype is "float32" on rank 0 and "bfloat16" on rank 2')])
+def test_ranks_with_other_options_end_with_one_clear_line(clone: Path, option: str, says: str) -> None:
+    """All of them, before a run is made: another interval would make them wait for each other for ever."""
+    ranks = start_ranks(clone, "--corpus=text.txt", *TINY, "--device=cpu", "--out_dir=out/unequal", size=3,
+                        last=(option,), prelude=NO_WAIT)
+    for rank in ranks:
+        code, printed = rank.wait()
+        assert (code, printed.count("\n")) == (2, 1), printed
+        assert printed == f"error: the ranks differ: {says}; start all of them with the same options\n"
+    assert not (clone / "out/unequal").exists()
+
+
+RANKS = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "4242", "LOCAL_RANK": "0"}
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("RANK", "x"), ("RANK", ""), ("RANK", "2"), ("RANK", "-1"), ("WORLD_SIZE", "x"), ("WORLD_SIZE", ""),
+    ("WORLD_SIZE", "0"), ("WORLD_SIZE", "9" * 5000), ("MASTER_ADDR", ""), ("MASTER_PORT", ""), ("MASTER_PORT", "http"),
+    ("MASTER_PORT", "65536"), ("LOCAL_RANK", "2"), ("LOCAL_RANK", "one"), ("LOCAL_WORLD_SIZE", "0")])
+def test_odd_variables_of_ranks_are_one_clear_line(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert config.errors.read_ranks(RANKS) == (0, 2)
+    assert config.errors.read_ranks(RANKS | {"WORLD_SIZE": "1", name: value} | {"WORLD_SIZE": "1"}) == (0, 1)
+    for variable, text in (RANKS | {name: value}).items():
+        monkeypatch.setenv(variable, text)
+    done = call("sample.py", "out/nowhere", check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert name in done.stderr
+    assert "start several ranks with torchrun" in done.stderr
+
+
+def test_a_module_can_be_imported_with_odd_variables() -> None:
+    """As a notebook does; a command then tells the mistake."""
+    code = "from config.errors import *; print(RANK, WORLD_SIZE, flush=True); run_command(print)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | RANKS | {"RANK": "x"}, text=True,
+                          capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "0 1\n", 1)
+    assert done.stderr.startswith("error: the environment variable RANK=x should be a number from 0 to 1; ")
+
+
+def test_a_report_that_cannot_be_written_hides_no_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "nowhere/error.json"))
+    done = call("sample.py", "out/nowhere", check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: out/nowhere: not a run")
+
+
+def test_ranks_that_cannot_meet_say_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program has the port."""
+    monkeypatch.setattr(distributed, "WORLD_SIZE", 2)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for variable, text in (RANKS | {"MASTER_PORT": str(taken.getsockname()[1])}).items():
+            monkeypatch.setenv(variable, text)
+        with pytest.raises(UserError, match=r"^rank 0 could not meet the others at MASTER_ADDR:MASTER_PORT = 127"):
+            setup_distributed("cpu", "float32")
+
+
+def test_two_processes_of_one_rank_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one has been here already."""
+    store = HashStore()
+    store.add("attempt 0/processes of rank 1", 1)
+    monkeypatch.setattr(distributed, "WORLD_SIZE", 2)
+    monkeypatch.setattr(distributed, "RANK", 1)
+    monkeypatch.setattr(distributed, "rendezvous", lambda url: iter([(store, 1, 2)]))
+    with pytest.raises(UserError, match=r"^another process has RANK=1 too; start several ranks with torchrun"):
+        setup_distributed("cpu", "float32")
 
 
 def test_torchrun_repeats_a_mistake_in_its_report(clone: Path) -> None:

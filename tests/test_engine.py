@@ -335,8 +335,8 @@ def test_resuming_another_model_or_text_is_refused(data_dir: Path) -> None:
 
 def test_ranks_compare_weights_that_they_loaded(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[torch.Tensor] = []
-    monkeypatch.setattr(Distributed, "check_same_weights",
-                        lambda self, model: compared.append(model.wte.weight.detach().clone()))
+    monkeypatch.setattr(Distributed, "check_same_start",
+                        lambda self, model, sha256: compared.append(model.wte.weight.detach().clone()))
     train("--max_iters=2")
     train("--max_iters=3", "--init_from=resume")
     tensors, _ = read_checkpoint(data_dir / "out/run/previous.safetensors")  # what the second started from
