@@ -6,9 +6,9 @@ holds is in its metadata. Reading a checkpoint executes nothing.
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,11 +21,13 @@ from config.pretrained import is_hugging_face
 from data.tokenizer import Tokenizer
 from engine.distributed import Distributed
 from engine.huggingface import from_hugging_face
+from engine.optim import state_shapes
 from engine.run import Run, open_run
 from engine.state import TrainState
 from model import GPT
 
 Optimizers = list[torch.optim.Optimizer]
+State = dict[int, dict[str, Tensor]]  # of an optimizer, by the number of the parameter
 
 
 def save_checkpoint(path: Path, model: GPT, state: TrainState,
@@ -61,20 +63,55 @@ def load_checkpoint(path: Path, model: GPT, optimizers: Optimizers | None = None
         saved = {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
         if {name: p.shape for name, p in own.items()} != {name: tensor.shape for name, tensor in saved.items()}:
             raise UserError(f"{path}: holds another model than the options describe")
+        for name, tensor in saved.items():
+            if tensor.dtype != torch.float32:
+                raise ValueError(f"{name} is {tensor.dtype}")
+        optimizer_states = _read_optimizers(tensors, optimizers or [])
+        # All of it fits: only now is any of it used.
         for name, p in own.items():
             p.copy_(saved[name])
-        for number, optimizer in enumerate(optimizers or []):
-            values: dict[int, dict[str, Any]] = {}
-            for name in tensors:
-                if name.startswith(f"optimizer.{number}."):
-                    _, _, index, key = name.split(".")
-                    values.setdefault(int(index), {})[key] = tensors[name]
+        for optimizer, values in zip(optimizers or [], optimizer_states, strict=True):
             optimizer.load_state_dict(optimizer.state_dict() | {"state": values})
         return state
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such checkpoint") from None
     except (SafetensorError, OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
         raise UserError(f"{path}: damaged ({str(error).splitlines()[0]})") from None
+
+
+def _read_optimizers(tensors: dict[str, Tensor], optimizers: Optimizers) -> list[State]:
+    """The state of each optimizer, from the tensors of a checkpoint; empty if none has made a step.
+
+    ValueError if there is not exactly what the optimizers keep of their parameters.
+    """
+    found = {name: tensor for name, tensor in tensors.items() if not name.startswith("model.")}
+    if not found or not optimizers:
+        return [{} for _ in optimizers]
+    states: list[State] = []
+    for number, optimizer in enumerate(optimizers):
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        state: State = {}
+        for index, p in enumerate(params):
+            state[index] = {}
+            for key, shape in state_shapes(optimizer, p).items():
+                name = f"optimizer.{number}.{index}.{key}"
+                state[index][key] = _take(found, name, shape)
+        states.append(state)
+    if found:
+        raise ValueError(f"{min(found)} belongs to no parameter")
+    return states
+
+
+def _take(tensors: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
+    """Remove a tensor of an optimizer's state; ValueError if it is missing, or another is expected."""
+    tensor = tensors.pop(name, None)
+    if tensor is None:
+        raise ValueError(f"{name} is missing")
+    if tensor.dtype != torch.float32 or tensor.shape != shape:
+        raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not float32 {tuple(shape)}")
+    if name.endswith(".step") and not 1 <= tensor < math.inf:
+        raise ValueError(f"{name} is {float(tensor)}")
+    return tensor
 
 
 def load_last(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState, str]:

@@ -89,6 +89,17 @@ def make_optimizers(model: GPT, config: OptimConfig, dist: Distributed = ALONE) 
     return optimizers
 
 
+def state_shapes(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, torch.Size]:
+    """The tensors, all float32, that an optimizer keeps of a parameter from its first step on.
+
+    What a file holds has to be compared with them: PyTorch's fused AdamW does not look at their
+    shapes, and reads and writes behind a tensor that is smaller than the parameter.
+    """
+    if isinstance(optimizer, Muon):
+        return {"momentum": p.shape}
+    return {"step": torch.Size(), "exp_avg": p.shape, "exp_avg_sq": p.shape}
+
+
 def set_lr(optimizers: list[torch.optim.Optimizer], config: OptimConfig, step: int) -> float:
     """Set the learning rates of a step; returns AdamW's."""
     scale = get_lr_scale(config, step)

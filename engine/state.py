@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from typing import Annotated, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from config.schema import OVERFITTING_RISE, Config
+from config.schema import OVERFITTING_RISE, Config, Count
 from loss import LossSums
 
 SMOOTHING = 0.95  # of the running mean and variance of the training loss
@@ -13,6 +14,8 @@ SPIKE_STEPS = 20  # steps before a spike can be told
 SPIKE_SIGMAS = 6  # a spike is so many standard deviations above the mean,
 SPIKE_RISE = 0.1  # and so many nats
 SCALE_STEPS = 2000  # steps after which a larger loss scale is tried
+MIN_SCALE, MAX_SCALE = 1.0, 2.0**24  # of the loss, in float16
+Nats = Annotated[float, Field(gt=-1, le=1e39)]  # a loss that is about 0 may round to below it
 TROUBLES = {"skipped_steps", "nonfinite_steps", "nonfinite_in_a_row", "loss_spikes"}
 
 
@@ -45,21 +48,39 @@ class StepResult:
 
 
 class TrainState(BaseModel):
-    """What resuming needs besides weights. Batches and dropout follow from (seed, step)."""
+    """What resuming needs besides weights. Batches and dropout follow from (seed, step).
 
-    step: int = 0  # completed steps, including those that changed nothing
-    tokens: int = 0  # targets in them
-    seconds: float = 0.0
-    best_nll: float | None = None  # lowest validation loss, nats per token
-    best_train_nll: float | None = None  # the training loss then
-    overfitting: int = 0  # evaluations in a row that show it
-    skipped_steps: int = 0  # steps without a target
-    nonfinite_steps: int = 0  # steps without a finite loss and gradient; they changed nothing
-    nonfinite_in_a_row: int = 0
-    loss_spikes: int = 0  # steps whose loss was far above those before
-    mean: float = 0.0  # running mean of the training loss
-    variance: float = 0.0
-    loss_scale: float = 2.0**15  # of the loss before backward, in float16
+    Read from a checkpoint, each number has to be in its range, so that counting on cannot fail.
+    """
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    step: Count = 0  # completed steps, including those that changed nothing
+    tokens: Count = 0  # targets in them
+    seconds: float = Field(0.0, ge=0, le=1e12)
+    best_nll: Nats | None = None  # lowest validation loss, nats per token
+    best_train_nll: Nats | None = None  # the training loss then
+    overfitting: Count = 0  # evaluations in a row that show it
+    skipped_steps: Count = 0  # steps without a target
+    nonfinite_steps: Count = 0  # steps without a finite loss and gradient; they changed nothing
+    nonfinite_in_a_row: Count = 0
+    loss_spikes: Count = 0  # steps whose loss was far above those before
+    mean: Nats = 0.0  # running mean of the training loss
+    variance: float = Field(0.0, ge=0, le=1e80)
+    loss_scale: float = Field(2.0**15, ge=MIN_SCALE, le=MAX_SCALE)  # of the loss before backward, in float16
+
+    @property
+    def applied_steps(self) -> int:
+        """Steps that changed the weights."""
+        return self.step - self.skipped_steps - self.nonfinite_steps
+
+    @model_validator(mode="after")
+    def _check_counts(self) -> Self:
+        if self.applied_steps < self.loss_spikes:
+            raise ValueError("more steps of trouble than steps")
+        if self.nonfinite_in_a_row > self.nonfinite_steps:
+            raise ValueError("more nonfinite steps in a row than in all")
+        return self
 
     def count_step(self, result: StepResult) -> float | None:
         """Count a step; if its loss is a spike, returns by how many nats it is above the mean of those before."""
@@ -69,12 +90,13 @@ class TrainState(BaseModel):
         self.nonfinite_steps += not result.is_finite
         self.nonfinite_in_a_row = 0 if result.is_finite else self.nonfinite_in_a_row + 1
         if not result.is_finite:  # in float16 a gradient may have been too large
-            self.loss_scale = max(1.0, self.loss_scale / 2)
+            self.loss_scale = max(MIN_SCALE, self.loss_scale / 2)
         elif self.step % SCALE_STEPS == 0:
-            self.loss_scale = min(2.0**24, self.loss_scale * 2)
+            self.loss_scale = min(MAX_SCALE, self.loss_scale * 2)
         if not result.is_valid:
             return None
-        applied, excess = self.step - self.skipped_steps - self.nonfinite_steps, result.nll - self.mean
+        applied = self.applied_steps
+        excess = result.nll - self.mean
         is_spike = applied > SPIKE_STEPS and excess > max(SPIKE_RISE, SPIKE_SIGMAS * self.variance**0.5)
         self.loss_spikes += is_spike
         share = max(1 - SMOOTHING, 1 / applied)  # a plain mean of the first steps

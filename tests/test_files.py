@@ -77,7 +77,7 @@ def test_every_damage_of_a_checkpoint_is_noticed(tmp_path: Path) -> None:
     """Two bits of many bytes, many lengths, and bytes too many; nothing of it is loaded."""
     path = tmp_path / "last.safetensors"
     model, optimizers = small_training()
-    save_checkpoint(path, model, TrainState(step=7, best_nll=1.5), [each.state_dict()["state"] for each in optimizers])
+    save_checkpoint(path, model, TrainState(step=7, best_nll=1.5), optimizers)
     content = path.read_bytes()
     assert len(content) < 8000
     flipped = [content[:at] + bytes([content[at] ^ bit]) + content[at + 1:] for at in range(0, len(content), 13)

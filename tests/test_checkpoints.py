@@ -1,0 +1,152 @@
+"""Checkpoints that somebody forged: all in them is checked before any of it is used.
+
+A forger can compute the right hash, so it proves nothing about what a file holds.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from config.errors import UserError
+from config.schema import ModelConfig, OptimConfig
+from engine.checkpoint import Optimizers, _hash, load_checkpoint, save_checkpoint
+from engine.optim import make_optimizers
+from engine.state import TrainState
+from model import GPT
+
+STEP = 7
+ADAM_FIRST = "optimizer.0.0"
+MUON_FIRST = "optimizer.1.0"
+
+
+def small_training(steps: int = 1) -> tuple[GPT, Optimizers]:
+    """A model and its optimizers after some steps."""
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(block_size=2, n_layer=1, n_head=1, n_embd=2), 3)
+    optimizers = make_optimizers(model, OptimConfig())
+    for _ in range(steps):
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        for optimizer in optimizers:
+            optimizer.step()
+    return model, optimizers
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A whole checkpoint."""
+    model, optimizers = small_training()
+    save_checkpoint(tmp_path / "last.safetensors", model, TrainState(step=STEP), optimizers)
+    return tmp_path / "last.safetensors"
+
+
+def forge(path: Path, tensors: dict[str, Tensor | None], state: dict[str, str] | None = None) -> None:
+    """Replace tensors (None: remove) and the JSON of numbers, and give the file its right hash."""
+    with safe_open(path, framework="pt") as file:
+        metadata = dict(file.metadata())
+    del metadata["sha256"]
+    content = {name: tensor for name, tensor in load_file(path).items() if name not in tensors}
+    content |= {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    numbers = {name: json.dumps(value) for name, value in json.loads(metadata["state"]).items()}
+    numbers |= state or {}
+    metadata["state"] = "{" + ", ".join(f'"{name}": {text}' for name, text in numbers.items()) + "}"
+    save_file(content, path, metadata | {"sha256": _hash(content, metadata)})
+
+
+def everything(model: GPT, optimizers: Optimizers) -> list[Any]:
+    return [model.state_dict(), *(optimizer.state_dict() for optimizer in optimizers)]
+
+
+def assert_damaged(path: Path) -> None:
+    """It is refused as damaged, and nothing of it was copied."""
+    model, optimizers = small_training(steps=2)
+    with pytest.raises(UserError, match=r"last\.safetensors: damaged \("):
+        load_checkpoint(path, model, optimizers)
+    expected = everything(*small_training(steps=2))
+    torch.testing.assert_close(everything(model, optimizers), expected, rtol=0, atol=0)
+
+
+def test_what_is_not_forged_is_loaded(path: Path) -> None:
+    forge(path, {})
+    model, optimizers = small_training(steps=0)
+    assert load_checkpoint(path, model, optimizers).step == STEP
+    expected = everything(*small_training())
+    torch.testing.assert_close(everything(model, optimizers), expected, rtol=0, atol=0)
+
+
+SHAPES: list[dict[str, Tensor | None]] = [
+    {f"{ADAM_FIRST}.exp_avg": torch.zeros(1)},  # fused AdamW would read behind it
+    {f"{ADAM_FIRST}.exp_avg": torch.zeros(2, 3)},
+    {f"{ADAM_FIRST}.exp_avg_sq": torch.zeros(0)},
+    {f"{ADAM_FIRST}.exp_avg_sq": torch.zeros(1000, 1000)},
+    {f"{ADAM_FIRST}.step": torch.zeros(3)},
+    {f"{MUON_FIRST}.momentum": torch.zeros(1)},
+]
+DTYPES: list[dict[str, Tensor | None]] = [
+    {f"{ADAM_FIRST}.exp_avg": torch.zeros(3, 2, dtype=torch.complex64)},
+    {f"{ADAM_FIRST}.exp_avg": torch.zeros(3, 2, dtype=torch.float64)},
+    {f"{ADAM_FIRST}.step": torch.tensor(1)},
+    {f"{MUON_FIRST}.momentum": torch.zeros(6, 2, dtype=torch.int32)},
+    {"model.wte.weight": torch.zeros(3, 2, dtype=torch.complex64)},
+    {"model.wte.weight": torch.zeros(3, 2, dtype=torch.int64)},
+    {"model.wte.weight": torch.zeros(3, 2, dtype=torch.bool)},
+]
+NAMES: list[dict[str, Tensor | None]] = [
+    {f"{ADAM_FIRST}.exp_avg": None},
+    {f"{ADAM_FIRST}.step": None},
+    {f"{MUON_FIRST}.momentum": None},
+    {f"{ADAM_FIRST}.{key}": None for key in ("step", "exp_avg", "exp_avg_sq")},  # of one parameter
+    {f"{ADAM_FIRST}.max_exp_avg_sq": torch.zeros(3, 2)},
+    {f"{ADAM_FIRST}.momentum": torch.zeros(3, 2)},
+    {"optimizer.0.99.exp_avg": torch.zeros(3, 2)},
+    {"optimizer.0.-1.exp_avg": torch.zeros(3, 2)},
+    {"optimizer.0.x.exp_avg": torch.zeros(3, 2)},
+    {"optimizer.0.0": torch.zeros(3, 2)},
+    {"optimizer.7.0.exp_avg": torch.zeros(3, 2)},
+    {"something": torch.zeros(3, 2)},
+]
+STEPS: list[dict[str, Tensor | None]] = [
+    {f"{ADAM_FIRST}.step": torch.tensor(value)}
+    for value in (-1.0, 0.0, float("nan"), float("inf"))]
+
+
+@pytest.mark.parametrize("forged", [*SHAPES, *DTYPES, *NAMES, *STEPS], ids=str)
+def test_tensors_that_do_not_fit_are_damage(path: Path, forged: dict[str, Tensor | None]) -> None:
+    forge(path, forged)
+    assert_damaged(path)
+
+
+BAD_NUMBERS = ["-1", "1e999", "NaN", "Infinity", "-Infinity", "1" + "0" * 400, "true", "[]", '"1"']
+BAD_STATES = [{name: number} for name in TrainState.model_fields for number in BAD_NUMBERS]
+BAD_STATES += [
+    {"step": f"{2**63}"}, {"tokens": f"{2**63}"}, {"step": "null"}, {"mean": "null"}, {"mean": "1e200"},
+    {"variance": "1e300"}, {"best_nll": "1e300"}, {"loss_scale": "0"}, {"loss_scale": "1e30"},
+    {"seconds": "1e300"}, {"step": "7.0"},
+    {"skipped_steps": f"{STEP + 1}"}, {"nonfinite_steps": f"{STEP + 1}"}, {"loss_spikes": f"{STEP + 1}"},
+    {"skipped_steps": "4", "nonfinite_steps": "4"}, {"skipped_steps": "7", "loss_spikes": "1"},
+    {"nonfinite_in_a_row": "1"},
+]
+
+
+@pytest.mark.parametrize("forged", BAD_STATES, ids=str)
+def test_numbers_out_of_range_are_damage(path: Path, forged: dict[str, str]) -> None:
+    forge(path, {}, forged)
+    assert_damaged(path)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_a_training_at_any_step_is_loaded(tmp_path: Path, steps: int) -> None:
+    """Also one whose optimizers have not made a step: at step 0, or where all steps were skipped."""
+    model, optimizers = small_training(steps)
+    saved = TrainState(step=5, skipped_steps=5 - steps, best_nll=-1e-9, best_train_nll=0.0, mean=3e38, variance=9e76)
+    save_checkpoint(tmp_path / "last.safetensors", model, saved, optimizers)
+    other, restored = small_training(steps=2)
+    assert load_checkpoint(tmp_path / "last.safetensors", other, restored) == saved
+    torch.testing.assert_close(everything(other, restored), everything(model, optimizers), rtol=0, atol=0)
+    assert load_checkpoint(tmp_path / "last.safetensors", other) == saved  # for prediction only
