@@ -28,7 +28,7 @@ class EvaluateOptions(Section):
     split: Literal["val", "train"] = Field("val", description="which split of the run's corpus")
     text: Text = Field("", min_length=1, description="a UTF-8 file to evaluate instead")
     explain: str = Field("", min_length=1, description="a sentence: show what each of its tokens costs")
-    max_tokens: Count = Field(1_000_000, description="evaluate about so many tokens, spread evenly; 0 = all")
+    max_tokens: Count = Field(1_000_000, description="evaluate about so many targets, spread evenly; 0 = all")
     stride: Count = Field(0, description="tokens by which the window moves on: fewer give more context; 0 = block_size")
     against: Text = Field("", min_length=1, description="another run to compare with on the same text")
     checkpoint: Literal["best", "last"] = Field("best", description="which checkpoint of the runs")
@@ -178,9 +178,12 @@ def score(run: Run, text: EvalText, options: EvaluateOptions) -> Scored:
     about = {"run": str(run.path), "checkpoint": options.checkpoint, "step": state.step, "device": str(dist),
              "block_size": text.block_size, "stride": text.stride or text.block_size, "targets": len(columns["nll"]),
              "of_targets": text.split.num_targets(), "bytes": int(columns["bytes"].sum())}
-    start = replace(text, split=text.split.first(PAGE_TOKENS - 1), max_tokens=0)
-    return Scored(about, columns, tempered, measures.measure_passage(model, start, 0, dist, state.step)
-                  if options.html and len(start.positions) else None)
+    passage = None
+    start = text.split.first(PAGE_TOKENS - 1)
+    if options.html and start.num_targets():
+        whole = replace(text, split=start, max_tokens=0)
+        passage = measures.measure_passage(model, whole, 0, dist, state.step)
+    return Scored(about, columns, tempered, passage)
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ class RunConfig(Section):
     micro_batch_size: Count = Field(0, description="sequences in one forward pass; 0 = a rank's share of the "
                                     "batch, on a CPU at most 4,096 tokens of it")
     eval_interval: Positive = Field(40, description="steps between evaluations; the first are at 0, 1, 2, 4, 8, ...")
-    eval_tokens: Count = Field(8192, description="validation tokens per evaluation, evenly spread; 0 = all")
+    eval_tokens: Count = Field(8192, description="validation targets per evaluation, evenly spread; 0 = all")
     log_interval: Positive = Field(10, description="steps between lines of metrics.jsonl")
     checkpoint_interval: Positive = Field(100, description="steps between checkpoints")
     tracker: Literal["none", "tensorboard", "wandb", "trackio", "mlflow"] = Field("none", description="shows the run "

@@ -16,6 +16,8 @@ from config.errors import UserError
 from data.documents import Split
 
 IGNORE_INDEX = -100  # the target of a masked position
+GOLDEN_RATIO = (5**0.5 - 1) / 2
+WINDOWS_COUNTED = 4096  # at once, so that memory does not grow with the text
 
 
 class Batch(NamedTuple):
@@ -78,8 +80,9 @@ class EvalText:
     """A split to evaluate: every token but the first is a target exactly once, in order.
 
     Windows of block_size tokens move on by `stride`, 1 to block_size; 0 means block_size, windows side by side. Where
-    windows overlap, a token is a target in the first of them only. With `max_tokens`, only about so many tokens are
-    targets: the windows are then spread evenly over the split, so that every part of it counts.
+    windows overlap, a token is a target in the first of them only. Windows without a target are left out. With
+    `max_tokens`, only so many targets are evaluated, as near as whole windows allow and one window at least: the
+    windows are then spread evenly over the split, so that every part of it counts.
 
     >>> text = EvalText(Split(np.arange(8)), block_size=4, stride=2)
     >>> [batch.targets.tolist() for batch in text.batches()]
@@ -98,11 +101,18 @@ class EvalText:
 
     @cached_property
     def windows(self) -> np.ndarray:
-        windows = find_windows(self.split.tokens, self.block_size, self.eos, self.stride or self.block_size)
-        wanted = max(1, round(len(windows) * self.max_tokens / (len(self.split.tokens) - 1)))
-        if not self.max_tokens or wanted >= len(windows):
+        """The windows to evaluate, (N, 3), in order; each has a target. UserError if there is none."""
+        if self.split.num_targets() == 0:
+            raise UserError("nothing to evaluate: the text has no target; it is shorter than two "
+                            "tokens, or all of it is masked")
+        stride = self.stride or self.block_size
+        windows = find_windows(self.split.tokens, self.block_size, self.eos, stride)
+        counts = count_targets(self.split, windows)
+        windows = windows[counts > 0]
+        counts = counts[counts > 0]
+        if self.max_tokens == 0 or self.max_tokens >= counts.sum():
             return windows
-        return windows[np.linspace(0, len(windows) - 1, wanted).round().astype(int)]
+        return windows[choose_windows(counts, self.max_tokens)]
 
     def batches(self) -> Iterator[Batch]:
         """Windows that are not full are padded."""
@@ -141,6 +151,38 @@ def find_windows(tokens: np.ndarray, block_size: int, eos: int | None, stride: i
     return np.stack([np.repeat(borders[:-1], pieces) + offsets,
                      np.minimum(np.repeat(lengths, pieces) - offsets, block_size),
                      np.where(offsets > 0, block_size - stride, 0)], axis=1)
+
+
+def count_targets(split: Split, windows: np.ndarray) -> np.ndarray:
+    """The number of targets in each of the windows of a whole text, (N,), which are in its order."""
+    starts, lengths, skips = windows.T
+    if split.unmasked is None:
+        return lengths - skips
+    firsts = starts + skips + 1  # each of these tokens may be a target, up to the next window's first
+    ends = starts + lengths + 1
+    counts = np.empty(len(windows), dtype=np.int64)
+    for start in range(0, len(windows), WINDOWS_COUNTED):
+        few = slice(start, start + WINDOWS_COUNTED)
+        first = firsts[few][0]
+        unmasked = split.unmasked[first:ends[few][-1]]
+        counts[few] = np.add.reduceat(unmasked, firsts[few] - first, dtype=np.int64)
+    return counts
+
+
+def choose_windows(counts: np.ndarray, max_tokens: int) -> np.ndarray:
+    """Windows that have about max_tokens targets together; `counts` (N,) are the targets of each window.
+
+    Returns indices in order. Each window has the same chance, however many targets it has: otherwise
+    some kinds of text would weigh more than they do in the whole text.
+    """
+    if len(np.unique(counts[1:-1])) <= 1:  # of a text without documents and masks
+        wanted = max(1, round(len(counts) * max_tokens / counts.sum()))
+        return np.linspace(0, len(counts) - 1, wanted).round().astype(int)
+    # The first n multiples of the golden ratio, modulo 1, are spread evenly, whatever n is.
+    order = np.argsort(np.arange(len(counts)) * GOLDEN_RATIO % 1)
+    targets = np.cumsum(counts[order])  # in the first 1, 2, ... windows of that order
+    wanted = 1 + int(np.abs(targets - max_tokens).argmin())
+    return np.sort(order[:wanted])
 
 
 def cut(split: Split, windows: np.ndarray, block_size: int, number: int = 0) -> Batch:

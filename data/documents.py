@@ -36,7 +36,9 @@ class Split:
         return self.tokens[1:] if self.unmasked is None else self.tokens[1:][self.unmasked[1:]]
 
     def num_targets(self) -> int:
-        return len(self.tokens) - 1 if self.unmasked is None else len(self.targets())
+        if self.unmasked is None:
+            return len(self.tokens) - 1
+        return int(np.count_nonzero(self.unmasked[1:]))
 
 
 class Record(BaseModel):

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from config.errors import UserError
-from data.batches import EvalText
 from data.documents import Split
 from data.tokenizer import Tokenizer
 from engine.checkpoint import load_model
@@ -47,7 +46,7 @@ class Model:
         if not text:
             raise UserError("score: the text is empty")
         tokens = self.run.tokenizer.encode_after_context(text)
-        windows = EvalText(Split(np.array(tokens)), self.run.config.model.block_size)
+        windows = self.run.eval_text(Split(np.array(tokens)))
         scores = score(predict(self.gpt, windows.batches(), self.dist), [1.0])
         return ScoredText(tokens, scores.nll, 1 + scores.higher, self.run.tokenizer)
 

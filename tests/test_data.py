@@ -175,6 +175,53 @@ def test_a_part_of_a_text_is_spread_evenly_over_it(eos: int | None, stride: int)
         split, 8, eos, stride).positions.tolist()
 
 
+def sparse_split(n: int = 30_000) -> Split:
+    """The first and every eighth stretch of 200 tokens are dense with targets, others have few or none."""
+    stretch = np.arange(n) // 200
+    share = np.where(stretch % 8 == 0, 0.9, np.where(stretch % 3 == 0, 0.002, 0.0))
+    unmasked = np.random.default_rng(0).random(n) < share
+    return Split(np.random.default_rng(1).integers(30, size=n).astype(np.uint16), unmasked)
+
+
+@pytest.mark.parametrize("eos", [None, 0])
+@pytest.mark.parametrize("stride", [0, 3])
+@pytest.mark.parametrize("max_tokens", [1, 10, 100, 1000])
+def test_windows_are_chosen_by_their_targets(max_tokens: int, stride: int, eos: int | None) -> None:
+    """As near to the budget as whole windows allow, and at least one target; no window without a target."""
+    text = EvalText(sparse_split(), 16, eos, stride, max_tokens)
+    of_each = [int((batch.targets != IGNORE_INDEX).sum(axis=1).min()) for batch in text.batches()]
+    assert min(of_each) > 0
+    if max_tokens == 1:
+        assert len(text.windows) == 1
+    else:
+        assert abs(len(text.positions) - max_tokens) <= 16 / 2
+    assert len(np.unique(text.positions)) == len(text.positions)
+
+
+def test_dense_windows_are_no_more_likely_to_be_chosen() -> None:
+    """Otherwise their text would weigh more in the loss than it does in the loss of all targets."""
+    whole, part = EvalText(sparse_split(), 16), EvalText(sparse_split(), 16, max_tokens=1000)
+    dense = [np.mean(text.positions // 200 % 8 == 0) for text in (whole, part)]
+    assert dense[1] == pytest.approx(dense[0], abs=0.01)
+    windows = [len(text.windows) for text in (whole, part)]
+    targets = [len(text.positions) for text in (whole, part)]
+    assert windows[1] / windows[0] == pytest.approx(targets[1] / targets[0], rel=0.1)
+
+
+@pytest.mark.parametrize("max_tokens", [0, 100])
+def test_all_targets_are_evaluated_if_they_are_no_more_than_asked_for(max_tokens: int) -> None:
+    unmasked = np.arange(10_000) % 1000 == 999
+    text = EvalText(Split(np.arange(10_000), unmasked), 16, max_tokens=max_tokens)
+    assert text.positions.tolist() == np.flatnonzero(unmasked).tolist()
+    assert len(text.windows) == 10
+
+
+@pytest.mark.parametrize("split", [Split(np.arange(1)), Split(np.arange(9), np.arange(9) == 0)])
+def test_a_text_without_targets_is_refused(split: Split) -> None:
+    with pytest.raises(UserError, match="the text has no target"):
+        next(EvalText(split, 4, max_tokens=2).batches())
+
+
 def test_a_corpus_shorter_than_a_block_is_refused() -> None:
     with pytest.raises(UserError, match="too few for block_size=64"):
         TrainBatches(Split(np.zeros(100, dtype=np.uint16)), 64, 1, 0)

@@ -137,6 +137,23 @@ def test_a_limit_evaluates_a_part_that_is_spread_evenly_and_says_so(runs) -> Non
     assert found("out/whole", "--max_tokens=0")["loss"] == whole["loss"]
 
 
+def test_targets_are_counted_where_most_windows_have_none(runs) -> None:
+    """Prompts of 30 blocks, with short completions: training and evaluate.py find what they were asked for."""
+    with Path("prompts.jsonl").open("w", encoding="utf-8") as file:
+        for n in range(100):
+            prompt = f"{n:03} times 10 " * 20
+            file.write(json.dumps({"prompt": prompt, "completion": f"{n:03}0"}) + "\n")
+    train = ["train.py", "--corpus=prompts.jsonl", "--padded", "--out_dir=out/prompts", *TINY]
+    printed = call(*train, "--eval_tokens=20").stdout
+    assert "validation: 20 of the 50 targets, spread evenly" in printed
+    assert "No loss was finite" not in printed
+    evaluated = [record["step"] for record in metrics("out/prompts") if "val_nll" in record]
+    assert evaluated == [0, 1, 2, 4, 6]  # what is not finite is left out there
+    assert found("out/prompts", "--max_tokens=1")["targets"] in (4, 5)  # a completion, or its end too
+    assert found("out/prompts", "--max_tokens=32")["targets"] == pytest.approx(32, abs=2)
+    assert found("out/prompts")["targets"] == 50
+
+
 def test_progress_goes_to_stderr_also_into_a_pipe(runs) -> None:
     assert "evaluating" in call("evaluate.py", "out/whole").stderr
 
