@@ -65,7 +65,7 @@ def train(cfg: Config, named: set[str]) -> int:
     dist.check_same_start(model, corpus.info.sha256)
     val_text = run.eval_text(corpus.val, cfg.run.eval_tokens)
     print(words.describe_run(run, state, remark, model, dist, get_batch, val_text), flush=True)
-    if run.is_finished(state.step):
+    if run.had_outcome and state.is_finished(cfg):
         return 0
     log, stop = TrainLog(run, dist, model, corpus, state), StopSignal(dist)
     forward = compile_model(model, get_batch(0), make_objective(cfg), dist, log.say) if cfg.run.compile else model

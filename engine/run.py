@@ -50,6 +50,8 @@ class Run:
     moved: Path | None = None  # where the run went that had this path before
     changes: dict[str, list[Any]] = field(default_factory=dict)  # options [before, now] of a resumed run
     is_resumed: bool = False
+    had_outcome: bool = False  # a resumed run that came to its end before
+    final: Record | None = None  # the last line of metrics.jsonl, where it is not written yet
 
     @property
     def name(self) -> str:
@@ -115,10 +117,17 @@ class Run:
         if path.exists():
             with path.open("rb") as lines:
                 yield from filter(None, map(parse_record, lines))
+        if self.final is not None:
+            yield self.final
 
-    def is_finished(self, step: int) -> bool:
-        """Whether a run at `step` has nothing left to do."""
-        return step >= self.config.optim.max_iters and any("best_val_nll" in record for record in self.read_metrics())
+    def has_outcome(self) -> bool:
+        """Whether the last line of metrics is there. It is written last, so all of the outcome is there too."""
+        return any(is_outcome(record) for record in self._records())
+
+
+def is_outcome(record: Record) -> bool:
+    """Whether a line of metrics.jsonl or samples.jsonl is of the best model, after the last step."""
+    return "best_step" in record
 
 
 def parse_record(line: bytes) -> Record | None:
@@ -213,7 +222,7 @@ def create_or_resume(config: Config, named: set[str], corpus: Corpus) -> Run:
             problems.append(f"{name} was {was} and is now {now}: {BY_NAME[name]}; if you want that, add --{name}={now}")
     if problems:
         raise UserError(f"{path}: {'; '.join(problems)}")
-    return Run(path, config, run.info, changes=changes, is_resumed=True)
+    return Run(path, config, run.info, changes=changes, is_resumed=True, had_outcome=run.has_outcome())
 
 
 def create_run(config: Config, corpus: Corpus) -> Run:
@@ -267,5 +276,5 @@ def _truncate(path: Path, step: int) -> None:
         lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line end is torn
         records = [parse_record(line) or {"step": math.inf} for line in lines]
         kept = [number for number, record in enumerate(records, start=1)
-                if 0 < step >= record["step"] and "best_step" not in record]
+                if 0 < step >= record["step"] and not is_outcome(record)]
         os.truncate(path, sum(len(line) + 1 for line in lines[:max(kept, default=0)]))

@@ -31,6 +31,8 @@ from report.gpu import gpu_record
 from report.tracker import Tracker
 from surprisal import smoothed_entropy
 
+OUTCOME = ("evaluation.json", "curves.png", "verdict.txt", "samples.jsonl", "report.js")  # before the last line
+
 
 class TrainLog:
     """Writes a run's files, and says the most important part on the terminal.
@@ -85,8 +87,7 @@ class TrainLog:
 
         Returns whether an evaluation passed a baseline that none passed before, or is the first; then it says so.
         """
-        finite = {key: value for key, value in record.items() if math.isfinite(value)}  # JSON has no NaN
-        self.append("metrics.jsonl", finite)
+        self.append("metrics.jsonl", without_nonfinite(record))
         self.results.clear()
         self.logged_step = record["step"]
         if "val_nll" in record or (self.bar.disable and "tokens" in record):
@@ -96,7 +97,7 @@ class TrainLog:
         before, self.passed = self.passed, max(self.passed, self.count_passed(record.get("val_nll")))
         if "val_nll" in record:
             self.attempt("passage.jsonl", self.write_passage)
-            self.write_page()
+            self.write_page(self.run)
         if self.passed > before:
             self.say(words.standing(record["val_nll"], self.info.baselines))
         return self.passed > before
@@ -123,16 +124,16 @@ class TrainLog:
 
     def close(self) -> None:
         """Say in the page that training has ended, and let the tracker finish."""
-        self.write_page(live=False)
+        self.write_page(self.run, live=False)
         self.tracker.close()
 
-    def write_page(self, live: bool = True) -> None:
+    def write_page(self, run: Run, live: bool = True) -> None:
         """Replace what report.html shows; while training goes on, at most a fiftieth of the time is for that."""
         def write(path: Path) -> None:
             started = time.perf_counter()
             if started >= self.next_page or not live:
                 status = f"step {self.state.step:,} of {self.run.config.optim.max_iters:,}"
-                page.write_data(path, self.run, status, live)
+                page.write_data(path, run, status, live)
                 self.next_page = started + 50 * (time.perf_counter() - started)
 
         self.attempt("report.js", write)
@@ -157,6 +158,11 @@ class TrainLog:
             if name not in self.failing:
                 self.say(f"warning: {path} could not be written ({error.strerror or error})")
             self.failing.add(name)
+
+
+def without_nonfinite(record: Record) -> Record:
+    """The numbers that JSON can hold: it has no NaN."""
+    return {key: value for key, value in record.items() if math.isfinite(value)}
 
 
 def training_record(results: Sequence[StepResult], config: LossConfig, vocab_size: int) -> Record:
@@ -195,34 +201,54 @@ def show_stop(stop: StopSignal, log: TrainLog) -> int:
 
 
 def show_outcome(model: GPT, corpus: Corpus, log: TrainLog) -> int:
-    """Measure the best model on all validation text, draw the curves, say what came of it; returns the exit code."""
-    run, dist, cfg, final = log.run, log.dist, log.run.config, None
+    """Measure the best model on all validation text, draw the curves, say what came of it; returns the exit code.
+
+    The last line of metrics.jsonl is written last: where it is missing, a resumed run comes here again.
+    """
+    run, state = log.run, log.state
+    final: Record | None = None
+    texts: list[str] = []
     if "last.safetensors" in log.failing:
         raise UserError(f"{run.path}: the last checkpoint could not be written; make room, or move the directory back, "
                         "and resume with --init_from=resume")
-    if log.state.best_nll is not None:
-        best = load_checkpoint(run.path / "best.safetensors", model)
-        val_text = replace(run.eval_text(corpus.val), min_batches=BLOCKS)  # for the interval of a difference
-        parts = evaluate_parts(model, val_text, dist)
-        exact = validation_record(mean_loss(sum_losses(parts)), val_text, corpus)
-        # The loss of the same weights on training text: the loss that training logged is of other weights.
-        train_text = run.eval_text(corpus.train, max_tokens=cfg.run.eval_tokens or len(corpus.val.tokens))
-        final = {"step": log.state.step, "best_step": best.step,
-                 "best_train_nll": evaluate(model, train_text, dist).nll,
-                 **{f"best_{name}": value for name, value in exact.items()}}
-        log.write(final)
-        with suppress(UserError):  # some predictions are not finite
-            log.attempt("evaluation.json", measures.write_evaluation, run, model, parts, corpus, dist)
+    if state.best_nll is not None:
+        final = measure_best(model, corpus, log)
+        run = replace(run, final=without_nonfinite(final))
     log.attempt("curves.png", lambda path: figures.draw_png([run], path))
-    verdict = words.verdict(run.read_metrics(), final, corpus.info, cfg)
+    verdict = words.verdict(run.read_metrics(), final, corpus.info, run.config)
     print("\n" + verdict, flush=True)
     log.attempt("verdict.txt", lambda path: write_atomically(path, verdict.encode()))
-    if log.state.nonfinite_in_a_row:
-        log.close()
+    if not state.nonfinite_in_a_row:
+        texts = generate_texts(model, corpus, log.dist, num_samples=1 if corpus.tokenizer.eos is None else 5)
+    if final and texts:
+        step = final["best_step"]
+        log.append("samples.jsonl", {"step": step, "best_step": step, "text": texts[0]})
+    log.write_page(run, live=False)
+    lost = [name for name in OUTCOME if name in log.failing]
+    if final and not lost:
+        log.write(final)
+        lost = [name for name in ("metrics.jsonl",) if name in log.failing]
+    log.tracker.close()
+    if lost:
+        raise UserError(f"{run.path}: {', '.join(lost)} could not be written; make room, and finish the run with: "
+                        f"{words.resume_command(run, log.dist)}")
+    if state.nonfinite_in_a_row:
         return 1
-    texts = generate_texts(model, corpus, dist, num_samples=1 if corpus.tokenizer.eos is None else 5)
-    if final:
-        log.append("samples.jsonl", {"step": final["best_step"], "text": texts[0]})
-    log.close()
     print("\n" + words.samples(corpus.info.prompt, texts), words.next_commands(run.path), sep="\n\n")
     return 0
+
+
+def measure_best(model: GPT, corpus: Corpus, log: TrainLog) -> Record:
+    """Load the best model and measure it on all validation text; returns the last line of metrics."""
+    run, dist = log.run, log.dist
+    best = load_checkpoint(run.path / "best.safetensors", model)
+    val_text = replace(run.eval_text(corpus.val), min_batches=BLOCKS)  # for the interval of a difference
+    parts = evaluate_parts(model, val_text, dist)
+    exact = validation_record(mean_loss(sum_losses(parts)), val_text, corpus)
+    # The loss of the same weights on training text: the loss that training logged is of other weights.
+    train_text = run.eval_text(corpus.train, max_tokens=run.config.run.eval_tokens or len(corpus.val.tokens))
+    with suppress(UserError):  # some predictions are not finite
+        log.attempt("evaluation.json", measures.write_evaluation, run, model, parts, corpus, dist)
+    return {"step": log.state.step, "best_step": best.step,
+            "best_train_nll": evaluate(model, train_text, dist).nll,
+            **{f"best_{name}": value for name, value in exact.items()}}

@@ -179,9 +179,8 @@ def describe_run(run: Run, state: TrainState, remark: str, model: GPT, dist: Dis
     if run.is_resumed:
         lines += [f"resuming {run.path} at step {state.step:,}",
                   *(f"  {name} was {shown(was)} and is now {shown(now)}" for name, (was, now) in run.changes.items())]
-    if run.is_finished(state.step):
-        return "\n".join([*lines, f"it is finished: it has taken {state.step:,} steps; to train longer, add "
-                          f"--max_iters={2 * state.step}"])
+    if run.had_outcome and state.is_finished(run.config):
+        return "\n".join([*lines, finished(run.config, state)])
     lines += [f"GPT with {model.num_params():,} parameters: n_layer={c.n_layer} n_head={c.n_head} n_embd={c.n_embd} "
               f"block_size={c.block_size}; {model.flops_per_token() / 1e6:.1f} MFLOP per training token",
               f"{dist}: {max_iters:,} steps of {batch_size * c.block_size:,} tokens, "
@@ -195,17 +194,30 @@ def describe_run(run: Run, state: TrainState, remark: str, model: GPT, dist: Dis
     return "\n".join([*lines, ""])
 
 
+def finished(config: Config, state: TrainState) -> str:
+    """That a run has nothing left to do, and how to train on."""
+    if state.step >= config.optim.max_iters:
+        return (f"it is finished: it has taken {state.step:,} steps; to train longer, add "
+                f"--max_iters={2 * state.step}")
+    return (f"it is finished: it stopped early at step {state.step:,}, because it overfitted; to train longer, add "
+            "--patience=0")
+
+
 def stopped(run: Run, signal: str, state: TrainState, dist: Distributed, saved: bool) -> str:
     """That a signal has stopped a run, and how to resume it."""
+    lost = "" if saved else ", which could not be saved: make room first; the checkpoint before it is whole"
+    return f"Stopped by {signal} at step {state.step:,}{lost}. To resume:\n  {resume_command(run, dist)}"
+
+
+def resume_command(run: Run, dist: Distributed) -> str:
+    """The command that continues a run with as many processes as now."""
     launcher = "python"
     if dist.world_size > 1:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", dist.world_size))
         launcher = f"torchrun --standalone --nproc_per_node={here}"
         if here < dist.world_size:
             launcher = f"(on each machine, with the options of before) torchrun --nproc_per_node={here}"
-    lost = "" if saved else ", which could not be saved: make room first; the checkpoint before it is whole"
-    return (f"Stopped by {signal} at step {state.step:,}{lost}. To resume:\n"
-            f"  {launcher} train.py {shlex.quote(str(run.path))} --init_from=resume")
+    return f"{launcher} train.py {shlex.quote(str(run.path))} --init_from=resume"
 
 
 def less_memory(config: Config) -> str:

@@ -51,7 +51,8 @@ def test_what_the_model_writes_is_shown_when_it_passes_a_baseline(trained) -> No
     lines = (path / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     *samples, last = [json.loads(line) for line in lines]
     assert samples[0]["step"] == 0
-    assert all(set(sample) == {"step", "text"} for sample in [*samples, last])
+    assert all(set(sample) == {"step", "text"} for sample in samples)
+    assert set(last) == {"step", "best_step", "text"}
     assert "".join(last["text"].split()) in "".join(printed.split())  # the best model's, at the end
     shown = re.findall(r"^ +writes: (.*)$", printed, flags=re.MULTILINE)
     assert len(shown) == len(samples) >= 2

@@ -46,6 +46,27 @@ import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({}, {}))
 """
+# Dies as it is about to change for the n-th time, after its last step, what is in its directory.
+DIE_AT_THE_END = """
+import os, re, signal, sys
+import report.trainlog
+left = 0
+measure_best = report.trainlog.measure_best
+def measure(*arguments):
+    global left
+    left = {number}
+    return measure_best(*arguments)
+report.trainlog.measure_best = measure
+def watch(event, arguments):
+    global left
+    does = f"{{event}} {{' '.join(map(str, arguments))}}"
+    if left > 0 and re.match("os.rename .*out/|os.remove .*out/|open .*out/.* (w|a|x|r[+]|ab|wb|r[+]b) ", does):
+        left -= 1
+        if left == 0:
+            print("dies before:", does, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(watch)
+"""
 # The step after the fourth takes a minute.
 SLOW_STEP = """
 import time, engine.step
@@ -127,6 +148,53 @@ def test_kills_at_each_change_of_what_is_on_disk(clone: Path) -> None:
     for number in range(1, 61, 2):
         let_it_die(clone, "out/killed-many", DIE_BEFORE.format(pattern="", number=number))
     finish_and_compare(clone, "out/killed-many")
+
+
+AT_THE_END = range(1, 18)  # changes on disk after the last step: five files replaced, two lines appended
+SOME_AT_THE_END = (3, 12, 17)  # before evaluation.json has its name, and before each of the lines
+
+
+@pytest.fixture(scope="module")
+def ended(clone: Path) -> Path:
+    """A run that nothing disturbed."""
+    path = clone / "out/undisturbed/run"
+    code, printed = Process(clone, *TRAIN, f"--out_dir={path}").wait()
+    assert code == 0, printed
+    return path
+
+
+@pytest.mark.parametrize("number", [
+    number if number in SOME_AT_THE_END else pytest.param(number, marks=pytest.mark.slow) for number in AT_THE_END])
+def test_kills_after_the_last_step(clone: Path, ended: Path, number: int) -> None:
+    """Resuming finishes: everything that belongs to the end is there, as if nothing had happened."""
+    killed = clone / "out/killed-at-the-end/run"
+    code, printed = Process(clone, *TRAIN, f"--out_dir={killed}", prelude=DIE_AT_THE_END.format(number=number)).wait()
+    assert code == -signal.SIGKILL, printed
+    assert "it is finished" not in finish(killed, ended)
+    before = {path: path.read_bytes() for path in killed.iterdir()}
+    assert "\nit is finished: it has taken 6 steps" in finish(killed, ended)
+    assert {path: path.read_bytes() for path in killed.iterdir()} == before
+    shutil.rmtree(killed)
+
+
+def finish(run: Path, whole: Path) -> str:
+    """Start a run again: then it equals a whole one but for clocks. Returns what is printed."""
+    code, printed = Process(run.parents[2], str(run), "--init_from=auto").wait()
+    assert code == 0, printed
+    assert {entry.name for entry in run.iterdir()} == {entry.name for entry in whole.iterdir()}
+    for name in ("verdict.txt", "evaluation.json", "curves.png", "samples.jsonl"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes()
+    assert without_clocks(run) == without_clocks(whole)
+    assert last_page(run) == last_page(whole)
+    return printed
+
+
+def last_page(run: Path) -> dict[str, Any]:
+    """What the page shows of the outcome."""
+    script = (run / "report.js").read_text(encoding="utf-8")
+    data = json.loads(script.removeprefix("receive(").removesuffix(");"))
+    shown = {name: data["runs"][0][name] for name in ("best_nll", "evaluation", "passed", "samples", "verdict")}
+    return shown | {"live": data["live"]}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

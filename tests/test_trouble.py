@@ -32,7 +32,8 @@ from engine.state import SPIKE_STEPS, StepResult, TrainState
 from loss import LossMeans, LossSums
 from model import GPT
 from report import words
-from tests.conftest import TINY, Done, call, make_text, read_metrics
+from report.trainlog import TrainLog
+from tests.conftest import TINY, Done, call, make_text, read_metrics, without_clocks
 from tests.processes import Process, assert_same_checkpoints, read_checkpoint
 from train import train_step
 
@@ -486,6 +487,61 @@ def test_a_finished_run_is_left_as_it_is(finished: Path, options: list[str]) -> 
     assert printed.endswith("it is finished: it has taken 6 steps; to train longer, add --max_iters=12\n")
     assert files(finished.parent) == before
     assert "resuming out/run at step 6\n" in resume("--max_iters=7").stdout
+
+
+def test_a_run_that_stopped_early_is_finished_too(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting it again adds no sample. With --patience=0 it goes on as one that never stopped."""
+    options = ["--init_from=auto", "--schedule=constant"]
+    count_evaluation = TrainState.count_evaluation
+
+    def count(self: TrainState, record: Record) -> bool:
+        is_best = count_evaluation(self, record)
+        self.overfitting = int(record["step"] >= 4)
+        return is_best
+
+    monkeypatch.setattr(TrainState, "count_evaluation", count)
+    train(*options, "--patience=1")
+    assert steps(data_dir / "out/run") == [*range(5), 4]
+    before = files(data_dir / "out")
+    assert train(*options, "--patience=1").stdout.endswith(
+        "it is finished: it stopped early at step 4, because it overfitted; to train longer, add --patience=0\n")
+    assert files(data_dir / "out") == before
+    train(*options, "--patience=0")
+    call("train.py", *RUN, *options, "--patience=0", "--out_dir=out/whole")
+    assert without_clocks(data_dir / "out/run") == without_clocks(data_dir / "out/whole")
+    assert (data_dir / "out/run/samples.jsonl").read_bytes() == (data_dir / "out/whole/samples.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "curves.png", "verdict.txt", "samples.jsonl", "report.js",
+                                  "metrics.jsonl"])
+def test_an_outcome_that_could_not_be_written_is_written_on_resuming(
+        name: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt = TrainLog.attempt
+
+    def fail(self: TrainLog, file: str, write: Callable[..., object], *arguments: Any) -> None:
+        def refuse(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        fails = file == name and self.state.step == 6
+        attempt(self, file, refuse if fails else write, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainLog, "attempt", fail)
+        told = train(returns=2).stderr
+    assert f"error: out/run: {name} could not be written; make room, and finish the run with: python train.py" in told
+    assert "it is finished" not in resume().stdout
+    assert "it is finished" in resume().stdout
+    call("train.py", *RUN, "--out_dir=out/whole")
+    run, whole = data_dir / "out/run", data_dir / "out/whole"
+    for file in ("evaluation.json", "curves.png", "verdict.txt", "samples.jsonl"):
+        assert (run / file).read_bytes() == (whole / file).read_bytes()
+    assert without_clocks(run)[-1] == without_clocks(whole)[-1]
+
+
+def test_a_finished_run_of_an_earlier_edition_is_finished(finished: Path) -> None:
+    """Its last line says so, whatever else is there."""
+    (finished / "verdict.txt").unlink()
+    assert "it is finished" in resume().stdout
 
 
 def test_a_config_that_was_edited_by_hand_still_works(finished: Path) -> None:
