@@ -7,7 +7,7 @@ from pydantic import Field
 
 from config.cli import load_options
 from config.errors import UserError, run_command
-from config.schema import Page, Section, Text
+from config.schema import FileName, Page, Section
 from engine.run import Run, is_run, open_run
 from report.figures import draw_png, draw_terminal
 from report.page import describe_runs, write_page
@@ -20,7 +20,7 @@ class CurveOptions(Section):
     scale: Literal["log", "linear"] = Field("log", description="of the x axis; log shows the first steps")
     unit: Literal["nats", "bits_per_byte"] = Field("nats", description="of the loss; bits per byte compare tokenizers")
     html: Page = Field("", description="write a page for a browser instead: a file such as compare.html")
-    out: Text = Field("curves.png", min_length=1, description="the picture to write: .png, .svg or .pdf")
+    out: FileName = Field("curves.png", min_length=1, description="the picture to write: .png, .svg or .pdf")
     terminal: bool = Field(False, description="draw in the terminal instead")
 
 

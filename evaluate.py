@@ -15,10 +15,10 @@ from pydantic import Field
 from config.cli import load_options
 from config.errors import UserError, run_command
 from config.files import check_place
-from config.schema import Count, Page, Section, Text
+from config.schema import Count, FileName, Page, Section, Text
 from data.batches import EvalText
-from data.documents import Split, encode_documents, read_documents, split_documents
-from data.prepare import read_source
+from data.documents import Split, encode_documents, split_documents
+from data.prepare import read_all_documents, read_source
 from engine.run import Run, open_run
 
 
@@ -26,11 +26,12 @@ class EvaluateOptions(Section):
     """What to evaluate, and against what."""
 
     split: Literal["val", "train"] = Field("val", description="which split of the run's corpus")
-    text: Text = Field("", min_length=1, description="a UTF-8 file to evaluate instead")
+    text: FileName = Field("", min_length=1, description="a text to evaluate instead; as for --corpus of train.py, a "
+                           "file, a folder or a pattern")
     explain: str = Field("", min_length=1, description="a sentence: show what each of its tokens costs")
     max_tokens: Count = Field(1_000_000, description="evaluate about so many targets, spread evenly; 0 = all")
     stride: Count = Field(0, description="tokens by which the window moves on: fewer give more context; 0 = block_size")
-    against: Text = Field("", min_length=1, description="another run to compare with on the same text")
+    against: FileName = Field("", min_length=1, description="another run to compare with on the same text")
     checkpoint: Literal["best", "last"] = Field("best", description="which checkpoint of the runs")
     device: Text = Field("", description="auto, cpu, mps, cuda or cuda:N; empty = as in training")
     dtype: Literal["", "auto", "float32", "bfloat16", "float16"] = Field(
@@ -155,8 +156,10 @@ def read_texts(runs: list[Run], options: EvaluateOptions) -> tuple[str, list[Eva
         config = config.model_copy(update={"corpus": options.text})
 
     def encode(own: Run) -> Split:
-        text = read_source(config).text
-        documents = read_documents(text, config) if options.text else split_documents(text, config)[options.split]
+        if options.text:
+            documents = read_all_documents(config)
+        else:
+            documents = split_documents(read_source(config).text, config)[options.split]
         return encode_documents(documents, own.tokenizer, config, name)
 
     splits = [encode(run) if options.text else getattr(run.corpus, options.split)]

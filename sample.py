@@ -8,7 +8,7 @@ from pydantic import Field
 
 from config.cli import load_options
 from config.errors import UserError, run_command
-from config.schema import Count, Positive, Rate, Section, Text
+from config.schema import Count, FileName, Positive, Rate, Section, Text
 from engine.run import Run, open_run
 
 
@@ -17,7 +17,7 @@ class SampleOptions(Section):
 
     prompt: str = Field("", description="text to continue; empty = the prompt that the validation text starts with, or "
                         "a new line")
-    prompt_file: Text = Field("", description="a UTF-8 file with the prompt")
+    prompt_file: FileName = Field("", description="a UTF-8 file with the prompt")
     num_samples: int = Field(1, ge=1, le=100_000, description="how many to write")
     max_new_tokens: Positive = Field(500, description="tokens in each")
     temperature: Rate = Field(0.8, description="below 1 safer, above 1 wilder; 0 = greedy")

@@ -1,6 +1,7 @@
 """From the command line to a checked configuration: defaults < TOML recipe < command line."""
 
 import argparse
+import os
 import re
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -57,6 +58,7 @@ def _parse(schema: type[Section], argv: list[str], positional: str, nargs: str |
     """Positional arguments and {option: text}, with the words that are neither among them; --help shows the schema."""
     parser = _Parser(usage=f"%(prog)s {positional} [--name=value ...]", allow_abbrev=False)
     parser.add_argument(positional, nargs=nargs, help=meaning)
+    names = {"-h", "--help", "--"}
     for section in sections(schema).values():
         group = parser.add_argument_group((section.__doc__ or "").rstrip("."))
         for name, field in section.model_fields.items():
@@ -65,11 +67,27 @@ def _parse(schema: type[Section], argv: list[str], positional: str, nargs: str |
             group.add_argument(f"--{field.alias or name}", default=argparse.SUPPRESS, **is_flag,
                                metavar=str(field.default).lower() or '""',
                                help=f"{field.description} ({choices})" if choices else field.description)
-    found, unknown = parser.parse_known_args(argv)
+            names.add(f"--{field.alias or name}")
+    found, unknown = parser.parse_known_args(_join_values(argv, names))
     unknown = [word.encode(errors="replace").decode() for word in unknown]  # bytes that are no text have no name
     given = vars(found)
     paths = given.pop(positional)
-    return [paths] if isinstance(paths, str) else paths or [], given | dict.fromkeys(unknown, "")
+    if isinstance(paths, str):
+        paths = [paths]
+    return [os.path.expanduser(path) for path in paths or []], given | dict.fromkeys(unknown, "")
+
+
+def _join_values(argv: list[str], names: set[str]) -> list[str]:
+    """The same words, but --lr 0.1 becomes --lr=0.1 where there is no --lr: else 0.1 would be taken for a recipe."""
+    words: list[str] = []
+    for word in argv:
+        last = words[-1] if words else ""
+        is_unknown = last.startswith("-") and "=" not in last and last not in names
+        if is_unknown and not word.startswith("-"):
+            words[-1] = f"{last}={word}"
+        else:
+            words.append(word)
+    return words
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,6 +1,7 @@
 """Mistakes that a user can mend: one clear line, and exit code 2."""
 
 import atexit
+import difflib
 import gc
 import io
 import json
@@ -9,7 +10,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -59,6 +60,17 @@ except UserError:  # run_command tells it
 def not_text(what: object, error: UnicodeDecodeError) -> UserError:
     """That a file is not UTF-8, and where."""
     return UserError(f"{what}: not UTF-8 text ({error}); convert it, for example with iconv")
+
+
+def did_you_mean(word: str, known: Iterable[str] | Mapping[str, str], n: int = 1) -> str:
+    """A question that names the n nearest of the known words, or what stands beside them; "" if none is near.
+
+    >>> did_you_mean("shakespear", ["words", "shakespeare"])
+    '; did you mean shakespeare?'
+    """
+    shown = known if isinstance(known, Mapping) else {each: each for each in known}
+    nearest = [shown[each] for each in difflib.get_close_matches(word, shown, n)]
+    return f"; did you mean {' or '.join(nearest)}?" if nearest else ""
 
 
 def run_command(main: Callable[[list[str]], object]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from config.errors import UserError
+from config.errors import UserError, did_you_mean
 
 TEMPORARY = ".*tmp*"  # files that are being written, or whose writer died, also those of safetensors
 
@@ -17,6 +17,13 @@ def check_place(path: Path) -> None:
     above = next(each for each in path.absolute().parents if each.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"{path}: nothing can be written into {above}; choose another name")
+
+
+def nearest_run(path: Path) -> str:
+    """A question that names the run which may be meant by a directory that is not there; "" if none is near."""
+    places = {path.parent, Path("out")}
+    runs = [config.parent for place in places for config in sorted(place.glob("*/config.toml"))]
+    return did_you_mean(path.name, {run.name: str(run) for run in runs})
 
 
 @contextmanager

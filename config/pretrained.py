@@ -5,7 +5,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from config.errors import UserError
+from config.errors import UserError, did_you_mean
+from config.files import nearest_run
 from config.huggingface import from_json
 from config.recipe import load_saved
 from config.schema import Config, ModelConfig
@@ -21,7 +22,7 @@ def find_source(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     if name not in NAMES:
-        raise UserError(f"{name}: should be {MODELS}")
+        raise UserError(f"{name}: should be {MODELS}{nearest_run(Path(name))}")
     by_hand = (f"or put {', '.join(FILES)} of openai-community/{name} on the Hugging Face Hub into a folder, and give "
                "its name instead")
     try:
@@ -57,7 +58,8 @@ def adopt_shape(config: Config) -> Config:
     """
     source = config.run.init_from
     if source not in NAMES and not Path(source).is_dir():
-        raise UserError(f"init_from={source}: should be scratch, resume, auto, {MODELS}")
+        nearest = did_you_mean(source, ("scratch", "resume", "auto", *NAMES)) or nearest_run(Path(source))
+        raise UserError(f"init_from={source}: should be scratch, resume, auto, {MODELS}{nearest}")
     shape, asked = read_shape(find_source(source)).model_dump(), config.model.model_dump(exclude_unset=True)
     kept = {name: value for name, value in asked.items()
             if name in MAY_DIFFER or (name == "block_size" and value < shape[name])}

@@ -1,6 +1,6 @@
 """Options in TOML: a recipe and the command line's options, checked together; and what a run saves."""
 
-import difflib
+import os
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 import tomli_w
 from pydantic import ValidationError
 
-from config.errors import UserError
+from config.aliases import name_here
+from config.errors import UserError, did_you_mean
+from config.files import nearest_run
 from config.schema import Config, Section
 
 Options = TypeVar("Options", bound=Section)
@@ -20,7 +22,13 @@ REMOVED = {"parallel": "torchrun's ranks always divide each batch"}
 
 def merge(schema: type[Options], path: Path | None, given: dict[str, str]) -> Options:
     """Validate a recipe's values and the command line's together; UserError with all mistakes."""
-    values = _read_toml(path) if path else {}
+    problems = []
+    values: dict[str, Any] = {}
+    try:
+        if path:
+            values = _read_toml(path)
+    except UserError as error:  # perhaps a word meant for an option that is not there, as in --lr 0.1
+        problems.append(str(error))
     if path and path.name == "config.toml":  # of a run
         drop_removed(values)
     section_of = {field.alias or name: section for section, options in sections(schema).items()
@@ -30,9 +38,10 @@ def merge(schema: type[Options], path: Path | None, given: dict[str, str]) -> Op
         if isinstance(table, dict):  # else the recipe has a mistake
             table[name] = text
     try:
-        return schema.model_validate(values)
+        options = schema.model_validate(values)
+        if not problems:
+            return options
     except ValidationError as error:
-        problems = []
         for e in error.errors():
             name = str(e["loc"][-1])
             where = f"{path}: " if path and name not in given else ""
@@ -40,10 +49,15 @@ def merge(schema: type[Options], path: Path | None, given: dict[str, str]) -> Op
             if e["type"] == "extra_forbidden" and option in REMOVED:
                 problems.append(f"{where}{name}: this option is gone: {REMOVED[option]}")
             elif e["type"] == "extra_forbidden":
-                problems.append(f"{where}{'.'.join(map(str, e['loc']))}: no such option{_nearest(name, section_of)}")
+                is_section = name not in given and isinstance(e["input"], dict)
+                if is_section:
+                    nearest = did_you_mean(name, list(sections(schema)))
+                else:
+                    nearest = _nearest(name, section_of, on_command_line=name in given)
+                problems.append(f"{where}{'.'.join(map(str, e['loc']))}: no such option{nearest}")
             else:
                 problems.append(f"{where}{name}={e['input']!s:.80}: {e['msg'][0].lower()}{e['msg'][1:]}")
-        raise UserError("\n  ".join(problems)) from None
+    raise UserError("\n  ".join(problems)) from None
 
 
 def load_saved(path: Path) -> Config:
@@ -64,11 +78,31 @@ def to_toml(config: Config) -> str:
     return tomli_w.dumps(config.model_dump(exclude={"run": {"out_dir", "init_from"}}))
 
 
-def _nearest(word: str, section_of: dict[str, str]) -> str:
+def _nearest(word: str, section_of: dict[str, str], on_command_line: bool) -> str:
+    """What to write instead of an option that is not there, on the command line or in a recipe."""
     name = word.split("=")[0].strip("-").replace("-", "_")
-    for close in difflib.get_close_matches(name, [*section_of, *section_of.values()], n=1):
-        return f"; did you mean {close}{f' in [{section_of[close]}]' if section_of.get(close) else ''}?"
-    return "; --help lists them all"
+    here = name_here(name.lower(), set(section_of))
+    if here and name not in section_of:
+        return f"; here it is {here}"
+    if on_command_line:
+        places = {option: f"--{option}" for option in section_of}
+    else:
+        places = {option: f"{option} in [{section}]" for option, section in section_of.items()}
+    return did_you_mean(name, places) or "; --help lists them all"
+
+
+def _nearest_recipe(path: Path) -> str:
+    """What may be meant by a recipe or a run that is not there, or which recipes there are."""
+    folder = Path(__file__).parent
+    recipes = sorted(folder.glob("*.toml"))
+    names = ", ".join(recipe.name for recipe in recipes)
+    if "=" in path.name:
+        return f"; for an option, write --{path}; recipes in {folder}: {names}"
+    recipe = did_you_mean(path.stem, {each.stem: os.path.relpath(each) for each in recipes}, n=2)
+    run = nearest_run(path.parent if path.name == "config.toml" else path)
+    is_run = path.suffix != ".toml" and path.parent.name != ""
+    meant = run or recipe if is_run else recipe or run
+    return meant or f"; recipes in {folder}: {names}"
 
 
 def sections(schema: type[Section]) -> dict[str, type[Section]]:
@@ -82,10 +116,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        folder = Path(__file__).parent
-        recipes = ", ".join(sorted(recipe.name for recipe in folder.glob("*.toml")))
-        option = f"; for an option, write --{path}" if "=" in path.name else ""
-        raise UserError(f"{path}: no such recipe and no run{option}; recipes in {folder}: {recipes}") from None
+        raise UserError(f"{path}: no such recipe and no run{_nearest_recipe(path)}") from None
     except (ValueError, RecursionError) as error:
         text = "" if path.suffix == ".toml" else f"; to train on its text, write --corpus={path}"
         raise UserError(f"{path}: not a readable TOML file: {error}{text}") from None

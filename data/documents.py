@@ -98,7 +98,8 @@ def read_records(text: str, corpus: str) -> list[Record]:
                 records.append(Record.model_validate_json(line))
             except ValidationError as error:
                 raise UserError(f'corpus {corpus}, line {number}: should be {{"prompt": "...", "completion": "..."}}, '
-                                f"two texts, the second not empty: {error.errors()[0]['msg']}") from None
+                                "two texts, the second not empty (or, from the first line on, "
+                                f'{{"text": "..."}}): {error.errors()[0]["msg"]}') from None
     return records
 
 

@@ -29,13 +29,20 @@ from config.schema import TOKENIZERS, DataConfig
 from data.baselines import measure_baselines
 from data.checksums import is_sound, write_checksums
 from data.corpora import DATA, read_corpus
-from data.documents import Split, encode_documents, split_documents
+from data.documents import (
+    Document,
+    Split,
+    apply_mask,
+    encode_documents,
+    read_documents,
+    split_documents,
+)
 from data.huggingface import read_tokenizer
 from data.info import CorpusInfo, SplitInfo
 from data.large import describe_files, prepare_large
 from data.markov import LENGTH, MarkovSource
 from data.shards import load_split
-from data.sources import Text
+from data.sources import Text, read_whole_texts
 from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, with_eos
 
 FORMAT = 10  # of prepared files; those of an older one are not used
@@ -97,12 +104,19 @@ def prepare_corpus(config: DataConfig, tokenizer: Tokenizer | None = None) -> Co
 def read_source(config: DataConfig) -> Source:
     """UserError for a large corpus, whose text is nowhere in one piece."""
     if config.is_large:
-        raise UserError(f"corpus {config.corpus}: is read in pieces; name one file that is not compressed")
+        raise UserError(f"corpus {config.corpus}: is read in pieces; name one file of text, not compressed")
     if config.corpus != "markov":
         return Source(read_corpus(config.corpus))
     markov = MarkovSource(config.markov_order, config.markov_alphabet, config.markov_temperature)
     text, nll = markov.sample(LENGTH)
     return Source(text, markov.entropy_rate, nll)
+
+
+def read_all_documents(config: DataConfig) -> list[Document]:
+    """The documents of any corpus, all in memory: of a text to evaluate."""
+    if config.is_large:
+        return [apply_mask(text, config.mask) for text in read_whole_texts(config.corpus)]
+    return read_documents(read_source(config).text, config)
 
 
 def _prepare(source: Source, text_sha256: str, folder: Path, config: DataConfig, tokenizer: Tokenizer | None) -> None:

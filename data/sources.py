@@ -197,6 +197,16 @@ def read_texts(corpus: str, progress: "tqdm[Any]") -> Iterator[Text]:
             raise UserError(f"corpus {path}: cannot be read: {error}") from None
 
 
+def read_whole_texts(corpus: str) -> Iterator[str]:
+    """All documents, each in one piece."""
+    pieces: list[str] = []
+    for text in read_texts(corpus, tqdm(disable=True)):
+        pieces.append(text.text)
+        if text.ends:
+            yield "".join(pieces)
+            pieces.clear()
+
+
 def check_texts(texts: Iterable[object], name: str) -> Iterator[str]:
     """The same; UserError if one is not a text. A record without one is an empty document."""
     for text in texts:
@@ -236,7 +246,8 @@ def text_of(line: bytes, where: str) -> str:
             return text or ""  # a record without a text is an empty document
     except (ValueError, LookupError, TypeError):
         pass
-    raise UserError(f'{where}: should be {{"text": "..."}}, with any other fields beside it')
+    raise UserError(f'{where}: should be {{"text": "..."}}, with any other fields beside it; prompts and completions '
+                    "are read from one .jsonl file that has nothing else")
 
 
 def read_parquet(path: Path, progress: "tqdm[Any]") -> Iterator[object]:

@@ -17,8 +17,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
-from config.errors import RANK, UserError
-from config.files import TEMPORARY, locked, write_atomically
+from config.errors import RANK, UserError, did_you_mean
+from config.files import TEMPORARY, locked, nearest_run, write_atomically
 from config.pretrained import NAMES, find_source, is_hugging_face, read_shape
 from config.recipe import load_saved, to_toml
 from config.schema import TOKENIZERS, Config, DataConfig, ModelConfig, RunConfig
@@ -152,7 +152,8 @@ def open_run(path: Path) -> Run:
     if is_hugging_face(path) or (str(path) in NAMES and not path.exists()):
         return _open_hugging_face(find_source(str(path)))
     if missing := [name for name in FILES if not (path / name).is_file()]:
-        raise UserError(f"{path}: not a run of train.py, which is a directory with {', '.join(missing)}")
+        meant = "" if path.exists() else did_you_mean(str(path), NAMES) or nearest_run(path)
+        raise UserError(f"{path}: not a run of train.py, which is a directory with {', '.join(missing)}{meant}")
     try:
         info = CorpusInfo.model_validate_json((path / "corpus.json").read_bytes())
     except ValidationError as error:
@@ -182,7 +183,7 @@ def lock_run(config: Config) -> Iterator[None]:
         raise UserError(f"out_dir={path}: exists and is not a run; choose another --out_dir")
     if config.run.init_from == "resume" and not is_run(path):
         raise UserError(f"{path}: no run to resume; name the directory of one: python train.py out/RUN "
-                        "--init_from=resume")
+                        f"--init_from=resume{nearest_run(path)}")
     if config.loss.teacher:
         open_run(Path(config.loss.teacher))  # tells mistakes before a corpus is prepared
     needs_no_lock = config.run.explain_batch or RANK > 0  # nothing is trained; or rank 0 holds the lock for all

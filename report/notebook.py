@@ -139,4 +139,5 @@ class Curves:
 
 def _open(path: str | Path) -> Run:
     """A notebook is often in a directory of its own: what is no run there may be one in the repository."""
-    return open_run(ROOT / path if is_run(ROOT / path) and not is_run(Path(path)) else Path(path))
+    path = Path(path).expanduser()
+    return open_run(ROOT / path if is_run(ROOT / path) and not is_run(path) else path)

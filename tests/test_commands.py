@@ -166,7 +166,7 @@ def test_help_lists_every_option_with_its_default(capsys) -> None:
 
 
 @pytest.mark.parametrize(("command", "message"), [
-    (["train.py", "--max_itrs=5"], "did you mean max_iters"),
+    (["train.py", "--max_itrs=5"], "did you mean --max_iters"),
     (["train.py", "--n_embd=127"], "not a multiple"),
     (["train.py", "--corpus=nowhere.txt"], "no such file"),
     (["train.py", "--corpus=empty.txt"], "too short"),

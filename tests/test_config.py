@@ -1,6 +1,8 @@
 """Configuration: order of precedence, clear mistakes, names of runs, and every option does something."""
 
 import io
+import os
+import re
 import shutil
 import sys
 from contextlib import redirect_stdout
@@ -10,12 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from config.cli import load_config
+from compress import CompressOptions
+from config.aliases import ELSEWHERE, name_here
+from config.cli import load_config, load_options
 from config.errors import UserError
 from config.recipe import load_saved, to_toml
 from config.schema import Config
+from curves import CurveOptions
 from engine.run import open_run
+from evaluate import EvaluateOptions
 from report import words
+from sample import SampleOptions
 from tests.conftest import ROOT, TINY, call, make_text, read_metrics, without_clocks
 from train import train
 
@@ -62,7 +69,18 @@ def test_a_run_has_the_name_of_its_recipe_and_of_the_options_that_differ(
 
 
 @pytest.mark.parametrize(("argv", "message"), [
-    (["--max_itrs=5"], "no such option; did you mean max_iters"),
+    (["--max_itrs=5"], r"no such option; did you mean --max_iters\?"),
+    (["--weight-decay=0.1"], r"no such option; did you mean --weight_decay\?"),
+    (["--data=foo"], "--data=foo: no such option; here it is --corpus$"),
+    (["--run=foo"], "--run=foo: no such option; here it is --out_dir$"),
+    (["--lr", "0.1"], "^--lr=0.1: no such option; here it is --learning_rate, and --muon_learning_rate"),
+    (["--epochs=3"], "here it is --max_iters, which counts steps"),
+    (["--Seq-Len=3"], "here it is --block_size"),
+    (["--resume", "out/mine"], "--resume=out/mine: no such option; here it is --init_from=resume"),
+    (["--tokenizer=bep"], r"should be char, bpe, gpt2, .*; did you mean bpe\?"),
+    (["--init_from=rsume"], r"did you mean resume\?"),
+    (["config/shakespeare.toml"], "no such recipe .* did you mean .*shakespeare_bpe.toml or .*shakespeare_char.toml"),
+    (["wrods", "--dropuot=1"], "(?s)did you mean .*config.words.toml.*dropuot=1: no such option"),
     (["--n_layer=two"], "n_layer=two: .*integer"),
     (["--dropout=1.5"], "dropout=1.5: .*less than 1"),
     (["--learning_rate=nan"], "learning_rate=nan: .*finite"),
@@ -87,11 +105,60 @@ def test_mistakes_on_the_command_line(argv: list[str], message: str) -> None:
         load_config(argv)
 
 
+def test_names_from_elsewhere_lead_to_options_that_are_there() -> None:
+    schemas = (SampleOptions, EvaluateOptions, CurveOptions, CompressOptions)
+    known = {*OPTIONS}
+    for schema in schemas:
+        known |= {field.alias or name for name, field in schema.model_fields.items()}
+    for advice, names in ELSEWHERE.items():
+        options = re.findall(r"--(\w+)", advice)
+        assert "torchrun" in advice or set(options) <= known, advice
+        assert len(names.split()) == len(set(names.split()))
+    for name in ["lr", "steps", "epochs", "seq_len", "wd", "resume", "wandb_log", "bs", "hidden_size", "num_layers",
+                 "max_steps", "context_length", "ctx", "out", "save_dir", "precision", "amp", "eval_iters",
+                 "gradient_accumulation_steps", "min_lr"]:
+        assert name_here(name, set(OPTIONS))
+    assert name_here("max_tokens", set(SampleOptions.model_fields)) == "--max_new_tokens"
+    assert name_here("max_tokens", set(OPTIONS)) == ""
+
+
+def test_a_run_that_is_not_there_gets_the_name_of_one_that_is(trained: tuple[Path, str],
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained[0].parent.parent)
+    for command in (["sample.py", "out/tinny"], ["sample.py", "tinny"], ["curves.py", "out/tinny"],
+                    ["train.py", "out/tinny", "--init_from=resume"], ["train.py", "--init_from=out/tinny"],
+                    ["train.py", "--tokenizer=out/tinny"], ["evaluate.py", "out/tiny", "--against=out/tinny"],
+                    ["train.py", "--init_from=resume", "--out_dir=out/tinny"]):
+        done = call(*command, check=False)
+        assert done.returncode == 2
+        assert done.stderr.endswith("; did you mean out/tiny?\n"), command
+
+
+def test_a_tilde_is_the_home_folder(trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the shell does not see that it is a path, as in --corpus=~/text.txt."""
+    home = trained[0].parent.parent
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    for schema, argv in ((SampleOptions, ["~/out/tiny", "--prompt_file=~/text.txt"]),
+                         (EvaluateOptions, ["~/out/tiny", "--text=~/text.txt", "--against=~/a", "--html=~/a.html"]),
+                         (CurveOptions, ["~/out/tiny", "--out=~/a.png", "--html=~/a.html"])):
+        paths, options = load_options(schema, argv, "RUN", None, "")
+        assert paths == [os.path.join(str(home), "out/tiny")]
+        for value in options.model_dump(exclude_unset=True).values():
+            assert Path(value).parent == home
+    config, _ = load_config(["--corpus=~/out/tiny", "--tokenizer=~/out/tiny", "--teacher=~/out/tiny", "--out_dir=~/a"])
+    assert {config.data.corpus, config.data.tokenizer, config.loss.teacher} == {os.path.join(str(home), "out/tiny")}
+    assert Path(config.run.out_dir) == home / "a"
+    assert load_config(["--init_from=~/out/tiny"])[0].data.tokenizer == str(home / "out/tiny")
+
+
 @pytest.mark.parametrize(("toml", "message"), [
     ("[model]\nn_layr = 3", r"model.n_layr: no such option; did you mean n_layer in \[model\]"),
     ("[optim]\nn_layer = 3", r"optim.n_layer: no such option; did you mean n_layer in \[model\]"),
     ("n_layer = 3", r"n_layer: no such option; did you mean n_layer in \[model\]"),
-    ("[modle]\nn_layer = 3", r"modle: no such option; did you mean model"),
+    ("[modle]\nn_layer = 3", r"modle: no such option; did you mean model\?"),
+    ("[modal]\nn_layer = 3", r"modal: no such option; did you mean model\?"),
+    ("[optim]\nlr = 3", r"optim.lr: no such option; here it is --learning_rate"),
     ("model = 3", "model"),
     ("[model]\nn_layer = 'three'", "n_layer=three: .*integer"),
     ("[model]\ndropout = true", "dropout=True: .*less than 1"),

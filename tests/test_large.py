@@ -133,6 +133,36 @@ def test_links_are_followed_once(folder: Path, data_dir: Path) -> None:
         assert [path.name for path in sources.find_files(corpus)] == ["a.txt", "b.txt"]
 
 
+def test_a_single_file_of_records_is_as_in_a_folder(folder: Path) -> None:
+    write(folder / "a.jsonl", "\n\ufeff" + RECORDS)
+    write(folder / "b.jsonl.gz", RECORDS)
+    tokens = [prepare(corpus).train.tokens for corpus in ("texts/a.jsonl", "texts/*.gz")]
+    assert np.array_equal(tokens[0], tokens[1])
+
+
+def test_a_file_of_records_can_be_evaluated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("report.trainlog.figures", SimpleNamespace(draw_png=lambda runs, path: path.touch()))
+    write(folder / "a.jsonl", RECORDS)
+    write(folder / "a.jsonl.gz", RECORDS)
+    call("train.py", "--corpus=texts/a.jsonl", "--out_dir=out/run", *TINY)
+    found = [json.loads(call("evaluate.py", "out/run", f"--text=texts/{name}", "--json").stdout)
+             for name in ("a.jsonl", "a.jsonl.gz")]
+    size = sum(len(text.encode()) for text in DOCUMENTS) + len(DOCUMENTS)  # each with its eos
+    assert [each["bytes"] for each in found] == [size, size]
+    assert found[0]["loss"] == found[1]["loss"]
+
+
+@pytest.mark.parametrize(("first", "then", "message"), [
+    ('{"text": "a"}', '{"prompt": "a", "completion": "b"}', r'line 5: should be {"text": "..."}.*prompts and'),
+    ('{"prompt": "a", "completion": "b"}', '{"text": "a"}', r'line 5: should be {"prompt".*\(or, from the first line'),
+    ('{"text": "a", "completion": "b"}', "", r'line 1: should be {"prompt"'),
+    ("[1]", "", r'line 1: should be {"prompt"')])
+def test_records_of_two_kinds(first: str, then: str, message: str, folder: Path) -> None:
+    write(folder / "a.jsonl", f"{first}\n" * 4 + then)
+    with pytest.raises(UserError, match=message):
+        prepare("texts/a.jsonl")
+
+
 @pytest.mark.parametrize("piece", [1, 100, 5000])
 def test_pieces_and_shards_do_not_change_the_tokens(piece: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(folder / "a.jsonl", RECORDS)
@@ -295,7 +325,7 @@ def test_options_for_one_file_are_refused(folder: Path) -> None:
     write(folder / "a.jsonl", RECORDS)
     for option in ("--mask=a", "--documents=lines", "--padded", "--predict_eos=false"):
         said = call("data/prepare.py", "--corpus=texts", option, check=False).stderr
-        assert "needs a corpus in one file that is not compressed" in said
+        assert "needs one file of text, not compressed" in said
 
 
 def test_parquet(folder: Path) -> None:

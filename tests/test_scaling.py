@@ -94,7 +94,7 @@ def test_minutes_scale_the_text(small: Path) -> None:
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--minutes=0"], "out/scaling.jsonl: the fit needs at least two sizes and two amounts of text"),
     (["--minutes=31"], "minutes=31: input should be less than or equal to 30"),
-    (["--minute=3"], "minute=3: no such option; did you mean minutes?")])
+    (["--minute=3"], "minute=3: no such option; did you mean --minutes?")])
 def test_a_mistake_gets_one_line(data_dir: Path, arguments: list[str], message: str) -> None:
     done = call("bench/scaling.py", *arguments, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
