@@ -45,10 +45,8 @@ def read_arguments(argv: list[str]) -> tuple[Run, Path, ExportOptions]:
 if __name__ == "__main__":
     run_command(read_arguments)  # mistakes are answered here, because importing torch takes seconds
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
-from engine.checkpoint import read_model
+from engine.checkpoint import read_model, write_tensors
 from engine.distributed import DTYPES
 from engine.huggingface import to_hugging_face
 
@@ -73,11 +71,11 @@ def main(argv: list[str]) -> None:
             write_atomically(new / name, json.dumps(content, indent=1, ensure_ascii=False).encode())
         write_atomically(new / "README.md", model_card(run, state.step, config["architectures"][0]).encode())
         with replacing(new / "model.safetensors") as weights:
-            save_file(to_hugging_face(model), weights, {"format": "pt"})
+            write_tensors(weights, to_hugging_face(model), {"format": "pt"})
         new.rename(to)
-    except (OSError, SafetensorError) as error:  # a full disk, for example
+    except OSError as error:  # a full disk, for example
         shutil.rmtree(new, ignore_errors=True)
-        raise UserError(f"{to}: could not be written ({error})") from None
+        raise UserError(f"{to}: could not be written ({error.strerror or error})") from None
     print(f"{to}: {config['architectures'][0]} with {model.num_params():,} parameters, of step {state.step:,}")
 
 

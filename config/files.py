@@ -46,7 +46,8 @@ def replacing(path: Path, keep_as: Path | None = None, like: Path | None = None)
             os.replace(path, keep_as)
         os.replace(new, path)
     except OSError as error:
-        if error.filename in (None, str(new)):  # a full disk has no name, and a hidden name says little
+        # A full disk has no name, and a hidden name says little; without a number an error is shown as "[Errno None]".
+        if error.errno is not None and error.filename in (None, str(new)):
             error.filename = str(path)
         raise
     finally:

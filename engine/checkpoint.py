@@ -4,9 +4,11 @@ A file is written beside its place and renamed, so that a whole one is there at 
 holds is in its metadata. Reading a checkpoint executes nothing.
 """
 
+import errno
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,10 +46,18 @@ def save_checkpoint(path: Path, model: GPT, state: TrainState,
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     metadata = {"state": state.model_dump_json()}
     with replacing(path, path.with_name("previous.safetensors") if path.name == "last.safetensors" else None) as new:
-        try:
-            save_file(tensors, new, metadata | {"sha256": _hash(tensors, metadata)})
-        except SafetensorError as error:  # a full disk, for example
-            raise OSError(str(error)) from None
+        write_tensors(new, tensors, metadata | {"sha256": _hash(tensors, metadata)})
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file. OSError with what the system says, such as "No space left on device"."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        told = re.search(r"I/O error: (.*) \(os error (\d+)\)", str(error))
+        if told is None:
+            raise OSError(errno.EIO, str(error)) from None
+        raise OSError(int(told[2]), told[1]) from None
 
 
 def load_checkpoint(path: Path, model: GPT, optimizers: Optimizers | None = None) -> TrainState:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -264,7 +264,8 @@ def append_line(path: Path, record: dict[str, Any] | BaseModel) -> None:
             line = json.dumps(record, ensure_ascii=False) if isinstance(record, dict) else record.model_dump_json()
             file.write(f"{line}\n".encode())
     except OSError:
-        os.truncate(path, size)
+        with suppress(OSError):  # the first error is the one to tell; a file that could not be made is not there
+            os.truncate(path, size)
         raise
 
 

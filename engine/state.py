@@ -110,13 +110,16 @@ class TrainState(BaseModel):
         It shows overfitting if the validation loss has risen while the training loss has fallen.
         """
         val_nll, train_nll = record["val_nll"], record.get("train_nll")
-        if math.isfinite(val_nll) and (self.best_nll is None or val_nll < self.best_nll):
+        if self.is_best(val_nll):
             self.best_nll, self.best_train_nll, self.overfitting = val_nll, train_nll, 0
             return True
         fell = train_nll is not None and self.best_train_nll is not None and train_nll < self.best_train_nll
         rose = self.best_nll is not None and val_nll > self.best_nll + OVERFITTING_RISE
         self.overfitting = self.overfitting + 1 if fell and rose else 0
         return False
+
+    def is_best(self, val_nll: float) -> bool:
+        return math.isfinite(val_nll) and (self.best_nll is None or val_nll < self.best_nll)
 
     def is_finished(self, config: Config) -> bool:
         """All steps are done, or it overfits, or it diverged."""

@@ -54,14 +54,21 @@ class TrainLog:
             dist.on_rank0(save_checkpoint, run.path / "last.safetensors", model, state)
         dist.on_rank0(start_run, run, state.step, str(dist))
         self.attempt("report.html", page.write_live_page)
-        self.logged_step, self.passed = dist.on_rank0(self.read_progress)
+        self.logged_step, self.passed, self.lost_best = dist.on_rank0(self.read_progress)
         self.tracker = Tracker(run, state.step, self.say, dist.rank)
 
-    def read_progress(self) -> tuple[float, int]:
-        """Of a resumed run, the step of the last line, and how many baselines were passed; -1 without one."""
+    def read_progress(self) -> tuple[float, int, bool]:
+        """Of a resumed run, the step of the last line, and how many baselines were passed; -1 without one.
+
+        Also whether the model that is resumed was the best, and could not be saved as the best.
+        """
         records = self.run.read_metrics()
-        return (records[-1]["step"] if records else -1,
-                max((self.count_passed(record.get("val_nll")) for record in records), default=-1))
+        if not records:
+            return -1, -1, False
+        last = records[-1]
+        passed = max(self.count_passed(record.get("val_nll")) for record in records)
+        lost_best = last["step"] == self.state.step and self.state.is_best(last.get("val_nll", math.nan))
+        return last["step"], passed, lost_best
 
     def add(self, result: StepResult, rise: float | None) -> None:
         """Keep what a step measured, and say what went wrong in it; `rise` is in nats, where its loss is a spike."""
@@ -72,9 +79,10 @@ class TrainLog:
             self.say(trouble)
 
     def lacks_this_step(self) -> bool:
-        """Whether metrics.jsonl has no line of the step, or the run ends and has no best model."""
+        """Whether metrics.jsonl has no line of the step, or the run ends and its best model is not on disk."""
         state = self.state
-        return state.step > self.logged_step or (state.best_nll is None and state.is_finished(self.run.config))
+        lacks_best = self.lost_best or state.best_nll is None
+        return state.step > self.logged_step or (lacks_best and state.is_finished(self.run.config))
 
     def make_record(self) -> Record:
         """A line of metrics of the steps since the last one."""
@@ -138,12 +146,23 @@ class TrainLog:
 
         self.attempt("report.js", write)
 
-    def save(self, name: str, model: GPT, optimizers: Optimizers | None = None) -> None:
-        """Replace a checkpoint."""
-        self.attempt(f"{name}.safetensors", save_checkpoint, model, self.state, optimizers or [])
+    def keep_best(self, record: Record, model: GPT) -> None:
+        """Count an evaluation, and save the model if it is the best. One that cannot be saved does not count."""
+        before = self.state.model_copy()
+        self.lost_best = self.state.count_evaluation(record) and not self.save("best", model)
+        if self.lost_best:
+            self.state.best_nll = before.best_nll
+            self.state.best_train_nll = before.best_train_nll
 
-    def attempt(self, name: str, write: Callable[..., object], *arguments: Any) -> None:
-        """Rank 0 calls write(path, *arguments); if there is no room, a warning says so, and training continues."""
+    def save(self, name: str, model: GPT, optimizers: Optimizers | None = None) -> bool:
+        """Replace a checkpoint; returns whether that was possible."""
+        return self.attempt(f"{name}.safetensors", save_checkpoint, model, self.state, optimizers or [])
+
+    def attempt(self, name: str, write: Callable[..., object], *arguments: Any) -> bool:
+        """Rank 0 calls write(path, *arguments); if there is no room, a warning says so, and training continues.
+
+        Returns whether it was written, on every rank.
+        """
         path = self.run.path / name
 
         def write_there() -> None:
@@ -158,6 +177,7 @@ class TrainLog:
             if name not in self.failing:
                 self.say(f"warning: {path} could not be written ({error.strerror or error})")
             self.failing.add(name)
+        return name not in self.failing
 
 
 def without_nonfinite(record: Record) -> Record:
@@ -208,9 +228,10 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog) -> int:
     run, state = log.run, log.state
     final: Record | None = None
     texts: list[str] = []
-    if "last.safetensors" in log.failing:
-        raise UserError(f"{run.path}: the last checkpoint could not be written; make room, or move the directory back, "
-                        "and resume with --init_from=resume")
+    if "last.safetensors" in log.failing or log.lost_best:
+        checkpoint = "best" if log.lost_best else "last"
+        raise UserError(f"{run.path}: the {checkpoint} checkpoint could not be written; make room, or move the "
+                        "directory back, and resume with --init_from=resume")
     if state.best_nll is not None:
         final = measure_best(model, corpus, log)
         run = replace(run, final=without_nonfinite(final))

@@ -24,7 +24,7 @@ from config.errors import UserError, out_of_memory
 from config.files import write_atomically
 from config.schema import Config, ModelConfig, OptimConfig
 from data.batches import Batch
-from engine.checkpoint import load_model
+from engine.checkpoint import load_model, save_checkpoint
 from engine.distributed import Distributed
 from engine.optim import make_optimizers
 from engine.run import Record, append_line, lock_run, open_run
@@ -288,19 +288,63 @@ def test_a_full_disk_costs_no_checkpoint_and_training_continues(data_dir: Path) 
     assert_same_checkpoints(run / "last.safetensors", data_dir / "out/roomy/last.safetensors")
 
 
-def test_the_best_model_is_the_one_that_could_be_written(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train("--schedule=constant", "--max_iters=2")
-    save_checkpoint = vars(report.trainlog)["save_checkpoint"]
+@pytest.fixture
+def best_fails(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes the disk full when the best model of some steps is to be saved, and sets the validation losses."""
+    count_evaluation = TrainState.count_evaluation
 
-    def save(path: Path, *arguments: Any) -> None:
-        if path.name == "best.safetensors":
-            raise OSError(28, "No space left on device")
-        save_checkpoint(path, *arguments)
+    def choose(losses: dict[int, float], *steps: int) -> None:
+        def save(path: Path, model: GPT, state: TrainState, *arguments: Any) -> None:
+            if path.name == "best.safetensors" and state.step in steps:
+                raise OSError(28, "No space left on device")
+            save_checkpoint(path, model, state, *arguments)
 
-    monkeypatch.setattr(report.trainlog, "save_checkpoint", save)
-    printed = resume("--schedule=constant").stdout
+        def count(self: TrainState, record: Record) -> bool:
+            record["val_nll"] = losses[self.step]
+            return count_evaluation(self, record)
+
+        monkeypatch.setattr(report.trainlog, "save_checkpoint", save)
+        monkeypatch.setattr(TrainState, "count_evaluation", count)
+
+    return choose
+
+
+def test_the_best_model_is_the_one_on_disk(data_dir: Path, best_fails: Callable[..., None]) -> None:
+    """One that could not be written does not count: the next that is better than the one on disk is saved."""
+    best_fails({0: 3.0, 1: 3.0, 2: 2.5, 4: 2.0, 6: 2.2}, 4)
+    printed = train().stdout
     assert "warning: out/run/best.safetensors could not be written (No space left on device)" in printed
-    assert "The best model, of step 2 of 6, has a loss of " in printed
+    assert "The best model, of step 6 of 6, has a loss of " in printed
+    state = read_checkpoint(data_dir / "out/run/best.safetensors")[1]
+    assert (state["step"], state["best_nll"]) == (6, 2.2)
+
+
+@pytest.mark.parametrize("steps", [(6,), (0, 1, 2, 4, 6)])
+def test_a_best_model_that_could_not_be_written_at_the_end_is_written_on_resuming(
+        data_dir: Path, best_fails: Callable[..., None], steps: tuple[int, ...]) -> None:
+    losses = {0: 3.0, 1: 3.0, 2: 2.5, 4: 2.4, 6: 2.0}
+    best_fails(losses, *steps)
+    told = train(returns=2).stderr
+    assert told.startswith("error: out/run: the best checkpoint could not be written; make room, or move the")
+    assert not (data_dir / "out/run/verdict.txt").exists()
+    best_fails(losses)
+    assert "The best model, of step 6 of 6, has a loss of " in resume().stdout
+    assert "it is finished" in resume().stdout
+
+
+def test_errors_of_a_disk_say_what_the_system_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of safetensors, and of a line whose file could not be made."""
+    model = GPT(ModelConfig(block_size=8, n_layer=1, n_head=2, n_embd=16), 13)
+    with files_of_at_most(2000), pytest.raises(OSError, match="File too large") as raised:
+        save_checkpoint(tmp_path / "best.safetensors", model, TrainState())
+    assert (raised.value.errno, raised.value.filename) == (27, str(tmp_path / "best.safetensors"))
+
+    def refuse(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(OSError, match="No space left on device"):
+        append_line(tmp_path / "history.jsonl", {"step": 0})
 
 
 def test_directories_that_cannot_be_written_are_one_clear_line(example: Path, data_dir: Path,
@@ -518,12 +562,12 @@ def test_an_outcome_that_could_not_be_written_is_written_on_resuming(
         name: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attempt = TrainLog.attempt
 
-    def fail(self: TrainLog, file: str, write: Callable[..., object], *arguments: Any) -> None:
+    def fail(self: TrainLog, file: str, write: Callable[..., object], *arguments: Any) -> bool:
         def refuse(*_: Any) -> None:
             raise OSError(28, "No space left on device")
 
         fails = file == name and self.state.step == 6
-        attempt(self, file, refuse if fails else write, *arguments)
+        return attempt(self, file, refuse if fails else write, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainLog, "attempt", fail)
