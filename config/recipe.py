@@ -61,8 +61,14 @@ def merge(schema: type[Options], path: Path | None, given: dict[str, str]) -> Op
 
 
 def load_saved(path: Path) -> Config:
-    """The configuration that a run saved, or that a user edited since."""
-    return merge(Config, path, {})
+    """The configuration that a run saved, or that a user edited since.
+
+    UserError if it is not one. What only a training needs, such as its text, may be gone.
+    """
+    config = merge(Config, path, {})
+    if conflicts := config.conflicts():
+        raise UserError(f"{path}: {'; '.join(conflicts)}")
+    return config
 
 
 def drop_removed(values: dict[str, Any]) -> None:

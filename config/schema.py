@@ -218,35 +218,39 @@ class Config(Section):
         """The same configuration with other values in [run]."""
         return self.model_copy(update={"run": self.run.model_copy(update=changes)})
 
-    def problems(self) -> list[str]:
-        """Combinations of options that make no sense, a line each."""
-        data, model, loss, optim, run = self.data, self.model, self.loss, self.optim, self.run
-        changed, unit = self.changed(), 2 * model.n_head  # rotary positions need an even width of each head
-        needs = [  # options, whether what they need is there, and what that is
+    def conflicts(self) -> list[str]:
+        """Combinations of options that make no sense on any machine, a line each."""
+        data, model, loss, optim = self.data, self.model, self.loss, self.optim
+        unit = 2 * model.n_head  # rotary positions need an even width of each head
+        found = self._unmet([
             ("vocab_size", data.tokenizer == "bpe", "--tokenizer=bpe"),
             ("markov_order markov_alphabet markov_temperature", data.corpus == "markov", "--corpus=markov"),
             ("tokenizer documents mask", data.corpus != "markov", "another corpus: the entropy of markov is known per "
              "character of the whole text only"),
-            ("documents", not data.is_jsonl, "another corpus: the documents of this one are its records already"),
-            ("documents mask padded predict_eos", not data.is_large, "one file of text, not compressed"),
-            ("padded predict_eos document_attention", data.eos_text, "documents: use --documents=lines or "
-             "paragraphs, or a .jsonl corpus"),
             ("document_attention", model.ngram_embedding < 2, "--ngram_embedding=0: n-grams look across documents"),
             ("ngram_rows", model.ngram_embedding > 1, "--ngram_embedding=2 or more"),
             ("alpha temperature", loss.teacher, "a --teacher"),
             ("muon_learning_rate momentum", optim.optimizer == "muon", "--optimizer=muon"),
-            ("decay_fraction min_lr_ratio", optim.schedule != "constant", "--schedule=cosine or linear"),
-            # A folder of that name, such as the one that wandb writes, has no origin: it is not the package.
-            ("tracker", getattr(find_spec(run.tracker), "origin", None), "its package: pip install -e "
-             f"'.[{run.tracker}]'")]
-        found = [f"{name}={changed[name]} needs {what}" for names, is_there, what in needs if not is_there
-                 for name in names.split() if name in changed]
-        if data.tokenizer not in TOKENIZERS and not Path(data.tokenizer).is_dir() and not run.resumes:
-            meant = did_you_mean(data.tokenizer, TOKENIZERS) or nearest_run(Path(data.tokenizer))
-            found.append(f"tokenizer={data.tokenizer}: should be char, bpe, gpt2, or the directory of a model{meant}")
+            ("decay_fraction min_lr_ratio", optim.schedule != "constant", "--schedule=cosine or linear")])
         if model.n_embd % unit:
             found.append(f"n_embd={model.n_embd} is not a multiple of 2 n_head = {unit}; try n_embd="
                          f"{max(1, round(model.n_embd / unit)) * unit}")
+        return found
+
+    def problems(self) -> list[str]:
+        """The conflicts, and what this machine lacks for a training with these options, a line each."""
+        data, loss, optim, run = self.data, self.loss, self.optim, self.run
+        found = self.conflicts() + self._unmet([
+            ("documents", not data.is_jsonl, "another corpus: the documents of this one are its records already"),
+            ("documents mask padded predict_eos", not data.is_large, "one file of text, not compressed"),
+            ("padded predict_eos document_attention", data.eos_text, "documents: use --documents=lines or "
+             "paragraphs, or a .jsonl corpus"),
+            # A folder of that name, such as the one that wandb writes, has no origin: it is not the package.
+            ("tracker", getattr(find_spec(run.tracker), "origin", None), "its package: pip install -e "
+             f"'.[{run.tracker}]'")])
+        if data.tokenizer not in TOKENIZERS and not Path(data.tokenizer).is_dir() and not run.resumes:
+            meant = did_you_mean(data.tokenizer, TOKENIZERS) or nearest_run(Path(data.tokenizer))
+            found.append(f"tokenizer={data.tokenizer}: should be char, bpe, gpt2, or the directory of a model{meant}")
         if optim.batch_size < WORLD_SIZE:
             found.append(f"batch_size={optim.batch_size} with {WORLD_SIZE} ranks: each needs a sequence of its own")
         if loss.teacher and os.path.abspath(loss.teacher) == os.path.abspath(run.out_dir):
@@ -255,3 +259,9 @@ class Config(Section):
             found.append(f"init_from={run.source} is out_dir too: name another --out_dir, or resume with "
                          "--init_from=resume")
         return found
+
+    def _unmet(self, needs: list[tuple[str, object, str]]) -> list[str]:
+        """The changed options without what they need: names, whether that is there, and what it is."""
+        changed = self.changed()
+        return [f"{name}={changed[name]} needs {what}" for names, is_there, what in needs if not is_there
+                for name in names.split() if name in changed]

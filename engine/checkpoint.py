@@ -9,8 +9,10 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,11 +22,12 @@ from torch import Tensor
 from config.errors import UserError
 from config.files import replacing
 from config.pretrained import is_hugging_face
+from config.schema import Config
 from data.tokenizer import Tokenizer
 from engine.distributed import Distributed
 from engine.huggingface import from_hugging_face
 from engine.optim import state_shapes
-from engine.run import Run, open_run
+from engine.run import Run, kept_options, open_run
 from engine.state import TrainState
 from model import GPT
 
@@ -32,19 +35,33 @@ Optimizers = list[torch.optim.Optimizer]
 State = dict[int, dict[str, Tensor]]  # of an optimizer, by the number of the parameter
 
 
+class DamagedError(UserError):
+    """A checkpoint cannot be used; another one of the run may be whole."""
+
+
+class Checkpoint(NamedTuple):
+    """What a file holds. Its hash is right, but a forger can compute that."""
+
+    path: Path
+    state: TrainState
+    options: dict[str, Any]  # that the weights belong to; empty in files of earlier editions
+    tensors: dict[str, Tensor]
+
+
 def save_checkpoint(path: Path, model: GPT, state: TrainState,
-                    optimizers: Sequence[torch.optim.Optimizer] = ()) -> None:
+                    optimizers: Sequence[torch.optim.Optimizer] = (),
+                    options: dict[str, Any] | None = None) -> None:
     """Replace the checkpoint `path`; without optimizers it has only what evaluation needs.
 
-    The checkpoint that last.safetensors was becomes previous.safetensors. OSError if there is no room: then all
-    checkpoints are as they were.
+    `options` are those that the weights belong to. The checkpoint that last.safetensors was becomes
+    previous.safetensors. OSError if there is no room: then all checkpoints are as they were.
     """
     tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
     for number, optimizer in enumerate(optimizers):
         for index, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{index}.{key}": value for key, value in values.items()}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    metadata = {"state": state.model_dump_json()}
+    metadata = {"state": state.model_dump_json(), "options": json.dumps(options or {})}
     with replacing(path, path.with_name("previous.safetensors") if path.name == "last.safetensors" else None) as new:
         write_tensors(new, tensors, metadata | {"sha256": _hash(tensors, metadata)})
 
@@ -62,31 +79,61 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 def load_checkpoint(path: Path, model: GPT, optimizers: Optimizers | None = None) -> TrainState:
     """Load the weights and, if given, the optimizers; returns the state. UserError if missing or damaged."""
+    return copy_checkpoint(open_checkpoint(path), model, optimizers)
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Say of what cannot be read, or does not fit, that the checkpoint is damaged."""
     try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such checkpoint") from None
+    except (SafetensorError, OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
+        reason = str(error).splitlines() or [type(error).__name__]
+        raise DamagedError(f"{path}: damaged ({reason[0]})") from None
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """What a checkpoint holds, not yet compared with a model. UserError if it is missing or damaged."""
+    with _damage(path):
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata.pop("sha256", "") != _hash(tensors, metadata):
             raise ValueError("its content does not match its sha256")
         state = TrainState.model_validate_json(metadata["state"], strict=True)
+        options = dict(json.loads(metadata.get("options", "{}")))
+        return Checkpoint(path, state, options, tensors)
+
+
+def check_options(saved: Checkpoint, config: Config) -> None:
+    """UserError that names the options of a configuration with which the weights would be another model."""
+    now = kept_options(config)
+    wrong = [f"{name}={saved.options[name]!s:.40}, not {name}={now[name]!s:.40}"
+             for name in now if name in saved.options and saved.options[name] != now[name]]
+    if wrong:
+        raise UserError(f"{saved.path}: its weights belong to {'; '.join(wrong)}; set that back in "
+                        f"{saved.path.with_name('config.toml')}, or train another run")
+
+
+def copy_checkpoint(saved: Checkpoint, model: GPT, optimizers: Optimizers | None = None) -> TrainState:
+    """Copy the weights and, if given, the optimizers' states; returns the state. UserError if they do not fit."""
+    with _damage(saved.path):
         own = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
-        saved = {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
-        if {name: p.shape for name, p in own.items()} != {name: tensor.shape for name, tensor in saved.items()}:
-            raise UserError(f"{path}: holds another model than the options describe")
-        for name, tensor in saved.items():
+        weights = {name: tensor for name, tensor in saved.tensors.items() if name.startswith("model.")}
+        if {name: p.shape for name, p in own.items()} != {name: tensor.shape for name, tensor in weights.items()}:
+            raise DamagedError(f"{saved.path}: holds another model than the options describe")
+        for name, tensor in weights.items():
             if tensor.dtype != torch.float32:
                 raise ValueError(f"{name} is {tensor.dtype}")
-        optimizer_states = _read_optimizers(tensors, optimizers or [])
+        optimizer_states = _read_optimizers(saved.tensors, optimizers or [])
         # All of it fits: only now is any of it used.
         for name, p in own.items():
-            p.copy_(saved[name])
+            p.copy_(weights[name])
         for optimizer, values in zip(optimizers or [], optimizer_states, strict=True):
             optimizer.load_state_dict(optimizer.state_dict() | {"state": values})
-        return state
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such checkpoint") from None
-    except (SafetensorError, OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
-        raise UserError(f"{path}: damaged ({str(error).splitlines()[0]})") from None
+        return saved.state
 
 
 def _read_optimizers(tensors: dict[str, Tensor], optimizers: Optimizers) -> list[State]:
@@ -135,8 +182,10 @@ def load_last(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState,
         if not path.exists():
             continue
         try:
-            state = load_checkpoint(path, model, optimizers if name != "best" else None)
-        except UserError as error:
+            saved = open_checkpoint(path)
+            check_options(saved, run.config)
+            state = copy_checkpoint(saved, model, optimizers if name != "best" else None)
+        except DamagedError as error:
             remarks.append(str(error))
             continue
         if remarks or name == "best":
@@ -188,15 +237,25 @@ def load_model(run: Run, checkpoint: str, dist: Distributed) -> tuple[GPT, Train
 
 
 def read_model(run: Run, checkpoint: str) -> tuple[GPT, TrainState]:
-    """The model of a run's `best` or `last` checkpoint, on the CPU in float32, and its state."""
-    model = GPT(run.config.model, run.info.vocab_size)
+    """The model of a run's `best` or `last` checkpoint, on the CPU in float32, and its state.
+
+    UserError if it is missing or damaged, or config.toml describes another model.
+    """
     if is_hugging_face(run.path):
+        model = GPT(run.config.model, run.info.vocab_size)
         _load_hugging_face(run.path, model)
         return model, TrainState()
+    other = "best" if checkpoint == "last" else "last"
     try:
-        return model, load_checkpoint(run.path / f"{checkpoint}.safetensors", model)
+        saved = open_checkpoint(run.path / f"{checkpoint}.safetensors")
     except UserError as error:
-        raise UserError(f"{error}; try --checkpoint={'best' if checkpoint == 'last' else 'last'}") from None
+        raise UserError(f"{error}; try --checkpoint={other}") from None
+    check_options(saved, run.config)
+    model = GPT(run.config.model, run.info.vocab_size)
+    try:
+        return model, copy_checkpoint(saved, model)
+    except UserError as error:
+        raise UserError(f"{error}; try --checkpoint={other}") from None
 
 
 def _load_hugging_face(path: Path, model: GPT) -> None:

@@ -35,6 +35,8 @@ FILES = ("config.toml", "corpus.json", "tokenizer.json")  # that make a director
 CHECKPOINTS = ("last.safetensors", "previous.safetensors")
 # What must stay on resume, and what changes only if it is named on the command line.
 MUST_STAY = {*DataConfig.model_fields, *ModelConfig.model_fields, "optimizer"} - {"dropout"}
+# Of these, what a checkpoint keeps with the weights: a text may move, and zero_init is for the first step only.
+KEPT = MUST_STAY - {"corpus", "tokenizer", "zero_init"}
 BY_NAME = {"seed": "the weights stay, batches and dropout change",
            "batch_size": "the rest of the text is divided into other batches",
            "dtype": "the arithmetic changes"}
@@ -138,6 +140,11 @@ def parse_record(line: bytes) -> Record | None:
     except (ValueError, AttributeError):
         return None
     return record if record.get("step", -1) >= 0 else None
+
+
+def kept_options(config: Config) -> dict[str, Any]:
+    """The options that weights belong to: with other values they would be another model, or of another text."""
+    return {name: value for name, value in config.options().items() if name in KEPT}
 
 
 def is_run(path: Path) -> bool:

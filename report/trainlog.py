@@ -19,7 +19,7 @@ from data.prepare import Corpus
 from engine.checkpoint import Optimizers, load_checkpoint, save_checkpoint
 from engine.distributed import Distributed
 from engine.generate import generate_texts
-from engine.run import Record, Run, append_line, start_run
+from engine.run import Record, Run, append_line, kept_options, start_run
 from engine.signals import StopSignal
 from engine.state import StepResult, TrainState
 from engine.step import evaluate, evaluate_parts, validation_record
@@ -51,7 +51,8 @@ class TrainLog:
         self.failing: set[str] = set()  # files that could not be written the last time
         self.next_page = 0.0  # the time from which on the page may be written again
         if run.config.run.source:  # before it is a run: so resuming it always finds the weights that it starts with
-            dist.on_rank0(save_checkpoint, run.path / "last.safetensors", model, state)
+            dist.on_rank0(save_checkpoint, run.path / "last.safetensors", model, state, (),
+                            kept_options(run.config))
         dist.on_rank0(start_run, run, state.step, str(dist))
         self.attempt("report.html", page.write_live_page)
         self.logged_step, self.passed, self.lost_best = dist.on_rank0(self.read_progress)
@@ -156,7 +157,8 @@ class TrainLog:
 
     def save(self, name: str, model: GPT, optimizers: Optimizers | None = None) -> bool:
         """Replace a checkpoint; returns whether that was possible."""
-        return self.attempt(f"{name}.safetensors", save_checkpoint, model, self.state, optimizers or [])
+        return self.attempt(f"{name}.safetensors", save_checkpoint, model, self.state, optimizers or [],
+                            kept_options(self.run.config))
 
     def attempt(self, name: str, write: Callable[..., object], *arguments: Any) -> bool:
         """Rank 0 calls write(path, *arguments); if there is no room, a warning says so, and training continues.
