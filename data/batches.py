@@ -193,5 +193,5 @@ def cut(split: Split, windows: np.ndarray, block_size: int, number: int = 0) -> 
     is_target = (skips <= t) & (t < lengths)
     if split.unmasked is not None:
         is_target &= split.unmasked[at + 1]
-    targets = np.where(is_target, split.tokens[at + 1].astype(np.int64), IGNORE_INDEX)
-    return Batch(split.tokens[at].astype(np.int64), targets, number)
+    targets = np.where(is_target, split.take(at + 1), IGNORE_INDEX)
+    return Batch(split.take(at), targets, number)

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from config.files import write_atomically
+from data.arrays import check_whole
 
 LARGE = 50_000_000  # bytes
 
@@ -18,10 +19,17 @@ def is_sound(folder: Path) -> bool:
         before = json.loads((folder / "checksums.json").read_bytes())
         if {name for name in before if name.endswith(".npy")} != {path.name for path in folder.glob("[!.]*.npy")}:
             return False
+        check_sizes(folder)  # earlier editions took the hash of what a full disk had left of an array
         return all((size > LARGE and [size, time] == size_and_time(folder / name)) or sha256 == hash_file(folder / name)
                    for name, (size, time, sha256) in before.items())
     except (OSError, ValueError, AttributeError, TypeError):
         return False
+
+
+def check_sizes(folder: Path) -> None:
+    """OSError if an array is shorter or longer than its header says."""
+    for path in folder.glob("[!.]*.npy"):
+        check_whole(path)
 
 
 def size_and_time(path: Path) -> list[int]:
@@ -34,7 +42,11 @@ def hash_file(path: Path) -> str:
 
 
 def write_checksums(folder: Path, known: dict[str, str] | None = None) -> None:
-    """The last file: without it a folder counts as incomplete. `known` are hashes that need not be computed."""
+    """The last file: without it a folder counts as incomplete. `known` are hashes that need not be computed.
+
+    OSError if an array has not the size that it should have: its hash would say that it is sound.
+    """
+    check_sizes(folder)
     sums = {path.name: [*size_and_time(path), (known or {}).get(path.name) or hash_file(path)]
             for path in folder.glob("[!.]*") if path.suffix in (".npy", ".json") and path.name != "checksums.json"}
     write_atomically(folder / "checksums.json", json.dumps(sums, indent=1).encode())

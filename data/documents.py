@@ -5,7 +5,8 @@ A corpus is one document, unless its format or the option `documents` cuts it up
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import regex
@@ -26,10 +27,25 @@ class Split:
 
     tokens: np.ndarray
     unmasked: np.ndarray | None = None
+    vocab_size: int = 2**32  # no token of a sound file is as large
+    file: Path | None = None  # that has the tokens, or a pattern of several
+
+    def take(self, at: np.ndarray | slice) -> np.ndarray:
+        """Some of the tokens, as int64. UserError for one that is not in the vocabulary.
+
+        The hash of a large file is not compared at each start: what is read of it is looked at here.
+        """
+        tokens = self.tokens[at].astype(np.int64)
+        if tokens.size and int(tokens.max()) >= self.vocab_size:
+            remedy = f"; remove {self.file.parent}, and it is prepared again" if self.file else ""
+            raise UserError(f"{self.file or 'the text'}: damaged: it has a token {int(tokens.max()):,}, and the "
+                            f"vocabulary has {self.vocab_size:,}{remedy}")
+        return tokens
 
     def first(self, n: int) -> "Split":
         """The same, up to the n-th token that can be a target."""
-        return Split(self.tokens[:n + 1], None if self.unmasked is None else self.unmasked[:n + 1])
+        unmasked = None if self.unmasked is None else self.unmasked[:n + 1]
+        return replace(self, tokens=self.tokens[:n + 1], unmasked=unmasked)
 
     def targets(self) -> np.ndarray:
         """The targets in order: all tokens but the first, which nothing precedes, and the masked ones."""

@@ -66,7 +66,7 @@ def prepare_large(folder: Path, config: DataConfig, tokenizer: Tokenizer | None)
             raise UserError(f"corpus {config.corpus}: has no document for the {name} split; it needs more documents, "
                             "another val_fraction, or files with `val` in their names and others without")
         sizes[name] = SplitInfo(tokens=tokens, documents=documents, targets=tokens - 1)
-        splits[name] = load_split(folder, name)
+        splits[name] = load_split(folder, name, tokenizer.vocab_size)
         if len(splits[name].tokens) != tokens:
             raise UserError(f"{folder}: some of its shards are gone; remove the folder, and prepare it again")
     baselines = list(measure_baselines(splits["train"].tokens, splits["val"], tokenizer))

@@ -23,9 +23,10 @@ from tqdm import tqdm
 
 from config.cli import load_config
 from config.errors import UserError, out_of_memory, run_command
-from config.files import locked
+from config.files import locked, write_atomically
 from config.pretrained import find_source
 from config.schema import TOKENIZERS, DataConfig
+from data.arrays import write_array
 from data.baselines import measure_baselines
 from data.checksums import is_sound, write_checksums
 from data.corpora import DATA, read_corpus
@@ -96,7 +97,7 @@ def prepare_corpus(config: DataConfig, tokenizer: Tokenizer | None = None) -> Co
                     else:
                         _prepare(source, sha256, folder, config, given)
         info = CorpusInfo.model_validate_json((folder / "meta.json").read_bytes())
-        train, val = (load_split(folder, name) for name in ("train", "val"))
+        train, val = (load_split(folder, name, info.vocab_size) for name in ("train", "val"))
         return Corpus(info, load_tokenizer(folder / "tokenizer.json"), train, val,
                       None if source.nll is None else source.nll[1 - len(val.tokens):])
 
@@ -140,11 +141,11 @@ def _prepare(source: Source, text_sha256: str, folder: Path, config: DataConfig,
         source_nll=None if source.nll is None else float(source.nll[1 - sizes["val"].tokens:].mean()), **sizes)
     folder.mkdir(parents=True, exist_ok=True)
     for name, split in splits.items():
-        np.save(folder / f"{name}.npy", split.tokens)
+        write_array(folder / f"{name}.npy", split.tokens)
         if split.unmasked is not None:
-            np.save(folder / f"{name}_unmasked.npy", split.unmasked)
-    (folder / "tokenizer.json").write_text(tokenizer.model_dump_json(), encoding="utf-8")
-    (folder / "meta.json").write_text(info.model_dump_json(indent=1), encoding="utf-8")
+            write_array(folder / f"{name}_unmasked.npy", split.unmasked)
+    write_atomically(folder / "tokenizer.json", tokenizer.model_dump_json().encode())
+    write_atomically(folder / "meta.json", info.model_dump_json(indent=1).encode())
     write_checksums(folder)
 
 

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from config.errors import UserError
-from config.files import replacing, write_atomically
+from config.files import write_atomically
+from data.arrays import check_whole, write_array
 from data.documents import Split
 from data.sources import Text
 from data.tokenizer import Tokenizer
@@ -63,15 +64,17 @@ class Shards:
         return np.concatenate(self.parts, dtype=dtype)
 
 
-def load_split(folder: Path, name: str) -> Split:
+def load_split(folder: Path, name: str, vocab_size: int) -> Split:
     """Its tokens, and which are not masked, as memory maps. UserError if a file is not an array of numbers."""
     paths = sorted(folder.glob(f"{name}*.npy"))
     if not paths:
         raise UserError(f"{folder}: its {name} split is gone; remove the folder, and prepare it again")
     try:
         if len(paths) > 1 and paths[0].name.startswith(f"{name}-"):
-            return Split(cast(np.ndarray, Shards(paths)))
-        return Split(*(np.load(path, mmap_mode="r") for path in paths))  # tokens, and which are not masked
+            return Split(cast(np.ndarray, Shards(paths)), None, vocab_size, folder / f"{name}-*.npy")
+        tokens = np.load(paths[0], mmap_mode="r")
+        unmasked = np.load(paths[1], mmap_mode="r") if len(paths) > 1 else None
+        return Split(tokens, unmasked, vocab_size, paths[0])
     except (OSError, ValueError) as error:
         many = getattr(error, "errno", 0) == errno.EMFILE
         raise UserError(f"{folder}: cannot be read: {error}"
@@ -82,6 +85,10 @@ def write_shards(texts: Iterable[Text], tokenizer: Tokenizer, folder: Path) -> I
     """Write what shards.jsonl does not have yet; yields each pair of shards, also those that are there."""
     log = folder / "shards.jsonl"
     done = [Shard(**json.loads(line)) for line in log.read_bytes().split(b"\n")[:-1]] if log.exists() else []
+    whole = count_whole(done, folder)
+    if whole < len(done):  # a disk was full, or somebody removed a file: encode the rest again
+        done = done[:whole]
+        write_atomically(log, "".join(f"{json.dumps(shard._asdict())}\n" for shard in done).encode())
     yield from done
     skipped, number = done[-1].pieces if done else 0, len(done)
     pieces = itertools.islice(make_pieces(texts), skipped, None)
@@ -100,6 +107,22 @@ def write_shards(texts: Iterable[Text], tokenizer: Tokenizer, folder: Path) -> I
         yield flush(kept, documents, count, tokenizer, folder, number)
 
 
+def count_whole(done: list[Shard], folder: Path) -> int:
+    """How many pairs of shards there are before the first that is not as it was written."""
+    for number, shard in enumerate(done):
+        for name, expected in shard.tokens.items():
+            found = 0
+            for path in folder.glob(f"{name}-{number:05}-*.npy"):
+                try:
+                    check_whole(path)
+                    found += len(np.load(path, mmap_mode="r"))
+                except OSError:
+                    return number
+            if found != expected:
+                return number
+    return len(done)
+
+
 def flush(kept: dict[str, list[np.ndarray]], documents: dict[str, int], pieces: int, tokenizer: Tokenizer,
           folder: Path, number: int) -> Shard:
     """Write a pair of shards, each whole or not at all, and then their line."""
@@ -107,8 +130,7 @@ def flush(kept: dict[str, list[np.ndarray]], documents: dict[str, int], pieces: 
     for name, own in tokens.items():
         for part, few in enumerate(np.array_split(own, -(-own.nbytes // (SHARD_BYTES - 1000)) or 1)):
             if len(few):
-                with replacing(folder / f"{name}-{number:05}-{part}.npy") as new, new.open("wb") as file:
-                    np.save(file, few)
+                write_array(folder / f"{name}-{number:05}-{part}.npy", few)
     shard = Shard(pieces, documents, {name: len(own) for name, own in tokens.items()})
     log = folder / "shards.jsonl"  # small, and never half-written
     write_atomically(log, (log.read_bytes() if log.exists() else b"") + f"{json.dumps(shard._asdict())}\n".encode())

@@ -42,7 +42,7 @@ def byte_offsets(text: EvalText, tokenizer: Tokenizer) -> np.ndarray:
     """The bytes of the text before each target, (N,)."""
     offsets, before = np.empty(len(text.positions), dtype=np.int64), 0
     for start in range(0, len(text.split.tokens), CHUNK):
-        lengths = tokenizer.byte_lengths[text.split.tokens[start:start + CHUNK]]
+        lengths = tokenizer.byte_lengths[text.split.take(slice(start, start + CHUNK))]
         here = slice(*np.searchsorted(text.positions, [start, start + CHUNK]))
         places = text.positions[here] - start
         offsets[here] = before + np.cumsum(lengths)[places] - lengths[places]

@@ -266,16 +266,26 @@ def test_damage_is_found(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert not capsys.readouterr().err
 
 
-def test_shards_that_are_gone_are_missed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ["gone", "short"])
+def test_shards_that_are_gone_or_short_are_made_again(what: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What shards.jsonl says is believed of files that are as long as it says."""
     write(folder / "a.jsonl", RECORDS)
+    whole = prepare()
+    write(folder / "a.jsonl", RECORDS)  # at another time: it is another corpus
     with monkeypatch.context() as patch:
         patch.setattr(large, "load_split", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             prepare()
-    for shard in Path("data").glob("texts-*/val-*.npy"):
-        shard.unlink()
-    with pytest.raises(UserError, match="its val split is gone; remove the folder"):
-        prepare()
+    (half,) = (path.parent for path in Path("data").glob("texts-*/shards.jsonl")
+               if not (path.parent / "checksums.json").exists())
+    for shard in half.glob("val-*.npy"):
+        if what == "gone":
+            shard.unlink()
+        else:
+            shard.write_bytes(shard.read_bytes()[:-2])
+    corpus = prepare()
+    for name in ("train", "val"):
+        assert np.array_equal(getattr(corpus, name).tokens[:], getattr(whole, name).tokens[:])
 
 
 @pytest.mark.parametrize("fraction", [0.02, 0.1, 0.3, 0.4, 0.5, 0.9, 1 / 49, 0.999])
