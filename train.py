@@ -28,7 +28,7 @@ from engine.step import compile_model, is_eval_step, make_objective, seed_dropou
 from loss import sum_losses
 from model import GPT
 from report import explain, words
-from report.step_zero import check_step_zero
+from report.step_zero import FIRST_BATCHES, check_step_zero
 from report.trainlog import TrainLog, show_outcome, show_stop
 
 
@@ -70,7 +70,8 @@ def train(cfg: Config, named: set[str]) -> int:
     log, stop = TrainLog(run, dist, model, corpus, state), StopSignal(dist)
     forward = compile_model(model, get_batch(0), make_objective(cfg), dist, log.say) if cfg.run.compile else model
     if not run.is_resumed and not cfg.run.source:
-        log.say(dist.on_rank0(check_step_zero, model, get_batch, dist) + "\n")
+        first_batches = [get_batch(number * cfg.optim.batch_size) for number in range(FIRST_BATCHES)]
+        log.say(dist.on_rank0(check_step_zero, model, first_batches, dist) + "\n")
     log.say(words.COLUMNS)
 
     while True:
@@ -92,10 +93,11 @@ def train(cfg: Config, named: set[str]) -> int:
         if ending:
             break
         started = time.perf_counter()
-        result = train_step(forward, optimizers, get_batch(state.step), cfg, dist, state.step, teacher,
+        result = train_step(forward, optimizers, get_batch(state.windows), cfg, dist, state.step, teacher,
                             state.loss_scale)
         result.seconds = time.perf_counter() - started
         log.add(result, state.count_step(result))  # state.step += 1
+        state.windows += cfg.optim.batch_size
 
     log.bar.close()
     return show_stop(stop, log) if stop.received else show_outcome(model, corpus, log)

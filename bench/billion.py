@@ -65,7 +65,7 @@ def open_and_use(config: Config) -> dict[str, Any]:
     get_batch(0)  # shuffles the epoch
     for step in range(BATCHES):
         began = time.perf_counter()
-        get_batch(step)
+        get_batch(step * config.optim.batch_size)
         batches.append(time.perf_counter() - began)
     memory.append(own_memory())
     dist = setup_distributed(config.run.device, config.run.dtype)
@@ -74,7 +74,8 @@ def open_and_use(config: Config) -> dict[str, Any]:
     optimizers = make_optimizers(model, config.optim, dist)
     for step in range(STEPS):
         began = time.perf_counter()
-        train_step(model, optimizers, get_batch(step), config, dist, step)
+        batch = get_batch(step * config.optim.batch_size)
+        train_step(model, optimizers, batch, config, dist, step)
         steps.append(time.perf_counter() - began)
     return {"tokens": len(corpus.train.tokens), "open": opened, "batches": batches, "steps": steps, "memory": memory}
 

@@ -76,14 +76,15 @@ def main(argv: list[str]) -> None:
     for step in range(STEPS + 1):
         if step in (0, STEPS):
             for least in LEAST:
-                batch = masked(batches(STEPS)[0], least)
+                batch = masked(batches(STEPS * config.optim.batch_size)[0], least)
                 for size in (1, 4, 16):
                     row = {"steps": step, "least": least, "scored": float((batch.targets != IGNORE_INDEX).mean()),
                            "micro_batch_size": size} | compare(model, batch, size, dist)
                     rows.append(row)
                     print("{steps:>6} {least:6.0%} {scored:7.1%} {micro_batch_size:>12} {difference:12.1e} {norm:8.3f} "
                           "{cosine:8.4f}".format(**row), flush=True)
-        train_step(model, optimizers, batches(step), config, dist, step)
+        batch = batches(step * config.optim.batch_size)
+        train_step(model, optimizers, batch, config, dist, step)
     write_results("normalisation", rows)
 
 

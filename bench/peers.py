@@ -138,7 +138,8 @@ def evaluation_rates(recipe: str) -> dict[str, float]:
     for step in range(STEPS_BESIDE + 1):
         if step == 1:
             began = time.perf_counter()  # the first one warms up
-        train_step(model, optimizers, get_batch(step), config, dist, step)
+        batch = get_batch(step * config.optim.batch_size)
+        train_step(model, optimizers, batch, config, dist, step)
     trained = time.perf_counter()
     evaluated = evaluate(model, text, dist).num_targets
     tokens = config.optim.batch_size * config.model.block_size * STEPS_BESIDE

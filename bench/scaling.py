@@ -57,7 +57,7 @@ def train(n_layer: int, width: int, batch_size: int, steps: int, seed: int) -> R
     get_batch = TrainBatches(corpus.train, block, batch_size, seed)
     began = time.perf_counter()
     for step in range(steps):
-        train_step(model, optimizers, get_batch(step), config, dist, step)
+        train_step(model, optimizers, get_batch(step * batch_size), config, dist, step)
     seconds = time.perf_counter() - began
     return {"step": steps, "n_layer": n_layer, "width": width, "N": model.num_params(), "D": steps * batch_size * block,
             "val_nll": evaluate(model, EvalText(corpus.val, block, max_tokens=32_768), dist).nll, "seconds": seconds}

@@ -71,7 +71,7 @@ def measure(config: Config, steps: int) -> dict[str, Any]:
 
     for step in range(WARM_UP + steps):
         with timed("data"):
-            batch = batches(step)[0]
+            batch = batches(step * config.optim.batch_size)[0]
             inputs, targets = dist.to_device(batch.inputs, batch.targets)
         with dist.autocast():
             with timed("forward"):

@@ -1,8 +1,9 @@
-"""Batches: which tokens a step sees is a pure function of (corpus, seed, step).
+"""Batches: which tokens a step sees is a pure function of (corpus, seed, first window, batch_size).
 
-So resuming needs no state of a loader, and any number of ranks or micro-batches sees the same tokens. Windows of a text
-are an array (N, 3), a row for each: where its inputs start, how many targets it has, and how many of these, the first
-ones, are masked because another window has them.
+So resuming needs no state of a loader, only the number of windows that were read, and any number of
+ranks or micro-batches sees the same tokens. Windows of a text are an array (N, 3), a row for each:
+where its inputs start, how many targets it has, and how many of these, the first ones, are masked
+because another window has them.
 """
 
 from collections.abc import Iterator
@@ -33,10 +34,16 @@ class Batch(NamedTuple):
 
 
 class TrainBatches:
-    """Windows of a split without replacement, in a new order each epoch, and at a new offset where text runs on.
+    """Windows of a split without replacement, in a new order each epoch.
 
-    With an `eos` token, each window is a document, padded, or cut where it is longer than a block. A rank of
-    `world_size` makes only its own micro-batches: rank, rank + world_size, ...
+    Where text runs on, an epoch's windows lie side by side, from an offset below block_size that is
+    drawn for each epoch. In every second epoch the remainder of len(tokens) / block_size is added, so
+    that the windows can end with the text. An epoch leaves out less than two blocks at the ends of
+    the text; over the epochs each token but the first becomes a target.
+
+    With an `eos` token, each window is a document, padded, or cut where it is longer than a block;
+    each token but the first is then a target in every epoch. A rank of `world_size` makes only its
+    own micro-batches: rank, rank + world_size, ...
     """
 
     def __init__(self, split: Split, block_size: int, batch_size: int, seed: int, eos: int | None = None,
@@ -52,9 +59,12 @@ class TrainBatches:
                             f"it needs {2 * block_size}: use a longer corpus or a smaller block_size")
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
 
-    def __call__(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of step 0, 1, 2, ...: (micro_batch_size, block_size) each."""
-        numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
+    def __call__(self, first_window: int) -> list[Batch]:
+        """This rank's micro-batches of a step, (micro_batch_size, block_size) each.
+
+        `first_window` is the number of windows that were read in the steps before.
+        """
+        numbers = range(first_window, first_window + self.batch_size)
         micro_batches = [numbers[i:i + self.micro_batch_size] for i in range(0, self.batch_size, self.micro_batch_size)]
         return [cut(self.split, np.array([self._window(n) for n in micro_batches[number]]), self.block_size, number)
                 for number in range(self.rank, len(micro_batches), self.world_size)]
@@ -71,6 +81,8 @@ class TrainBatches:
         """The order of the windows, and the offset of the first."""
         rng = np.random.default_rng((self.seed, epoch))
         offset = int(rng.integers(self.block_size if self.eos is None else 1))
+        if epoch % 2 == 1 and self.eos is None:
+            offset += len(self.split.tokens) % self.block_size  # the last tokens may be targets too
         order = rng.permutation(self.windows_per_epoch)
         return order.astype(np.min_scalar_type(self.windows_per_epoch)), offset  # small, where there are millions
 

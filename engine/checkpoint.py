@@ -191,6 +191,9 @@ def load_last(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState,
         if remarks or name == "best":
             remarks.append(f"using {path.name} instead" + ("; the optimizers start anew" if name == "best" else ""))
         state.nonfinite_in_a_row = 0  # a run that stopped for that has a new chance
+        if "windows" not in state.model_fields_set:  # a checkpoint of an earlier edition
+            batch_size, _ = run.changes.get("batch_size", [run.config.optim.batch_size, None])
+            state.windows = state.step * batch_size
         best_step = _read_step(run.path / "best.safetensors")
         if best_step is None or best_step > state.step or "eval_tokens" in run.changes:
             # It is lost, or of steps that are taken anew, or its loss is on other targets: the next model is the best.

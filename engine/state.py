@@ -48,7 +48,7 @@ class StepResult:
 
 
 class TrainState(BaseModel):
-    """What resuming needs besides weights. Batches and dropout follow from (seed, step).
+    """What resuming needs besides weights. Batches follow from (seed, windows), dropout from (seed, step).
 
     Read from a checkpoint, each number has to be in its range, so that counting on cannot fail.
     """
@@ -56,6 +56,7 @@ class TrainState(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False)
 
     step: Count = 0  # completed steps, including those that changed nothing
+    windows: Count = 0  # training windows that were read in them
     tokens: Count = 0  # targets in them
     seconds: float = Field(0.0, ge=0, le=1e12)
     best_nll: Nats | None = None  # lowest validation loss, nats per token

@@ -1,7 +1,7 @@
 """Step 0 is a test: a model that knows nothing has a loss of log|V|. If this one has not, what is wrong?"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from engine.distributed import Distributed
 from model import GPT
 from surprisal import uniform_nll
 
-FIRST_BATCHES = 4  # one of them must have a target
+FIRST_BATCHES = 4  # to look at; one of them must have a target
 MAX_TOKENS = 8192  # in the sequences whose loss is measured
 NEAR = 0.01  # nats that the loss may be from what is expected, at least
 LARGE = 0.5  # nats; logits that cost more by themselves start too large
@@ -20,13 +20,13 @@ LABELS = {1: "right", 0: "each target is its own input", 2: "each target is two 
 
 
 @torch.inference_mode()
-def check_step_zero(model: GPT, get_batch: Callable[[int], list[Batch]], dist: Distributed) -> str:
-    """Whether the loss of an untrained model, and the labels of its first batch, are as they should be.
+def check_step_zero(model: GPT, first_batches: Sequence[list[Batch]], dist: Distributed) -> str:
+    """Whether the loss of an untrained model, and the labels of its first batches, are as they should be.
 
     Such a model has a loss of log|V| plus what its random logits cost: KL(uniform || softmax(logits)), which is half
     their variance if they are Gaussian.
     """
-    batches = [get_batch(step)[0] for step in range(FIRST_BATCHES)]
+    batches = [micro_batches[0] for micro_batches in first_batches]
     inputs, targets, _ = max(batches, key=lambda batch: batch.num_targets > 0)
     unmasked = targets != IGNORE_INDEX
     if not unmasked.any():

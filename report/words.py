@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from config.schema import OVERFITTING_RISE, Config
+from config.schema import OVERFITTING_RISE, Config, OptimConfig
 from data.baselines import Baseline, passed_and_ahead
 from data.batches import EvalText, TrainBatches
 from data.info import CorpusInfo
 from engine.distributed import Distributed, micro_batch_size
+from engine.optim import get_lr_scale
 from engine.run import Record, Run
 from engine.state import StepResult, TrainState
 from model import GPT
@@ -179,12 +180,14 @@ def describe_run(run: Run, state: TrainState, remark: str, model: GPT, dist: Dis
     if run.is_resumed:
         lines += [f"resuming {run.path} at step {state.step:,}",
                   *(f"  {name} was {shown(was)} and is now {shown(now)}" for name, (was, now) in run.changes.items())]
+        lines += _lr_change(run, state.step)
     if run.had_outcome and state.is_finished(run.config):
         return "\n".join([*lines, finished(run.config, state)])
+    windows = state.windows + max(0, max_iters - state.step) * batch_size
     lines += [f"GPT with {model.num_params():,} parameters: n_layer={c.n_layer} n_head={c.n_head} n_embd={c.n_embd} "
               f"block_size={c.block_size}; {model.flops_per_token() / 1e6:.1f} MFLOP per training token",
               f"{dist}: {max_iters:,} steps of {batch_size * c.block_size:,} tokens, "
-              f"{max_iters * batch_size / get_batch.windows_per_epoch:.2f} epochs; writes {run.path}/"]
+              f"{windows / get_batch.windows_per_epoch:.2f} epochs; writes {run.path}/"]
     if len(val_text.positions) < run.info.val.targets:
         lines += [f"validation: {len(val_text.positions):,} of the {run.info.val.targets:,} targets, spread evenly; at "
                   "the end the best model", "  is measured on all of them, where its loss is a little different"]
@@ -201,6 +204,25 @@ def finished(config: Config, state: TrainState) -> str:
                 f"--max_iters={2 * state.step}")
     return (f"it is finished: it stopped early at step {state.step:,}, because it overfitted; to train longer, add "
             "--patience=0")
+
+
+def _lr_change(run: Run, step: int) -> list[str]:
+    """How far the learning rate jumps where a run is resumed with another schedule; else no line."""
+    optim = run.config.optim
+    if not 0 < step < optim.max_iters:
+        return []
+    was = {name: was for name, (was, _) in run.changes.items() if name in OptimConfig.model_fields}
+    before = optim.model_copy(update=was)
+    last, planned = (before.learning_rate * get_lr_scale(before, min(number, before.max_iters))
+                     for number in (step - 1, step))
+    now = optim.learning_rate * get_lr_scale(optim, step)
+    if math.isclose(planned, now, rel_tol=0.01):
+        return []
+    verb = "rises" if now > last else "falls"
+    why = ""
+    if before.max_iters != optim.max_iters:
+        why = f", because its schedule now ends at step {optim.max_iters:,}"
+    return [f"  the learning rate {verb} from {last:.2g} to {now:.2g}{why}"]
 
 
 def stopped(run: Run, signal: str, state: TrainState, dist: Distributed, saved: bool) -> str:

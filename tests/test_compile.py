@@ -34,7 +34,7 @@ def train(compiled: bool, *argv: str) -> tuple[list[float], list[str]]:
     if compiled:
         train_model = compile_model(model, get_batch(0), make_objective(config), CPU, said.append)
         assert all(p.grad is None for p in model.parameters())
-    return [train_step(train_model, optimizers, get_batch(step), config, CPU, step).nll for step in range(5)], said
+    return [train_step(train_model, optimizers, get_batch(4 * step), config, CPU, step).nll for step in range(5)], said
 
 
 def test_a_failing_compiler_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:

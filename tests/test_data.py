@@ -111,28 +111,55 @@ def test_preparation_splits_counts_and_is_not_repeated(data_dir, monkeypatch) ->
         prepare_corpus(DataConfig(corpus="text.txt"))
 
 
-def test_batches_cover_an_epoch_once_and_depend_on_the_step_alone() -> None:
+def test_batches_cover_an_epoch_once_and_depend_on_what_was_read_alone() -> None:
     tokens = np.arange(1000, dtype=np.uint16)
     batches = TrainBatches(Split(tokens), block_size=8, batch_size=10, seed=1)
     assert batches.windows_per_epoch == 124
-    seen = np.concatenate([batches(step)[0].inputs for step in range(13)])[:124]
+    seen = np.concatenate([batches(first)[0].inputs for first in range(0, 130, 10)])[:124]
     assert len(np.unique(seen)) == 124 * 8
-    assert (np.concatenate([batches(step)[0].targets for step in range(13)])[:124] == seen + 1).all()
+    assert (np.concatenate([batches(first)[0].targets for first in range(0, 130, 10)])[:124] == seen + 1).all()
     again = TrainBatches(Split(tokens), block_size=8, batch_size=10, seed=1)
-    assert (again(12)[0].inputs == batches(12)[0].inputs).all()
+    assert (again(120)[0].inputs == batches(120)[0].inputs).all()
     assert (TrainBatches(Split(tokens), 8, 10, seed=2)(0)[0].inputs != batches(0)[0].inputs).any()
-    second = np.concatenate([batches(step)[0].inputs for step in range(12, 25)])[4:128]
+    second = np.concatenate([batches(first)[0].inputs for first in range(120, 250, 10)])[4:128]
     assert len(np.unique(second)) == 124 * 8
     assert (second[:, 0] % 8 != seen[0, 0] % 8).all()  # at another offset
+
+
+def test_another_batch_size_goes_on_with_the_windows_that_were_not_read() -> None:
+    split = Split(np.arange(1000, dtype=np.uint16))
+    before, after = (TrainBatches(split, 8, batch_size, seed=1) for batch_size in (10, 7))
+    starts = [before(first)[0].inputs[:, 0] for first in (0, 10, 20)]
+    starts += [after(first)[0].inputs[:, 0] for first in range(30, 124, 7)]
+    epoch = np.concatenate(starts)[:124]
+    assert len(np.unique(epoch)) == 124
+    whole = TrainBatches(split, 8, 124, seed=1)(0)[0].inputs[:, 0]
+    assert epoch.tolist() == whole.tolist()
+
+
+def test_the_windows_of_an_epoch_are_those_of_before() -> None:
+    """Runs of earlier editions go on with the text that they have not read."""
+    batches = TrainBatches(Split(np.arange(1003)), 8, 10, seed=1)
+    starts = [batches(first)[0].inputs[:3, 0].tolist() for first in (0, 50, 110)]
+    assert starts == [[707, 379, 971], [563, 843, 491], [595, 411, 291]]
+
+
+@pytest.mark.parametrize("n", [16, 17, 23, 40, 47])
+def test_every_training_token_but_the_first_becomes_a_target(n: int) -> None:
+    """Also those after the last whole block; and of each epoch, all but less than two blocks."""
+    batches = TrainBatches(Split(np.arange(n)), 8, n // 8 - 1, seed=0)
+    targets = [batches(epoch * batches.windows_per_epoch)[0].targets for epoch in range(200)]
+    assert np.unique(targets).tolist() == list(range(1, n))
+    assert all(n - 1 - 2 * 8 < len(np.unique(of_epoch)) for of_epoch in targets)
 
 
 @pytest.mark.parametrize(("world_size", "micro_batch_size"), [(1, 3), (2, 0), (2, 3), (3, 4), (4, 1), (2, 10)])
 def test_each_rank_makes_its_own_micro_batches(world_size: int, micro_batch_size: int, monkeypatch) -> None:
     """Together they are the batch of one process, each row once, with the numbers that dropout depends on."""
     split = Split(np.arange(1000, dtype=np.uint16))
-    whole = TrainBatches(split, 8, 10, seed=1)(12)[0]  # from two epochs
+    whole = TrainBatches(split, 8, 10, seed=1)(120)[0]  # from two epochs
     ranks = [TrainBatches(split, 8, 10, 1, None, micro_batch_size, rank, world_size) for rank in range(world_size)]
-    made = sorted((micro for rank in ranks for micro in rank(12)), key=lambda micro: micro.number)
+    made = sorted((micro for rank in ranks for micro in rank(120)), key=lambda micro: micro.number)
     assert [micro.number for micro in made] == list(range(len(made)))
     assert np.concatenate([micro.inputs for micro in made]).tolist() == whole.inputs.tolist()
     assert np.concatenate([micro.targets for micro in made]).tolist() == whole.targets.tolist()
@@ -143,7 +170,7 @@ def test_each_rank_makes_its_own_micro_batches(world_size: int, micro_batch_size
         return cut(split, windows, block_size, number)
 
     monkeypatch.setattr("data.batches.cut", counting_cut)
-    own = [len(micro.inputs) for micro in ranks[0](12)]
+    own = [len(micro.inputs) for micro in ranks[0](120)]
     assert rows_made == own  # and nothing of the other ranks'
 
 

@@ -111,7 +111,7 @@ def take_step(dist: Distributed, micro_batch_size: int, dropout: float = 0.0) ->
     get_batch = batches(micro_batch_size, dist.rank, dist.world_size)
     cfg, _ = load_config(["--label_smoothing=0.1", "--grad_clip=0", f"--dropout={dropout}"])
     model = make_model(dropout)
-    result = train_step(model, [], get_batch(3), cfg, dist, step=3)  # without an optimizer the gradients stay
+    result = train_step(model, [], get_batch(24), cfg, dist, step=3)  # without an optimizer the gradients stay
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), result
 
 
@@ -119,7 +119,7 @@ def take_step(dist: Distributed, micro_batch_size: int, dropout: float = 0.0) ->
     (1, 1), (1, 3), (2, 0), (2, 1), (2, 2), (3, 2), (3, 0), (8, 1), (2, 8)])
 def test_any_split_gives_the_gradient_of_the_whole_batch(size: int, micro_batch_size: int) -> None:
     """8 micro-batches, 8 ranks, 2 of 4, ranks without targets, and with (2, 8) a rank without a micro-batch."""
-    assert [micro.num_targets for micro in batches(1)(3)] == [3, 2, 5, 4, 1, 4, 0, 0]
+    assert [micro.num_targets for micro in batches(1)(24)] == [3, 2, 5, 4, 1, 4, 0, 0]
     gradient, whole = take_step(CPU, 8)
     for part, result in in_ranks(size, partial(take_step, micro_batch_size=micro_batch_size)):
         torch.testing.assert_close(part, gradient, atol=1e-6, rtol=1e-4)

@@ -70,7 +70,7 @@ def test_padded_documents_have_rows_of_their_own(data_dir, block_size) -> None:
     eos = corpus.tokenizer.eos
     batches = TrainBatches(corpus.train, block_size, 7, seed=0, eos=eos)
     windows = batches.windows_per_epoch
-    rows = [row for step in range(-(-windows // 7)) for row in zip(*batches(step)[0][:2], strict=True)]
+    rows = [row for first in range(0, windows, 7) for row in zip(*batches(first)[0][:2], strict=True)]
     seen = []
     for inputs, targets in rows[:windows]:
         unmasked = targets != IGNORE_INDEX

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import engine.step
 import report.trainlog
@@ -26,7 +26,7 @@ from config.cli import load_config
 from config.errors import UserError, out_of_memory
 from config.files import write_atomically
 from config.schema import Config, ModelConfig, OptimConfig
-from data.batches import Batch
+from data.batches import Batch, TrainBatches
 from engine.checkpoint import _hash, load_model, save_checkpoint
 from engine.distributed import Distributed
 from engine.optim import make_optimizers
@@ -505,6 +505,51 @@ def test_a_new_seed_or_batch_size_has_to_be_named(finished: Path, option: str) -
     assert files(finished) == before
     call("train.py", "other.toml", "--out_dir=out/run", "--init_from=resume", f"--{option}=5")
     assert open_run(finished).config.options()[option] == 5
+
+
+def forget_windows(path: Path) -> None:
+    """Make a checkpoint one of an earlier edition, which did not count windows."""
+    with safe_open(path, framework="pt") as file:
+        metadata = dict(file.metadata())
+    del metadata["sha256"]
+    state = json.loads(metadata["state"])
+    del state["windows"]
+    metadata["state"] = json.dumps(state)
+    tensors = load_file(path)
+    save_file(tensors, path, metadata | {"sha256": _hash(tensors, metadata)})
+
+
+@pytest.mark.parametrize("edition", ["this", "earlier"])
+def test_another_batch_size_skips_and_repeats_no_window(finished: Path, monkeypatch: pytest.MonkeyPatch,
+                                                        edition: str) -> None:
+    assert read_checkpoint(finished / "last.safetensors")[1]["windows"] == 6 * 4
+    if edition == "earlier":
+        forget_windows(finished / "last.safetensors")
+    read: list[int] = []
+    get_batch = TrainBatches.__call__
+
+    def note(self: TrainBatches, first_window: int) -> list[Batch]:
+        read.append(first_window)
+        return get_batch(self, first_window)
+
+    monkeypatch.setattr(TrainBatches, "__call__", note)
+    resume("--max_iters=8", "--batch_size=5")
+    assert read == [24, 29]
+    assert read_checkpoint(finished / "last.safetensors")[1]["windows"] == 34
+    resume("--max_iters=9", "--batch_size=2")
+    assert read == [24, 29, 34]
+
+
+def test_a_jump_of_the_learning_rate_is_told(finished: Path) -> None:
+    """A finished run goes on: its last step had 1/6 of the peak, and the next has 3/9 of it."""
+    peak = Config().optim.learning_rate
+    printed = resume("--max_iters=9").stdout
+    assert (f"\n  the learning rate rises from {peak / 6:.2g} to {peak / 3:.2g}, because its schedule now ends at "
+            "step 9\n") in printed
+    constant = ["--learning_rate=0.001", "--schedule=constant"]
+    told = resume("--max_iters=10", *constant).stdout
+    assert f"\n  the learning rate falls from {peak / 9:.2g} to 0.001, because its schedule now ends" in told
+    assert "the learning rate" not in resume("--max_iters=12", *constant).stdout
 
 
 def test_a_new_dtype_has_to_be_named(finished: Path) -> None:
