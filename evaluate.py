@@ -126,8 +126,8 @@ def evaluate(runs: list[Run], texts: list[EvalText], scored: list[Scored], name:
     losses = analysis.measure_losses([each.columns for each in scored])
     run, (about, columns, tempered, _) = runs[0], scored[0]
     # With a text of one's own, the corpus may be elsewhere.
-    train_tokens = None if options.text else run.corpus.train.tokens
-    details = measures.summarise(columns, tempered, texts[0], run.tokenizer, train_tokens)
+    train = None if options.text else run.corpus.train
+    details = measures.summarise(columns, tempered, texts[0], run.tokenizer, train)
 
     of_val = options.split == "val" and not options.text
     of_whole_val = of_val and about["targets"] == about["of_targets"]

@@ -83,8 +83,8 @@ def main(argv: list[str]) -> None:
                     rows.append(row)
                     print("{steps:>6} {least:6.0%} {scored:7.1%} {micro_batch_size:>12} {difference:12.1e} {norm:8.3f} "
                           "{cosine:8.4f}".format(**row), flush=True)
-        batch = batches(step * config.optim.batch_size)
-        train_step(model, optimizers, batch, config, dist, step)
+        micro_batches = batches(step * config.optim.batch_size)
+        train_step(model, optimizers, micro_batches, config, dist, step)
     write_results("normalisation", rows)
 
 

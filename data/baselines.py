@@ -1,9 +1,10 @@
 """What a loss has to beat: log|V|, n-grams and compressors, all measured on validation text.
 
-They are measured on the tokens that are a model's targets: val[1:], without the masked ones. The n-grams are counted
-in the training split: interpolated modified Kneser-Ney (Chen & Goodman 1999, "An empirical study of smoothing
-techniques for language modeling"), the strongest model that only counts. The compressors see val[1:] only; under a
-mask there are none, because they cannot be told what is masked.
+They are measured on the tokens that are a model's targets: val[1:], without the masked ones. The
+n-grams are counted in the training split, where they end in a target; their contexts may be masked.
+They are interpolated modified Kneser-Ney (Chen & Goodman 1999, "An empirical study of smoothing
+techniques for language modeling"), the strongest model that only counts. The compressors see
+val[1:] only; under a mask there are none, because they cannot be told what is masked.
 """
 
 import bz2
@@ -48,10 +49,11 @@ def passed_and_ahead(nll: float, baselines: Sequence[Baseline]) -> tuple[list[Ba
     return passed, ordered[len(passed):]
 
 
-def measure_baselines(train: np.ndarray, val: Split, tokenizer: Tokenizer, entropy_rate: float | None = None
-                      ) -> Iterator[Baseline]:
-    """The baselines, one after another; `train` is token ids (N,), the entropy rate is in nats per token."""
-    train, val = train[-MAX_TRAIN_TOKENS:], val.first(MAX_VAL_TOKENS)
+def measure_baselines(train: Split, val: Split, tokenizer: Tokenizer,
+                      entropy_rate: float | None = None) -> Iterator[Baseline]:
+    """The baselines, one after another; the entropy rate is in nats per token."""
+    train = train.last(MAX_TRAIN_TOKENS)
+    val = val.first(max(MAX_VAL_TOKENS, val.first_target()))  # one target at least
     vocab_size, num_targets = tokenizer.vocab_size, val.num_targets()
     num_bytes = tokenizer.count_bytes(val.targets())
     unmasked = slice(None) if val.unmasked is None else val.unmasked[1:]
@@ -64,7 +66,7 @@ def measure_baselines(train: np.ndarray, val: Split, tokenizer: Tokenizer, entro
                         passage_nll=[round(float(each), 4) for each in passage_nll])
 
     yield baseline(UNIFORM, num_targets * uniform_nll(vocab_size))
-    longest = max(1, min(MAX_ORDER if vocab_size < 500 else 4, len(train) - 1))
+    longest = max(1, min(MAX_ORDER if vocab_size < 500 else 4, len(train.tokens) - 1))
     for order, nll in enumerate(ngram_nll(train, val.tokens, vocab_size, longest), start=1):
         if order in (1, 2, longest):
             yield baseline({1: "unigram", 2: "bigram"}.get(order, f"{order}-gram"), float(nll[unmasked].sum()),
@@ -107,24 +109,32 @@ def gzip_nll(tokens: np.ndarray, passage: slice, tokenizer: Tokenizer) -> np.nda
     return 8 * LN2 * np.diff(np.maximum.accumulate(sizes))
 
 
-def ngram_nll(train: np.ndarray, val: np.ndarray, vocab_size: int, longest: int) -> Iterator[np.ndarray]:
+def ngram_nll(train: Split, val: np.ndarray, vocab_size: int,
+              longest: int) -> Iterator[np.ndarray]:
     """The NLL in nats of each token of val[1:], by n-grams of order 1, 2, ... `longest`.
 
-    The text runs on from train into val, so every token has its whole context. Each distinct n-gram gets an id
-    by sorting, so that orders and vocabularies of any size fit in memory.
+    Under a mask only those n-grams of `train` count that end in a target. The text runs on from train
+    into val, so every token has its whole context. Each distinct n-gram gets an id by sorting, so that
+    orders and vocabularies of any size fit in memory.
 
     >>> train = np.array([0, 1] * 500)
-    >>> [round(float(nll.mean()), 2) for nll in ngram_nll(train, train[:9], 2, 2)]
+    >>> [round(float(nll.mean()), 2) for nll in ngram_nll(Split(train), train[:9], 2, 2)]
     [0.69, 0.0]
     """
-    tokens = np.concatenate([train, val]).astype(np.int64)
-    n_train, first = len(train), len(train) + 1  # `first` is the position of val[1]
+    tokens = np.concatenate([train.tokens, val]).astype(np.int64)
+    n_train, first = len(train.tokens), len(train.tokens) + 1  # `first` is the position of val[1]
+    is_counted = None if train.unmasked is None else np.array(train.unmasked)
+    if is_counted is not None:
+        is_counted[0] = False  # nothing precedes it
     context = np.zeros(len(tokens), dtype=np.int64)  # id of the n-1 tokens before each position
     shorter = np.full(len(tokens) - first, 1.0 / vocab_size)  # probabilities by the next shorter n-grams
     contexts = scored = suffix = context[:0]  # of the next shorter n-grams
     for start in range(longest):  # the first position at which a whole n-gram ends
         unique, gram = distinct(context[start:] * vocab_size + tokens[start:])
-        occurrences = np.bincount(gram[:n_train - start], minlength=len(unique))
+        in_train = gram[:n_train - start]
+        if is_counted is not None:
+            in_train = in_train[is_counted[start:]]
+        occurrences = np.bincount(in_train, minlength=len(unique))
         if start:
             # The longest n-grams count occurrences. Shorter ones count the distinct tokens that come before them: the
             # n-grams of training that are one longer and end in them.

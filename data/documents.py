@@ -47,6 +47,14 @@ class Split:
         unmasked = None if self.unmasked is None else self.unmasked[:n + 1]
         return replace(self, tokens=self.tokens[:n + 1], unmasked=unmasked)
 
+    def last(self, n: int) -> "Split":
+        """The last n tokens."""
+        return Split(self.tokens[-n:], None if self.unmasked is None else self.unmasked[-n:])
+
+    def first_target(self) -> int:
+        """The place of the first token that can be a target, and is not masked."""
+        return 1 if self.unmasked is None else 1 + int(np.argmax(self.unmasked[1:]))
+
     def targets(self) -> np.ndarray:
         """The targets in order: all tokens but the first, which nothing precedes, and the masked ones."""
         return self.tokens[1:] if self.unmasked is None else self.tokens[1:][self.unmasked[1:]]

@@ -69,7 +69,7 @@ def prepare_large(folder: Path, config: DataConfig, tokenizer: Tokenizer | None)
         splits[name] = load_split(folder, name, tokenizer.vocab_size)
         if len(splits[name].tokens) != tokens:
             raise UserError(f"{folder}: some of its shards are gone; remove the folder, and prepare it again")
-    baselines = list(measure_baselines(splits["train"].tokens, splits["val"], tokenizer))
+    baselines = list(measure_baselines(splits["train"], splits["val"], tokenizer))
     for temporary in folder.glob(TEMPORARY):  # of a killed process
         temporary.unlink()
     hashes = {path.name: hash_file(path) for path in sorted(folder.glob("*.npy"))}

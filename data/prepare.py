@@ -46,7 +46,7 @@ from data.shards import load_split
 from data.sources import Text, read_whole_texts
 from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, with_eos
 
-FORMAT = 10  # of prepared files; those of an older one are not used
+FORMAT = 11  # of prepared files; those of an older one are not used
 WAIT = 600  # seconds that another process may take to prepare the same corpus
 
 
@@ -130,7 +130,7 @@ def _prepare(source: Source, text_sha256: str, folder: Path, config: DataConfig,
         for name, part in documents.items() for document in part))
     splits = {name: encode_documents(part, tokenizer, config, f"corpus {config.corpus}, {name} split")
               for name, part in documents.items()}
-    baselines = measure_baselines(splits["train"].tokens, splits["val"], tokenizer, source.entropy_rate)
+    baselines = measure_baselines(splits["train"], splits["val"], tokenizer, source.entropy_rate)
     progress = tqdm(baselines, desc=f"preparing {config.corpus}", unit=" baselines", leave=False, disable=None)
     sizes = {name: SplitInfo(tokens=len(split.tokens), documents=len(documents[name]), targets=split.num_targets())
              for name, split in splits.items()}

@@ -51,8 +51,11 @@ def byte_offsets(text: EvalText, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def summarise(columns: analysis.Columns, tempered: np.ndarray, text: EvalText, tokenizer: Tokenizer,
-              train_tokens: np.ndarray | None) -> Summary:
-    """Calibration, groups of targets, and passages; without the training tokens, none by how often they came."""
+              train: Split | None) -> Summary:
+    """Calibration, groups of targets, and passages.
+
+    Without the training split, there is no group by how often a token was a target in training.
+    """
     groups = {"confidence": analysis.confidence_bins(columns["confidence"]),
               "context length": analysis.number_ranges(columns["context_len"], analysis.DOUBLING)}
     by_outcome = {}  # groups that depend on which token came
@@ -60,8 +63,9 @@ def summarise(columns: analysis.Columns, tempered: np.ndarray, text: EvalText, t
         kinds = [*(analysis.character_kind(each) if len(each) == 1 else "eos" for each in tokenizer.ids), "eos"]
         names, number = np.unique(kinds, return_inverse=True)
         by_outcome["kind of character"] = names.tolist(), number[columns["target"]]
-    if train_tokens is not None:
-        counts = np.bincount(train_tokens[-MAX_TRAIN_TOKENS:], minlength=tokenizer.vocab_size)
+    if train is not None:
+        train_targets = train.last(MAX_TRAIN_TOKENS).targets()
+        counts = np.bincount(train_targets, minlength=tokenizer.vocab_size)
         by_outcome["times in training"] = analysis.number_ranges(counts[columns["target"]], analysis.TENFOLD)
     found = {kind: analysis.group(names, number, columns) for kind, (names, number) in groups.items()}
     for kind, (names, number) in by_outcome.items():
@@ -76,7 +80,7 @@ def write_evaluation(path: Path, run: Run, model: GPT, parts: Sequence[LossSums]
     """Write evaluation.json; `parts` are the losses of all of the validation text. UserError if it diverged."""
     text = run.eval_text(corpus.val, min(MAX_TARGETS, MAX_LOGITS // corpus.tokenizer.vocab_size))
     summary = summarise(*score_targets(model, text, corpus.tokenizer, dist), text, corpus.tokenizer,
-                        corpus.train.tokens)
+                        corpus.train)
     evaluation = Evaluation(**summary.model_dump(), part_nll=[float(part.nll) for part in parts],
                             part_targets=[float(part.num_targets) for part in parts])
     write_atomically(path, evaluation.model_dump_json().encode())

@@ -254,11 +254,13 @@ def test_a_corpus_shorter_than_a_block_is_refused() -> None:
         TrainBatches(Split(np.zeros(100, dtype=np.uint16)), 64, 1, 0)
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
-def test_ngrams_are_distributions(order: int) -> None:
+def test_ngrams_are_distributions(order: int, masked: bool) -> None:
     """In each context, the probabilities of all tokens sum to one: also in contexts never seen."""
     rng = np.random.default_rng(0)
-    train = rng.choice(5, size=300, p=[0.5, 0.3, 0.1, 0.1, 0.0]).astype(np.uint16)
+    tokens = rng.choice(5, size=300, p=[0.5, 0.3, 0.1, 0.1, 0.0]).astype(np.uint16)
+    train = Split(tokens, rng.random(300) < 0.5 if masked else None)
     for context in ([0, 0, 1, 0], [3, 3, 3, 3], [4, 4, 4, 4]):
         total = 0.0
         for token in range(5):
@@ -267,11 +269,16 @@ def test_ngrams_are_distributions(order: int) -> None:
         assert total == pytest.approx(1.0)
 
 
-def test_bigram_by_hand() -> None:
-    """Kneser-Ney computed from its definition with dictionaries, on a text small enough."""
+@pytest.mark.parametrize("mask", ["111111111111", "010110110111", "110101000001"])
+def test_bigram_by_hand(mask: str) -> None:
+    """Kneser-Ney computed from its definition with dictionaries, on a text small enough.
+
+    Of the pairs, those count whose second token is a target, 1 in the mask.
+    """
     train, val = np.array([0, 1, 0, 1, 2, 0, 1, 0, 0, 2, 1, 0]), np.array([0, 1, 2, 2])
-    text = train.tolist()
-    pairs = list(pairwise(text))
+    unmasked = np.array([each == "1" for each in mask])
+    all_pairs = zip(pairwise(train.tolist()), unmasked[1:], strict=True)
+    pairs = [pair for pair, is_target in all_pairs if is_target]
 
     def discounts(counts: list[int]) -> list[float]:
         n = [max(1, counts.count(k)) for k in range(5)]
@@ -287,12 +294,77 @@ def test_bigram_by_hand() -> None:
         d2 = discounts([pairs.count(pair) for pair in set(pairs)])
         counts = {w: pairs.count((context, w)) for w in range(3)}
         total = sum(counts.values())
+        if total == 0:
+            return lower
         cut = {w: min(d2[min(c, 3)], c) for w, c in counts.items()}
         return (counts[token] - cut[token] + sum(cut.values()) * lower) / total
 
     expected = [-np.log(probability(a, b)) for a, b in pairwise(val.tolist())]
     # Counts of counts are over the n-grams that occur in train or in val, so [2, 2] adds only a zero.
-    assert list(ngram_nll(train, val, 3, 2))[1].tolist() == pytest.approx(expected)
+    split = Split(train, None if unmasked.all() else unmasked)
+    assert list(ngram_nll(split, val, 3, 2))[1].tolist() == pytest.approx(expected)
+
+
+def test_under_a_mask_the_unigram_is_that_of_the_targets() -> None:
+    """Its loss is the cross-entropy of the targets with the smoothed frequencies of training's."""
+    rng = np.random.default_rng(0)
+    V, n = 30, 5000
+    tokens = rng.zipf(1.5, 2 * n).clip(max=V) - 1
+    unmasked = (tokens < 12) & (rng.random(2 * n) < 0.7)  # the rare ones are never targets
+    train, val = Split(tokens[:n], unmasked[:n]), Split(tokens[n:], unmasked[n:])
+    counts = np.bincount(train.targets(), minlength=V)
+    n1, n2, n3, n4 = (max(1, int((counts == k).sum())) for k in (1, 2, 3, 4))
+    y = n1 / (n1 + 2 * n2)
+    raw = [0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]
+    discounts = np.clip(raw, 0.01, [1, 1, 2, 3]) * [0, 1, 1, 1]
+    discount = discounts[np.minimum(counts, 3)]
+    smoothed = (counts - discount + discount.sum() / V) / counts.sum()
+    assert smoothed.sum() == pytest.approx(1)
+    expected = -np.log(smoothed[val.targets()]).mean()
+    tokenizer = char_tokenizer("".join(map(chr, range(97, 97 + V))))
+    found = {each.name: each for each in measure_baselines(train, val, tokenizer)}
+    assert found["unigram"].nats_per_token == pytest.approx(expected, rel=1e-12)
+    assert found["unigram"].nats_per_token < found["uniform, log|V|"].nats_per_token - 1
+
+
+@pytest.mark.parametrize("prompt_tokens", [20, 200])
+def test_no_baseline_of_targets_counts_what_is_masked(prompt_tokens: int) -> None:
+    """Prompts of letters, answers of digits: letters take no probability from the digits."""
+    rng = np.random.default_rng(0)
+    V = 36
+    is_target = np.tile(np.arange(prompt_tokens + 5) >= prompt_tokens, 300)
+    letters = rng.integers(26, size=len(is_target))
+    digits = rng.integers(26, 36, size=len(is_target))
+    tokens = np.where(is_target, digits, letters)
+    half = len(is_target) // 2
+    train, val = Split(tokens[:half], is_target[:half]), Split(tokens[half:], is_target[half:])
+    tokenizer = char_tokenizer("abcdefghijklmnopqrstuvwxyz0123456789")
+    found = {each.name: each.nats_per_token for each in measure_baselines(train, val, tokenizer)}
+    assert found["unigram"] == pytest.approx(np.log(10), rel=0.02)
+    assert max(found.values()) == found["uniform, log|V|"] == pytest.approx(np.log(V))
+
+
+def test_baselines_where_all_that_is_counted_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first million tokens of validation, and the last eight million of training."""
+    monkeypatch.setattr("data.baselines.MAX_VAL_TOKENS", 100)
+    monkeypatch.setattr("data.baselines.MAX_TRAIN_TOKENS", 100)
+    text = make_text()
+    tokenizer = char_tokenizer(text)
+    tokens = tokenizer.encode(text)
+    train = Split(tokens[:9000], np.arange(9000) < 100)
+    val = Split(tokens[9000:], np.arange(len(tokens) - 9000) > 200)
+    uniform, *ngrams = measure_baselines(train, val, tokenizer)
+    for each in ngrams:
+        assert each.nats_per_token == pytest.approx(uniform.nats_per_token)
+
+
+def test_without_a_mask_the_ngrams_are_those_of_before() -> None:
+    text = make_text()
+    tokenizer = char_tokenizer(text)
+    found = measure(tokenizer.encode(text), tokenizer)
+    ngrams = [found[name].nats_per_token for name in ("unigram", "bigram", "6-gram")]
+    before = [2.484481205343546, 0.9800944524365784, 0.6645950270780122]
+    assert ngrams == pytest.approx(before, rel=1e-12)
 
 
 @pytest.mark.parametrize("largest", [1000, 2**30, 2**62])
@@ -303,7 +375,8 @@ def test_distinct_keys_are_found_also_if_they_are_large(largest: int) -> None:
 
 
 def measure(tokens: np.ndarray, tokenizer: Tokenizer) -> dict[str, baselines.Baseline]:
-    return {each.name: each for each in measure_baselines(tokens[:9000], Split(tokens[9000:]), tokenizer)}
+    train, val = Split(tokens[:9000]), Split(tokens[9000:])
+    return {each.name: each for each in measure_baselines(train, val, tokenizer)}
 
 
 def test_baselines() -> None:
@@ -335,7 +408,7 @@ def test_baselines_of_a_large_corpus_are_those_of_a_part(data_dir, monkeypatch) 
     tokenizer = char_tokenizer(text)
     tokens = tokenizer.encode(text)
     found, part = measure(tokens, tokenizer), {each.name: each for each in measure_baselines(
-        tokens[6000:9000], Split(tokens[9000:9201]), tokenizer)}
+        Split(tokens[6000:9000]), Split(tokens[9000:9201]), tokenizer)}
     assert found == part
     (data_dir / "text.txt").write_text(text + "the end", encoding="utf-8")
     described = prepare_corpus(DataConfig(corpus="text.txt")).info.describe()

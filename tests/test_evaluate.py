@@ -383,7 +383,7 @@ def test_no_group_shows_a_fault_of_a_perfectly_calibrated_model() -> None:
     context_len = np.arange(n) % 8 + 1
     of_each = columns(np.arange(n), scores.nll, top1=scores.top(1), confidence=scores.confidence,
                       target=scores.targets, context_len=context_len)
-    summary = measures.summarise(of_each, scores.tempered / n, text, tokenizer, targets.numpy())
+    summary = measures.summarise(of_each, scores.tempered / n, text, tokenizer, text.split)
 
     assert set(summary.groups) == {"confidence", "context length", "kind of character", "times in training"}
     for kind, groups in summary.groups.items():

@@ -1,6 +1,6 @@
 "use strict";
 // Is the model as sure as it is right, and where does its loss come from?
-const GROUPS = {"context length": "tokens of context", "times in training": "times that the token came in the last 8 million tokens of training text", "kind of character": "kind of character"};
+const GROUPS = {"context length": "tokens of context", "times in training": "times that the token was a target in the last 8 million tokens of training text", "kind of character": "kind of character"};
 
 function drawEvaluation() {
   const runs = shownRuns().filter(([run]) => run.evaluation);
