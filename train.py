@@ -84,7 +84,7 @@ def train(cfg: Config, named: set[str]) -> int:
             record = log.make_record()
             if evaluating:
                 record |= validate(model, val_text, corpus, dist)
-                log.keep_best(record, model)
+                log.keep_best(record, model, get_batch.epochs(state.step))
             if log.write(record):  # the first evaluation, or one that passes a baseline
                 log.write_sample(generate_texts(model, corpus, dist, max_new_tokens=80)[0])
             ending = ending or state.is_finished(cfg)  # this evaluation may have shown overfitting
@@ -100,7 +100,7 @@ def train(cfg: Config, named: set[str]) -> int:
         state.windows += cfg.optim.batch_size
 
     log.bar.close()
-    return show_stop(stop, log) if stop.received else show_outcome(model, corpus, log)
+    return show_stop(stop, log) if stop.received else show_outcome(model, corpus, log, get_batch)
 
 
 def train_step(model: torch.nn.Module, optimizers: Optimizers, batch: list[Batch], cfg: Config, dist: Distributed,

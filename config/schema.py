@@ -18,7 +18,7 @@ from config.files import nearest_run
 
 CORPORA = ("shakespeare", "tinyshakespeare", "words", "dialogue", "two_gentlemen", "markov")  # by their names
 TOKENIZERS = ("char", "bpe", "gpt2")
-OVERFITTING_RISE = 0.01  # nats above the best validation loss that are more than noise
+OVERFITTING_RISE = 0.01  # nats: a smaller change of a loss may be noise
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
@@ -182,7 +182,8 @@ class RunConfig(Section):
                                                                                   "there too")
     explain_batch: bool = Field(False, description="show the first batch and its masks, and stop")
     max_nonfinite_steps: Positive = Field(10, description="stop after so many nonfinite losses or gradients in a row")
-    patience: Count = Field(5, description="stop after so many evaluations in a row that show overfitting; 0 = never")
+    patience: Count = Field(5, description="stop after so many evaluations in a row, at least 20 steps apart, that "
+                            "show overfitting; 0 = never")
 
     @property
     def resumes(self) -> bool:

@@ -197,7 +197,7 @@ def load_last(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState,
         best_step = _read_step(run.path / "best.safetensors")
         if best_step is None or best_step > state.step or "eval_tokens" in run.changes:
             # It is lost, or of steps that are taken anew, or its loss is on other targets: the next model is the best.
-            state.best_nll, state.overfitting = None, 0
+            state.forget_best()
         return state if state.step else TrainState(), "; ".join(remarks)  # step 0 is the same as a new run
     if remarks or (run.config.run.init_from == "resume" and any(record["step"] > 0 for record in run.read_metrics())):
         raise UserError(f"{'; '.join(remarks) or f'{run.path}: its checkpoints are gone'}; no whole checkpoint is "

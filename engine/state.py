@@ -10,12 +10,15 @@ from config.schema import OVERFITTING_RISE, Config, Count
 from loss import LossSums
 
 SMOOTHING = 0.95  # of the running mean and variance of the training loss
+SMOOTHED_STEPS = 20  # that such a mean is of: 1 / (1 - SMOOTHING)
 SPIKE_STEPS = 20  # steps before a spike can be told
 SPIKE_SIGMAS = 6  # a spike is so many standard deviations above the mean,
 SPIKE_RISE = 0.1  # and so many nats
 SCALE_STEPS = 2000  # steps after which a larger loss scale is tried
 MIN_SCALE, MAX_SCALE = 1.0, 2.0**24  # of the loss, in float16
 Nats = Annotated[float, Field(gt=-1, le=1e39)]  # a loss that is about 0 may round to below it
+Rise = Annotated[float, Field(ge=0, le=1e40)]
+BEST = {"best_nll", "best_step", "mean_before_best", "mean_after_best", "peak"}  # what a new best changes
 TROUBLES = {"skipped_steps", "nonfinite_steps", "nonfinite_in_a_row", "loss_spikes"}
 
 
@@ -60,8 +63,14 @@ class TrainState(BaseModel):
     tokens: Count = 0  # targets in them
     seconds: float = Field(0.0, ge=0, le=1e12)
     best_nll: Nats | None = None  # lowest validation loss, nats per token
-    best_train_nll: Nats | None = None  # the training loss then
-    overfitting: Count = 0  # evaluations in a row that show it
+    best_step: Count = 0  # when it was measured
+    mean_before_best: Nats | None = None  # the running mean of the training loss then
+    mean_after_best: Nats | None = None  # the mean of the training loss in the SMOOTHED_STEPS steps after
+    peak: Rise = 0.0  # the largest rise of the validation loss above the best, since then
+    recovered: Rise = 0.0  # the largest rise of it that it came back from, in later steps less and less
+    eval_step: Count = 0  # the last evaluation
+    overfitting: Count = 0  # evaluations that show it, SMOOTHED_STEPS apart, and none since the first does not
+    overfitting_step: Count = 0  # the last of them
     skipped_steps: Count = 0  # steps without a target
     nonfinite_steps: Count = 0  # steps without a finite loss and gradient; they changed nothing
     nonfinite_in_a_row: Count = 0
@@ -81,6 +90,8 @@ class TrainState(BaseModel):
             raise ValueError("more steps of trouble than steps")
         if self.nonfinite_in_a_row > self.nonfinite_steps:
             raise ValueError("more nonfinite steps in a row than in all")
+        if max(self.best_step, self.eval_step, self.overfitting_step) > self.step:
+            raise ValueError("an evaluation after the last step")
         return self
 
     def count_step(self, result: StepResult) -> float | None:
@@ -103,21 +114,71 @@ class TrainState(BaseModel):
         share = max(1 - SMOOTHING, 1 / applied)  # a plain mean of the first steps
         self.mean += share * excess
         self.variance = (1 - share) * (self.variance + share * excess**2)
+        steps_since_best = self.step - self.best_step
+        if steps_since_best <= SMOOTHED_STEPS:
+            before = result.nll if self.mean_after_best is None else self.mean_after_best
+            self.mean_after_best = before + (result.nll - before) / steps_since_best
         return excess if is_spike else None
 
-    def count_evaluation(self, record: dict[str, float]) -> bool:
-        """Count an evaluation; returns whether it is the best so far.
+    @property
+    def noise(self) -> float:
+        """Nats that the validation loss rises without a meaning: it has come back from such a rise before."""
+        return max(OVERFITTING_RISE, self.recovered)
 
-        It shows overfitting if the validation loss has risen while the training loss has fallen.
+    @property
+    def train_rise(self) -> float:
+        """Nats that the smoothed training loss rose since the best validation loss; 0 if that may be noise."""
+        if self.mean_after_best is None or self.step < self.best_step + SMOOTHED_STEPS:
+            return 0.0
+        around_best = self.mean_after_best
+        if self.mean_before_best is not None:  # which lags behind a loss that falls fast
+            around_best = min(around_best, self.mean_before_best)
+        change = self.mean - around_best
+        # The variance of a running mean is (1 - S) / (1 + S) of that of its values; that of a mean of n is 1 / n.
+        share = (1 - SMOOTHING) / (1 + SMOOTHING) + 1 / SMOOTHED_STEPS
+        deviation = math.sqrt(share * self.variance)
+        return change if abs(change) > max(OVERFITTING_RISE, 2 * deviation) else 0.0
+
+    def count_evaluation(self, record: dict[str, float], epochs: float) -> bool:
+        """Count an evaluation after so many `epochs` of training; returns whether it is the best so far.
+
+        It shows overfitting if text was read again, and the validation loss has risen while the training loss has
+        fallen, both by more than noise. Then the record gets "overfitting", how many evaluations have shown it.
         """
-        val_nll, train_nll = record["val_nll"], record.get("train_nll")
-        if self.is_best(val_nll):
-            self.best_nll, self.best_train_nll, self.overfitting = val_nll, train_nll, 0
-            return True
-        fell = train_nll is not None and self.best_train_nll is not None and train_nll < self.best_train_nll
-        rose = self.best_nll is not None and val_nll > self.best_nll + OVERFITTING_RISE
-        self.overfitting = self.overfitting + 1 if fell and rose else 0
+        val_nll = record["val_nll"]
+        if not math.isfinite(val_nll):
+            self.overfitting = 0
+            return False
+        is_best = self.is_best(val_nll)
+        rise = 0.0 if is_best else val_nll - (self.best_nll or 0.0)
+        self._count_rise(rise)
+        if is_best:
+            self.best_nll = val_nll
+            self.best_step = self.step
+            self.mean_before_best = self.mean if self.step > 0 else None
+            self.mean_after_best = None
+            self.peak = 0.0
+        if not (epochs > 1 and rise > self.noise and self.train_rise < 0):
+            self.overfitting = 0
+            return is_best
+        if self.overfitting == 0 or self.step >= self.overfitting_step + SMOOTHED_STEPS:
+            self.overfitting += 1
+            self.overfitting_step = self.step
+        record["overfitting"] = self.overfitting
         return False
+
+    def _count_rise(self, rise: float) -> None:
+        """Count how far the validation loss is above the best. What it came back from was noise."""
+        self.peak = max(self.peak, rise)
+        older = self.recovered * self.eval_step / max(1, self.step)  # a young training is less steady
+        self.recovered = max(older, self.peak - rise)
+        self.eval_step = self.step
+
+    def forget_best(self) -> None:
+        """The next model that is evaluated is the best."""
+        for name in BEST:
+            setattr(self, name, TrainState.model_fields[name].default)
+        self.overfitting = 0
 
     def is_best(self, val_nll: float) -> bool:
         return math.isfinite(val_nll) and (self.best_nll is None or val_nll < self.best_nll)

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from config.files import write_atomically
-from config.schema import OVERFITTING_RISE
 from data.baselines import passed_and_ahead
 from engine.run import Record, Run, parse_record
 from report import analysis
@@ -63,7 +62,7 @@ def describe_runs(runs: Sequence[Run], status: str = "", live: bool = False) -> 
         shown["difference"] = _difference(run, evaluation, runs[0], evaluations[0])
     title = ", ".join(run.name for run in runs) if len(runs) <= 3 else f"{len(runs)} runs"
     return {"title": title, "curves": True, "runs": described, "differences": differences, "status": status,
-            "live": live, "overfitting_rise": OVERFITTING_RISE, "few_targets": analysis.FEW,
+            "live": live, "few_targets": analysis.FEW,
             "written": round(time.time(), 3)}
 
 
@@ -106,6 +105,7 @@ def _describe(run: Run, evaluation: Evaluation | None, at_most: int) -> dict[str
     passages = [*read_passages(run.path / "passage.jsonl", run.tokenizer, at_most, best.get("step", 0))][::-1]
     return {"name": run.name, "val": _thin(val), "train": _thin(train), "best_nll": final.get("best_val_nll"),
             "best": {name: best[name] for name in [*PLACES, "val_nll"]} if best else None,
+            "overfits": bool(evaluations and evaluations[-1].get("overfitting")),
             "seconds": records[-1]["seconds"] if records else 0,
             "options": ", ".join(f"{name}={value}" for name, value in run.config.changed().items()),
             "corpus": info.name, "tokenizer": info.tokenizer, "bytes_per_target": info.bytes_per_target,

@@ -15,13 +15,14 @@ from config.errors import UserError
 from config.files import write_atomically
 from config.schema import LossConfig
 from data.baselines import passed_and_ahead
+from data.batches import TrainBatches
 from data.prepare import Corpus
 from engine.checkpoint import Optimizers, load_checkpoint, save_checkpoint
 from engine.distributed import Distributed
 from engine.generate import generate_texts
 from engine.run import Record, Run, append_line, kept_options, start_run
 from engine.signals import StopSignal
-from engine.state import StepResult, TrainState
+from engine.state import BEST, StepResult, TrainState
 from engine.step import evaluate, evaluate_parts, validation_record
 from loss import mean_loss, sum_losses
 from model import GPT
@@ -147,13 +148,13 @@ class TrainLog:
 
         self.attempt("report.js", write)
 
-    def keep_best(self, record: Record, model: GPT) -> None:
+    def keep_best(self, record: Record, model: GPT, epochs: float) -> None:
         """Count an evaluation, and save the model if it is the best. One that cannot be saved does not count."""
-        before = self.state.model_copy()
-        self.lost_best = self.state.count_evaluation(record) and not self.save("best", model)
+        before = self.state.model_dump(include=BEST)
+        self.lost_best = self.state.count_evaluation(record, epochs) and not self.save("best", model)
         if self.lost_best:
-            self.state.best_nll = before.best_nll
-            self.state.best_train_nll = before.best_train_nll
+            for name, value in before.items():
+                setattr(self.state, name, value)
 
     def save(self, name: str, model: GPT, optimizers: Optimizers | None = None) -> bool:
         """Replace a checkpoint; returns whether that was possible."""
@@ -222,7 +223,7 @@ def show_stop(stop: StopSignal, log: TrainLog) -> int:
     return 128 + stop.received
 
 
-def show_outcome(model: GPT, corpus: Corpus, log: TrainLog) -> int:
+def show_outcome(model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatches) -> int:
     """Measure the best model on all validation text, draw the curves, say what came of it; returns the exit code.
 
     The last line of metrics.jsonl is written last: where it is missing, a resumed run comes here again.
@@ -238,7 +239,8 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog) -> int:
         final = measure_best(model, corpus, log)
         run = replace(run, final=without_nonfinite(final))
     log.attempt("curves.png", lambda path: figures.draw_png([run], path))
-    verdict = words.verdict(run.read_metrics(), final, corpus.info, run.config)
+    epochs = get_batch.epochs(state.step)
+    verdict = words.verdict(run.read_metrics(), final, corpus.info, run.config, state, epochs)
     print("\n" + verdict, flush=True)
     log.attempt("verdict.txt", lambda path: write_atomically(path, verdict.encode()))
     if not state.nonfinite_in_a_row:

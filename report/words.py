@@ -99,10 +99,11 @@ def trouble(state: TrainState, result: StepResult, rise: float | None) -> str:
     return says if count <= TOLD or count % 100 == 0 else ""
 
 
-def verdict(records: Sequence[Record], final: Record | None, info: CorpusInfo, config: Config) -> str:
+def verdict(records: Sequence[Record], final: Record | None, info: CorpusInfo, config: Config, state: TrainState,
+            epochs: float) -> str:
     """How a run went: the best loss, the baselines, overfitting, and what to try next.
 
-    `final` is what was measured of the best model, if there is one.
+    `final` is what was measured of the best model, if there is one; `epochs` says how often the training text was read.
     """
     records = [record for record in records if "best_val_nll" not in record]
     if final is None or not any("val_nll" in record for record in records):
@@ -125,7 +126,7 @@ def verdict(records: Sequence[Record], final: Record | None, info: CorpusInfo, c
                   f"{info.source_nll - info.entropy_rate:+.4f} of sampling error of this text,",
                   f"  and KL(source || model) = {nll - info.source_nll:.4f}."]
     lines += [f"{what}: {last[key]:,.0f}." for key, what in TROUBLES.items() if key in last]
-    return "\n".join([*lines, *_objective(records), *_advice(records, final, info, config)])
+    return "\n".join([*lines, *_objective(records), *_advice(records, final, info, config, state, epochs)])
 
 
 def _objective(records: Sequence[Record]) -> Iterator[str]:
@@ -142,7 +143,8 @@ def _objective(records: Sequence[Record]) -> Iterator[str]:
                f"temperature T; this KL is {record['teacher_kl']:.4f}.")
 
 
-def _advice(records: Sequence[Record], final: Record, info: CorpusInfo, config: Config) -> list[str]:
+def _advice(records: Sequence[Record], final: Record, info: CorpusInfo, config: Config, state: TrainState,
+            epochs: float) -> list[str]:
     """Did it diverge, overfit, or is there more to gain; and what to try next."""
     train_nll = next((record["train_nll"] for record in reversed(records) if "train_nll" in record), math.nan)
     nonfinite, uniform = records[-1].get("nonfinite_in_a_row", 0), uniform_nll(info.vocab_size)
@@ -152,22 +154,60 @@ def _advice(records: Sequence[Record], final: Record, info: CorpusInfo, config: 
                 "Try a lower --learning_rate and --muon_learning_rate, --warmup_iters, --grad_clip=1, or "
                 "--dtype=float32."]
     evals = [record for record in records if "val_nll" in record]
-    best = min(evals, key=lambda record: record["val_nll"])
-    rise, gap = evals[-1]["val_nll"] - best["val_nll"], final["best_val_nll"] - final["best_train_nll"]
+    gap = final["best_val_nll"] - final["best_train_nll"]
     same = (f"On training text the best model has {final['best_train_nll']:.4f}: {abs(gap):.3f} "
             f"{'lower' if gap > 0 else 'higher'}.")
-    worst = max(evals, key=lambda record: record["val_nll"])
-    if rise > OVERFITTING_RISE:
-        early = config.run.patience and records[-1]["step"] < config.optim.max_iters
-        return [f"It overfitted: since step {best['step']:,.0f} the validation loss rose by {rise:.3f}.",
-                *(["Therefore it stopped early; --patience=0 trains on."] if early else []), same,
+    rise = evals[-1]["val_nll"] - (state.best_nll or 0.0)
+    if state.overfitting:
+        return [*_overfitted(rise, config, state, epochs), same,
                 f"Try --dropout={config.model.dropout + 0.1:.1f}, a smaller model, or more text."]
+    if rise > OVERFITTING_RISE:
+        return [*_rose(rise, state, epochs), same, _lower_rates(config)]
+    worst = max(evals, key=lambda record: record["val_nll"])
     if worst["val_nll"] > uniform + 0.5:
         return [f"At step {worst['step']:,.0f} the validation loss was {worst['val_nll']:.3f}, worse than log|V|.",
                 same, "Try a lower --learning_rate and --muon_learning_rate, or --warmup_iters."]
     return ["It did not overfit: the last validation loss is as good as the best.", same,
             f"Try longer, --max_iters={2 * config.optim.max_iters}" + (
                 "." if config.run.source else f", or larger, --n_layer={config.model.n_layer + 1}.")]
+
+
+def _overfitted(rise: float, config: Config, state: TrainState, epochs: float) -> Iterator[str]:
+    """What shows that a run overfitted, and whether it stopped for that."""
+    yield (f"It overfitted: since step {state.best_step:,} the validation loss rose by {rise:.3f}, and the training "
+           f"loss fell by {-state.train_rise:.3f}.")
+    yield f"  Training read its text {epochs:.1f} times."
+    if state.step < config.optim.max_iters and state.is_finished(config):
+        yield "Therefore it stopped early; --patience=0 trains on."
+
+
+def _rose(rise: float, state: TrainState, epochs: float) -> Iterator[str]:
+    """Why a validation loss rose, where that is not overfitting."""
+    since = f"Since step {state.best_step:,} the validation loss rose by {rise:.3f}"
+    if state.train_rise > 0:
+        yield f"{since}, and the training loss by {state.train_rise:.3f}: the learning rates are too high."
+    elif rise <= state.noise:
+        yield f"{since}. That is noise: it has fallen by {state.noise:.3f} after a rise before."
+    elif epochs <= 1:
+        yield f"{since}. That is noise, or the learning rates are too high."
+        yield f"  It did not overfit: training read {epochs:.0%} of its text, and nothing twice."
+    else:
+        yield f"{since}, and the training loss did not fall."
+        yield "  It did not overfit: that is noise, or the learning rates are too high."
+
+
+def _lower_rates(config: Config) -> str:
+    """Advice against noise and rates that are too high, without options that have such a value already."""
+    optim = config.optim
+    rates = [f"--learning_rate={optim.learning_rate / 2:g}"]
+    if optim.optimizer == "muon":
+        rates.append(f"--muon_learning_rate={optim.muon_learning_rate / 2:g}")
+    advice = [f"lower rates, {' '.join(rates)}"]
+    if optim.schedule == "constant":
+        advice.append("rates that decay, --schedule=linear")
+    elif optim.min_lr_ratio > 0:
+        advice.append("rates that decay to 0, --min_lr_ratio=0")
+    return f"Try {', or '.join([*advice, f'larger batches, --batch_size={2 * optim.batch_size}'])}."
 
 
 def describe_run(run: Run, state: TrainState, remark: str, model: GPT, dist: Distributed, get_batch: TrainBatches,

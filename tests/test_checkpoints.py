@@ -144,7 +144,7 @@ def test_numbers_out_of_range_are_damage(path: Path, forged: dict[str, str]) -> 
 def test_a_training_at_any_step_is_loaded(tmp_path: Path, steps: int) -> None:
     """Also one whose optimizers have not made a step: at step 0, or where all steps were skipped."""
     model, optimizers = small_training(steps)
-    saved = TrainState(step=5, skipped_steps=5 - steps, best_nll=-1e-9, best_train_nll=0.0, mean=3e38, variance=9e76)
+    saved = TrainState(step=5, skipped_steps=5 - steps, best_nll=-1e-9, mean_after_best=0.0, mean=3e38, variance=9e76)
     save_checkpoint(tmp_path / "last.safetensors", model, saved, optimizers)
     other, restored = small_training(steps=2)
     assert load_checkpoint(tmp_path / "last.safetensors", other, restored) == saved

@@ -229,7 +229,7 @@ def test_a_run_can_be_a_recipe_and_can_be_resumed(data_dir: Path, monkeypatch: p
 
 
 # For each option, arguments that differ from the base run's, and what the base run needs for it to show.
-OVERFITS = ["--val_fraction=0.9", "--block_size=16", "--n_embd=32", "--batch_size=32", "--max_iters=60",
+OVERFITS = ["--val_fraction=0.9", "--block_size=16", "--n_embd=32", "--batch_size=32", "--max_iters=100",
             "--eval_interval=10", "--checkpoint_interval=60", "--log_interval=60", "--learning_rate=0.03",
             "--muon_learning_rate=0.1"]
 CHANGES: dict[str, tuple[list[str], list[str]]] = {

@@ -21,6 +21,7 @@ from engine.generate import generate, sample_token
 from engine.optim import Muon, get_lr_scale, make_optimizers, set_lr
 from engine.state import StepResult, TrainState
 from engine.step import evaluate
+from loss import LossSums
 from model import GPT
 from report import words
 from tests.conftest import TINY, Done, call, read_metrics, without_clocks
@@ -196,32 +197,88 @@ def test_what_each_gpu_does_is_logged(data_dir: Path, monkeypatch: pytest.Monkey
 # The state of a training.
 
 
-def evaluations(*losses: tuple[float, float]) -> TrainState:
-    """The state after evaluations of (training loss, validation loss)."""
+def step_with(nll: float) -> StepResult:
+    """What a step measured, if its training loss is `nll`."""
+    sums = LossSums(*(torch.tensor(100 * nll, dtype=torch.float64) for _ in LossSums._fields))
+    return StepResult(sums._replace(num_targets=torch.tensor(100.0)), grad_norm=1.0, lr=0.1)
+
+
+def evaluations(*losses: tuple[float, float], steps: int = 20, steps_per_epoch: float = 20) -> TrainState:
+    """The state after evaluations of (training loss of the steps before, validation loss), some steps apart.
+
+    It stops early where training would.
+    """
     state = TrainState()
     for train_nll, val_nll in losses:
-        state.step += 10
-        state.count_evaluation({"val_nll": val_nll, "train_nll": train_nll})
+        for _ in range(steps):
+            state.count_step(step_with(train_nll))
+        state.count_evaluation({"val_nll": val_nll}, state.step / steps_per_epoch)
+        if state.is_finished(PATIENT):
+            break
     return state
 
 
+FALLS = [(2.0, 2.1), (1.5, 1.8), (1.4, 1.82), (1.3, 1.85), (1.2, 1.9), (1.1, 1.95), (1.0, 2.0)]
+NOISE = np.random.default_rng(0)
+
+
 def test_early_stopping_stops_what_overfits() -> None:
-    falls = [(2.0, 2.1), (1.5, 1.8), (1.4, 1.82), (1.3, 1.85), (1.2, 1.9)]
-    state = evaluations(*falls)
+    state = evaluations(*FALLS)
     assert state.is_finished(PATIENT)
-    assert (state.best_nll, state.best_train_nll) == (1.8, 1.5)
-    assert not evaluations(*falls[:-1]).is_finished(PATIENT)
+    assert (state.best_nll, state.best_step) == (1.8, 40)
+    assert state.train_rise < -0.2
+    assert not evaluations(*FALLS[:4]).is_finished(PATIENT)
     assert not state.is_finished(Config(run=RunConfig(patience=0)))
 
 
-def test_early_stopping_does_not_stop_what_is_noisy() -> None:
-    """A validation loss that hardly moves; one that rises with the training loss; one that rises now and then."""
-    rng = np.random.default_rng(0)
-    still = [(1.5 - step / 1000, 1.8 + float(rng.uniform(0, 0.009))) for step in range(200)]
-    noisy = [(1.5, 1.8), *((1.5 + up, 1.8 + up) for up in rng.uniform(0.01, 0.5, size=200).tolist())]
-    now_and_then = [(1.5 - step / 1000, 1.8 + 0.02 * (step % 3 > 0)) for step in range(200)]
-    for losses in (still, noisy, now_and_then):
+def test_nothing_overfits_before_text_is_read_again() -> None:
+    assert evaluations(*FALLS, steps_per_epoch=140).overfitting == 0  # one epoch
+    assert evaluations(*FALLS, steps_per_epoch=139).overfitting == 1
+
+
+def test_the_training_loss_of_a_few_steps_shows_nothing() -> None:
+    """It has to have fallen over some 20 steps, and by more than its noise."""
+    state = evaluations(*FALLS[:2], *[(1.5, 1.9)] * 9)
+    assert state.peak == pytest.approx(0.1)
+    state.count_step(step_with(0.5))
+    state.count_evaluation({"val_nll": 1.9}, 10)
+    assert state.overfitting == 0
+    noisy = TrainState()
+    for step in range(400):
+        if step % 20 == 0:
+            noisy.count_evaluation({"val_nll": 2.0 if step == 0 else 2.1}, 10)
+        noisy.count_step(step_with(2.0 - step / 20_000 + float(NOISE.normal(0, 0.2))))
+    assert noisy.train_rise == 0
+    assert noisy.overfitting == 0
+
+
+def test_a_rise_that_came_back_before_is_noise() -> None:
+    """A validation loss that hardly moves, or rises now and then, or rises with the training loss."""
+    still = [(1.5 - n / 1000, 1.8 + float(NOISE.uniform(0, 0.009))) for n in range(200)]
+    wide = [(1.9 - n / 500, 1.9 - n / 1000 + float(NOISE.normal(0, 0.04))) for n in range(200)]
+    with_training = [(1.5, 1.8), *((1.5 + up, 1.8 + up) for up in NOISE.uniform(0.01, 0.5, size=200).tolist())]
+    now_and_then = [(1.5 - n / 1000, 1.8 + 0.02 * (n % 3 > 0)) for n in range(200)]
+    for losses in (still, wide, with_training, now_and_then):
         assert not evaluations(*losses).is_finished(PATIENT)
+        assert not evaluations(*losses, steps=2).is_finished(PATIENT)
+    young = evaluations((4.0, 4.0), (4.0, 9.0), (3.0, 3.5), *[(3.0 - n / 50, 3.4 - n / 50) for n in range(80)])
+    assert young.noise < 0.2  # what happened when the training was young counts less
+
+
+def test_evaluations_at_every_step_are_not_counted_one_by_one() -> None:
+    """One that shows overfitting, 20 steps before the next that counts, and all between have to show it too."""
+    state = evaluations(*FALLS[:3])
+    shown = []
+    for _ in range(100):
+        state.count_step(step_with(1.2))
+        record = {"val_nll": 1.9}
+        state.count_evaluation(record, 10)
+        shown.append(record.get("overfitting", 0))
+    first = shown.index(1)
+    assert shown[first:first + 41] == [1] * 20 + [2] * 20 + [3]
+    state.count_step(step_with(1.2))
+    state.count_evaluation({"val_nll": 1.801}, 10)
+    assert state.overfitting == 0
 
 
 # Checkpoints.
@@ -308,6 +365,9 @@ def test_a_run_stopped_by_patience_can_be_resumed(data_dir: Path, monkeypatch: p
     losses = iter([3.0, 2.0, *[2.5] * 100])
     validate = vars(script)["validate"]
     monkeypatch.setattr(script, "validate", lambda *arguments: validate(*arguments) | {"val_nll": next(losses)})
+    monkeypatch.setattr("engine.state.SMOOTHED_STEPS", 1)  # what else shows overfitting needs more steps
+    monkeypatch.setattr(TrainBatches, "epochs", lambda self, step: 2.0)
+    monkeypatch.setattr(TrainState, "train_rise", -1.0)
     train("--patience=2")
     before = without_clocks(data_dir / "out/run")
     assert [record["step"] for record in before] == [0, 1, 2, 3, 4, 4]

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from config.schema import Config
+from config.schema import Config, OptimConfig
 from data.baselines import Baseline
 from data.info import CorpusInfo, SplitInfo
 from engine.run import Record, parse_record
+from engine.state import TrainState
 from report import words
+
+DEFAULTS = Config()
 
 
 def make_info(*more: Baseline, **changes: object) -> CorpusInfo:
@@ -33,12 +36,23 @@ def make_records(*val: float, train: float = 1.6, steps: int = 400) -> list[Reco
     return [*evals, {"step": evals[-1]["step"], "best_step": best["step"], "best_train_nll": train + 0.01, **exact}]
 
 
-def judge(records: list[Record], info: CorpusInfo) -> str:
-    return words.verdict(records, records[-1] if "best_val_nll" in records[-1] else None, info, Config())
+def make_state(records: list[Record], **changes: object) -> TrainState:
+    """The state of a training that ended with these records; its training loss has not changed."""
+    evals = [record for record in records if "val_nll" in record]
+    best = min(evals, key=lambda record: record["val_nll"], default={"val_nll": 4.0, "step": 0})
+    state = TrainState(step=int(records[-1]["step"]), best_nll=best["val_nll"], best_step=int(best["step"]), mean=1.6,
+                       mean_after_best=1.6)
+    return state.model_copy(update=changes)
 
 
-def verdict(records: list[Record], **changes: object) -> str:
-    return judge(records, make_info(**changes))
+def judge(records: list[Record], info: CorpusInfo, config: Config = DEFAULTS, epochs: float = 0.5, **state: object
+          ) -> str:
+    final = records[-1] if "best_val_nll" in records[-1] else None
+    return words.verdict(records, final, info, config, make_state(records, **state), epochs)
+
+
+def verdict(records: list[Record], config: Config = DEFAULTS, epochs: float = 0.5, **state: object) -> str:
+    return judge(records, make_info(), config, epochs, **state)
 
 
 def test_the_baselines_are_listed_from_the_worst_to_the_best() -> None:
@@ -99,12 +113,36 @@ def test_a_slight_rise_at_the_end_is_no_overfitting() -> None:
 
 
 def test_a_run_that_overfitted() -> None:
-    said = verdict(make_records(4.17, 1.7, 1.9, train=0.8, steps=300))
+    records = make_records(4.17, 1.7, 1.9, train=0.8, steps=300)
+    said = verdict(records, epochs=9.26, overfitting=5, mean=0.8)
     assert "of step 150 of 300" in said
-    assert "since step 150 the validation loss rose by 0.200" in said
+    assert ("It overfitted: since step 150 the validation loss rose by 0.200, and the training loss fell by 0.800.\n"
+            "  Training read its text 9.3 times.") in said
     assert "On training text the best model has 0.8100: 0.890 lower." in said
     assert "--dropout=0.1" in said
     assert "Therefore it stopped early; --patience=0 trains on." in said
+
+
+def test_a_rise_that_is_no_overfitting() -> None:
+    """It is noise, or the learning rates are too high; advice is for that, and names nothing that is so already."""
+    records = make_records(4.17, 1.7, 1.75, steps=300)
+    noise = verdict(records, recovered=0.1, epochs=9)
+    assert "Since step 150 the validation loss rose by 0.050. That is noise: it has fallen by 0.100 " in noise
+    high = verdict(records, mean=1.7, epochs=9)
+    assert "rose by 0.050, and the training loss by 0.100: the learning rates are too high." in high
+    once = verdict(records, mean=1.5)
+    assert "It did not overfit: training read 50% of its text, and nothing twice." in once
+    flat = verdict(records, epochs=9)
+    assert "and the training loss did not fall.\n  It did not overfit: that is noise, or " in flat
+    for said in (noise, high, once, flat):
+        assert "It overfitted" not in said
+        assert "--dropout" not in said
+        assert "Try lower rates, --learning_rate=0.005 --muon_learning_rate=0.015, or larger batches, " in said
+        assert "--schedule" not in said
+    optim = OptimConfig(schedule="constant", optimizer="adamw")
+    said = verdict(records, Config(optim=optim))
+    assert "--muon" not in said
+    assert "rates that decay, --schedule=linear" in said
 
 
 def test_a_run_whose_loss_rose_above_uniform_at_first() -> None:

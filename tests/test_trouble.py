@@ -302,9 +302,9 @@ def best_fails(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 raise OSError(28, "No space left on device")
             save_checkpoint(path, model, state, *arguments)
 
-        def count(self: TrainState, record: Record) -> bool:
+        def count(self: TrainState, record: Record, epochs: float) -> bool:
             record["val_nll"] = losses[self.step]
-            return count_evaluation(self, record)
+            return count_evaluation(self, record, epochs)
 
         monkeypatch.setattr(report.trainlog, "save_checkpoint", save)
         monkeypatch.setattr(TrainState, "count_evaluation", count)
@@ -586,8 +586,8 @@ def test_a_run_that_stopped_early_is_finished_too(data_dir: Path, monkeypatch: p
     options = ["--init_from=auto", "--schedule=constant"]
     count_evaluation = TrainState.count_evaluation
 
-    def count(self: TrainState, record: Record) -> bool:
-        is_best = count_evaluation(self, record)
+    def count(self: TrainState, record: Record, epochs: float) -> bool:
+        is_best = count_evaluation(self, record, epochs)
         self.overfitting = int(record["step"] >= 4)
         return is_best
 

@@ -91,13 +91,14 @@ function drawLoss(o, x) {
     const place = x.at(run.best[o.x]), best = inUnit(bestLoss(run), run, o.y);
     marks.push({kind: "points", marker: "star", size: 17, x: [place], y: [best], color,
                 tell: () => `${digits(best)}${run.best_nll === null ? "" : " on all validation targets"}: best, ${run.name}`});
-    if (nll.at(-1) > run.best.val_nll + page.overfitting_rise) spans.push({from: place, to: x.at(run.val[o.x].at(-1)), color});
+    if (run.overfits) spans.push({from: place, to: x.at(run.val[o.x].at(-1)), color});
   }
   const levels = o.baselines ? findBaselines(o.y).map(([name, value]) => [`${name} ${value.toPrecision(4)}`, value]) : [];
   const heights = [...levels.map(([, value]) => value), ...marks.flatMap(mark => mark.y)].filter(isFinite);
   const stars = marks.filter(({marker}) => marker).flatMap(mark => mark.y);
   const ceiling = levels.length ? Math.max(levels.at(-1)[1], ...stars) : heights.reduce((a, b) => Math.max(a, b), 0);  // log|V|
   form.querySelector("output").textContent = o.smooth;
+  byId("shaded").hidden = !spans.length;
   plot("loss", marks, {key: [o.x, o.logx, o.y], zoom: true, together: true, levels, spans, x,
     y: {title: UNITS[o.y], log: o.logy, range: padded([heights.reduce((a, b) => Math.min(a, b), ceiling), ceiling], 0.04, o.logy)}});
 }
