@@ -17,6 +17,7 @@ from config.errors import DIVERGED, UserError, not_text, run_command
 from config.files import check_place, write_atomically
 from config.pretrained import is_hugging_face
 from config.schema import Section, Text
+from config.terminal import progress_bar
 from data.baselines import COMPRESSORS
 from engine.run import Run, open_run
 from surprisal import LN2
@@ -67,7 +68,6 @@ if __name__ == "__main__":
 import torch
 from backports import zstd
 from constriction import stream
-from tqdm import tqdm
 
 from engine.checkpoint import load_model
 from engine.distributed import setup_distributed
@@ -116,7 +116,7 @@ def code(window: Window, new: np.ndarray, num_tokens: int, tokens: np.ndarray | 
     """Encode tokens (N,), or decode N from words; streams start after `new` (S,). Returns bits, tokens and words."""
     queue, length, bits, columns = stream.queue, -(-num_tokens // len(new)), 0.0, []  # the last stream may be shorter
     coder = queue.RangeEncoder() if tokens is not None else queue.RangeDecoder(np.frombuffer(words, np.uint32))
-    for i in tqdm(range(length), "coding", unit_scale=len(new), unit="token", leave=False, mininterval=1, disable=None):
+    for i in progress_bar(range(length), "coding", unit_scale=len(new), unit="token", mininterval=1):
         new, n = new.copy(), -(-(num_tokens - i) // length)  # n streams have a token i
         logits = window.next_logits(torch.from_numpy(new)[:, None].to(window.dist.device))
         log_q = logits[:n].cpu().double().log_softmax(dim=1)

@@ -8,6 +8,7 @@ from pydantic import Field
 from config.cli import load_options
 from config.errors import UserError, run_command
 from config.schema import FileName, Page, Section
+from config.terminal import print_styled
 from engine.run import Run, is_run, open_run
 from report.figures import draw_png, draw_terminal
 from report.page import describe_runs, write_page
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> None:
         write_page(Path(options.html), describe_runs(runs))
         print(options.html)
     elif options.terminal:
-        print(draw_terminal(runs, options.x, options.scale, options.unit))
+        print_styled(draw_terminal(runs, options.x, options.scale, options.unit))
     else:
         labels = draw_png(runs, Path(options.out), options.x, options.scale, options.unit)
         print(*labels, options.out, sep="\n")

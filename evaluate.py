@@ -5,6 +5,7 @@ The story, in order: the text, the scores of its tokens, and what they add up to
 
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,6 +17,7 @@ from config.cli import load_options
 from config.errors import UserError, run_command
 from config.files import check_place
 from config.schema import Count, FileName, Page, Section, Text
+from config.terminal import print_styled, printable, progress_bar
 from data.batches import EvalText
 from data.documents import Split, encode_documents, split_documents
 from data.prepare import read_all_documents, read_source
@@ -68,8 +70,6 @@ def read_arguments(argv: list[str]) -> tuple[list[Run], EvaluateOptions]:
 if __name__ == "__main__":
     run_command(read_arguments)  # mistakes are answered here, because importing torch takes seconds
 
-from tqdm import tqdm
-
 from engine.checkpoint import load_model
 from engine.distributed import setup_distributed
 from report import analysis, measures, page, records
@@ -93,7 +93,7 @@ def main(argv: list[str]) -> None:
     scored = [score(run, text, options) for run, text in zip(runs, texts, strict=True)]
     found = None
     if options.explain:
-        print(explain(runs, texts, scored))
+        print_styled(explain(runs, texts, scored))
     else:
         found = evaluate(runs, texts, scored, name, options)
         print(json.dumps(found, indent=1) if options.json_ else describe(found))
@@ -113,10 +113,11 @@ def explain(runs: list[Run], texts: list[EvalText], scored: list[Scored]) -> str
     """What each token of a sentence costs, and what all of them cost each run."""
     parts = [show_costs(texts[0].split.tokens.tolist(), scored[0].columns["nll"], runs[0].tokenizer), ""]
     for run, (about, columns, *_) in zip(runs, scored, strict=True):
+        name = printable(str(run.path))
         nll, (loss,) = columns["nll"], analysis.measure_losses([columns])
         parts.append(f"{nll.sum():.2f} nats, {nats_to_bits(nll.sum()):.2f} bits, for {len(nll)} tokens: "
                      f"{loss['nats_per_token'][0]:.4f} nats per token, perplexity {loss['perplexity'][0]:.2f}, "
-                     f"{loss['bits_per_byte'][0]:.3f} bits per byte ({run.path}, step {about['step']:,})")
+                     f"{loss['bits_per_byte'][0]:.3f} bits per byte ({name}, step {about['step']:,})")
     return "\n".join(parts)
 
 
@@ -176,8 +177,12 @@ def score(run: Run, text: EvalText, options: EvaluateOptions) -> Scored:
     device = options.device or run.config.run.device
     dist = setup_distributed(device, options.dtype or run.config.run.dtype)
     model, state = load_model(run, options.checkpoint, dist)
-    columns, tempered = measures.score_targets(model, text, run.tokenizer, dist, lambda batches: tqdm(
-        batches, total=text.num_batches, unit="batch", desc="evaluating", leave=False, mininterval=1, file=sys.stderr))
+
+    def show_progress(batches: Iterable[Any]) -> Any:
+        return progress_bar(batches, "evaluating", total=text.num_batches, unit="batch", mininterval=1,
+                            disable=False)
+
+    columns, tempered = measures.score_targets(model, text, run.tokenizer, dist, show_progress)
     about = {"run": str(run.path), "checkpoint": options.checkpoint, "step": state.step, "device": str(dist),
              "block_size": text.block_size, "stride": text.stride or text.block_size, "targets": len(columns["nll"]),
              "of_targets": text.split.num_targets(), "bytes": int(columns["bytes"].sum())}

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from config.terminal import printable, show_control_characters
+
 DIVERGED = "the model's predictions are not finite: training diverged"
 START_RANKS = "start several ranks with torchrun, and a single process without RANK and WORLD_SIZE"
 
@@ -82,6 +84,7 @@ def run_command(main: Callable[[list[str]], object]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows "?"
+    show_control_characters()
     try:
         read_ranks(os.environ)  # tells mistakes
         with out_of_memory("use a smaller text, or fewer samples"):
@@ -117,6 +120,7 @@ def out_of_memory(remedy: str) -> Iterator[None]:
 
 def _fail(line: str) -> None:
     """Print the line and exit with code 2. Under torchrun, its report at the end repeats the line."""
+    line = printable(line)
     if RANK > 0:  # all ranks meet the same mistake: rank 0 tells it, and torchrun then ends the others
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(10)

@@ -12,6 +12,7 @@ from config.aliases import name_here
 from config.errors import UserError, did_you_mean
 from config.files import nearest_run
 from config.schema import Config, Section
+from config.terminal import one_line
 
 Options = TypeVar("Options", bound=Section)
 
@@ -57,7 +58,7 @@ def merge(schema: type[Options], path: Path | None, given: dict[str, str]) -> Op
                 problems.append(f"{where}{'.'.join(map(str, e['loc']))}: no such option{nearest}")
             else:
                 problems.append(f"{where}{name}={e['input']!s:.80}: {e['msg'][0].lower()}{e['msg'][1:]}")
-    raise UserError("\n  ".join(problems)) from None
+    raise UserError("\n  ".join(map(one_line, problems))) from None
 
 
 def load_saved(path: Path) -> Config:

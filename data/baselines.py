@@ -12,10 +12,12 @@ import gzip
 import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 
+from config.terminal import one_line
 from data.documents import Split
 from data.tokenizer import Tokenizer
 from surprisal import LN2, bits_per_byte, perplexity, uniform_nll
@@ -32,10 +34,13 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": lambda data: gzip.compress(data, 9, mtime=0), "bzip2": bz2.compress, "xz": lzma.compress}
 
 
+Name = Annotated[str, AfterValidator(one_line)]  # from a file that somebody may have sent
+
+
 class Baseline(BaseModel, frozen=True):
     """A predictor's name, and its loss on the validation split."""
 
-    name: str
+    name: Name
     nats_per_token: float
     bits_per_byte: float
     perplexity: float

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel
 
-from data.baselines import MAX_TRAIN_TOKENS, MAX_VAL_TOKENS, Baseline
+from data.baselines import MAX_TRAIN_TOKENS, MAX_VAL_TOKENS, Baseline, Name
 from surprisal import nats_to_bits
 
 
@@ -15,9 +15,9 @@ class SplitInfo(BaseModel, frozen=True):
 class CorpusInfo(BaseModel, frozen=True):
     """What meta.json and a run's corpus.json say of a corpus."""
 
-    name: str
+    name: Name
     sha256: str  # of the text
-    tokenizer: str
+    tokenizer: Name
     vocab_size: int
     train: SplitInfo
     val: SplitInfo

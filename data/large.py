@@ -6,11 +6,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from config.errors import UserError
 from config.files import TEMPORARY, write_atomically
 from config.schema import DataConfig
+from config.terminal import progress_bar
 from data.baselines import measure_baselines
 from data.checksums import hash_file, write_checksums
 from data.info import CorpusInfo, SplitInfo
@@ -48,8 +47,8 @@ def prepare_large(folder: Path, config: DataConfig, tokenizer: Tokenizer | None)
         fraction = max(fraction, 1 / len(files))
 
     def read(what: str) -> Iterator[Text]:
-        with tqdm(desc=f"{what} {config.corpus}", total=sum(path.stat().st_size for path in files) or None, unit="B",
-                  unit_scale=True, leave=False, disable=None) as progress:
+        size = sum(path.stat().st_size for path in files)
+        with progress_bar(desc=f"{what} {config.corpus}", total=size or None, unit="B", unit_scale=True) as progress:
             yield from choose_split(read_texts(config.corpus, progress), fraction)
 
     path = folder / "tokenizer.json"

@@ -19,13 +19,13 @@ if __name__ == "__main__":  # Python looks for modules beside this file: let it 
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
-from tqdm import tqdm
 
 from config.cli import load_config
 from config.errors import UserError, out_of_memory, run_command
 from config.files import locked, write_atomically
 from config.pretrained import find_source
 from config.schema import TOKENIZERS, DataConfig
+from config.terminal import progress_bar
 from data.arrays import write_array
 from data.baselines import measure_baselines
 from data.checksums import is_sound, write_checksums
@@ -131,7 +131,7 @@ def _prepare(source: Source, text_sha256: str, folder: Path, config: DataConfig,
     splits = {name: encode_documents(part, tokenizer, config, f"corpus {config.corpus}, {name} split")
               for name, part in documents.items()}
     baselines = measure_baselines(splits["train"], splits["val"], tokenizer, source.entropy_rate)
-    progress = tqdm(baselines, desc=f"preparing {config.corpus}", unit=" baselines", leave=False, disable=None)
+    progress = progress_bar(baselines, f"preparing {config.corpus}", unit=" baselines")
     sizes = {name: SplitInfo(tokens=len(split.tokens), documents=len(documents[name]), targets=split.num_targets())
              for name, split in splits.items()}
     opening = itertools.takewhile(lambda segment: not segment[1], documents["val"][0] if config.eos_text else [])

@@ -15,6 +15,7 @@ import numpy as np
 
 from config.errors import UserError
 from config.files import replacing
+from config.terminal import one_line
 from data.baselines import ENTROPY_RATE, UNIFORM
 from engine.run import Record, Run
 from surprisal import bits_per_byte, perplexity
@@ -238,4 +239,6 @@ def _number(value: float) -> str:
 
 
 def _shorten(name: str, length: int) -> str:
+    """A name on one line, of at most so many characters."""
+    name = one_line(name)
     return name if len(name) <= length else f"{name[:length // 2]}…{name[1 - length // 2:]}"

@@ -9,11 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from config.errors import UserError
 from config.files import write_atomically
 from config.schema import LossConfig
+from config.terminal import progress_bar
 from data.baselines import passed_and_ahead
 from data.batches import TrainBatches
 from data.prepare import Corpus
@@ -44,8 +43,8 @@ class TrainLog:
     def __init__(self, run: Run, dist: Distributed, model: GPT, corpus: Corpus, state: TrainState) -> None:
         self.run, self.dist, self.model, self.state, self.info = run, dist, model, state, corpus.info
         self.passage_text = measures.cut_passage(run, corpus)
-        self.bar = tqdm(total=run.config.optim.max_iters, initial=state.step, disable=dist.rank > 0 or None,
-                        unit="step", leave=False, dynamic_ncols=True)
+        self.bar = progress_bar(total=run.config.optim.max_iters, initial=state.step, unit="step",
+                                disable=dist.rank > 0 or None, dynamic_ncols=True)
         self.say = self.bar.write
         self.started = time.perf_counter() - state.seconds
         self.results: list[StepResult] = []  # since the last line of metrics
