@@ -114,7 +114,8 @@ def explain(runs: list[Run], texts: list[EvalText], scored: list[Scored]) -> str
     parts = [show_costs(texts[0].split.tokens.tolist(), scored[0].columns["nll"], runs[0].tokenizer), ""]
     for run, (about, columns, *_) in zip(runs, scored, strict=True):
         name = printable(str(run.path))
-        nll, (loss,) = columns["nll"], analysis.measure_losses([columns])
+        nll = columns["nll"]
+        (loss,), _ = analysis.measure_losses([columns])
         parts.append(f"{nll.sum():.2f} nats, {nats_to_bits(nll.sum()):.2f} bits, for {len(nll)} tokens: "
                      f"{loss['nats_per_token'][0]:.4f} nats per token, perplexity {loss['perplexity'][0]:.2f}, "
                      f"{loss['bits_per_byte'][0]:.3f} bits per byte ({name}, step {about['step']:,})")
@@ -124,7 +125,7 @@ def explain(runs: list[Run], texts: list[EvalText], scored: list[Scored]) -> str
 def evaluate(runs: list[Run], texts: list[EvalText], scored: list[Scored], name: str, options: EvaluateOptions
              ) -> dict[str, Any]:
     """What there is to know about the first run's loss, and how the second's compares: what `--json` prints."""
-    losses = analysis.measure_losses([each.columns for each in scored])
+    losses, blocks = analysis.measure_losses([each.columns for each in scored])
     run, (about, columns, tempered, _) = runs[0], scored[0]
     # With a text of one's own, the corpus may be elsewhere.
     train = None if options.text else run.corpus.train
@@ -134,7 +135,8 @@ def evaluate(runs: list[Run], texts: list[EvalText], scored: list[Scored], name:
     of_whole_val = of_val and about["targets"] == about["of_targets"]
     source_nll = run.corpus.source_nll if of_val else None  # where the source of the text is known
     found = {
-        "text": name, **about, "loss": analysis.intervals(losses[0]),
+        "text": name, **about, "loss": analysis.intervals(losses[0], blocks),
+        "blocks": blocks._asdict(),
         "kl_gap": None if source_nll is None else np.mean(columns["nll"] - source_nll[texts[0].positions - 1]),
         "baselines": [each.model_dump(exclude={"passage_nll"}) for each in run.info.baselines] if of_whole_val else [],
         **details.model_dump(exclude={"targets"}), "against": None}
@@ -142,8 +144,8 @@ def evaluate(runs: list[Run], texts: list[EvalText], scored: list[Scored], name:
         units = ["nats_per_token"] * (texts[0].split is texts[1].split) + ["bits_per_byte"]
         difference = {unit: losses[0][unit] - losses[1][unit] for unit in units}
         splits = {(each.info.sha256, each.config.data.val_fraction, each.config.data.documents) for each in runs}
-        found["against"] = {**scored[1].about, "loss": analysis.intervals(losses[1]),
-                            "difference": analysis.intervals(difference),
+        found["against"] = {**scored[1].about, "loss": analysis.intervals(losses[1], blocks),
+                            "difference": analysis.intervals(difference, blocks),
                             "other_targets": len({each.config.data.mask for each in runs}) > 1,
                             "may_have_seen_it": len(splits) > 1 and not options.text}
     return found

@@ -3,9 +3,11 @@
 Columns have a value for each target of a text, (N,), in its order; NLL in nats.
 """
 
+import math
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
+from statistics import NormalDist
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +15,8 @@ from surprisal import LN2
 
 RESAMPLES = 2000
 BLOCKS = 50  # in a text; fewer and longer blocks give unsteady intervals, more give intervals that are too narrow
+MIN_DOCUMENT_BLOCKS = 10  # blocks of whole documents that make an interval
+Z_95 = 1.645  # 95% of a normal distribution are below it
 FEW = 10 * BLOCKS  # targets: resamples of fewer promise too much
 BINS = 15  # of confidence
 TEMPERATURES: list[float] = np.geomspace(1 / 4, 4, 17).tolist()  # 1 is in the middle
@@ -22,40 +26,98 @@ CHARACTER_KINDS = {"Ll": "lower-case letter", "Lu": "upper-case letter", "Lt": "
                    "N": "digit", "Z": "space", "P": "punctuation", "S": "punctuation"}  # by Unicode's category
 
 Columns = dict[str, np.ndarray]
-Estimate = dict[str, float]  # a value, and the ends "low" and "high" of its 95% interval
+Estimate = dict[str, float]  # a value, and the ends "low" and "high" of 95% of its resamples
 
 
-def measure_losses(runs: Sequence[Columns]) -> list[Columns]:
+class Blocks(NamedTuple):
+    """What is drawn with replacement in a resample of a text."""
+
+    of_documents: bool  # whole documents in each; else parts of one text
+    number: int
+
+
+def measure_losses(runs: Sequence[Columns]) -> tuple[list[Columns], Blocks]:
     """The loss of one or two runs in every unit, in the text and in resamples of it, (1 + RESAMPLES,).
 
-    The text is cut into contiguous blocks, which are drawn with replacement (Carlstein 1986): neighbouring tokens are
-    surprising together, so short blocks would promise too narrow an interval. All runs use the same resamples: the
-    difference of two leaves out what is hard for both.
+    A block is what begins in the same fiftieth of the text's bytes. Blocks of whole documents say
+    what other documents would give. They are used if there are MIN_DOCUMENT_BLOCKS of them, and
+    neighbours are not alike. Otherwise a block is a part of the text (Carlstein 1986), and
+    resamples only say how much the loss varies within this text: what all of its parts have in
+    common, and other texts have not, is the same in every resample.
+
+    All runs use the same resamples: the difference of two leaves out what is hard for both.
     """
-    offsets = [columns["offset"] for columns in runs]  # the byte of the text where each target begins
-    block_bytes = max(int(offset[-1]) for offset in offsets) // BLOCKS + 1
-    numbers = [offset // block_bytes for offset in offsets]
-    shared = np.intersect1d(numbers[0], numbers[-1])  # a block without a target of some run joins the one before
-    count = max(1, len(shared))
-    resamples = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    weights = np.vstack([np.ones(count), resamples])  # the text itself comes first
+    block_bytes = max(int(columns["offset"][-1]) for columns in runs) // BLOCKS + 1
+    numbers, count = join_blocks([columns["document"] // block_bytes for columns in runs])
+    of_documents = count >= MIN_DOCUMENT_BLOCKS
+    for number, columns in zip(numbers, runs, strict=True):
+        if of_documents and neighbours_are_alike(number, columns):
+            of_documents = False
+    if not of_documents:
+        numbers, count = join_blocks([columns["offset"] // block_bytes for columns in runs])
+
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+    weights = np.vstack([np.ones(count), drawn])  # the text itself comes first
     losses = []
     for number, columns in zip(numbers, runs, strict=True):
-        block = np.searchsorted(shared, number, side="right").clip(min=1) - 1
-        tokens, n_bytes, nll, top1, top5 = (weights @ np.bincount(block, weights=columns[name])
+        tokens, n_bytes, nll, top1, top5 = (weights @ np.bincount(number, weights=columns[name])
                                             for name in ("tokens", "bytes", "nll", "top1", "top5"))
         losses.append({"nats_per_token": nll / tokens, "bits_per_token": nll / tokens / LN2,
                        "bits_per_byte": nll / n_bytes / LN2,
                        "perplexity": np.exp(np.minimum(nll / tokens, 709)),  # where float64 ends
                        "top1": top1 / tokens, "top5": top5 / tokens})
-    return losses
+    return losses, Blocks(of_documents, count)
 
 
-def intervals(quantities: Columns) -> dict[str, Estimate]:
+def join_blocks(numbers: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]:
+    """Of each target, the index of its block, from 0; and the number of blocks.
+
+    `numbers` are those of the blocks of one or two runs. A block without a target of some run
+    joins the one before.
+    """
+    shared = np.intersect1d(numbers[0], numbers[-1])
+    joined = [np.searchsorted(shared, number, side="right").clip(min=1) - 1 for number in numbers]
+    return joined, max(1, len(shared))
+
+
+def neighbours_are_alike(block: np.ndarray, columns: Columns) -> bool:
+    """Whether the losses of neighbouring blocks are correlated, so that these are no random sample.
+
+    So it is with the lines or the speeches of a few plays: plays differ as wholes. `block` is the
+    index of each target's block. Of random samples, 5% look so by chance.
+    """
+    nll, tokens = (np.bincount(block, weights=columns[name]) for name in ("nll", "tokens"))
+    count = len(tokens)
+    deviation = nll / tokens - (nll / tokens).mean()
+    correlation = (deviation[1:] @ deviation[:-1]) / ((deviation @ deviation) or 1.0)
+    return bool(correlation > Z_95 / math.sqrt(count) - 1 / count)
+
+
+def intervals(quantities: Columns, blocks: Blocks) -> dict[str, Estimate]:
     """The estimate of each quantity from its values in the text and in each resample."""
-    ends = {name: np.quantile(values[1:], [0.025, 0.975]) for name, values in quantities.items()}
-    return {name: {"value": float(values[0]), "low": float(ends[name][0]), "high": float(ends[name][1])}
-            for name, values in quantities.items()}
+    tail = tail_share(blocks.number)
+    estimates = {}
+    for name, values in quantities.items():
+        low, high = np.quantile(values[1:], [tail, 1 - tail])
+        estimates[name] = {"value": float(values[0]), "low": float(low), "high": float(high)}
+    return estimates
+
+
+def tail_share(count: int) -> float:
+    """The share of resamples of `count` blocks that are above a 95% interval, and below it.
+
+    It is less than 2.5%, because resamples of few blocks vary too little (Hesterberg 2015).
+
+    >>> [round(tail_share(count), 4) for count in (10, 50, 10**6)]
+    [0.0086, 0.0212, 0.025]
+    """
+    if count < 2:
+        return 0.025
+    n = count - 1
+    z = NormalDist().inv_cdf(0.975)
+    # Student's t with n degrees of freedom, as a series in 1 / n.
+    t = z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+    return NormalDist().cdf(-t * math.sqrt(count / n))
 
 
 def group(names: Sequence[str], number: np.ndarray, columns: Columns, by_outcome: bool = False

@@ -3,7 +3,7 @@
 from typing import Any
 
 from data.baselines import Baseline
-from report.analysis import BLOCKS, FEW, RESAMPLES
+from report.analysis import FEW, RESAMPLES, Blocks
 from report.words import beside_baselines
 
 UNITS = [("nats per token", "nats_per_token", ".4f"), ("bits per token", "bits_per_token", ".4f"),
@@ -20,17 +20,29 @@ def describe(found: dict[str, Any]) -> str:
         [f"{found['run']}, {found['checkpoint']} checkpoint of step {found['step']:,}, on {found['text']}: "
          f"{found['targets']:,} targets{part}, {found['bytes']:,} bytes,",
          f"each once, in a window of {found['block_size']:,}{moves}; {found['device']}"],
-        _losses(found["loss"]), _remarks(found), _comparison(found), _calibration(found),
+        _losses(found["loss"], Blocks(**found["blocks"])), _remarks(found), _comparison(found),
+        _calibration(found),
         *(_table(kind, groups) for kind, groups in found["groups"].items())]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
-def _losses(loss: dict[str, Any]) -> list[str]:
-    lines = [f"                       value   95% interval, by {RESAMPLES:,} resamples of {BLOCKS} blocks of the text"]
+def _losses(loss: dict[str, Any], blocks: Blocks) -> list[str]:
+    ends = "95% interval" if blocks.of_documents else "range of 95% of the resamples"
+    lines = [f"                       value   {ends}"]
     for title, unit, form in UNITS:
         value, low, high = loss[unit].values()
         lines.append(f"  {title:<16}{value:>10{form}}   {low:{form}} to {high:{form}}")
-    return lines
+    return [*lines, "", *claim(blocks)]
+
+
+def claim(blocks: Blocks) -> list[str]:
+    """What the resamples of a text say, and about what."""
+    if blocks.of_documents:
+        return ["The intervals are for other documents of the same source, if these are a random sample",
+                f"of it: {RESAMPLES:,} resamples of {blocks.number} blocks of whole documents."]
+    return [f"The ranges show how much the loss varies in this text: {RESAMPLES:,} resamples of "
+            f"{blocks.number} of its parts.",
+            "They say nothing about another text, which can differ as a whole."]
 
 
 def _remarks(found: dict[str, Any]) -> list[str]:
@@ -63,9 +75,15 @@ def _comparison(found: dict[str, Any]) -> list[str]:
     bits = against["difference"]["bits_per_byte"]
     if found["targets"] < FEW:
         return [*lines, f"  It is too short to tell whether the difference is noise: fewer than {FEW:,} targets."]
-    noise = ("may be noise: its interval contains 0." if bits["low"] <= 0 <= bits["high"] else
-             "is more than noise: its interval does not contain 0.")
-    return [*lines, f"  The difference {noise} This is about this text, not about other seeds."]
+    is_noise = bits["low"] <= 0 <= bits["high"]
+    if found["blocks"]["of_documents"]:
+        noise = ("may be noise: its interval contains 0." if is_noise else
+                 "is more than noise: its interval does not contain 0.")
+        about = "This is about such documents, not about other seeds."
+        return [*lines, f"  The difference {noise} {about}"]
+    noise = ("may be noise: its range contains 0." if is_noise else
+             "is more than noise in this text: its range does not contain 0.")
+    return [*lines, f"  The difference {noise} Another text or another seed may differ."]
 
 
 def _calibration(found: dict[str, Any]) -> list[str]:

@@ -32,22 +32,32 @@ def score_targets(model: GPT, text: EvalText, tokenizer: Tokenizer, dist: Distri
     """What is known of each target, in the order of the text; and the mean NLL at each of TEMPERATURES."""
     scores = score(predict(model, progress(text.batches()), dist), analysis.TEMPERATURES)
     n_bytes = tokenizer.byte_lengths[text.split.tokens[text.positions]]
+    offset, document = byte_offsets(text, tokenizer)
     columns = {"target": scores.targets, "context_len": scores.context_len, "tokens": np.ones(len(n_bytes)),
-               "bytes": n_bytes, "offset": byte_offsets(text, tokenizer),
+               "bytes": n_bytes, "offset": offset, "document": document,
                "nll": scores.nll, "top1": scores.top(1), "top5": scores.top(5), "confidence": scores.confidence}
     return columns, scores.tempered / len(n_bytes)
 
 
-def byte_offsets(text: EvalText, tokenizer: Tokenizer) -> np.ndarray:
-    """The bytes of the text before each target, (N,)."""
-    offsets, before = np.empty(len(text.positions), dtype=np.int64), 0
+def byte_offsets(text: EvalText, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes of the text before each target, (N,), and before the document that has it, (N,)."""
+    offsets, documents = (np.empty(len(text.positions), dtype=np.int64) for _ in range(2))
+    before = 0  # bytes before this chunk
+    document = 0  # bytes before the document that is open where this chunk begins
+    eos = -1 if tokenizer.eos is None else tokenizer.eos  # -1 is no token: the text is one document
     for start in range(0, len(text.split.tokens), CHUNK):
-        lengths = tokenizer.byte_lengths[text.split.take(slice(start, start + CHUNK))]
+        tokens = text.split.take(slice(start, start + CHUNK))
+        ends = before + np.cumsum(tokenizer.byte_lengths[tokens])
         here = slice(*np.searchsorted(text.positions, [start, start + CHUNK]))
         places = text.positions[here] - start
-        offsets[here] = before + np.cumsum(lengths)[places] - lengths[places]
-        before += int(lengths.sum())
-    return offsets
+        offsets[here] = ends[places] - tokenizer.byte_lengths[tokens[places]]
+        is_eos = tokens == eos
+        begins = np.append(document, ends[is_eos])  # the open document, and those after each eos
+        number = np.cumsum(is_eos) - is_eos  # an eos token belongs to the document that it ends
+        documents[here] = begins[number[places]]
+        document = int(begins[-1])
+        before = int(ends[-1])
+    return offsets, documents
 
 
 def summarise(columns: analysis.Columns, tempered: np.ndarray, text: EvalText, tokenizer: Tokenizer,

@@ -79,8 +79,9 @@ def describe_evaluation(runs: Sequence[Run], targets: Sequence[analysis.Columns]
         if against := found["against"]:
             unit = "nats_per_token" if "nats_per_token" in against["difference"] else "bits_per_byte"
             higher = against["difference"][unit]  # of the first run
-            data["runs"][1]["difference"] = {"unit": unit, "value": -higher["value"], "low": -higher["high"],
-                                             "high": -higher["low"]}
+            data["runs"][1]["difference"] = {
+                "unit": unit, "value": -higher["value"], "low": -higher["high"], "high": -higher["low"],
+                "of_documents": found["blocks"]["of_documents"]}
     return data | {"title": f"{text}, read by {data['title']}", "curves": False,
                    "versus": data["runs"][-1]["name"] if len(runs) > 1 else ""}
 
@@ -126,17 +127,21 @@ def _difference(run: Run, evaluation: Evaluation | None, first: Run, of_first: E
                               each.config.data.mask, each.config.data.predict_eos) for each in (run, first))
     if evaluation is None or of_first is None or targets != of_first_run:
         return None
-    one, other = analysis.measure_losses([_parts(run, evaluation), _parts(first, of_first)])
+    parts = [_parts(run, evaluation), _parts(first, of_first)]
+    (one, other), blocks = analysis.measure_losses(parts)
     unit = "nats_per_token" if run.tokenizer == first.tokenizer else "bits_per_byte"
-    return {"unit": unit, **analysis.intervals({"": one[unit] - other[unit]})[""]}
+    estimates = analysis.intervals({unit: one[unit] - other[unit]}, blocks)
+    return {"unit": unit, **estimates[unit], "of_documents": blocks.of_documents}
 
 
 def _parts(run: Run, evaluation: Evaluation) -> analysis.Columns:
     """The parts of the validation text, in the form of tokens."""
     tokens, none = np.array(evaluation.part_targets), np.zeros(len(evaluation.part_targets))
     n_bytes = tokens * run.info.bytes_per_target
+    # Parts end where batches do, within documents: they are parts of one text.
     return {"tokens": tokens, "bytes": n_bytes, "offset": (np.cumsum(n_bytes) - n_bytes).astype(int),
-            "nll": np.array(evaluation.part_nll), "top1": none, "top5": none}
+            "document": np.zeros(len(tokens), dtype=int), "nll": np.array(evaluation.part_nll),
+            "top1": none, "top5": none}
 
 
 def _columns(records: Sequence[Record], names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -257,6 +257,7 @@ def test_the_table_sorts_and_its_ticks_show_curves(browser: Any, own: Path) -> N
         return list(tab("[...document.querySelectorAll('#runs tr')].slice(1).map(row => row.cells[1].textContent)"))
 
     assert names() == ["a", "b", "c"]
+    assert "Another text or another seed may differ by more." in tab.text("#runs")
     tab.page.click("#runs button:has-text('loss')")
     assert names() == ["b", "a", "c"]
     tab.page.click("#runs button:has-text('loss')")

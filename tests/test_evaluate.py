@@ -26,7 +26,8 @@ from engine.scoring import Predictions, predict, score
 from evaluate import EvaluateOptions
 from model import GPT
 from report import analysis, measures
-from report.analysis import TEMPERATURES, calibrate, confidence_bins, group, intervals, measure_losses
+from report.analysis import TEMPERATURES, Blocks, calibrate, confidence_bins, group, intervals, measure_losses
+from report.evaluation import claim
 from tests.conftest import TINY, call, make_text, work_in
 
 CPU = Distributed(torch.device("cpu"), torch.float32)
@@ -235,16 +236,18 @@ def made(logits: torch.Tensor, targets: torch.Tensor) -> list[Predictions]:
 def columns(offset: np.ndarray, nll: np.ndarray, **more: np.ndarray) -> analysis.Columns:
     """Of each target; by default a token of one byte that is not predicted."""
     ones, zeros = np.ones(len(nll)), np.zeros(len(nll))
-    return {"offset": offset, "tokens": ones, "bytes": ones, "nll": nll, "top1": zeros, "top5": zeros} | more
+    return {"offset": offset, "document": np.zeros(len(nll), dtype=int), "tokens": ones, "bytes": ones,
+            "nll": nll, "top1": zeros, "top5": zeros} | more
 
 
 def measure(*runs: analysis.Columns) -> list[dict[str, analysis.Estimate]]:
-    return [intervals(own) for own in measure_losses(runs)]
+    losses, blocks = measure_losses(runs)
+    return [intervals(own, blocks) for own in losses]
 
 
 def nats_difference(ours: analysis.Columns, theirs: analysis.Columns) -> analysis.Estimate:
-    first, second = measure_losses([ours, theirs])
-    return intervals({"nats": first["nats_per_token"] - second["nats_per_token"]})["nats"]
+    (first, second), blocks = measure_losses([ours, theirs])
+    return intervals({"nats": first["nats_per_token"] - second["nats_per_token"]}, blocks)["nats"]
 
 
 def test_the_units_are_those_of_the_same_sums() -> None:
@@ -318,20 +321,101 @@ def test_other_tokens_of_the_same_text_fall_into_the_same_blocks() -> None:
     per_byte = np.random.default_rng(1).normal(2, 1, size=lengths.sum())
     runs = [columns(np.arange(len(per_byte)), per_byte),
             columns(offsets, np.add.reduceat(per_byte, offsets), bytes=lengths)]
-    ours, theirs = (own["bits_per_byte"] for own in measure_losses(runs))
-    gap = intervals({"gap": ours - theirs})["gap"]
+    losses, blocks = measure_losses(runs)
+    ours, theirs = (own["bits_per_byte"] for own in losses)
+    gap = intervals({"gap": ours - theirs}, blocks)["gap"]
     assert gap["value"] == pytest.approx(0)
     assert width(gap) < 0.01  # the tokens that cross a border
-    assert width(gap) < 0.2 * width(intervals({"own": ours})["own"]) + 0.01
+    assert width(gap) < 0.2 * width(intervals({"own": ours}, blocks)["own"]) + 0.01
 
 
-def test_the_columns_know_where_each_token_is(runs) -> None:
-    run = open_run(Path("out/bpe"))
+ROW = 100  # tokens in a row of the columns below, to be faster
+
+
+def make_documents(rng: np.random.Generator, effects: np.ndarray, spread: float) -> analysis.Columns:
+    """Documents of mean 2 that differ as wholes, in rows of ROW tokens; `spread` is of log-lengths."""
+    rows = np.rint(20 * np.exp(spread * rng.standard_normal(len(effects)))).astype(int) + 1
+    number = np.repeat(np.arange(len(effects)), rows)
+    nll = ROW * (2 + effects[number] + rng.normal(0, 0.1, size=len(number)))
+    offset = ROW * np.arange(len(number))
+    tokens = np.full(len(number), float(ROW))
+    document = ROW * (np.cumsum(rows) - rows)[number]
+    return columns(offset, nll, document=document, tokens=tokens, bytes=tokens)
+
+
+@pytest.mark.parametrize(("number", "spread"), [(12, 0.0), (40, 0.5), (400, 1.0)])
+def test_intervals_of_a_random_sample_of_documents_cover_others(number: int, spread: float) -> None:
+    """The loss of one run, and the difference of two, whose documents differ as wholes."""
+    rng = np.random.default_rng(0)
+    covered = of_documents = 0
+    texts = 60
+    for _ in range(texts):
+        ours = make_documents(rng, rng.normal(0, 0.3, size=number), spread)
+        rows = np.unique(ours["document"], return_counts=True)[1]
+        worse = 0.05 + np.repeat(rng.normal(0, 0.1, size=number), rows)
+        theirs = ours | {"nll": ours["nll"] + ROW * worse}
+        (first, second), blocks = measure_losses([ours, theirs])
+        of_documents += blocks.of_documents
+        nats = first["nats_per_token"]
+        found = intervals({"loss": nats, "difference": second["nats_per_token"] - nats}, blocks)
+        for name, truth in (("loss", 2), ("difference", 0.05)):
+            if blocks.of_documents:
+                covered += found[name]["low"] <= truth <= found[name]["high"]
+    assert of_documents > 0.85 * texts  # of the others, neighbours are alike by chance
+    assert 0.88 < covered / (2 * of_documents) < 0.99
+
+
+@pytest.mark.parametrize("cut", ["not", "into lines", "into plays"])
+def test_resamples_of_a_few_plays_promise_nothing_about_others(cut: str) -> None:
+    """Plays differ as wholes. Also if their lines or they themselves are documents, words are modest."""
+    rng = np.random.default_rng(0)
+    covered = of_documents = 0
+    texts = 60
+    for _ in range(texts):
+        plays = np.repeat(rng.normal(0, 0.06, size=4), 300)
+        lines = make_documents(rng, plays + rng.normal(0, 0.1, size=len(plays)), spread=0.0)
+        starts = np.unique(lines["document"])
+        document = {"not": 0 * lines["document"], "into lines": lines["document"],
+                    "into plays": starts[np.searchsorted(starts, lines["document"]) // 300 * 300]}[cut]
+        (loss,), blocks = measure_losses([lines | {"document": document}])
+        of_documents += blocks.of_documents
+        nats = intervals({"nats": loss["nats_per_token"]}, blocks)["nats"]
+        covered += nats["low"] <= 2 <= nats["high"]
+    assert covered / texts < 0.7  # an interval would have 0.95
+    assert of_documents <= (3 if cut == "into lines" else 0)  # where the four plays happen to be alike
+    assert "nothing about another text" in " ".join(claim(Blocks(False, 50)))
+    assert "other documents of the same source" in " ".join(claim(Blocks(True, 50)))
+
+
+def test_what_resamples_say_depends_on_the_documents(runs) -> None:
+    """The lines of out/padded are a random sample; the text of out/whole is one document."""
+    documents = said("out/padded", "--against=out/bpe_lines")
+    assert "95% interval\n" in documents
+    assert "The intervals are for other documents of the same source" in documents
+    assert "This is about such documents, not about other seeds." in documents
+    assert found("out/padded")["blocks"] == {"of_documents": True, "number": 40}
+    parts = said("out/whole", "--against=out/short")
+    assert "interval" not in parts
+    assert "range of 95% of the resamples\n" in parts
+    assert "They say nothing about another text, which can differ as a whole." in parts
+    assert "Another text or another seed may differ." in parts
+    assert not found("out/whole")["blocks"]["of_documents"]
+
+
+@pytest.mark.parametrize("chunk", [1, 50, 2**24])
+@pytest.mark.parametrize("name", ["out/bpe", "out/bpe_lines"])
+def test_the_columns_know_where_each_token_and_its_document_is(runs, name: str, chunk: int, monkeypatch
+                                                               ) -> None:
+    monkeypatch.setattr(measures, "CHUNK", chunk)
+    run = open_run(Path(name))
     val, token_bytes = run.corpus.val.tokens, run.tokenizer.token_bytes
     of_each = evaluate.score(run, EvalText(run.corpus.val, 8), EvaluateOptions()).columns
     text = run.tokenizer.decode_bytes(val)
-    for token, offset, length in zip(val[1:], of_each["offset"], of_each["bytes"], strict=True):
+    rows = zip(val[1:], *(of_each[name] for name in ("offset", "bytes", "document")), strict=True)
+    for token, offset, length, document in rows:
         assert text[offset:offset + length] == token_bytes[token]
+        begins = text[:offset].rfind(b"\n") + 1 if name == "out/bpe_lines" else 0
+        assert document == begins
 
 
 def test_a_text_of_a_few_tokens_has_intervals_that_are_numbers() -> None:
@@ -594,7 +678,8 @@ def process(runs: Path, clone: Path, *arguments: str) -> subprocess.CompletedPro
 
 def test_the_real_command(runs, clone) -> None:
     done = process(runs, clone, "out/whole")
-    for part in ("nats per token", "95% interval", "It beats", "Calibration:", "context length", "new line"):
+    for part in ("nats per token", "95% of the resamples", "It beats", "Calibration:",
+                 "context length", "new line"):
         assert part in done.stdout
     assert "evaluating" in done.stderr
 

@@ -153,6 +153,7 @@ def test_the_difference_of_two_runs_is_that_of_evaluate(data_dir: Path) -> None:
         call("train.py", "--corpus=text.txt", *TINY, "--max_iters=20", f"--seed={seed}", f"--out_dir=out/{seed}")
     runs = [open_run(data_dir / "out" / seed) for seed in ("1", "2")]
     shown = describe_runs(runs)["runs"][1]["difference"]
+    assert not shown["of_documents"]  # parts of one text: the page claims nothing about others
     found = json.loads(call("evaluate.py", "out/2", "--against=out/1", "--json").stdout)["against"]["difference"]
     assert shown["unit"] == "nats_per_token"
     assert shown["value"] == pytest.approx(found["nats_per_token"]["value"], abs=1e-5)

@@ -28,7 +28,7 @@ function speed(run) {
   return speeds[speeds.length >> 1] ?? 0;  // the median
 }
 
-// With half the width of the 95% interval.
+// With half the width of the 95% interval, or of 95% of the resamples of one text.
 function difference({unit, value, low, high}) {
   return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(4)} ± ${((high - low) / 2).toFixed(4)}${unit === "nats_per_token" ? "" : " b/byte"}`;
 }
@@ -64,7 +64,12 @@ function drawRuns() {
   if (page.curves) notes.push("The loss is that of the best model on the validation text");
   else notes.push(`The loss is that on this text: ${[...new Set(page.runs.map(run => `${whole.format(run.targets)} targets`))].join(", ")}`);
   if (page.runs.some(run => run.targets < page.few_targets)) notes.push(`It is too short to tell whether the difference is noise: fewer than ${page.few_targets} targets`);
-  else if (page.runs.some(run => run.difference)) notes.push(`± gives the 95% interval for another text of the same kind: a difference that is larger is not luck of this text, but another seed may also differ. The first run is ${page.runs[0].name}`);
+  else if (page.runs.some(run => run.difference)) {
+    notes.push(page.runs.some(run => run.difference && !run.difference.of_documents)
+      ? "± says how much the difference varies over the parts of this text: 95% of resamples of them are within it. Another text or another seed may differ by more"
+      : "± gives the 95% interval for other documents of the same source, if these are a random sample of it. Another seed may also differ");
+    notes.push(`The first run is ${page.runs[0].name}`);
+  }
   if (page.runs.some(run => run.best_nll === null)) notes.push("* is the lowest loss so far, on a part of the validation text");
   if (notes.length) element("p", notes.join(". ") + ".", place);
 }
