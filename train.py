@@ -6,7 +6,7 @@ Under torchrun, each process (rank) runs this file on its share of every batch; 
 import sys
 import time
 
-from config.cli import load_config
+from config.cli import describe_unused, load_config
 from config.errors import out_of_memory, run_command
 
 if __name__ == "__main__":
@@ -34,6 +34,8 @@ from report.trainlog import TrainLog, show_outcome, show_stop
 
 def main(argv: list[str]) -> None:
     cfg, named = load_config(argv)  # `named`: the options on the command line
+    for line in describe_unused(argv, cfg):
+        print(line)
     with lock_run(cfg), out_of_memory(words.less_memory(cfg)), lost_ranks():
         sys.exit(train(cfg, named))
 

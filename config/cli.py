@@ -7,29 +7,55 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from config.errors import UserError
+from config.files import is_run
 from config.pretrained import adopt_shape
 from config.recipe import Options, merge, sections
+from config.resume import resume_config, unused_options
 from config.schema import Config, RunConfig, Section
 
 
 def load_config(argv: list[str]) -> tuple[Config, set[str]]:
     """The configuration of `train.py [RECIPE] [--name=value ...]`, and the options named on the command line.
 
-    UserError with all mistakes at once.
+    A run that is resumed keeps what is not named. UserError with all mistakes at once.
     """
+    path, given = _parse_training(argv)
+    config = merge(Config, path, given)
+    if not config.run.out_dir:
+        config = config.with_run(out_dir=str(_choose_out_dir(path, given, config.run)))
+    run = Path(config.run.out_dir)
+    if config.run.resumes and is_run(run):
+        config = resume_config(config, set(given), run)
+    elif config.run.init_from == "auto":  # there is no run yet: it starts as the recipe says
+        config = config.with_run(init_from=_recipe(path, given).run.source or "auto")
+    if config.run.source:
+        config = adopt_shape(config)
+    if problems := config.problems():
+        raise UserError("\n  ".join(problems))
+    return config, set(given)
+
+
+def describe_unused(argv: list[str], config: Config) -> list[str]:
+    """What the recipe of a resumed run says, and is not done, a line each."""
+    path, given = _parse_training(argv)
+    if not config.run.resumes or not is_run(Path(config.run.out_dir)):
+        return []
+    return unused_options(_recipe(path, given), config, set(given))
+
+
+def _parse_training(argv: list[str]) -> tuple[Path | None, dict[str, str]]:
+    """The recipe of a training, and {option: text}."""
     paths, given = _parse(Config, argv, "[RECIPE]", "?", "TOML file with the options that differ from the defaults, or "
                           "a run's directory; none = all defaults")
     path = Path(paths[0]) if paths else None
     if path and path.is_dir():
         path = path / "config.toml"  # of a run
-    config = merge(Config, path, given)
-    if config.run.source:
-        config = adopt_shape(config)
-    if not config.run.out_dir:
-        config = config.with_run(out_dir=str(_choose_out_dir(path, given, config.run)))
-    if problems := config.problems():
-        raise UserError("\n  ".join(problems))
-    return config, set(given)
+    return path, given
+
+
+def _recipe(path: Path | None, given: dict[str, str]) -> Config:
+    """The same options, but with the model to start from that the recipe names."""
+    return merge(Config, path, {name: text for name, text in given.items() if name != "init_from"})
 
 
 def load_options(schema: type[Options], argv: list[str], positional: str, nargs: str | int | None, meaning: str

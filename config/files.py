@@ -11,6 +11,13 @@ from config.errors import UserError, did_you_mean
 
 TEMPORARY = ".*tmp*"  # files that are being written, or whose writer died, also those of safetensors
 
+RUN_FILES = ("config.toml", "corpus.json", "tokenizer.json")  # that make a directory a run; the first is written last
+
+
+def is_run(path: Path) -> bool:
+    """Whether a directory is that of a run, which can be opened and resumed."""
+    return all((path / name).is_file() for name in RUN_FILES)
+
 
 def check_place(path: Path) -> None:
     """UserError if no file of this name can be written, before long work rather than after it."""

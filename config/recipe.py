@@ -81,8 +81,9 @@ def drop_removed(values: dict[str, Any]) -> None:
 
 
 def to_toml(config: Config) -> str:
-    """A recipe with the value of every option, but for those that say where and how a run starts."""
-    return tomli_w.dumps(config.model_dump(exclude={"run": {"out_dir", "init_from"}}))
+    """A recipe with the value of every option but out_dir, and of init_from only the name of a model."""
+    left_out = {"out_dir"} if config.run.source else {"out_dir", "init_from"}
+    return tomli_w.dumps(config.model_dump(exclude={"run": left_out}))
 
 
 def _nearest(word: str, section_of: dict[str, str], on_command_line: bool) -> str:

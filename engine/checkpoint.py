@@ -202,7 +202,10 @@ def load_last(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState,
     if remarks or (run.config.run.init_from == "resume" and any(record["step"] > 0 for record in run.read_metrics())):
         raise UserError(f"{'; '.join(remarks) or f'{run.path}: its checkpoints are gone'}; no whole checkpoint is "
                         "left: start again without --init_from=resume")
-    return TrainState(), "stopped before its first checkpoint"
+    remark = "stopped before its first checkpoint"
+    if run.source:
+        remark += f"; {load_source(run, model)}"
+    return TrainState(), remark
 
 
 def _read_step(path: Path) -> int | None:
@@ -221,12 +224,12 @@ def load_start(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState
     """
     if run.is_resumed:
         return load_last(run, model, optimizers)
-    return TrainState(), load_source(run, model) if run.config.run.source else ""
+    return TrainState(), load_source(run, model) if run.source else ""
 
 
 def load_source(run: Run, model: GPT) -> str:
     """Load the weights of --init_from=MODEL; returns what to say."""
-    source = open_run(Path(run.config.run.source))
+    source = open_run(Path(run.source))
     weights = dict(read_model(source, "best")[0].named_parameters())
     for name, p in model.named_parameters():  # of positions, a smaller block_size needs the first ones only
         p.detach().copy_(weights[name].detach()[:len(p)])

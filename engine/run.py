@@ -18,10 +18,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from config.errors import RANK, UserError, did_you_mean
-from config.files import TEMPORARY, locked, nearest_run, write_atomically
+from config.files import RUN_FILES, TEMPORARY, is_run, locked, nearest_run, write_atomically
 from config.pretrained import NAMES, find_source, is_hugging_face, read_shape
 from config.recipe import load_saved, to_toml
-from config.schema import TOKENIZERS, Config, DataConfig, ModelConfig, RunConfig
+from config.resume import MUST_STAY
+from config.schema import TOKENIZERS, Config, DataConfig, RunConfig
 from data.batches import EvalText
 from data.documents import Split
 from data.huggingface import read_tokenizer
@@ -31,12 +32,10 @@ from data.tokenizer import Tokenizer
 
 Record = dict[str, float]  # a line of metrics.jsonl
 
-FILES = ("config.toml", "corpus.json", "tokenizer.json")  # that make a directory a run; the first is written last
 CHECKPOINTS = ("last.safetensors", "previous.safetensors")
-# What must stay on resume, and what changes only if it is named on the command line.
-MUST_STAY = {*DataConfig.model_fields, *ModelConfig.model_fields, "optimizer"} - {"dropout"}
-# Of these, what a checkpoint keeps with the weights: a text may move, and zero_init is for the first step only.
+# What a checkpoint keeps with the weights: a text may move, and zero_init is for the first step only.
 KEPT = MUST_STAY - {"corpus", "tokenizer", "zero_init"}
+# What changes on resume only if it is named on the command line.
 BY_NAME = {"seed": "the weights stay, batches and dropout change",
            "batch_size": "the rest of the text is divided into other batches",
            "dtype": "the arithmetic changes"}
@@ -52,12 +51,18 @@ class Run:
     moved: Path | None = None  # where the run went that had this path before
     changes: dict[str, list[Any]] = field(default_factory=dict)  # options [before, now] of a resumed run
     is_resumed: bool = False
+    source: str = ""  # the model that it started from, if any: also of a resumed run
     had_outcome: bool = False  # a resumed run that came to its end before
     final: Record | None = None  # the last line of metrics.jsonl, where it is not written yet
 
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def recipe(self) -> Config:
+        """The configuration that started it, or would start another one like it."""
+        return self.config.with_run(init_from=self.source or "scratch")
 
     @cached_property
     def id(self) -> str:
@@ -147,10 +152,6 @@ def kept_options(config: Config) -> dict[str, Any]:
     return {name: value for name, value in config.options().items() if name in KEPT}
 
 
-def is_run(path: Path) -> bool:
-    return all((path / name).is_file() for name in FILES)
-
-
 def open_run(path: Path) -> Run:
     """The run in a directory; UserError if there is none, or its files are not what train.py writes.
 
@@ -158,7 +159,7 @@ def open_run(path: Path) -> Run:
     """
     if is_hugging_face(path) or (str(path) in NAMES and not path.exists()):
         return _open_hugging_face(find_source(str(path)))
-    if missing := [name for name in FILES if not (path / name).is_file()]:
+    if missing := [name for name in RUN_FILES if not (path / name).is_file()]:
         meant = "" if path.exists() else did_you_mean(str(path), NAMES) or nearest_run(path)
         raise UserError(f"{path}: not a run of train.py, which is a directory with {', '.join(missing)}{meant}")
     try:
@@ -185,7 +186,7 @@ def lock_run(config: Config) -> Iterator[None]:
     if not real.name or path.name in ("", ".."):
         raise UserError(f"out_dir={path}: should be a directory of its own, such as out/mine")
     # What a process that died while it made a run left there.
-    unfinished = {*FILES[1:], *CHECKPOINTS, *(temporary.name for temporary in path.glob(TEMPORARY))}
+    unfinished = {*RUN_FILES[1:], *CHECKPOINTS, *(temporary.name for temporary in path.glob(TEMPORARY))}
     if path.is_file() or (path.is_dir() and not is_run(path) and {p.name for p in path.iterdir()} - unfinished):
         raise UserError(f"out_dir={path}: exists and is not a run; choose another --out_dir")
     if config.run.init_from == "resume" and not is_run(path):
@@ -230,7 +231,8 @@ def create_or_resume(config: Config, named: set[str], corpus: Corpus) -> Run:
             problems.append(f"{name} was {was} and is now {now}: {BY_NAME[name]}; if you want that, add --{name}={now}")
     if problems:
         raise UserError(f"{path}: {'; '.join(problems)}")
-    return Run(path, config, run.info, changes=changes, is_resumed=True, had_outcome=run.has_outcome())
+    return Run(path, config, run.info, changes=changes, is_resumed=True, source=run.config.run.source,
+               had_outcome=run.has_outcome())
 
 
 def create_run(config: Config, corpus: Corpus) -> Run:
@@ -246,14 +248,14 @@ def create_run(config: Config, corpus: Corpus) -> Run:
         (path / name).unlink(missing_ok=True)
     write_atomically(path / "tokenizer.json", corpus.tokenizer.model_dump_json().encode())
     write_atomically(path / "corpus.json", corpus.info.model_dump_json(indent=1).encode())
-    return Run(path, config, corpus.info, moved)
+    return Run(path, config, corpus.info, moved, source=config.run.source)
 
 
 def start_run(run: Run, step: int, device: str) -> None:
     """Save the config of a run that starts at `step`, cut off lines of later steps, and note the start."""
     for temporary in filter(Path.is_file, run.path.glob(TEMPORARY)):  # of killed processes
         temporary.unlink()
-    write_atomically(run.path / "config.toml", to_toml(run.config).encode())
+    write_atomically(run.path / "config.toml", to_toml(run.recipe).encode())
     for outcome in ("verdict.txt", "evaluation.json"):
         (run.path / outcome).unlink(missing_ok=True)
     for name in ("metrics.jsonl", "samples.jsonl", "passage.jsonl"):

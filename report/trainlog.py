@@ -239,7 +239,7 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatc
         run = replace(run, final=without_nonfinite(final))
     log.attempt("curves.png", lambda path: figures.draw_png([run], path))
     epochs = get_batch.epochs(state.step)
-    verdict = words.verdict(run.read_metrics(), final, corpus.info, run.config, state, epochs)
+    verdict = words.verdict(run.read_metrics(), final, corpus.info, run.recipe, state, epochs)
     print("\n" + verdict, flush=True)
     log.attempt("verdict.txt", lambda path: write_atomically(path, verdict.encode()))
     if not state.nonfinite_in_a_row:

@@ -1,0 +1,87 @@
+"""What a resumed run keeps of itself, whether it is named by its directory or by its recipe."""
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import train
+from config.cli import load_config
+from engine.run import open_run
+from tests.conftest import TINY, call, make_text, training_in, without_clocks
+
+TUNE = """
+data.corpus = "part.txt"
+optim = {batch_size = 2, max_iters = 4, learning_rate = 1e-3}
+run = {init_from = "origin", eval_interval = 2, checkpoint_interval = 1, eval_tokens = 0}
+"""
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run, and one that starts with its weights: whole, and killed after three of four steps. The first is gone."""
+    folder = tmp_path_factory.mktemp("resuming")
+    with training_in(folder) as patch:
+        Path("part.txt").write_text(make_text(100), encoding="utf-8")
+        Path("tune.toml").write_text(TUNE, encoding="utf-8")
+        call("train.py", "--corpus=text.txt", "--out_dir=origin", *TINY)
+        call("train.py", "tune.toml", "--out_dir=whole")
+        train_step = train.train_step
+
+        def die(*arguments: Any) -> Any:
+            if arguments[5] == 3:
+                sys.exit(9)
+            return train_step(*arguments)
+
+        with pytest.MonkeyPatch.context() as dying:
+            dying.setattr("train.train_step", die)
+            done = call("train.py", "tune.toml", "--out_dir=killed", "--init_from=auto", check=False)
+        assert done.returncode == 9
+        assert "starts with the weights of origin" in done.stdout  # there was no run: as the recipe says
+        Path("origin").rename("elsewhere")
+        patch.setattr("report.trainlog.generate_texts", lambda *_, **__: ["a sample"])
+        yield folder
+
+
+@pytest.mark.parametrize("again", [["tune.toml", "--init_from=auto"], ["tune.toml", "--init_from=resume"],
+                                   ["--init_from=resume"], []])
+def test_fine_tuning_resumes_itself(again: list[str], tuned: Path) -> None:
+    """By its recipe, with nothing named, and by its directory, its end is that of one that was not killed."""
+    shutil.rmtree("again", ignore_errors=True)
+    shutil.copytree("killed", "again")
+    command = ["train.py", *again, "--out_dir=again"] if again else ["train.py", "again", "--init_from=resume"]
+    assert "resuming again at step 3\n" in call(*command).stdout
+    assert without_clocks(Path("again")) == without_clocks(Path("whole"))
+    for name in ("verdict.txt", "config.toml"):
+        assert Path("again", name).read_bytes() == Path("whole", name).read_bytes()
+    assert "it is finished" in call(*command).stdout
+
+
+def test_a_run_is_a_recipe_that_starts_as_it_did(tuned: Path) -> None:
+    Path("elsewhere").rename("origin")
+    config, _ = load_config(["whole", "--out_dir=new"])
+    assert config.run.source == "origin"
+    assert config.data.tokenizer == "origin"
+    assert config.model.n_embd == 16
+    Path("origin").rename("elsewhere")
+
+
+def test_what_is_not_named_comes_from_the_run(data_dir: Path) -> None:
+    """Also what a recipe says of the text and the shape, with a line that tells it; its other options count."""
+    call("train.py", "--corpus=text.txt", "--out_dir=out/run", *TINY)
+    run = data_dir / "out/run"
+    before = open_run(run).config
+    Path("other.toml").write_text('data.corpus = "more.txt"\nmodel.n_layer = 5\noptim.max_iters = 8\n')
+    assert "it is finished" in call("train.py", "--out_dir=out/run", "--init_from=resume").stdout
+    command = ["train.py", "other.toml", "--out_dir=out/run", "--init_from=auto"]
+    printed = call(*command).stdout
+    assert printed.startswith("corpus=more.txt of the recipe is not used: the run has corpus=text.txt\n"
+                              "n_layer=5 of the recipe is not used: the run has n_layer=2\n")
+    assert "resuming out/run at step 6\n  max_iters was 6 and is now 8\n" in printed
+    optim = before.optim.model_copy(update={"max_iters": 8})
+    assert open_run(run).config == before.model_copy(update={"optim": optim})
+    done = call(*command, "--n_layer=5", check=False)
+    assert "n_layer was 2 and is now 5: that would be another model or text" in done.stderr
