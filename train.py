@@ -73,7 +73,8 @@ def train(cfg: Config, named: set[str]) -> int:
     forward = compile_model(model, get_batch(0), make_objective(cfg), dist, log.say) if cfg.run.compile else model
     if not run.is_resumed and not cfg.run.source:
         first_batches = [get_batch(number * cfg.optim.batch_size) for number in range(FIRST_BATCHES)]
-        log.say(dist.on_rank0(check_step_zero, model, first_batches, dist) + "\n")
+        vocab_size = corpus.tokenizer.vocab_size
+        log.say(dist.on_rank0(check_step_zero, model, first_batches, vocab_size, dist) + "\n")
     log.say(words.COLUMNS)
 
     while True:

@@ -1,13 +1,22 @@
-"""Step 0 is a test: a model that knows nothing has a loss of log|V|. If this one has not, what is wrong?"""
+"""Step 0 is a test: a model that knows nothing has a loss of log|V|. If not, what is wrong?
+
+Where its logits are all equal, it has that loss for any targets. So the targets are compared with the
+inputs themselves, and the model's vocabulary with the tokenizer's. The loss shows only later whether
+targets and inputs belong together: it then falls below the unigram's.
+"""
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from config.schema import Config
+from data.baselines import Baseline
 from data.batches import IGNORE_INDEX, Batch
 from engine.distributed import Distributed
+from engine.run import Record
 from model import GPT
 from surprisal import uniform_nll
 
@@ -15,26 +24,102 @@ FIRST_BATCHES = 4  # to look at; one of them must have a target
 MAX_TOKENS = 8192  # in the sequences whose loss is measured
 NEAR = 0.01  # nats that the loss may be from what is expected, at least
 LARGE = 0.5  # nats; logits that cost more by themselves start too large
-LABELS = {1: "right", 0: "each target is its own input", 2: "each target is two tokens after its input",
-          -1: "each target is the token before its input"}  # by their distance from the input
+EARLY_STEPS = 40  # in which a model may still be above the unigram,
+EARLY_TOKENS = 20  # or until each token of the vocabulary came so many times, on average
+ORDER = 0.1  # nats that the bigram is below the unigram where the order of a text says something
+SHIFTED = {0: "each target is its own input", 2: "each target is two tokens after its input",
+           -1: "each target is the token before its input"}  # by the distance of target and input
+
+
+class Start(NamedTuple):
+    """The loss of an untrained model, and what it should be, in nats per token."""
+
+    nll: float
+    uniform: float  # log|V|
+    cost: float  # KL(uniform || softmax(logits)): what random logits cost
+
+
+def check_step_zero(model: GPT, first_batches: Sequence[list[Batch]], vocab_size: int,
+                    dist: Distributed) -> str:
+    """Whether an untrained model, its loss and the first batches are as they should be, in words.
+
+    `vocab_size` is the tokenizer's. Of first_batches, all micro-batches are looked at.
+    """
+    batches = [micro for batch in first_batches for micro in batch if micro.num_targets > 0]
+    if not batches:
+        return "step 0: WRONG: no targets: every target of the first batches is masked"
+    faults = check_vocabulary(model.vocab_size, vocab_size) + check_labels(batches)
+    largest = max(max(batch.inputs.max(), batch.targets.max()) for batch in batches)
+    if largest >= model.vocab_size:
+        faults.append(f"token {largest} is in a batch, and the model knows tokens below "
+                      f"{model.vocab_size} only")
+        return "\n  WRONG: ".join(["step 0: the loss cannot be measured", *faults])
+    start = measure_start(model, batches[0], dist)
+    faults += check_loss(start)
+    says = (f"step 0: loss {start.nll:.4f} nats; expected log|V| = log {model.vocab_size:,} = "
+            f"{start.uniform:.4f}")
+    if start.cost >= 1e-4:
+        says += f", plus {start.cost:.4f} for its random logits"
+    if not faults:
+        return f"{says}: as it should be, the model knows nothing yet"
+    return "\n  WRONG: ".join([says, *faults])
+
+
+def check_vocabulary(predicted: int, known: int) -> list[str]:
+    """Whether a model predicts as many tokens as its tokenizer knows."""
+    if predicted == known:
+        return []
+    others = "more, which never come: a padded vocabulary, with a loss of log|V| that is too high"
+    if predicted < known:
+        others = "fewer, which it cannot predict"
+    return [f"the model has {predicted:,} tokens and the tokenizer {known:,}; it has "
+            f"{abs(predicted - known):,} {others}"]
+
+
+def check_labels(batches: Sequence[Batch]) -> list[str]:
+    """Whether each target is the next input, where that is in the batch."""
+    wrong = checked = 0
+    same = dict.fromkeys(SHIFTED, 0)
+    targets_seen = 0
+    for batch in batches:
+        has_next = find_next(batch)
+        following = np.roll(batch.inputs, -1, axis=1)
+        wrong += int((batch.targets != following)[has_next].sum())
+        checked += int(has_next.sum())
+        is_target = batch.targets != IGNORE_INDEX
+        targets_seen += int(is_target.sum())
+        for shift in SHIFTED:
+            shifted = np.roll(batch.inputs, -shift, axis=1)
+            same[shift] += int((batch.targets == shifted)[is_target].sum())
+    if not wrong:
+        return []
+    shift = max(same, key=same.__getitem__)
+    if same[shift] > targets_seen / 2:
+        return [f"the labels are off by one: {SHIFTED[shift]}"]
+    return [f"{wrong:,} of {checked:,} targets are not the next token of their input: the targets "
+            "do not belong to the inputs"]
+
+
+def find_next(batch: Batch) -> np.ndarray:
+    """Where there is a target whose token the next input should be, (B, T) bool.
+
+    Not at the end of a row, and not before the padding, which repeats the row's first token.
+    """
+    is_target = batch.targets != IGNORE_INDEX
+    may_be_padding = ~is_target & (batch.inputs == batch.inputs[:, :1])
+    # True from the first of those positions on that reach to the end of the row.
+    is_padding = np.logical_and.accumulate(may_be_padding[:, ::-1], axis=1)[:, ::-1]
+    has_next = np.zeros_like(is_target)
+    has_next[:, :-1] = is_target[:, :-1] & ~is_padding[:, 1:]
+    return has_next
 
 
 @torch.inference_mode()
-def check_step_zero(model: GPT, first_batches: Sequence[list[Batch]], dist: Distributed) -> str:
-    """Whether the loss of an untrained model, and the labels of its first batches, are as they should be.
-
-    Such a model has a loss of log|V| plus what its random logits cost: KL(uniform || softmax(logits)), which is half
-    their variance if they are Gaussian.
-    """
-    batches = [micro_batches[0] for micro_batches in first_batches]
-    inputs, targets, _ = max(batches, key=lambda batch: batch.num_targets > 0)
-    unmasked = targets != IGNORE_INDEX
-    if not unmasked.any():
-        return "step 0: WRONG: no targets: every target of the first batches is masked"
-    same = {shift: (np.roll(inputs, -shift, axis=1) == targets)[unmasked].mean() for shift in LABELS}
-    shift = max(same, key=same.__getitem__)  # of equals the first, which is the right one
-    rows = np.flatnonzero(unmasked.any(axis=1))[:max(1, MAX_TOKENS // inputs.shape[1])]
-    x, y = dist.to_device(inputs[rows], targets[rows])
+def measure_start(model: GPT, batch: Batch, dist: Distributed) -> Start:
+    """The loss of an untrained model on the first rows of a batch that have a target."""
+    has_target = (batch.targets != IGNORE_INDEX).any(axis=1)
+    rows = np.flatnonzero(has_target)[:max(1, MAX_TOKENS // batch.inputs.shape[1])]
+    x, y = dist.to_device(batch.inputs[rows], batch.targets[rows])
     model.eval()
     with dist.autocast():
         logits = model.logits(model.hidden_states(x)[y != IGNORE_INDEX])  # (N, V)
@@ -42,19 +127,42 @@ def check_step_zero(model: GPT, first_batches: Sequence[list[Batch]], dist: Dist
     nll = torch.nn.functional.cross_entropy(logits, y[y != IGNORE_INDEX]).item()
     uniform = uniform_nll(logits.shape[1])
     cost = (logits.logsumexp(dim=1) - logits.mean(dim=1)).mean().item() - uniform
+    return Start(nll, uniform, cost)
+
+
+def check_loss(start: Start) -> list[str]:
+    """Whether a loss is log|V| plus what random logits cost: half their variance if Gaussian."""
+    nll, uniform, cost = start
     near = NEAR + math.sqrt(2 * max(cost, 0)) / 3
-    says = [f"step 0: loss {nll:.4f} nats; expected log|V| = log {logits.shape[1]:,} = {uniform:.4f}"
-            + (f", plus {cost:.4f} for its random logits" if cost >= 1e-4 else "")]
-    if shift != 1 and same[shift] > 0.5:
-        says.append(f"the labels are off by one: {LABELS[shift]}")
     if not math.isfinite(nll):
-        says.append("the loss is not finite")
-    elif nll < uniform - near:
-        says.append(f"the loss is {uniform - nll:.2f} below log|V|, too low for a model that knows nothing: its "
-                    "weights are trained already, or it sees its targets")
-    elif cost > LARGE:
-        says.append("the weights start too large: the logits are confident without reason")
-    elif nll > uniform + cost + near:
-        says.append(f"the loss is {nll - uniform:.2f} above log|V|, and the spread of the logits does not explain it: "
-                    "they favour tokens that do not come; do the targets have another vocabulary?")
-    return "\n  WRONG: ".join(says) if len(says) > 1 else f"{says[0]}: as it should be, the model knows nothing yet"
+        return ["the loss is not finite"]
+    if nll < uniform - near:
+        return [f"the loss is {uniform - nll:.2f} below log|V|, too low for a model that knows "
+                "nothing: its weights are trained already, or it sees its targets"]
+    if cost > LARGE:
+        return ["the weights start too large: the logits are confident without reason"]
+    if nll > uniform + cost + near:
+        return [f"the loss is {nll - uniform:.2f} above log|V|, and the spread of the logits does "
+                "not explain it: they favour tokens that do not come"]
+    return []
+
+
+def is_early(record: Record, vocab_size: int, config: Config) -> bool:
+    """Whether a sound model may still be above the unigram at an evaluation."""
+    steps = max(EARLY_STEPS, config.run.eval_interval, 2 * config.optim.warmup_iters)
+    return record["step"] < steps or record["tokens"] < EARLY_TOKENS * vocab_size
+
+
+def check_first_losses(record: Record, baselines: Sequence[Baseline]) -> str:
+    """A warning if the loss of an evaluation is not below the unigram's; else ""."""
+    nats = {each.name: each.nats_per_token for each in baselines}
+    unigram = nats.get("unigram", math.inf)
+    bigram = nats.get("bigram", math.inf)
+    if record["val_nll"] < unigram or bigram > unigram - ORDER:
+        return ""
+    step, nll = record["step"], record["val_nll"]
+    return (f"warning: after {step:,.0f} steps the validation loss, {nll:.3f}, is not below the "
+            f"unigram's, {unigram:.3f}:\n"
+            "  the model has not learned more than how often each token comes. Its learning rate is far "
+            "too low\n"
+            "  or too high, or its targets do not belong to its inputs: --explain_batch shows some")

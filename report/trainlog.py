@@ -28,6 +28,7 @@ from model import GPT
 from report import figures, measures, page, words
 from report.analysis import BLOCKS
 from report.gpu import gpu_record
+from report.step_zero import check_first_losses, is_early
 from report.tracker import Tracker
 from surprisal import smoothed_entropy
 
@@ -49,6 +50,7 @@ class TrainLog:
         self.started = time.perf_counter() - state.seconds
         self.results: list[StepResult] = []  # since the last line of metrics
         self.failing: set[str] = set()  # files that could not be written the last time
+        self.checked_first_losses = False
         self.next_page = 0.0  # the time from which on the page may be written again
         if run.config.run.source:  # before it is a run: so resuming it always finds the weights that it starts with
             dist.on_rank0(save_checkpoint, run.path / "last.safetensors", model, state, (),
@@ -109,7 +111,17 @@ class TrainLog:
             self.write_page(self.run)
         if self.passed > before:
             self.say(words.standing(record["val_nll"], self.info.baselines))
+        if "val_nll" in record and not self.checked_first_losses:
+            self.check_first_losses(record)
         return self.passed > before
+
+    def check_first_losses(self, record: Record) -> None:
+        """Once, when it is not early any more: warn if the loss is not below the unigram's."""
+        if is_early(record, self.info.vocab_size, self.run.config):
+            return
+        self.checked_first_losses = True
+        if warning := check_first_losses(record, self.info.baselines):
+            self.say(warning)
 
     def count_passed(self, nll: float | None) -> int:
         """How many baselines a loss passes; -1 without a loss."""

@@ -64,7 +64,8 @@ def train_a_step(dist: Distributed, *argv: str) -> GPT:
 
 TOKENS = np.random.default_rng(0).integers(V, size=300)
 USES: dict[str, Callable[[GPT, Distributed], object]] = {
-    "step zero": lambda model, dist: check_step_zero(model, [TrainBatches(Split(TOKENS), 8, 4, seed=0)(0)], dist),
+    "step zero": lambda model, dist: check_step_zero(
+        model, [TrainBatches(Split(TOKENS), 8, 4, seed=0)(0)], V, dist),
     "evaluation": lambda model, dist: evaluate(model, EvalText(Split(TOKENS), 8), dist),
     "scoring": lambda model, dist: score(predict(model, EvalText(Split(TOKENS), 8).batches(), dist), [0.5, 1.0]),
     "sampling": lambda model, dist: list(generate(for_prediction(model, dist), [1], dist, num_samples=2, top_k=3,

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +11,14 @@ import torch
 
 from config.cli import load_config
 from config.schema import Config
-from data.batches import IGNORE_INDEX, Batch, TrainBatches
+from data.baselines import Baseline
+from data.batches import IGNORE_INDEX, Batch, TrainBatches, cut
 from data.documents import Split
 from engine.distributed import Distributed
 from engine.optim import make_optimizers
 from model import GPT
-from report.step_zero import FIRST_BATCHES, check_step_zero
-from tests.conftest import TINY, call, make_text
+from report.step_zero import FIRST_BATCHES, check_first_losses, check_step_zero, is_early
+from tests.conftest import TINY, call, make_text, train_in
 from train import train_step
 
 CPU = Distributed(torch.device("cpu"), torch.float32)
@@ -29,14 +31,14 @@ GPT2 = [*NORMAL_INIT, "--tied", "--norm=layernorm", "--position=learned", "--act
 Batches = Sequence[list[Batch]]
 
 
-def look(*argv: str, batches: Batches | None = None, seed: int = 0,
+def look(*argv: str, batches: Batches | None = None, seed: int = 0, vocab_size: int = V,
          change: Callable[[GPT], object] = lambda model: None) -> str:
     """What is said of a new model that has the given faults."""
     config, _ = load_config(list(argv))
     torch.manual_seed(seed)
-    model = GPT(config.model, V)
+    model = GPT(config.model, vocab_size)
     change(model)
-    said = check_step_zero(model, batches or sound_batches(config), CPU)
+    said = check_step_zero(model, batches or sound_batches(config), V, CPU)
     assert model.training
     return said
 
@@ -74,7 +76,8 @@ def test_random_logits_cost_half_their_variance() -> None:
         model = GPT(config.model, 5000)
         torch.nn.init.normal_(model.lm_head.weight, std=std)
         tokens = np.random.default_rng(0).integers(5000, size=50_000)
-        said = check_step_zero(model, first_batches(TrainBatches(Split(tokens), 64, 64, seed=0)), CPU)
+        batches = first_batches(TrainBatches(Split(tokens), 64, 64, seed=0))
+        said = check_step_zero(model, batches, 5000, CPU)
         numbers = re.fullmatch(r"step 0: loss (.*) nats; expected log.* = (.*), plus (.*) for its .*", said)
         assert numbers
         nll, uniform, cost = map(float, numbers.groups())
@@ -107,6 +110,54 @@ def before(batch: Batch) -> np.ndarray:
 def test_wrong_labels(argv: list[str], targets: Callable[[Batch], np.ndarray], said: str) -> None:
     printed = look(*argv, batches=relabel(targets))
     assert printed.split("WRONG: ")[1].startswith(said)  # a tied model is also too good at such labels
+
+
+def random_targets(batch: Batch) -> np.ndarray:
+    return np.random.default_rng(0).permutation(batch.targets.ravel()).reshape(batch.targets.shape)
+
+
+def reversed_targets(batch: Batch) -> np.ndarray:
+    return batch.targets[:, ::-1]
+
+
+def rows_of_others(batch: Batch) -> np.ndarray:
+    return np.roll(batch.targets, 1, axis=0)
+
+
+@pytest.mark.parametrize("targets", [random_targets, reversed_targets, rows_of_others])
+@pytest.mark.parametrize("argv", [[], GPT2], ids=["zero lm_head", "gpt2"])
+def test_targets_that_do_not_belong_to_the_inputs(
+        argv: list[str], targets: Callable[[Batch], np.ndarray]) -> None:
+    """The loss of equal logits is log|V| for any targets; these are found without it."""
+    said = look(*argv, batches=relabel(targets))
+    assert "targets are not the next token of their input" in said
+    assert said.count("WRONG") == 1
+
+
+@pytest.mark.parametrize("where", ["last row", "last micro-batch", "last step", "under a mask"])
+def test_one_wrong_target_is_found_wherever_it_is(where: str) -> None:
+    batches = [[batch, batch] for (batch,) in sound_batches(Config(), batch_size=4)]
+    places = {"last row": (0, 0, -1), "last micro-batch": (0, 1, 0)}
+    step, micro_batch, row = places.get(where, (-1, -1, -1))
+    targets = batches[step][micro_batch].targets.copy()
+    targets[row, 5] = (targets[row, 5] + 1) % V
+    if where == "under a mask":
+        targets[:, :5] = IGNORE_INDEX
+        targets[:, 6:] = IGNORE_INDEX
+    batches[step][micro_batch] = batches[step][micro_batch]._replace(targets=targets)
+    said = look(batches=batches)
+    assert "WRONG: 1 of " in said
+    assert said.count("WRONG") == 1
+
+
+def test_another_vocabulary_than_the_tokenizer_s() -> None:
+    padded = look(vocab_size=V + 44)
+    counts = f"WRONG: the model has {V + 44} tokens and the tokenizer {V}; it has 44 more"
+    assert f"{counts}, which never come: a padded vocabulary" in padded
+    assert padded.count("WRONG") == 1
+    small = look(vocab_size=V - 1)
+    assert f"WRONG: the model has {V - 1} tokens and the tokenizer {V}; it has 1 fewer" in small
+    assert f"WRONG: token {V - 1} is in a batch, and the model knows tokens below {V - 1}" in small
 
 
 def test_a_mask_is_no_fault() -> None:
@@ -180,3 +231,50 @@ def test_training_says_it(data_dir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainBatches, "__call__", lambda self, first_window: [
         batch._replace(targets=batch.inputs) for batch in sound(self, first_window)])
     assert "WRONG: the labels are off by one: each target is its own input" in call(*command).stdout
+
+
+# The first losses.
+
+
+@pytest.mark.parametrize(("options", "step", "tokens", "early"), [
+    ([], 39, 10**6, True), ([], 40, 10**6, False), ([], 40, 1299, True), ([], 40, 1300, False),
+    (["--eval_interval=250"], 128, 10**6, True), (["--eval_interval=250"], 250, 10**6, False),
+    (["--warmup_iters=100"], 160, 10**6, True), (["--warmup_iters=100"], 200, 10**6, False)])
+def test_a_model_has_time_to_pass_the_unigram(options: list[str], step: int, tokens: int,
+                                              early: bool) -> None:
+    config, _ = load_config(options)
+    assert is_early({"step": step, "tokens": tokens}, 65, config) == early
+
+
+def test_no_model_has_to_pass_the_unigram_of_a_text_without_order() -> None:
+    def baselines(bigram: float) -> list[Baseline]:
+        return [Baseline(name=name, nats_per_token=nats, bits_per_byte=1, perplexity=1)
+                for name, nats in (("unigram", 3.0), ("bigram", bigram))]
+
+    record = {"step": 40, "val_nll": 3.01}
+    assert check_first_losses(record, baselines(2.95)) == check_first_losses(record, []) == ""
+    warning = check_first_losses(record, baselines(2.5))
+    assert "the validation loss, 3.010, is not below the unigram's, 3.000" in warning
+    assert check_first_losses(record | {"val_nll": 2.99}, baselines(2.5)) == ""
+
+
+def cut_wrongly(split: Split, windows: np.ndarray, block_size: int, number: int = 0) -> Batch:
+    batch = cut(split, windows, block_size, number)
+    return batch._replace(targets=random_targets(batch))
+
+
+@pytest.mark.parametrize("fault", ["none", "no learning", "random targets"])
+def test_a_loss_that_does_not_pass_the_unigram_is_told_once(fault: str, data_dir: Path,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first evaluations, at step 40; also if step 0 could not see it."""
+    train_in(data_dir, monkeypatch)
+    command = ["train.py", "--corpus=text.txt", "--out_dir=out/run", *TINY, "--max_iters=80",
+               "--eval_interval=20"]
+    if fault == "no learning":
+        command += ["--learning_rate=0", "--muon_learning_rate=0"]
+    if fault == "random targets":
+        monkeypatch.setattr("data.batches.cut", cut_wrongly)
+    printed = call(*command).stdout
+    assert (SOUND in printed) == (fault != "random targets")
+    warning = "warning: after 40 steps the validation loss, "
+    assert printed.count("warning: ") == printed.count(warning) == (fault != "none")
