@@ -87,7 +87,7 @@ def train(cfg: Config, named: set[str]) -> int:
             record = log.make_record()
             if evaluating:
                 record |= validate(model, val_text, corpus, dist)
-                log.keep_best(record, model, get_batch.epochs(state.step))
+                log.keep_best(record, model, get_batch.epochs(state.windows))
             if log.write(record):  # the first evaluation, or one that passes a baseline
                 log.write_sample(generate_texts(model, corpus, dist, max_new_tokens=80)[0])
             ending = ending or state.is_finished(cfg)  # this evaluation may have shown overfitting

@@ -69,9 +69,9 @@ class TrainBatches:
         return [cut(self.split, np.array([self._window(n) for n in micro_batches[number]]), self.block_size, number)
                 for number in range(self.rank, len(micro_batches), self.world_size)]
 
-    def epochs(self, step: int) -> float:
-        """How often the text was read in so many steps."""
-        return step * self.batch_size / self.windows_per_epoch
+    def epochs(self, windows: int) -> float:
+        """How often the text was read when so many windows were."""
+        return windows / self.windows_per_epoch
 
     def _window(self, number: int) -> np.ndarray:
         """The window that comes as number 0, 1, 2, ... in training."""

@@ -250,7 +250,7 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatc
         final = measure_best(model, corpus, log)
         run = replace(run, final=without_nonfinite(final))
     log.attempt("curves.png", lambda path: figures.draw_png([run], path))
-    epochs = get_batch.epochs(state.step)
+    epochs = get_batch.epochs(state.windows)
     verdict = words.verdict(run.read_metrics(), final, corpus.info, run.recipe, state, epochs)
     print("\n" + verdict, flush=True)
     log.attempt("verdict.txt", lambda path: write_atomically(path, verdict.encode()))
@@ -282,7 +282,8 @@ def measure_best(model: GPT, corpus: Corpus, log: TrainLog) -> Record:
     parts = evaluate_parts(model, val_text, dist)
     exact = validation_record(mean_loss(sum_losses(parts)), val_text, corpus)
     # The loss of the same weights on training text: the loss that training logged is of other weights.
-    train_text = run.eval_text(corpus.train, max_tokens=run.config.run.eval_tokens or len(corpus.val.tokens))
+    max_tokens = run.config.run.eval_tokens or corpus.val.num_targets()
+    train_text = run.eval_text(corpus.train, max_tokens)
     with suppress(UserError):  # some predictions are not finite
         log.attempt("evaluation.json", measures.write_evaluation, run, model, parts, corpus, dist)
     return {"step": log.state.step, "best_step": best.step,

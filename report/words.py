@@ -227,7 +227,7 @@ def describe_run(run: Run, state: TrainState, remark: str, model: GPT, dist: Dis
     lines += [f"GPT with {model.num_params():,} parameters: n_layer={c.n_layer} n_head={c.n_head} n_embd={c.n_embd} "
               f"block_size={c.block_size}; {model.flops_per_token() / 1e6:.1f} MFLOP per training token",
               f"{dist}: {max_iters:,} steps of {batch_size * c.block_size:,} tokens, "
-              f"{windows / get_batch.windows_per_epoch:.2f} epochs; writes {run.path}/"]
+              f"{get_batch.epochs(windows):.2f} epochs; writes {run.path}/"]
     if len(val_text.positions) < run.info.val.targets:
         lines += [f"validation: {len(val_text.positions):,} of the {run.info.val.targets:,} targets, spread evenly; at "
                   "the end the best model", "  is measured on all of them, where its loss is a little different"]
