@@ -6,7 +6,7 @@ So both directions take the same steps with the same shapes: S streams, parts of
 
 import struct
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -19,12 +19,14 @@ from config.pretrained import is_hugging_face
 from config.schema import Section, Text
 from config.terminal import progress_bar
 from data.baselines import COMPRESSORS
+from data.unknown import Unknown, known_to, unpack_list
 from engine.run import Run, open_run
 from surprisal import LN2
 
-# CRC-32 of all that follows, and of the text; tokens; threads, streams, torch's version; CRC-32 of the checkpoint, and
-# of a trial of the arithmetic. The coder's words come after it. It is small, because its bits count too.
-HEADER = struct.Struct("<3I4B2I")
+# CRC-32 of all that follows, and of the text; tokens; bytes of the list; threads, streams, torch's version; CRC-32 of
+# the checkpoint, and of a trial of the arithmetic. After it come the coder's words, and the list of unknown characters.
+# It is small, because its bits count too.
+HEADER = struct.Struct("<4I4B2I")
 MIN_STREAM, MAX_STREAMS, MAX_FLOPS = 1024, 128, 2**32  # tokens in a stream; streams; FLOPs to train on a token of each
 
 
@@ -37,29 +39,51 @@ class CompressOptions(Section):
     overwrite: bool = Field(False, description="replace an existing file that holds something else")
 
 
-def read_arguments(argv: list[str]) -> tuple[Run, CompressOptions, Path, Path, bytes, np.ndarray | None]:
-    """The run, the options, the file, the one to write, the file's content and, of a text, its tokens (N,)."""
+class Arguments(NamedTuple):
+    """What a command line asks for."""
+
+    run: Run
+    options: CompressOptions
+    path: Path  # the file
+    out: Path  # the one to write
+    content: bytes  # of the file
+    tokens: np.ndarray | None  # (N,) of a text; None = the file is a .srp
+    unknown: Unknown  # characters of the text that the run does not know
+
+
+def read_arguments(argv: list[str]) -> Arguments:
+    """UserError for a file that cannot be compressed or expanded here."""
     paths, options = load_options(CompressOptions, argv, "RUN FILE", 2, "a run's directory; a text, or a .srp file")
     run, path = open_run(Path(paths[0])), Path(paths[1])
     if is_hugging_face(run.path):
         raise UserError(f"{run.path}: is in Hugging Face's format; name the run of a training")
     content, tokens, out = path.read_bytes(), None, path.with_suffix("")
-    checksums = HEADER.unpack(content[:HEADER.size].ljust(HEADER.size))[:2]
+    known = known_to([run.tokenizer])
+    unknown = Unknown(known or frozenset())
+    header = HEADER.unpack(content[:HEADER.size].ljust(HEADER.size))
+    checksums = header[:2]
     if path.suffix != ".srp":
         if run.tokenizer.eos is not None or run.config.data.mask or len(content) >= 2**32:
             raise UserError(f"{path}: 4 GiB or more, or {run.path} has documents or a mask: not all of it is predicted")
         try:
-            tokens, out = run.tokenizer.encode(content.decode()), Path(f"{path}.srp")
+            text = content.decode()
         except UnicodeDecodeError as error:
             raise not_text(path, error) from None
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
-    elif len(content) < HEADER.size or len(content) % 4 or crc32(content[4:]) != checksums[0]:
-        raise UserError(f"{path}: damaged, or not a file of compress.py")
+        if known is not None:  # else every character is known
+            text = unknown.replace(text)
+        tokens, out = run.tokenizer.encode(text), Path(f"{path}.srp")
+    else:
+        num_words = len(content) - HEADER.size - header[3]  # in bytes
+        if num_words < 0 or num_words % 4 or crc32(content[4:]) != checksums[0]:
+            raise UserError(f"{path}: damaged, or not a file of compress.py")
+        try:
+            unknown = unpack_list(content[HEADER.size + num_words:], unknown.known)
+        except ValueError:
+            raise UserError(f"{path}: damaged: its list of unknown characters cannot be read") from None
     if out.exists() and not options.overwrite and (tokens is not None or crc32(out.read_bytes()) != checksums[1]):
         raise UserError(f"{out}: exists, and may hold something else; rename it, or use --overwrite")
     check_place(out)
-    return run, options, path, out, content, tokens
+    return Arguments(run, options, path, out, content, tokens, unknown)
 
 
 if __name__ == "__main__":
@@ -77,9 +101,10 @@ CATEGORICAL = stream.model.Categorical(perfect=False)  # frequencies of 24 bits,
 
 
 def main(argv: list[str]) -> None:
-    run, options, path, out, content, tokens = read_arguments(argv)
-    _, crc, num_tokens, threads, *theirs = HEADER.unpack_from(content) if tokens is None else (
-        0, crc32(content), len(tokens), min(255, torch.get_num_threads()))
+    run, options, path, out, content, tokens, unknown = read_arguments(argv)
+    characters = unknown.pack()
+    _, crc, num_tokens, list_size, threads, *theirs = HEADER.unpack_from(content) if tokens is None else (
+        0, crc32(content), len(tokens), len(characters), min(255, torch.get_num_threads()))
     torch.set_num_threads(max(1, threads))  # the order of sums depends on it
     dist = setup_distributed(options.device, options.dtype)
     model, _ = load_model(run, options.checkpoint, dist)
@@ -92,19 +117,27 @@ def main(argv: list[str]) -> None:
         other = "checkpoint" if theirs[3] != ours[3] else f"device, dtype or version (torch {theirs[1]}.{theirs[2]})"
         raise UserError(f"{path}: made with another {other} than there is here: {checkpoint}, {here}")
     try:
-        bits, ids, words = code(Window(model, streams, dist), first, num_tokens, tokens, content[HEADER.size:])
+        bits, ids, words = code(Window(model, streams, dist), first, num_tokens, tokens,
+                                content[HEADER.size:len(content) - list_size])
         text = run.tokenizer.decode_bytes(ids)
+        if unknown.characters:
+            text = unknown.restore(text.decode()).encode()
         if crc32(text) != crc:
             raise ValueError
     except (AssertionError, IndexError, ValueError):  # the coder's, where the words are impossible
         raise UserError(f"{path}: the predictions of {checkpoint} do not give its text back") from None
-    body = HEADER.pack(0, crc, num_tokens, threads, *ours)[4:] + words
+    body = HEADER.pack(0, crc, num_tokens, list_size, threads, *ours)[4:] + words + characters
     file = crc32(body).to_bytes(4, "little") + body
     write_atomically(out, text if tokens is None else file, like=path)  # a private text stays private
     others = COMPRESSORS | {"zstd": lambda content: zstd.compress(content, 19)}
     sizes = {"this model": len(file)} | {name: len(compress(text)) for name, compress in others.items()}
     print(f"{path}: {len(text):,} bytes, {num_tokens:,} tokens in {streams} streams; written: {out}")
-    print(f"{bits:,.0f} bits by the loss, {8 * len(file):,} bits in the file: {8 * len(file) - bits:,.0f} more")
+    listed = ""
+    if unknown.characters:
+        listed = f" and {8 * list_size:,} by a list of unknown characters"
+        print(f"{unknown.describe()}; the list gives them back")
+    more = 8 * len(file) - 8 * list_size - bits
+    print(f"{bits:,.0f} bits by the loss{listed}, {8 * len(file):,} bits in the file: {more:,.0f} more")
     if text:
         print("bits per byte:", ", ".join(f"{name} {8 * size / len(text):.3f}" for name, size in sizes.items()))
     print(f"The model itself, {model.num_params():,} parameters, is not counted.")

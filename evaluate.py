@@ -16,11 +16,12 @@ from pydantic import Field
 from config.cli import load_options
 from config.errors import UserError, run_command
 from config.files import check_place
-from config.schema import Count, FileName, Page, Section, Text
+from config.schema import Count, FileName, Page, Section, Text, UnknownCharacters
 from config.terminal import print_styled, printable, progress_bar
 from data.batches import EvalText
 from data.documents import Split, encode_documents, split_documents
 from data.prepare import read_all_documents, read_source
+from data.unknown import Unknown, known_to, replace_in_documents
 from engine.run import Run, open_run
 
 
@@ -31,6 +32,8 @@ class EvaluateOptions(Section):
     text: FileName = Field("", min_length=1, description="a text to evaluate instead; as for --corpus of train.py, a "
                            "file, a folder or a pattern")
     explain: str = Field("", min_length=1, description="a sentence: show what each of its tokens costs")
+    unknown: UnknownCharacters = Field("refuse", description="characters of the text that a run does not know: replace "
+                                       "= by similar ones, or leave them out; how many, and what they cost, is said")
     max_tokens: Count = Field(1_000_000, description="evaluate about so many targets, spread evenly; 0 = all")
     stride: Count = Field(0, description="tokens by which the window moves on: fewer give more context; 0 = block_size")
     against: FileName = Field("", min_length=1, description="another run to compare with on the same text")
@@ -60,8 +63,9 @@ def read_arguments(argv: list[str]) -> tuple[list[Run], EvaluateOptions]:
         if pair <= options.model_fields_set:
             raise UserError(f"{' and '.join(sorted(pair)).rstrip('_')}: use one of them" + (
                 "; two runs are compared on all of the text" if pair == {"against", "max_tokens"} else ""))
-    for run in runs:
-        run.tokenizer.encode_prompt(options.explain)  # tells unknown characters
+    if options.unknown == "refuse":
+        for run in runs:
+            run.tokenizer.encode_prompt(options.explain)  # tells unknown characters
     if options.html:
         check_place(Path(options.html))
     return runs, options
@@ -73,9 +77,17 @@ if __name__ == "__main__":
 from engine.checkpoint import load_model
 from engine.distributed import setup_distributed
 from report import analysis, measures, page, records
-from report.evaluation import describe
+from report.evaluation import describe, unknown_lines
 from report.explain import show_costs
 from surprisal import nats_to_bits
+
+
+class Chosen(NamedTuple):
+    """The text to evaluate, for each run."""
+
+    name: str
+    texts: list[EvalText]
+    unknown: Unknown | None = None  # characters that were replaced
 
 
 class Scored(NamedTuple):
@@ -89,13 +101,18 @@ class Scored(NamedTuple):
 
 def main(argv: list[str]) -> None:
     runs, options = read_arguments(argv)
-    name, texts = sentences(runs, options) if options.explain else read_texts(runs, options)
+    chosen = sentences(runs, options) if options.explain else read_texts(runs, options)
+    name, texts, unknown = chosen
     scored = [score(run, text, options) for run, text in zip(runs, texts, strict=True)]
     found = None
     if options.explain:
         print_styled(explain(runs, texts, scored))
+        if unknown is not None:
+            losses, _ = analysis.measure_losses([scored[0].columns])
+            cost = describe_unknown(unknown, texts[0], losses[0]["bits_per_byte"][0], runs[0])
+            print("\n".join(unknown_lines(cost)))
     else:
-        found = evaluate(runs, texts, scored, name, options)
+        found = evaluate(runs, chosen, scored, options)
         print(json.dumps(found, indent=1) if options.json_ else describe(found))
     if options.html:
         targets, passages = [each.columns for each in scored], [each.passage for each in scored]
@@ -103,10 +120,28 @@ def main(argv: list[str]) -> None:
         print(options.html, file=sys.stderr if options.json_ else sys.stdout)
 
 
-def sentences(runs: list[Run], options: EvaluateOptions) -> tuple[str, list[EvalText]]:
+def sentences(runs: list[Run], options: EvaluateOptions) -> Chosen:
     """The sentence to explain, in each run's tokens."""
-    tokens = [np.array(run.tokenizer.encode_after_context(options.explain)) for run in runs]
-    return "a sentence", [run.eval_text(Split(own)) for run, own in zip(runs, tokens, strict=True)]
+    sentence, unknown = options.explain, None
+    known = known_to(run.tokenizer for run in runs)
+    if options.unknown == "replace" and known is not None:
+        unknown = Unknown(known)
+        sentence = unknown.replace(sentence)
+        if not sentence:
+            raise UserError("explain: nothing is left of the sentence: the run knows none of its characters")
+    tokens = [np.array(run.tokenizer.encode_after_context(sentence)) for run in runs]
+    texts = [run.eval_text(Split(own)) for run, own in zip(runs, tokens, strict=True)]
+    return Chosen("a sentence", texts, unknown)
+
+
+def describe_unknown(unknown: Unknown, text: EvalText, bits_per_byte: float, run: Run) -> dict[str, Any] | None:
+    """What was replaced in a text, and what it costs to give it back; None if every character is known."""
+    if not unknown.characters:
+        return None
+    bits = 8 * len(unknown.pack())
+    read = run.tokenizer.count_bytes(text.split.targets())  # bytes that the run read
+    whole = (bits_per_byte * read + bits) / (read + unknown.added_bytes)
+    return {"says": unknown.describe(), "bits": bits, "bits_per_byte": whole}
 
 
 def explain(runs: list[Run], texts: list[EvalText], scored: list[Scored]) -> str:
@@ -122,9 +157,9 @@ def explain(runs: list[Run], texts: list[EvalText], scored: list[Scored]) -> str
     return "\n".join(parts)
 
 
-def evaluate(runs: list[Run], texts: list[EvalText], scored: list[Scored], name: str, options: EvaluateOptions
-             ) -> dict[str, Any]:
+def evaluate(runs: list[Run], chosen: Chosen, scored: list[Scored], options: EvaluateOptions) -> dict[str, Any]:
     """What there is to know about the first run's loss, and how the second's compares: what `--json` prints."""
+    name, texts, unknown = chosen
     losses, blocks = analysis.measure_losses([each.columns for each in scored])
     run, (about, columns, tempered, _) = runs[0], scored[0]
     # With a text of one's own, the corpus may be elsewhere.
@@ -140,6 +175,8 @@ def evaluate(runs: list[Run], texts: list[EvalText], scored: list[Scored], name:
         "kl_gap": None if source_nll is None else np.mean(columns["nll"] - source_nll[texts[0].positions - 1]),
         "baselines": [each.model_dump(exclude={"passage_nll"}) for each in run.info.baselines] if of_whole_val else [],
         **details.model_dump(exclude={"targets"}), "against": None}
+    if unknown is not None:
+        found["unknown"] = describe_unknown(unknown, texts[0], losses[0]["bits_per_byte"][0], run)
     if len(runs) == 2:
         units = ["nats_per_token"] * (texts[0].split is texts[1].split) + ["bits_per_byte"]
         difference = {unit: losses[0][unit] - losses[1][unit] for unit in units}
@@ -151,18 +188,24 @@ def evaluate(runs: list[Run], texts: list[EvalText], scored: list[Scored], name:
     return found
 
 
-def read_texts(runs: list[Run], options: EvaluateOptions) -> tuple[str, list[EvalText]]:
+def read_texts(runs: list[Run], options: EvaluateOptions) -> Chosen:
     """The name of the text, and the text in each run's tokens. The first run decides which are targets."""
     run, config = runs[0], runs[0].config.data
     name = options.text or f"the {options.split} split of {run.info.name}"
     if options.text:
         config = config.model_copy(update={"corpus": options.text})
 
+    documents, unknown = None, None
+    if options.text:
+        documents = read_all_documents(config)
+        known = known_to(own.tokenizer for own in runs)
+        if options.unknown == "replace" and known is not None:
+            documents, unknown = replace_in_documents(documents, known)
+
     def encode(own: Run) -> Split:
-        if options.text:
-            documents = read_all_documents(config)
-        else:
-            documents = split_documents(read_source(config).text, config)[options.split]
+        if documents is None:
+            of_split = split_documents(read_source(config).text, config)[options.split]
+            return encode_documents(of_split, own.tokenizer, config, name)
         return encode_documents(documents, own.tokenizer, config, name)
 
     splits = [encode(run) if options.text else getattr(run.corpus, options.split)]
@@ -172,7 +215,8 @@ def read_texts(runs: list[Run], options: EvaluateOptions) -> tuple[str, list[Eva
                             f"{run.path} for {run.tokenizer.eos_text!r}: they do not predict the same bytes")
         splits.append(splits[0] if other.tokenizer == run.tokenizer else encode(other))
     max_tokens = options.max_tokens if len(runs) == 1 else 0  # two runs are compared on all of the text
-    return name, [own.eval_text(split, max_tokens, options.stride) for own, split in zip(runs, splits, strict=True)]
+    texts = [own.eval_text(split, max_tokens, options.stride) for own, split in zip(runs, splits, strict=True)]
+    return Chosen(name, texts, unknown)
 
 
 def score(run: Run, text: EvalText, options: EvaluateOptions) -> Scored:

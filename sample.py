@@ -8,7 +8,8 @@ from pydantic import Field
 
 from config.cli import load_options
 from config.errors import UserError, run_command
-from config.schema import Count, FileName, Positive, Rate, Section, Text
+from config.schema import Count, FileName, Positive, Rate, Section, Text, UnknownCharacters
+from data.unknown import Unknown, known_to
 from engine.run import Run, open_run
 
 
@@ -18,6 +19,8 @@ class SampleOptions(Section):
     prompt: str = Field("", description="text to continue; empty = the prompt that the validation text starts with, or "
                         "a new line")
     prompt_file: FileName = Field("", description="a UTF-8 file with the prompt")
+    unknown: UnknownCharacters = Field("refuse", description="characters of the prompt that the run does not know: "
+                                       "replace = by similar ones, or leave them out")
     num_samples: int = Field(1, ge=1, le=100_000, description="how many to write")
     max_new_tokens: Positive = Field(500, description="tokens in each")
     temperature: Rate = Field(0.8, description="below 1 safer, above 1 wilder; 0 = greedy")
@@ -42,6 +45,9 @@ def read_arguments(argv: list[str]) -> tuple[Run, SampleOptions, str]:
             prompt = Path(options.prompt_file).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"prompt_file={options.prompt_file}: {error}") from None
+    known = known_to([run.tokenizer])
+    if options.unknown == "replace" and known is not None:
+        prompt = Unknown(known).replace(prompt)
     run.tokenizer.encode_prompt(prompt)  # tells unknown characters
     return run, options, prompt
 

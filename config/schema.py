@@ -18,6 +18,7 @@ from config.files import nearest_run
 
 CORPORA = ("shakespeare", "tinyshakespeare", "words", "dialogue", "two_gentlemen", "markov")  # by their names
 TOKENIZERS = ("char", "bpe", "gpt2")
+UnknownCharacters = Literal["refuse", "replace"]
 OVERFITTING_RISE = 0.01  # nats: a smaller change of a loss may be noise
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]

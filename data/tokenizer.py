@@ -70,6 +70,11 @@ class Tokenizer(BaseModel):
                 ids[ord(character)] = token
         return ids
 
+    @property
+    def characters(self) -> frozenset[str]:
+        """What a char tokenizer knows."""
+        return frozenset(name for name in self.ids if len(name) == 1)
+
     @cached_property
     def encoding(self) -> Any:
         import tiktoken
@@ -84,7 +89,8 @@ class Tokenizer(BaseModel):
         if (unknown := np.flatnonzero(tokens == UNKNOWN)).size:
             at = int(unknown[0])
             raise UserError(f"the character {text[at]!r} (U+{ord(text[at]):04X}, at position {at}) is not in this char "
-                            f"vocabulary of {len(self.ids)}; leave it out, or train with --tokenizer=bpe")
+                            f"vocabulary of {len(self.ids)}, nor are {len(unknown) - 1:,} others after it; leave them "
+                            "out, use --unknown=replace (evaluate.py, sample.py), or train with --tokenizer=bpe")
         return tokens.astype(self.dtype)
 
     def encode_prompt(self, text: str) -> list[int]:

@@ -46,13 +46,23 @@ def claim(blocks: Blocks) -> list[str]:
 
 
 def _remarks(found: dict[str, Any]) -> list[str]:
-    lines = []
+    lines = unknown_lines(found.get("unknown"))
     if found["kl_gap"] is not None:
         lines.append(f"KL(source || model) is {found['kl_gap']:.4f}: the loss above that of the text's source.")
     if found["baselines"]:
         nll = found["loss"]["nats_per_token"]["value"]
         lines += beside_baselines(nll, [Baseline(**each) for each in found["baselines"]])
     return lines
+
+
+def unknown_lines(unknown: dict[str, Any] | None) -> list[str]:
+    """What was replaced in a text, and what that costs."""
+    if unknown is None:
+        return []
+    return [f"{unknown['says']}.",
+            f"The figures are of the text as it was read. A list of what the characters were takes {unknown['bits']:,} "
+            f"bits more (as in compress.py):",
+            f"with it, the text as it stands costs {unknown['bits_per_byte']:.4f} bits per byte."]
 
 
 def _comparison(found: dict[str, Any]) -> list[str]:

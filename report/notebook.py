@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from config.errors import UserError
+from config.schema import UnknownCharacters
 from data.documents import Split
 from data.tokenizer import Tokenizer
+from data.unknown import Unknown, known_to
 from engine.checkpoint import load_model
 from engine.distributed import setup_distributed
 from engine.generate import generate
@@ -41,8 +43,13 @@ class Model:
     def __repr__(self) -> str:
         return f"{self.run.name}: a GPT with {self.gpt.num_params():,} parameters, after {self.state.step:,} steps"
 
-    def score(self, text: str) -> "ScoredText":
-        """What each token of a text costs, as `evaluate.py --explain` measures it; UserError for unknown characters."""
+    def score(self, text: str, unknown: UnknownCharacters = "refuse") -> "ScoredText":
+        """What each token of a text costs, as `evaluate.py --explain` measures it.
+
+        UserError for unknown characters; with unknown="replace" similar ones stand for them, or they are left out, and
+        the costs are of the text that this makes.
+        """
+        text = self._read(text, unknown)
         if not text:
             raise UserError("score: the text is empty")
         tokens = self.run.tokenizer.encode_after_context(text)
@@ -50,12 +57,16 @@ class Model:
         scores = score(predict(self.gpt, windows.batches(), self.dist), [1.0])
         return ScoredText(tokens, scores.nll, 1 + scores.higher, self.run.tokenizer)
 
+    def _read(self, text: str, unknown: UnknownCharacters) -> str:
+        known = known_to([self.run.tokenizer])
+        return Unknown(known).replace(text) if unknown == "replace" and known is not None else text
+
     def sample(self, prompt: str = "", max_new_tokens: int = 500, temperature: float = 0.8, top_k: int = 0,
-               top_p: float = 1.0, seed: int = 1337) -> "SampledText":
+               top_p: float = 1.0, seed: int = 1337, unknown: UnknownCharacters = "refuse") -> "SampledText":
         """The prompt and its continuation; sample.py has the same options."""
         if not (0 <= temperature < float("inf") and 0 < top_p <= 1 and top_k >= 0):
             raise UserError("sample: temperature and top_k are 0 or more, and top_p is above 0 and at most 1")
-        tokenizer, prompt = self.run.tokenizer, prompt or self.run.info.prompt
+        tokenizer, prompt = self.run.tokenizer, self._read(prompt, unknown) or self.run.info.prompt
         steps = generate(self.gpt, tokenizer.encode_prompt(prompt), self.dist, max_new_tokens=max_new_tokens,
                          temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, eos=tokenizer.eos)
         return SampledText(prompt + tokenizer.decode(token for (token,) in steps if token != tokenizer.eos))

@@ -74,6 +74,49 @@ def metrics(run: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
 
 
+STRANGE = "“the cat\u2019s” sät 1 Ω on\u00a0a mat;\n" * 20
+PLAIN = "the cats sat   on a mat;\n" * 20
+
+
+@pytest.mark.parametrize("run", ["out/whole", "out/padded"])
+def test_unknown_characters_are_replaced_and_their_cost_is_said(runs, run: str) -> None:
+    Path("strange.txt").write_text(STRANGE, encoding="utf-8")
+    Path("plain.txt").write_text(PLAIN, encoding="utf-8")
+    with pytest.raises(UserError, match=r"strange.txt: the character '“'.*others after it; .*--unknown=replace"):
+        evaluate.main([run, "--text=strange.txt"])
+    strange = found(run, "--text=strange.txt", "--unknown=replace")
+    plain = found(run, "--text=plain.txt", "--unknown=replace")
+    assert strange["loss"] == plain["loss"]
+    assert plain["unknown"] is None
+    unknown = strange["unknown"]
+    assert unknown["says"].startswith("140 characters are not in the vocabulary of ")
+    before, after = len(STRANGE.encode()), len(PLAIN.encode())
+    if run == "out/whole":
+        total = plain["loss"]["bits_per_byte"]["value"] * (after - 1) + unknown["bits"]
+        assert unknown["bits_per_byte"] == pytest.approx(total / (before - 1))
+    assert f"takes {unknown['bits']:,} bits more" in said(run, "--text=strange.txt", "--unknown=replace")
+    assert "unknown" not in found(run)
+
+
+def test_unknown_characters_beside_another_run(runs) -> None:
+    """Both runs read the same text, also one whose tokens could spell all of it."""
+    Path("strange.txt").write_text(STRANGE, encoding="utf-8")
+    result = found("out/bpe", "--text=strange.txt", "--unknown=replace", "--against=out/whole")
+    assert result["bytes"] == pytest.approx(result["against"]["bytes"], abs=4)  # the first tokens differ
+    assert found("out/bpe", "--text=strange.txt", "--unknown=replace")["bytes"] > result["bytes"]
+
+
+def test_a_sentence_and_a_prompt_with_unknown_characters(runs) -> None:
+    shown = said("out/whole", "--explain=“the cät” 1", "--unknown=replace")
+    assert "for 8 tokens" in shown
+    assert "4 characters are not in the vocabulary" in shown
+    with pytest.raises(UserError, match="nothing is left of the sentence"):
+        evaluate.main(["out/whole", "--explain=1", "--unknown=replace"])
+    plain = call("sample.py", "out/whole", "--prompt=the cat", "--max_new_tokens=9").stdout
+    prompt = "--prompt=thè “cät”"
+    assert call("sample.py", "out/whole", prompt, "--max_new_tokens=9", "--unknown=replace").stdout == plain
+
+
 @pytest.mark.parametrize("run", ["out/whole", "out/bpe", "out/masked", "out/padded", "out/bpe_lines", "out/records"])
 def test_the_loss_is_the_one_that_training_logged(runs, run) -> None:
     best = metrics(run)[-1]

@@ -3,6 +3,7 @@
 import importlib
 import re
 import shlex
+import shutil
 import string
 import tomllib
 from pathlib import Path
@@ -55,9 +56,9 @@ def small(data_dir: Path) -> Path:
     for recipe in (ROOT / "config").glob("*.toml"):
         (data_dir / "config" / recipe.name).write_text(make_small(recipe), encoding="utf-8")
     text = "ROMEO:\nTo be, or not to be: that is the question.\n\n" * 60 + string.printable.replace("\r", "")
-    (data_dir / "path/to").mkdir(parents=True)
-    for path in (data_dir / "text.txt", data_dir / "path/to/your.txt"):
-        path.write_text(text, encoding="utf-8")
+    (data_dir / "text.txt").write_text(text, encoding="utf-8")
+    (data_dir / "play.txt").write_text(text, encoding="utf-8")  # in the README a part of the plays
+    shutil.copy(ROOT / "README.md", data_dir)
     return data_dir
 
 
@@ -107,7 +108,8 @@ def test_every_file_named_is_there_and_every_module_is_on_the_map() -> None:
              "bench/*", "docs/*", "tests/*") for path in ROOT.glob(pattern)}
     names = {file.split("/")[-1] for file in files}
     for name in set(re.findall(r"[\w/]+\.(?:py|toml|png|md|ipynb|txt|html|js|safetensors|jsonl)\b", ALL)) - OF_A_RUN:
-        assert name in files | names or name in ("path/to/your.txt", "your.txt", "data/shakespeare/input.txt"), name
+        assert name in files | names or name in (
+            "path/to/your.txt", "your.txt", "play.txt", "data/shakespeare/input.txt"), name
     for text in DOCS.values():
         for link in re.findall(r"\]\(([\w./]+)\)", text):
             assert (ROOT / link).is_file() or (ROOT / "docs" / link).is_file(), link
