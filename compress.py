@@ -4,6 +4,10 @@ An entropy coder makes about sum -log2 q bits of tokens with probabilities q. De
 So both directions take the same steps with the same shapes: S streams, parts of the text, grow side by side.
 """
 
+from config.startup import end_on_interrupt
+
+end_on_interrupt(__name__)
+
 import struct
 from pathlib import Path
 from typing import Literal, NamedTuple

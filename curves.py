@@ -1,5 +1,9 @@
 """Loss curves of one run or many: `python curves.py out/a [out/b ...] [--terminal]`."""
 
+from config.startup import end_on_interrupt
+
+end_on_interrupt(__name__)
+
 from pathlib import Path
 from typing import Literal
 

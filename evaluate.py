@@ -3,6 +3,10 @@
 The story, in order: the text, the scores of its tokens, and what they add up to.
 """
 
+from config.startup import end_on_interrupt
+
+end_on_interrupt(__name__)
+
 import json
 import sys
 from collections.abc import Iterable

@@ -4,6 +4,10 @@ Then `AutoModelForCausalLM.from_pretrained("my_model")` and `AutoTokenizer.from_
 load it. `python train.py --init_from=my_model --corpus=FILE` trains it further here.
 """
 
+from config.startup import end_on_interrupt
+
+end_on_interrupt(__name__)
+
 import json
 import shutil
 from contextlib import suppress

@@ -1,5 +1,9 @@
 """Text from a run: `python sample.py out/shakespeare_char --prompt="ROMEO:" --num_samples=3`."""
 
+from config.startup import end_on_interrupt
+
+end_on_interrupt(__name__)
+
 import codecs
 from pathlib import Path
 from typing import Literal

@@ -3,6 +3,10 @@
 Under torchrun, each process (rank) runs this file on its share of every batch; only rank 0 prints and writes files.
 """
 
+from config.startup import end_on_interrupt
+
+end_on_interrupt(__name__)
+
 import sys
 import time
 

@@ -4,6 +4,9 @@ import os
 import sys
 from importlib.util import find_spec
 
+from config.startup import open_closed_streams
+
+open_closed_streams()
 # Idle threads sleep instead of spinning: with other programs running, steps are up to 3 times faster. OpenMP reads this
 # when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -77,7 +77,6 @@ def did_you_mean(word: str, known: Iterable[str] | Mapping[str, str], n: int = 1
 
 def run_command(main: Callable[[list[str]], object]) -> None:
     """Call main(argv); turn a UserError, an OSError or Ctrl-C into one line on stderr and an exit code."""
-    _on_interrupt(signal.default_int_handler)
     atexit.register(gc.freeze)  # else Python looks for garbage in all of torch as it exits: over half a second
     if RANK > 0:  # only rank 0 speaks
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -86,9 +85,11 @@ def run_command(main: Callable[[list[str]], object]) -> None:
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows "?"
     show_control_characters()
     try:
+        _on_interrupt(signal.default_int_handler)
         read_ranks(os.environ)  # tells mistakes
         with out_of_memory("use a smaller text, or fewer samples"):
             main(sys.argv[1:])
+        _on_interrupt(lambda *_: os._exit(130))  # what comes next imports torch, where Ctrl-C would print many lines
     except BrokenPipeError:  # `python sample.py RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -98,7 +99,6 @@ def run_command(main: Callable[[list[str]], object]) -> None:
         _fail(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
-    _on_interrupt(lambda *_: os._exit(130))  # what comes next imports torch, where Ctrl-C would print many lines
 
 
 def _on_interrupt(handler: Callable[..., object]) -> None:

@@ -18,6 +18,10 @@ from typing import NamedTuple
 if __name__ == "__main__":  # Python looks for modules beside this file: let it look in the repository
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from config.startup import end_on_interrupt
+
+end_on_interrupt(__name__)
+
 import numpy as np
 
 from config.cli import load_config

@@ -31,11 +31,12 @@ LIMIT = 60  # seconds that a process may take
 class Process:
     """`python train.py ARGUMENTS` in a folder. `prelude` is code to run first; `env` are variables."""
 
-    def __init__(self, folder: Path, *arguments: str, prelude: str = "", **env: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, prelude: str = "", script: str = "train.py", **env: str) -> None:
         descriptor, self.log = tempfile.mkstemp(dir=folder, suffix=".log")
         os.close(descriptor)
-        self.process = CONTEXT.Process(target=_run, daemon=True,
-                                       args=(str(folder), self.log, arguments, prelude, env | {"OMP_NUM_THREADS": "1"}))
+        env["OMP_NUM_THREADS"] = "1"
+        details = (str(folder), self.log, [script, *arguments], prelude, env)
+        self.process = CONTEXT.Process(target=_run, daemon=True, args=details)
         self.process.start()
 
     def wait(self) -> tuple[int, str]:
@@ -82,17 +83,17 @@ def start_ranks(folder: Path, *arguments: str, size: int = 2, last: tuple[str, .
     return ranks
 
 
-def _run(folder: str, log: str, arguments: tuple[str, ...], prelude: str, env: dict[str, str]) -> None:
+def _run(folder: str, log: str, command: list[str], prelude: str, env: dict[str, str]) -> None:
     os.environ.update(env)
     os.chdir(folder)
     sys.path.insert(0, folder)
-    sys.argv = ["train.py", *arguments]
+    sys.argv = command
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     try:
         exec(prelude, {})
-        runpy.run_path("train.py", run_name="__main__")
+        runpy.run_path(command[0], run_name="__main__")
     finally:
         atexit._run_exitfuncs()
 

@@ -1,0 +1,30 @@
+"""The first moments of a command, before its imports, which take a third of a second or more."""
+
+import os
+import signal
+import sys
+
+
+def end_on_interrupt(module: str) -> None:
+    """If the module is the program that was started, Ctrl-C ends it with exit code 130 and without a traceback.
+
+    run_command then answers Ctrl-C in its own way.
+    """
+    if module == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a shell's background
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+
+def open_closed_streams() -> None:
+    """Lead standard streams that were closed, as by `2>&-`, to nowhere.
+
+    Else the next file that is opened, such as a checkpoint, would get the number of the stream, and
+    with it the warnings of libraries.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            flags = os.O_RDONLY if mode == "r" else os.O_WRONLY
+            os.set_inheritable(os.open(os.devnull, flags), True)  # the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
