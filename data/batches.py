@@ -73,6 +73,22 @@ class TrainBatches:
         """How often the text was read when so many windows were."""
         return windows / self.windows_per_epoch
 
+    def read_and_unread(self, windows: int) -> tuple[np.ndarray, np.ndarray]:
+        """The windows of the first epoch that are among the first `windows`, and those that are not.
+
+        (N, 3) each, in the order of the text.
+        """
+        order, offset = self._epoch(0)
+        places = np.sort(order[:windows]), np.sort(order[windows:])
+        if self.documents is not None:
+            return self.documents[places[0]], self.documents[places[1]]
+        read, unread = (place.astype(np.int64) * self.block_size + offset for place in places)
+        return self._full_windows(read), self._full_windows(unread)
+
+    def _full_windows(self, starts: np.ndarray) -> np.ndarray:
+        """Windows of block_size targets, (N, 3), that start there."""
+        return np.stack([starts, np.full_like(starts, self.block_size), np.zeros_like(starts)], axis=1)
+
     def _window(self, number: int) -> np.ndarray:
         """The window that comes as number 0, 1, 2, ... in training."""
         epoch, place = divmod(number, self.windows_per_epoch)
@@ -114,6 +130,7 @@ class EvalText:
     max_tokens: int = 0
     min_batches: int = 1  # of a text with so many windows
     batch_tokens: int = 2048  # in one forward pass
+    only: np.ndarray | None = None  # windows (N, 3), to evaluate no others; then `stride` is not used
 
     @cached_property
     def windows(self) -> np.ndarray:
@@ -121,8 +138,10 @@ class EvalText:
         if self.split.num_targets() == 0:
             raise UserError("nothing to evaluate: the text has no target; it is shorter than two "
                             "tokens, or all of it is masked")
-        stride = self.stride or self.block_size
-        windows = find_windows(self.split.tokens, self.block_size, self.eos, stride)
+        windows = self.only
+        if windows is None:
+            stride = self.stride or self.block_size
+            windows = find_windows(self.split.tokens, self.block_size, self.eos, stride)
         counts = count_targets(self.split, windows)
         windows = windows[counts > 0]
         counts = counts[counts > 0]
@@ -170,18 +189,19 @@ def find_windows(tokens: np.ndarray, block_size: int, eos: int | None, stride: i
 
 
 def count_targets(split: Split, windows: np.ndarray) -> np.ndarray:
-    """The number of targets in each of the windows of a whole text, (N,), which are in its order."""
+    """The number of targets in each window of a text, (N,); the windows are in its order."""
     starts, lengths, skips = windows.T
     if split.unmasked is None:
         return lengths - skips
-    firsts = starts + skips + 1  # each of these tokens may be a target, up to the next window's first
-    ends = starts + lengths + 1
+    firsts = starts + skips + 1  # the first token of each window that may be a target,
+    ends = starts + lengths + 1  # and the token after the last
     counts = np.empty(len(windows), dtype=np.int64)
     for start in range(0, len(windows), WINDOWS_COUNTED):
         few = slice(start, start + WINDOWS_COUNTED)
         first = firsts[few][0]
-        unmasked = split.unmasked[first:ends[few][-1]]
-        counts[few] = np.add.reduceat(unmasked, firsts[few] - first, dtype=np.int64)
+        unmasked = np.append(split.unmasked[first:ends[few][-1]], False)
+        bounds = np.stack([firsts[few], ends[few]], axis=1).ravel() - first
+        counts[few] = np.add.reduceat(unmasked, bounds, dtype=np.int64)[::2]  # not what is between windows
     return counts
 
 

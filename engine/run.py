@@ -106,6 +106,11 @@ class Run:
             raise UserError(f"{self.path}: its corpus, {name}, now has other tokens")
         return corpus
 
+    def was_changed(self, option: str) -> bool:
+        """Whether a start of this run had another value of an option than the start before."""
+        lines = (self.path / "history.jsonl").read_bytes().splitlines()
+        return option in self.changes or any(option in _read_changes(line) for line in lines)
+
     def eval_text(self, split: Split, max_tokens: int = 0, stride: int = 0) -> EvalText:
         """A text in this run's tokens, to be evaluated as the run reads text."""
         eos = self.tokenizer.eos if self.config.data.padded else None
@@ -135,6 +140,15 @@ class Run:
 def is_outcome(record: Record) -> bool:
     """Whether a line of metrics.jsonl or samples.jsonl is of the best model, after the last step."""
     return "best_step" in record
+
+
+def _read_changes(line: bytes) -> dict[str, Any]:
+    """The options that a line of history.jsonl says were changed; none if it is damaged."""
+    try:
+        changes = from_json(line).get("changes", {})
+    except (ValueError, AttributeError):
+        return {}
+    return changes if isinstance(changes, dict) else {}
 
 
 def parse_record(line: bytes) -> Record | None:

@@ -132,7 +132,7 @@ def make_figure(runs: Sequence[Run], x: str = "step", scale: str = "log", unit: 
                 panel.plot(*curve.gap, **look, linewidth=2)
             handles.append((line, star))
         if few and any(curve.train[0] for curve in curves):
-            handles, labels = [*handles, thin], [*labels, "thin: training"]
+            handles, labels = [*handles, thin], [*labels, "thin: training text, before it is learned from"]
         figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize=9, ncols=columns)
         if scale == "log":  # also from 0
             axes.set_xscale("symlog", linthresh=picture.first, linscale=0.3)

@@ -1,6 +1,7 @@
 """What is behind a run's loss on a text: the cost of each token, calibration, and where the loss comes from."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,15 @@ import numpy as np
 
 from config.files import write_atomically
 from data.baselines import MAX_TRAIN_TOKENS, find_passage
-from data.batches import Batch, EvalText
+from data.batches import Batch, EvalText, TrainBatches, count_targets
 from data.documents import Split
 from data.prepare import Corpus
 from data.tokenizer import Tokenizer
 from engine.distributed import Distributed
-from engine.run import Run
+from engine.run import Record, Run
 from engine.scoring import explain, predict, score
-from loss import LossSums
+from engine.step import evaluate_parts
+from loss import LossSums, mean_loss, sum_losses
 from model import GPT
 from report import analysis
 from report.explain import show_token
@@ -94,6 +96,33 @@ def write_evaluation(path: Path, run: Run, model: GPT, parts: Sequence[LossSums]
     evaluation = Evaluation(**summary.model_dump(), part_nll=[float(part.nll) for part in parts],
                             part_targets=[float(part.num_targets) for part in parts])
     write_atomically(path, evaluation.model_dump_json().encode())
+
+
+def measure_training_text(model: GPT, text: EvalText, get_batch: TrainBatches, windows: int, dist: Distributed
+                          ) -> Record:
+    """The loss on training text that a model read, among its first `windows`, and on text that it did not.
+
+    "train_read_nll" and "train_unread_nll" in nats per token, each with its standard error; without
+    that of which there is too little. Both are spread over the whole text, so that they compare.
+    """
+    record: Record = {}
+    for name, only in zip(("read", "unread"), get_batch.read_and_unread(windows), strict=True):
+        part = replace(text, only=only, min_batches=analysis.BLOCKS)
+        if count_targets(text.split, only).sum() < analysis.FEW:
+            continue
+        losses = evaluate_parts(model, part, dist)
+        if len(losses) > 1:
+            record[f"train_{name}_nll"] = mean_loss(sum_losses(losses)).nll
+            record[f"train_{name}_error"] = standard_error(losses)
+    return record
+
+
+def standard_error(parts: Sequence[LossSums]) -> float:
+    """The standard error of the mean loss, in nats per token, from the differences between parts of a text."""
+    nll = np.array([float(part.nll) for part in parts])
+    targets = np.array([float(part.num_targets) for part in parts])
+    deviations = nll - targets * nll.sum() / targets.sum()
+    return float(np.sqrt(len(parts) / (len(parts) - 1) * (deviations**2).sum()) / targets.sum())
 
 
 def find_passages(nll: np.ndarray, text: EvalText, tokenizer: Tokenizer) -> dict[str, list[HardOrEasy]]:

@@ -22,7 +22,7 @@ from engine.generate import generate_texts
 from engine.run import Record, Run, append_line, kept_options, start_run
 from engine.signals import StopSignal
 from engine.state import BEST, StepResult, TrainState
-from engine.step import evaluate, evaluate_parts, validation_record
+from engine.step import evaluate_parts, validation_record
 from loss import mean_loss, sum_losses
 from model import GPT
 from report import figures, measures, page, words
@@ -247,7 +247,7 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatc
         raise UserError(f"{run.path}: the {checkpoint} checkpoint could not be written; make room, or move the "
                         "directory back, and resume with --init_from=resume")
     if state.best_nll is not None:
-        final = measure_best(model, corpus, log)
+        final = measure_best(model, corpus, log, get_batch)
         run = replace(run, final=without_nonfinite(final))
     log.attempt("curves.png", lambda path: figures.draw_png([run], path))
     epochs = get_batch.epochs(state.windows)
@@ -274,18 +274,20 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatc
     return 0
 
 
-def measure_best(model: GPT, corpus: Corpus, log: TrainLog) -> Record:
+def measure_best(model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatches) -> Record:
     """Load the best model and measure it on all validation text; returns the last line of metrics."""
     run, dist = log.run, log.dist
     best = load_checkpoint(run.path / "best.safetensors", model)
     val_text = replace(run.eval_text(corpus.val), min_batches=BLOCKS)  # for the interval of a difference
     parts = evaluate_parts(model, val_text, dist)
     exact = validation_record(mean_loss(sum_losses(parts)), val_text, corpus)
-    # The loss of the same weights on training text: the loss that training logged is of other weights.
-    max_tokens = run.config.run.eval_tokens or corpus.val.num_targets()
-    train_text = run.eval_text(corpus.train, max_tokens)
     with suppress(UserError):  # some predictions are not finite
         log.attempt("evaluation.json", measures.write_evaluation, run, model, parts, corpus, dist)
-    return {"step": log.state.step, "best_step": best.step,
-            "best_train_nll": evaluate(model, train_text, dist).nll,
-            **{f"best_{name}": value for name, value in exact.items()}}
+    windows = best.windows or best.step * run.config.optim.batch_size  # 0 in files of earlier editions
+    found = exact | {"epochs": get_batch.epochs(windows)}
+    if not run.was_changed("seed"):  # else other windows were read than those of this seed
+        max_tokens = run.config.run.eval_tokens or corpus.val.num_targets()
+        train_text = run.eval_text(corpus.train, max_tokens)
+        found |= measures.measure_training_text(model, train_text, get_batch, windows, dist)
+    final: Record = {"step": log.state.step, "best_step": best.step}
+    return final | {f"best_{name}": value for name, value in found.items()}

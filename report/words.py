@@ -154,22 +154,48 @@ def _advice(records: Sequence[Record], final: Record, info: CorpusInfo, config: 
                 "Try a lower --learning_rate and --muon_learning_rate, --warmup_iters, --grad_clip=1, or "
                 "--dtype=float32."]
     evals = [record for record in records if "val_nll" in record]
-    gap = final["best_val_nll"] - final["best_train_nll"]
-    same = (f"On training text the best model has {final['best_train_nll']:.4f}: {abs(gap):.3f} "
-            f"{'lower' if gap > 0 else 'higher'}.")
+    same = list(_on_training_text(final))
     rise = evals[-1]["val_nll"] - (state.best_nll or 0.0)
     if state.overfitting:
-        return [*_overfitted(rise, config, state, epochs), same,
+        return [*_overfitted(rise, config, state, epochs), *same,
                 f"Try --dropout={config.model.dropout + 0.1:.1f}, a smaller model, or more text."]
     if rise > OVERFITTING_RISE:
-        return [*_rose(rise, state, epochs), same, _lower_rates(config)]
+        return [*_rose(rise, state, epochs), *same, _lower_rates(config)]
     worst = max(evals, key=lambda record: record["val_nll"])
     if worst["val_nll"] > uniform + 0.5:
         return [f"At step {worst['step']:,.0f} the validation loss was {worst['val_nll']:.3f}, worse than log|V|.",
-                same, "Try a lower --learning_rate and --muon_learning_rate, or --warmup_iters."]
-    return ["It did not overfit: the last validation loss is as good as the best.", same,
+                *same, "Try a lower --learning_rate and --muon_learning_rate, or --warmup_iters."]
+    return ["It did not overfit: the last validation loss is as good as the best.", *same,
             f"Try longer, --max_iters={2 * config.optim.max_iters}" + (
                 "." if config.run.source else f", or larger, --n_layer={config.model.n_layer + 1}.")]
+
+
+def _on_training_text(final: Record) -> Iterator[str]:
+    """What the best model's losses on text that it read, and did not read, say of its validation loss."""
+    val = final["best_val_nll"]
+    read, unread = final.get("best_train_read_nll"), final.get("best_train_unread_nll")
+    read_error = 2 * final.get("best_train_read_error", 0.0)  # half of a 95% interval
+    unread_error = 2 * final.get("best_train_unread_error", 0.0)
+    if read is not None and unread is not None:
+        yield (f"The best model read {final['best_epochs']:.0%} of the training text. Its loss is {read:.4f} on that, "
+               f"and {unread:.4f} on the rest.")
+        worth = unread - read
+        error = math.hypot(read_error, unread_error)
+        kind = "memorisation" if worth > error else "which may be nothing"
+        yield f"  Having read a text lowers its loss by {worth:.3f} ± {error:.3f}: {kind}."
+    elif read is not None:
+        yield (f"On training text that it read the best model has {read:.4f}, {abs(val - read):.3f} ± {read_error:.3f} "
+               f"{_direction(val > read, 'lower', 'higher')}.")
+        yield "  That is memorisation and how much harder the validation text is, together."
+    elif unread is not None:
+        yield f"On training text that it did not read the best model has {unread:.4f}."
+    if unread is not None:
+        yield (f"  The validation text is {abs(val - unread):.3f} ± {unread_error:.3f} "
+               f"{_direction(val > unread, 'harder', 'easier')} than training text that it did not read.")
+
+
+def _direction(is_more: bool, more: str, less: str) -> str:
+    return more if is_more else less
 
 
 def _overfitted(rise: float, config: Config, state: TrainState, epochs: float) -> Iterator[str]:

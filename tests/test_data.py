@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import sys
 import urllib.request
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -135,6 +136,28 @@ def test_another_batch_size_goes_on_with_the_windows_that_were_not_read() -> Non
     assert len(np.unique(epoch)) == 124
     whole = TrainBatches(split, 8, 124, seed=1)(0)[0].inputs[:, 0]
     assert epoch.tolist() == whole.tolist()
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_what_was_read_and_what_was_not_make_an_epoch(documents: bool) -> None:
+    split = Split(np.where(np.arange(1000) % 7 == 0, 0, np.arange(1000)))
+    batches = TrainBatches(split, 8, 10, seed=1, eos=0 if documents else None)
+    seen = np.concatenate([batches(first)[0].inputs for first in (0, 10)])
+    read, unread = batches.read_and_unread(20)
+    assert sorted(cut(split, read, 8).inputs.tolist()) == sorted(seen.tolist())
+    assert len(read) + len(unread) == batches.windows_per_epoch
+    both = np.concatenate([read, unread])
+    assert np.unique(both, axis=0).tolist() == sorted(both.tolist())  # none is in both
+    assert (np.diff(read[:, 0]) > 0).all()
+    assert len(batches.read_and_unread(0)[0]) == len(batches.read_and_unread(batches.windows_per_epoch)[1]) == 0
+
+
+def test_targets_of_some_windows_are_evaluated() -> None:
+    """Those of the others, and what is masked, count nowhere."""
+    unmasked = np.arange(100) % 3 == 0
+    text = EvalText(Split(np.arange(100), unmasked), 8, only=np.array([[0, 8, 0], [40, 8, 0], [80, 8, 0], [88, 8, 0]]))
+    assert text.positions.tolist() == [3, 6, 42, 45, 48, 81, 84, 87, 90, 93, 96]
+    assert replace(text, max_tokens=3).positions.tolist() in ([3, 6], [42, 45, 48], [81, 84, 87], [90, 93, 96])
 
 
 def test_the_windows_of_an_epoch_are_those_of_before() -> None:

@@ -4,6 +4,7 @@ import copy
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from engine.generate import generate, sample_token
 from engine.optim import Muon, get_lr_scale, make_optimizers, set_lr
 from engine.state import StepResult, TrainState
 from engine.step import evaluate
-from loss import LossSums
+from loss import LossSums, mean_loss, sum_losses
 from model import GPT
 from report import words
+from report.measures import measure_training_text, standard_error
 from tests.conftest import TINY, Done, call, read_metrics, without_clocks
 from tests.processes import assert_same_checkpoints, read_checkpoint
 from train import train_step
@@ -279,6 +281,36 @@ def test_evaluations_at_every_step_are_not_counted_one_by_one() -> None:
     state.count_step(step_with(1.2))
     state.count_evaluation({"val_nll": 1.801}, 10)
     assert state.overfitting == 0
+
+
+def test_the_loss_on_training_text_is_of_what_was_read_and_of_what_was_not() -> None:
+    tokens = np.random.default_rng(0).integers(13, size=4001)
+    get_batch = TrainBatches(Split(tokens), 8, 10, seed=1)
+    model = make_model()
+    text = EvalText(Split(tokens), 8)
+    found = measure_training_text(model, text, get_batch, 100, CPU)
+    batches = [get_batch(first)[0] for first in range(0, 100, 10)]
+    by_hand = mean_loss(sum_losses(model(*CPU.to_device(*batch[:2])) for batch in batches)).nll
+    assert found["train_read_nll"] == pytest.approx(by_hand, rel=1e-5)
+    whole = evaluate(model, replace(text, only=np.concatenate(get_batch.read_and_unread(100))), CPU).nll
+    share = 100 / get_batch.windows_per_epoch
+    assert share * by_hand + (1 - share) * found["train_unread_nll"] == pytest.approx(whole, rel=1e-5)
+    assert set(measure_training_text(model, text, get_batch, 20, CPU)) == {"train_unread_nll", "train_unread_error"}
+    assert set(measure_training_text(model, text, get_batch, 480, CPU)) == {"train_read_nll", "train_read_error"}
+
+
+def test_the_standard_error_is_that_of_many_texts() -> None:
+    """Of texts whose parts differ, with unequal numbers of targets."""
+    targets = NOISE.integers(1, 10, size=50)
+    means, errors = [], []
+    for _ in range(300):
+        values = [NOISE.normal(0, 1, size=n).sum() for n in targets]
+        zero = torch.zeros(())
+        parts = [LossSums(zero, torch.tensor(value), zero, zero, zero, zero, torch.tensor(n))
+                 for value, n in zip(values, targets, strict=True)]
+        means.append(sum(values) / targets.sum())
+        errors.append(standard_error(parts))
+    assert np.mean(errors) == pytest.approx(np.std(means), rel=0.15)
 
 
 # Checkpoints.

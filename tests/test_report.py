@@ -33,7 +33,8 @@ def make_records(*val: float, train: float = 1.6, steps: int = 400) -> list[Reco
              for i, nll in enumerate(val)]
     best = min(evals, key=lambda record: record["val_nll"])
     exact = {f"best_{key}": best[key] for key in ("val_nll", "val_accuracy", "val_bits_per_byte")}
-    return [*evals, {"step": evals[-1]["step"], "best_step": best["step"], "best_train_nll": train + 0.01, **exact}]
+    return [*evals, {"step": evals[-1]["step"], "best_step": best["step"], "best_epochs": 2.0,
+                     "best_train_read_nll": train + 0.01, "best_train_read_error": 0.01, **exact}]
 
 
 def make_state(records: list[Record], **changes: object) -> TrainState:
@@ -99,7 +100,7 @@ def test_a_run_that_still_improves() -> None:
     assert "beats uniform, log|V|, bigram, gzip." in said
     assert "It does not beat 6-gram (1.520)" in said
     assert "did not overfit" in said
-    assert "On training text the best model has 1.6100: 0.090 lower." in said
+    assert "On training text that it read the best model has 1.6100, 0.090 ± 0.020 lower." in said
     assert f"--max_iters={2 * Config().optim.max_iters}" in said
 
 
@@ -118,9 +119,25 @@ def test_a_run_that_overfitted() -> None:
     assert "of step 150 of 300" in said
     assert ("It overfitted: since step 150 the validation loss rose by 0.200, and the training loss fell by 0.800.\n"
             "  Training read its text 9.3 times.") in said
-    assert "On training text the best model has 0.8100: 0.890 lower." in said
+    assert "On training text that it read the best model has 0.8100, 0.890 ± 0.020 lower." in said
     assert "--dropout=0.1" in said
     assert "Therefore it stopped early; --patience=0 trains on." in said
+
+
+def test_what_reading_was_worth_is_told_from_a_harder_text() -> None:
+    *records, final = make_records(4.17, 2.0, 1.634, train=1.466)
+    unread = {"best_epochs": 0.38, "best_train_unread_nll": 1.496, "best_train_unread_error": 0.002}
+    said = verdict([*records, final | unread | {"best_train_read_error": 0.002}])
+    assert "The best model read 38% of the training text. Its loss is 1.4760 on that, and 1.4960 on the rest." in said
+    assert "  Having read a text lowers its loss by 0.020 ± 0.006: memorisation." in said
+    assert "  The validation text is 0.138 ± 0.004 harder than training text that it did not read." in said
+    assert "0.020 ± 0.020: which may be nothing." in verdict([*records, final | unread])
+    for name in ("best_train_read_nll", "best_train_read_error"):
+        del final[name]
+    assert "On training text that it did not read the best model has 1.4960." in verdict([*records, final | unread])
+    old = verdict([*records, final | {"best_train_nll": 1.5}])  # of an earlier edition
+    assert "did not overfit" in old
+    assert "training text" not in old
 
 
 def test_a_rise_that_is_no_overfitting() -> None:
