@@ -11,9 +11,10 @@ from pydantic import Field
 
 from config.cli import load_options
 from config.errors import UserError, run_command
+from config.files import is_run
 from config.schema import FileName, Page, Section
 from config.terminal import print_styled
-from engine.run import Run, is_run, open_run
+from engine.run import Run, open_run
 from report.figures import draw_png, draw_terminal
 from report.page import describe_runs, write_page
 

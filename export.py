@@ -26,6 +26,9 @@ from config.schema import Section
 from data.huggingface import to_json as tokenizer_json
 from data.tokenizer import EOS
 from engine.run import Run, open_run
+from surprisal import perplexity
+
+MEASURED = {"best_val_nll", "best_val_bits_per_byte"}  # in the last line of metrics.jsonl
 
 
 class ExportOptions(Section):
@@ -103,11 +106,15 @@ def measured_in(run: Run) -> str:
 def model_card(run: Run, step: int, architecture: str) -> str:
     """What the model is, and its exact loss."""
     info = run.info
-    final = next((record for record in reversed(run.read_metrics()) if record.get("best_step") == step), None)
-    loss = "Its loss was not measured." if final is None else (
-        f"Its loss is {final['best_val_nll']:.4f} nats per token on all {info.val.targets:,} targets of the validation "
-        f"split: {final['best_val_bits_per_byte']:.4f} bits per byte, perplexity {final['best_val_perplexity']:.3f}."
-        f"{measured_in(run)}")
+    measured = [record for record in run.read_metrics()
+                if record.get("best_step") == step and record.keys() >= MEASURED]
+    loss = "Its loss was not measured."
+    if measured:
+        nll = measured[-1]["best_val_nll"]
+        bits = measured[-1]["best_val_bits_per_byte"]
+        loss = (f"Its loss is {nll:.4f} nats per token on all {info.val.targets:,} targets of the "
+                f"validation split: {bits:.4f} bits per byte, perplexity {perplexity(nll):.3f}."
+                f"{measured_in(run)}")
     below = "".join(f"| {each.name} | {each.nats_per_token:.4f} |\n".replace("log|V|", "log\\|V\\|")
                     for each in sorted(info.baselines, key=lambda each: -each.nats_per_token))
     return (f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n# {run.name}\n\n"

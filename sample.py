@@ -12,6 +12,7 @@ from pydantic import Field
 
 from config.cli import load_options
 from config.errors import UserError, run_command
+from config.files import read_text
 from config.schema import Count, FileName, Positive, Rate, Section, Text, UnknownCharacters
 from data.unknown import Unknown, known_to
 from engine.run import Run, open_run
@@ -46,7 +47,7 @@ def read_arguments(argv: list[str]) -> tuple[Run, SampleOptions, str]:
         if options.prompt:
             raise UserError("prompt and prompt_file: use one of them")
         try:
-            prompt = Path(options.prompt_file).read_text(encoding="utf-8-sig")
+            prompt = read_text(Path(options.prompt_file))
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"prompt_file={options.prompt_file}: {error}") from None
     known = known_to([run.tokenizer])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from config.errors import UserError
-from config.files import is_run
+from config.files import check_entries, is_run
 from config.pretrained import adopt_shape
 from config.recipe import Options, merge, sections
 from config.resume import resume_config, unused_options
@@ -50,6 +50,8 @@ def _parse_training(argv: list[str]) -> tuple[Path | None, dict[str, str]]:
     path = Path(paths[0]) if paths else None
     if path and path.is_dir():
         path = path / "config.toml"  # of a run
+        if os.path.lexists(path):
+            check_entries(path.parent)
     return path, given
 
 

@@ -59,6 +59,10 @@ except UserError:  # run_command tells it
     RANK, WORLD_SIZE = 0, 1
 
 
+class DamagedError(UserError):
+    """A file holds something else than this program writes; another one may be whole."""
+
+
 def not_text(what: object, error: UnicodeDecodeError) -> UserError:
     """That a file is not UTF-8, and where."""
     return UserError(f"{what}: not UTF-8 text ({error}); convert it, for example with iconv")

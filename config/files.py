@@ -1,6 +1,7 @@
 """Files that a crash cannot leave half-written, and a lock that no crash leaves behind."""
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,6 +10,7 @@ from filelock import FileLock, Timeout
 
 from config.errors import UserError, did_you_mean
 
+PIPE_BYTES = 2**28  # that are read from a pipe, which may have no end
 TEMPORARY = ".*tmp*"  # files that are being written, or whose writer died, also those of safetensors
 
 RUN_FILES = ("config.toml", "corpus.json", "tokenizer.json")  # that make a directory a run; the first is written last
@@ -33,6 +35,40 @@ def nearest_run(path: Path) -> str:
     return did_you_mean(path.name, {run.name: str(run) for run in runs})
 
 
+def check_entries(folder: Path) -> None:
+    """UserError if a run's directory or a prepared folder has more in it than files and folders.
+
+    It may be a stranger's: through a link, files elsewhere would be read, cut or extended; a pipe
+    or a device may have no end. The folder itself may be a link.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink():
+            raise UserError(f"{path}: is a link; only what is in {folder} itself is used: put a "
+                            "copy in its place, or remove it")
+        if not path.is_file() and not path.is_dir():
+            raise UserError(f"{path}: is neither a file nor a directory; remove it")
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file that a user names, without a byte order mark; lines end in \\n.
+
+    OSError, UnicodeDecodeError; UserError for a device, and for a pipe that gives more than
+    PIPE_BYTES.
+    """
+    with path.open("rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if stat.S_ISREG(mode):
+            content = file.read()
+        elif stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+            content = file.read(PIPE_BYTES + 1)
+        else:
+            raise UserError(f"{path}: is a device; name a file of text")
+    if len(content) > PIPE_BYTES and not stat.S_ISREG(mode):
+        raise UserError(f"{path}: is a pipe that gives more than {PIPE_BYTES:,} bytes; write them "
+                        "into a file first")
+    return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+
+
 @contextmanager
 def replacing(path: Path, keep_as: Path | None = None, like: Path | None = None) -> Iterator[Path]:
     """A name beside `path` to write to; the file then gets the name `path`, whole and on disk, or stays away.
@@ -42,7 +78,8 @@ def replacing(path: Path, keep_as: Path | None = None, like: Path | None = None)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        new.touch()
+        new.unlink(missing_ok=True)
+        new.touch(exist_ok=False)  # never through a link of that name
         mode = 0o200 | (like or new).stat().st_mode  # safetensors makes a file that nobody else may read
         new.chmod(mode)
         yield new

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from config.aliases import name_here
 from config.errors import UserError, did_you_mean
-from config.files import nearest_run
+from config.files import check_entries, nearest_run, read_text
 from config.schema import Config, Section
 from config.terminal import one_line
 
@@ -66,6 +66,7 @@ def load_saved(path: Path) -> Config:
 
     UserError if it is not one. What only a training needs, such as its text, may be gone.
     """
+    check_entries(path.parent)
     config = merge(Config, path, {})
     if conflicts := config.conflicts():
         raise UserError(f"{path}: {'; '.join(conflicts)}")
@@ -122,7 +123,7 @@ def sections(schema: type[Section]) -> dict[str, type[Section]]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe and no run{_nearest_recipe(path)}") from None
     except (ValueError, RecursionError) as error:

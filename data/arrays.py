@@ -1,11 +1,16 @@
-"""The .npy files of a prepared corpus: written so that no error of the disk is lost."""
+"""The .npy files of a prepared corpus: written whole, and checked before they are used."""
 
 import errno
+import warnings
 from pathlib import Path
 
 import numpy as np
 
+from config.errors import DamagedError
 from config.files import replacing
+
+TOKENS = ("uint16", "uint32")
+MASK = ("bool",)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -18,14 +23,35 @@ def write_array(path: Path, array: np.ndarray) -> None:
         file.write(np.ascontiguousarray(array).data)
 
 
+def load_array(path: Path, dtypes: tuple[str, ...]) -> np.ndarray:
+    """A memory map of a one-dimensional array (N,) of one of these types.
+
+    OSError; DamagedError if the file has anything else.
+    """
+    array = _open(path)
+    if array.ndim != 1 or array.dtype not in map(np.dtype, dtypes):
+        raise DamagedError(f"{path}: cannot be read: it should be one row of {' or '.join(dtypes)}")
+    return array
+
+
 def check_whole(path: Path) -> None:
     """OSError if a .npy file has not the size that its header says."""
     try:
-        array = np.load(path, mmap_mode="r")
+        array = _open(path)
         is_whole = array.offset + array.nbytes == path.stat().st_size
-    except OSError:
-        raise
-    except Exception:  # no header, one that NumPy cannot read, or fewer bytes than it says: many kinds
+    except DamagedError:
         is_whole = False
     if not is_whole:
         raise OSError(errno.EIO, "was not written whole", str(path))
+
+
+def _open(path: Path) -> np.memmap:
+    """A memory map of any array. OSError; DamagedError if the file is no array or shorter than one."""
+    try:
+        with warnings.catch_warnings(action="error"):  # NumPy warns of headers that it guesses at
+            return np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # what comes of a forged header: many kinds
+        reason = str(error).splitlines() or [type(error).__name__]
+        raise DamagedError(f"{path}: cannot be read: {reason[0]}") from None

@@ -10,12 +10,13 @@ val[1:] only; under a mask there are none, because they cannot be told what is m
 import bz2
 import gzip
 import lzma
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from config.terminal import one_line
 from data.documents import Split
@@ -24,6 +25,7 @@ from surprisal import LN2, bits_per_byte, perplexity, uniform_nll
 
 UNIFORM = "uniform, log|V|"  # where every untrained model is
 ENTROPY_RATE = "entropy rate"  # of the text's source, where it is known: no model has a lower loss
+MAX_NATS = 1e6  # per token, or per byte, that a file may say; a compressor's header can cost hundreds
 EQUAL = 1e-4  # nats that are rounding
 MAX_ORDER = 6  # tokens in the longest n-gram, for small vocabularies
 MAX_TRAIN_TOKENS = 8_000_000  # counted; of a longer text, the last ones
@@ -35,16 +37,20 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 
 
 Name = Annotated[str, AfterValidator(one_line)]  # from a file that somebody may have sent
+Nats = Annotated[float, Field(gt=-1e-3, le=MAX_NATS)]  # a certain prediction may round to below 0
 
 
-class Baseline(BaseModel, frozen=True):
+class Baseline(BaseModel):
     """A predictor's name, and its loss on the validation split."""
 
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
     name: Name
-    nats_per_token: float
-    bits_per_byte: float
-    perplexity: float
-    passage_nll: list[float] = []  # in nats, of each token of the passage, where it is known
+    nats_per_token: Nats
+    bits_per_byte: Nats
+    perplexity: float = Field(ge=0)
+    # In nats, of each token of the passage, where it is known.
+    passage_nll: list[Nats] = Field([], max_length=PASSAGE)
 
 
 def passed_and_ahead(nll: float, baselines: Sequence[Baseline]) -> tuple[list[Baseline], list[Baseline]]:
@@ -66,7 +72,7 @@ def measure_baselines(train: Split, val: Split, tokenizer: Tokenizer,
 
     def baseline(name: str, nats: float, passage_nll: Iterable[float] = ()) -> Baseline:
         mean = nats / num_targets
-        return Baseline(name=name, nats_per_token=mean, perplexity=perplexity(mean),
+        return Baseline(name=name, nats_per_token=mean, perplexity=min(perplexity(mean), sys.float_info.max),
                         bits_per_byte=bits_per_byte(nats, num_bytes),
                         passage_nll=[round(float(each), 4) for each in passage_nll])
 

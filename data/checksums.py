@@ -4,10 +4,14 @@ import hashlib
 import json
 from pathlib import Path
 
-from config.files import write_atomically
+from pydantic import TypeAdapter
+
+from config.errors import UserError
+from config.files import check_entries, write_atomically
 from data.arrays import check_whole
 
 LARGE = 50_000_000  # bytes
+SUMS = TypeAdapter(dict[str, tuple[int, int, str]])  # size, time and SHA-256 of each file
 
 
 def is_sound(folder: Path) -> bool:
@@ -16,14 +20,29 @@ def is_sound(folder: Path) -> bool:
     A large file that has the size and the time it had then is not read again: that would take minutes.
     """
     try:
-        before = json.loads((folder / "checksums.json").read_bytes())
+        check_entries(folder)
+        before = SUMS.validate_json((folder / "checksums.json").read_bytes())
+        if not before.keys() >= {"meta.json", "tokenizer.json"}:
+            return False
+        if any(Path(name).name != name for name in before):
+            return False
         if {name for name in before if name.endswith(".npy")} != {path.name for path in folder.glob("[!.]*.npy")}:
             return False
         check_sizes(folder)  # earlier editions took the hash of what a full disk had left of an array
-        return all((size > LARGE and [size, time] == size_and_time(folder / name)) or sha256 == hash_file(folder / name)
-                   for name, (size, time, sha256) in before.items())
-    except (OSError, ValueError, AttributeError, TypeError):
+        return all(_is_unchanged(folder / name, *sums) for name, sums in before.items())
+    except (OSError, ValueError, UserError):
         return False
+
+
+def _is_unchanged(path: Path, size: int, time: int, sha256: str) -> bool:
+    if not is_hashed(size) and [size, time] == size_and_time(path):
+        return True
+    return sha256 == hash_file(path)
+
+
+def is_hashed(size: int) -> bool:
+    """Whether a file of so many bytes is read at each start."""
+    return size <= LARGE
 
 
 def check_sizes(folder: Path) -> None:

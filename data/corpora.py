@@ -17,7 +17,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from config.errors import UserError, did_you_mean, not_text
-from config.files import write_atomically
+from config.files import read_text, write_atomically
 from config.schema import CORPORA
 
 DATA = Path(__file__).resolve().parent
@@ -37,6 +37,8 @@ def read_corpus(corpus: str) -> str:
     if not path.exists():
         print(f"fetching {corpus} ...", file=sys.stderr)
         write_atomically(path, fetch())
+    if not path.is_file():  # a link may lead to one
+        raise UserError(f"{path}: is no file; remove it to have the {corpus} corpus fetched again")
     text = path.read_bytes()
     if hashlib.sha256(text).hexdigest() != sha256:
         raise UserError(f"{path} is not the {corpus} corpus (sha256 differs); delete it to have it fetched again, or "
@@ -133,7 +135,7 @@ def download_tinyshakespeare() -> bytes:
 
 def _read_file(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")  # without a byte order mark; all line ends become \n
+        return read_text(path)
     except FileNotFoundError:
         beside = [str(each) for each in itertools.islice(path.parent.glob("*"), MAX_BESIDE)]
         meant = did_you_mean(str(path), [*CORPORA, *beside])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from config.errors import UserError
+from config.files import check_entries
 from config.pretrained import is_hugging_face
 from data.tokenizer import EOS, PATTERNS, Tokenizer, load_tokenizer
 
@@ -95,7 +96,10 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a run, or of a model in Hugging Face's format."""
     path = folder / "tokenizer.json"
     if not is_hugging_face(folder):
+        check_entries(folder)
         return load_tokenizer(path)
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is no file")
     try:
         return from_json(json.loads(path.read_bytes()), str(path))
     except (OSError, ValueError, RecursionError) as error:

@@ -1,30 +1,46 @@
 """What is known of a prepared corpus: its sizes, its tokens and its baselines."""
 
-from pydantic import BaseModel
+from pathlib import Path
+from typing import Self
 
-from data.baselines import MAX_TRAIN_TOKENS, MAX_VAL_TOKENS, Baseline, Name
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from config.errors import DamagedError
+from config.schema import Count
+from data.baselines import MAX_TRAIN_TOKENS, MAX_VAL_TOKENS, UNIFORM, Baseline, Name, Nats
 from surprisal import nats_to_bits
+
+MAX_BASELINES = 100
+MAX_VOCABULARY = 2_000_000  # there are 1,114,112 code points
 
 
 class SplitInfo(BaseModel, frozen=True):
-    tokens: int
-    documents: int
-    targets: int
+    tokens: Count
+    documents: Count
+    targets: Count
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        if max(self.targets, self.documents) > self.tokens:
+            raise ValueError("more targets or documents than tokens")
+        return self
 
 
-class CorpusInfo(BaseModel, frozen=True):
+class CorpusInfo(BaseModel):
     """What meta.json and a run's corpus.json say of a corpus."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     name: Name
     sha256: str  # of the text
     tokenizer: Name
-    vocab_size: int
+    vocab_size: int = Field(ge=1, le=MAX_VOCABULARY)
     train: SplitInfo
     val: SplitInfo
     prompt: str  # masked text that the validation split starts with
-    baselines: list[Baseline]
-    entropy_rate: float | None = None  # of the text's source, in nats per token, where it is known
-    source_nll: float | None = None  # the source's own loss on the validation split, in nats per token
+    baselines: list[Baseline] = Field(max_length=MAX_BASELINES)
+    entropy_rate: Nats | None = None  # of the text's source, in nats per token, where it is known
+    source_nll: Nats | None = None  # the source's own loss on the validation split, in nats per token
 
     @property
     def bytes_per_target(self) -> float:
@@ -52,3 +68,16 @@ class CorpusInfo(BaseModel, frozen=True):
             lines += ["", f"  On this text the source itself has {self.source_nll:.4f}. No model has a lower expected "
                       "loss than the entropy rate."]
         return "\n".join(lines)
+
+
+def read_info(path: Path) -> CorpusInfo:
+    """What a file says of a corpus; DamagedError if it is not what preparing one writes."""
+    try:
+        info = CorpusInfo.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DamagedError(f"{path}: damaged: {where} {first['msg'].lower()}") from None
+    if UNIFORM not in (each.name for each in info.baselines):
+        raise DamagedError(f"{path}: damaged: the baseline {UNIFORM!r} is missing")
+    return info

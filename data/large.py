@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from config.errors import UserError
-from config.files import TEMPORARY, write_atomically
+from config.files import TEMPORARY, check_entries, write_atomically
 from config.schema import DataConfig
 from config.terminal import progress_bar
 from data.baselines import measure_baselines
@@ -37,6 +37,7 @@ def describe_files(corpus: str) -> str:
 def prepare_large(folder: Path, config: DataConfig, tokenizer: Tokenizer | None) -> None:
     """Write a corpus to the folder in shards; a preparation that was stopped goes on where it was."""
     folder.mkdir(parents=True, exist_ok=True)
+    check_entries(folder)  # what a stopped preparation left
     files = find_files(config.corpus)
     if left_out := describe_left_out(config.corpus):
         print(f"corpus {config.corpus}: left out: {left_out}", file=sys.stderr)

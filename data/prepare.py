@@ -11,7 +11,7 @@ import itertools
 import re
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,14 +25,14 @@ end_on_interrupt(__name__)
 import numpy as np
 
 from config.cli import load_config
-from config.errors import UserError, out_of_memory, run_command
+from config.errors import DamagedError, UserError, out_of_memory, run_command
 from config.files import locked, write_atomically
 from config.pretrained import find_source
 from config.schema import TOKENIZERS, DataConfig
 from config.terminal import progress_bar
 from data.arrays import write_array
 from data.baselines import measure_baselines
-from data.checksums import is_sound, write_checksums
+from data.checksums import is_hashed, is_sound, write_checksums
 from data.corpora import DATA, read_corpus
 from data.documents import (
     Document,
@@ -43,7 +43,7 @@ from data.documents import (
     split_documents,
 )
 from data.huggingface import read_tokenizer
-from data.info import CorpusInfo, SplitInfo
+from data.info import CorpusInfo, SplitInfo, read_info
 from data.large import describe_files, prepare_large
 from data.markov import LENGTH, MarkovSource
 from data.shards import load_split
@@ -89,9 +89,10 @@ def prepare_corpus(config: DataConfig, tokenizer: Tokenizer | None = None) -> Co
         key = hashlib.sha256(f"{FORMAT} {sha256} {options}".encode()).hexdigest()[:8]
         name = re.sub(r"[^\w.-]+", "_", config.corpus_name)
         folder = DATA / f"{name}-{given.kind if given else config.tokenizer}-{key}"
-        if not is_sound(folder):
+        corpus = open_sound(folder)
+        if corpus is None:
             with locked(folder.with_name(f".{folder.name}.lock"), f"{folder}: another process prepares it", WAIT):
-                if not is_sound(folder):  # else the other process prepared it
+                if open_sound(folder) is None:  # else the other process prepared it
                     if (folder / "checksums.json").exists() or (folder.exists() and not config.is_large):
                         print(f"{folder}: incomplete or damaged; preparing it again", file=sys.stderr)
                         (folder / "shards.jsonl").unlink(missing_ok=True)  # else it would say that they are there
@@ -100,10 +101,41 @@ def prepare_corpus(config: DataConfig, tokenizer: Tokenizer | None = None) -> Co
                         prepare_large(folder, config, given)
                     else:
                         _prepare(source, sha256, folder, config, given)
-        info = CorpusInfo.model_validate_json((folder / "meta.json").read_bytes())
-        train, val = (load_split(folder, name, info.vocab_size) for name in ("train", "val"))
-        return Corpus(info, load_tokenizer(folder / "tokenizer.json"), train, val,
-                      None if source.nll is None else source.nll[1 - len(val.tokens):])
+            corpus = open_prepared(folder)
+        if source.nll is not None:
+            corpus = replace(corpus, source_nll=source.nll[1 - len(corpus.val.tokens):])
+        return corpus
+
+
+def open_sound(folder: Path) -> Corpus | None:
+    """The corpus in a prepared folder; None if it is incomplete, or not as it was written."""
+    if not is_sound(folder):
+        return None
+    try:
+        return open_prepared(folder)
+    except DamagedError:  # with checksums that somebody computed anew
+        return None
+
+
+def open_prepared(folder: Path) -> Corpus:
+    """The corpus in a prepared folder; DamagedError if its files do not belong together."""
+    info, tokenizer = read_info(folder / "meta.json"), load_tokenizer(folder / "tokenizer.json")
+    if (info.vocab_size, info.tokenizer) != (tokenizer.vocab_size, tokenizer.kind):
+        raise DamagedError(f"{folder}: meta.json and tokenizer.json belong to different corpora")
+    splits = {name: load_split(folder, name, info.vocab_size) for name in ("train", "val")}
+    for name, split in splits.items():
+        size: SplitInfo = getattr(info, name)
+        if (size.tokens, size.targets) != (len(split.tokens), split.num_targets()):
+            raise DamagedError(f"{folder}: its {name} split has {len(split.tokens):,} tokens and "
+                               f"{split.num_targets():,} targets, and meta.json says "
+                               f"{size.tokens:,} and {size.targets:,}")
+        if size.targets < 1:
+            raise DamagedError(f"{folder}: its {name} split has no targets")
+        # Of larger files, Split.take looks at what is read.
+        is_read = is_hashed(size.tokens * split.tokens.dtype.itemsize)
+        if is_read and split.tokens.max() >= info.vocab_size:
+            raise DamagedError(f"{folder}: its {name} split has tokens of another vocabulary")
+    return Corpus(info, tokenizer, splits["train"], splits["val"])
 
 
 def read_source(config: DataConfig) -> Source:

@@ -13,13 +13,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import numpy as np
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
-from config.errors import UserError
+from config.errors import DamagedError, UserError
 from config.files import write_atomically
-from data.arrays import check_whole, write_array
+from config.schema import Count
+from data.arrays import MASK, TOKENS, check_whole, load_array, write_array
 from data.documents import Split
 from data.sources import Text
 from data.tokenizer import Tokenizer
@@ -29,19 +31,31 @@ PIECE = 2**22  # characters that a thread encodes at a time, about
 MAX_WAITING = 40  # pieces in memory, so that is how many cores can work
 
 
+def check_splits(sizes: dict[str, int]) -> dict[str, int]:
+    if sizes.keys() != {"train", "val"}:
+        raise ValueError("should have a size of train and of val")
+    return sizes
+
+
+Sizes = Annotated[dict[str, Count], AfterValidator(check_splits)]
+
+
 class Shard(NamedTuple):
     """A line of shards.jsonl: what has been done, up to and with this pair of files."""
 
-    pieces: int
-    documents: dict[str, int]
-    tokens: dict[str, int]
+    pieces: Count
+    documents: Sizes
+    tokens: Sizes
+
+
+SHARD = TypeAdapter(Shard)
 
 
 class Shards:
     """The tokens of several files, as one array of which parts can be taken."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        self.parts = [np.load(path, mmap_mode="r") for path in paths]
+        self.parts = [load_array(path, TOKENS) for path in paths]
         self.ends = np.cumsum([len(part) for part in self.parts])
         self.dtype, self.shape = self.parts[0].dtype, (int(self.ends[-1]),)
 
@@ -60,22 +74,36 @@ class Shards:
             taken[here] = self.parts[part][at[here] - (self.ends[part] - len(self.parts[part]))]
         return taken
 
+    def max(self) -> int:
+        return max(int(part.max()) for part in self.parts)
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.concatenate(self.parts, dtype=dtype)
 
 
 def load_split(folder: Path, name: str, vocab_size: int) -> Split:
-    """Its tokens, and which are not masked, as memory maps. UserError if a file is not an array of numbers."""
-    paths = sorted(folder.glob(f"{name}*.npy"))
-    if not paths:
-        raise UserError(f"{folder}: its {name} split is gone; remove the folder, and prepare it again")
+    """Its tokens, and which are not masked, as memory maps.
+
+    DamagedError if a file is missing or holds another array; UserError if it cannot be opened.
+    """
+    shards = sorted(folder.glob(f"{name}-*.npy"))
+    whole, unmasked = folder / f"{name}.npy", folder / f"{name}_unmasked.npy"
+    if not shards and not whole.exists():
+        raise DamagedError(f"{folder}: its {name} split is gone; remove the folder, and prepare it "
+                           "again")
     try:
-        if len(paths) > 1 and paths[0].name.startswith(f"{name}-"):
-            return Split(cast(np.ndarray, Shards(paths)), None, vocab_size, folder / f"{name}-*.npy")
-        tokens = np.load(paths[0], mmap_mode="r")
-        unmasked = np.load(paths[1], mmap_mode="r") if len(paths) > 1 else None
-        return Split(tokens, unmasked, vocab_size, paths[0])
-    except (OSError, ValueError) as error:
+        if len(shards) > 1:
+            pattern = folder / f"{name}-*.npy"
+            return Split(cast(np.ndarray, Shards(shards)), None, vocab_size, pattern)
+        path = shards[0] if shards else whole
+        tokens = load_array(path, TOKENS)
+        if not unmasked.exists():
+            return Split(tokens, None, vocab_size, path)
+        mask = load_array(unmasked, MASK)
+        if mask.shape != tokens.shape:
+            raise DamagedError(f"{unmasked}: has {len(mask):,} values for {len(tokens):,} tokens")
+        return Split(tokens, mask, vocab_size, path)
+    except OSError as error:
         many = getattr(error, "errno", 0) == errno.EMFILE
         raise UserError(f"{folder}: cannot be read: {error}"
                         + ("; allow more of them, for example with ulimit -n 8192" if many else "")) from None
@@ -84,7 +112,7 @@ def load_split(folder: Path, name: str, vocab_size: int) -> Split:
 def write_shards(texts: Iterable[Text], tokenizer: Tokenizer, folder: Path) -> Iterator[Shard]:
     """Write what shards.jsonl does not have yet; yields each pair of shards, also those that are there."""
     log = folder / "shards.jsonl"
-    done = [Shard(**json.loads(line)) for line in log.read_bytes().split(b"\n")[:-1]] if log.exists() else []
+    done = read_log(log)
     whole = count_whole(done, folder)
     if whole < len(done):  # a disk was full, or somebody removed a file: encode the rest again
         done = done[:whole]
@@ -115,12 +143,23 @@ def count_whole(done: list[Shard], folder: Path) -> int:
             for path in folder.glob(f"{name}-{number:05}-*.npy"):
                 try:
                     check_whole(path)
-                    found += len(np.load(path, mmap_mode="r"))
-                except OSError:
+                    found += len(load_array(path, TOKENS))
+                except (OSError, DamagedError):
                     return number
             if found != expected:
                 return number
     return len(done)
+
+
+def read_log(path: Path) -> list[Shard]:
+    """The pairs of shards that are done; DamagedError if a line is not what `flush` writes."""
+    if not path.exists():
+        return []
+    try:
+        return [SHARD.validate_json(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise DamagedError(f"{path}: damaged ({reason}); remove {path.parent}") from None
 
 
 def flush(kept: dict[str, list[np.ndarray]], documents: dict[str, int], pieces: int, tokenizer: Tokenizer,

@@ -1,6 +1,7 @@
 """Text to tokens and back, exactly. A run keeps its tokenizer as tokenizer.json."""
 
 import math
+import re
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from config.errors import UserError
+from config.errors import DamagedError, UserError
 from config.schema import DataConfig
 from data.sources import Text
 
@@ -20,6 +21,9 @@ PATTERNS = {
     # Radford et al. 2019
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"}
 
+BYTES = {bytes([byte]) for byte in range(256)}
+MAX_TOKEN_BYTES = 1000  # of a token in a file: those of bpe and gpt2 have at most some 200
+SPECIAL = re.compile(r"<.+>|\[.+\]")  # as some models call tokens that stand for no text
 UNKNOWN = 2**32 - 1
 EOS = b"<|endoftext|>"  # GPT-2's eos token, and that of any model in Hugging Face's format
 
@@ -175,10 +179,33 @@ def with_eos(tokenizer: Tokenizer, eos_text: str | None, name: str) -> Tokenizer
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a prepared corpus or a run; UserError if the file is not one."""
+    """The tokenizer of a prepared corpus or a run; DamagedError if the file is not one."""
     try:
         tokenizer = Tokenizer.model_validate_json(path.read_bytes())
-        tokenizer.encode("")
+        check_tokens(tokenizer)
         return tokenizer
     except ValueError as error:
-        raise UserError(f"{path}: not a tokenizer of this program ({str(error).splitlines()[0]})") from None
+        raise DamagedError(f"{path}: not a tokenizer of this program ({str(error).splitlines()[0]})") from None
+
+
+def check_tokens(tokenizer: Tokenizer) -> None:
+    """ValueError if it is not what this program makes.
+
+    tiktoken, in Rust, ends the process where one of the 256 bytes is missing, and takes very long
+    where a token is very long.
+    """
+    tokens = tokenizer.token_bytes
+    if not tokens:
+        raise ValueError("it has no tokens")
+    if max(map(len, tokens)) > MAX_TOKEN_BYTES:
+        raise ValueError(f"a token has more than {MAX_TOKEN_BYTES:,} bytes")
+    if tokenizer.eos is not None or tokens[-1] == EOS:
+        tokens = tokens[:-1]
+    if len(set(tokens)) < len(tokens):
+        raise ValueError("a token is there twice")
+    if tokenizer.kind != "char" and not set(tokens) >= BYTES:
+        raise ValueError("one of the 256 bytes is missing")
+    if tokenizer.kind == "char":
+        names = [token.decode() for token in tokens]
+        if any(len(name) != 1 and not SPECIAL.fullmatch(name) for name in names):
+            raise ValueError("a token is more or less than one character")

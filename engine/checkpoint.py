@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from config.errors import UserError
+from config.errors import DamagedError, UserError
 from config.files import replacing
 from config.pretrained import is_hugging_face
 from config.schema import Config
@@ -33,10 +33,6 @@ from model import GPT
 
 Optimizers = list[torch.optim.Optimizer]
 State = dict[int, dict[str, Tensor]]  # of an optimizer, by the number of the parameter
-
-
-class DamagedError(UserError):
-    """A checkpoint cannot be used; another one of the run may be whole."""
 
 
 class Checkpoint(NamedTuple):
@@ -268,7 +264,7 @@ def _load_hugging_face(path: Path, model: GPT) -> None:
     """The weights of all .safetensors files of a directory."""
     tensors: dict[str, Tensor] = {}
     try:
-        for file in sorted(path.glob("*.safetensors")):
+        for file in sorted(filter(Path.is_file, path.glob("*.safetensors"))):  # links are usual there
             tensors |= load_file(file)
         model.load_state_dict(from_hugging_face(model.config, tensors), strict=not model.config.tied)
     except (SafetensorError, OSError, LookupError, RuntimeError) as error:

@@ -14,11 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic_core import from_json
 
-from config.errors import RANK, UserError, did_you_mean
-from config.files import RUN_FILES, TEMPORARY, is_run, locked, nearest_run, write_atomically
+from config.errors import RANK, DamagedError, UserError, did_you_mean
+from config.files import RUN_FILES, TEMPORARY, check_entries, is_run, locked, nearest_run, write_atomically
 from config.pretrained import NAMES, find_source, is_hugging_face, read_shape
 from config.recipe import load_saved, to_toml
 from config.resume import MUST_STAY
@@ -26,12 +26,14 @@ from config.schema import TOKENIZERS, Config, DataConfig, RunConfig
 from data.batches import EvalText
 from data.documents import Split
 from data.huggingface import read_tokenizer
-from data.info import CorpusInfo, SplitInfo
+from data.info import CorpusInfo, SplitInfo, read_info
 from data.prepare import Corpus, prepare_corpus
 from data.tokenizer import Tokenizer
 
 Record = dict[str, float]  # a line of metrics.jsonl
 
+LARGEST = 1e100  # number that is read from metrics.jsonl
+COUNTED = {"step": 2**53, "best_step": 2**53, "tokens": 2**63, "seconds": 1e12}  # and the largest
 CHECKPOINTS = ("last.safetensors", "previous.safetensors")
 # What a checkpoint keeps with the weights: a text may move, and zero_init is for the first step only.
 KEPT = MUST_STAY - {"corpus", "tokenizer", "zero_init"}
@@ -152,13 +154,21 @@ def _read_changes(line: bytes) -> dict[str, Any]:
 
 
 def parse_record(line: bytes) -> Record | None:
-    """The numbers of a line of metrics.jsonl or samples.jsonl; None if it is damaged."""
+    """The numbers of a line of metrics.jsonl or samples.jsonl; None if it is damaged.
+
+    Those out of their range are left out. The step is a whole number, 0 to 2^53.
+    """
     try:
-        record = {key: value for key, value in from_json(line).items()  # five times as fast as json.loads
-                  if type(value) in (int, float) and abs(value) < 1e300}  # that can be added and drawn
+        found = from_json(line).items()  # five times as fast as json.loads
     except (ValueError, AttributeError):
         return None
-    return record if record.get("step", -1) >= 0 else None
+    numbers: Record = {key: value for key, value in found
+                       if type(value) in (int, float) and abs(value) < LARGEST}
+    for key, most in COUNTED.items():
+        if not 0 <= numbers.get(key, 0) <= most:
+            del numbers[key]
+    step = numbers.get("step", 0.5)
+    return numbers if step == int(step) else None
 
 
 def kept_options(config: Config) -> dict[str, Any]:
@@ -176,11 +186,11 @@ def open_run(path: Path) -> Run:
     if missing := [name for name in RUN_FILES if not (path / name).is_file()]:
         meant = "" if path.exists() else did_you_mean(str(path), NAMES) or nearest_run(path)
         raise UserError(f"{path}: not a run of train.py, which is a directory with {', '.join(missing)}{meant}")
+    check_entries(path)
     try:
-        info = CorpusInfo.model_validate_json((path / "corpus.json").read_bytes())
-    except ValidationError as error:
-        raise UserError(f"{path}/corpus.json: damaged: {str(error.errors()[0]['msg']).lower()}; copy it from a backup, "
-                        "or train again") from None
+        info = read_info(path / "corpus.json")
+    except DamagedError as error:
+        raise UserError(f"{error}; copy it from a backup, or train again") from None
     return Run(path, load_saved(path / "config.toml"), info)
 
 

@@ -62,7 +62,8 @@ class Picture:
         places = [place for curve in self.curves for place in curve.val[0] + curve.train[0]]
         self.left = min(places, default=0.0) if scale == "log" else 0.0
         self.right = max(places, default=0.0)
-        self.right += self.right == self.left  # a single point
+        if self.right == self.left:  # a single point; 1 more would be lost beside a very large step
+            self.right += max(1.0, 1e-3 * self.left)
         self.first = min((place for curve in self.curves for place in curve.val[0] if place > 0), default=self.right)
         powers = [10.0**power for power in range(-3, 16)]
         between = ([tick for tick in powers if max(self.first, 1.8 * self.left) <= tick < self.right / 1.8]

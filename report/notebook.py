@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from config.errors import UserError
+from config.files import is_run
 from config.schema import UnknownCharacters
 from data.documents import Split
 from data.tokenizer import Tokenizer
@@ -18,7 +19,7 @@ from data.unknown import Unknown, known_to
 from engine.checkpoint import load_model
 from engine.distributed import setup_distributed
 from engine.generate import generate
-from engine.run import Run, is_run, open_run
+from engine.run import Run, open_run
 from engine.scoring import predict, score
 from report.explain import paint_costs, show_costs, show_token
 from report.figures import X_LABELS, Y_LABELS, draw_terminal, make_figure

@@ -46,7 +46,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "last.safetensors"
 
 
-def forge(path: Path, tensors: dict[str, Tensor | None], state: dict[str, str] | None = None) -> None:
+def forge(
+    path: Path, tensors: dict[str, Tensor | None], state: dict[str, str] | None = None
+) -> None:
     """Replace tensors (None: remove) and the JSON of numbers, and give the file its right hash."""
     with safe_open(path, framework="pt") as file:
         metadata = dict(file.metadata())
@@ -112,8 +114,8 @@ NAMES: list[dict[str, Tensor | None]] = [
     {"something": torch.zeros(3, 2)},
 ]
 STEPS: list[dict[str, Tensor | None]] = [
-    {f"{ADAM_FIRST}.step": torch.tensor(value)}
-    for value in (-1.0, 0.0, float("nan"), float("inf"))]
+    {f"{ADAM_FIRST}.step": torch.tensor(value)} for value in (-1.0, 0.0, float("nan"), float("inf"))
+]
 
 
 @pytest.mark.parametrize("forged", [*SHAPES, *DTYPES, *NAMES, *STEPS], ids=str)
@@ -125,11 +127,22 @@ def test_tensors_that_do_not_fit_are_damage(path: Path, forged: dict[str, Tensor
 BAD_NUMBERS = ["-1", "1e999", "NaN", "Infinity", "-Infinity", "1" + "0" * 400, "true", "[]", '"1"']
 BAD_STATES = [{name: number} for name in TrainState.model_fields for number in BAD_NUMBERS]
 BAD_STATES += [
-    {"step": f"{2**63}"}, {"tokens": f"{2**63}"}, {"step": "null"}, {"mean": "null"}, {"mean": "1e200"},
-    {"variance": "1e300"}, {"best_nll": "1e300"}, {"loss_scale": "0"}, {"loss_scale": "1e30"},
-    {"seconds": "1e300"}, {"step": "7.0"},
-    {"skipped_steps": f"{STEP + 1}"}, {"nonfinite_steps": f"{STEP + 1}"}, {"loss_spikes": f"{STEP + 1}"},
-    {"skipped_steps": "4", "nonfinite_steps": "4"}, {"skipped_steps": "7", "loss_spikes": "1"},
+    {"step": f"{2**63}"},
+    {"tokens": f"{2**63}"},
+    {"step": "null"},
+    {"mean": "null"},
+    {"mean": "1e200"},
+    {"variance": "1e300"},
+    {"best_nll": "1e300"},
+    {"loss_scale": "0"},
+    {"loss_scale": "1e30"},
+    {"seconds": "1e300"},
+    {"step": "7.0"},
+    {"skipped_steps": f"{STEP + 1}"},
+    {"nonfinite_steps": f"{STEP + 1}"},
+    {"loss_spikes": f"{STEP + 1}"},
+    {"skipped_steps": "4", "nonfinite_steps": "4"},
+    {"skipped_steps": "7", "loss_spikes": "1"},
     {"nonfinite_in_a_row": "1"},
 ]
 
@@ -142,11 +155,20 @@ def test_numbers_out_of_range_are_damage(path: Path, forged: dict[str, str]) -> 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_a_training_at_any_step_is_loaded(tmp_path: Path, steps: int) -> None:
-    """Also one whose optimizers have not made a step: at step 0, or where all steps were skipped."""
+    """Also one whose optimizers have made no step: at step 0, or where all steps were skipped."""
     model, optimizers = small_training(steps)
-    saved = TrainState(step=5, skipped_steps=5 - steps, best_nll=-1e-9, mean_after_best=0.0, mean=3e38, variance=9e76)
+    saved = TrainState(
+        step=5,
+        skipped_steps=5 - steps,
+        best_nll=-1e-9,
+        mean_after_best=0.0,
+        mean=3e38,
+        variance=9e76,
+    )
     save_checkpoint(tmp_path / "last.safetensors", model, saved, optimizers)
     other, restored = small_training(steps=2)
     assert load_checkpoint(tmp_path / "last.safetensors", other, restored) == saved
-    torch.testing.assert_close(everything(other, restored), everything(model, optimizers), rtol=0, atol=0)
+    torch.testing.assert_close(
+        everything(other, restored), everything(model, optimizers), rtol=0, atol=0
+    )
     assert load_checkpoint(tmp_path / "last.safetensors", other) == saved  # for prediction only
