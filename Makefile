@@ -1,7 +1,7 @@
 # `make train` and `make test` are all a newcomer needs. Both make .venv when it is missing or out of date.
 # ARGS go to train.py:  make train ARGS="config/tinyshakespeare_char.toml --max_iters=1000"
 
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 ARGS ?= config/shakespeare_char.toml
 WORKERS ?= auto

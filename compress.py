@@ -96,9 +96,9 @@ if __name__ == "__main__":
     run_command(read_arguments)  # mistakes are answered here, because importing torch takes seconds
 
 import torch
-from backports import zstd
 from constriction import stream
 
+from data.sources import zstd
 from engine.checkpoint import load_model
 from engine.distributed import setup_distributed
 from engine.generate import Window

@@ -11,6 +11,7 @@ import itertools
 import math
 import os
 import re
+import sys
 import zlib
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,11 +19,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from backports import zstd
 from pydantic_core import from_json
 from tqdm import tqdm
 
 from config.errors import UserError, not_text
+
+if sys.version_info >= (3, 14):
+    from compression import zstd as zstd  # "as": compress.py takes it from here
+else:
+    from backports import zstd as zstd
 
 SUFFIXES = (*(f"{kind}{packed}" for kind in (".txt", ".jsonl") for packed in ("", ".gz", ".zst")), ".parquet")
 UNPACK: dict[str, Any] = {".gz": gzip.open, ".zst": zstd.open}

@@ -1,20 +1,23 @@
 """Corpora of many files: streamed, in shards, and the same tokens whatever way they came."""
 
 import gzip
+import importlib.util
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from backports import zstd
+from packaging.requirements import Requirement
 
 from config.errors import UserError
 from config.schema import DataConfig
@@ -23,9 +26,9 @@ from data.batches import TrainBatches
 from data.documents import Split
 from data.prepare import Corpus, prepare_corpus
 from data.shards import Shards, write_shards
-from data.sources import choose_split
+from data.sources import choose_split, zstd
 from data.tokenizer import Tokenizer, char_tokenizer
-from tests.conftest import TINY, call, make_text
+from tests.conftest import ROOT, TINY, call, make_text
 
 DOCUMENTS = make_text(60).strip().split("\n")
 STOP = 18
@@ -83,6 +86,41 @@ def test_every_file_of_a_folder_or_pattern_is_read(folder: Path) -> None:
     (folder / "validation").mkdir()
     (folder / "deep/b.txt.gz").rename(folder / "validation/b.txt.gz")
     assert (prepare().info.train.documents, prepare().info.val.documents) == (2, 2)
+
+
+def test_later_pythons_use_their_own_zstd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 3.14 on, where backports.zstd cannot be installed."""
+    own = ModuleType("compression.zstd")
+    package = ModuleType("compression")
+    for name in ("open", "compress", "ZstdError"):
+        setattr(own, name, getattr(zstd, name))
+    package.zstd = own  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "compression", package)
+    monkeypatch.setitem(sys.modules, "compression.zstd", own)
+    monkeypatch.setitem(sys.modules, "backports.zstd", None)  # importing it fails
+    monkeypatch.setattr(sys, "version_info", (3, 14, 0, "final", 0))
+    spec = importlib.util.spec_from_file_location("sources_of_3_14", sources.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.zstd is own
+
+
+def test_the_same_pythons_are_supported_everywhere() -> None:
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
+    pythons = re.findall(r'"(3\.\d+)"', workflow)
+    assert pythons[-1] == "3.14"
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert all(f"python{python}" in makefile for python in pythons)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pinned = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    for lines in (pinned, project["dependencies"]):
+        needs = [Requirement(line) for line in lines if not line.startswith("#")]
+        (marker,) = (each.marker for each in needs if each.name == "backports.zstd")
+        assert marker is not None
+        for python in pythons:
+            assert marker.evaluate({"python_version": python}) == (python != "3.14")
 
 
 def fill_with_strays(folder: Path) -> None:
