@@ -33,7 +33,7 @@ from loss import sum_losses
 from model import GPT
 from report import explain, words
 from report.step_zero import FIRST_BATCHES, check_step_zero
-from report.trainlog import TrainLog, show_outcome, show_stop
+from report.trainlog import TrainLog, finish
 
 
 def main(argv: list[str]) -> None:
@@ -73,7 +73,7 @@ def train(cfg: Config, named: set[str]) -> int:
     print(words.describe_run(run, state, remark, model, dist, get_batch, val_text), flush=True)
     if run.had_outcome and state.is_finished(cfg):
         return 0
-    log, stop = TrainLog(run, dist, model, corpus, state), StopSignal(dist)
+    log, stop = TrainLog(run, dist, model, corpus, state), StopSignal(dist, words.resume_command(run, dist))
     forward = compile_model(model, get_batch(0), make_objective(cfg), dist, log.say) if cfg.run.compile else model
     if not run.is_resumed and not cfg.run.source:
         first_batches = [get_batch(number * cfg.optim.batch_size) for number in range(FIRST_BATCHES)]
@@ -107,7 +107,7 @@ def train(cfg: Config, named: set[str]) -> int:
         state.windows += cfg.optim.batch_size
 
     log.bar.close()
-    return show_stop(stop, log) if stop.received else show_outcome(model, corpus, log, get_batch)
+    return finish(stop, model, corpus, log, get_batch)
 
 
 def train_step(model: torch.nn.Module, optimizers: Optimizers, batch: list[Batch], cfg: Config, dist: Distributed,

@@ -1,23 +1,62 @@
-"""SIGINT (Ctrl-C) and SIGTERM stop training after the current step."""
+"""SIGINT (Ctrl-C) and SIGTERM stop training after the current step, and what comes after the last step at once."""
 
 import signal
+import sys
+from contextlib import suppress
 from types import FrameType
 
 from engine.distributed import Distributed
 
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(BaseException):
+    """A signal came after the last step, when the training was saved."""
+
 
 class StopSignal:
-    """Knows whether one of the signals came, to any rank. A second one stops at once."""
+    """Knows whether one of the signals came, to any rank. A second one stops at once.
 
-    def __init__(self, dist: Distributed) -> None:
-        self.dist, self.own, self.received = dist, 0, 0  # the signal that came to this rank; and to any
-        for number in (signal.SIGINT, signal.SIGTERM):
+    The first one says so, and tells the command that resumes the run.
+    """
+
+    def __init__(self, dist: Distributed, resume_command: str) -> None:
+        self.dist, self.resume_command = dist, resume_command
+        self.own, self.received = 0, 0  # the signal that came to this rank; and to any
+        self.is_saved = False  # nothing is lost if it stops now
+        for number in NUMBERS:
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.own = number
         signal.signal(number, signal.SIG_DFL)
+        if self.is_saved:
+            self.stop_at_once()
+        self._say(f"{signal.Signals(number).name}: training stops after this step; a second one stops it at once.\n"
+                  f"To resume:\n  {self.resume_command}")
 
     def requested(self) -> bool:
         self.received = self.dist.max(self.own)  # ranks get signals at different steps, and must stop together
         return self.received > 0
+
+    def expect_no_more_steps(self) -> None:
+        """From now on, the training is saved and a signal raises Stopped."""
+        self.is_saved = True
+        if self.own:
+            self.stop_at_once()
+
+    def stop_at_once(self) -> None:
+        self.close()
+        name = signal.Signals(self.own).name
+        self._say(f"Stopped by {name} after the last step. To finish:\n  {self.resume_command}")
+        raise Stopped
+
+    def close(self) -> None:
+        """From now on, a signal ends the process."""
+        for number in NUMBERS:
+            signal.signal(number, signal.SIG_DFL)
+
+    def _say(self, text: str) -> None:
+        if self.dist.rank == 0:
+            with suppress(OSError, ValueError, RuntimeError):  # stderr is closed, or the signal interrupted a print
+                print(f"\n{text}", file=sys.stderr, flush=True)

@@ -20,7 +20,7 @@ from engine.checkpoint import Optimizers, load_checkpoint, save_checkpoint
 from engine.distributed import Distributed
 from engine.generate import generate_texts
 from engine.run import Record, Run, append_line, kept_options, start_run
-from engine.signals import StopSignal
+from engine.signals import Stopped, StopSignal
 from engine.state import BEST, StepResult, TrainState
 from engine.step import evaluate_parts, validation_record
 from loss import mean_loss, sum_losses
@@ -223,6 +223,21 @@ def training_record(results: Sequence[StepResult], config: LossConfig, vocab_siz
         kl = loss.distillation / config.alpha + loss.nll + loss.smoothing
         record["teacher_kl"] = kl / config.temperature**2
     return record
+
+
+def finish(stop: StopSignal, model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatches) -> int:
+    """Say what came of a training, or how to resume it where a signal stopped it; returns the exit code."""
+    if stop.received:
+        return show_stop(stop, log)
+    try:
+        stop.expect_no_more_steps()
+        return show_outcome(model, corpus, log, get_batch)
+    except Stopped:
+        if log.dist.world_size == 1:  # ranks may have stopped at different places: no more exchanges
+            log.close()
+        return 128 + stop.own
+    finally:
+        stop.close()
 
 
 def show_stop(stop: StopSignal, log: TrainLog) -> int:

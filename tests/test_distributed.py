@@ -193,7 +193,7 @@ def test_ranks_stop_together() -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         told = type("Told", (Distributed,), {"max": lambda self, number: signal.SIGTERM})(CPU.device, CPU.dtype, 0, 2)
-        stop, alone = StopSignal(told), StopSignal(CPU)
+        stop, alone = StopSignal(told, "resume"), StopSignal(CPU, "resume")
         assert stop.requested()
         assert stop.received == signal.SIGTERM
         assert not alone.requested()

@@ -74,6 +74,25 @@ seed_dropout = engine.step.seed_dropout
 engine.step.seed_dropout = lambda seed, step, number: (seed_dropout(seed, step, number), step == 4 and time.sleep(60))
 """
 
+# Measuring the best model takes a minute.
+SLOW_OUTCOME = """
+import time, report.trainlog
+def measure(*arguments):
+    print("measuring", flush=True)
+    time.sleep(60)
+report.trainlog.evaluate_parts = measure
+"""
+# And so does what has to be done when it is interrupted.
+STUCK_OUTCOME = """
+def never(*arguments):
+    try:
+        measure(*arguments)
+    finally:
+        print("cleaning up", flush=True)
+        time.sleep(60)
+report.trainlog.evaluate_parts = never
+"""
+
 
 def finish_and_compare(clone: Path, out: str, ranks: int = 1) -> None:
     """Train a killed run three steps further: it must equal, bit for bit, one that was never killed."""
@@ -225,7 +244,7 @@ def test_a_signal_that_comes_while_the_ranks_compare_theirs_is_not_lost() -> Non
         return number
 
     try:
-        stop = StopSignal(cast(Any, SimpleNamespace(max=compare)))
+        stop = StopSignal(cast(Any, SimpleNamespace(max=compare, rank=0)), "python train.py out/run")
         assert not stop.requested()
         assert stop.requested()
         assert stop.received == signal.SIGTERM
@@ -234,12 +253,47 @@ def test_a_signal_that_comes_while_the_ranks_compare_theirs_is_not_lost() -> Non
             signal.signal(number, handler)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_last_step_is_answered(clone: Path, number: signal.Signals) -> None:
+    """While the best model is measured, which takes a minute. It says how to finish, and that finishes."""
+    out = clone / "out/late"
+    process = Process(clone, *TRAIN, f"--out_dir={out}", prelude=SLOW_OUTCOME)
+    process.wait_until(lambda: "measuring" in process.printed())
+    started = time.monotonic()
+    process.send_signal(number)
+    code, printed = process.wait()
+    assert code == 128 + number
+    assert time.monotonic() - started < 5
+    command = f"python train.py {out} --init_from=resume"
+    assert f"Stopped by {number.name} after the last step. To finish:\n  {command}\n" in printed
+    assert "Traceback" not in printed
+    code, printed = Process(clone, *command.split()[2:]).wait()
+    assert code == 0, printed
+    assert (out / "verdict.txt").exists()
+    shutil.rmtree(out)
+
+
+def test_a_second_signal_after_the_last_step_has_said_how_to_finish(clone: Path) -> None:
+    """Even where the first cannot end what is going on."""
+    out = clone / "out/stuck"
+    process = Process(clone, *TRAIN, f"--out_dir={out}", prelude=SLOW_OUTCOME + STUCK_OUTCOME)
+    process.wait_until(lambda: "measuring" in process.printed())
+    process.send_signal(signal.SIGINT)
+    process.wait_until(lambda: "cleaning up" in process.printed())
+    assert f"To finish:\n  python train.py {out} --init_from=resume\n" in process.printed()
+    process.send_signal(signal.SIGINT)
+    assert process.wait()[0] == -signal.SIGINT
+    shutil.rmtree(out)
+
+
 def test_a_second_sigint_stops_at_once(clone: Path) -> None:
     """Also in the middle of a step that takes a minute; the files stay whole."""
     out = clone / "out/twice"
     process = Process(clone, *TRAIN, f"--out_dir={out}", prelude=SLOW_STEP)
     process.wait_until(partial(has_lines, out, 5))
     process.send_signal(signal.SIGINT)
+    process.wait_until(lambda: "SIGINT: training stops after this step" in process.printed())
+    assert f"To resume:\n  python train.py {out} --init_from=resume\n" in process.printed()
     time.sleep(0.2)
     assert process.process.is_alive()  # the step is not done
     process.send_signal(signal.SIGINT)
