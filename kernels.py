@@ -1,10 +1,13 @@
-"""Small operations, faster than PyTorch's on a CPU: three with hand-written gradients, and dropout.
+"""Small operations, faster than PyTorch's on a CPU: three with hand-written gradients, dropout, attention.
 
 A model this small waits for memory, not for arithmetic: autograd would read and write the activations more
 often than these do (bench/NOTES.md has figures). Inside torch.compile, which fuses them by itself, and where no
 gradient is wanted the plain formulas are used. tests/test_kernels.py checks each against PyTorch.
 """
 
+import math
+import threading
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,6 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 EPS = 1e-6  # keeps rms_norm of zeros finite
+
+_random = threading.local()  # .generator: the random numbers of dropout in a worker thread
+
+
+def set_dropout_seed(seed: int) -> None:
+    """Seed the random numbers of dropout in this thread; the main thread's are torch's own."""
+    if threading.current_thread() is threading.main_thread():
+        torch.manual_seed(seed)
+    else:
+        _random.generator = torch.Generator().manual_seed(seed)
 
 
 def use_plain() -> bool:
@@ -56,9 +69,58 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     """
     if not training or p == 0 or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p, training)
-    words = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-2**63, None)  # four numbers of 16 bits
+    words = torch.empty(x.numel() // 4 + 1, dtype=torch.int64)  # four numbers of 16 bits each
+    words.random_(-2**63, None, generator=getattr(_random, "generator", None))
     kept = words.view(torch.int16)[:x.numel()].view(x.shape) >= round(p * 2**16) - 2**15
     return x * kept.to(x.dtype).div_(1 - p)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, p: float, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v for the last T of S tokens, with dropout of probability `p`.
+
+    q is (B, H, T, D); k and v are (B, H, S, D), all of one dtype. `mask`, (T, S) or (B, 1, T, S), is
+    True where a token may attend; None means causal attention.
+    """
+    T, S = q.shape[2], k.shape[2]
+    if _write_attention_out(q, p):
+        bias = causal_bias(T, S, q.dtype) if mask is None else _to_bias(mask, q.dtype)
+        return _attention_written_out(q, k, v, p, bias)
+    if mask is None and T in (S, 1):  # all tokens are new, or one is and attends to all
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=T == S)
+    if mask is None:
+        mask = causal_mask(T, S, q.device)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
+
+
+def causal_mask(T: int, S: int, device: torch.device) -> Tensor:
+    """(T, S): the last T of S tokens attend to themselves and to all before them."""
+    return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
+
+
+def _write_attention_out(q: Tensor, p: float) -> bool:
+    """On CPUs training is faster so with dropout, and 2 to 4 times faster in bfloat16."""
+    is_faster = p > 0 or q.dtype == torch.bfloat16
+    return is_faster and q.device.type == "cpu" and torch.is_grad_enabled()
+
+
+def _attention_written_out(q: Tensor, k: Tensor, v: Tensor, p: float, bias: Tensor) -> Tensor:
+    B, H, T, D = q.shape
+    S = k.shape[2]
+    q, k, v = (x.reshape(B * H, -1, D) for x in (q, k, v))
+    bias = bias.expand(B, H, T, S).reshape(B * H, T, S)
+    scores = torch.baddbmm(bias, q, k.mT, alpha=D**-0.5)  # bias + q k^T / sqrt(D)
+    weights = dropout(F.softmax(scores, dim=-1), p)
+    return (weights @ v).view(B, H, T, D)
+
+
+@lru_cache(maxsize=8)
+def causal_bias(T: int, S: int, dtype: torch.dtype) -> Tensor:
+    """(T, S) on the CPU: 0 where `causal_mask` is True, else minus infinity."""
+    return _to_bias(causal_mask(T, S, torch.device("cpu")), dtype)
+
+
+def _to_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -math.inf)
 
 
 class _ReLU2(torch.autograd.Function):

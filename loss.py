@@ -38,6 +38,10 @@ class LossSums(NamedTuple):
     correct: Tensor  # targets that the model held most probable; in a tie of k tokens, the target counts as 1/k
     num_targets: Tensor
 
+    def detach(self) -> "LossSums":
+        """The same numbers without the graph of their gradients."""
+        return LossSums._make(number.detach() for number in self)
+
 
 class LossMeans(NamedTuple):
     """LossSums divided by the number of targets: nats per target, and the top-1 accuracy."""

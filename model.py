@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config.schema import ModelConfig
-from kernels import dropout, relu2, rms_norm, rotary
+from kernels import attention, causal_mask, dropout, relu2, rms_norm, rotary
 from loss import PLAIN, LossSums, Objective, next_token_loss, soft_cap
 
 Rotary = tuple[Tensor, Tensor]  # cos and sin for the features of q and k side by side, (T, 2 C) each
@@ -67,36 +67,13 @@ class CausalSelfAttention(nn.Module):
         qk = qk.view(B, T, 2 * H, C // H)
         if self.config.qk_norm:
             qk = rms_norm(qk)
-        q, k = qk.transpose(1, 2).chunk(2, dim=1)  # (B, H, T, D)
+        # Under autocast, rotary and norm are in float32; attention's products are in the dtype of v.
+        q, k = qk.type_as(v).transpose(1, 2).chunk(2, dim=1)  # (B, H, T, D)
         v = v.view(B, T, H, C // H).transpose(1, 2)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
-        y = attend(q, k, v, self.config.dropout if self.training else 0.0, mask)
+        y = attention(q, k, v, self.config.dropout if self.training else 0.0, mask)
         return dropout(self.proj(y.transpose(1, 2).reshape(B, T, C)), self.config.dropout, self.training)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, p: float, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v, (B, H, T, D), for the last T of S tokens.
-
-    `mask`, (T, S) or (B, 1, T, S), is True where a token may attend; None means causal attention.
-    """
-    (B, H, T, D), S = q.shape, k.shape[2]
-    # On CPUs the formula written out is faster with dropout, and 2 to 4 times faster in bfloat16.
-    written_out = q.device.type == "cpu" and (p > 0 or q.dtype == torch.bfloat16) and torch.is_grad_enabled()
-    if mask is None and T in (S, 1) and not written_out:  # all tokens are new, or one is and attends to all
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=T == S)
-    mask = causal_mask(T, S, q.device) if mask is None else mask
-    if not written_out:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
-    q, k, v = (x.reshape(B * H, -1, D) for x in (q, k, v))
-    bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -math.inf).expand(B, H, T, S)
-    scores = torch.baddbmm(bias.reshape(B * H, T, S), q, k.mT, alpha=D**-0.5)  # bias + q k^T / sqrt(D)
-    return (dropout(F.softmax(scores, dim=-1), p) @ v).view(B, H, T, D)
-
-
-def causal_mask(T: int, S: int, device: torch.device) -> Tensor:
-    """(T, S): the last T of S tokens attend to themselves and to all before them."""
-    return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
 
 
 class MLP(nn.Module):

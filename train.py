@@ -9,6 +9,7 @@ end_on_interrupt(__name__)
 
 import sys
 import time
+from collections.abc import Sequence
 
 from config.cli import describe_unused, load_config
 from config.errors import out_of_memory, run_command
@@ -28,8 +29,16 @@ from engine.optim import make_optimizers, set_lr
 from engine.run import create_or_resume, kept_tokenizer, lock_run
 from engine.signals import StopSignal
 from engine.state import StepResult
-from engine.step import compile_model, is_eval_step, make_objective, seed_dropout, teacher_logits, validate
-from loss import sum_losses
+from engine.step import (
+    add_gradients,
+    compile_model,
+    is_eval_step,
+    make_objective,
+    seed_dropout,
+    teacher_logits,
+    validate,
+)
+from loss import LossSums, sum_losses
 from model import GPT
 from report import explain, words
 from report.step_zero import FIRST_BATCHES, check_step_zero
@@ -47,6 +56,8 @@ def main(argv: list[str]) -> None:
 def train(cfg: Config, named: set[str]) -> int:
     """Train from scratch or from the last checkpoint; returns the exit code."""
     dist = setup_distributed(cfg.run.device, cfg.run.dtype, cfg.options())
+    if cfg.run.compile:
+        dist = dist.without_workers()  # a compiled model shares the cores in each operation
     cfg = cfg.with_run(dtype=dist.dtype_name)
     torch.manual_seed(cfg.run.seed)
 
@@ -114,21 +125,34 @@ def train_step(model: torch.nn.Module, optimizers: Optimizers, batch: list[Batch
                step: int, teacher: GPT | None = None, loss_scale: float = 1.0) -> StepResult:
     """One step: sums over micro-batches and ranks, divided once by the number of targets in the global batch.
 
+    On a CPU its cores compute micro-batches side by side; gradients are added in the order of the micro-batches.
     A step without targets, or with a loss or gradient that is not finite, changes neither weights nor optimizers.
     In float16 the loss is scaled for backward, because small gradients would become zero.
     """
     lr = set_lr(optimizers, cfg.optim, step)
     num_targets = int(dist.all_reduce(torch.tensor(sum(micro.num_targets for micro in batch))))
-    sums, scale = [], loss_scale if dist.dtype == torch.float16 else 1.0
-    for micro in batch if num_targets > 0 else []:
+    if num_targets == 0:
+        batch = []  # nothing to learn from: only count the step
+    if dist.dtype != torch.float16:
+        loss_scale = 1.0
+    parameters = list(model.parameters())
+
+    def forward_backward(micro: Batch) -> tuple[LossSums, Sequence[torch.Tensor]]:
         seed_dropout(cfg.run.seed, step, micro.number)
         inputs, targets = dist.to_device(micro.inputs, micro.targets)
         with dist.autocast():
             loss = model(inputs, targets, make_objective(cfg), teacher_logits(teacher, inputs))
-        (loss.objective / num_targets * scale).backward()
+        objective = loss.objective / num_targets * loss_scale
+        gradients = torch.autograd.grad(objective, parameters)
+        return loss.detach(), gradients
+
+    sums = []
+    for loss, gradients in dist.map(forward_backward, batch):
         sums.append(loss)
-    dist.all_reduce_gradients(model.parameters(), scale)
-    grad_norm = dist.clip_gradients(model.parameters(), cfg.optim.grad_clip)
+        add_gradients(parameters, gradients)
+
+    dist.all_reduce_gradients(parameters, loss_scale)
+    grad_norm = dist.clip_gradients(parameters, cfg.optim.grad_clip)
     result = StepResult(sum_losses(sums, dist.all_reduce), grad_norm, lr)
     for optimizer in optimizers:
         if result.is_valid:

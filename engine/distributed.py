@@ -7,13 +7,14 @@ from the same seed and add the same gradients. Only rank 0 writes files and prin
 import atexit
 import ctypes
 import json
+import math
 import os
 import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
 
@@ -22,13 +23,14 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, ReduceOp, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import parameters_to_vector
 
 from config.errors import RANK, START_RANKS, WORLD_SIZE, UserError
 from config.schema import Config
+from engine.workers import Item, Result, Workers, count_workers
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")  # of matrix products
-CPU_TOKENS = 4096  # in one forward pass of a training on a CPU, where nothing else is asked for
+CPU_TOKENS = 512  # in a micro-batch on a CPU, at least: fewer cost more than more cores gain
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,6 +47,7 @@ class Distributed:
     dtype: torch.dtype
     rank: int = 0
     world_size: int = 1
+    workers: Workers = field(default=Workers(1), compare=False)  # on a CPU, its cores
 
     @property
     def dtype_name(self) -> str:
@@ -63,7 +66,18 @@ class Distributed:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Matrix products in `dtype`; weights, sums and the loss stay float32."""
-        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+        if self.dtype == torch.float32:
+            return nullcontext()
+        # The cache would share one thread's casts with the graphs of the others.
+        return torch.autocast(self.device.type, self.dtype, cache_enabled=False)
+
+    def without_workers(self) -> "Distributed":
+        """The same, but all cores of a CPU share each operation."""
+        return replace(self, workers=Workers(1))
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """The function of each item, in order; on a CPU, its cores compute side by side."""
+        return self.workers.map(function, items)
 
     def to_device(self, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
         tensors = [torch.from_numpy(array) for array in arrays]
@@ -97,6 +111,14 @@ class Distributed:
             dist.all_reduce(tensor, op)
         return tensor
 
+    def all_reduce_each(self, tensors: list[torch.Tensor]) -> None:
+        """Replace each tensor by the sum of the ranks' tensors, all of them in one exchange."""
+        if self.world_size > 1:
+            vector = self.all_reduce(parameters_to_vector(tensors))
+            sums = torch.split(vector, [tensor.numel() for tensor in tensors])
+            for tensor, part in zip(tensors, sums, strict=True):
+                tensor.copy_(part.view_as(tensor))
+
     def max(self, number: int) -> int:
         """The largest of the ranks' numbers."""
         return int(self.all_reduce(torch.tensor(number), ReduceOp.MAX))
@@ -109,25 +131,16 @@ class Distributed:
         """
         parameters = list(parameters)
         if self.world_size > 1:
-            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-            vector_to_parameters(self.all_reduce(parameters_to_vector(gradients)), gradients)
-            for p, gradient in zip(parameters, gradients, strict=True):
-                p.grad = gradient
+            for p in parameters:
+                if p.grad is None:
+                    p.grad = torch.zeros_like(p)
+            self.all_reduce_each([p.grad for p in parameters if p.grad is not None])
         if scale != 1.0:
             torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / scale)
 
     def clip_gradients(self, parameters: Iterable[torch.nn.Parameter], largest: float) -> float:
         """Scale the gradient down to a norm of at most `largest`, 0 = any; returns the norm before."""
         return float(torch.nn.utils.clip_grad_norm_(parameters, largest or float("inf")))
-
-    def map_divided(self, function: Callable[[torch.Tensor], torch.Tensor], matrices: torch.Tensor) -> torch.Tensor:
-        """`function` of matrices (K, n, m), of which each rank computes its share; every rank gets all."""
-        if self.world_size == 1:
-            return function(matrices)
-        mine, found = slice(self.rank, None, self.world_size), torch.zeros_like(matrices)
-        if len(matrices[mine]):
-            found[mine] = function(matrices[mine]).to(found.dtype)
-        return self.all_reduce(found)  # the others' are zeros
 
     def check_same_start(self, model: torch.nn.Module, corpus_sha256: str) -> None:
         """UserError if the ranks do not hold the same weights and the same text."""
@@ -181,7 +194,8 @@ def setup_distributed(device: str, dtype: str, options: dict[str, Any] | None = 
             torch.cuda.set_device(device)
         same = {"device": kind, "dtype": dtype, "torch": torch.__version__, "number of ranks": WORLD_SIZE}
         _join("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", (options or {}) | same)
-    return Distributed(torch.device(device), getattr(torch, dtype), RANK, WORLD_SIZE)
+    workers = Workers(count_workers() if kind == "cpu" else 1)
+    return Distributed(torch.device(device), getattr(torch, dtype), RANK, WORLD_SIZE, workers)
 
 
 def count_devices() -> dict[str, int]:
@@ -190,14 +204,21 @@ def count_devices() -> dict[str, int]:
 
 
 def micro_batch_size(config: Config) -> int:
-    """Sequences in one forward pass: as many as were asked for, or a rank's share of the batch.
+    """Sequences in one forward pass: as many as were asked for, or what suits the device.
 
-    On a CPU they are that share in equal parts of at most CPU_TOKENS: more do not fit its caches (bench/NOTES.md).
+    On a CPU, whose cores take a micro-batch each, a batch is cut into 2, 4, 8, ... parts of at least
+    CPU_TOKENS tokens: that depends on the options only. On a GPU it is a rank's share of the batch.
     """
-    share, device = -(-config.optim.batch_size // WORLD_SIZE), config.run.device
-    on_cpu = device == "cpu" or (device == "auto" and not any(count_devices()[kind] for kind in ("cuda", "mps")))
-    parts = -(-share * config.model.block_size // CPU_TOKENS) if on_cpu else 1
-    return config.run.micro_batch_size or -(-share // parts)
+    batch_size, device = config.optim.batch_size, config.run.device
+    if config.run.micro_batch_size:
+        return config.run.micro_batch_size
+    has_gpu = any(count_devices()[kind] for kind in ("cuda", "mps"))
+    if device != "cpu" and (device != "auto" or has_gpu):
+        return math.ceil(batch_size / WORLD_SIZE)
+    parts = 2
+    while 2 * parts * CPU_TOKENS <= batch_size * config.model.block_size:
+        parts *= 2
+    return math.ceil(batch_size / parts)
 
 
 def _has_bfloat16(kind: str) -> bool:

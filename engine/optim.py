@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,10 +30,10 @@ class AdamW(torch.optim.AdamW):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised, for matrices (Jordan et al. 2024); matrices of one shape are stacked.
+    """Momentum, orthogonalised, for matrices (Jordan et al. 2024).
 
-    All singular values of the update of a matrix (n, m) are about lr sqrt(max(1, n / m)). The products inside are in
-    dist.dtype, and each rank computes its share of them.
+    All singular values of the update of a matrix (n, m) are about lr sqrt(max(1, n / m)). The products
+    inside are in dist.dtype.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float, dist: Distributed
@@ -47,15 +47,37 @@ class Muon(torch.optim.Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             for p in params:
                 self.state[p].setdefault("momentum", torch.zeros_like(p))
-            for n, m in sorted({(p.shape[0], p.shape[1]) for p in params}):
-                same = [p for p in params if p.shape == (n, m)]
-                grads, averages = [p.grad for p in same], [self.state[p]["momentum"] for p in same]
-                torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
-                ahead = torch._foreach_lerp(grads, averages, group["momentum"])  # Nesterov's
-                updates = self.dist.map_divided(partial(orthogonalise, dtype=self.dist.dtype),
-                                               torch.stack(ahead)).to(same[0].dtype)
-                torch._foreach_mul_(same, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(same, updates.unbind(), alpha=-group["lr"] * max(1, n / m) ** 0.5)
+            grads = [p.grad for p in params]
+            averages = [self.state[p]["momentum"] for p in params]
+            torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
+            ahead = torch._foreach_lerp(grads, averages, group["momentum"])  # Nesterov's
+            updates = orthogonalise_all(ahead, self.dist)
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            for p, update in zip(params, updates, strict=True):
+                n, m = p.shape
+                p.add_(update, alpha=-group["lr"] * max(1, n / m) ** 0.5)
+
+
+def orthogonalise_all(matrices: Sequence[Tensor], dist: Distributed) -> list[Tensor]:
+    """`orthogonalise` of matrices (n, m) of any shapes; each rank computes its share of each shape.
+
+    Matrices of one shape are a stack. A CPU's cores take a stack each, the largest first.
+    """
+    same_shape: dict[torch.Size, list[int]] = {}
+    for number, matrix in enumerate(matrices):
+        same_shape.setdefault(matrix.shape, []).append(number)
+    shares = [numbers[dist.rank::dist.world_size] for numbers in same_shape.values()]
+    shares = [numbers for numbers in shares if numbers]
+    shares.sort(key=lambda numbers: len(numbers) * matrices[numbers[0]].numel(), reverse=True)
+    stacks = [torch.stack([matrices[number] for number in numbers]) for numbers in shares]
+
+    found = [torch.zeros_like(matrix) for matrix in matrices]  # other ranks compute what stays zero
+    compute = torch.no_grad()(partial(orthogonalise, dtype=dist.dtype))
+    for numbers, updates in zip(shares, dist.map(compute, stacks), strict=True):
+        for number, update in zip(numbers, updates, strict=True):
+            found[number].copy_(update)
+    dist.all_reduce_each(found)
+    return found
 
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

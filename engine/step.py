@@ -1,7 +1,7 @@
 """Evaluation, and what a training step needs besides the loop in train.py."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from data.batches import Batch, EvalText
 from data.prepare import Corpus
 from engine.distributed import Distributed
 from engine.run import Record
+from kernels import set_dropout_seed
 from loss import LossMeans, LossSums, Objective, mean_loss, sum_losses
 from model import GPT
 from surprisal import bits_per_byte, perplexity
@@ -27,20 +28,39 @@ def make_objective(config: Config) -> Objective:
 
 def seed_dropout(seed: int, step: int, micro_batch: int) -> None:
     """Dropout depends on (seed, step, number of the micro-batch in the global batch) only."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, step, micro_batch)).generate_state(1)[0]))
+    set_dropout_seed(int(np.random.SeedSequence((seed, step, micro_batch)).generate_state(1)[0]))
 
 
-@torch.inference_mode()
+def add_gradients(parameters: Sequence[torch.nn.Parameter], gradients: Sequence[Tensor]) -> None:
+    """Add the gradients of a micro-batch to what the parameters have in .grad."""
+    for p, gradient in zip(parameters, gradients, strict=True):
+        if p.grad is None:
+            p.grad = gradient
+        else:
+            p.grad += gradient
+
+
 def evaluate_parts(model: GPT, text: EvalText, dist: Distributed) -> list[LossSums]:
-    """The loss of contiguous parts of a text, which the ranks share, without dropout and smoothing."""
+    """The loss of contiguous parts of a text, without dropout and smoothing.
+
+    Ranks share the batches, and so do a CPU's cores.
+    """
+    @torch.inference_mode()
+    def measure(batch: Batch) -> LossSums:
+        inputs, targets = dist.to_device(batch.inputs, batch.targets)
+        with dist.autocast():
+            sums: LossSums = model(inputs, targets)
+        return sums
+
     model.eval()
     text = replace(text, batch_tokens=dist.eval_batch_tokens)
     size = -(-text.num_batches // MAX_PARTS)
     parts: list[list[LossSums]] = [[] for _ in range(0, text.num_batches, size)]
-    for number, batch in itertools.islice(enumerate(text.batches()), dist.rank, None, dist.world_size):
-        inputs, targets = dist.to_device(batch.inputs, batch.targets)
-        with dist.autocast():
-            parts[number // size].append(model(inputs, targets))
+    own = slice(dist.rank, None, dist.world_size)
+    numbers = range(text.num_batches)[own]
+    batches = itertools.islice(text.batches(), own.start, None, own.step)
+    for number, sums in zip(numbers, dist.map(measure, batches), strict=True):
+        parts[number // size].append(sums)
     model.train()
     return [sum_losses(part, dist.all_reduce) for part in parts]
 

@@ -85,7 +85,7 @@ def in_ranks(size: int, function: Callable[[Distributed], T]) -> list[T]:
 
     def work(rank: int) -> T:
         with meeting.turn:
-            return function(Thread(CPU.device, CPU.dtype, rank, size, meeting))
+            return function(Thread(CPU.device, CPU.dtype, rank, size, meeting=meeting))
 
     with ThreadPoolExecutor(size) as pool:
         return list(pool.map(work, range(size)))
@@ -128,12 +128,13 @@ def test_any_split_gives_the_gradient_of_the_whole_batch(size: int, micro_batch_
 
 
 @pytest.mark.parametrize(("options", "gpus", "ranks", "expected"), [
-    ("--batch_size=64", 0, 1, 16), ("--batch_size=64", 0, 2, 16), ("--batch_size=24", 0, 1, 12),
-    ("--batch_size=8", 0, 1, 8), ("--batch_size=64 --block_size=9000", 0, 1, 1), ("--batch_size=64", 1, 1, 64),
-    ("--batch_size=64", 1, 2, 32), ("--batch_size=64 --device=cpu", 1, 1, 16),
+    ("--batch_size=64", 0, 1, 2), ("--batch_size=64", 0, 3, 2), ("--batch_size=24", 0, 1, 3),
+    ("--batch_size=8", 0, 1, 2), ("--batch_size=12 --block_size=64", 0, 1, 6), ("--batch_size=1", 0, 1, 1),
+    ("--batch_size=64 --block_size=9000", 0, 1, 1), ("--batch_size=64 --device=cpu", 1, 1, 2),
+    ("--batch_size=64", 1, 1, 64), ("--batch_size=64", 1, 2, 32),
     ("--batch_size=64 --micro_batch_size=33", 0, 1, 33)])
-def test_a_cpu_takes_few_tokens_at_once(options: str, gpus: int, ranks: int, expected: int,
-                                        monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cut_of_a_cpus_batch_depends_on_options_only(options: str, gpus: int, ranks: int, expected: int,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "WORLD_SIZE", ranks)
     monkeypatch.setattr(distributed, "count_devices", lambda: {"cuda": gpus, "mps": 0, "cpu": 1})
     assert distributed.micro_batch_size(load_config(options.split())[0]) == expected

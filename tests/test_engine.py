@@ -162,7 +162,7 @@ def test_tokens_per_second_are_those_of_the_steps(data_dir: Path, monkeypatch: p
                                   (report.trainlog, "save_checkpoint", 3600), (script, "seed_dropout", 0.5),
                                   (TrainBatches, "__call__", 0.25)):  # the last two are called in each step
         monkeypatch.setattr(module, name, takes(seconds, getattr(module, name)))
-    train("--log_interval=2", "--checkpoint_interval=1", "--eval_interval=3")
+    train("--log_interval=2", "--checkpoint_interval=1", "--eval_interval=3", "--micro_batch_size=4")
     records = read_metrics(data_dir / "out/run")
     assert [record["tokens_per_second"] for record in records if "train_nll" in record] == [4 * 8 / 0.75] * 6
     assert records[-2]["seconds"] > 3600

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from config.schema import ModelConfig
+from kernels import attention
 from loss import IGNORE_INDEX, LossSums, Objective, cross_entropy
-from model import GPT, KVCache, attend, hash_ngrams
+from model import GPT, KVCache, hash_ngrams
 
 V = 11
 MODERN = ModelConfig(block_size=16, n_layer=2, n_head=2, n_embd=32)
@@ -103,22 +104,22 @@ def test_rotary_positions_are_relative() -> None:
 def test_bfloat16_attention_is_the_same_attention() -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 2, 16, 8).unbind()
-    exact = attend(q, k, v, 0.0)
+    exact = attention(q, k, v, 0.0)
     by_hand = (q @ k.mT / 8**0.5).masked_fill(torch.ones(16, 16).triu(1).bool(), -math.inf).softmax(-1) @ v
     torch.testing.assert_close(exact, by_hand, atol=1e-5, rtol=1e-5)
     for training in (True, False):  # which it does in its own way
         with torch.set_grad_enabled(training):
-            plain = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), 0.0)
+            plain = attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), 0.0)
         torch.testing.assert_close(plain.float(), exact, atol=0.05, rtol=0.05)
     for T in (1, 3):
-        torch.testing.assert_close(attend(q[:, :, -T:], k, v, 0.0), exact[:, :, -T:], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(attention(q[:, :, -T:], k, v, 0.0), exact[:, :, -T:], atol=1e-5, rtol=1e-5)
 
 
 def test_dropout_drops_attention_as_it_should() -> None:
     torch.manual_seed(0)
     q, k = torch.randn(2, 4, 2, 16, 16).unbind()
     v = torch.eye(16).expand(4, 2, 16, 16)  # so that what comes out is how much each token attends to each
-    weights, dropped = attend(q, k, v, 0.0), attend(q, k, v, 0.25)
+    weights, dropped = attention(q, k, v, 0.0), attention(q, k, v, 0.25)
     torch.testing.assert_close(dropped, torch.where(dropped == 0, 0, weights / 0.75))
     shares = (dropped == 0)[weights > 0].float().mean(), (dropped == 0).float().mean()
     assert 0.2 < shares[0] < 0.3 < shares[1]

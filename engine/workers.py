@@ -1,0 +1,77 @@
+"""Worker threads: on a CPU, each core computes a micro-batch of its own.
+
+A step of a small model is hundreds of short operations. If all cores share each of them, they wait for
+each other hundreds of times; if each core takes a micro-batch, they wait once. It is also robust: a core
+that another program takes away delays one micro-batch, not every operation.
+
+PyTorch releases Python's interpreter lock in its operations, so the threads run at the same time. What
+stays behind the lock is the Python between the operations (bench/NOTES.md has its share).
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from threading import Barrier
+from typing import TypeVar
+
+import torch
+
+MAX_WORKERS = 16  # of a small model, no more threads get past Python's lock (bench/NOTES.md)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def count_workers() -> int:
+    """One for each core that torch uses; OMP_NUM_THREADS or torchrun may say how many."""
+    return min(torch.get_num_threads(), MAX_WORKERS)
+
+
+class Workers:
+    """`count` threads, each with one of OpenMP's threads.
+
+    With a count of 1, or a single item, the caller's thread computes, and all cores share each
+    operation. Otherwise the results do not depend on the count, not even in their last bits.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """The results in the order of the items. Few items are taken ahead, so there may be many."""
+        items = iter(items)
+        first_two = list(itertools.islice(items, 2))
+        items = itertools.chain(first_two, items)
+        if self.count == 1 or len(first_two) < 2:
+            yield from map(function, items)
+            return
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(self._pool.submit(function, item))
+                if len(waiting) > 2 * self.count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # after an error, or when the caller wants no more
+            for future in waiting:
+                future.cancel()
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        threads = torch.get_num_threads()
+        everyone = Barrier(self.count + 1)
+
+        def start() -> None:
+            torch.set_num_threads(1)
+            torch.set_flush_denormal(True)  # as in the thread that calls
+            everyone.wait()
+
+        pool = ThreadPoolExecutor(self.count, "worker", initializer=start)
+        for _ in range(self.count):
+            pool.submit(int)  # each starts a thread, as the others wait
+        everyone.wait()
+        torch.set_num_threads(threads)  # 1 would be the number of every thread that comes later
+        return pool
