@@ -197,6 +197,27 @@ def test_what_is_no_file_is_not_compressed(theirs: Path) -> None:
         )
 
 
+def test_a_corpus_of_ours_that_is_a_device(data_dir: Path) -> None:
+    (data_dir / "data/shakespeare").mkdir(parents=True)
+    (data_dir / "data/shakespeare/input.txt").symlink_to("/dev/zero")
+    said = call("data/prepare.py", "--corpus=two_gentlemen", check=False).stderr
+    assert said.endswith("input.txt: is no file; remove it to have the shakespeare corpus fetched again\n")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_models_in_hugging_face_format_may_have_links_but_no_pipes(theirs: Path, name: str) -> None:
+    """Its own cache is full of links."""
+    call("export.py", "out/run", "model")
+    path = Path("model") / name
+    path.rename("blob")
+    path.symlink_to(Path("blob").absolute())
+    assert call("sample.py", "model", "--max_new_tokens=2").stdout
+    path.unlink()
+    os.mkfifo(path)
+    done = call("sample.py", "model", check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
 def test_texts_are_read_as_python_reads_them(tmp_path: Path) -> None:
     path = tmp_path / "text"
     path.write_bytes(b"\xef\xbb\xbfa\r\nb\rc\n\r\n\xc3\xa9\r\r\n")

@@ -38,6 +38,7 @@ from report import words
 from report.trainlog import TrainLog
 from tests.conftest import TINY, Done, call, make_text, read_metrics, without_clocks
 from tests.processes import Process, assert_same_checkpoints, read_checkpoint
+from tests.test_checkpoints import forge
 from train import train_step
 
 CPU = Distributed(torch.device("cpu"), torch.float32)
@@ -398,6 +399,16 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before_it(finished: Path, c
         if instead == "previous":
             assert_same_checkpoints(finished / "last.safetensors", Path("whole"))
         assert steps(finished) == [*range(last_step + 1), last_step]
+
+
+def test_forged_optimizer_states_are_damage(finished: Path) -> None:
+    """With the right hash. Fused AdamW would read and write behind them: SIGSEGV, at best."""
+    forge(finished / "last.safetensors", {"optimizer.0.0.exp_avg": torch.zeros(1)})
+    forge(finished / "previous.safetensors", {}, {"skipped_steps": "5"})
+    printed = resume("--max_iters=8").stdout
+    assert "out/run/last.safetensors: damaged (optimizer.0.0.exp_avg is torch.float32 (1,), not " in printed
+    assert "out/run/previous.safetensors: damaged (" in printed
+    assert "using best.safetensors instead; the optimizers start anew" in printed
 
 
 def test_where_no_checkpoint_is_whole_nothing_is_touched(finished: Path) -> None:
