@@ -114,7 +114,7 @@ def test_numbers_that_cannot_be_drawn_are_left_out(value: str) -> None:
 LINES = [
     *[
         f'{{"step": {step}, "val_nll": 3.0, "train_nll": 3.0, "tokens": 5, "seconds": 1}}'
-        for step in STEPS
+        for step in ("1e299", "1" + "0" * 20, "0.5")
     ],
     '{"step": 2, "best_step": 2, "best_val_nll": 3.0}',
     '{"step": 2, "best_step": 2}',
@@ -136,12 +136,20 @@ LINES = [
 
 
 @pytest.mark.parametrize("number", range(len(LINES)))
-@pytest.mark.parametrize("alone", [False, True])
-def test_forged_metrics(theirs: Path, number: int, alone: bool) -> None:
+def test_a_forged_line_of_metrics(theirs: Path, number: int) -> None:
+    """Alone, and after the others."""
     path = theirs / "metrics.jsonl"
-    before = b"" if alone else path.read_bytes()
-    path.write_bytes(before + LINES[number].encode() + b"\n")
-    run_all({name: COMMANDS[name] for name in ("curves", "page", "export", "resume")})
+    line = LINES[number].encode() + b"\n"
+    for before in (b"", path.read_bytes()):
+        path.write_bytes(before + line)
+        run_all({name: COMMANDS[name] for name in ("curves", "page", "export")})
+
+
+def test_resuming_after_forged_metrics(theirs: Path) -> None:
+    path = theirs / "metrics.jsonl"
+    lines = "\n".join(LINES).encode() + b"\n"
+    path.write_bytes(lines + path.read_bytes() + lines)
+    assert run_all({"resume": COMMANDS["resume"]}) == {"resume": 0}
 
 
 # Other lines and texts of a run
@@ -173,7 +181,8 @@ OTHERS = {
 )
 def test_other_forged_files_of_a_run(theirs: Path, name: str, content: str) -> None:
     (theirs / name).write_bytes(content.encode("latin1") + b"\n")
-    run_all({name: COMMANDS[name] for name in ("curves", "page", "export", "resume")})
+    reader = "export" if name == "history.jsonl" else "page"
+    run_all({each: COMMANDS[each] for each in (reader, "resume")})
 
 
 def test_a_forged_evaluation(theirs: Path) -> None:
