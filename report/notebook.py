@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from config.errors import UserError
 from config.files import is_run
@@ -16,7 +17,7 @@ from config.schema import UnknownCharacters
 from data.documents import Split
 from data.tokenizer import Tokenizer
 from data.unknown import Unknown, known_to
-from engine.checkpoint import load_model
+from engine.checkpoint import read_model
 from engine.distributed import setup_distributed
 from engine.generate import generate
 from engine.run import Run, open_run
@@ -33,13 +34,18 @@ class Model:
 
     It computes where and as the run was trained, unless `device` or `dtype` say otherwise, as evaluate.py does.
     UserError for a device or dtype that is not there.
+
+    `gpt` is the model itself, with its weights in float32: `gpt(tokens)` takes tokens (B, T) of any device and
+    returns logits (B, T, V), under every dtype. `score` and `sample` compute in the dtype.
     """
 
     def __init__(self, path: str | Path, checkpoint: str = "best", device: str = "", dtype: str = "") -> None:
         self.run = _open(path)
         trained = self.run.config.run
         self.dist = setup_distributed(device or trained.device, dtype or trained.dtype)
-        self.gpt, self.state = load_model(self.run, checkpoint, self.dist)
+        gpt, self.state = read_model(self.run, checkpoint)
+        self.gpt = gpt.to(self.dist.device).eval()
+        self.gpt.register_forward_pre_hook(_to_its_device)
 
     def __repr__(self) -> str:
         return f"{self.run.name}: a GPT with {self.gpt.num_params():,} parameters, after {self.state.step:,} steps"
@@ -80,6 +86,11 @@ class Model:
             if value not in known:
                 raise UserError(f"curves: {name}={value!r}: use one of {', '.join(known)}")
         return Curves(runs, x, scale, unit)
+
+
+def _to_its_device(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    device = next(model.parameters()).device
+    return tuple(tensor.to(device) for tensor in inputs)
 
 
 @dataclass(frozen=True, repr=False)

@@ -27,6 +27,15 @@ TINY = ["--block_size=8", "--n_layer=2", "--n_head=2", "--n_embd=16", "--batch_s
 torch.set_num_threads(1)  # models this small are slower with more
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--dtype", default="float32", choices=("float32", "bfloat16"),
+                     help="of the trainings in tests; bfloat16 is slow on a CPU that emulates it")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    TINY[-1] = f"--dtype={config.getoption('--dtype')}"  # before the test modules are imported
+
+
 @dataclass(frozen=True)
 class Done:
     """What a command did."""

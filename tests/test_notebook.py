@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from config.errors import UserError
 from data.tokenizer import char_tokenizer
@@ -117,6 +118,28 @@ def test_a_sample_is_that_of_the_command(model: Model) -> None:
     said = call("sample.py", str(model.run.path), "--prompt=the", "--max_new_tokens=40", "--seed=3", "--temperature=1")
     assert sample + "\n" == said.stdout
     assert repr(SampledText("a\nb")) == "a\nb"
+
+
+@pytest.mark.precision
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_model_itself_can_be_called_under_every_dtype(trained, dtype: str) -> None:
+    """Outside of autocast, with the weights that were trained; and it computes in its dtype where it scores."""
+    model, exact = (Model(trained[0], device="cpu", dtype=name) for name in (dtype, "float32"))
+    tokens = torch.arange(5)[:, None]
+    assert model.gpt(tokens).dtype == torch.float32
+    assert torch.equal(model.gpt(tokens), exact.gpt(tokens))
+    near = {"float32": 0.0, "bfloat16": 0.1, "float16": 0.01}[dtype]
+    costs, expected = model.score(TEXT).nll, exact.score(TEXT).nll
+    assert abs(costs - expected).max() <= near
+    assert (costs == expected).all() == (dtype == "float32")
+    assert model.sample("the", max_new_tokens=3).startswith("the")
+
+
+def test_tokens_may_be_on_another_device_than_the_model(trained) -> None:
+    """As after a training on a GPU; "meta" stands for it."""
+    model = Model(trained[0], device="cpu")
+    model.gpt.to("meta")
+    assert model.gpt(torch.arange(5)[:, None]).device.type == "meta"
 
 
 def test_curves_are_a_picture_in_jupyter_and_characters_in_a_terminal(model: Model) -> None:
