@@ -34,6 +34,7 @@ from engine.step import (
     compile_model,
     is_eval_step,
     make_objective,
+    remeasure_best,
     seed_dropout,
     teacher_logits,
     validate,
@@ -84,8 +85,10 @@ def train(cfg: Config, named: set[str]) -> int:
     print(words.describe_run(run, state, remark, model, dist, get_batch, val_text), flush=True)
     if run.had_outcome and state.is_finished(cfg):
         return 0
+    remeasured = remeasure_best(run, state, val_text, corpus, dist)
     log, stop = TrainLog(run, dist, model, corpus, state), StopSignal(dist, words.resume_command(run, dist))
     forward = compile_model(model, get_batch(0), make_objective(cfg), dist, log.say) if cfg.run.compile else model
+    log.add_remeasured(remeasured)
     if not run.is_resumed and not cfg.run.source:
         first_batches = [get_batch(number * cfg.optim.batch_size) for number in range(FIRST_BATCHES)]
         vocab_size = corpus.tokenizer.vocab_size

@@ -191,8 +191,8 @@ def load_last(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState,
             batch_size, _ = run.changes.get("batch_size", [run.config.optim.batch_size, None])
             state.windows = state.step * batch_size
         best_step = _read_step(run.path / "best.safetensors")
-        if best_step is None or best_step > state.step or "eval_tokens" in run.changes:
-            # It is lost, or of steps that are taken anew, or its loss is on other targets: the next model is the best.
+        if best_step is None or best_step > state.step:
+            # It is lost, or of steps that are taken anew: the next model is the best.
             state.forget_best()
         return state if state.step else TrainState(), "; ".join(remarks)  # step 0 is the same as a new run
     if remarks or (run.config.run.init_from == "resume" and any(record["step"] > 0 for record in run.read_metrics())):

@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -137,6 +137,28 @@ class Run:
     def has_outcome(self) -> bool:
         """Whether the last line of metrics is there. It is written last, so all of the outcome is there too."""
         return any(is_outcome(record) for record in self._records())
+
+
+def find_best(records: Iterable[Record]) -> Record:
+    """The evaluation of the best model; {} without one.
+
+    Its losses are the last that were measured of this model on a part of the validation split: a
+    resumed run measures it again, where its own evaluations are on other targets.
+    """
+    evaluations: dict[float, Record] = {}
+    best: Record = {}
+    for record in records:
+        if "val_nll" in record:
+            evaluations[record["step"]] = record
+            if not best or record["val_nll"] < best["val_nll"]:
+                best = record
+        elif "remeasured_val_nll" in record and record.get("remeasured_step") in evaluations:
+            losses = {name.removeprefix("remeasured_"): value for name, value in record.items()
+                      if name.startswith("remeasured_val_")}
+            best = evaluations[record["remeasured_step"]] | losses
+        elif is_outcome(record):
+            best = best if best.get("step") == record["best_step"] else evaluations.get(record["best_step"], best)
+    return best
 
 
 def is_outcome(record: Record) -> bool:

@@ -64,6 +64,7 @@ class TrainState(BaseModel):
     seconds: float = Field(0.0, ge=0, le=1e12)
     best_nll: Nats | None = None  # lowest validation loss, nats per token
     best_step: Count = 0  # when it was measured
+    measured_on: Count = 0  # a checksum of the targets and the dtype of that loss
     mean_before_best: Nats | None = None  # the running mean of the training loss then
     mean_after_best: Nats | None = None  # the mean of the training loss in the SMOOTHED_STEPS steps after
     peak: Rise = 0.0  # the largest rise of the validation loss above the best, since then
@@ -178,6 +179,11 @@ class TrainState(BaseModel):
         """The next model that is evaluated is the best."""
         for name in BEST:
             setattr(self, name, TrainState.model_fields[name].default)
+        self.forget_rises()
+
+    def forget_rises(self) -> None:
+        """Forget how the validation loss rose and fell: its next values do not compare with the last."""
+        self.peak = self.recovered = 0.0
         self.overfitting = 0
 
     def is_best(self, val_nll: float) -> bool:

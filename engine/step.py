@@ -1,6 +1,8 @@
 """Evaluation, and what a training step needs besides the loop in train.py."""
 
 import itertools
+import math
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -8,11 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from config.errors import UserError
 from config.schema import Config
 from data.batches import Batch, EvalText
 from data.prepare import Corpus
+from engine.checkpoint import read_model
 from engine.distributed import Distributed
-from engine.run import Record
+from engine.run import Record, Run
+from engine.state import TrainState
 from kernels import set_dropout_seed
 from loss import LossMeans, LossSums, Objective, mean_loss, sum_losses
 from model import GPT
@@ -73,6 +78,31 @@ def evaluate(model: GPT, text: EvalText, dist: Distributed) -> LossMeans:
 def validate(model: GPT, text: EvalText, corpus: Corpus, dist: Distributed) -> Record:
     """The loss on (a part of) the validation split in every unit, for metrics.jsonl."""
     return validation_record(evaluate(model, text, dist), text, corpus)
+
+
+def remeasure_best(run: Run, state: TrainState, text: EvalText, corpus: Corpus, dist: Distributed) -> Record:
+    """Measure the best model again where its loss is of other targets, or of another dtype.
+
+    Otherwise that loss would not compare with those of this start. Returns a line for metrics.jsonl,
+    {} if nothing was to be measured. All ranks call it.
+    """
+    measured_on = zlib.crc32(dist.dtype_name.encode(), zlib.crc32(text.positions.tobytes()))
+    if state.best_nll is None or state.measured_on == measured_on:
+        state.measured_on = measured_on
+        return {}
+    state.measured_on = measured_on
+    try:
+        model, best = read_model(run, "best")
+        record = validate(model.to(dist.device), text, corpus, dist)
+    except UserError:  # it is damaged
+        record = {"val_nll": math.nan}
+    if not math.isfinite(record["val_nll"]):
+        state.forget_best()
+        return {}
+    state.best_nll = record["val_nll"]
+    state.forget_rises()
+    remeasured = {f"remeasured_{name}": value for name, value in record.items()}
+    return {"step": state.step, "remeasured_step": best.step} | remeasured
 
 
 def validation_record(loss: LossMeans, text: EvalText, corpus: Corpus) -> Record:

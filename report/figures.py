@@ -17,7 +17,7 @@ from config.errors import UserError
 from config.files import replacing
 from config.terminal import one_line
 from data.baselines import ENTROPY_RATE, UNIFORM
-from engine.run import Record, Run
+from engine.run import Record, Run, find_best
 from surprisal import bits_per_byte, perplexity
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ class Curve:
         self.label = f"no evaluation  {_shorten(run.name, 48)}"
         if self.val[1]:
             final: Record = next((record for record in reversed(records) if "best_val_nll" in record), {})
-            value, at = min(zip(self.val[1], self.val[0], strict=True))
-            self.best = [at], [final.get(f"best_{key}", value)]
+            best = find_best(each for each in records if "val_nll" not in each or (x in each and key in each))
+            self.best = [best[x]], [final.get(f"best_{key}", best[key])]
             kl = f", KL {final.get('best_kl_gap', min(self.gap[1])):.4f}" if self.gap[1] else ""
             self.label = f"best {self.best[1][0]:.4f}{kl}  {_shorten(run.name, 48)}"
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from config.files import write_atomically
 from data.baselines import passed_and_ahead
-from engine.run import Record, Run, parse_record
+from engine.run import Record, Run, find_best, parse_record
 from report import analysis
 from report.figures import middles, thin
 from report.records import Evaluation, Passage, describe_text, read_evaluation, read_passages
@@ -99,7 +99,7 @@ def _describe(run: Run, evaluation: Evaluation | None, at_most: int) -> dict[str
     val, train = _columns(evaluations, VAL), _columns(trained, TRAIN + parts)
     train |= {name: middles(records[0][name], train[name]) for name in PLACES if trained}
     info, verdict = run.info, run.path / "verdict.txt"
-    best = min(evaluations, key=lambda each: each["val_nll"], default={})
+    best = find_best(line for line in lines if "flops" in line or "val_nll" not in line)
     passed, ahead = passed_and_ahead(final.get("best_val_nll", best.get("val_nll", math.inf)), info.baselines)
     steps = [next((record["step"] for record in evaluations if each in passed_and_ahead(record["val_nll"], [each])[0]),
                   best.get("step")) for each in passed]

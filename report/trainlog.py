@@ -127,6 +127,13 @@ class TrainLog:
         """How many baselines a loss passes; -1 without a loss."""
         return -1 if nll is None else len(passed_and_ahead(nll, self.info.baselines)[0])
 
+    def add_remeasured(self, record: Record) -> None:
+        """Write and say what was measured of the best model of a resumed run, if anything was."""
+        if record:
+            self.append("metrics.jsonl", record)
+            self.say(f"the best model, of step {record['remeasured_step']:,}, has {record['remeasured_val_nll']:.4f} "
+                     "as this start measures it: on other targets, or in another dtype\n")
+
     def write_sample(self, text: str) -> None:
         """Append a line to samples.jsonl, and show it."""
         self.append("samples.jsonl", {"step": self.state.step, "text": text})

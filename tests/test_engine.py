@@ -12,19 +12,22 @@ import numpy as np
 import pytest
 import torch
 
+import engine.step
 from config.errors import UserError
 from config.schema import Config, ModelConfig, OptimConfig, RunConfig
 from data.batches import IGNORE_INDEX, Batch, EvalText, TrainBatches
 from data.documents import Split
-from engine.checkpoint import load_checkpoint, save_checkpoint
+from engine.checkpoint import load_checkpoint, load_model, save_checkpoint
 from engine.distributed import Distributed, setup_distributed
 from engine.generate import generate, sample_token
 from engine.optim import Muon, get_lr_scale, make_optimizers, set_lr
+from engine.run import find_best, open_run
 from engine.state import StepResult, TrainState
 from engine.step import evaluate
 from loss import LossSums, mean_loss, sum_losses
 from model import GPT
 from report import words
+from report.figures import Picture
 from report.measures import measure_training_text, standard_error
 from tests.conftest import TINY, Done, call, read_metrics, without_clocks
 from tests.processes import assert_same_checkpoints, read_checkpoint
@@ -388,6 +391,58 @@ def test_a_run_stopped_at_any_step_can_be_resumed(data_dir: Path, monkeypatch: p
     train("--init_from=resume")
     steps = [record["step"] for record in read_metrics(data_dir / "out/run")]
     assert steps == ([0, 1, 2, 3, 4, 5, 6, 6])
+
+
+@pytest.mark.parametrize("change", ["--eval_tokens=100", "--dtype=bfloat16"])
+def test_the_best_model_is_measured_again_where_losses_do_not_compare(
+        data_dir: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    """On the targets, and in the dtype, of the start that resumes: else a worse model would replace it."""
+    losses = {0: 3.0, 1: 2.9, 2: 2.0, 4: 2.5, 6: 2.4}
+    now = {2: 2.2, 8: 2.1, 10: 2.3}  # the same model is measured as 2.2 now
+
+    def set_losses(found: dict[int, float]) -> None:
+        def count(self: TrainState, record: dict[str, float], epochs: float) -> bool:
+            record["val_nll"] = found[self.step]
+            return count_evaluation(self, record, epochs)
+
+        monkeypatch.setattr(TrainState, "count_evaluation", count)
+
+    def best() -> tuple[int, float]:
+        state = read_checkpoint(data_dir / "out/run/best.safetensors")[1]
+        return state["step"], state["best_nll"]
+
+    count_evaluation = TrainState.count_evaluation
+    set_losses(losses)
+    train()
+    assert best() == (2, 2.0)
+    set_losses({2: 2.2, 8: 2.3, 10: 2.25})
+    validated = vars(engine.step)["validate"]
+    monkeypatch.setattr(engine.step, "validate", lambda *arguments: validated(*arguments) | {"val_nll": 2.2})
+    resumed = train("--init_from=resume", "--max_iters=8", change).stdout
+    assert "the best model, of step 2, has 2.2000 as this start measures it" in resumed
+    assert best()[0] == 2  # not replaced by step 8 with 2.3, and its star is at its step
+    curve = Picture([open_run(data_dir / "out/run")], "step", "log", "nats").curves[0]
+    assert curve.best[0] == [2]
+    find = find_best(read_metrics(data_dir / "out/run")[:-1])
+    assert (find["step"], find["val_nll"]) == (2, 2.2)
+    set_losses(now)
+    train("--init_from=resume", "--max_iters=10", change)  # nothing changes: it is not measured again
+    lines = [line for line in read_metrics(data_dir / "out/run") if "remeasured_val_nll" in line]
+    assert [(line["step"], line["remeasured_step"]) for line in lines] == [(6, 2)]
+
+
+def test_resuming_with_fewer_targets_measures_what_it_says(data_dir: Path) -> None:
+    train()
+    path = data_dir / "out/run"
+    train("--init_from=resume", "--eval_tokens=100", "--max_iters=8")
+    (line,) = [line for line in read_metrics(path) if "remeasured_val_nll" in line]
+    run = open_run(path)
+    model, _ = load_model(run, "last", CPU)
+    by_hand = evaluate(model, run.eval_text(run.corpus.val, 100), CPU).nll
+    last = next(line for line in read_metrics(path) if line["step"] == 8)
+    assert last["val_nll"] == pytest.approx(by_hand, rel=1e-6)
+    assert line["remeasured_val_nll"] != pytest.approx(
+        next(each for each in read_metrics(path) if each["step"] == 6)["val_nll"], rel=1e-6)
 
 
 def test_a_run_stopped_by_patience_can_be_resumed(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
