@@ -19,7 +19,7 @@ from pydantic_core import from_json
 
 from config.cli import load_options
 from config.errors import UserError, run_command
-from config.files import replacing, write_atomically
+from config.files import replacing, short_name, write_atomically
 from config.huggingface import to_json
 from config.pretrained import is_hugging_face
 from config.schema import Section
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
         "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": eos, "eos_token": eos,
                                   "model_max_length": run.config.model.block_size,
                                   "clean_up_tokenization_spaces": False}}
-    new = to.with_name(f".{to.name}.tmp")  # gets its name when it is whole
+    new = to.with_name(f".{short_name(to.name)}.tmp")  # gets its name when it is whole
     shutil.rmtree(new, ignore_errors=True)
     try:
         for name, content in files.items():

@@ -14,6 +14,7 @@ from config.cli import load_options
 from config.errors import UserError, run_command
 from config.files import read_text
 from config.schema import Count, FileName, Positive, Rate, Section, Text, UnknownCharacters
+from data.info import end_of_prompt
 from data.unknown import Unknown, known_to
 from engine.run import Run, open_run
 
@@ -72,7 +73,10 @@ def main(argv: list[str]) -> None:
     model, _ = load_model(run, options.checkpoint, dist)
     steps = []
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a token may end within a character
-    print(prompt, end="", flush=True)
+    shown = prompt
+    if not options.prompt and not options.prompt_file:
+        shown = end_of_prompt(prompt)  # the corpus's own may be long
+    print(shown, end="", flush=True)
     for tokens in generate(model, tokenizer.encode_prompt(prompt), dist, num_samples=options.num_samples,
                            max_new_tokens=options.max_new_tokens, temperature=options.temperature,
                            top_k=options.top_k, top_p=options.top_p, seed=options.seed, eos=tokenizer.eos):
@@ -81,7 +85,7 @@ def main(argv: list[str]) -> None:
             print(decoder.decode(tokenizer.token_bytes[tokens[0]]), end="", flush=True)
     print(decoder.decode(b"", final=True))
     for sample in list(zip(*steps, strict=True))[1:]:  # a sample that has ended stays at eos
-        print("-" * 40, prompt + tokenizer.decode(token for token in sample if token != tokenizer.eos), sep="\n")
+        print("-" * 40, shown + tokenizer.decode(token for token in sample if token != tokenizer.eos), sep="\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from config.errors import UserError
-from config.files import check_entries, is_run
+from config.files import check_entries, is_run, short_name
 from config.pretrained import adopt_shape
 from config.recipe import Options, merge, sections
 from config.resume import resume_config, unused_options
@@ -78,7 +78,7 @@ def _choose_out_dir(path: Path | None, given: dict[str, str], run: RunConfig) ->
     differ = [f"{name}={given[name]}" for name in Config().options()  # in this order, whatever that of `given` is
               if name in given and (name in telling or name not in RunConfig.model_fields)]
     name = re.sub(r"[^\w.,=+-]+", "_", ",".join([base.name, *differ]))
-    return base.parent / name
+    return base.parent / short_name(name)
 
 
 def _parse(schema: type[Section], argv: list[str], positional: str, nargs: str | int | None, meaning: str

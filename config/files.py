@@ -1,5 +1,6 @@
 """Files that a crash cannot leave half-written, and a lock that no crash leaves behind."""
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from filelock import FileLock, Timeout
 from config.errors import UserError, did_you_mean
 
 PIPE_BYTES = 2**28  # that are read from a pipe, which may have no end
+LONGEST_NAME = 240  # bytes: .NAME.lock and NAME.1 then fit into the 255 of most file systems
 TEMPORARY = ".*tmp*"  # files that are being written, or whose writer died, also those of safetensors
 
 RUN_FILES = ("config.toml", "corpus.json", "tokenizer.json")  # that make a directory a run; the first is written last
@@ -21,8 +23,29 @@ def is_run(path: Path) -> bool:
     return all((path / name).is_file() for name in RUN_FILES)
 
 
+def short_name(name: str, longest: int = LONGEST_NAME) -> str:
+    """A name of at most so many bytes: the name itself, or its beginning and a hash of all of it.
+
+    >>> short_name("n_layer=3,n_head=2", 16), short_name("n_layer=3", 16)
+    ('n_layer,b2b70746', 'n_layer=3')
+    """
+    content = os.fsencode(name)
+    if len(content) <= longest:
+        return name
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    start = content[:longest - len(digest) - 1].decode("utf-8", "ignore")  # no character is cut in two
+    return f"{start},{digest}"
+
+
+def lock_of(path: Path) -> Path:
+    """The lock file of a directory, beside it."""
+    return path.with_name(f".{short_name(path.name)}.lock")
+
+
 def check_place(path: Path) -> None:
     """UserError if no file of this name can be written, before long work rather than after it."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        path.lstat()  # OSError if the name is too long
     above = next(each for each in path.absolute().parents if each.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"{path}: nothing can be written into {above}; choose another name")
@@ -76,7 +99,7 @@ def replacing(path: Path, keep_as: Path | None = None, like: Path | None = None)
     The file that had the name before is lost, or becomes `keep_as`. The new one has the permissions of `like`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    new = path.with_name(f".{short_name(path.name, LONGEST_NAME - 20)}.{os.getpid()}.tmp")
     try:
         new.unlink(missing_ok=True)
         new.touch(exist_ok=False)  # never through a link of that name

@@ -17,6 +17,7 @@ from config.errors import UserError
 from data.documents import Split
 
 IGNORE_INDEX = -100  # the target of a masked position
+MANY_EMPTY = 0.01  # a share of windows without a target that is worth a line
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 WINDOWS_COUNTED = 4096  # at once, so that memory does not grow with the text
 
@@ -203,6 +204,19 @@ def count_targets(split: Split, windows: np.ndarray) -> np.ndarray:
         bounds = np.stack([firsts[few], ends[few]], axis=1).ravel() - first
         counts[few] = np.add.reduceat(unmasked, bounds, dtype=np.int64)[::2]  # not what is between windows
     return counts
+
+
+def describe_empty_windows(split: Split, block_size: int, eos: int | None) -> list[str]:
+    """A line if many of the windows in which a split is read have no target; else none."""
+    if split.unmasked is None:
+        return []
+    windows = find_windows(split.tokens, block_size, eos, stride=block_size)
+    empty = int((count_targets(split, windows) == 0).sum())
+    if empty < len(windows) * MANY_EMPTY:
+        return []
+    return [f"{empty:,} of the {len(windows):,} training windows of {block_size:,} tokens have no target: prompts, or "
+            "what is masked, fill them.", "  Nothing is learned from them, but they take time: use shorter prompts or "
+            "a larger --block_size."]
 
 
 def choose_windows(counts: np.ndarray, max_tokens: int) -> np.ndarray:

@@ -14,6 +14,16 @@ MAX_BASELINES = 100
 MAX_VOCABULARY = 2_000_000  # there are 1,114,112 code points
 
 
+PROMPT_SHOWN = 500  # characters
+
+
+def end_of_prompt(prompt: str) -> str:
+    """What is shown of a corpus's prompt: its end, which is also what a model sees of one longer than a block."""
+    if len(prompt) <= PROMPT_SHOWN:
+        return prompt
+    return f"... {prompt[-PROMPT_SHOWN:]}"
+
+
 class SplitInfo(BaseModel, frozen=True):
     tokens: Count
     documents: Count

@@ -26,12 +26,13 @@ import numpy as np
 
 from config.cli import load_config
 from config.errors import DamagedError, UserError, out_of_memory, run_command
-from config.files import locked, write_atomically
+from config.files import LONGEST_NAME, lock_of, locked, short_name, write_atomically
 from config.pretrained import find_source
 from config.schema import TOKENIZERS, DataConfig
 from config.terminal import progress_bar
 from data.arrays import write_array
 from data.baselines import measure_baselines
+from data.batches import describe_empty_windows
 from data.checksums import is_hashed, is_sound, write_checksums
 from data.corpora import DATA, read_corpus
 from data.documents import (
@@ -87,11 +88,11 @@ def prepare_corpus(config: DataConfig, tokenizer: Tokenizer | None = None) -> Co
         source = Source("") if config.is_large else read_source(config)
         sha256 = describe_files(config.corpus) if config.is_large else hashlib.sha256(source.text.encode()).hexdigest()
         key = hashlib.sha256(f"{FORMAT} {sha256} {options}".encode()).hexdigest()[:8]
-        name = re.sub(r"[^\w.-]+", "_", config.corpus_name)
+        name = short_name(re.sub(r"[^\w.-]+", "_", config.corpus_name), LONGEST_NAME - 40)  # with room for the rest
         folder = DATA / f"{name}-{given.kind if given else config.tokenizer}-{key}"
         corpus = open_sound(folder)
         if corpus is None:
-            with locked(folder.with_name(f".{folder.name}.lock"), f"{folder}: another process prepares it", WAIT):
+            with locked(lock_of(folder), f"{folder}: another process prepares it", WAIT):
                 if open_sound(folder) is None:  # else the other process prepared it
                     if (folder / "checksums.json").exists() or (folder.exists() and not config.is_large):
                         print(f"{folder}: incomplete or damaged; preparing it again", file=sys.stderr)
@@ -186,7 +187,10 @@ def _prepare(source: Source, text_sha256: str, folder: Path, config: DataConfig,
 
 
 def main(argv: list[str]) -> None:
-    print(prepare_corpus(load_config(argv)[0].data).info.describe())
+    config, _ = load_config(argv)
+    corpus = prepare_corpus(config.data)
+    eos = corpus.tokenizer.eos if config.data.padded else None
+    print(corpus.info.describe(), *describe_empty_windows(corpus.train, config.model.block_size, eos), sep="\n")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,16 @@ from pydantic import BaseModel
 from pydantic_core import from_json
 
 from config.errors import RANK, DamagedError, UserError, did_you_mean
-from config.files import RUN_FILES, TEMPORARY, check_entries, is_run, locked, nearest_run, write_atomically
+from config.files import (
+    RUN_FILES,
+    TEMPORARY,
+    check_entries,
+    is_run,
+    lock_of,
+    locked,
+    nearest_run,
+    write_atomically,
+)
 from config.pretrained import NAMES, find_source, is_hugging_face, read_shape
 from config.recipe import load_saved, to_toml
 from config.resume import MUST_STAY
@@ -242,7 +251,7 @@ def lock_run(config: Config) -> Iterator[None]:
         open_run(Path(config.loss.teacher))  # tells mistakes before a corpus is prepared
     needs_no_lock = config.run.explain_batch or RANK > 0  # nothing is trained; or rank 0 holds the lock for all
     with nullcontext() if needs_no_lock else locked(
-            real.with_name(f".{real.name}.lock"), f"out_dir={path}: another process is training there; wait for it, or "
+            lock_of(real), f"out_dir={path}: another process is training there; wait for it, or "
             "choose another --out_dir"):
         yield
 

@@ -15,6 +15,7 @@ from config.errors import UserError
 from config.files import is_run
 from config.schema import UnknownCharacters
 from data.documents import Split
+from data.info import end_of_prompt
 from data.tokenizer import Tokenizer
 from data.unknown import Unknown, known_to
 from engine.checkpoint import read_model
@@ -73,10 +74,12 @@ class Model:
         """The prompt and its continuation; sample.py has the same options."""
         if not (0 <= temperature < float("inf") and 0 < top_p <= 1 and top_k >= 0):
             raise UserError("sample: temperature and top_k are 0 or more, and top_p is above 0 and at most 1")
-        tokenizer, prompt = self.run.tokenizer, self._read(prompt, unknown) or self.run.info.prompt
+        tokenizer, own = self.run.tokenizer, self.run.info.prompt
+        shown = self._read(prompt, unknown) or end_of_prompt(own)
+        prompt = self._read(prompt, unknown) or own
         steps = generate(self.gpt, tokenizer.encode_prompt(prompt), self.dist, max_new_tokens=max_new_tokens,
                          temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, eos=tokenizer.eos)
-        return SampledText(prompt + tokenizer.decode(token for (token,) in steps if token != tokenizer.eos))
+        return SampledText(shown + tokenizer.decode(token for (token,) in steps if token != tokenizer.eos))
 
     def curves(self, *others: "Model | str | Path", x: str = "step", scale: str = "log", unit: str = "nats"
                ) -> "Curves":

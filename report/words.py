@@ -9,8 +9,8 @@ from pathlib import Path
 
 from config.schema import OVERFITTING_RISE, Config, OptimConfig
 from data.baselines import Baseline, passed_and_ahead
-from data.batches import EvalText, TrainBatches
-from data.info import CorpusInfo
+from data.batches import EvalText, TrainBatches, describe_empty_windows
+from data.info import CorpusInfo, end_of_prompt
 from engine.distributed import Distributed, micro_batch_size
 from engine.optim import get_lr_scale
 from engine.run import Record, Run
@@ -257,6 +257,7 @@ def describe_run(run: Run, state: TrainState, remark: str, model: GPT, dist: Dis
     if len(val_text.positions) < run.info.val.targets:
         lines += [f"validation: {len(val_text.positions):,} of the {run.info.val.targets:,} targets, spread evenly; at "
                   "the end the best model", "  is measured on all of them, where its loss is a little different"]
+    lines += describe_empty_windows(get_batch.split, c.block_size, get_batch.eos)
     if dist.is_emulated:
         lines.append(f"warning: this {dist.device.type} has no {dist.dtype_name} products and emulates them, up to 100 "
                      "times slower than --dtype=float32")
@@ -318,7 +319,7 @@ def less_memory(config: Config) -> str:
 
 def samples(prompt: str, texts: Sequence[str]) -> str:
     """Texts that a model wrote, and the prompt that it continued."""
-    given = f"Prompt:\n\n{prompt.strip()}\n\n" if prompt else ""
+    given = f"Prompt:\n\n{end_of_prompt(prompt).strip()}\n\n" if prompt else ""
     title = "A sample" if len(texts) == 1 else f"{len(texts)} samples"
     return f"{given}{title}:\n\n" + "\n\n".join(text.strip() for text in texts)
 

@@ -16,6 +16,7 @@ from compress import CompressOptions
 from config.aliases import ELSEWHERE, name_here
 from config.cli import load_config, load_options
 from config.errors import UserError
+from config.files import check_place, lock_of, short_name, write_atomically
 from config.recipe import load_saved, to_toml
 from config.schema import Config
 from curves import CurveOptions
@@ -66,6 +67,38 @@ def test_a_run_has_the_name_of_its_recipe_and_of_the_options_that_differ(
         argv: list[str], out_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert load_config(argv)[0].run.out_dir == out_dir
+
+
+@pytest.mark.parametrize("word", ["a" * 250, "日" * 90, "🎉" * 300])
+def test_a_long_name_of_a_run_is_shortened(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the run, its lock and an older run of that name can be made; other options are another name."""
+    monkeypatch.chdir(tmp_path)
+    names = [Path(load_config([f"--mask={word}{end}"])[0].run.out_dir) for end in ("1", "2", "1")]
+    assert names[0] == names[2] != names[1]
+    for name in names:
+        assert name.name.startswith("default,")
+        name.mkdir(parents=True, exist_ok=True)
+        lock_of(name).touch()
+        name.with_name(f"{name.name}.1000").touch()
+    assert os.fsencode(short_name("é" * 119)) == "é".encode() * 119
+
+
+def test_a_corpus_may_have_the_longest_name(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_samples_and_pictures(monkeypatch)
+    name = "a" * 251 + ".txt"
+    Path(name).write_text(make_text(), encoding="utf-8")
+    call("train.py", f"--corpus={name}", *TINY, "--max_iters=1")
+    (run,) = Path("out").iterdir()
+    assert open_run(run).config.data.corpus == name
+
+
+def test_a_file_may_have_the_longest_name_and_a_longer_one_is_told_first(tmp_path: Path) -> None:
+    path = tmp_path / ("a" * 255)
+    check_place(path)
+    write_atomically(path, b"text")
+    assert path.read_bytes() == b"text"
+    with pytest.raises(OSError, match="too long"):
+        check_place(tmp_path / ("a" * 256))
 
 
 @pytest.mark.parametrize(("argv", "message"), [

@@ -1,6 +1,7 @@
 """Documents and masks: which tokens are targets, and that no token is lost or leaks."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from data.batches import IGNORE_INDEX, EvalText, TrainBatches
 from data.documents import Split
 from data.prepare import Corpus, prepare_corpus
 from model import GPT, KVCache
+from tests.conftest import TINY, call
 
 PLAY = "\n\n".join(f"{name}:\nMy lord, {n} times {n} is {n * n}." for n, name in enumerate(["CAT", "DOG", "OWL"] * 20))
 
@@ -39,6 +41,24 @@ def test_a_regular_expression_says_what_is_masked(data_dir, tokenizer) -> None:
     assert [each.name for each in masked.info.baselines] == ["uniform, log|V|", "unigram", "bigram", "6-gram"]
     bigram = [next(each.nats_per_token for each in c.info.baselines if each.name == "bigram") for c in (whole, masked)]
     assert bigram[0] != bigram[1]  # measured on the targets
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_windows_that_prompts_fill_are_told_at_the_start(data_dir, padded: bool) -> None:
+    """And the prompt is not shown whole, neither at the end nor by sample.py."""
+    records = [{"prompt": "abcdefg " * 200, "completion": "h!"} for _ in range(20)]
+    Path("long.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    options = ["--corpus=long.jsonl", *TINY, "--max_iters=1", f"--padded={str(padded).lower()}"]
+    windows = r"3,\d+ of the 3,6\d\d training windows of 8 tokens have no target: prompts, or"
+    for command in (["data/prepare.py"], ["train.py", "--out_dir=out/run"]):
+        said = call(*command, *options).stdout
+        assert re.search(windows, said)
+    assert "Prompt:\n\n... " in said
+    sampled = call("sample.py", "out/run", "--max_new_tokens=3", "--num_samples=2").stdout
+    assert max(map(len, [*said.splitlines(), *sampled.splitlines()])) < 600
+    short = [{"prompt": "ab ", "completion": "cde!"} for _ in range(90)]
+    Path("long.jsonl").write_text("\n".join(map(json.dumps, short)), encoding="utf-8")
+    assert "training windows" not in call("data/prepare.py", *options).stdout
 
 
 def test_only_completions_are_targets(data_dir) -> None:
