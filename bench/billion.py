@@ -53,14 +53,15 @@ def open_and_use(config: Config) -> dict[str, Any]:
     """Seconds to open the corpus, of each batch and of each step, and the memory that is not the file's pages."""
     import torch
 
-    from engine.distributed import setup_distributed
+    from engine.distributed import micro_batch_size, setup_distributed
     from engine.optim import make_optimizers
     from model import GPT
     from train import train_step
 
     began = time.perf_counter()
     corpus = prepare.prepare_corpus(config.data)
-    get_batch = TrainBatches(corpus.train, config.model.block_size, config.optim.batch_size, config.run.seed)
+    get_batch = TrainBatches(corpus.train, config.model.block_size, config.optim.batch_size, config.run.seed,
+                             micro_batch_size=micro_batch_size(config))
     batches, steps, memory, opened = [], [], [own_memory()], time.perf_counter() - began
     get_batch(0)  # shuffles the epoch
     for step in range(BATCHES):

@@ -1,12 +1,13 @@
-"""Speed against nanoGPT's own code and Hugging Face's transformers: the same GPT-2 shapes, batches and dtype (float32).
+"""Speed against nanoGPT's own code and Hugging Face's transformers: the same GPT-2 shapes and batches.
 
-    python bench/peers.py path/to/nanoGPT [--rounds=3]
+    python bench/peers.py path/to/nanoGPT [--rounds=3] [--dtype=float32]
 
 nanoGPT's data/shakespeare_char has to be prepared there; `pip install transformers accelerate` brings the other.
 Programs take turns; figures are medians over rounds, ratios are those of one round.
 
 Training: whole commands with their defaults; the time of a step is the median over a command's steps, and the time to
-the first step is from the start of the process. Sampling: random weights, one sequence of 500 tokens after one token,
+the first step is from the start of the process. With --dtype=auto our training takes bfloat16 where the CPU has it;
+on CPUs the others compute in float32. Sampling: random weights, one sequence of 500 tokens after one token,
 at temperature 0.8; then 64 sequences. Evaluation: the default recipe's validation loss against its training.
 """
 
@@ -19,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -35,7 +36,7 @@ from config.schema import ModelConfig, Positive, Section
 from data.batches import EvalText, TrainBatches
 from data.prepare import prepare_corpus
 from engine.checkpoint import for_prediction
-from engine.distributed import setup_distributed
+from engine.distributed import micro_batch_size, setup_distributed
 from engine.generate import generate
 from engine.optim import make_optimizers
 from engine.run import open_run
@@ -57,9 +58,11 @@ class Options(Section):
     """How often."""
 
     rounds: Positive = Field(3, description="of each measurement")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of our trainings")
 
 
-def command(program: str, recipe: str, steps: int, nanogpt: str, folder: str) -> tuple[list[str], str]:
+def command(program: str, recipe: str, steps: int, nanogpt: str, folder: str, dtype: str = "auto"
+            ) -> tuple[list[str], str]:
     """A training of so many steps, and where it runs."""
     if program == "nanoGPT":
         return ["train.py", "config/train_shakespeare_char.py", "--device=cpu", "--compile=False", "--log_interval=1",
@@ -68,13 +71,13 @@ def command(program: str, recipe: str, steps: int, nanogpt: str, folder: str) ->
         return ["bench/hf_trainer.py", recipe, str(steps)], str(ROOT)
     # A line a step costs the shorter steps a fifth of their time; the default is one in ten.
     return ["train.py", recipe, f"--max_iters={steps}", f"--log_interval={max(1, min(10, steps // 10))}",
-            "--compile=false", "--dtype=float32", f"--out_dir={folder}/run"], str(ROOT)
+            "--compile=false", f"--dtype={dtype}", f"--out_dir={folder}/run"], str(ROOT)
 
 
-def run_training(program: str, recipe: str, steps: int, nanogpt: str) -> tuple[float, float]:
+def run_training(program: str, recipe: str, steps: int, nanogpt: str, dtype: str = "auto") -> tuple[float, float]:
     """Seconds from the process's start to the end of its first step, and the median seconds of the others."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments, where = command(program, recipe, steps, nanogpt, folder)
+        arguments, where = command(program, recipe, steps, nanogpt, folder, dtype)
         began, first, times = time.perf_counter(), 0.0, []
         process = subprocess.Popen([sys.executable, "-u", *arguments], cwd=where, stdout=subprocess.PIPE,
                                    stderr=subprocess.DEVNULL, text=True)
@@ -131,7 +134,8 @@ def evaluation_rates(recipe: str) -> dict[str, float]:
     config = load_config([recipe])[0]
     dist, corpus = setup_distributed("cpu", "float32"), prepare_corpus(config.data)
     text = EvalText(corpus.val, config.model.block_size, max_tokens=65_536)
-    get_batch = TrainBatches(corpus.train, config.model.block_size, config.optim.batch_size, config.run.seed)
+    get_batch = TrainBatches(corpus.train, config.model.block_size, config.optim.batch_size, config.run.seed,
+                             micro_batch_size=micro_batch_size(config))
     torch.manual_seed(0)
     model = GPT(config.model, corpus.info.vocab_size)
     optimizers = make_optimizers(model, config.optim, dist)
@@ -165,7 +169,7 @@ def main(argv: list[str]) -> None:
         rates: Times = {}
         for _ in range(options.rounds):
             for program in ("Surprisal", "nanoGPT", "transformers"):
-                seconds, step = run_training(program, recipe, steps, nanogpt)
+                seconds, step = run_training(program, recipe, steps, nanogpt, options.dtype)
                 first.setdefault(program, []).append(seconds)
                 rates.setdefault(program, []).append(step)
         results |= {f"{recipe}: seconds to the first step": first, f"{recipe}: seconds a step": rates}

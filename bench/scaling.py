@@ -24,7 +24,7 @@ from config.errors import UserError, run_command
 from config.schema import Config, ModelConfig, OptimConfig, RunConfig, Section
 from data.batches import EvalText, TrainBatches
 from data.prepare import prepare_corpus
-from engine.distributed import setup_distributed
+from engine.distributed import micro_batch_size, setup_distributed
 from engine.optim import make_optimizers
 from engine.run import Record, append_line, parse_record
 from engine.step import evaluate
@@ -54,7 +54,7 @@ def train(n_layer: int, width: int, batch_size: int, steps: int, seed: int) -> R
     torch.manual_seed(seed)
     model = GPT(config.model, corpus.info.vocab_size).to(dist.device)
     optimizers = make_optimizers(model, config.optim, dist)
-    get_batch = TrainBatches(corpus.train, block, batch_size, seed)
+    get_batch = TrainBatches(corpus.train, block, batch_size, seed, micro_batch_size=micro_batch_size(config))
     began = time.perf_counter()
     for step in range(steps):
         train_step(model, optimizers, get_batch(step * batch_size), config, dist, step)

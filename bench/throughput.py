@@ -2,15 +2,15 @@
 
     python bench/throughput.py [RECIPE.toml] [--name=value ...]
 
-Parts take turns within a step, as in training; times are medians over steps. FLOP/s are those of the
-matrix products alone, against the best that a large product reaches here in the same arithmetic.
+The steps are those of train.py: on a CPU its cores compute micro-batches side by side. Beside them, one
+micro-batch is computed by one core alone. Times are medians over steps. FLOP/s are those of the matrix
+products alone, against the best that a large product reaches here in the same arithmetic.
 """
 
 import statistics
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,18 @@ from bench.output import write_results
 from config.cli import load_config
 from config.errors import run_command
 from config.schema import Config
-from data.batches import TrainBatches
+from data.batches import Batch, TrainBatches
 from data.prepare import prepare_corpus
-from engine.distributed import Distributed, setup_distributed
-from engine.optim import make_optimizers, set_lr
+from engine.distributed import Distributed, micro_batch_size, setup_distributed
+from engine.optim import make_optimizers
+from engine.step import compile_model, make_objective
 from loss import next_token_loss
 from model import GPT
+from train import train_step
 
 WARM_UP, STEPS = 5, 40
 SIZE = 2048  # of the matrices whose product is the machine's best
+Times = dict[str, list[float]]  # of each part, its seconds in each step
 
 
 def peak_flops(dist: Distributed) -> float:
@@ -50,60 +53,90 @@ def clock(dist: Distributed) -> float:
     return time.perf_counter()
 
 
+def timed(function: Callable[..., Any], seconds: list[float], dist: Distributed) -> Callable[..., Any]:
+    """The same function; each call appends its seconds."""
+    def call(*arguments: Any) -> Any:
+        began = clock(dist)
+        result = function(*arguments)
+        seconds.append(clock(dist) - began)
+        return result
+    return call
+
+
 def measure(config: Config, steps: int) -> dict[str, Any]:
     """The seconds of each part and of each step of a training, and what its products reach."""
     dist = setup_distributed(config.run.device, config.run.dtype)
+    if config.run.compile:
+        dist = dist.without_workers()
     corpus = prepare_corpus(config.data)
     eos = corpus.tokenizer.eos if config.data.padded else None
-    batches = TrainBatches(corpus.train, config.model.block_size, config.optim.batch_size, config.run.seed, eos)
+    batch_size = config.optim.batch_size
+    batches = TrainBatches(corpus.train, config.model.block_size, batch_size, config.run.seed, eos,
+                           micro_batch_size(config))
     torch.manual_seed(config.run.seed)
     model = GPT(config.model, corpus.tokenizer.vocab_size).to(dist.device)
-    hidden_states = torch.compile(model.hidden_states) if config.run.compile else model.hidden_states
+    forward: torch.nn.Module = model
+    if config.run.compile:
+        forward = compile_model(model, batches(0), make_objective(config), dist, print)
     optimizers = make_optimizers(model, config.optim, dist)
-    tokens = config.optim.batch_size * config.model.block_size
-    seconds: dict[str, list[float]] = {name: [] for name in ("data", "forward", "loss", "backward", "optimizer")}
 
-    @contextmanager
-    def timed(name: str) -> Iterator[None]:
-        began = clock(dist)
-        yield
-        seconds[name].append(clock(dist) - began)
-
+    seconds: Times = {"data": [], "step": []}
+    for optimizer in optimizers:
+        name = type(optimizer).__name__
+        seconds[name] = []
+        optimizer.step = timed(optimizer.step, seconds[name], dist)  # type: ignore[method-assign]
+    get_batch = timed(batches, seconds["data"], dist)
+    take_step = timed(train_step, seconds["step"], dist)
     for step in range(WARM_UP + steps):
-        with timed("data"):
-            batch = batches(step * config.optim.batch_size)[0]
-            inputs, targets = dist.to_device(batch.inputs, batch.targets)
-        with dist.autocast():
-            with timed("forward"):
-                hidden = hidden_states(inputs)
-            with timed("loss"):
-                objective = next_token_loss(hidden, model.lm_head.weight, targets).objective / tokens
-        with timed("backward"):
-            objective.backward()  # type: ignore[no-untyped-call]
-        with timed("optimizer"):
-            set_lr(optimizers, config.optim, min(step, config.optim.max_iters - 1))
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip or float("inf"))
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
+        batch = get_batch(step * batch_size)
+        take_step(forward, optimizers, batch, config, dist, min(step, config.optim.max_iters - 1))
+    alone = measure_micro_batch(model, batch[0], dist, steps)
 
-    times = [sum(parts) for parts in zip(*(times[WARM_UP:] for times in seconds.values()), strict=True)]
+    medians = {name: statistics.median(times[WARM_UP:]) for name, times in (seconds | alone).items()}
+    tokens = batch_size * config.model.block_size
+    both = zip(seconds["data"][WARM_UP:], seconds["step"][WARM_UP:], strict=True)
+    times = [data + step for data, step in both]
     median = statistics.median(times)
     return {"config": config.model_dump(), "dist": str(dist), "parameters": model.num_params(), "tokens": tokens,
-            "parts": {name: statistics.median(times[WARM_UP:]) for name, times in seconds.items()}, "steps": times,
+            "micro_batches": len(batch), "parts": medians, "steps": times,
             "tokens_per_second": tokens / median, "flops": tokens * model.flops_per_token() / median,
             "peak_flops": peak_flops(dist)}
 
 
+def measure_micro_batch(model: GPT, micro: Batch, dist: Distributed, steps: int) -> Times:
+    """The seconds of each part of a micro-batch, by one core or a GPU."""
+    parameters = list(model.parameters())
+    seconds: Times = {"forward": [], "loss": [], "backward": []}
+    hidden_states = timed(model.hidden_states, seconds["forward"], dist)
+    loss = timed(next_token_loss, seconds["loss"], dist)
+    backward = timed(torch.autograd.grad, seconds["backward"], dist)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for _ in range(WARM_UP + steps):
+        inputs, targets = dist.to_device(micro.inputs, micro.targets)
+        with dist.autocast():
+            objective = loss(hidden_states(inputs), model.lm_head.weight, targets).objective
+        backward(objective, parameters)
+    torch.set_num_threads(threads)
+    return seconds
+
+
 def main(argv: list[str]) -> None:
     found = measure(load_config(argv)[0], STEPS)
-    steps, step = found["steps"], statistics.median(found["steps"])
+    parts, steps = found["parts"], found["steps"]
+    step = statistics.median(steps)
+    optimizers = [name for name in ("AdamW", "Muon") if name in parts]
+    rest = parts["step"] - sum(parts[name] for name in optimizers)
+    rows = {"data": parts["data"], f"gradients of {found['micro_batches']} micro-batches": rest}
+    rows |= {name: parts[name] for name in optimizers}
     print(f"GPT with {found['parameters']:,} parameters\n{found['dist']}: steps of {found['tokens']:,} tokens\n")
-    print(f"{'part':<12}{'ms':>9}{'share':>8}")
-    for name, value in found["parts"].items():
-        print(f"{name:<12}{1000 * value:9.2f}{value / step:8.1%}")
-    print(f"{'step':<12}{1000 * step:9.2f}   ({1000 * min(steps):.2f} to {1000 * max(steps):.2f})\n\n"
-          f"{found['tokens_per_second']:,.0f} tokens/s; {found['flops'] / 1e9:,.0f} GFLOP/s in products, "
+    print(f"{'part':<32}{'ms':>9}{'share':>8}")
+    for name, value in rows.items():
+        print(f"{name:<32}{1000 * value:9.2f}{value / step:8.1%}")
+    print(f"{'step':<32}{1000 * step:9.2f}   ({1000 * min(steps):.2f} to {1000 * max(steps):.2f})\n")
+    print("one micro-batch alone: " + ", ".join(
+        f"{name} {1000 * parts[name]:.2f} ms" for name in ("forward", "loss", "backward")) + "\n")
+    print(f"{found['tokens_per_second']:,.0f} tokens/s; {found['flops'] / 1e9:,.0f} GFLOP/s in products, "
           f"{found['flops'] / found['peak_flops']:.0%} of the {found['peak_flops'] / 1e9:,.0f} that a large one "
           "reaches here")
     write_results("throughput", found)
