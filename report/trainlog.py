@@ -32,7 +32,8 @@ from report.step_zero import check_first_losses, is_early
 from report.tracker import Tracker
 from surprisal import smoothed_entropy
 
-OUTCOME = ("evaluation.json", "curves.png", "verdict.txt", "samples.jsonl", "report.js")  # before the last line
+# What a finished run has, besides checkpoints and the last line of metrics.
+OUTCOME = ("evaluation.json", "curves.png", "verdict.txt", "samples.jsonl", "report.html", "report.js")
 
 
 class TrainLog:
@@ -281,6 +282,8 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatc
     if final and texts:
         step = final["best_step"]
         log.append("samples.jsonl", {"step": step, "best_step": step, "text": texts[0]})
+    if "report.html" in log.failing:  # it is written at the start only
+        log.attempt("report.html", page.write_live_page)
     log.write_page(run, live=False)
     lost = [name for name in OUTCOME if name in log.failing]
     if final and not lost:
