@@ -86,7 +86,8 @@ def train(cfg: Config, named: set[str]) -> int:
     if run.had_outcome and state.is_finished(cfg):
         return 0
     remeasured = remeasure_best(run, state, val_text, corpus, dist)
-    log, stop = TrainLog(run, dist, model, corpus, state), StopSignal(dist, words.resume_command(run, dist))
+    log = TrainLog(run, dist, model, corpus, state)
+    stop = StopSignal(dist, words.resume_command(run, dist))
     forward = compile_model(model, get_batch(0), make_objective(cfg), dist, log.say) if cfg.run.compile else model
     log.add_remeasured(remeasured)
     if not run.is_resumed and not cfg.run.source:

@@ -45,8 +45,9 @@ def describe_unused(argv: list[str], config: Config) -> list[str]:
 
 def _parse_training(argv: list[str]) -> tuple[Path | None, dict[str, str]]:
     """The recipe of a training, and {option: text}."""
-    paths, given = _parse(Config, argv, "[RECIPE]", "?", "TOML file with the options that differ from the defaults, or "
-                          "a run's directory; none = all defaults")
+    meaning = ("TOML file with the options that differ from the defaults, or a run's directory; "
+               "none = all defaults")
+    paths, given = _parse(Config, argv, "[RECIPE]", "?", meaning)
     path = Path(paths[0]) if paths else None
     if path and path.is_dir():
         path = path / "config.toml"  # of a run

@@ -15,7 +15,8 @@ PIPE_BYTES = 2**28  # that are read from a pipe, which may have no end
 LONGEST_NAME = 240  # bytes: .NAME.lock and NAME.1 then fit into the 255 of most file systems
 TEMPORARY = ".*tmp*"  # files that are being written, or whose writer died, also those of safetensors
 
-RUN_FILES = ("config.toml", "corpus.json", "tokenizer.json")  # that make a directory a run; the first is written last
+# That make a directory a run; the first is written last.
+RUN_FILES = ("config.toml", "corpus.json", "tokenizer.json")
 
 
 def is_run(path: Path) -> bool:
@@ -113,7 +114,8 @@ def replacing(path: Path, keep_as: Path | None = None, like: Path | None = None)
             os.replace(path, keep_as)
         os.replace(new, path)
     except OSError as error:
-        # A full disk has no name, and a hidden name says little; without a number an error is shown as "[Errno None]".
+        # A full disk has no name, and a hidden name says little. With a name but without a number,
+        # an error would be shown as "[Errno None]".
         if error.errno is not None and error.filename in (None, str(new)):
             error.filename = str(path)
         raise

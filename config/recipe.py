@@ -82,7 +82,7 @@ def drop_removed(values: dict[str, Any]) -> None:
 
 
 def to_toml(config: Config) -> str:
-    """A recipe with the value of every option but out_dir, and of init_from only the name of a model."""
+    """A recipe with the value of every option but out_dir; of init_from only a model's name."""
     left_out = {"out_dir"} if config.run.source else {"out_dir", "init_from"}
     return tomli_w.dumps(config.model_dump(exclude={"run": left_out}))
 

@@ -165,9 +165,10 @@ class RunConfig(Section):
 
     out_dir: FileName = Field("", description="the run's directory; empty = out/RECIPE, with the options that differ")
     init_from: FileName = Field(
-        "scratch", min_length=1, description="scratch, or resume the run in out_dir; auto = resume if there is one, "
-        "else start as the recipe says; or a model to start from: a run's directory, gpt2, gpt2-medium, "
-        "gpt2-large, gpt2-xl, or a directory in Hugging Face's format")
+        "scratch", min_length=1, description="scratch, or resume the run in out_dir; auto = resume "
+        "if there is one, else start as the recipe says; or a model to start from: a run's "
+        "directory, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a directory in Hugging Face's "
+        "format")
     seed: int = Field(1337, ge=0, lt=2**32, description="of weights, batches and dropout")
     device: Text = Field("auto", min_length=1, description="auto, cpu, mps, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of matrix products; auto = "

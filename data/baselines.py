@@ -98,7 +98,8 @@ def find_passage(val: Split, tokenizer: Tokenizer) -> slice:
     """
     latest = max(1, len(val.tokens) - PASSAGE)
     start = min(GZIP_WINDOW, 1 + latest // 2)
-    line_ends = (start + number + 1 for number, token in enumerate(val.take(slice(start, start + PASSAGE)).tolist())
+    tokens = val.take(slice(start, start + PASSAGE))
+    line_ends = (start + number + 1 for number, token in enumerate(tokens.tolist())
                  if token == tokenizer.eos or tokenizer.token_bytes[token].endswith(b"\n"))
     start = min(next(line_ends, start), latest)
     if val.unmasked is not None and not val.unmasked[start:start + PASSAGE].any():

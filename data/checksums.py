@@ -28,7 +28,7 @@ def is_sound(folder: Path) -> bool:
             return False
         if {name for name in before if name.endswith(".npy")} != {path.name for path in folder.glob("[!.]*.npy")}:
             return False
-        check_sizes(folder)  # earlier editions took the hash of what a full disk had left of an array
+        check_sizes(folder)  # earlier editions took the hash of what a full disk had left
         return all(_is_unchanged(folder / name, *sums) for name, sums in before.items())
     except (OSError, ValueError, UserError):
         return False
@@ -61,9 +61,10 @@ def hash_file(path: Path) -> str:
 
 
 def write_checksums(folder: Path, known: dict[str, str] | None = None) -> None:
-    """The last file: without it a folder counts as incomplete. `known` are hashes that need not be computed.
+    """The last file: without it a folder counts as incomplete.
 
-    OSError if an array has not the size that it should have: its hash would say that it is sound.
+    `known` are hashes that need not be computed. OSError if an array has not the size that it
+    should have: its hash would say that it is sound.
     """
     check_sizes(folder)
     sums = {path.name: [*size_and_time(path), (known or {}).get(path.name) or hash_file(path)]

@@ -33,12 +33,13 @@ class Split:
     def take(self, at: np.ndarray | slice) -> np.ndarray:
         """Some of the tokens, as int64. UserError for one that is not in the vocabulary.
 
-        The hash of a large file is not compared at each start: what is read of it is looked at here.
+        The hash of a large file is not compared at each start: what is read of it is checked here.
         """
         tokens = self.tokens[at].astype(np.int64)
         if tokens.size and int(tokens.max()) >= self.vocab_size:
             remedy = f"; remove {self.file.parent}, and it is prepared again" if self.file else ""
-            raise UserError(f"{self.file or 'the text'}: damaged: it has a token {int(tokens.max()):,}, and the "
+            where = self.file or "the text"
+            raise UserError(f"{where}: damaged: it has a token {int(tokens.max()):,}, and the "
                             f"vocabulary has {self.vocab_size:,}{remedy}")
         return tokens
 

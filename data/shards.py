@@ -116,7 +116,8 @@ def write_shards(texts: Iterable[Text], tokenizer: Tokenizer, folder: Path) -> I
     whole = count_whole(done, folder)
     if whole < len(done):  # a disk was full, or somebody removed a file: encode the rest again
         done = done[:whole]
-        write_atomically(log, "".join(f"{json.dumps(shard._asdict())}\n" for shard in done).encode())
+        lines = [f"{json.dumps(shard._asdict())}\n" for shard in done]
+        write_atomically(log, "".join(lines).encode())
     yield from done
     skipped, number = done[-1].pieces if done else 0, len(done)
     pieces = itertools.islice(make_pieces(texts), skipped, None)

@@ -63,7 +63,7 @@ def save_checkpoint(path: Path, model: GPT, state: TrainState,
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file. OSError with what the system says, such as "No space left on device"."""
+    """Write a safetensors file. OSError with what the system says: "No space left on device"."""
     try:
         save_file(tensors, path, metadata)
     except SafetensorError as error:

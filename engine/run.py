@@ -44,7 +44,7 @@ Record = dict[str, float]  # a line of metrics.jsonl
 LARGEST = 1e100  # number that is read from metrics.jsonl
 COUNTED = {"step": 2**53, "best_step": 2**53, "tokens": 2**63, "seconds": 1e12}  # and the largest
 CHECKPOINTS = ("last.safetensors", "previous.safetensors")
-# What a checkpoint keeps with the weights: a text may move, and zero_init is for the first step only.
+# What a checkpoint keeps with the weights: a text may move, and zero_init is for the first step.
 KEPT = MUST_STAY - {"corpus", "tokenizer", "zero_init"}
 # What changes on resume only if it is named on the command line.
 BY_NAME = {"seed": "the weights stay, batches and dropout change",
@@ -144,7 +144,7 @@ class Run:
             yield self.final
 
     def has_outcome(self) -> bool:
-        """Whether the last line of metrics is there. It is written last, so all of the outcome is there too."""
+        """Whether the last line of metrics is there: then all of the outcome is there too."""
         return any(is_outcome(record) for record in self._records())
 
 
@@ -171,7 +171,7 @@ def find_best(records: Iterable[Record]) -> Record:
 
 
 def is_outcome(record: Record) -> bool:
-    """Whether a line of metrics.jsonl or samples.jsonl is of the best model, after the last step."""
+    """Whether a line of metrics.jsonl or samples.jsonl was written after the last step."""
     return "best_step" in record
 
 
@@ -241,7 +241,8 @@ def lock_run(config: Config) -> Iterator[None]:
     if not real.name or path.name in ("", ".."):
         raise UserError(f"out_dir={path}: should be a directory of its own, such as out/mine")
     # What a process that died while it made a run left there.
-    unfinished = {*RUN_FILES[1:], *CHECKPOINTS, *(temporary.name for temporary in path.glob(TEMPORARY))}
+    temporaries = [temporary.name for temporary in path.glob(TEMPORARY)]
+    unfinished = {*RUN_FILES[1:], *CHECKPOINTS, *temporaries}
     if path.is_file() or (path.is_dir() and not is_run(path) and {p.name for p in path.iterdir()} - unfinished):
         raise UserError(f"out_dir={path}: exists and is not a run; choose another --out_dir")
     if config.run.init_from == "resume" and not is_run(path):
@@ -286,8 +287,8 @@ def create_or_resume(config: Config, named: set[str], corpus: Corpus) -> Run:
             problems.append(f"{name} was {was} and is now {now}: {BY_NAME[name]}; if you want that, add --{name}={now}")
     if problems:
         raise UserError(f"{path}: {'; '.join(problems)}")
-    return Run(path, config, run.info, changes=changes, is_resumed=True, source=run.config.run.source,
-               had_outcome=run.has_outcome())
+    return Run(path, config, run.info, changes=changes, is_resumed=True,
+               source=run.config.run.source, had_outcome=run.has_outcome())
 
 
 def create_run(config: Config, corpus: Corpus) -> Run:
@@ -327,9 +328,11 @@ def append_line(path: Path, record: dict[str, Any] | BaseModel) -> None:
         with path.open("ab") as file:
             line = json.dumps(record, ensure_ascii=False) if isinstance(record, dict) else record.model_dump_json()
             file.write(f"{line}\n".encode())
-    except OSError:
-        with suppress(OSError):  # the first error is the one to tell; a file that could not be made is not there
+    except OSError as error:
+        with suppress(OSError):  # the first error is the one to tell; perhaps there is no file
             os.truncate(path, size)
+        if error.errno is not None and error.filename is None:  # a full disk has no name
+            error.filename = str(path)
         raise
 
 

@@ -1,4 +1,7 @@
-"""SIGINT (Ctrl-C) and SIGTERM stop training after the current step, and what comes after the last step at once."""
+"""SIGINT (Ctrl-C) and SIGTERM stop training after the current step.
+
+After the last step, while the best model is measured, they stop it at once.
+"""
 
 import signal
 import sys
@@ -32,7 +35,8 @@ class StopSignal:
         signal.signal(number, signal.SIG_DFL)
         if self.is_saved:
             self.stop_at_once()
-        self._say(f"{signal.Signals(number).name}: training stops after this step; a second one stops it at once.\n"
+        name = signal.Signals(number).name
+        self._say(f"{name}: training stops after this step; a second one stops it at once. "
                   f"To resume:\n  {self.resume_command}")
 
     def requested(self) -> bool:
@@ -58,5 +62,6 @@ class StopSignal:
 
     def _say(self, text: str) -> None:
         if self.dist.rank == 0:
-            with suppress(OSError, ValueError, RuntimeError):  # stderr is closed, or the signal interrupted a print
+            # It may be closed, or the signal interrupted another print.
+            with suppress(OSError, ValueError, RuntimeError):
                 print(f"\n{text}", file=sys.stderr, flush=True)

@@ -33,7 +33,8 @@ from report.tracker import Tracker
 from surprisal import smoothed_entropy
 
 # What a finished run has, besides checkpoints and the last line of metrics.
-OUTCOME = ("evaluation.json", "curves.png", "verdict.txt", "samples.jsonl", "report.html", "report.js")
+OUTCOME = ("evaluation.json", "curves.png", "verdict.txt", "samples.jsonl", "report.html",
+           "report.js")
 
 
 class TrainLog:
@@ -62,16 +63,18 @@ class TrainLog:
         self.tracker = Tracker(run, state.step, self.say, dist.rank)
 
     def read_progress(self) -> tuple[float, int, bool]:
-        """Of a resumed run, the step of the last line, and how many baselines were passed; -1 without one.
+        """Of a resumed run, the step of the last line, and how many baselines were passed.
 
-        Also whether the model that is resumed was the best, and could not be saved as the best.
+        Each is -1 without a line. Also whether the model that is resumed was the best, and could
+        not be saved as the best.
         """
         records = self.run.read_metrics()
         if not records:
             return -1, -1, False
         last = records[-1]
         passed = max(self.count_passed(record.get("val_nll")) for record in records)
-        lost_best = last["step"] == self.state.step and self.state.is_best(last.get("val_nll", math.nan))
+        is_of_this_step = last["step"] == self.state.step
+        lost_best = is_of_this_step and self.state.is_best(last.get("val_nll", math.nan))
         return last["step"], passed, lost_best
 
     def add(self, result: StepResult, rise: float | None) -> None:
@@ -83,7 +86,7 @@ class TrainLog:
             self.say(trouble)
 
     def lacks_this_step(self) -> bool:
-        """Whether metrics.jsonl has no line of the step, or the run ends and its best model is not on disk."""
+        """Whether there is no line of the step, or the run ends and its best model is lost."""
         state = self.state
         lacks_best = self.lost_best or state.best_nll is None
         return state.step > self.logged_step or (lacks_best and state.is_finished(self.run.config))
@@ -168,7 +171,10 @@ class TrainLog:
         self.attempt("report.js", write)
 
     def keep_best(self, record: Record, model: GPT, epochs: float) -> None:
-        """Count an evaluation, and save the model if it is the best. One that cannot be saved does not count."""
+        """Count an evaluation, and save the model if it is the best.
+
+        A model that could not be saved does not count: the best is the one on disk.
+        """
         before = self.state.model_dump(include=BEST)
         self.lost_best = self.state.count_evaluation(record, epochs) and not self.save("best", model)
         if self.lost_best:
@@ -181,9 +187,10 @@ class TrainLog:
                             kept_options(self.run.config))
 
     def attempt(self, name: str, write: Callable[..., object], *arguments: Any) -> bool:
-        """Rank 0 calls write(path, *arguments); if there is no room, a warning says so, and training continues.
+        """Rank 0 calls write(path, *arguments).
 
-        Returns whether it was written, on every rank.
+        If there is no room, a warning says so, and training continues. Returns whether it was
+        written, on every rank.
         """
         path = self.run.path / name
 
@@ -233,15 +240,19 @@ def training_record(results: Sequence[StepResult], config: LossConfig, vocab_siz
     return record
 
 
-def finish(stop: StopSignal, model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatches) -> int:
-    """Say what came of a training, or how to resume it where a signal stopped it; returns the exit code."""
+def finish(stop: StopSignal, model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatches
+           ) -> int:
+    """Say what came of a training, or how to resume it if a signal stopped it.
+
+    Returns the exit code.
+    """
     if stop.received:
         return show_stop(stop, log)
     try:
         stop.expect_no_more_steps()
         return show_outcome(model, corpus, log, get_batch)
     except Stopped:
-        if log.dist.world_size == 1:  # ranks may have stopped at different places: no more exchanges
+        if log.dist.world_size == 1:  # ranks may have stopped at different places
             log.close()
         return 128 + stop.own
     finally:
@@ -258,17 +269,18 @@ def show_stop(stop: StopSignal, log: TrainLog) -> int:
 
 
 def show_outcome(model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatches) -> int:
-    """Measure the best model on all validation text, draw the curves, say what came of it; returns the exit code.
+    """Measure the best model on all validation text, draw the curves, say what came of it.
 
-    The last line of metrics.jsonl is written last: where it is missing, a resumed run comes here again.
+    The last line of metrics.jsonl is written last: where it is missing, a resumed run comes here
+    again. Returns the exit code.
     """
     run, state = log.run, log.state
     final: Record | None = None
     texts: list[str] = []
     if "last.safetensors" in log.failing or log.lost_best:
         checkpoint = "best" if log.lost_best else "last"
-        raise UserError(f"{run.path}: the {checkpoint} checkpoint could not be written; make room, or move the "
-                        "directory back, and resume with --init_from=resume")
+        raise UserError(f"{run.path}: the {checkpoint} checkpoint could not be written; make room, "
+                        "or move the directory back, and resume with --init_from=resume")
     if state.best_nll is not None:
         final = measure_best(model, corpus, log, get_batch)
         run = replace(run, final=without_nonfinite(final))
@@ -278,7 +290,8 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatc
     print("\n" + verdict, flush=True)
     log.attempt("verdict.txt", lambda path: write_atomically(path, verdict.encode()))
     if not state.nonfinite_in_a_row:
-        texts = generate_texts(model, corpus, log.dist, num_samples=1 if corpus.tokenizer.eos is None else 5)
+        num_samples = 1 if corpus.tokenizer.eos is None else 5
+        texts = generate_texts(model, corpus, log.dist, num_samples=num_samples)
     if final and texts:
         step = final["best_step"]
         log.append("samples.jsonl", {"step": step, "best_step": step, "text": texts[0]})
@@ -288,11 +301,12 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatc
     lost = [name for name in OUTCOME if name in log.failing]
     if final and not lost:
         log.write(final)
-        lost = [name for name in ("metrics.jsonl",) if name in log.failing]
+        if "metrics.jsonl" in log.failing:
+            lost = ["metrics.jsonl"]
     log.tracker.close()
     if lost:
-        raise UserError(f"{run.path}: {', '.join(lost)} could not be written; make room, and finish the run with: "
-                        f"{words.resume_command(run, log.dist)}")
+        raise UserError(f"{run.path}: {', '.join(lost)} could not be written; make room, and "
+                        f"finish the run with: {words.resume_command(run, log.dist)}")
     if state.nonfinite_in_a_row:
         return 1
     print("\n" + words.samples(corpus.info.prompt, texts), words.next_commands(run.path), sep="\n\n")
@@ -300,10 +314,11 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatc
 
 
 def measure_best(model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatches) -> Record:
-    """Load the best model and measure it on all validation text; returns the last line of metrics."""
+    """Measure the best model on all validation text; returns the last line of metrics."""
     run, dist = log.run, log.dist
     best = load_checkpoint(run.path / "best.safetensors", model)
-    val_text = replace(run.eval_text(corpus.val), min_batches=BLOCKS)  # for the interval of a difference
+    # So many batches, for the interval of a difference.
+    val_text = replace(run.eval_text(corpus.val), min_batches=BLOCKS)
     parts = evaluate_parts(model, val_text, dist)
     exact = validation_record(mean_loss(sum_losses(parts)), val_text, corpus)
     with suppress(UserError):  # some predictions are not finite

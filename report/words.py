@@ -269,8 +269,8 @@ def finished(config: Config, state: TrainState) -> str:
     if state.step >= config.optim.max_iters:
         return (f"it is finished: it has taken {state.step:,} steps; to train longer, add "
                 f"--max_iters={2 * state.step}")
-    return (f"it is finished: it stopped early at step {state.step:,}, because it overfitted; to train longer, add "
-            "--patience=0")
+    return (f"it is finished: it stopped early at step {state.step:,}, because it overfitted; to "
+            "train longer, add --patience=0")
 
 
 def _lr_change(run: Run, step: int) -> list[str]:
@@ -294,8 +294,11 @@ def _lr_change(run: Run, step: int) -> list[str]:
 
 def stopped(run: Run, signal: str, state: TrainState, dist: Distributed, saved: bool) -> str:
     """That a signal has stopped a run, and how to resume it."""
-    lost = "" if saved else ", which could not be saved: make room first; the checkpoint before it is whole"
-    return f"Stopped by {signal} at step {state.step:,}{lost}. To resume:\n  {resume_command(run, dist)}"
+    lost = ""
+    if not saved:
+        lost = ", which could not be saved: make room first; the checkpoint before it is whole"
+    command = resume_command(run, dist)
+    return f"Stopped by {signal} at step {state.step:,}{lost}. To resume:\n  {command}"
 
 
 def resume_command(run: Run, dist: Distributed) -> str:

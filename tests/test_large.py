@@ -305,7 +305,8 @@ def test_damage_is_found(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.parametrize("what", ["gone", "short"])
-def test_shards_that_are_gone_or_short_are_made_again(what: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_that_are_gone_or_short_are_made_again(
+        what: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What shards.jsonl says is believed of files that are as long as it says."""
     write(folder / "a.jsonl", RECORDS)
     whole = prepare()

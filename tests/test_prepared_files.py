@@ -1,4 +1,4 @@
-"""Prepared files: a full disk while a corpus is prepared, and damage of files too large to be hashed at each start."""
+"""Prepared files: a full disk while a corpus is prepared, and damage of large files."""
 
 import json
 import os
@@ -15,7 +15,8 @@ from data.prepare import prepare_corpus
 from tests.conftest import TINY, call, make_text
 from tests.test_trouble import files_of_at_most
 
-CORPORA = {"small": ["--corpus=text.txt"], "masked": ["--corpus=text.txt", "--mask=the"], "large": ["--corpus=texts"]}
+CORPORA = {"small": ["--corpus=text.txt"], "masked": ["--corpus=text.txt", "--mask=the"],
+           "large": ["--corpus=texts"]}
 
 
 @pytest.fixture(params=CORPORA)
@@ -38,7 +39,7 @@ def arrays(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("missing", [1, 100, 5000])
 def test_a_full_disk_while_a_corpus_is_prepared(options: list[str], missing: int) -> None:
-    """One clear line; when there is room again, the corpus is prepared as if nothing had happened."""
+    """One clear line; when there is room again, it is prepared as if nothing had happened."""
     call("data/prepare.py", *options)
     folder = prepared()
     whole = arrays(folder)
@@ -73,8 +74,7 @@ def test_no_error_of_a_write_is_lost(n: int, tmp_path: Path) -> None:
         check_whole(path)
 
 
-def test_a_short_array_whose_checksum_is_right_is_prepared_again(options: list[str],
-                                                                  capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_short_array_whose_checksum_is_right_is_prepared_again(options: list[str]) -> None:
     """As earlier editions left it, when a disk was full."""
     call("data/prepare.py", *options)
     folder = prepared()
@@ -89,8 +89,9 @@ def test_a_short_array_whose_checksum_is_right_is_prepared_again(options: list[s
 
 
 @pytest.mark.parametrize("name", ["train", "val"])
-def test_a_token_that_is_not_in_the_vocabulary(name: str, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a file is too large to be hashed at each start, and has the size and the time that it had."""
+def test_a_token_that_is_not_in_the_vocabulary(
+        name: str, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a file is too large to be hashed at each start, and has its size and its time."""
     call("data/prepare.py", *options)
     folder = prepared()
     monkeypatch.setattr(checksums, "LARGE", 1000)

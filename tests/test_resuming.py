@@ -22,7 +22,7 @@ run = {init_from = "origin", eval_interval = 2, checkpoint_interval = 1, eval_to
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run, and one that starts with its weights: whole, and killed after three of four steps. The first is gone."""
+    """A run that is gone, and two that started with its weights: whole, and killed after a part."""
     folder = tmp_path_factory.mktemp("resuming")
     with training_in(folder) as patch:
         Path("part.txt").write_text(make_text(100), encoding="utf-8")
@@ -38,26 +38,29 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
         with pytest.MonkeyPatch.context() as dying:
             dying.setattr("train.train_step", die)
-            done = call("train.py", "tune.toml", "--out_dir=killed", "--init_from=auto", check=False)
+            command = ["train.py", "tune.toml", "--out_dir=killed", "--init_from=auto"]
+            done = call(*command, check=False)
         assert done.returncode == 9
-        assert "starts with the weights of origin" in done.stdout  # there was no run: as the recipe says
+        assert "starts with the weights of origin" in done.stdout  # as the recipe says
         Path("origin").rename("elsewhere")
         patch.setattr("report.trainlog.generate_texts", lambda *_, **__: ["a sample"])
         yield folder
 
 
-@pytest.mark.parametrize("again", [["tune.toml", "--init_from=auto"], ["tune.toml", "--init_from=resume"],
-                                   ["--init_from=resume"], []])
+@pytest.mark.parametrize("again", [
+    ["tune.toml", "--out_dir=again", "--init_from=auto"],
+    ["tune.toml", "--out_dir=again", "--init_from=resume"],
+    ["--out_dir=again", "--init_from=resume"],
+    ["again", "--init_from=resume"]])
 def test_fine_tuning_resumes_itself(again: list[str], tuned: Path) -> None:
-    """By its recipe, with nothing named, and by its directory, its end is that of one that was not killed."""
+    """By its recipe, with nothing named, and by its directory, it ends as if it was not killed."""
     shutil.rmtree("again", ignore_errors=True)
     shutil.copytree("killed", "again")
-    command = ["train.py", *again, "--out_dir=again"] if again else ["train.py", "again", "--init_from=resume"]
-    assert "resuming again at step 3\n" in call(*command).stdout
+    assert "resuming again at step 3\n" in call("train.py", *again).stdout
     assert without_clocks(Path("again")) == without_clocks(Path("whole"))
     for name in ("verdict.txt", "config.toml"):
         assert Path("again", name).read_bytes() == Path("whole", name).read_bytes()
-    assert "it is finished" in call(*command).stdout
+    assert "it is finished" in call("train.py", *again).stdout
 
 
 def test_a_run_is_a_recipe_that_starts_as_it_did(tuned: Path) -> None:
@@ -70,16 +73,18 @@ def test_a_run_is_a_recipe_that_starts_as_it_did(tuned: Path) -> None:
 
 
 def test_what_is_not_named_comes_from_the_run(data_dir: Path) -> None:
-    """Also what a recipe says of the text and the shape, with a line that tells it; its other options count."""
+    """Also text and shape, where a recipe says something else; then a line tells it."""
     call("train.py", "--corpus=text.txt", "--out_dir=out/run", *TINY)
     run = data_dir / "out/run"
     before = open_run(run).config
-    Path("other.toml").write_text('data.corpus = "more.txt"\nmodel.n_layer = 5\noptim.max_iters = 8\n')
+    Path("other.toml").write_text(
+        'data.corpus = "more.txt"\nmodel.n_layer = 5\noptim.max_iters = 8\n')
     assert "it is finished" in call("train.py", "--out_dir=out/run", "--init_from=resume").stdout
     command = ["train.py", "other.toml", "--out_dir=out/run", "--init_from=auto"]
     printed = call(*command).stdout
-    assert printed.startswith("corpus=more.txt of the recipe is not used: the run has corpus=text.txt\n"
-                              "n_layer=5 of the recipe is not used: the run has n_layer=2\n")
+    assert printed.startswith(
+        "corpus=more.txt of the recipe is not used: the run has corpus=text.txt\n"
+        "n_layer=5 of the recipe is not used: the run has n_layer=2\n")
     assert "resuming out/run at step 6\n  max_iters was 6 and is now 8\n" in printed
     optim = before.optim.model_copy(update={"max_iters": 8})
     assert open_run(run).config == before.model_copy(update={"optim": optim})

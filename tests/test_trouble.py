@@ -294,7 +294,7 @@ def test_a_full_disk_costs_no_checkpoint_and_training_continues(data_dir: Path) 
 
 @pytest.fixture
 def best_fails(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Makes the disk full when the best model of some steps is to be saved, and sets the validation losses."""
+    """Makes the disk full when the best model of some steps is saved; sets validation losses."""
     count_evaluation = TrainState.count_evaluation
 
     def choose(losses: dict[int, float], *steps: int) -> None:
@@ -314,7 +314,7 @@ def best_fails(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_the_best_model_is_the_one_on_disk(data_dir: Path, best_fails: Callable[..., None]) -> None:
-    """One that could not be written does not count: the next that is better than the one on disk is saved."""
+    """One that could not be written does not count: the next that is better than it is saved."""
     best_fails({0: 3.0, 1: 3.0, 2: 2.5, 4: 2.0, 6: 2.2}, 4)
     printed = train().stdout
     assert "warning: out/run/best.safetensors could not be written (No space left on device)" in printed
@@ -329,14 +329,15 @@ def test_a_best_model_that_could_not_be_written_at_the_end_is_written_on_resumin
     losses = {0: 3.0, 1: 3.0, 2: 2.5, 4: 2.4, 6: 2.0}
     best_fails(losses, *steps)
     told = train(returns=2).stderr
-    assert told.startswith("error: out/run: the best checkpoint could not be written; make room, or move the")
+    assert told.startswith("error: out/run: the best checkpoint could not be written; make room")
     assert not (data_dir / "out/run/verdict.txt").exists()
     best_fails(losses)
     assert "The best model, of step 6 of 6, has a loss of " in resume().stdout
     assert "it is finished" in resume().stdout
 
 
-def test_errors_of_a_disk_say_what_the_system_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_a_disk_say_what_the_system_said(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of safetensors, and of a line whose file could not be made."""
     model = GPT(ModelConfig(block_size=8, n_layer=1, n_head=2, n_embd=16), 13)
     with files_of_at_most(2000), pytest.raises(OSError, match="File too large") as raised:
@@ -347,8 +348,9 @@ def test_errors_of_a_disk_say_what_the_system_said(tmp_path: Path, monkeypatch: 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(OSError, match="No space left on device") as raised:
         append_line(tmp_path / "history.jsonl", {"step": 0})
+    assert raised.value.filename == str(tmp_path / "history.jsonl")
 
 
 def test_directories_that_cannot_be_written_are_one_clear_line(example: Path, data_dir: Path,
@@ -592,7 +594,8 @@ def test_a_finished_run_is_left_as_it_is(finished: Path, options: list[str]) -> 
     assert "resuming out/run at step 6\n" in resume("--max_iters=7").stdout
 
 
-def test_a_run_that_stopped_early_is_finished_too(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_stopped_early_is_finished_too(
+        data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Starting it again adds no sample. With --patience=0 it goes on as one that never stopped."""
     options = ["--init_from=auto", "--schedule=constant"]
     count_evaluation = TrainState.count_evaluation
@@ -607,12 +610,14 @@ def test_a_run_that_stopped_early_is_finished_too(data_dir: Path, monkeypatch: p
     assert steps(data_dir / "out/run") == [*range(5), 4]
     before = files(data_dir / "out")
     assert train(*options, "--patience=1").stdout.endswith(
-        "it is finished: it stopped early at step 4, because it overfitted; to train longer, add --patience=0\n")
+        "it is finished: it stopped early at step 4, because it overfitted; to train longer, add "
+        "--patience=0\n")
     assert files(data_dir / "out") == before
     train(*options, "--patience=0")
     call("train.py", *RUN, *options, "--patience=0", "--out_dir=out/whole")
     assert without_clocks(data_dir / "out/run") == without_clocks(data_dir / "out/whole")
-    assert (data_dir / "out/run/samples.jsonl").read_bytes() == (data_dir / "out/whole/samples.jsonl").read_bytes()
+    run, whole = data_dir / "out/run", data_dir / "out/whole"
+    assert (run / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("name", [*OUTCOME, "metrics.jsonl"])
@@ -630,7 +635,8 @@ def test_an_outcome_that_could_not_be_written_is_written_on_resuming(
     with monkeypatch.context() as patch:
         patch.setattr(TrainLog, "attempt", fail)
         told = train(returns=2).stderr
-    assert f"error: out/run: {name} could not be written; make room, and finish the run with: python train.py" in told
+    assert (f"error: out/run: {name} could not be written; make room, and finish the run with: "
+            "python train.py") in told
     assert "it is finished" not in resume().stdout
     assert "it is finished" in resume().stdout
     call("train.py", *RUN, "--out_dir=out/whole")
