@@ -103,7 +103,8 @@ from engine.checkpoint import load_model
 from engine.distributed import setup_distributed
 from engine.generate import Window
 
-CATEGORICAL = stream.model.Categorical(perfect=False)  # frequencies of 24 bits, none of them 0
+CODER_BITS = 24  # of the coder's frequencies, none of which is 0: no token takes more bits
+CATEGORICAL = stream.model.Categorical(perfect=False)
 
 
 def main(argv: list[str]) -> None:
@@ -118,42 +119,72 @@ def main(argv: list[str]) -> None:
     first, trial = np.full(streams, run.tokenizer.encode_prompt("")[-1]), np.arange(3 * streams) % model.vocab_size
     checkpoint, here = run.path / f"{options.checkpoint}.safetensors", f"torch {torch.__version__}, {dist}"
     ours = [streams, *map(int, torch.__version__.split(".")[:2]), crc32(checkpoint.read_bytes()),
-            crc32(f"{here} {code(Window(model, streams, dist), first, len(trial), trial)}".encode())]
+            crc32(f"{here} {code(Window(model, streams, dist), first, len(trial), trial)[:3]}".encode())]
     if tokens is None and theirs != ours:
         other = "checkpoint" if theirs[3] != ours[3] else f"device, dtype or version (torch {theirs[1]}.{theirs[2]})"
         raise UserError(f"{path}: made with another {other} than there is here: {checkpoint}, {here}")
     try:
-        bits, ids, words = code(Window(model, streams, dist), first, num_tokens, tokens,
-                                content[HEADER.size:len(content) - list_size])
-        text = run.tokenizer.decode_bytes(ids)
+        coded = code(Window(model, streams, dist), first, num_tokens, tokens,
+                     content[HEADER.size:len(content) - list_size])
+        text = run.tokenizer.decode_bytes(coded.tokens)
         if unknown.characters:
             text = unknown.restore(text.decode()).encode()
         if crc32(text) != crc:
             raise ValueError
     except (AssertionError, IndexError, ValueError):  # the coder's, where the words are impossible
         raise UserError(f"{path}: the predictions of {checkpoint} do not give its text back") from None
-    body = HEADER.pack(0, crc, num_tokens, list_size, threads, *ours)[4:] + words + characters
+    body = HEADER.pack(0, crc, num_tokens, list_size, threads, *ours)[4:] + coded.words + characters
     file = crc32(body).to_bytes(4, "little") + body
     write_atomically(out, text if tokens is None else file, like=path)  # a private text stays private
     others = COMPRESSORS | {"zstd": lambda content: zstd.compress(content, 19)}
     sizes = {"this model": len(file)} | {name: len(compress(text)) for name, compress in others.items()}
     print(f"{path}: {len(text):,} bytes, {num_tokens:,} tokens in {streams} streams; written: {out}")
-    listed = ""
     if unknown.characters:
-        listed = f" and {8 * list_size:,} by a list of unknown characters"
         print(f"{unknown.describe()}; the list gives them back")
-    more = 8 * len(file) - 8 * list_size - bits
-    print(f"{bits:,.0f} bits by the loss{listed}, {8 * len(file):,} bits in the file: {more:,.0f} more")
+    print(describe_bits(coded, 8 * len(file), 8 * list_size))
     if text:
         print("bits per byte:", ", ".join(f"{name} {8 * size / len(text):.3f}" for name, size in sizes.items()))
     print(f"The model itself, {model.num_params():,} parameters, is not counted.")
 
 
+class Coded(NamedTuple):
+    """Tokens and the coder's words for them, and what they take."""
+
+    bits: float  # by the loss, the sum of -log2 q
+    tokens: np.ndarray  # (N,)
+    words: bytes
+    unlikely: int  # tokens with q below 2^-24, which the coder raises
+    saved: float  # bits above 24 of these tokens
+
+
+def describe_bits(coded: Coded, in_file: int, in_list: int = 0) -> str:
+    """The bits by the loss, those of a list of unknown characters, and those in the file.
+
+    Also what the coder saves on unlikely tokens.
+
+    >>> print(describe_bits(Coded(1000.0, np.zeros(9), b"", 0, 0.0), in_file=1100))
+    1,000 bits by the loss, 1,100 bits in the file: 100 more
+    >>> print(describe_bits(Coded(1000.0, np.zeros(9), b"", 3, 550.0), in_file=500))
+    1,000 bits by the loss, 500 bits in the file: 500 fewer
+    The coder raises probabilities below 2^-24, here of 3 tokens, to it: 550 bits fewer than by the loss.
+    """
+    more = in_file - in_list - coded.bits
+    word = "more" if more >= 0 else "fewer"
+    listed = f" and {in_list:,} by a list of unknown characters" if in_list else ""
+    lines = [f"{coded.bits:,.0f} bits by the loss{listed}, {in_file:,} bits in the file: "
+             f"{abs(more):,.0f} {word}"]
+    if coded.unlikely:
+        lines.append(f"The coder raises probabilities below 2^-{CODER_BITS}, here of {coded.unlikely:,} tokens, "
+                     f"to it: {coded.saved:,.0f} bits fewer than by the loss.")
+    return "\n".join(lines)
+
+
 @torch.inference_mode()
-def code(window: Window, new: np.ndarray, num_tokens: int, tokens: np.ndarray | None, words: bytes = b""
-         ) -> tuple[float, np.ndarray, bytes]:
-    """Encode tokens (N,), or decode N from words; streams start after `new` (S,). Returns bits, tokens and words."""
+def code(window: Window, new: np.ndarray, num_tokens: int, tokens: np.ndarray | None, words: bytes = b"") -> Coded:
+    """Encode tokens (N,), or decode N from words; streams start after `new` (S,)."""
     queue, length, bits, columns = stream.queue, -(-num_tokens // len(new)), 0.0, []  # the last stream may be shorter
+    unlikely = 0
+    saved = 0.0
     coder = queue.RangeEncoder() if tokens is not None else queue.RangeDecoder(np.frombuffer(words, np.uint32))
     for i in progress_bar(range(length), "coding", unit_scale=len(new), unit="token", mininterval=1):
         new, n = new.copy(), -(-(num_tokens - i) // length)  # n streams have a token i
@@ -167,9 +198,15 @@ def code(window: Window, new: np.ndarray, num_tokens: int, tokens: np.ndarray | 
         else:
             new[:n] = tokens[i::length]
             coder.encode(new[:n].astype(np.int32), CATEGORICAL, q)
-        bits -= float(log_q[np.arange(n), new[:n]].sum()) / LN2
+        log_q_y = log_q[np.arange(n), new[:n]]
+        bits -= float(log_q_y.sum()) / LN2
+        excess = -log_q_y / LN2 - CODER_BITS
+        unlikely += int((excess > 0).sum())
+        saved += float(excess.clamp_min(0).sum())
         columns.append(new)
-    return bits, np.ravel(columns, "F")[:num_tokens], words if tokens is None else coder.get_compressed().tobytes()
+    if tokens is not None:
+        words = coder.get_compressed().tobytes()
+    return Coded(bits, np.ravel(columns, "F")[:num_tokens], words, unlikely, saved)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from constriction import stream
 from compress import CATEGORICAL, HEADER, code
 from config.errors import UserError
 from config.schema import ModelConfig
-from engine.checkpoint import load_model
+from engine.checkpoint import load_model, read_model, save_checkpoint
 from engine.distributed import Distributed
 from engine.generate import Window
 from engine.run import open_run
@@ -76,9 +76,11 @@ def refused(*arguments: str) -> str:
 
 def numbers(done: Done) -> list[float]:
     """Bits by the loss, bits in the file, and their difference, as printed."""
-    found = re.search(r"^([\d,]+) bits by the loss, ([\d,]+) bits in the file: (-?[\d,]+) more$", done.stdout, re.M)
+    found = re.search(r"^([\d,]+) bits by the loss, ([\d,]+) bits in the file: ([\d,]+) (more|fewer)$",
+                      done.stdout, re.MULTILINE)
     assert found
-    return [float(number.replace(",", "")) for number in found.groups()]
+    bits, in_file, difference = (float(number.replace(",", "")) for number in found.groups()[:3])
+    return [bits, in_file, difference if found[4] == "more" else -difference]
 
 
 @pytest.mark.parametrize("run", ["char", "bpe"])
@@ -152,7 +154,7 @@ def surprisal(model: GPT, tokens: list[int], start: int) -> float:
 
 def test_bits_by_the_loss_are_those_of_each_streams_own_window() -> None:
     model, tokens = random_model(), np.random.default_rng(0).integers(13, size=38)
-    bits, _, _ = code(window(model, 3), np.full(3, 5), 38, tokens)
+    bits, *_ = code(window(model, 3), np.full(3, 5), 38, tokens)
     with torch.no_grad():
         assert bits == pytest.approx(sum(surprisal(model, part, 5) for part in (
             tokens[:13].tolist(), tokens[13:26].tolist(), tokens[26:].tolist())), rel=1e-6)
@@ -163,10 +165,30 @@ def test_bits_by_the_loss_are_those_of_each_streams_own_window() -> None:
 def test_extreme_vocabularies_and_predictions(vocab_size: int, num_tokens: int, std: float) -> None:
     """One token, as many as GPT-2 has, and predictions so sure that many probabilities are 0."""
     model, tokens = random_model(vocab_size, std), np.random.default_rng(1).integers(vocab_size, size=num_tokens)
-    bits, _, words = code(window(model, 4), np.zeros(4, int), num_tokens, tokens)
+    bits, _, words, *_ = code(window(model, 4), np.zeros(4, int), num_tokens, tokens)
     assert (decoded := code(window(model, 4), np.zeros(4, int), num_tokens, None, words))[1].tolist() == tokens.tolist()
     assert decoded[0] == bits
     assert 8 * len(words) <= 1.001 * bits + 64
+
+
+def test_what_the_coder_saves_on_unlikely_tokens_is_said(here: Path) -> None:
+    """A model that is sure of something else: its loss counts far more than the 24 bits that a token can take."""
+    assert "The coder raises" not in encode(TEXT.encode()).stdout
+    run = open_run(here / "char")
+    model, state = read_model(run, "best")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(100)
+    save_checkpoint(here / "char/best.safetensors", model, state)
+    done = encode(TEXT.encode())
+    bits, in_file, difference = numbers(done)
+    found = re.search(r"^The coder raises probabilities below 2\^-24, here of ([\d,]+) tokens, to it: "
+                      r"([\d,]+) bits fewer than by the loss\.$", done.stdout, re.MULTILINE)
+    assert found
+    unlikely, saved = (int(number.replace(",", "")) for number in found.groups())
+    assert f"{-difference:,.0f} fewer" in done.stdout
+    assert 0 < unlikely < len(TEXT)
+    assert in_file == pytest.approx(bits - saved, rel=0.02)  # what is left is the header and the coder's rounding
+    assert decode() == TEXT.encode()
 
 
 def test_frequencies_have_24_bits_and_none_is_zero() -> None:
