@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -146,6 +146,23 @@ class Run:
     def has_outcome(self) -> bool:
         """Whether the last line of metrics is there: then all of the outcome is there too."""
         return any(is_outcome(record) for record in self._records())
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """The name of each path, or as much of its end as tells it from the other paths.
+
+    >>> unique_names([Path("/out/x/run"), Path("/out/y/run"), Path("/out/y/other")])
+    ['x/run', 'y/run', 'other']
+    """
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
+    names = []
+    for own in parts:
+        others = [other for other in parts if other != own]
+        length = 1
+        while length < len(own) and any(other[-length:] == own[-length:] for other in others):
+            length += 1
+        names.append(str(Path(*own[-length:])))
+    return names
 
 
 def find_best(records: Iterable[Record]) -> Record:

@@ -17,7 +17,7 @@ from config.errors import UserError
 from config.files import replacing
 from config.terminal import one_line
 from data.baselines import ENTROPY_RATE, UNIFORM
-from engine.run import Record, Run, find_best
+from engine.run import Record, Run, find_best, unique_names
 from surprisal import bits_per_byte, perplexity
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ Series = tuple[list[float], list[float]]  # where losses were measured, and the 
 class Curve:
     """A run's losses in the unit of the picture."""
 
-    def __init__(self, run: Run, x: str, unit: str) -> None:
+    def __init__(self, run: Run, name: str, x: str, unit: str) -> None:
         records = run.read_metrics()
         key = "val_nll" if unit == "nats" else "val_bits_per_byte"
         self.val, self.gap = _series(records, x, key), _series(records, x, "kl_gap")
@@ -45,20 +45,22 @@ class Curve:
         first = records[0].get(x, 0.0) if records else 0.0
         self.train = thin(middles(first, ends)), [scale * nll for nll in thin(train)]
         self.best: Series = [], []  # one point
-        self.label = f"no evaluation  {_shorten(run.name, 48)}"
+        self.label = f"no evaluation  {name}"
         if self.val[1]:
             final: Record = next((record for record in reversed(records) if "best_val_nll" in record), {})
             best = find_best(each for each in records if "val_nll" not in each or (x in each and key in each))
             self.best = [best[x]], [final.get(f"best_{key}", best[key])]
             kl = f", KL {final.get('best_kl_gap', min(self.gap[1])):.4f}" if self.gap[1] else ""
-            self.label = f"best {self.best[1][0]:.4f}{kl}  {_shorten(run.name, 48)}"
+            self.label = f"best {self.best[1][0]:.4f}{kl}  {name}"
 
 
 class Picture:
     """The curves of some runs, the baselines, and the axes."""
 
     def __init__(self, runs: Sequence[Run], x: str, scale: str, unit: str) -> None:
-        self.curves, self.baselines = [Curve(run, x, unit) for run in runs], find_baselines(runs, unit)
+        names = _shorten_all(unique_names([run.path for run in runs]), 48)
+        self.curves = [Curve(run, name, x, unit) for run, name in zip(runs, names, strict=True)]
+        self.baselines = find_baselines(runs, unit)
         places = [place for curve in self.curves for place in curve.val[0] + curve.train[0]]
         self.left = min(places, default=0.0) if scale == "log" else 0.0
         self.right = max(places, default=0.0)
@@ -81,15 +83,18 @@ def find_baselines(runs: Sequence[Run], unit: str) -> list[tuple[str, float]]:
     """
     values = [{each.name: each.nats_per_token if unit == "nats" else each.bits_per_byte for each in run.info.baselines}
               for run in runs]
-    for owners in ([run.info.name for run in runs], [run.info.tokenizer for run in runs], [run.name for run in runs]):
+    by_corpus = [run.info.name for run in runs]
+    by_tokens = [run.info.tokenizer for run in runs]
+    for owners in (by_corpus, by_tokens, unique_names([run.path for run in runs])):
         if all(values[owners.index(owner)] == own for owner, own in zip(owners, values, strict=True)):
             break
+    owners = _shorten_all(owners, 16)
     found: dict[str, float] = {}
     for number, (own, owner) in enumerate(zip(values, owners, strict=True)):
         for name, value in own.items() if own not in values[:number] else []:
             shared = all(math.isclose(other.get(name, math.nan), value, rel_tol=1e-3) for other in values)
             if value <= own[UNIFORM]:
-                found[name if shared else f"{name} ({_shorten(owner, 16)})"] = value
+                found[name if shared else f"{name} ({owner})"] = value
     return sorted(found.items(), key=lambda pair: pair[1])
 
 
@@ -237,6 +242,12 @@ def _spread(values: Sequence[float], gap: float) -> list[float]:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _shorten_all(names: list[str], length: int) -> list[str]:
+    """The names, shortened if they stay different."""
+    short = [_shorten(name, length) for name in names]
+    return short if len(set(short)) == len(set(names)) else names
 
 
 def _shorten(name: str, length: int) -> str:

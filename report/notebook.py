@@ -21,7 +21,7 @@ from data.unknown import Unknown, known_to
 from engine.checkpoint import read_model
 from engine.distributed import setup_distributed
 from engine.generate import generate
-from engine.run import Run, open_run
+from engine.run import Run, open_run, unique_names
 from engine.scoring import predict, score
 from report.explain import paint_costs, show_costs, show_token
 from report.figures import X_LABELS, Y_LABELS, draw_terminal, make_figure
@@ -151,7 +151,7 @@ class Curves:
     unit: str
 
     def __repr__(self) -> str:
-        return f"the loss curves of {', '.join(run.name for run in self.runs)}"
+        return f"the loss curves of {', '.join(unique_names([run.path for run in self.runs]))}"
 
     def __str__(self) -> str:
         return draw_terminal(self.runs, self.x, self.scale, self.unit)

@@ -17,7 +17,7 @@ import numpy as np
 
 from config.files import write_atomically
 from data.baselines import passed_and_ahead
-from engine.run import Record, Run, find_best, parse_record
+from engine.run import Record, Run, find_best, parse_record, unique_names
 from report import analysis
 from report.figures import middles, thin
 from report.records import Evaluation, Passage, describe_text, read_evaluation, read_passages
@@ -56,11 +56,11 @@ def describe_runs(runs: Sequence[Run], status: str = "", live: bool = False) -> 
                    if len({str(own[name]) for own in options}) > 1}
     at_most = min(WHILE_LIVE if live else MAX_PASSAGES_PER_RUN, max(1, MAX_PASSAGES // len(runs)))
     described = [_describe(run, evaluation, at_most) for run, evaluation in zip(runs, evaluations, strict=True)]
-    if len({run.name for run in runs}) < len(runs):
-        described = [shown | {"name": str(run.path)} for run, shown in zip(runs, described, strict=True)]
+    names = unique_names([run.path for run in runs])
+    described = [shown | {"name": name} for shown, name in zip(described, names, strict=True)]
     for run, evaluation, shown in zip(runs[1:], evaluations[1:], described[1:], strict=True):
         shown["difference"] = _difference(run, evaluation, runs[0], evaluations[0])
-    title = ", ".join(run.name for run in runs) if len(runs) <= 3 else f"{len(runs)} runs"
+    title = ", ".join(names) if len(runs) <= 3 else f"{len(runs)} runs"
     return {"title": title, "curves": True, "runs": described, "differences": differences, "status": status,
             "live": live, "few_targets": analysis.FEW,
             "written": round(time.time(), 3)}
@@ -104,7 +104,7 @@ def _describe(run: Run, evaluation: Evaluation | None, at_most: int) -> dict[str
     steps = [next((record["step"] for record in evaluations if each in passed_and_ahead(record["val_nll"], [each])[0]),
                   best.get("step")) for each in passed]
     passages = [*read_passages(run.path / "passage.jsonl", run.tokenizer, at_most, best.get("step", 0))][::-1]
-    return {"name": run.name, "val": _thin(val), "train": _thin(train), "best_nll": final.get("best_val_nll"),
+    return {"val": _thin(val), "train": _thin(train), "best_nll": final.get("best_val_nll"),
             "best": {name: best[name] for name in [*PLACES, "val_nll"]} if best else None,
             "overfits": bool(evaluations and evaluations[-1].get("overfitting")),
             "seconds": records[-1]["seconds"] if records else 0,

@@ -46,9 +46,24 @@ def shown(value: object) -> str:
 
 def progress(record: Record) -> str:
     """A line under COLUMNS."""
-    cells = ((format(record[key], form) if key in record else "").rjust(width) for _, key, width, form in CELLS)
+    cells = []
+    for _, key, width, form in CELLS:
+        text = ""
+        if key in record:
+            text = _fit(record[key], width - 1, form)  # a space before it
+        cells.append(text.rjust(width))
     line = "".join(cells).rstrip()
     return f"{line}   {record['kl_gap']:.4f} above the source" if "kl_gap" in record else line
+
+
+def _fit(value: float, width: int, form: str) -> str:
+    """A number in as many digits as there is room for: the losses of a run that diverges are long."""
+    text = format(value, form)
+    digits = width
+    while len(text) > width and digits > 0:
+        text = format(value, f".{digits}g")
+        digits -= 1
+    return text
 
 
 def gpu_use(record: Record) -> str:
@@ -107,7 +122,7 @@ def verdict(records: Sequence[Record], final: Record | None, info: CorpusInfo, c
     """
     records = [record for record in records if "best_val_nll" not in record]
     if final is None or not any("val_nll" in record for record in records):
-        return "No loss was finite: nothing was learned. Try a lower --learning_rate and --muon_learning_rate."
+        return f"No loss was finite: nothing was learned. {_calmer_steps(config)}"
     nll, last = final["best_val_nll"], records[-1]
     below = uniform_nll(info.vocab_size) - nll
     lines = [
@@ -149,10 +164,13 @@ def _advice(records: Sequence[Record], final: Record, info: CorpusInfo, config: 
     train_nll = next((record["train_nll"] for record in reversed(records) if "train_nll" in record), math.nan)
     nonfinite, uniform = records[-1].get("nonfinite_in_a_row", 0), uniform_nll(info.vocab_size)
     if nonfinite or train_nll > uniform + 0.1:
-        return [f"It diverged: the training loss is {train_nll:.4g}, log|V| is {uniform:.4g}, and the last "
-                f"{nonfinite:,.0f} steps had no finite loss and gradient. best.safetensors has the model from before.",
-                "Try a lower --learning_rate and --muon_learning_rate, --warmup_iters, --grad_clip=1, or "
-                "--dtype=float32."]
+        signs = []
+        if train_nll > uniform + 0.1:
+            signs.append(f"the training loss is {train_nll:.4g}, and log|V| is {uniform:.4g}")
+        if nonfinite:
+            signs.append(f"the last {nonfinite:,.0f} steps had no finite loss and gradient")
+        return [f"It diverged: {'; '.join(signs)}. best.safetensors has the model from before.",
+                _calmer_steps(config)]
     evals = [record for record in records if "val_nll" in record]
     same = list(_on_training_text(final))
     rise = evals[-1]["val_nll"] - (state.best_nll or 0.0)
@@ -164,7 +182,7 @@ def _advice(records: Sequence[Record], final: Record, info: CorpusInfo, config: 
     worst = max(evals, key=lambda record: record["val_nll"])
     if worst["val_nll"] > uniform + 0.5:
         return [f"At step {worst['step']:,.0f} the validation loss was {worst['val_nll']:.3f}, worse than log|V|.",
-                *same, "Try a lower --learning_rate and --muon_learning_rate, or --warmup_iters."]
+                *same, _calmer_steps(config)]
     return ["It did not overfit: the last validation loss is as good as the best.", *same,
             f"Try longer, --max_iters={2 * config.optim.max_iters}" + (
                 "." if config.run.source else f", or larger, --n_layer={config.model.n_layer + 1}.")]
@@ -220,6 +238,22 @@ def _rose(rise: float, state: TrainState, epochs: float) -> Iterator[str]:
     else:
         yield f"{since}, and the training loss did not fall."
         yield "  It did not overfit: that is noise, or the learning rates are too high."
+
+
+def _calmer_steps(config: Config) -> str:
+    """Advice against steps that are too large, without options that have such a value already."""
+    optim = config.optim
+    advice = [f"--learning_rate={optim.learning_rate / 4:g}"]
+    if optim.optimizer == "muon":
+        advice.append(f"--muon_learning_rate={optim.muon_learning_rate / 4:g}")
+    warmup_iters = max(1, optim.max_iters // 10)
+    if optim.warmup_iters < warmup_iters:
+        advice.append(f"--warmup_iters={warmup_iters}")
+    if optim.grad_clip == 0 or optim.grad_clip > 1:  # 0 = unlimited
+        advice.append("--grad_clip=1")
+    if config.run.dtype not in ("auto", "float32"):
+        advice.append("--dtype=float32")
+    return f"Try smaller steps: {', '.join(advice)}."
 
 
 def _lower_rates(config: Config) -> str:

@@ -18,10 +18,11 @@ from config.schema import Config
 from data.baselines import Baseline
 from data.info import CorpusInfo, SplitInfo
 from data.tokenizer import char_tokenizer
-from engine.run import Record, Run, open_run
+from engine.run import Record, Run, open_run, unique_names
 from engine.step import is_eval_step
 from report import figures
 from report.figures import Picture, find_baselines
+from report.page import describe_runs
 from tests.conftest import call
 
 PLAYS = {"uniform, log|V|": 4.234, "unigram": 3.320, "bigram": 2.484, "gzip": 2.168, "xz": 1.884, "bzip2": 1.671,
@@ -207,6 +208,23 @@ def test_where_the_source_is_known_a_panel_has_the_gap(tmp_path: Path) -> None:
     assert "best 0.8100, KL 0.0430  markov" in [label.get_text() for label in figure.legends[0].get_texts()]
     assert "best 0.8100, KL 0.0430  markov" in figures.draw_terminal([run])
     assert len(figures.make_figure([make_run(tmp_path / "plain")]).axes) == 1
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    """Also their baselines, and where the folders' names are long."""
+    long = "the same long beginning of a name "
+    for first, second in (("x", "y"), (f"{long}1{long}", f"{long}2{long}")):
+        runs = [make_run(tmp_path / first / "run"), make_run(tmp_path / second / "run", PLAYS | {"bigram": 2.3})]
+        names = [f"{first}/run", f"{second}/run"]
+        assert unique_names([run.path for run in runs]) == names
+        labels = [curve.label for curve in Picture(runs, "step", "log", "nats").curves]
+        assert len(set(labels)) == 2
+        baselines = dict(find_baselines(runs, "nats"))
+        assert [value for name, value in baselines.items() if "bigram" in name] == [2.3, 2.484]
+        data = describe_runs(runs)
+        assert [run["name"] for run in data["runs"]] == names
+        assert data["title"] == ", ".join(names)
+    assert all(name in label for name, label in zip(names, labels, strict=True))  # too long to be shortened
 
 
 def test_a_baseline_that_differs_says_whose_it_is(tmp_path: Path) -> None:

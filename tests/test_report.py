@@ -82,6 +82,18 @@ def test_a_line_of_the_table_has_80_columns_also_with_large_numbers() -> None:
     assert words.progress(record | {"kl_gap": -0.04}).endswith("   -0.0400 above the source")
 
 
+def test_columns_stay_apart_where_a_run_diverges() -> None:
+    """A loss of 370.1892 has no room for its digits: it has fewer, not a column of its neighbour."""
+    for nll in (99.99, 117.9623, 1234.5678, 6.5e30, 1e300, math.inf, math.nan):
+        record = {"step": 2, "train_nll": nll, "val_nll": nll, "val_perplexity": math.exp(min(nll, 700)),
+                  "val_accuracy": 1.0, "val_bits_per_byte": nll, "grad_norm": 1.2e-10, "lr": 1e38,
+                  "tokens_per_second": 123_456_789}
+        line = words.progress(record)
+        assert len(line) == 80
+        assert len(line.split()) == len(record)
+        assert float(line.split()[2]) == pytest.approx(nll, rel=0.5, nan_ok=True)
+
+
 def test_the_entropy_rate_is_no_baseline_to_beat() -> None:
     rate = Baseline(name="entropy rate", nats_per_token=1.2, bits_per_byte=1.7, perplexity=3.3)
     info = make_info(rate, entropy_rate=1.2, source_nll=1.25)
@@ -165,19 +177,29 @@ def test_a_rise_that_is_no_overfitting() -> None:
 def test_a_run_whose_loss_rose_above_uniform_at_first() -> None:
     said = verdict(make_records(4.17, 12.2, 2.0))
     assert "At step 200 the validation loss was 12.200, worse than log|V|." in said
-    assert "Try a lower --learning_rate" in said
+    assert "Try smaller steps: --learning_rate=0.0025" in said
     assert "Try longer" not in said
 
 
 def test_a_run_that_diverged() -> None:
     said = verdict(make_records(4.17, 300.0, train=500.0))
-    assert "It diverged: the training loss is 500" in said
+    assert "It diverged: the training loss is 500, and log|V| is 4.174. best.safetensors has" in said
+    assert "Try smaller steps: --learning_rate=0.0025, --muon_learning_rate=0.0075, --warmup_iters=80." in said
+    assert "--grad_clip" not in said  # it is 1 already
+    assert "--dtype" not in said
     assert "overfit" not in said
     first, final = make_records(4.17)
     said = verdict([first, {"step": 10, "seconds": 1.0, "nonfinite_steps": 10, "nonfinite_in_a_row": 10}, final])
-    assert "It diverged: the training loss is nan, log|V| is 4.174, and the last 10 steps had no finite loss" in said
+    assert "It diverged: the last 10 steps had no finite loss and gradient." in said
     assert "not finite: 10." in said
     assert "No loss was finite" in verdict([{"step": 10, "seconds": 1.0}])
+
+
+def test_advice_names_no_option_that_has_such_a_value_already() -> None:
+    optim = OptimConfig(grad_clip=0, optimizer="adamw", warmup_iters=100)
+    config = Config(optim=optim).with_run(dtype="bfloat16")
+    said = verdict(make_records(4.17, 300.0, train=500.0), config)
+    assert "Try smaller steps: --learning_rate=0.0025, --grad_clip=1, --dtype=float32." in said
 
 
 def test_steps_that_changed_nothing_and_spikes_are_told() -> None:
