@@ -267,7 +267,7 @@ def _load_hugging_face(path: Path, model: GPT) -> None:
         for file in sorted(filter(Path.is_file, path.glob("*.safetensors"))):  # links are usual there
             tensors |= load_file(file)
         model.load_state_dict(from_hugging_face(model.config, tensors), strict=not model.config.tied)
-    except (SafetensorError, OSError, LookupError, RuntimeError) as error:
+    except (SafetensorError, OSError, LookupError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: its .safetensors do not hold the model of its config.json ({error!s:.200})") from None
 
 

@@ -48,8 +48,11 @@ def to_hugging_face(model: GPT) -> dict[str, Tensor]:
 
 
 def from_hugging_face(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights by our names; LookupError if one is missing. Positions after block_size are left out."""
-    tensors = {name.removeprefix("transformer.").removeprefix("model."): tensor.float()
+    """Weights by our names, in float32. Positions after block_size are left out.
+
+    LookupError if one is missing, ValueError if one has no floating-point numbers.
+    """
+    tensors = {name.removeprefix("transformer.").removeprefix("model."): tensor
                for name, tensor in tensors.items()}
     weights = {} if config.tied else {"lm_head.weight": tensors["lm_head.weight"]}
     for module, theirs in module_names(config).items():
@@ -58,7 +61,10 @@ def from_hugging_face(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[s
             weights[f"{module}.{kind}"] = parts[0] if len(parts) == 1 else torch.cat(parts)
     if config.position == "learned":
         weights["wpe.weight"] = weights["wpe.weight"][:config.block_size]
-    return weights
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} is {tensor.dtype}")
+    return {name: tensor.float() for name, tensor in weights.items()}
 
 
 def _turn(config: ModelConfig, module: str, tensor: Tensor) -> Tensor:

@@ -153,6 +153,14 @@ def test_numbers_out_of_range_are_damage(path: Path, forged: dict[str, str]) -> 
     assert_damaged(path)
 
 
+@pytest.mark.parametrize("options", ["", "[1]", "7", "null", "[" * 100_000, '{"n_head": 4', "\x00"])
+def test_options_that_are_no_table_are_damage(path: Path, options: str) -> None:
+    tensors = load_file(path)
+    metadata = {"state": TrainState(step=STEP).model_dump_json(), "options": options}
+    save_file(tensors, path, metadata | {"sha256": _hash(tensors, metadata)})
+    assert_damaged(path)
+
+
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_a_training_at_any_step_is_loaded(tmp_path: Path, steps: int) -> None:
     """Also one whose optimizers have made no step: at step 0, or where all steps were skipped."""

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from config.errors import UserError
 from config.schema import DataConfig
@@ -285,6 +287,24 @@ def test_a_missing_byte_is_no_panic(theirs: Path) -> None:
     (theirs / "tokenizer.json").write_text(json.dumps(TOKENIZERS[0]))
     assert set(run_all().values()) <= {0, 2}
     assert "is missing" in call(*COMMANDS["sample"], "--prompt=\x00", check=False).stderr
+
+
+# A model in Hugging Face's format
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool])
+def test_weights_that_are_no_real_numbers(theirs: Path, dtype: torch.dtype) -> None:
+    call(*COMMANDS["export"])
+    path = Path("model/model.safetensors")
+    weights = load_file(path)
+    weights["lm_head.weight"] = weights["lm_head.weight"].to(dtype)
+    save_file(weights, path, {"format": "pt"})
+    done = call("sample.py", "model", check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: model: its .safetensors do not hold the model of its config.json "
+        f"(lm_head.weight is {dtype})\n"
+    )
 
 
 # A prepared folder
