@@ -8,7 +8,7 @@ from typing import Any, Literal
 from config.errors import UserError
 from config.files import check_entries
 from config.pretrained import is_hugging_face
-from data.tokenizer import EOS, PATTERNS, Tokenizer, load_tokenizer
+from data.tokenizer import EOS, PATTERNS, Tokenizer, check_tokens, load_tokenizer
 
 # GPT-2's name for each byte: printable bytes are themselves, the others characters from U+0100 on.
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -67,13 +67,17 @@ def from_json(found: dict[str, Any], name: str) -> Tokenizer:
             raise ValueError("it changes the text before it splits it (normalizer)")
         kind = kind_of(model.get("type", "BPE"), found["pre_tokenizer"])  # OpenAI's own files have no type
         if kind == "char":
-            return Tokenizer(kind=kind, token_bytes=[each.encode() for each in names])
+            tokenizer = Tokenizer(kind=kind, token_bytes=[each.encode() for each in names])
+            check_tokens(tokenizer)
+            return tokenizer
         to_byte, special = {each: byte for byte, each in BYTE_NAMES.items()}, {each["content"] for each in added}
         tokens = [each.encode() if each in special else bytes(map(to_byte.__getitem__, each)) for each in names]
         merged = [vocabulary["".join(each if isinstance(each, list) else each.split(" "))] for each in model["merges"]]
         if merged != sorted(merged) or not {bytes([byte]) for byte in range(256)} <= set(tokens):
             raise ValueError("its tokens are not the 256 bytes and then one for each merge, in that order")
-        return Tokenizer(kind=kind, token_bytes=tokens)
+        tokenizer = Tokenizer(kind=kind, token_bytes=tokens)
+        check_tokens(tokenizer)
+        return tokenizer
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{name}: cannot be used: {error!s:.200}") from None
 

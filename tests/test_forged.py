@@ -292,6 +292,24 @@ def test_a_missing_byte_is_no_panic(theirs: Path) -> None:
 # A model in Hugging Face's format
 
 
+def test_its_tokens_are_those_that_a_run_may_have(theirs: Path) -> None:
+    """Else it would be trained further, and the run could not be opened."""
+    call(*COMMANDS["export"])
+    path = Path("model/tokenizer.json")
+    found = json.loads(path.read_bytes())
+    vocabulary = found["model"]["vocab"]
+    for name in ("two", "x" * 2000):
+        others = [each for each in vocabulary if each not in ("a", name)]
+        found["model"]["vocab"] = {each: number for number, each in enumerate([name, *others])}
+        path.write_text(json.dumps(found))
+        done = call("sample.py", "model", check=False)
+        assert done.returncode == 2
+        assert "model/tokenizer.json: cannot be used: a token " in done.stderr
+    found["model"]["vocab"] = {each: number for number, each in enumerate(["[UNK]", *others])}
+    path.write_text(json.dumps(found))
+    assert call("sample.py", "model", "--max_new_tokens=2").stdout
+
+
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool])
 def test_weights_that_are_no_real_numbers(theirs: Path, dtype: torch.dtype) -> None:
     call(*COMMANDS["export"])
