@@ -71,11 +71,11 @@ class TrainLog:
         records = self.run.read_metrics()
         if not records:
             return -1, -1, False
-        last = records[-1]
+        of_this_step = [record.get("val_nll", math.nan) for record in records
+                        if record["step"] == self.state.step]
+        lost_best = any(self.state.is_best(val_nll) for val_nll in of_this_step)
         passed = max(self.count_passed(record.get("val_nll")) for record in records)
-        is_of_this_step = last["step"] == self.state.step
-        lost_best = is_of_this_step and self.state.is_best(last.get("val_nll", math.nan))
-        return last["step"], passed, lost_best
+        return records[-1]["step"], passed, lost_best
 
     def add(self, result: StepResult, rise: float | None) -> None:
         """Keep what a step measured, and say what went wrong in it; `rise` is in nats, where its loss is a spike."""
