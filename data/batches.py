@@ -6,6 +6,7 @@ where its inputs start, how many targets it has, and how many of these, the firs
 because another window has them.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -69,6 +70,11 @@ class TrainBatches:
         micro_batches = [numbers[i:i + self.micro_batch_size] for i in range(0, self.batch_size, self.micro_batch_size)]
         return [cut(self.split, np.array([self._window(n) for n in micro_batches[number]]), self.block_size, number)
                 for number in range(self.rank, len(micro_batches), self.world_size)]
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Of a step, on all ranks together."""
+        return math.ceil(self.batch_size / self.micro_batch_size)
 
     def epochs(self, windows: int) -> float:
         """How often the text was read when so many windows were."""

@@ -292,10 +292,20 @@ def describe_run(run: Run, state: TrainState, remark: str, model: GPT, dist: Dis
         lines += [f"validation: {len(val_text.positions):,} of the {run.info.val.targets:,} targets, spread evenly; at "
                   "the end the best model", "  is measured on all of them, where its loss is a little different"]
     lines += describe_empty_windows(get_batch.split, c.block_size, get_batch.eos)
+    lines += idle_ranks(get_batch.num_micro_batches, dist.world_size)
     if dist.is_emulated:
         lines.append(f"warning: this {dist.device.type} has no {dist.dtype_name} products and emulates them, up to 100 "
                      "times slower than --dtype=float32")
     return "\n".join([*lines, ""])
+
+
+def idle_ranks(micro_batches: int, world_size: int) -> list[str]:
+    """A warning where a step has fewer micro-batches than there are ranks."""
+    idle = world_size - micro_batches
+    if idle <= 0:
+        return []
+    return [f"warning: a step has {micro_batches} micro-batches, so {idle} of the {world_size} ranks have "
+            "nothing to do; use --micro_batch_size=1"]
 
 
 def finished(config: Config, state: TrainState) -> str:

@@ -249,6 +249,15 @@ def test_several_ranks_are_refused_where_they_have_no_work(monkeypatch: pytest.M
         setup_distributed("auto", "float32")
 
 
+def test_ranks_without_work_are_told() -> None:
+    """The cut of a batch does not depend on their number, so there may be more of them than micro-batches."""
+    get_batch = batches(3)
+    assert get_batch.num_micro_batches == len(get_batch(0)) == 3
+    assert words.idle_ranks(3, 3) == []
+    (warning,) = words.idle_ranks(get_batch.num_micro_batches, 4)
+    assert "3 micro-batches, so 1 of the 4 ranks have nothing to do" in warning
+
+
 def test_how_to_resume_on_several_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two, with two ranks each."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
