@@ -182,14 +182,14 @@ def find_best(records: Iterable[Record]) -> Record:
             losses = {name.removeprefix("remeasured_"): value for name, value in record.items()
                       if name.startswith("remeasured_val_")}
             best = evaluations[record["remeasured_step"]] | losses
-        elif is_outcome(record):
+        elif "best_step" in record:
             best = best if best.get("step") == record["best_step"] else evaluations.get(record["best_step"], best)
     return best
 
 
 def is_outcome(record: Record) -> bool:
     """Whether a line of metrics.jsonl or samples.jsonl was written after the last step."""
-    return "best_step" in record
+    return "best_step" in record or "finished" in record
 
 
 def _read_changes(line: bytes) -> dict[str, Any]:

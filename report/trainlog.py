@@ -299,8 +299,9 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatc
         log.attempt("report.html", page.write_live_page)
     log.write_page(run, live=False)
     lost = [name for name in OUTCOME if name in log.failing]
-    if final and not lost:
-        log.write(final)
+    if not lost:
+        # Where no loss was finite, there is no best model.
+        log.write(final or {"step": state.step, "finished": 1})
         if "metrics.jsonl" in log.failing:
             lost = ["metrics.jsonl"]
     log.tracker.close()

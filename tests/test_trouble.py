@@ -620,6 +620,19 @@ def test_a_run_that_stopped_early_is_finished_too(
     assert (run / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
 
 
+def test_a_run_without_a_finite_loss_is_finished_too(
+        data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no best model. Starting it again adds neither a line nor a sample."""
+    evaluate = engine.step.evaluate
+    monkeypatch.setattr(engine.step, "evaluate",
+                        lambda *arguments: evaluate(*arguments)._replace(nll=math.nan))
+    assert "No loss was finite" in train().stdout
+    assert steps(data_dir / "out/run") == STEPS
+    before = files(data_dir / "out")
+    assert "it is finished" in resume().stdout
+    assert files(data_dir / "out") == before
+
+
 @pytest.mark.parametrize("name", [*OUTCOME, "metrics.jsonl"])
 def test_an_outcome_that_could_not_be_written_is_written_on_resuming(
         name: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
