@@ -184,7 +184,7 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self) -> int:
-        """FLOPs of training per token."""
+        """FLOPs of training per position."""
         return self.config.flops_per_token(self.vocab_size)
 
 

@@ -126,7 +126,12 @@ class ModelConfig(Section):
     ngram_rows: Size = Field(8192, description="rows in the table of each n; n-grams are hashed to them")
 
     def flops_per_token(self, vocab_size: int) -> int:
-        """FLOPs of training per token (Kaplan et al. 2020): 6 per weight, and 6 T C per layer for causal attention."""
+        """FLOPs of training per position: 6 for each weight of a matrix, and 6 T C per layer for attention.
+
+        Of T tokens in a window a position attends to T / 2 on average, so attention is half of the
+        12 T C (12 L H Q T) of Chowdhery et al. 2022 and of nanoGPT, which count masked pairs too. It is as much
+        as in Kaplan et al. 2020, whose table has 2 T C for the forward pass.
+        """
         weights = 12 * self.n_layer * self.n_embd**2 + self.n_embd * vocab_size
         return 6 * weights + 6 * self.n_layer * self.block_size * self.n_embd
 

@@ -21,8 +21,10 @@ OTHERS = r"\b(MIG|Laptop|Ti|D)\b"  # a part of such a GPU, or another that has i
 def gpu_record(dist: Distributed, model: GPT, results: Sequence[StepResult], optim: OptimConfig, step: int) -> Record:
     """For each GPU: tokens per second, its memory at the peak, and the MFU, where its best is known; {} without GPUs.
 
-    The model FLOPs utilisation (Chowdhery et al. 2022) is the share of the GPU's best FLOP/s in the model's products;
-    masked tokens and padding count. Also the seconds that the steps left will take. All ranks call it.
+    The model FLOPs utilisation is the share of the GPU's best FLOP/s in the model's products; masked tokens and padding
+    count. Chowdhery et al. 2022 defined it, with 12 T C per layer for attention. Here that is the causal half, 6 T C
+    (ModelConfig.flops_per_token), so this MFU is lower than theirs and nanoGPT's.
+    Also the seconds that the steps left will take. All ranks call it.
     """
     if dist.device.type != "cuda" or not results:
         return {}

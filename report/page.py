@@ -91,8 +91,10 @@ def _describe(run: Run, evaluation: Evaluation | None, at_most: int) -> dict[str
     lines, flops = run.read_metrics(), run.config.model.flops_per_token(run.info.vocab_size)
     final: Record = next((line for line in reversed(lines) if "best_val_nll" in line), {})
     records = [line for line in lines if "tokens" in line and "seconds" in line]
+    step_positions = run.config.optim.batch_size * run.config.model.block_size
     for record in records:
-        record["flops"] = float(flops * record["tokens"])
+        positions = record.get("positions", record["step"] * step_positions)  # in files of earlier editions
+        record["flops"] = float(flops * positions)
     trained = [record for record in records if "train_nll" in record]
     evaluations = [record for record in records if "val_nll" in record]
     parts = PARTS if any(part in record for record in trained for part in PARTS[1:]) else []

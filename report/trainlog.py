@@ -94,7 +94,9 @@ class TrainLog:
     def make_record(self) -> Record:
         """A line of metrics of the steps since the last one."""
         self.state.seconds = time.perf_counter() - self.started
-        record = self.state.record() | training_record(self.results, self.run.config.loss, self.info.vocab_size)
+        positions = self.state.windows * self.run.config.model.block_size  # also masked ones and padding
+        record = self.state.record() | {"positions": positions}
+        record |= training_record(self.results, self.run.config.loss, self.info.vocab_size)
         return record | gpu_record(self.dist, self.model, self.results, self.run.config.optim, self.state.step)
 
     def write(self, record: Record) -> bool:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import ROOT, TINY, call, read_metrics, work_in
 
-RECORD = {"step", "tokens", "seconds", "lr", "grad_norm", "tokens_per_second", "train_nll", "objective",
+RECORD = {"step", "tokens", "positions", "seconds", "lr", "grad_norm", "tokens_per_second", "train_nll", "objective",
           "val_nll", "val_perplexity", "val_bits_per_byte", "val_accuracy"}
 
 

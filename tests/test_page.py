@@ -46,11 +46,28 @@ def test_training_writes_a_page_whose_numbers_are_the_metrics(own: Path) -> None
     assert shown["val"]["val_nll"] == pytest.approx([record["val_nll"] for record in evaluations], rel=1e-5)
     assert shown["best_nll"] == records[-1]["best_val_nll"]
     assert shown["train"]["step"] == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]  # in the middle of what each is the mean of
-    tokens, flops = shown["val"]["tokens"], shown["val"]["flops"]
-    per_token = open_run(own).config.model.flops_per_token(open_run(own).info.vocab_size)
-    assert flops == pytest.approx([per_token * count for count in tokens], rel=1e-5)
+    per_position = open_run(own).config.model.flops_per_token(open_run(own).info.vocab_size)
+    positions = [record["positions"] for record in evaluations]
+    assert positions == [record["step"] * 4 * 8 for record in evaluations]
+    assert shown["val"]["flops"] == pytest.approx([per_position * count for count in positions], rel=1e-5)
     assert shown["verdict"].startswith("The best model, of step")
     assert shown["samples"][0]["step"] == 0
+
+
+def test_flops_count_what_was_computed_masked_or_not(data_dir: Path) -> None:
+    """Of all batches, also where a run was resumed with larger ones; the number of targets says nothing of it."""
+    arguments = ["--corpus=text.txt", "--out_dir=out/run", *TINY, "--mask=the"]
+    call("train.py", *arguments)
+    call("train.py", *arguments, "--init_from=resume", "--batch_size=6", "--max_iters=8")
+    run = open_run(data_dir / "out/run")
+    per_position = run.config.model.flops_per_token(run.info.vocab_size)
+    records = read_metrics(run.path)
+    assert all(record["tokens"] < record["positions"] for record in records if record.get("tokens"))
+    expected = [per_position * 8 * (6 * 4 + 2 * 6), per_position * 8 * 6 * 4]
+    assert describe_runs([run])["runs"][0]["val"]["flops"][:-3:-1] == pytest.approx(expected, rel=1e-5)
+    old = [{name: value for name, value in record.items() if name != "positions"} for record in records]
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in old))
+    assert describe_runs([run])["runs"][0]["val"]["flops"][-1] == pytest.approx(per_position * 8 * 8 * 6, rel=1e-5)
 
 
 def test_a_page_of_several_runs_says_what_differs(own: Path, data_dir: Path) -> None:
