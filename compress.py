@@ -62,7 +62,8 @@ def read_arguments(argv: list[str]) -> Arguments:
     if is_hugging_face(run.path):
         raise UserError(f"{run.path}: is in Hugging Face's format; name the run of a training")
     if path.exists() and not path.is_file() and not path.is_dir():  # there is no place beside it
-        raise UserError(f"{path}: is a pipe or a device; write what is to be compressed into a file first")
+        raise UserError(f"{path}: is a pipe or a device; write what is to be compressed into a file "
+                        "first")
     content, tokens, out = path.read_bytes(), None, path.with_suffix("")
     known = known_to([run.tokenizer])
     unknown = Unknown(known or frozenset())

@@ -246,7 +246,7 @@ class Config(Section):
         return found
 
     def problems(self) -> list[str]:
-        """The conflicts, and what this machine lacks for a training with these options, a line each."""
+        """The conflicts, and what this machine lacks for such a training, a line each."""
         data, loss, optim, run = self.data, self.loss, self.optim, self.run
         found = self.conflicts() + self._unmet([
             ("documents", not data.is_jsonl, "another corpus: the documents of this one are its records already"),
@@ -269,7 +269,8 @@ class Config(Section):
         return found
 
     def _unmet(self, needs: list[tuple[str, object, str]]) -> list[str]:
-        """The changed options without what they need: names, whether that is there, and what it is."""
+        """The changed options without what they need: names, whether it is there, what it is."""
         changed = self.changed()
-        return [f"{name}={changed[name]} needs {what}" for names, is_there, what in needs if not is_there
+        return [f"{name}={changed[name]} needs {what}"
+                for names, is_there, what in needs if not is_there
                 for name in names.split() if name in changed]

@@ -46,7 +46,7 @@ def check_whole(path: Path) -> None:
 
 
 def _open(path: Path) -> np.memmap:
-    """A memory map of any array. OSError; DamagedError if the file is no array or shorter than one."""
+    """A memory map of any array. OSError; DamagedError if the file is no array, or a part of one."""
     try:
         with warnings.catch_warnings(action="error"):  # NumPy warns of headers that it guesses at
             return np.lib.format.open_memmap(path, mode="r")

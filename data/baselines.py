@@ -25,7 +25,7 @@ from surprisal import LN2, bits_per_byte, perplexity, uniform_nll
 
 UNIFORM = "uniform, log|V|"  # where every untrained model is
 ENTROPY_RATE = "entropy rate"  # of the text's source, where it is known: no model has a lower loss
-MAX_NATS = 1e6  # per token, or per byte, that a file may say; a compressor's header can cost hundreds
+MAX_NATS = 1e6  # that a file may say of a token; a compressor's header can cost hundreds
 EQUAL = 1e-4  # nats that are rounding
 MAX_ORDER = 6  # tokens in the longest n-gram, for small vocabularies
 MAX_TRAIN_TOKENS = 8_000_000  # counted; of a longer text, the last ones
@@ -72,7 +72,8 @@ def measure_baselines(train: Split, val: Split, tokenizer: Tokenizer,
 
     def baseline(name: str, nats: float, passage_nll: Iterable[float] = ()) -> Baseline:
         mean = nats / num_targets
-        return Baseline(name=name, nats_per_token=mean, perplexity=min(perplexity(mean), sys.float_info.max),
+        return Baseline(name=name, nats_per_token=mean,
+                        perplexity=min(perplexity(mean), sys.float_info.max),
                         bits_per_byte=bits_per_byte(nats, num_bytes),
                         passage_nll=[round(float(each), 4) for each in passage_nll])
 

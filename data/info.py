@@ -50,7 +50,7 @@ class CorpusInfo(BaseModel):
     prompt: str  # masked text that the validation split starts with
     baselines: list[Baseline] = Field(max_length=MAX_BASELINES)
     entropy_rate: Nats | None = None  # of the text's source, in nats per token, where it is known
-    source_nll: Nats | None = None  # the source's own loss on the validation split, in nats per token
+    source_nll: Nats | None = None  # the source's own loss on the validation split, likewise
 
     @property
     def bytes_per_target(self) -> float:

@@ -185,7 +185,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
         check_tokens(tokenizer)
         return tokenizer
     except ValueError as error:
-        raise DamagedError(f"{path}: not a tokenizer of this program ({str(error).splitlines()[0]})") from None
+        reason = str(error).splitlines()[0]
+        raise DamagedError(f"{path}: not a tokenizer of this program ({reason})") from None
 
 
 def check_tokens(tokenizer: Tokenizer) -> None:

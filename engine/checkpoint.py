@@ -91,7 +91,7 @@ def _damage(path: Path) -> Iterator[None]:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """What a checkpoint holds, not yet compared with a model. UserError if it is missing or damaged."""
+    """What a checkpoint holds. UserError if it is missing or damaged."""
     with _damage(path):
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
@@ -104,7 +104,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def check_options(saved: Checkpoint, config: Config) -> None:
-    """UserError that names the options of a configuration with which the weights would be another model."""
+    """UserError that names the options with which the weights would be another model."""
     now = kept_options(config)
     wrong = [f"{name}={saved.options[name]!s:.40}, not {name}={now[name]!s:.40}"
              for name in now if name in saved.options and saved.options[name] != now[name]]
@@ -113,12 +113,18 @@ def check_options(saved: Checkpoint, config: Config) -> None:
                         f"{saved.path.with_name('config.toml')}, or train another run")
 
 
-def copy_checkpoint(saved: Checkpoint, model: GPT, optimizers: Optimizers | None = None) -> TrainState:
-    """Copy the weights and, if given, the optimizers' states; returns the state. UserError if they do not fit."""
+def copy_checkpoint(saved: Checkpoint, model: GPT,
+                    optimizers: Optimizers | None = None) -> TrainState:
+    """Copy the weights and, if given, the optimizers' states; returns the state.
+
+    DamagedError if they do not fit: then nothing is copied.
+    """
     with _damage(saved.path):
         own = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
-        weights = {name: tensor for name, tensor in saved.tensors.items() if name.startswith("model.")}
-        if {name: p.shape for name, p in own.items()} != {name: tensor.shape for name, tensor in weights.items()}:
+        weights = {name: tensor for name, tensor in saved.tensors.items()
+                   if name.startswith("model.")}
+        shapes = {name: tensor.shape for name, tensor in weights.items()}
+        if shapes != {name: p.shape for name, p in own.items()}:
             raise DamagedError(f"{saved.path}: holds another model than the options describe")
         for name, tensor in weights.items():
             if tensor.dtype != torch.float32:
@@ -156,12 +162,13 @@ def _read_optimizers(tensors: dict[str, Tensor], optimizers: Optimizers) -> list
 
 
 def _take(tensors: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
-    """Remove a tensor of an optimizer's state; ValueError if it is missing, or another is expected."""
+    """Remove a tensor of an optimizer's state; ValueError if it is not there as expected."""
     tensor = tensors.pop(name, None)
     if tensor is None:
         raise ValueError(f"{name} is missing")
     if tensor.dtype != torch.float32 or tensor.shape != shape:
-        raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not float32 {tuple(shape)}")
+        found = f"{tensor.dtype} {tuple(tensor.shape)}"
+        raise ValueError(f"{name} is {found}, not float32 {tuple(shape)}")
     if name.endswith(".step") and not 1 <= tensor < math.inf:
         raise ValueError(f"{name} is {float(tensor)}")
     return tensor
@@ -264,8 +271,9 @@ def _load_hugging_face(path: Path, model: GPT) -> None:
     """The weights of all .safetensors files of a directory."""
     tensors: dict[str, Tensor] = {}
     try:
-        for file in sorted(filter(Path.is_file, path.glob("*.safetensors"))):  # links are usual there
-            tensors |= load_file(file)
+        for file in sorted(path.glob("*.safetensors")):
+            if file.is_file():  # or a link to one, which is usual there
+                tensors |= load_file(file)
         model.load_state_dict(from_hugging_face(model.config, tensors), strict=not model.config.tied)
     except (SafetensorError, OSError, LookupError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: its .safetensors do not hold the model of its config.json ({error!s:.200})") from None

@@ -220,7 +220,7 @@ def parse_record(line: bytes) -> Record | None:
 
 
 def kept_options(config: Config) -> dict[str, Any]:
-    """The options that weights belong to: with other values they would be another model, or of another text."""
+    """The options that weights belong to: with others they would be another model or text."""
     return {name: value for name, value in config.options().items() if name in KEPT}
 
 

@@ -78,7 +78,8 @@ class TrainState(BaseModel):
     loss_spikes: Count = 0  # steps whose loss was far above those before
     mean: Nats = 0.0  # running mean of the training loss
     variance: float = Field(0.0, ge=0, le=1e80)
-    loss_scale: float = Field(2.0**15, ge=MIN_SCALE, le=MAX_SCALE)  # of the loss before backward, in float16
+    # Of the loss before backward, in float16.
+    loss_scale: float = Field(2.0**15, ge=MIN_SCALE, le=MAX_SCALE)
 
     @property
     def applied_steps(self) -> int:
