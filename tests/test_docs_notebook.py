@@ -3,11 +3,16 @@
 `python -m tests.test_docs_notebook` runs it and saves its new outputs.
 """
 
+import io
 import re
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
+import matplotlib
 import nbformat
 import pytest
+from matplotlib import pyplot
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
@@ -61,6 +66,22 @@ def test_its_outputs_hold_no_warning_and_no_path_of_a_machine() -> None:
         output.data.get("text/plain", "") + output.data.get("text/html", "") for output in outputs if "data" in output]
     for text in texts:
         assert not re.search(r"""(?:^|[\s"'=(])/\w+/| at 0x|\bit/s\b""", text)
+
+
+def test_its_figures_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last cell reads docs/results.json: after new results, the notebook is run again."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(ROOT)
+    cells = {cell.id: cell for cell in CODE}
+    setup = cells["setup"].source.replace("%matplotlib inline", "")
+    names: dict[str, object] = {}
+    out = io.StringIO()
+    with matplotlib.rc_context({"backend": "agg"}), redirect_stdout(out):
+        exec(setup, names)
+        exec(cells["ours-code"].source, names)
+        pyplot.close("all")
+    stale = "docs/results.json has changed since: run `python -m tests.test_docs_notebook`"
+    assert out.getvalue() == printed(cells["ours-code"]), stale
 
 
 def test_most_cells_are_compared() -> None:
