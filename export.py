@@ -21,7 +21,7 @@ from config.cli import load_options
 from config.errors import UserError, run_command
 from config.files import replacing, short_name, write_atomically
 from config.huggingface import to_json
-from config.pretrained import is_hugging_face
+from config.pretrained import NOTE, DocumentsOptions, is_hugging_face
 from config.schema import Section
 from data.huggingface import to_json as tokenizer_json
 from data.tokenizer import EOS
@@ -63,6 +63,11 @@ def main(argv: list[str]) -> None:
     model, state = read_model(run, options.checkpoint)
     tokenizer, eos = run.tokenizer, EOS.decode() if run.tokenizer.eos is not None else None
     config = to_json(run.config.model, run.info.vocab_size, tokenizer.eos, str(run.path))
+    if tokenizer.eos is not None:
+        data = run.config.data
+        note = DocumentsOptions(eos_text=tokenizer.eos_text, documents=data.documents, padded=data.padded,
+                                predict_eos=data.predict_eos)
+        config[NOTE] = note.model_dump()
     files: dict[str, Any] = {
         "config.json": config,
         "generation_config.json": {"do_sample": True, "temperature": 0.8, "bos_token_id": tokenizer.eos,

@@ -79,13 +79,13 @@ def main(argv: list[str]) -> None:
     print(shown, end="", flush=True)
     for tokens in generate(model, tokenizer.encode_prompt(prompt), dist, num_samples=options.num_samples,
                            max_new_tokens=options.max_new_tokens, temperature=options.temperature,
-                           top_k=options.top_k, top_p=options.top_p, seed=options.seed, eos=tokenizer.eos):
+                           top_k=options.top_k, top_p=options.top_p, seed=options.seed, eos=tokenizer.end):
         steps.append(tokens)  # all samples grow together; the first is shown as it grows
-        if tokens[0] != tokenizer.eos:
+        if tokens[0] != tokenizer.end:
             print(decoder.decode(tokenizer.token_bytes[tokens[0]]), end="", flush=True)
     print(decoder.decode(b"", final=True))
     for sample in list(zip(*steps, strict=True))[1:]:  # a sample that has ended stays at eos
-        print("-" * 40, shown + tokenizer.decode(token for token in sample if token != tokenizer.eos), sep="\n")
+        print("-" * 40, shown + tokenizer.decode(token for token in sample if token != tokenizer.end), sep="\n")
 
 
 if __name__ == "__main__":

@@ -2,19 +2,30 @@
 
 import json
 from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from config.errors import UserError, did_you_mean
 from config.files import nearest_run
 from config.huggingface import from_json
 from config.recipe import load_saved
-from config.schema import Config, ModelConfig
+from config.schema import Config, ModelConfig, Section
 
+NOTE = "surprisal"  # in config.json, what only this repository knows of a model
 NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 MODELS = f"the directory of a run or of a model in Hugging Face's format, or one of {', '.join(NAMES)}"
 FILES = ("config.json", "tokenizer.json", "model.safetensors")
 MAY_DIFFER = {"dropout", "zero_init"}
+
+
+class DocumentsOptions(Section):
+    """The documents of a run, as export.py notes them."""
+
+    eos_text: str | None = Field(None, min_length=1, max_length=2)  # what the eos token stands for
+    documents: Literal["none", "lines", "paragraphs"] = "none"
+    padded: bool = False
+    predict_eos: bool = True
 
 
 def find_source(name: str) -> Path:
@@ -40,15 +51,30 @@ def is_hugging_face(path: Path) -> bool:
     return (path / "config.json").is_file() and not (path / "config.toml").is_file()
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """What config.json of a directory in Hugging Face's format says; UserError if it cannot be read."""
+    try:
+        return dict(json.loads((path / "config.json").read_bytes()))
+    except (ValueError, TypeError, RecursionError) as error:  # not JSON, or no dictionary
+        raise UserError(f"{path}/config.json: cannot be used: {error!s:.200}") from None
+
+
 def read_shape(path: Path) -> ModelConfig:
     """The model that a directory holds."""
     if not is_hugging_face(path):
         return load_saved(path / "config.toml").model
     try:
-        return ModelConfig(**from_json(dict(json.loads((path / "config.json").read_bytes())), str(path)))
-    except (ValueError, TypeError, RecursionError) as error:  # not JSON, no dictionary, or sizes that no model has
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise UserError(f"{path}/config.json: cannot be used: {reason!s:.200}") from None
+        return ModelConfig(**from_json(read_config(path), str(path)))
+    except ValidationError as error:  # sizes that no model has
+        raise UserError(f"{path}/config.json: cannot be used: {error.errors()[0]['msg']:.200}") from None
+
+
+def read_documents_options(path: Path) -> DocumentsOptions:
+    """What export.py noted of the documents that a model was trained on; without a note the defaults."""
+    try:
+        return DocumentsOptions.model_validate(read_config(path).get(NOTE, {}))
+    except ValidationError as error:
+        raise UserError(f"{path}/config.json: {NOTE}: cannot be used: {error.errors()[0]['msg']:.200}") from None
 
 
 def adopt_shape(config: Config) -> Config:

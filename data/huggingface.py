@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from config.errors import UserError
 from config.files import check_entries
-from config.pretrained import is_hugging_face
-from data.tokenizer import EOS, PATTERNS, Tokenizer, check_tokens, load_tokenizer
+from config.pretrained import is_hugging_face, read_config, read_documents_options
+from data.tokenizer import EOS, PATTERNS, Tokenizer, check_tokens, load_tokenizer, with_eos
 
 # GPT-2's name for each byte: printable bytes are themselves, the others characters from U+0100 on.
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -55,14 +55,19 @@ def find_merge(token: bytes, ids: dict[Any, int]) -> list[bytes]:
     return parts
 
 
-def from_json(found: dict[str, Any], name: str) -> Tokenizer:
-    """The tokenizer that such a file describes; UserError if it makes other tokens than this repository can."""
+def from_json(found: dict[str, Any], name: str, eos: object = None) -> Tokenizer:
+    """The tokenizer that such a file describes; UserError if it makes other tokens than this repository can.
+
+    `eos` is config.json's eos_token_id, a number or several. Added tokens after it, such as [PAD], are left out: no
+    text becomes them.
+    """
     try:
         model, added = found["model"], found["added_tokens"]
         vocabulary: dict[str, int] = model["vocab"] | {each["content"]: each["id"] for each in added}
         names = sorted(vocabulary, key=vocabulary.__getitem__)
         if sorted(vocabulary.values()) != list(range(len(names))):
             raise ValueError("its token ids are not 0, 1, 2, ...")
+        names = names_up_to_eos(names, added, eos)
         if found.get("normalizer"):
             raise ValueError("it changes the text before it splits it (normalizer)")
         kind = kind_of(model.get("type", "BPE"), found["pre_tokenizer"])  # OpenAI's own files have no type
@@ -80,6 +85,23 @@ def from_json(found: dict[str, Any], name: str) -> Tokenizer:
         return tokenizer
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{name}: cannot be used: {error!s:.200}") from None
+
+
+def names_up_to_eos(names: list[str], added: list[dict[str, Any]], eos: object) -> list[str]:
+    """The tokens, in order, without the special ones after eos; ValueError if eos is not the last one then.
+
+    The eos token gets its name here, EOS. A number that is that of no special token is a default that nobody changed.
+    """
+    special = {each["id"] for each in added if each.get("special", True)}
+    wanted = eos if isinstance(eos, list) else [eos]
+    named = [number for number in special if names[number] == EOS.decode()]
+    found = [number for number in [*wanted, *named] if number in special][:1]
+    length = len(names)
+    while length - 1 in special and length - 1 not in found:
+        length -= 1
+    if found and found != [length - 1]:
+        raise ValueError(f"its eos token is number {found[0]} of {length:,}; here it can only be the last one")
+    return [*names[:length - 1], EOS.decode()] if found else names[:length]
 
 
 def kind_of(model: str, splits: dict[str, Any]) -> Literal["char", "bpe", "gpt2"]:
@@ -105,6 +127,8 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: is no file")
     try:
-        return from_json(json.loads(path.read_bytes()), str(path))
+        tokenizer = from_json(json.loads(path.read_bytes()), str(path), read_config(folder).get("eos_token_id"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
+    eos_text = read_documents_options(folder).eos_text
+    return tokenizer if eos_text is None else with_eos(tokenizer, eos_text, str(folder))

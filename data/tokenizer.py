@@ -51,6 +51,12 @@ class Tokenizer(BaseModel):
         return None if self.eos_text is None else self.vocab_size - 1
 
     @property
+    def end(self) -> int | None:
+        """The token that ends a text which a model writes: eos, or <|endoftext|> also where a text has no documents."""
+        has_end = self.eos is not None or self.token_bytes[-1:] == [EOS]
+        return self.vocab_size - 1 if has_end else None
+
+    @property
     def dtype(self) -> type[np.unsignedinteger]:
         return np.uint16 if self.vocab_size <= 2**16 else np.uint32
 
@@ -92,9 +98,10 @@ class Tokenizer(BaseModel):
         tokens = self.char_ids[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")]
         if (unknown := np.flatnonzero(tokens == UNKNOWN)).size:
             at = int(unknown[0])
+            others = f", nor are {len(unknown) - 1:,} others after it" if len(unknown) > 1 else ""
             raise UserError(f"the character {text[at]!r} (U+{ord(text[at]):04X}, at position {at}) is not in this char "
-                            f"vocabulary of {len(self.ids)}, nor are {len(unknown) - 1:,} others after it; leave them "
-                            "out, use --unknown=replace (evaluate.py, sample.py), or train with --tokenizer=bpe")
+                            f"vocabulary of {len(self.ids)}{others}; leave it out, use --unknown=replace (evaluate.py, "
+                            "sample.py), or train with --tokenizer=bpe")
         return tokens.astype(self.dtype)
 
     def encode_prompt(self, text: str) -> list[int]:

@@ -31,6 +31,8 @@ from engine.run import Run, kept_options, open_run
 from engine.state import TrainState
 from model import GPT
 
+WEIGHTS = "model.safetensors"  # of a directory in Hugging Face's format,
+INDEX = f"{WEIGHTS}.index.json"  # and, for several files, which weights are in which
 Optimizers = list[torch.optim.Optimizer]
 State = dict[int, dict[str, Tensor]]  # of an optimizer, by the number of the parameter
 
@@ -268,15 +270,48 @@ def read_model(run: Run, checkpoint: str) -> tuple[GPT, TrainState]:
 
 
 def _load_hugging_face(path: Path, model: GPT) -> None:
-    """The weights of all .safetensors files of a directory."""
-    tensors: dict[str, Tensor] = {}
+    """Load the weights of a directory in Hugging Face's format.
+
+    Rows of a padded vocabulary, and those of added tokens that are left out, are left out too.
+    """
     try:
-        for file in sorted(path.glob("*.safetensors")):
-            if file.is_file():  # or a link to one, which is usual there
-                tensors |= load_file(file)
-        model.load_state_dict(from_hugging_face(model.config, tensors), strict=not model.config.tied)
+        tensors: dict[str, Tensor] = {}
+        for file, names in _weight_files(path).items():
+            inside = load_file(path / file)
+            tensors |= {name: inside[name] for name in names or inside}
+        weights = from_hugging_face(model.config, tensors)
+        rows = len(weights["wte.weight"])
+        if rows < model.vocab_size:
+            raise UserError(f"{path}: its tokenizer.json has {model.vocab_size:,} tokens, and its embedding has "
+                            f"{rows:,} rows: they do not belong together")
+        for name in {"wte.weight", "lm_head.weight"} & weights.keys():
+            weights[name] = weights[name][:model.vocab_size]
+        model.load_state_dict(weights, strict=not model.config.tied)
     except (SafetensorError, OSError, LookupError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: its .safetensors do not hold the model of its config.json ({error!s:.200})") from None
+
+
+def _weight_files(path: Path) -> dict[str, list[str]]:
+    """The files that hold a model's weights, with the names of the weights in each; no names = all in it.
+
+    Other .safetensors beside them are copies, or something else.
+    """
+    index = path / INDEX
+    if not index.exists():
+        if not (path / WEIGHTS).is_file():
+            raise UserError(f"{path}: has no {WEIGHTS} and no {INDEX}; other formats are not read: save it with "
+                            "save_pretrained of transformers")
+        return {WEIGHTS: []}
+    files: dict[str, list[str]] = {}
+    try:
+        for name, file in json.loads(index.read_bytes())["weight_map"].items():
+            if Path(file).name != file or not (path / file).is_file():
+                raise UserError(f"{index}: names {file}, which is not there; get the file, or, if {WEIGHTS} is the "
+                                "whole model, remove the index")
+            files.setdefault(file, []).append(name)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise UserError(f"{index}: cannot be used ({error!s:.200})") from None
+    return files
 
 
 def for_prediction(model: GPT, dist: Distributed) -> GPT:

@@ -90,8 +90,8 @@ def generate_texts(model: GPT, corpus: Corpus, dist: Distributed, num_samples: i
     """Continuations of the corpus's prompt, without the prompt; each ends before its eos token."""
     tokenizer = corpus.tokenizer
     steps = generate(model, tokenizer.encode_prompt(corpus.info.prompt), dist, num_samples=num_samples,
-                     max_new_tokens=max_new_tokens, seed=seed, eos=tokenizer.eos)
+                     max_new_tokens=max_new_tokens, seed=seed, eos=tokenizer.end)
     samples = [list(sample) for sample in zip(*steps, strict=True)]
     model.train()
-    return [tokenizer.decode(sample[:sample.index(tokenizer.eos)] if tokenizer.eos in sample else sample)
+    return [tokenizer.decode(sample[:sample.index(tokenizer.end)] if tokenizer.end in sample else sample)
             for sample in samples]

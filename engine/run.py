@@ -28,7 +28,7 @@ from config.files import (
     nearest_run,
     write_atomically,
 )
-from config.pretrained import NAMES, find_source, is_hugging_face, read_shape
+from config.pretrained import NAMES, find_source, is_hugging_face, read_documents_options, read_shape
 from config.recipe import load_saved, to_toml
 from config.resume import MUST_STAY
 from config.schema import TOKENIZERS, Config, DataConfig, RunConfig
@@ -245,7 +245,9 @@ def open_run(path: Path) -> Run:
 def _open_hugging_face(path: Path) -> Run:
     tokenizer, nothing = read_tokenizer(path), SplitInfo(tokens=0, documents=0, targets=0)
     # How it was trained is unknown, and its weights are float32: its loss is measured so, where nothing else is said.
-    config = Config(model=read_shape(path), data=DataConfig(tokenizer=str(path)), run=RunConfig(dtype="float32"))
+    documents = read_documents_options(path).model_dump(exclude={"eos_text"})
+    data = DataConfig(tokenizer=str(path), **documents)
+    config = Config(model=read_shape(path), data=data, run=RunConfig(dtype="float32"))
     return Run(path, config, CorpusInfo(name=path.name, sha256="", tokenizer=tokenizer.kind, train=nothing, val=nothing,
                                         vocab_size=tokenizer.vocab_size, prompt="", baselines=[]))
 

@@ -78,8 +78,8 @@ class Model:
         shown = self._read(prompt, unknown) or end_of_prompt(own)
         prompt = self._read(prompt, unknown) or own
         steps = generate(self.gpt, tokenizer.encode_prompt(prompt), self.dist, max_new_tokens=max_new_tokens,
-                         temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, eos=tokenizer.eos)
-        return SampledText(shown + tokenizer.decode(token for (token,) in steps if token != tokenizer.eos))
+                         temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, eos=tokenizer.end)
+        return SampledText(shown + tokenizer.decode(token for (token,) in steps if token != tokenizer.end))
 
     def curves(self, *others: "Model | str | Path", x: str = "step", scale: str = "log", unit: str = "nats"
                ) -> "Curves":

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from config import pretrained
 from config.cli import load_config
@@ -177,6 +179,143 @@ def test_an_exported_model_comes_back(name: str, here: Path) -> None:
         losses = [json.loads(call("evaluate.py", each, "--text=part.txt", "--json").stdout)["loss"]["nats_per_token"]
                   for each in (name, f"{name}_exported")]
         assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def loss_on(run: Path | str, text: str = "part.txt") -> dict[str, float]:
+    done = call("evaluate.py", str(run), f"--text={text}", "--dtype=float32", "--json")
+    return {unit: interval["value"] for unit, interval in json.loads(done.stdout)["loss"].items()}
+
+
+def copy_of(name: str, to: Path) -> Path:
+    shutil.copytree(name, to)
+    return to
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | changes), encoding="utf-8")
+
+
+def test_other_files_of_weights_are_ignored(here: Path, tmp_path: Path) -> None:
+    """An old copy beside the real file, and what macOS leaves."""
+    folder = copy_of("char_exported", tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("model (copy).safetensors", "zz.safetensors", "model-00001-of-00002.safetensors"):
+        save_file({key: tensor + 1 for key, tensor in tensors.items()}, folder / name)
+    (folder / "._model.safetensors").write_bytes(b"\0")
+    assert loss_on(folder) == loss_on("char_exported")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no model.safetensors and no model.safetensors.index.json"):
+        read_model(open_run(folder), "best")
+
+
+def test_the_index_says_which_files_count(here: Path, tmp_path: Path) -> None:
+    theirs = transformers.AutoModelForCausalLM.from_pretrained("bpe_exported")
+    folder = copy_of("bpe_exported", tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    theirs.save_pretrained(folder, max_shard_size="10KB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    save_file({"transformer.wte.weight": torch.zeros(2, 2)}, folder / "zz.safetensors")
+    stale = load_file(shards[0])
+    save_file({name: tensor + 1 for name, tensor in stale.items()}, folder / "model.safetensors")
+    assert loss_on(folder) == loss_on("bpe_exported")
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_bytes())
+    name = next(iter(content["weight_map"]))
+    for wrong, says in (("../x.safetensors", "names ../x.safetensors, which is not there"),
+                        ("gone", "names gone, which"), (5, "cannot be used")):
+        content["weight_map"][name] = wrong
+        index.write_text(json.dumps(content))
+        with pytest.raises(UserError, match=says):
+            read_model(open_run(folder), "best")
+    for damaged in ("[]", "{", '{"weight_map": []}'):
+        index.write_text(damaged)
+        with pytest.raises(UserError, match=r"index.json: cannot be used"):
+            read_model(open_run(folder), "best")
+
+
+def test_an_exported_model_of_documents_keeps_its_eos(here: Path, tmp_path: Path) -> None:
+    """Its prompts start with it, its texts end with it, and documents are read as in training."""
+    before, after = open_run(Path("lines")), open_run(Path("lines_exported"))
+    assert after.tokenizer == before.tokenizer
+    assert after.tokenizer.encode_prompt("") == [after.tokenizer.vocab_size - 1]
+    assert after.config.data.documents == "lines"
+    assert loss_on("lines_exported") == pytest.approx(loss_on("lines"), abs=1e-6)
+    call("train.py", "--corpus=part.txt", "--documents=lines", "--padded", *TINY, "--max_iters=1", "--out_dir=padded")
+    call("export.py", "padded", str(tmp_path / "padded"))
+    assert open_run(tmp_path / "padded").config.data.padded
+    assert loss_on(tmp_path / "padded") == pytest.approx(loss_on("padded"), abs=1e-6)
+
+
+def test_a_text_ends_with_a_foreign_eos_too(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that notes nothing of its documents, such as GPT-2: only what it writes ends there."""
+    folder = copy_of("lines_exported", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_bytes())
+    del config["surprisal"]
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer = open_run(folder).tokenizer
+    assert (tokenizer.eos, tokenizer.end) == (None, tokenizer.vocab_size - 1)
+    ends: list[int] = []
+
+    def generate_little(*_: Any, eos: int, **__: Any) -> Iterator[list[int]]:
+        ends.append(eos)
+        yield from ([3], [eos])
+
+    monkeypatch.setattr("sample.generate", generate_little)
+    assert call("sample.py", str(folder), "--prompt=t").stdout == f"t{tokenizer.decode([3])}\n"
+    assert ends == [tokenizer.end]
+    change_config(folder, surprisal={"documents": "pages"})
+    with pytest.raises(UserError, match=r"config.json: surprisal: cannot be used"):
+        open_run(folder)
+
+
+@pytest.mark.parametrize("name", ["char", "lines", "bpe"])
+def test_a_padded_vocabulary_is_cut(name: str, here: Path, tmp_path: Path) -> None:
+    folder = copy_of(f"{name}_exported", tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    for key, tensor in weights.items():
+        if len(tensor) == open_run(Path(name)).info.vocab_size and tensor.ndim == 2:
+            weights[key] = torch.cat([tensor, torch.randn(7, tensor.shape[1])])
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    change_config(folder, vocab_size=open_run(Path(name)).info.vocab_size + 7)
+    assert loss_on(folder) == loss_on(f"{name}_exported")
+    save_file({key: tensor[:9].clone() for key, tensor in weights.items()}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"tokenizer.json has \d+ tokens, and its embedding has 9 rows"):
+        read_model(open_run(folder), "best")
+
+
+@pytest.mark.parametrize("name", ["char", "lines", "bpe"])
+def test_an_added_padding_token_is_left_out(name: str, here: Path, tmp_path: Path) -> None:
+    """As people add it with transformers, which gives it a row of its own."""
+    folder = copy_of(f"{name}_exported", tmp_path / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    model.resize_token_embeddings(len(tokenizer))
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    run = open_run(folder)
+    assert run.tokenizer == open_run(Path(f"{name}_exported")).tokenizer
+    assert loss_on(folder) == pytest.approx(loss_on(f"{name}_exported"), abs=1e-6)
+    if name == "lines":
+        call("train.py", "--corpus=part.txt", "--documents=lines", f"--init_from={folder}", "--max_iters=1",
+             f"--out_dir={tmp_path / 'further'}")
+
+
+def test_the_eos_token_has_to_be_the_last() -> None:
+    found = gpt2_json()
+    last = found["added_tokens"][0]["id"]
+    with_pad = gpt2_json(added_tokens=[*found["added_tokens"], {"id": last + 1, "content": "[PAD]", "special": True}])
+    for eos in (None, last, [last], 50256, [5, last]):
+        assert from_json(with_pad, "gpt2", eos) == TOKENIZERS["gpt2"]
+    both = gpt2_json(added_tokens=[*found["added_tokens"], {"id": last + 1, "content": "</s>", "special": True}])
+    tokens = from_json(both, "gpt2", last + 1).token_bytes
+    assert (len(tokens), tokens[-1]) == (last + 2, EOS)
+    first = to_json(TOKENIZERS["char"])
+    first["added_tokens"] = [{"id": 0, "content": "\n", "special": True}]
+    with pytest.raises(UserError, match=r"its eos token is number 0 of .*; here it can only be the last one"):
+        from_json(first, "char", 0)
 
 
 @pytest.mark.parametrize("source", ["char", "char_exported", "bpe_exported"])
