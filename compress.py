@@ -18,7 +18,7 @@ from pydantic import Field
 
 from config.cli import load_options
 from config.errors import DIVERGED, UserError, not_text, run_command
-from config.files import check_place, write_atomically
+from config.files import check_place, check_regular, write_atomically
 from config.pretrained import is_hugging_face
 from config.schema import Section, Text
 from config.terminal import progress_bar
@@ -61,9 +61,7 @@ def read_arguments(argv: list[str]) -> Arguments:
     run, path = open_run(Path(paths[0])), Path(paths[1])
     if is_hugging_face(run.path):
         raise UserError(f"{run.path}: is in Hugging Face's format; name the run of a training")
-    if path.exists() and not path.is_file() and not path.is_dir():  # there is no place beside it
-        raise UserError(f"{path}: is a pipe or a device; write what is to be compressed into a file "
-                        "first")
+    check_regular(path)
     content, tokens, out = path.read_bytes(), None, path.with_suffix("")
     known = known_to([run.tokenizer])
     unknown = Unknown(known or frozenset())

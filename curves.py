@@ -11,7 +11,7 @@ from pydantic import Field
 
 from config.cli import load_options
 from config.errors import UserError, run_command
-from config.files import is_run
+from config.files import check_place, is_run
 from config.schema import FileName, Page, Section
 from config.terminal import print_styled
 from engine.run import Run, open_run
@@ -43,6 +43,7 @@ def main(argv: list[str]) -> None:
     elif options.terminal:
         print_styled(draw_terminal(runs, options.x, options.scale, options.unit))
     else:
+        check_place(Path(options.out))
         labels = draw_png(runs, Path(options.out), options.x, options.scale, options.unit)
         print(*labels, options.out, sep="\n")
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from config.cli import load_options
 from config.errors import UserError, run_command
-from config.files import read_text
+from config.files import check_regular, read_text
 from config.schema import Count, FileName, Positive, Rate, Section, Text, UnknownCharacters
 from data.info import end_of_prompt
 from data.unknown import Unknown, known_to
@@ -47,6 +47,7 @@ def read_arguments(argv: list[str]) -> tuple[Run, SampleOptions, str]:
     if options.prompt_file:
         if options.prompt:
             raise UserError("prompt and prompt_file: use one of them")
+        check_regular(Path(options.prompt_file))
         try:
             prompt = read_text(Path(options.prompt_file))
         except (OSError, UnicodeDecodeError) as error:

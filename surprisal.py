@@ -21,7 +21,7 @@ def surprisal(q: float) -> float:
     >>> round(nats_to_bits(surprisal(0.001)), 2), round(nats_to_bits(surprisal(0.01)), 2)
     (9.97, 6.64)
     """
-    return -math.log(q) if q > 0 else math.inf
+    return math.inf if q <= 0 else -math.log(q)
 
 
 def entropy(p: Sequence[float]) -> float:
@@ -44,7 +44,7 @@ def cross_entropy(p: Sequence[float], q: Sequence[float]) -> float:
     >>> math.isclose(cross_entropy(p, q), entropy(p) + kl_divergence(p, q))
     True
     """
-    return math.fsum(pi * surprisal(qi) for pi, qi in zip(p, q, strict=True) if pi > 0)
+    return math.fsum(pi * surprisal(qi) for pi, qi in zip(p, q, strict=True) if pi != 0)
 
 
 def smoothed_entropy(vocab_size: int, label_smoothing: float) -> float:
@@ -67,7 +67,8 @@ def kl_divergence(p: Sequence[float], q: Sequence[float]) -> float:
     >>> kl_divergence([0.5, 0.5], [0.5, 0.5])
     0.0
     """
-    return math.fsum(pi * math.log(pi / qi) if qi > 0 else math.inf for pi, qi in zip(p, q, strict=True) if pi > 0)
+    pairs = zip(p, q, strict=True)
+    return math.fsum(math.inf if qi <= 0 else pi * math.log(pi / qi) for pi, qi in pairs if pi != 0)
 
 
 def uniform_nll(vocab_size: int) -> float:
@@ -96,7 +97,7 @@ def perplexity(nats: float) -> float:
     >>> round(perplexity(3.32 * LN2)), round(perplexity(uniform_nll(10)))
     (10, 10)
     """
-    return math.exp(nats) if nats < 709 else math.inf  # exp(709.8) is where float64 ends
+    return math.inf if nats >= 709 else math.exp(nats)  # exp(709.8) is where float64 ends
 
 
 def bits_per_byte(nats: float, n_bytes: float) -> float:

@@ -25,6 +25,7 @@ from data.prepare import prepare_corpus
 from engine.checkpoint import Optimizers, load_start, load_teacher
 from engine.distributed import Distributed, lost_ranks, micro_batch_size, setup_distributed
 from engine.generate import generate_texts
+from engine.memory import check_memory
 from engine.optim import make_optimizers, set_lr
 from engine.run import create_or_resume, kept_tokenizer, lock_run
 from engine.signals import StopSignal
@@ -60,6 +61,7 @@ def train(cfg: Config, named: set[str]) -> int:
     if cfg.run.compile:
         dist = dist.without_workers()  # a compiled model shares the cores in each operation
     cfg = cfg.with_run(dtype=dist.dtype_name)
+    check_memory(cfg.model, cfg.optim, dist.device)
     torch.manual_seed(cfg.run.seed)
 
     # data
@@ -73,6 +75,7 @@ def train(cfg: Config, named: set[str]) -> int:
     print(words.describe_options(cfg), corpus.info.describe(), sep="\n\n", end="\n\n")
 
     # model
+    print(words.describe_model(cfg.model, corpus.info.vocab_size), flush=True)
     model = GPT(cfg.model, corpus.info.vocab_size).to(dist.device)
     optimizers = make_optimizers(model, cfg.optim, dist)
     teacher = load_teacher(cfg.loss.teacher, corpus.tokenizer, cfg.model.block_size, dist) if cfg.loss.teacher else None
@@ -82,7 +85,7 @@ def train(cfg: Config, named: set[str]) -> int:
     state, remark = load_start(run, model, optimizers)
     dist.check_same_start(model, corpus.info.sha256)
     val_text = run.eval_text(corpus.val, cfg.run.eval_tokens)
-    print(words.describe_run(run, state, remark, model, dist, get_batch, val_text), flush=True)
+    print(words.describe_run(run, state, remark, dist, get_batch, val_text), flush=True)
     if run.had_outcome and state.is_finished(cfg):
         return 0
     remeasured = remeasure_best(run, state, val_text, corpus, dist)

@@ -1,8 +1,11 @@
 """Files that a crash cannot leave half-written, and a lock that no crash leaves behind."""
 
+import glob
 import hashlib
 import os
 import stat
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +16,7 @@ from config.errors import UserError, did_you_mean
 
 PIPE_BYTES = 2**28  # that are read from a pipe, which may have no end
 LONGEST_NAME = 240  # bytes: .NAME.lock and NAME.1 then fit into the 255 of most file systems
+LONGEST_WRITE = 24 * 60 * 60  # seconds; a file that nobody wrote to for longer is not being written
 TEMPORARY = ".*tmp*"  # files that are being written, or whose writer died, also those of safetensors
 
 # That make a directory a run; the first is written last.
@@ -50,6 +54,14 @@ def check_place(path: Path) -> None:
     above = next(each for each in path.absolute().parents if each.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"{path}: nothing can be written into {above}; choose another name")
+
+
+def check_regular(path: Path) -> None:
+    """UserError for a pipe, such as <(...), or a device: commands read a file more than once."""
+    if path.is_fifo() or path.is_socket():
+        raise UserError(f"{path}: is a pipe, which cannot be read twice; write its content into a file first")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path}: is a device; name a file of text")
 
 
 def nearest_run(path: Path) -> str:
@@ -100,7 +112,9 @@ def replacing(path: Path, keep_as: Path | None = None, like: Path | None = None)
     The file that had the name before is lost, or becomes `keep_as`. The new one has the permissions of `like`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{short_name(path.name, LONGEST_NAME - 20)}.{os.getpid()}.tmp")
+    name = short_name(path.name, LONGEST_NAME - 20)
+    _remove_leftovers(path.parent, name)
+    new = path.with_name(f".{name}.{os.getpid()}.tmp")
     try:
         new.unlink(missing_ok=True)
         new.touch(exist_ok=False)  # never through a link of that name
@@ -121,6 +135,29 @@ def replacing(path: Path, keep_as: Path | None = None, like: Path | None = None)
         raise
     finally:
         new.unlink(missing_ok=True)
+
+
+def _remove_leftovers(folder: Path, name: str) -> None:
+    """Remove what processes that were killed left of earlier writes of a file."""
+    for old in folder.glob(f".{glob.escape(name)}.*.tmp"):
+        number = old.name.removesuffix(".tmp").rpartition(".")[2]
+        with suppress(OSError):  # another process may remove it too
+            is_old = time.time() - old.stat().st_mtime > LONGEST_WRITE
+            if number.isdecimal() and (is_old or _has_ended(int(number))):
+                old.unlink()
+
+
+def _has_ended(process: int) -> bool:
+    """Whether there is no such process on this machine. On Windows, where asking would end it, that is unknown."""
+    if sys.platform == "win32":
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:  # it is another user's
+        return False
+    return False
 
 
 def write_atomically(path: Path, content: bytes, like: Path | None = None) -> None:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from config.aliases import name_here
 from config.errors import UserError, did_you_mean
-from config.files import check_entries, nearest_run, read_text
+from config.files import check_entries, check_regular, nearest_run, read_text
 from config.schema import Config, Section
 from config.terminal import one_line
 
@@ -20,10 +20,13 @@ Options = TypeVar("Options", bound=Section)
 # them changed what a model computes.
 REMOVED = {"parallel": "torchrun's ranks always divide each batch"}
 
+PROBLEMS = 10  # that are told; the others are counted
+
 
 def merge(schema: type[Options], path: Path | None, given: dict[str, str]) -> Options:
     """Validate a recipe's values and the command line's together; UserError with all mistakes."""
     problems = []
+    untold = 0
     values: dict[str, Any] = {}
     try:
         if path:
@@ -43,7 +46,8 @@ def merge(schema: type[Options], path: Path | None, given: dict[str, str]) -> Op
         if not problems:
             return options
     except ValidationError as error:
-        for e in error.errors():
+        untold = error.error_count() - PROBLEMS
+        for e in error.errors()[:PROBLEMS]:
             name = str(e["loc"][-1])
             where = f"{path}: " if path and name not in given else ""
             option = name.split("=")[0].strip("-").replace("-", "_")
@@ -55,9 +59,11 @@ def merge(schema: type[Options], path: Path | None, given: dict[str, str]) -> Op
                     nearest = did_you_mean(name, list(sections(schema)))
                 else:
                     nearest = _nearest(name, section_of, on_command_line=name in given)
-                problems.append(f"{where}{'.'.join(map(str, e['loc']))}: no such option{nearest}")
+                problems.append(f"{where}{'.'.join(map(str, e['loc'])):.80}: no such option{nearest}")
             else:
                 problems.append(f"{where}{name}={e['input']!s:.80}: {e['msg'][0].lower()}{e['msg'][1:]}")
+    if untold > 0:
+        problems.append(f"... and {untold:,} more")
     raise UserError("\n  ".join(map(one_line, problems))) from None
 
 
@@ -106,7 +112,7 @@ def _nearest_recipe(path: Path) -> str:
     recipes = sorted(folder.glob("*.toml"))
     names = ", ".join(recipe.name for recipe in recipes)
     if "=" in path.name:
-        return f"; for an option, write --{path}; recipes in {folder}: {names}"
+        return f"; for an option, write --{str(path).lstrip('-')}; recipes in {folder}: {names}"
     recipe = did_you_mean(path.stem, {each.stem: os.path.relpath(each) for each in recipes}, n=2)
     run = nearest_run(path.parent if path.name == "config.toml" else path)
     is_run = path.suffix != ".toml" and path.parent.name != ""
@@ -123,6 +129,7 @@ def sections(schema: type[Section]) -> dict[str, type[Section]]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
+        check_regular(path)
         return tomllib.loads(read_text(path))
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe and no run{_nearest_recipe(path)}") from None

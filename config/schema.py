@@ -125,6 +125,24 @@ class ModelConfig(Section):
     ngram_embedding: int = Field(0, ge=0, le=16, description="add embeddings of the last 2, ... n tokens; below 2 none")
     ngram_rows: Size = Field(8192, description="rows in the table of each n; n-grams are hashed to them")
 
+    def num_params(self, vocab_size: int) -> int:
+        """The parameters of the GPT with these options, which need not be built for that."""
+        width = self.n_embd
+        layer_norm = 0  # RMSNorm has no weights
+        if self.norm == "layernorm":
+            layer_norm = 2 * width if self.bias else width
+        block = 12 * width**2 + 2 * layer_norm
+        if self.bias:
+            block += 9 * width
+        tables = vocab_size
+        if not self.tied:
+            tables += vocab_size  # lm_head
+        if self.position == "learned":
+            tables += self.block_size
+        if self.ngram_embedding > 1:
+            tables += (self.ngram_embedding - 1) * self.ngram_rows
+        return self.n_layer * block + tables * width + layer_norm
+
     def flops_per_token(self, vocab_size: int) -> int:
         """FLOPs of training per position: 6 for each weight of a matrix, and 6 T C per layer for attention.
 

@@ -1,5 +1,6 @@
 """What is known of a prepared corpus: its sizes, its tokens and its baselines."""
 
+from codecs import BOM_UTF8  # which editors on Windows write
 from pathlib import Path
 from typing import Self
 
@@ -83,7 +84,7 @@ class CorpusInfo(BaseModel):
 def read_info(path: Path) -> CorpusInfo:
     """What a file says of a corpus; DamagedError if it is not what preparing one writes."""
     try:
-        info = CorpusInfo.model_validate_json(path.read_bytes())
+        info = CorpusInfo.model_validate_json(path.read_bytes().removeprefix(BOM_UTF8))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -2,6 +2,7 @@
 
 import math
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -188,7 +189,7 @@ def with_eos(tokenizer: Tokenizer, eos_text: str | None, name: str) -> Tokenizer
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a prepared corpus or a run; DamagedError if the file is not one."""
     try:
-        tokenizer = Tokenizer.model_validate_json(path.read_bytes())
+        tokenizer = Tokenizer.model_validate_json(path.read_bytes().removeprefix(BOM_UTF8))
         check_tokens(tokenizer)
         return tokenizer
     except ValueError as error:

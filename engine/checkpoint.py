@@ -87,6 +87,8 @@ def _damage(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such checkpoint") from None
+    except (PermissionError, IsADirectoryError) as error:
+        raise DamagedError(f"{path}: cannot be read ({error.strerror})") from None
     except (SafetensorError, OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
         reason = str(error).splitlines() or [type(error).__name__]
         raise DamagedError(f"{path}: damaged ({reason[0]})") from None
@@ -95,6 +97,7 @@ def _damage(path: Path) -> Iterator[None]:
 def open_checkpoint(path: Path) -> Checkpoint:
     """What a checkpoint holds. UserError if it is missing or damaged."""
     with _damage(path):
+        path.open("rb").close()  # says why, where safetensors says "No such file" of all that it cannot open
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -79,7 +79,9 @@ def sample_token(logits: Tensor, u: Tensor, temperature: float, top_k: int, top_
         q, order = q.sort(dim=-1, descending=True)
         if top_k:
             q[:, top_k:] = 0
-        q[q.cumsum(dim=-1) - q >= top_p * q.sum(dim=-1, keepdim=True)] = 0
+        is_enough = q.cumsum(dim=-1) - q >= top_p * q.sum(dim=-1, keepdim=True)
+        is_enough[:, 0] = False  # in float32 a small top_p may be 0, but one token always stays
+        q[is_enough] = 0
     cumulative = q.cumsum(dim=-1)
     place = torch.searchsorted(cumulative, u[:, None].clamp_max(ALMOST_ONE) * cumulative[:, -1:], right=True)  # (B, 1)
     return (place if order is None else order.gather(-1, place)).squeeze(-1)

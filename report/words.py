@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from config.schema import OVERFITTING_RISE, Config, OptimConfig
+from config.schema import OVERFITTING_RISE, Config, ModelConfig, OptimConfig
 from data.baselines import Baseline, passed_and_ahead
 from data.batches import EvalText, TrainBatches, describe_empty_windows
 from data.info import CorpusInfo, end_of_prompt
@@ -15,7 +15,6 @@ from engine.distributed import Distributed, micro_batch_size
 from engine.optim import get_lr_scale
 from engine.run import Record, Run
 from engine.state import StepResult, TrainState
-from model import GPT
 from surprisal import nats_to_bits, perplexity, uniform_nll
 
 SKIPPED = "no token of its batch is a target: the step is skipped, and counts in skipped_steps"
@@ -270,10 +269,17 @@ def _lower_rates(config: Config) -> str:
     return f"Try {', or '.join([*advice, f'larger batches, --batch_size={2 * optim.batch_size}'])}."
 
 
-def describe_run(run: Run, state: TrainState, remark: str, model: GPT, dist: Distributed, get_batch: TrainBatches,
+def describe_model(model: ModelConfig, vocab_size: int) -> str:
+    """Its size, before it is built, which takes minutes if it is very large."""
+    return (f"GPT with {model.num_params(vocab_size):,} parameters: n_layer={model.n_layer} n_head={model.n_head} "
+            f"n_embd={model.n_embd} block_size={model.block_size}; "
+            f"{model.flops_per_token(vocab_size) / 1e6:.1f} MFLOP per training token")
+
+
+def describe_run(run: Run, state: TrainState, remark: str, dist: Distributed, get_batch: TrainBatches,
                  val_text: EvalText) -> str:
-    """The model, the machine, the steps ahead, and what the evaluations measure."""
-    c, max_iters, batch_size = run.config.model, run.config.optim.max_iters, run.config.optim.batch_size
+    """The run, the machine, the steps ahead, and what the evaluations measure."""
+    max_iters, batch_size = run.config.optim.max_iters, run.config.optim.batch_size
     lines = [f"the run that was in {run.path} is now in {run.moved}"] if run.moved else []
     if remark:
         lines.append(f"{run.path}: {remark}")
@@ -284,9 +290,7 @@ def describe_run(run: Run, state: TrainState, remark: str, model: GPT, dist: Dis
     if run.had_outcome and state.is_finished(run.config):
         return "\n".join([*lines, finished(run.config, state)])
     windows = state.windows + max(0, max_iters - state.step) * batch_size
-    lines += [f"GPT with {model.num_params():,} parameters: n_layer={c.n_layer} n_head={c.n_head} n_embd={c.n_embd} "
-              f"block_size={c.block_size}; {model.flops_per_token() / 1e6:.1f} MFLOP per training token",
-              f"{dist}: {max_iters:,} steps of {batch_size * c.block_size:,} tokens, "
+    lines += [f"{dist}: {max_iters:,} steps of {batch_size * run.config.model.block_size:,} tokens, "
               f"{get_batch.epochs(windows):.2f} epochs; writes {run.path}/"]
     if len(val_text.positions) < run.info.val.targets:
         lines += [f"validation: {len(val_text.positions):,} of the {run.info.val.targets:,} targets, spread evenly; at "

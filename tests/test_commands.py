@@ -186,6 +186,7 @@ def test_help_lists_every_option_with_its_default(capsys) -> None:
     (["train.py", "--corpus=text.txt", "--out_dir=website"], "not a run"),
     (["train.py", "--corpus=text.txt", "--device=tpu"], "device=tpu: should be auto"),
     (["curves.py", "out/tiny", "--out=x.docx"], "cannot draw a .docx"),
+    (["curves.py", "out/tiny", "--out=short.txt/x.png"], "short.txt/x.png: nothing can be written into"),
     (["curves.py", "website"], "not a run"),
     (["sample.py", "out/tiny", "--checkpoint=middle"], "'best' or 'last'"),
     (["sample.py", "out/tiny", "--prompt_file=missing"], "prompt_file=missing"),

@@ -36,6 +36,25 @@ def test_names_are_unique_across_sections() -> None:
     assert len(names) == len(set(names))
 
 
+def test_of_many_mistakes_the_first_are_told(tmp_path: Path) -> None:
+    """Fast, and with names cut where they are long."""
+    with pytest.raises(UserError) as told:
+        load_config([f"--zzz{number}=1" for number in range(5000)])
+    *lines, last = str(told.value).splitlines()
+    assert len(lines) == 10
+    assert lines[0] == "--zzz0=1: no such option; --help lists them all"
+    assert last == "  ... and 4,990 more"
+    with pytest.raises(UserError) as told:
+        load_config([f"--{'x' * 5000}=1"])
+    assert len(str(told.value)) < 200
+
+
+@pytest.mark.parametrize("words", [["--", "--log_interval=3"], ["log_interval=3"]])
+def test_the_advice_for_an_option_that_looks_like_a_recipe(words: list[str]) -> None:
+    with pytest.raises(UserError, match="no such recipe and no run; for an option, write --log_interval=3; "):
+        load_config(words)
+
+
 def test_defaults_then_recipe_then_command_line(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
     recipe.write_text("[optim]\nmax_iters = 7\nbatch_size = 3\n")

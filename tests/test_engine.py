@@ -507,6 +507,13 @@ def test_devices() -> None:
 # Sampling.
 
 
+@pytest.mark.parametrize("top_p", [1e-38, 1e-45, 1e-300])
+def test_one_token_stays_however_small_top_p_is(top_p: float) -> None:
+    """Although in float32 its part of the probability is 0."""
+    logits, u = torch.randn(100, 7, generator=torch.Generator().manual_seed(0)), torch.linspace(0, 0.999, 100)
+    assert torch.equal(sample_token(logits, u, 1.0, 0, top_p), logits.argmax(dim=-1))
+
+
 @pytest.mark.parametrize("model_options", [{"position": "rotary"}, {"position": "learned"}, {"ngram_embedding": 3}])
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 1.3}, {"top_k": 3, "top_p": 0.8}])
 def test_cached_sampling_equals_uncached_also_beyond_the_block(model_options: dict[str, Any], options: dict[str, Any]

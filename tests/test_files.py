@@ -1,8 +1,10 @@
 """Files are replaced whole, damage is noticed by its hash, and a lock ends with its holder."""
 
+import codecs
 import os
 import re
 import select
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from config.cli import load_config
 from config.errors import UserError
 from config.files import locked, replacing, write_atomically
 from config.schema import ModelConfig, OptimConfig
 from engine.checkpoint import Optimizers, load_checkpoint, save_checkpoint
 from engine.optim import make_optimizers
+from engine.run import open_run
 from engine.state import TrainState
 from model import GPT
-from tests.conftest import ROOT
+from tests.conftest import ROOT, call, read_metrics
 
 HOLD = """
 import sys
@@ -38,6 +42,39 @@ def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             with pytest.raises(OSError, match="No space"):
                 write_atomically(path, b"after")
         assert [entry.read_bytes() for entry in path.parent.iterdir()] == [b"before"]
+
+
+def ended_process() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows waits a day")
+def test_the_next_write_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    """Not what another process writes, nor what belongs to another file, also with odd characters in its name."""
+    path = tmp_path / "a[1]*.png"
+    left = tmp_path / f".{path.name}.{ended_process()}.tmp"
+    forgotten = tmp_path / f".{path.name}.1.tmp"  # its number was given to another process since
+    written = tmp_path / f".{path.name}.{os.getppid()}.tmp"
+    others = [tmp_path / f".a1x.png.{ended_process()}.tmp", tmp_path / f".{path.name}.mine.tmp"]
+    for each in (left, forgotten, written, *others):
+        each.touch()
+    os.utime(forgotten, (0, 0))
+    write_atomically(path, b"whole")
+    assert set(tmp_path.iterdir()) == {path, written, *others}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_a_killed_command_leaves_nothing_after_the_next(tmp_path: Path) -> None:
+    code = ("import os, signal, sys; from pathlib import Path; from config.files import replacing\n"
+            "with replacing(Path(sys.argv[1])) as new:\n"
+            "    new.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)")
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "page.html")], cwd=ROOT, check=False)
+    assert [path.name[:11] for path in tmp_path.iterdir()] == [".page.html."]
+    write_atomically(tmp_path / "page.html", b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
 def test_one_of_two_versions_is_there_at_every_instant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +139,55 @@ def test_a_checkpoint_can_be_read_by_whom_other_files_can(tmp_path: Path) -> Non
     (tmp_path / "other").touch()
     save_checkpoint(tmp_path / "best.safetensors", small_training()[0], TrainState())
     assert (tmp_path / "best.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_checkpoint_that_cannot_be_read_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "best.safetensors"
+    model = small_training()[0]
+    with pytest.raises(UserError, match=r"best\.safetensors: there is no such checkpoint$"):
+        load_checkpoint(path, model)
+    path.mkdir()
+    with pytest.raises(UserError, match=r"best\.safetensors: cannot be read \(Is a directory\)$"):
+        load_checkpoint(path, model)
+    path.rmdir()
+    save_checkpoint(path, model, TrainState())
+
+    def refuse(self: Path, mode: str) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)  # the superuser may read everything
+    with pytest.raises(UserError, match=r"best\.safetensors: cannot be read \(Permission denied\)$"):
+        load_checkpoint(path, model)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+@pytest.mark.parametrize("command", [
+    ["train.py", "PIPE"], ["compress.py", "out/tiny", "PIPE"], ["sample.py", "out/tiny", "--prompt_file=PIPE"]],
+    ids=lambda command: command[0])
+def test_a_pipe_is_refused_before_it_is_read(
+        trained, clone: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    """A command reads its files twice, and the second time a pipe is empty: a recipe would be the defaults."""
+    monkeypatch.chdir(clone)
+    if not Path("pipe").exists():
+        os.mkfifo("pipe")
+    done = call(*[word.replace("PIPE", "pipe") for word in command], check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == ("error: pipe: is a pipe, which cannot be read twice; write its content into a file "
+                           "first\n")
+
+
+def test_files_from_windows_are_read(trained, clone: Path, tmp_path: Path) -> None:
+    """Editors there begin a file with a byte order mark, and end lines with \\r\\n."""
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    expected = open_run(run)
+    for name in ("config.toml", "metrics.jsonl", "samples.jsonl", "corpus.json", "tokenizer.json"):
+        content = (run / name).read_bytes().replace(b"\n", b"\r\n")
+        (run / name).write_bytes(codecs.BOM_UTF8 + content)
+    found = open_run(run)
+    assert (found.config, found.info, found.tokenizer) == (expected.config, expected.info, expected.tokenizer)
+    assert found.read_metrics() == read_metrics(trained[0])
+    assert load_config([str(run)])[0].model == expected.config.model
 
 
 def test_no_directory_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

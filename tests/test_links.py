@@ -187,14 +187,10 @@ def test_a_pipe_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_is_no_file_is_not_compressed(theirs: Path) -> None:
     """Before the work: beside a pipe is no place for the compressed file."""
     os.mkfifo("pipe")
-    for path in ("pipe", "/dev/zero"):
+    for path, says in (("pipe", "is a pipe, which cannot be read twice; write"), ("/dev/zero", "is a device; name")):
         done = call("compress.py", "out/run", path, check=False)
-        assert done.returncode == 2
-        assert (
-            done.stderr
-            == f"error: {path}: is a pipe or a device; write what is to be "
-            "compressed into a file first\n"
-        )
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert done.stderr.startswith(f"error: {path}: {says}")
 
 
 def test_a_corpus_of_ours_that_is_a_device(data_dir: Path) -> None:

@@ -1,0 +1,74 @@
+"""The size of a model is known before it is built, and one that cannot fit is refused then."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from config.errors import UserError
+from config.schema import ModelConfig, OptimConfig
+from engine import memory
+from engine.memory import check_memory, total_memory
+from model import GPT
+from tests.conftest import call
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"tied": True}, {"bias": True}, {"norm": "layernorm"}, {"norm": "layernorm", "bias": True},
+    {"position": "learned", "tied": True}, {"ngram_embedding": 1}, {"ngram_embedding": 4, "ngram_rows": 7},
+    {"position": "learned", "norm": "layernorm", "bias": True, "activation": "gelu", "qk_norm": False}], ids=str)
+def test_the_number_of_parameters_is_known_before(options: dict[str, object]) -> None:
+    config = ModelConfig.model_validate({"n_layer": 3, "n_head": 2, "n_embd": 8, "block_size": 5} | options)
+    assert config.num_params(11) == GPT(config, 11).num_params()
+
+
+def test_a_model_that_cannot_fit_is_refused_before_anything_is_prepared_or_built(data_dir: Path) -> None:
+    """The largest that the options allow: no machine has so much."""
+    done = call("train.py", "--corpus=text.txt", "--n_layer=1000000", "--n_embd=100000", "--device=cpu", check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(
+        "error: a model of 120,000,000,000,200,000 parameters needs at least 1,440,000,000.0 GB to be trained, and cpu "
+        "has ")
+    assert done.stderr.endswith(" GB: use a smaller --n_layer or --n_embd\n")
+    assert not (data_dir / "data").exists()
+    assert not [*(data_dir / "out").iterdir()]
+
+
+def test_what_may_fit_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AdamW has one state more than Muon."""
+    shape = ModelConfig(n_layer=1, n_head=1, n_embd=100)
+    assert shape.num_params(1) == 120_200
+    sizes: list[int | None] = []
+    monkeypatch.setattr(memory, "total_memory", lambda device: sizes.pop())
+    for optimizer, needed in (("muon", 12 * 120_200), ("adamw", 16 * 120_200)):
+        optim = OptimConfig.model_validate({"optimizer": optimizer})
+        sizes.append(needed)
+        check_memory(shape, optim, CPU)
+        sizes.append(needed - 1)
+        with pytest.raises(UserError, match=r"^a model of 120,200 parameters needs at least 0\.0 GB"):
+            check_memory(shape, optim, CPU)
+    sizes.append(None)
+    check_memory(ModelConfig(n_layer=1_000_000, n_embd=1_000_000, n_head=1), OptimConfig(), CPU)
+
+
+def test_a_container_may_have_less_than_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "LIMITS", ())
+    machine = total_memory(CPU)
+    if machine is None:
+        pytest.skip("unknown on this system")
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(memory, "LIMITS", (str(tmp_path / "nowhere"), str(limit)))
+    for text, expected in (("max\n", machine), ("1000000\n", 1_000_000), (f"{2**63}\n", machine)):
+        limit.write_text(text)
+        assert total_memory(CPU) == expected
+    monkeypatch.delattr(os, "sysconf")
+    assert total_memory(CPU) is None
+
+
+def test_a_gpu_has_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=7))
+    assert total_memory(torch.device("cuda:0")) == 7
