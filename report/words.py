@@ -295,7 +295,7 @@ def describe_run(run: Run, state: TrainState, remark: str, dist: Distributed, ge
     if len(val_text.positions) < run.info.val.targets:
         lines += [f"validation: {len(val_text.positions):,} of the {run.info.val.targets:,} targets, spread evenly; at "
                   "the end the best model", "  is measured on all of them, where its loss is a little different"]
-    lines += describe_empty_windows(get_batch.split, c.block_size, get_batch.eos)
+    lines += describe_empty_windows(get_batch.split, run.config.model.block_size, get_batch.eos)
     lines += idle_ranks(get_batch.num_micro_batches, dist.world_size)
     if dist.is_emulated:
         lines.append(f"warning: this {dist.device.type} has no {dist.dtype_name} products and emulates them, up to 100 "
