@@ -117,8 +117,9 @@ def main(argv: list[str]) -> None:
     streams = max(1, min(num_tokens // MIN_STREAM, MAX_STREAMS, MAX_FLOPS // model.flops_per_token()))
     first, trial = np.full(streams, run.tokenizer.encode_prompt("")[-1]), np.arange(3 * streams) % model.vocab_size
     checkpoint, here = run.path / f"{options.checkpoint}.safetensors", f"torch {torch.__version__}, {dist}"
+    tried = code(Window(model, streams, dist), first, len(trial), trial)
     ours = [streams, *map(int, torch.__version__.split(".")[:2]), crc32(checkpoint.read_bytes()),
-            crc32(f"{here} {code(Window(model, streams, dist), first, len(trial), trial)[:3]}".encode())]
+            crc32(f"{here} {tried[:3]}".encode())]
     if tokens is None and theirs != ours:
         other = "checkpoint" if theirs[3] != ours[3] else f"device, dtype or version (torch {theirs[1]}.{theirs[2]})"
         raise UserError(f"{path}: made with another {other} than there is here: {checkpoint}, {here}")
@@ -179,7 +180,8 @@ def describe_bits(coded: Coded, in_file: int, in_list: int = 0) -> str:
 
 
 @torch.inference_mode()
-def code(window: Window, new: np.ndarray, num_tokens: int, tokens: np.ndarray | None, words: bytes = b"") -> Coded:
+def code(window: Window, new: np.ndarray, num_tokens: int, tokens: np.ndarray | None,
+         words: bytes = b"") -> Coded:
     """Encode tokens (N,), or decode N from words; streams start after `new` (S,)."""
     queue, length, bits, columns = stream.queue, -(-num_tokens // len(new)), 0.0, []  # the last stream may be shorter
     unlikely = 0

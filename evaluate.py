@@ -44,7 +44,8 @@ class EvaluateOptions(Section):
     checkpoint: Literal["best", "last"] = Field("best", description="which checkpoint of the runs")
     device: Text = Field("", description="auto, cpu, mps, cuda or cuda:N; empty = as in training")
     dtype: Literal["", "auto", "float32", "bfloat16", "float16"] = Field(
-        "", description="of matrix products; empty = as in training, or float32 for a model in Hugging Face's format")
+        "", description="of matrix products; empty = as in training, or float32 for a model in Hugging "
+        "Face's format")
     html: Page = Field("", description="also write a page for a browser, with the text token by token: a file such as "
                        "page.html")
     json_: bool = Field(False, alias="json", description="print JSON, and nothing else")

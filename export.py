@@ -92,9 +92,9 @@ def main(argv: list[str]) -> None:
 
 
 def measured_in(run: Run) -> str:
-    """A sentence: in which dtype the loss in metrics.jsonl was measured; the exported weights are float32.
+    """A sentence: in which dtype the loss in metrics.jsonl was measured; "" if nothing says it.
 
-    "" if history.jsonl does not say it.
+    The exported weights are float32.
     """
     device = ""
     with suppress(OSError, ValueError, LookupError, TypeError):  # the file is missing or damaged
@@ -105,7 +105,8 @@ def measured_in(run: Run) -> str:
         return ""
     if dtype == "float32":
         return " It was measured in float32, as these weights are."
-    return f" It was measured with matrix products in {dtype}; in float32, as these weights are, it differs a little."
+    return (f" It was measured with matrix products in {dtype}; in float32, as these weights are, it "
+            "differs a little.")
 
 
 def model_card(run: Run, step: int, architecture: str) -> str:

@@ -245,7 +245,7 @@ def open_run(path: Path) -> Run:
 
 def _open_hugging_face(path: Path) -> Run:
     tokenizer, nothing = read_tokenizer(path), SplitInfo(tokens=0, documents=0, targets=0)
-    # How it was trained is unknown, and its weights are float32: its loss is measured so, where nothing else is said.
+    # How it was trained is unknown, and its weights are float32: so is its loss, unless told otherwise.
     documents = read_documents_options(path).model_dump(exclude={"eos_text"})
     data = DataConfig(tokenizer=str(path), **documents)
     config = Config(model=read_shape(path), data=data, run=RunConfig(dtype="float32"))

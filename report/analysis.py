@@ -122,10 +122,11 @@ def tail_share(count: int) -> float:
 
 def group(names: Sequence[str], number: np.ndarray, columns: Columns, by_outcome: bool = False
           ) -> list[dict[str, Any]]:
-    """The groups that have tokens, and their part in the loss; `number` is the index of each target's group.
+    """The groups that have tokens, and their part in the loss.
 
-    Groups `by_outcome` depend on which token came. They have no confidence: where a rare token came, a perfectly
-    calibrated model is right less often than it was sure, and where a frequent one came more often.
+    `number` is the index of each target's group. Groups `by_outcome` depend on which token came.
+    They have no confidence: where a rare token came, even a perfectly calibrated model is right less
+    often than its confidence says, and where a frequent one came more often.
     """
     tokens, nll, top1, confidence = (np.bincount(number, weights=columns[name], minlength=len(names)).tolist()
                                      for name in ("tokens", "nll", "top1", "confidence"))
@@ -134,8 +135,9 @@ def group(names: Sequence[str], number: np.ndarray, columns: Columns, by_outcome
         n = tokens[i]
         if n == 0:
             continue
-        found = {"name": name, "tokens": int(n), "share": n / len(number), "nats_per_token": nll[i] / n,
-                 "share_of_nats": nll[i] / (sum(nll) or 1.0), "top1": top1[i] / n}
+        found = {"name": name, "tokens": int(n), "share": n / len(number),
+                 "nats_per_token": nll[i] / n, "share_of_nats": nll[i] / (sum(nll) or 1.0),
+                 "top1": top1[i] / n}
         if not by_outcome:
             found["confidence"] = confidence[i] / n
         groups.append(found)

@@ -78,7 +78,8 @@ def summarise(columns: analysis.Columns, tempered: np.ndarray, text: EvalText, t
     if train is not None:
         train_targets = train.last(MAX_TRAIN_TOKENS).targets()
         counts = np.bincount(train_targets, minlength=tokenizer.vocab_size)
-        by_outcome["times in training"] = analysis.number_ranges(counts[columns["target"]], analysis.TENFOLD)
+        times = counts[columns["target"]]
+        by_outcome["times in training"] = analysis.number_ranges(times, analysis.TENFOLD)
     found = {kind: analysis.group(names, number, columns) for kind, (names, number) in groups.items()}
     for kind, (names, number) in by_outcome.items():
         found[kind] = analysis.group(names, number, columns, by_outcome=True)

@@ -33,14 +33,16 @@ ROOT = Path(__file__).resolve().parent.parent
 class Model:
     """The best or last model of a run, whose path may be relative to the repository.
 
-    It computes where and as the run was trained, unless `device` or `dtype` say otherwise, as evaluate.py does.
+    Like evaluate.py it computes where and as the run was trained, unless `device` or `dtype` say
+    otherwise.
     UserError for a device or dtype that is not there.
 
     `gpt` is the model itself, with its weights in float32: `gpt(tokens)` takes tokens (B, T) of any device and
     returns logits (B, T, V), under every dtype. `score` and `sample` compute in the dtype.
     """
 
-    def __init__(self, path: str | Path, checkpoint: str = "best", device: str = "", dtype: str = "") -> None:
+    def __init__(self, path: str | Path, checkpoint: str = "best", device: str = "",
+                 dtype: str = "") -> None:
         self.run = _open(path)
         trained = self.run.config.run
         self.dist = setup_distributed(device or trained.device, dtype or trained.dtype)

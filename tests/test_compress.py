@@ -172,7 +172,7 @@ def test_extreme_vocabularies_and_predictions(vocab_size: int, num_tokens: int, 
 
 
 def test_what_the_coder_saves_on_unlikely_tokens_is_said(here: Path) -> None:
-    """A model that is sure of something else: its loss counts far more than the 24 bits that a token can take."""
+    """The model is sure of something else: its loss counts far more than the 24 bits of a token."""
     assert "The coder raises" not in encode(TEXT.encode()).stdout
     run = open_run(here / "char")
     model, state = read_model(run, "best")
@@ -187,7 +187,7 @@ def test_what_the_coder_saves_on_unlikely_tokens_is_said(here: Path) -> None:
     unlikely, saved = (int(number.replace(",", "")) for number in found.groups())
     assert f"{-difference:,.0f} fewer" in done.stdout
     assert 0 < unlikely < len(TEXT)
-    assert in_file == pytest.approx(bits - saved, rel=0.02)  # what is left is the header and the coder's rounding
+    assert in_file == pytest.approx(bits - saved, rel=0.02)  # the rest: the header, and rounding
     assert decode() == TEXT.encode()
 
 

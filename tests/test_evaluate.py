@@ -26,7 +26,15 @@ from engine.scoring import Predictions, predict, score
 from evaluate import EvaluateOptions
 from model import GPT
 from report import analysis, measures
-from report.analysis import TEMPERATURES, Blocks, calibrate, confidence_bins, group, intervals, measure_losses
+from report.analysis import (
+    TEMPERATURES,
+    Blocks,
+    calibrate,
+    confidence_bins,
+    group,
+    intervals,
+    measure_losses,
+)
 from report.evaluation import claim
 from tests.conftest import TINY, call, make_text, work_in
 
@@ -447,8 +455,7 @@ def test_what_resamples_say_depends_on_the_documents(runs) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 50, 2**24])
 @pytest.mark.parametrize("name", ["out/bpe", "out/bpe_lines"])
-def test_the_columns_know_where_each_token_and_its_document_is(runs, name: str, chunk: int, monkeypatch
-                                                               ) -> None:
+def test_columns_know_where_tokens_and_documents_are(runs, name, chunk, monkeypatch) -> None:
     monkeypatch.setattr(measures, "CHUNK", chunk)
     run = open_run(Path(name))
     val, token_bytes = run.corpus.val.tokens, run.tokenizer.token_bytes
@@ -499,7 +506,7 @@ def test_calibration_recovers_the_factor_by_which_logits_were_spoiled(factor: fl
 
 
 def test_no_group_shows_a_fault_of_a_perfectly_calibrated_model() -> None:
-    """Its targets are drawn from its own predictions: each confidence that is shown is the accuracy beside it."""
+    """Its targets are drawn from its own predictions: a confidence is the accuracy beside it."""
     tokenizer = char_tokenizer("the Cat sat on; a mat\n")
     V, n = tokenizer.vocab_size, 40_000
     torch.manual_seed(0)
@@ -512,12 +519,12 @@ def test_no_group_shows_a_fault_of_a_perfectly_calibrated_model() -> None:
                       target=scores.targets, context_len=context_len)
     summary = measures.summarise(of_each, scores.tempered / n, text, tokenizer, text.split)
 
-    assert set(summary.groups) == {"confidence", "context length", "kind of character", "times in training"}
+    by_outcome = {"kind of character", "times in training"}
+    assert set(summary.groups) == {"confidence", "context length", *by_outcome}
     for kind, groups in summary.groups.items():
-        by_outcome = kind in ("kind of character", "times in training")
         assert len(groups) > 1
         for each in groups:
-            assert (each.confidence is None) == by_outcome
+            assert (each.confidence is None) == (kind in by_outcome)
             if each.confidence is not None:
                 assert abs(each.confidence - each.top1) < 4 * math.sqrt(0.25 / each.tokens)
     rare = min(summary.groups["times in training"], key=lambda each: each.tokens)
@@ -534,8 +541,8 @@ def test_a_table_has_a_confidence_only_where_groups_do_not_depend_on_what_came(r
             kind = re.split(r"\s{2,}", first.strip())[0]
             tables[kind] = "confidence" in first.split("top-1")[1]
             assert len({len(line) for line in part.splitlines()}) == 1
-    by_outcome = {kind: kind not in ("kind of character", "times in training") for kind in tables}
-    assert tables == by_outcome
+    for kind, has_confidence in tables.items():
+        assert has_confidence == (kind not in ("kind of character", "times in training"))
     assert len(tables) >= 3
 
 

@@ -403,11 +403,13 @@ def test_the_card_has_the_loss_of_the_weights_in_it(here: Path) -> None:
 
 @pytest.mark.parametrize(("last_line", "says"), [
     ('{"device": "cpu with 2 threads, AVX512, bfloat16"}',
-     " It was measured with matrix products in bfloat16; in float32, as these weights are, it differs a little.\n"),
-    ('{"device": "cpu with 2 threads, AVX2, float32"}', " It was measured in float32, as these weights are.\n"),
+     " It was measured with matrix products in bfloat16; in float32, as these weights are, it differs "
+     "a little.\n"),
+    ('{"device": "cpu with 2 threads, AVX2, float32"}',
+     " It was measured in float32, as these weights are.\n"),
     ('{"device": 5}', "\n"), ("[]", "\n"), ('{"device"', "\n")])
-def test_the_card_says_in_which_dtype_its_loss_was_measured(last_line: str, says: str, here: Path, tmp_path: Path
-                                                            ) -> None:
+def test_the_card_says_the_dtype_of_its_loss(last_line: str, says: str, here: Path, tmp_path: Path
+                                             ) -> None:
     shutil.copytree(here / "char", tmp_path / "run")
     (tmp_path / "run/history.jsonl").write_text(f"{{}}\n{last_line}\n")
     run = open_run(tmp_path / "run")
@@ -417,9 +419,10 @@ def test_the_card_says_in_which_dtype_its_loss_was_measured(last_line: str, says
     assert ("measured" in loss) == ("measured" in says)
 
 
-def test_an_exported_model_is_evaluated_in_float32_unless_another_dtype_is_named(here: Path) -> None:
+def test_an_exported_model_is_evaluated_in_float32_unless_told_otherwise(here: Path) -> None:
     def device(*options: str) -> str:
-        return json.loads(call("evaluate.py", "char_exported", "--text=part.txt", "--json", *options).stdout)["device"]
+        done = call("evaluate.py", "char_exported", "--text=part.txt", "--json", *options)
+        return json.loads(done.stdout)["device"]
 
     assert device().endswith("float32")
     assert device("--dtype=bfloat16").endswith("bfloat16")
