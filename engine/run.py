@@ -120,7 +120,9 @@ class Run:
 
     def was_changed(self, option: str) -> bool:
         """Whether a start of this run had another value of an option than the start before."""
-        lines = (self.path / "history.jsonl").read_bytes().splitlines()
+        lines: list[bytes] = []
+        with suppress(OSError):  # somebody removed it
+            lines = (self.path / "history.jsonl").read_bytes().splitlines()
         return option in self.changes or any(option in _read_changes(line) for line in lines)
 
     def eval_text(self, split: Split, max_tokens: int = 0, stride: int = 0) -> EvalText:
@@ -181,7 +183,7 @@ def find_best(records: Iterable[Record]) -> Record:
                 best = record
         elif "remeasured_val_nll" in record and record.get("remeasured_step") in evaluations:
             losses = {name.removeprefix("remeasured_"): value for name, value in record.items()
-                      if name.startswith("remeasured_val_")}
+                      if name.startswith(("remeasured_val_", "remeasured_kl_"))}
             best = evaluations[record["remeasured_step"]] | losses
         elif "best_step" in record:
             best = best if best.get("step") == record["best_step"] else evaluations.get(record["best_step"], best)

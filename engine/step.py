@@ -101,6 +101,9 @@ def remeasure_best(run: Run, state: TrainState, text: EvalText, corpus: Corpus, 
         return {}
     state.best_nll = record["val_nll"]
     state.forget_rises()
+    if state.mean_after_best is None:  # also in a checkpoint of an earlier edition
+        state.best_step = min(best.step, state.step)
+        state.mean_before_best = state.mean_after_best = best.mean
     remeasured = {f"remeasured_{name}": value for name, value in record.items()}
     return {"step": state.step, "remeasured_step": best.step} | remeasured
 

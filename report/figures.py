@@ -50,7 +50,8 @@ class Curve:
             final: Record = next((record for record in reversed(records) if "best_val_nll" in record), {})
             best = find_best(each for each in records if "val_nll" not in each or (x in each and key in each))
             self.best = [best[x]], [final.get(f"best_{key}", best[key])]
-            kl = f", KL {final.get('best_kl_gap', min(self.gap[1])):.4f}" if self.gap[1] else ""
+            gap = final.get("best_kl_gap", best.get("kl_gap"))
+            kl = "" if gap is None else f", KL {gap:.4f}"
             self.label = f"best {self.best[1][0]:.4f}{kl}  {name}"
 
 

@@ -136,6 +136,7 @@ class TrainLog:
     def add_remeasured(self, record: Record) -> None:
         """Write and say what was measured of the best model of a resumed run, if anything was."""
         if record:
+            self.lost_best = False  # which was told from losses that do not compare
             self.append("metrics.jsonl", record)
             self.say(f"the best model, of step {record['remeasured_step']:,}, has {record['remeasured_val_nll']:.4f} "
                      "as this start measures it: on other targets, or in another dtype\n")

@@ -17,7 +17,7 @@ from config.errors import UserError
 from config.schema import Config, ModelConfig, OptimConfig, RunConfig
 from data.batches import IGNORE_INDEX, Batch, EvalText, TrainBatches
 from data.documents import Split
-from engine.checkpoint import load_checkpoint, load_model, save_checkpoint
+from engine.checkpoint import load_checkpoint, load_model, read_model, save_checkpoint
 from engine.distributed import Distributed, setup_distributed
 from engine.generate import generate, sample_token
 from engine.optim import Muon, get_lr_scale, make_optimizers, set_lr
@@ -429,6 +429,24 @@ def test_the_best_model_is_measured_again_where_losses_do_not_compare(
     train("--init_from=resume", "--max_iters=10", change)  # nothing changes: it is not measured again
     lines = [line for line in read_metrics(data_dir / "out/run") if "remeasured_val_nll" in line]
     assert [(line["step"], line["remeasured_step"]) for line in lines] == [(6, 2)]
+
+
+def test_a_run_of_an_earlier_edition_measures_its_best_model_again(data_dir: Path) -> None:
+    """Its checkpoints do not say on what the loss was measured, nor at which step."""
+    train("--max_iters=30", "--eval_interval=10")
+    run = open_run(data_dir / "out/run")
+    new = {"best_step", "measured_on", "mean_before_best", "mean_after_best", "peak", "recovered", "eval_step",
+           "overfitting_step"}
+    last, _ = read_model(run, "last")
+    state = load_checkpoint(run.path / "last.safetensors", last)
+    saved = read_checkpoint(run.path / "best.safetensors")[1]
+    old = TrainState.model_validate(state.model_dump(exclude=new))
+    text = run.eval_text(run.corpus.val, run.config.run.eval_tokens)
+    record = engine.step.remeasure_best(run, old, text, run.corpus, CPU)
+    assert record["remeasured_step"] == old.best_step == state.best_step
+    assert old.best_nll == pytest.approx(state.best_nll, rel=1e-6)
+    assert old.mean_after_best == saved["mean"]
+    assert old.measured_on == state.measured_on
 
 
 def test_resuming_with_fewer_targets_measures_what_it_says(data_dir: Path) -> None:
