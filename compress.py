@@ -2,6 +2,7 @@
 
 An entropy coder makes about sum -log2 q bits of tokens with probabilities q. Decoding needs the same q to the last bit.
 So both directions take the same steps with the same shapes: S streams, parts of the text, grow side by side.
+Characters that the run does not know are replaced before, and listed in the file: data/unknown.py.
 """
 
 from config.startup import end_on_interrupt

@@ -111,7 +111,7 @@ def _join_values(argv: list[str], names: set[str]) -> list[str]:
     words: list[str] = []
     for word in argv:
         last = words[-1] if words else ""
-        is_unknown = last.startswith("-") and "=" not in last and last not in names
+        is_unknown = bool(re.fullmatch(r"--?[a-zA-Z][\w-]*", last)) and last not in names
         if is_unknown and not word.startswith("-"):
             words[-1] = f"{last}={word}"
         else:

@@ -55,7 +55,7 @@ class Unknown:
                 stand_in = self.stand_ins[match[0]]
                 self.gaps.append(self.gap + match.start() - at)
                 self.characters.append(match[0])
-                self.added_bytes += len(match[0].encode()) - len(stand_in.encode())
+                self.added_bytes += len(to_bytes(match[0])) - len(to_bytes(stand_in))
                 self.gap = 0
                 parts += [text[at:match.start()], stand_in]
                 at = match.end()
@@ -75,7 +75,7 @@ class Unknown:
         if not self.characters:
             return b""
         content = [self.stand_ins, "".join(self.characters), self.gaps]
-        return zlib.compress(json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode(), 9)
+        return zlib.compress(to_bytes(json.dumps(content, ensure_ascii=False, separators=(",", ":"))), 9)
 
     def describe(self) -> str:
         """How many characters there are, and what became of each kind."""
@@ -102,6 +102,11 @@ def replace_in_documents(documents: Iterable[Document], known: frozenset[str]) -
             segments.append((unknown.replace(text), is_target))
         replaced.append(segments)
     return replaced, in_targets
+
+
+def to_bytes(text: str) -> bytes:
+    """UTF-8, also of bytes on a command line that are no text."""
+    return text.encode(errors="surrogatepass")
 
 
 def show_character(character: str) -> str:

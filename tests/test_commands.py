@@ -176,6 +176,7 @@ def test_help_lists_every_option_with_its_default(capsys) -> None:
     (["train.py", "--corpus=text.txt", "--init_from=resume", "--out_dir=out/none"], "no run to resume"),
     (["train.py", "--corpus=config"], "no files whose names end in .txt"),
     (["sample.py", "config"], "not a run"),
+    (["sample.py", "--prompt", "- the", "config"], "config: not a run"),
     (["sample.py"], "RUN"),
     (["sample.py", ""], "not a run"),
     (["sample.py", "out/tiny", "--prompt=a", "--prompt_file=text.txt"], "prompt and prompt_file: use one of them"),
