@@ -176,8 +176,8 @@ def test_an_exported_model_comes_back(name: str, here: Path) -> None:
         assert torch.allclose(before(tokens), after(tokens), atol=1e-6)
     assert call("sample.py", f"{name}_exported", "--prompt=the", "--max_new_tokens=5").stdout.startswith("the")
     if name != "lines":  # of which the exported model does not know that they are documents
-        losses = [json.loads(call("evaluate.py", each, "--text=part.txt", "--json").stdout)["loss"]["nats_per_token"]
-                  for each in (name, f"{name}_exported")]
+        losses = [json.loads(call("evaluate.py", each, "--text=part.txt", "--dtype=float32", "--json").stdout)
+                  ["loss"]["nats_per_token"] for each in (name, f"{name}_exported")]
         assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
@@ -321,7 +321,7 @@ def test_the_eos_token_has_to_be_the_last() -> None:
 @pytest.mark.parametrize("source", ["char", "char_exported", "bpe_exported"])
 def test_training_starts_with_its_weights(source: str, here: Path) -> None:
     printed = call("train.py", "--corpus=part.txt", f"--init_from={source}", "--max_iters=1", "--batch_size=2",
-                   "--eval_tokens=0", f"--out_dir=from_{source}").stdout
+                   "--dtype=float32", "--eval_tokens=0", f"--out_dir=from_{source}").stdout
     assert f"starts with the weights of {source}\n" in printed
     assert "step 0: loss" not in printed
     run = open_run(Path(f"from_{source}"))

@@ -1,7 +1,9 @@
 """dtype decides all arithmetic: no operation is in 16 bits unless dtype is, because some hardware emulates them."""
 
+import json
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -227,3 +229,31 @@ def test_a_run_in_float16(data_dir) -> None:
     assert "float16: 3 steps" in printed
     call("train.py", "out/run", "--init_from=resume", "--max_iters=5")
     assert read_metrics(data_dir / "out/run")[-1]["step"] == 5
+
+
+@pytest.mark.precision
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_command_works_in_each_dtype(dtype: str, data_dir: Path) -> None:
+    """Train, resume, evaluate, sample, compress and get back, export and read that; the losses are near each other."""
+    options = ["--corpus=text.txt", *TINY, "--device=cpu", f"--dtype={dtype}"]
+    call("train.py", *options, "--out_dir=out/run", "--max_iters=4")
+    call("train.py", "out/run", "--init_from=resume", "--max_iters=6")
+    final = read_metrics(data_dir / "out/run")[-1]["best_val_nll"]
+
+    def evaluate_split(run: str, *arguments: str) -> float:
+        printed = call("evaluate.py", run, "--json", *arguments).stdout
+        return float(json.loads(printed)["loss"]["nats_per_token"]["value"])
+
+    assert evaluate_split("out/run") == pytest.approx(final, abs=1e-6)
+    assert evaluate_split("out/run", "--dtype=float32") == pytest.approx(final, abs=0.01)
+    call("export.py", "out/run", "exported")
+    exact = evaluate_split("exported", "--text=text.txt", "--dtype=float32")
+    assert evaluate_split("exported", "--text=text.txt", f"--dtype={dtype}") == pytest.approx(exact, abs=0.01)
+
+    assert call("sample.py", "out/run", "--prompt=the", f"--dtype={dtype}", "--max_new_tokens=20").stdout
+    Path("part.txt").write_text(Path("text.txt").read_text(encoding="utf-8")[:300], encoding="utf-8")
+    content = Path("part.txt").read_bytes()
+    call("compress.py", "out/run", "part.txt", f"--dtype={dtype}")
+    Path("part.txt").unlink()
+    call("compress.py", "out/run", "part.txt.srp", f"--dtype={dtype}")
+    assert Path("part.txt").read_bytes() == content
