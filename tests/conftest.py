@@ -84,6 +84,15 @@ def make_text(n_lines: int = 400) -> str:
     return "\n".join(" ".join(rng.choices(words, weights=range(10, 0, -1), k=6)) for _ in range(n_lines)) + "\n"
 
 
+def trained_dtype() -> str:
+    """What the trainings of the tests compute in: --dtype of pytest."""
+    return TINY[-1].removeprefix("--dtype=")
+
+
+def other_dtype() -> str:
+    return {"float32": "bfloat16", "bfloat16": "float32"}[trained_dtype()]
+
+
 @pytest.fixture(autouse=True)
 def _keep_denormals() -> Iterator[None]:
     """Training flushes them, in the whole process; hypothesis does not like that."""

@@ -24,7 +24,7 @@ from engine.run import open_run
 from evaluate import EvaluateOptions
 from report import words
 from sample import SampleOptions
-from tests.conftest import ROOT, TINY, call, make_text, read_metrics, without_clocks
+from tests.conftest import ROOT, TINY, call, make_text, other_dtype, read_metrics, without_clocks
 from train import train
 
 RECIPES = sorted((ROOT / "config").glob("*.toml"))
@@ -283,7 +283,7 @@ def test_a_run_can_be_a_recipe_and_can_be_resumed(data_dir: Path, monkeypatch: p
 # For each option, arguments that differ from the base run's, and what the base run needs for it to show.
 OVERFITS = ["--val_fraction=0.9", "--block_size=16", "--n_embd=32", "--batch_size=32", "--max_iters=100",
             "--eval_interval=10", "--checkpoint_interval=60", "--log_interval=60", "--learning_rate=0.03",
-            "--muon_learning_rate=0.1"]
+            "--muon_learning_rate=0.1", "--dtype=float32"]
 CHANGES: dict[str, tuple[list[str], list[str]]] = {
     "corpus": (["--corpus=other.txt"], []),
     "tokenizer": (["--tokenizer=bpe", "--vocab_size=300"], []),
@@ -336,7 +336,7 @@ CHANGES: dict[str, tuple[list[str], list[str]]] = {
     "init_from": (["--init_from=resume"], []),
     "seed": (["--seed=2"], []),
     "compile": (["--compile"], []),
-    "dtype": (["--dtype=bfloat16"], []),
+    "dtype": ([f"--dtype={other_dtype()}"], []),
     "micro_batch_size": (["--micro_batch_size=1"], ["--dropout=0.3"]),
     "eval_interval": (["--eval_interval=3"], []),
     "eval_tokens": (["--eval_tokens=200"], []),

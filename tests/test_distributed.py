@@ -37,7 +37,7 @@ from engine.state import StepResult, TrainState
 from engine.step import evaluate
 from model import GPT
 from report import words
-from tests.conftest import ROOT, TINY, call, read_metrics, without_clocks
+from tests.conftest import ROOT, TINY, call, other_dtype, read_metrics, trained_dtype, without_clocks
 from tests.processes import Process, start_ranks
 from train import train_step
 
@@ -341,7 +341,7 @@ NO_WAIT = "import time; time.sleep = lambda seconds: None"  # of a rank for torc
     ("--eval_interval=3", "eval_interval is 2 on rank 0 and 3 on rank 2"),
     ("--max_iters=7", "max_iters is 6 on rank 0 and 7 on rank 2"),
     ("--mask=the", 'mask is "" on rank 0 and "the" on rank 2'),
-    ("--dtype=bfloat16", 'dtype is "float32" on rank 0 and "bfloat16" on rank 2')])
+    (f"--dtype={other_dtype()}", f'dtype is "{trained_dtype()}" on rank 0 and "{other_dtype()}" on rank 2')])
 def test_ranks_with_other_options_end_with_one_clear_line(clone: Path, option: str, says: str) -> None:
     """All of them, before a run is made: another interval would make them wait for each other for ever."""
     ranks = start_ranks(clone, "--corpus=text.txt", *TINY, "--device=cpu", "--out_dir=out/unequal", size=3,

@@ -36,7 +36,7 @@ from report.analysis import (
     measure_losses,
 )
 from report.evaluation import claim
-from tests.conftest import TINY, call, make_text, work_in
+from tests.conftest import TINY, call, make_text, other_dtype, trained_dtype, work_in
 
 CPU = Distributed(torch.device("cpu"), torch.float32)
 
@@ -212,7 +212,7 @@ def test_progress_goes_to_stderr_also_into_a_pipe(runs) -> None:
 
 def test_a_sentence_shows_what_each_of_its_tokens_costs(runs) -> None:
     sentence = "the cat sat on a mat; " * 3  # longer than a block
-    printed = said("out/whole", f"--explain={sentence}")
+    printed = said("out/whole", f"--explain={sentence}", "--dtype=float32")
     run = open_run(Path("out/whole"))
     tokens = run.tokenizer.encode_prompt("") + run.tokenizer.encode_prompt(sentence)
     model, _ = load_model(run, "best", CPU)
@@ -547,9 +547,9 @@ def test_a_table_has_a_confidence_only_where_groups_do_not_depend_on_what_came(r
 
 
 def test_the_dtype_is_that_of_training_or_of_the_option(runs) -> None:
-    assert found("out/whole")["device"].endswith("float32")  # as in training
-    losses = [found("out/whole", "--dtype=float32")["loss"]["nats_per_token"]["value"],
-              found("out/whole", "--dtype=bfloat16")["loss"]["nats_per_token"]["value"]]
+    assert found("out/whole")["device"].endswith(trained_dtype())  # as in training
+    losses = [found("out/whole", f"--dtype={trained_dtype()}")["loss"]["nats_per_token"]["value"],
+              found("out/whole", f"--dtype={other_dtype()}")["loss"]["nats_per_token"]["value"]]
     assert losses[0] == found("out/whole")["loss"]["nats_per_token"]["value"]
     assert 0 < abs(losses[0] - losses[1]) < 0.01
     both = found("out/whole", "--against=out/short", "--dtype=bfloat16")

@@ -15,7 +15,7 @@ from engine.run import open_run
 from report.figures import draw_terminal
 from report.notebook import Model, SampledText, ScoredText
 from surprisal import LN2
-from tests.conftest import ROOT, call
+from tests.conftest import ROOT, call, trained_dtype
 
 TEXT = "the cat sat\non a mat; doré"
 
@@ -61,7 +61,7 @@ def test_the_scores_are_those_of_evaluate(model: Model) -> None:
 
 
 def test_the_dtype_is_that_of_training_unless_another_is_named(trained) -> None:
-    assert Model(trained[0]).dist.dtype_name == "float32"
+    assert Model(trained[0]).dist.dtype_name == trained_dtype()
     assert Model(trained[0], dtype="bfloat16").dist.dtype_name == "bfloat16"
     with pytest.raises(UserError, match="dtype=int8: should be one of auto, float32, bfloat16, float16"):
         Model(trained[0], dtype="int8")

@@ -36,7 +36,7 @@ from loss import LossMeans, LossSums
 from model import GPT
 from report import words
 from report.trainlog import OUTCOME, TrainLog
-from tests.conftest import TINY, Done, call, make_text, read_metrics, without_clocks
+from tests.conftest import TINY, Done, call, make_text, other_dtype, read_metrics, trained_dtype, without_clocks
 from tests.processes import Process, assert_same_checkpoints, read_checkpoint
 from tests.test_checkpoints import forge
 from train import train_step
@@ -568,14 +568,15 @@ def test_a_jump_of_the_learning_rate_is_told(finished: Path) -> None:
 def test_a_new_dtype_has_to_be_named(finished: Path) -> None:
     (finished / "config.toml").rename("other.toml")
     shutil.copy("other.toml", finished / "config.toml")
-    Path("other.toml").write_text(Path("other.toml").read_text().replace("float32", "bfloat16"))
+    was, now = trained_dtype(), other_dtype()
+    Path("other.toml").write_text(Path("other.toml").read_text().replace(was, now))
     options = ["other.toml", "--out_dir=out/run", "--init_from=resume", "--max_iters=8"]
     done = call("train.py", *options, check=False)
-    assert "error: out/run: dtype was float32 and is now bfloat16: the arithmetic changes; if you want" in done.stderr
-    assert open_run(finished).config.run.dtype == "float32"
-    printed = call("train.py", *options, "--dtype=bfloat16").stdout
-    assert "\n  dtype was float32 and is now bfloat16\n" in printed
-    assert open_run(finished).config.run.dtype == "bfloat16"
+    assert f"error: out/run: dtype was {was} and is now {now}: the arithmetic changes; if you want" in done.stderr
+    assert open_run(finished).config.run.dtype == was
+    printed = call("train.py", *options, f"--dtype={now}").stdout
+    assert f"\n  dtype was {was} and is now {now}\n" in printed
+    assert open_run(finished).config.run.dtype == now
 
 
 def test_auto_resumes_a_run_or_starts_one(data_dir: Path) -> None:
@@ -770,8 +771,8 @@ def test_a_checkpoint_of_an_earlier_edition_is_read(finished: Path) -> None:
     RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
     MemoryError()])
 def test_out_of_memory_names_the_option_to_change(error: Exception) -> None:
-    advice = words.less_memory(load_config(["--batch_size=64"])[0])
-    with pytest.raises(UserError, match=r"^out of memory: use --micro_batch_size=8, which gives the same result"), \
+    advice = words.less_memory(load_config(["--batch_size=64", "--block_size=64"])[0])
+    with pytest.raises(UserError, match=r"^out of memory: use --micro_batch_size=4, which gives the same result"), \
             out_of_memory(advice):
         raise error
     for size, says in ((16, "use --micro_batch_size=8, which"), (1, "use a smaller --block_size")):
@@ -783,7 +784,7 @@ def test_out_of_memory_names_the_option_to_change(error: Exception) -> None:
 
 def test_a_run_out_of_memory_continues_with_less(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After three steps, as the error says: in micro-batches of half the size, to the same losses."""
-    call("train.py", *RUN, "--out_dir=out/roomy")
+    call("train.py", *RUN, "--out_dir=out/roomy", "--dtype=float32")
 
     def step(*arguments: Any) -> StepResult:
         if arguments[5] == 3:
@@ -792,10 +793,10 @@ def test_a_run_out_of_memory_continues_with_less(data_dir: Path, monkeypatch: py
 
     with monkeypatch.context() as patch:
         patch.setattr("train.train_step", step)
-        told = train(returns=2).stderr
-    assert "use --micro_batch_size=2, which gives the same result" in told
+        told = train("--dtype=float32", returns=2).stderr
+    assert "use --micro_batch_size=1, which gives the same result" in told
     assert "--init_from=resume" in told
-    resume("--micro_batch_size=2")
+    resume("--micro_batch_size=1", "--dtype=float32")
     narrow, roomy = (read_metrics(data_dir / "out" / name) for name in ("run", "roomy"))
     assert [record["step"] for record in narrow] == STEPS
     for one, other in zip(narrow, roomy, strict=True):
