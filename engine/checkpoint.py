@@ -300,7 +300,7 @@ def _weight_files(path: Path) -> dict[str, list[str]]:
     Other .safetensors beside them are copies, or something else.
     """
     index = path / INDEX
-    if not index.exists():
+    if not index.is_file():
         if not (path / WEIGHTS).is_file():
             raise UserError(f"{path}: has no {WEIGHTS} and no {INDEX}; other formats are not read: save it with "
                             "save_pretrained of transformers")

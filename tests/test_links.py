@@ -210,6 +210,7 @@ def test_models_in_hugging_face_format_may_have_links_but_no_pipes(theirs: Path,
     assert call("sample.py", "model", "--max_new_tokens=2").stdout
     path.unlink()
     os.mkfifo(path)
+    os.mkfifo("model/model.safetensors.index.json")
     done = call("sample.py", "model", check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
