@@ -22,7 +22,7 @@ from torch import Tensor
 from config.errors import DamagedError, UserError
 from config.files import replacing
 from config.pretrained import is_hugging_face
-from config.schema import Config
+from config.schema import Config, ModelConfig
 from data.tokenizer import Tokenizer
 from engine.distributed import Distributed
 from engine.huggingface import from_hugging_face
@@ -256,15 +256,16 @@ def read_model(run: Run, checkpoint: str) -> tuple[GPT, TrainState]:
     UserError if it is missing or damaged, or config.toml describes another model.
     """
     if is_hugging_face(run.path):
-        model = GPT(run.config.model, run.info.vocab_size)
-        _load_hugging_face(run.path, model)
-        return model, TrainState()
+        return _load_hugging_face(run.path, run.config.model, run.info.vocab_size), TrainState()
     other = "best" if checkpoint == "last" else "last"
     try:
         saved = open_checkpoint(run.path / f"{checkpoint}.safetensors")
     except UserError as error:
         raise UserError(f"{error}; try --checkpoint={other}") from None
     check_options(saved, run.config)
+    num_params = sum(tensor.numel() for name, tensor in saved.tensors.items() if name.startswith("model."))
+    if num_params != run.config.model.num_params(run.info.vocab_size):  # before it is built: it may be huge
+        raise UserError(f"{saved.path}: holds another model than the options describe")
     model = GPT(run.config.model, run.info.vocab_size)
     try:
         return model, copy_checkpoint(saved, model)
@@ -272,8 +273,8 @@ def read_model(run: Run, checkpoint: str) -> tuple[GPT, TrainState]:
         raise UserError(f"{error}; try --checkpoint={other}") from None
 
 
-def _load_hugging_face(path: Path, model: GPT) -> None:
-    """Load the weights of a directory in Hugging Face's format.
+def _load_hugging_face(path: Path, config: ModelConfig, vocab_size: int) -> GPT:
+    """The model of a directory in Hugging Face's format, built when its weights are known to be there.
 
     Rows of a padded vocabulary, and those of added tokens that are left out, are left out too.
     """
@@ -282,14 +283,16 @@ def _load_hugging_face(path: Path, model: GPT) -> None:
         for file, names in _weight_files(path).items():
             inside = load_file(path / file)
             tensors |= {name: inside[name] for name in names or inside}
-        weights = from_hugging_face(model.config, tensors)
+        weights = from_hugging_face(config, tensors)
         rows = len(weights["wte.weight"])
-        if rows < model.vocab_size:
-            raise UserError(f"{path}: its tokenizer.json has {model.vocab_size:,} tokens, and its embedding has "
+        if rows < vocab_size:
+            raise UserError(f"{path}: its tokenizer.json has {vocab_size:,} tokens, and its embedding has "
                             f"{rows:,} rows: they do not belong together")
         for name in {"wte.weight", "lm_head.weight"} & weights.keys():
-            weights[name] = weights[name][:model.vocab_size]
-        model.load_state_dict(weights, strict=not model.config.tied)
+            weights[name] = weights[name][:vocab_size]
+        model = GPT(config, vocab_size)
+        model.load_state_dict(weights, strict=not config.tied)
+        return model
     except (SafetensorError, OSError, LookupError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: its .safetensors do not hold the model of its config.json ({error!s:.200})") from None
 

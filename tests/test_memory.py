@@ -1,6 +1,7 @@
 """The size of a model is known before it is built, and one that cannot fit is refused then."""
 
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,6 +37,23 @@ def test_a_model_that_cannot_fit_is_refused_before_anything_is_prepared_or_built
     assert done.stderr.endswith(" GB: use a smaller --n_layer or --n_embd\n")
     assert not (data_dir / "data").exists()
     assert not [*(data_dir / "out").iterdir()]
+
+
+@pytest.mark.parametrize("command", ["sample.py", "evaluate.py", "compress.py"])
+def test_a_config_that_asks_for_a_huge_model_is_compared_before_it_is_built(
+        trained, clone: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    """Of a run of an earlier edition, whose checkpoints do not say what their options were."""
+    run = clone / "out/huge"
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(trained[0], run)
+    config = (run / "config.toml").read_text().replace("n_layer = 2", "n_layer = 1000000")
+    (run / "config.toml").write_text(config)
+    monkeypatch.setattr("engine.checkpoint.check_options", lambda saved, config: None)
+    monkeypatch.chdir(clone)
+    extra = ["text.txt"] if command == "compress.py" else []
+    done = call(command, "out/huge", *extra, "--device=cpu", check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "error: out/huge/best.safetensors: holds another model than the options describe" in done.stderr
 
 
 def test_what_may_fit_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
