@@ -198,8 +198,10 @@ def _on_training_text(final: Record) -> Iterator[str]:
                f"and {unread:.4f} on the rest.")
         worth = unread - read
         error = math.hypot(read_error, unread_error)
-        kind = "memorisation" if worth > error else "which may be nothing"
-        yield f"  Having read a text lowers its loss by {worth:.3f} ± {error:.3f}: {kind}."
+        if worth > error:
+            yield f"  Having read a text lowers its loss by {worth:.3f} ± {error:.3f}: that is memorisation."
+        else:
+            yield f"  So memorisation cannot be told from noise: {worth:+.3f} ± {error:.3f}."
     elif read is not None:
         yield (f"On training text that it read the best model has {read:.4f}, {abs(val - read):.3f} ± {read_error:.3f} "
                f"{_direction(val > read, 'lower', 'higher')}.")

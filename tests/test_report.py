@@ -141,9 +141,9 @@ def test_what_reading_was_worth_is_told_from_a_harder_text() -> None:
     unread = {"best_epochs": 0.38, "best_train_unread_nll": 1.496, "best_train_unread_error": 0.002}
     said = verdict([*records, final | unread | {"best_train_read_error": 0.002}])
     assert "The best model read 38% of the training text. Its loss is 1.4760 on that, and 1.4960 on the rest." in said
-    assert "  Having read a text lowers its loss by 0.020 ± 0.006: memorisation." in said
+    assert "  Having read a text lowers its loss by 0.020 ± 0.006: that is memorisation." in said
     assert "  The validation text is 0.138 ± 0.004 harder than training text that it did not read." in said
-    assert "0.020 ± 0.020: which may be nothing." in verdict([*records, final | unread])
+    assert "So memorisation cannot be told from noise: +0.020 ± 0.020." in verdict([*records, final | unread])
     for name in ("best_train_read_nll", "best_train_read_error"):
         del final[name]
     assert "On training text that it did not read the best model has 1.4960." in verdict([*records, final | unread])
