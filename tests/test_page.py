@@ -54,6 +54,22 @@ def test_training_writes_a_page_whose_numbers_are_the_metrics(own: Path) -> None
     assert shown["samples"][0]["step"] == 0
 
 
+def test_the_page_says_overfitting_where_the_training_did(own: Path) -> None:
+    """A validation loss that rises for another reason, as in a run that diverges, is not shaded."""
+    records = [record for record in read_metrics(own) if "val_nll" in record]
+    rising = [record | {"val_nll": 1.0 + number} for number, record in enumerate(records)]
+
+    def overfits() -> bool:
+        (own / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in rising))
+        shown: bool = describe_runs([open_run(own)])["runs"][0]["overfits"]
+        return shown
+
+    assert not overfits()
+    rising[-1]["overfitting"] = 2
+    assert overfits()
+    assert 'id="shaded" hidden' in (own / "report.html").read_text()  # the page's script shows it where it is so
+
+
 def test_flops_count_what_was_computed_masked_or_not(data_dir: Path) -> None:
     """Of all batches, also where a run was resumed with larger ones; the number of targets says nothing of it."""
     arguments = ["--corpus=text.txt", "--out_dir=out/run", *TINY, "--mask=the"]
