@@ -197,8 +197,8 @@ class RunConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of matrix products; auto = "
                                                                      "the fastest")
     compile: bool = Field(False, description="torch.compile the model: starts slowly, then runs faster")
-    micro_batch_size: Count = Field(0, description="sequences in one forward pass; 0 = on a CPU 2, 4, 8, ... "
-                                    "parts of the batch of at least 512 tokens, on a GPU a rank's share")
+    micro_batch_size: Count = Field(0, description="sequences in one forward pass; 0 = on a CPU 2 parts of the "
+                                    "batch, or 4, 8, ... of at least 1,024 tokens, on a GPU a rank's share")
     eval_interval: Positive = Field(40, description="steps between evaluations; the first are at 0, 1, 2, 4, 8, ...")
     eval_tokens: Count = Field(8192, description="validation targets per evaluation, evenly spread; 0 = all")
     log_interval: Positive = Field(10, description="steps between lines of metrics.jsonl")

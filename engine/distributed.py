@@ -30,7 +30,7 @@ from config.schema import Config
 from engine.workers import Item, Result, Workers, count_workers
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")  # of matrix products
-CPU_TOKENS = 512  # in a micro-batch on a CPU, at least: fewer cost more than more cores gain
+CPU_TOKENS = 1024  # in a micro-batch on a CPU, at least, or half a batch (bench/NOTES.md)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -206,8 +206,8 @@ def count_devices() -> dict[str, int]:
 def micro_batch_size(config: Config) -> int:
     """Sequences in one forward pass: as many as were asked for, or what suits the device.
 
-    On a CPU, whose cores take a micro-batch each, a batch is cut into 2, 4, 8, ... parts of at least
-    CPU_TOKENS tokens: that depends on the options only. On a GPU it is a rank's share of the batch.
+    On a CPU, whose cores take a micro-batch each, a batch is cut into 2, or 4, 8, ... parts of
+    at least CPU_TOKENS tokens: that depends on the options only. On a GPU it is a rank's share of the batch.
     """
     batch_size, device = config.optim.batch_size, config.run.device
     if config.run.micro_batch_size:

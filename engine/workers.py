@@ -66,6 +66,7 @@ class Workers:
 
         def start() -> None:
             torch.set_num_threads(1)
+            torch.get_num_threads()  # else the first operation would take the number that is set last
             torch.set_flush_denormal(True)  # as in the thread that calls
             everyone.wait()
 

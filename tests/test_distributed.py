@@ -128,9 +128,9 @@ def test_any_split_gives_the_gradient_of_the_whole_batch(size: int, micro_batch_
 
 
 @pytest.mark.parametrize(("options", "gpus", "ranks", "expected"), [
-    ("--batch_size=64", 0, 1, 2), ("--batch_size=64", 0, 3, 2), ("--batch_size=24", 0, 1, 3),
-    ("--batch_size=8", 0, 1, 2), ("--batch_size=12 --block_size=64", 0, 1, 6), ("--batch_size=1", 0, 1, 1),
-    ("--batch_size=64 --block_size=9000", 0, 1, 1), ("--batch_size=64 --device=cpu", 1, 1, 2),
+    ("--batch_size=64", 0, 1, 4), ("--batch_size=64", 0, 3, 4), ("--batch_size=24", 0, 1, 6),
+    ("--batch_size=8", 0, 1, 4), ("--batch_size=12 --block_size=64", 0, 1, 6), ("--batch_size=1", 0, 1, 1),
+    ("--batch_size=64 --block_size=9000", 0, 1, 1), ("--batch_size=64 --device=cpu", 1, 1, 4),
     ("--batch_size=64", 1, 1, 64), ("--batch_size=64", 1, 2, 32),
     ("--batch_size=64 --micro_batch_size=33", 0, 1, 33)])
 def test_the_cut_of_a_cpus_batch_depends_on_options_only(options: str, gpus: int, ranks: int, expected: int,

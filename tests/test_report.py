@@ -255,7 +255,7 @@ def test_a_damaged_line_of_metrics_is_left_out() -> None:
 
 def test_less_memory() -> None:
     config = Config()
-    assert "--micro_batch_size=1, which gives the same result" in words.less_memory(config)
+    assert "--micro_batch_size=2, which gives the same result" in words.less_memory(config)
     assert "--micro_batch_size" not in words.less_memory(config.with_run(micro_batch_size=1))
 
 

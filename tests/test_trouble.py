@@ -772,7 +772,7 @@ def test_a_checkpoint_of_an_earlier_edition_is_read(finished: Path) -> None:
     MemoryError()])
 def test_out_of_memory_names_the_option_to_change(error: Exception) -> None:
     advice = words.less_memory(load_config(["--batch_size=64", "--block_size=64"])[0])
-    with pytest.raises(UserError, match=r"^out of memory: use --micro_batch_size=4, which gives the same result"), \
+    with pytest.raises(UserError, match=r"^out of memory: use --micro_batch_size=8, which gives the same result"), \
             out_of_memory(advice):
         raise error
     for size, says in ((16, "use --micro_batch_size=8, which"), (1, "use a smaller --block_size")):

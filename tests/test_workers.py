@@ -59,14 +59,17 @@ def test_results_come_in_the_order_of_the_items_and_few_items_are_taken_ahead() 
 def test_workers_compute_at_the_same_time_with_one_thread_each() -> None:
     """Two of them meet at a barrier, which one alone would never pass."""
     meeting = threading.Barrier(2, timeout=30)
-    before = torch.get_num_threads()
 
     def meet(_: int) -> int:
         meeting.wait()
         return torch.get_num_threads()
 
-    assert list(Workers(2).map(meet, range(4))) == [1] * 4
-    assert torch.get_num_threads() == before
+    torch.set_num_threads(2)
+    try:
+        assert list(Workers(2).map(meet, range(4))) == [1] * 4
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_a_single_item_is_for_all_cores() -> None:
