@@ -46,7 +46,8 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             for p in params:
-                self.state[p].setdefault("momentum", torch.zeros_like(p))
+                if not self.state[p]:  # at the first step
+                    self.state[p]["momentum"] = torch.zeros_like(p)
             grads = [p.grad for p in params]
             averages = [self.state[p]["momentum"] for p in params]
             torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
