@@ -134,7 +134,8 @@ def copy_checkpoint(saved: Checkpoint, model: GPT,
         for name, tensor in weights.items():
             if tensor.dtype != torch.float32:
                 raise ValueError(f"{name} is {tensor.dtype}")
-        optimizer_states = _read_optimizers(saved.tensors, optimizers or [])
+        has_states = saved.state.applied_steps > 0
+        optimizer_states = _read_optimizers(saved.tensors, optimizers or [], has_states)
         # All of it fits: only now is any of it used.
         for name, p in own.items():
             p.copy_(weights[name])
@@ -143,13 +144,13 @@ def copy_checkpoint(saved: Checkpoint, model: GPT,
         return saved.state
 
 
-def _read_optimizers(tensors: dict[str, Tensor], optimizers: Optimizers) -> list[State]:
-    """The state of each optimizer, from the tensors of a checkpoint; empty if none has made a step.
+def _read_optimizers(tensors: dict[str, Tensor], optimizers: Optimizers, has_states: bool) -> list[State]:
+    """The state of each optimizer, from the tensors of a checkpoint; empty if none has made a step: not `has_states`.
 
     ValueError if there is not exactly what the optimizers keep of their parameters.
     """
     found = {name: tensor for name, tensor in tensors.items() if not name.startswith("model.")}
-    if not found or not optimizers:
+    if not optimizers or not (found or has_states):
         return [{} for _ in optimizers]
     states: list[State] = []
     for number, optimizer in enumerate(optimizers):

@@ -124,6 +124,12 @@ def test_tensors_that_do_not_fit_are_damage(path: Path, forged: dict[str, Tensor
     assert_damaged(path)
 
 
+def test_optimizers_that_are_gone_are_damage(path: Path) -> None:
+    """Where a step changed the weights: else a training would go on with new optimizers, without a word."""
+    forge(path, {name: None for name in load_file(path) if name.startswith("optimizer.")})
+    assert_damaged(path)
+
+
 BAD_NUMBERS = ["-1", "1e999", "NaN", "Infinity", "-Infinity", "1" + "0" * 400, "true", "[]", '"1"']
 BAD_STATES = [{name: number} for name in TrainState.model_fields for number in BAD_NUMBERS]
 BAD_STATES += [
