@@ -12,11 +12,14 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
-from threading import Barrier
+from threading import Barrier, BrokenBarrierError
 from typing import TypeVar
 
 import torch
+
+from config.errors import UserError
 
 MAX_WORKERS = 16  # of a small model, no more threads get past Python's lock (bench/NOTES.md)
 
@@ -68,11 +71,16 @@ class Workers:
             torch.set_num_threads(1)
             torch.get_num_threads()  # else the first operation would take the number that is set last
             torch.set_flush_denormal(True)  # as in the thread that calls
-            everyone.wait()
+            with suppress(BrokenBarrierError):
+                everyone.wait()
 
         pool = ThreadPoolExecutor(self.count, "worker", initializer=start)
-        for _ in range(self.count):
-            pool.submit(int)  # each starts a thread, as the others wait
+        try:
+            for _ in range(self.count):
+                pool.submit(int)  # each starts a thread, as the others wait
+        except RuntimeError as error:
+            everyone.abort()  # else the process could not end: those that are there would wait for ever
+            raise UserError(f"no more threads can be started here ({error}); OMP_NUM_THREADS=1 needs none") from None
         everyone.wait()
         torch.set_num_threads(threads)  # 1 would be the number of every thread that comes later
         return pool

@@ -1,5 +1,6 @@
 """Worker threads: the same numbers whatever their count, in order, and errors reach the caller."""
 
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from config.errors import UserError
 from engine.workers import Workers
 from tests.conftest import TINY, call, without_clocks
 from tests.processes import assert_same_checkpoints
@@ -92,3 +94,23 @@ def test_an_error_in_a_worker_reaches_the_caller_and_the_others_stop() -> None:
         list(workers.map(work, range(1000)))
     assert len(done) < 10
     assert list(workers.map(str, range(3))) == ["0", "1", "2"]  # they still work
+
+
+def test_where_no_thread_can_be_started_those_that_are_there_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a low limit of processes: a thread that waited for the others would keep the process from ending."""
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def start_two(thread: threading.Thread) -> None:
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_two)
+    with pytest.raises(UserError, match=r"no more threads .*OMP_NUM_THREADS=1"):
+        list(Workers(4).map(str, range(9)))
+    gc.collect()
+    for thread in started:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
