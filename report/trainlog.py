@@ -53,6 +53,7 @@ class TrainLog:
         self.results: list[StepResult] = []  # since the last line of metrics
         self.failing: set[str] = set()  # files that could not be written the last time
         self.checked_first_losses = False
+        self.is_remeasured = False  # this start measures other targets than the last one, or in another dtype
         self.next_page = 0.0  # the time from which on the page may be written again
         if run.config.run.source:  # before it is a run: so resuming it always finds the weights that it starts with
             dist.on_rank0(save_checkpoint, run.path / "last.safetensors", model, state, (),
@@ -86,10 +87,13 @@ class TrainLog:
             self.say(trouble)
 
     def lacks_this_step(self) -> bool:
-        """Whether there is no line of the step, or the run ends and its best model is lost."""
+        """Whether there is no line of the step, or the run ends and has to be evaluated again.
+
+        That is where its best model is lost, or the last evaluation does not compare with the best model's.
+        """
         state = self.state
-        lacks_best = self.lost_best or state.best_nll is None
-        return state.step > self.logged_step or (lacks_best and state.is_finished(self.run.config))
+        evaluate_again = self.lost_best or self.is_remeasured or state.best_nll is None
+        return state.step > self.logged_step or (evaluate_again and state.is_finished(self.run.config))
 
     def make_record(self) -> Record:
         """A line of metrics of the steps since the last one."""
@@ -137,6 +141,7 @@ class TrainLog:
         """Write and say what was measured of the best model of a resumed run, if anything was."""
         if record:
             self.lost_best = False  # which was told from losses that do not compare
+            self.is_remeasured = True
             self.append("metrics.jsonl", record)
             self.say(f"the best model, of step {record['remeasured_step']:,}, has {record['remeasured_val_nll']:.4f} "
                      "as this start measures it: on other targets, or in another dtype\n")
