@@ -172,6 +172,8 @@ def _advice(records: Sequence[Record], final: Record, info: CorpusInfo, config: 
                 _calmer_steps(config)]
     evals = [record for record in records if "val_nll" in record]
     same = list(_on_training_text(final))
+    if same and config.run.source:
+        same.append(f"  Read means here: in this training. What {config.run.source} had read before is not counted.")
     rise = evals[-1]["val_nll"] - (state.best_nll or 0.0)
     if state.overfitting:
         return [*_overfitted(rise, config, state, epochs), *same,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from config.schema import Config, OptimConfig
+from config.schema import Config, OptimConfig, RunConfig
 from data.baselines import Baseline
 from data.info import CorpusInfo, SplitInfo
 from engine.run import Record, parse_record
@@ -144,6 +144,8 @@ def test_what_reading_was_worth_is_told_from_a_harder_text() -> None:
     assert "  Having read a text lowers its loss by 0.020 ± 0.006: that is memorisation." in said
     assert "  The validation text is 0.138 ± 0.004 harder than training text that it did not read." in said
     assert "So memorisation cannot be told from noise: +0.020 ± 0.020." in verdict([*records, final | unread])
+    tuned = verdict([*records, final | unread], Config(run=RunConfig(init_from="out/first")))
+    assert "  Read means here: in this training. What out/first had read before is not counted." in tuned
     for name in ("best_train_read_nll", "best_train_read_error"):
         del final[name]
     assert "On training text that it did not read the best model has 1.4960." in verdict([*records, final | unread])
