@@ -81,7 +81,8 @@ def check_entries(folder: Path) -> None:
         if path.is_symlink():
             raise UserError(f"{path}: is a link; only what is in {folder} itself is used: put a "
                             "copy in its place, or remove it")
-        if not path.is_file() and not path.is_dir():
+        is_special = not path.is_file() and not path.is_dir()
+        if is_special and path.exists():  # else a training has replaced it meanwhile
             raise UserError(f"{path}: is neither a file nor a directory; remove it")
 
 

@@ -15,7 +15,7 @@ import pytest
 
 import config.files
 from config.errors import UserError
-from config.files import RUN_FILES, locked, read_text, write_atomically
+from config.files import RUN_FILES, check_entries, locked, read_text, write_atomically
 from tests.conftest import TINY, call, make_text, training_in
 from tests.test_trouble import files
 
@@ -114,6 +114,14 @@ def test_a_run_with_more_than_files_is_refused(
     assert files(folder / "out") == before
     assert {path: path.read_bytes() for path in folder.glob("*.txt")} == outside
     assert not (folder / "not_there_yet").exists()
+
+
+def test_a_file_that_is_replaced_meanwhile_is_no_reason_to_refuse_a_run(
+        theirs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a training writes, and somebody looks at its curves."""
+    iterdir = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda folder: [*iterdir(folder), folder / ".report.js.1.tmp"])
+    check_entries(theirs)
 
 
 def test_the_line_says_what_to_do(theirs: Path) -> None:
