@@ -60,7 +60,7 @@ def print_styled(text: str) -> None:
 
 
 def progress_bar(items: Any = None, desc: str = "", **options: Any) -> Any:
-    """tqdm's bar, whose own control characters reach the terminal; there is none in a file or a pipe."""
+    """tqdm's bar, whose own control characters reach the terminal; in a file or a pipe only with disable=False."""
     from tqdm import tqdm  # here, because it takes a tenth of a second
 
     options = {"leave": False, "disable": None} | options

@@ -41,7 +41,7 @@ def claim(blocks: Blocks) -> list[str]:
         return ["The intervals are for other documents of the same source, if these are a random sample",
                 f"of it: {RESAMPLES:,} resamples of {blocks.number} blocks of whole documents."]
     return [f"The ranges show how much the loss varies in this text: {RESAMPLES:,} resamples of "
-            f"{blocks.number} of its parts.",
+            f"its {blocks.number} parts.",
             "They say nothing about another text, which can differ as a whole."]
 
 
