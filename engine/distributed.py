@@ -26,7 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.utils import parameters_to_vector
 
 from config.errors import RANK, START_RANKS, WORLD_SIZE, UserError
-from config.schema import Config
+from config.schema import Config, RunConfig
 from engine.workers import Item, Result, Workers, count_workers
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")  # of matrix products
@@ -209,16 +209,26 @@ def micro_batch_size(config: Config) -> int:
     On a CPU, whose cores take a micro-batch each, a batch is cut into 2, or 4, 8, ... parts of
     at least CPU_TOKENS tokens: that depends on the options only. On a GPU it is a rank's share of the batch.
     """
-    batch_size, device = config.optim.batch_size, config.run.device
+    batch_size = config.optim.batch_size
     if config.run.micro_batch_size:
         return config.run.micro_batch_size
-    has_gpu = any(count_devices()[kind] for kind in ("cuda", "mps"))
-    if device != "cpu" and (device != "auto" or has_gpu):
+    if not _is_on_cpu(config.run):
         return math.ceil(batch_size / WORLD_SIZE)
     parts = 2
     while 2 * parts * CPU_TOKENS <= batch_size * config.model.block_size:
         parts *= 2
     return math.ceil(batch_size / parts)
+
+
+def micro_batches_at_once(config: Config) -> int:
+    """Micro-batches that a process may have in memory together, if a step has so many."""
+    return count_workers() if _is_on_cpu(config.run) and not config.run.compile else 1
+
+
+def _is_on_cpu(run: RunConfig) -> bool:
+    """Whether a training will be on a CPU, which is known before it is set up."""
+    has_gpu = any(count_devices()[kind] for kind in ("cuda", "mps"))
+    return run.device == "cpu" or (run.device == "auto" and not has_gpu)
 
 
 def _has_bfloat16(kind: str) -> bool:

@@ -11,7 +11,7 @@ from config.schema import OVERFITTING_RISE, Config, ModelConfig, OptimConfig
 from data.baselines import Baseline, passed_and_ahead
 from data.batches import EvalText, TrainBatches, describe_empty_windows
 from data.info import CorpusInfo, end_of_prompt
-from engine.distributed import Distributed, micro_batch_size
+from engine.distributed import Distributed, micro_batch_size, micro_batches_at_once
 from engine.optim import get_lr_scale
 from engine.run import Record, Run
 from engine.state import StepResult, TrainState
@@ -366,10 +366,14 @@ def resume_command(run: Run, dist: Distributed) -> str:
 
 def less_memory(config: Config) -> str:
     """What to do when memory runs out in training."""
-    size, smaller = micro_batch_size(config), "a smaller --block_size or --n_embd"
-    return f"use {smaller}" if size == 1 else (
-        f"use --micro_batch_size={size // 2}, which gives the same result with half the memory (and --init_from=resume "
-        f"if training had begun), or {smaller}")
+    smaller = "a smaller --block_size or --n_embd"
+    at_once = micro_batches_at_once(config)
+    half = min(config.optim.batch_size, at_once * micro_batch_size(config)) // 2  # of the sequences in memory
+    if half == 0:
+        return f"use {smaller}"
+    fewer = "" if half >= at_once else f" and OMP_NUM_THREADS={half}"
+    return (f"use --micro_batch_size={max(1, half // at_once)}{fewer}, which gives the same result with half the "
+            f"memory (and --init_from=resume if training had begun), or {smaller}")
 
 
 def samples(prompt: str, texts: Sequence[str]) -> str:

@@ -255,6 +255,19 @@ def test_a_damaged_line_of_metrics_is_left_out() -> None:
         assert parse_record(f'{{"step": 1, "tokens": {impossible}}}'.encode()) == {"step": 1}
 
 
+@pytest.mark.parametrize(("cores", "options", "advice"), [
+    (1, {"micro_batch_size": 8}, "--micro_batch_size=4, "),
+    (2, {"micro_batch_size": 8}, "--micro_batch_size=2, "),  # 4 in each of two threads would be as many
+    (2, {"micro_batch_size": 2}, "--micro_batch_size=1, "),
+    (16, {"micro_batch_size": 4}, "--micro_batch_size=1 and OMP_NUM_THREADS=4, "),
+    (16, {"micro_batch_size": 4, "compile": True}, "--micro_batch_size=2, "),
+    (2, {"micro_batch_size": 1}, "--micro_batch_size=1 and OMP_NUM_THREADS=1, ")])
+def test_half_the_memory_counts_the_micro_batches_of_all_cores(
+        monkeypatch: pytest.MonkeyPatch, cores: int, options: dict[str, object], advice: str) -> None:
+    monkeypatch.setattr("engine.distributed.count_workers", lambda: cores)
+    assert f"use {advice}" in words.less_memory(Config().with_run(device="cpu", **options))
+
+
 def test_less_memory() -> None:
     config = Config()
     assert "--micro_batch_size=2, which gives the same result" in words.less_memory(config)
