@@ -92,7 +92,8 @@ class Chosen(NamedTuple):
 
     name: str
     texts: list[EvalText]
-    unknown: Unknown | None = None  # characters that were replaced
+    unknown: Unknown | None = None  # characters that were replaced in targets,
+    masked: Unknown | None = None  # and in masked text
 
 
 class Scored(NamedTuple):
@@ -107,7 +108,7 @@ class Scored(NamedTuple):
 def main(argv: list[str]) -> None:
     runs, options = read_arguments(argv)
     chosen = sentences(runs, options) if options.explain else read_texts(runs, options)
-    name, texts, unknown = chosen
+    name, texts, unknown, _ = chosen
     scored = [score(run, text, options) for run, text in zip(runs, texts, strict=True)]
     found = None
     if options.explain:
@@ -164,7 +165,7 @@ def explain(runs: list[Run], texts: list[EvalText], scored: list[Scored]) -> str
 
 def evaluate(runs: list[Run], chosen: Chosen, scored: list[Scored], options: EvaluateOptions) -> dict[str, Any]:
     """What there is to know about the first run's loss, and how the second's compares: what `--json` prints."""
-    name, texts, unknown = chosen
+    name, texts, unknown, masked = chosen
     losses, blocks = analysis.measure_losses([each.columns for each in scored])
     run, (about, columns, tempered, _) = runs[0], scored[0]
     # With a text of one's own, the corpus may be elsewhere.
@@ -182,6 +183,8 @@ def evaluate(runs: list[Run], chosen: Chosen, scored: list[Scored], options: Eva
         **details.model_dump(exclude={"targets"}), "against": None}
     if unknown is not None:
         found["unknown"] = describe_unknown(unknown, texts[0], losses[0]["bits_per_byte"][0], run)
+    if masked is not None and masked.characters:
+        found["unknown_masked"] = masked.describe()
     if len(runs) == 2:
         units = ["nats_per_token"] * (texts[0].split is texts[1].split) + ["bits_per_byte"]
         difference = {unit: losses[0][unit] - losses[1][unit] for unit in units}
@@ -200,12 +203,12 @@ def read_texts(runs: list[Run], options: EvaluateOptions) -> Chosen:
     if options.text:
         config = config.model_copy(update={"corpus": options.text})
 
-    documents, unknown = None, None
+    documents, unknown, masked = None, None, None
     if options.text:
         documents = read_all_documents(config)
         known = known_to(own.tokenizer for own in runs)
         if options.unknown == "replace" and known is not None:
-            documents, unknown = replace_in_documents(documents, known)
+            documents, unknown, masked = replace_in_documents(documents, known)
 
     def encode(own: Run) -> Split:
         if documents is None:
@@ -221,7 +224,7 @@ def read_texts(runs: list[Run], options: EvaluateOptions) -> Chosen:
         splits.append(splits[0] if other.tokenizer == run.tokenizer else encode(other))
     max_tokens = options.max_tokens if len(runs) == 1 else 0  # two runs are compared on all of the text
     texts = [own.eval_text(split, max_tokens, options.stride) for own, split in zip(runs, splits, strict=True)]
-    return Chosen(name, texts, unknown)
+    return Chosen(name, texts, unknown, masked)
 
 
 def score(run: Run, text: EvalText, options: EvaluateOptions) -> Scored:

@@ -91,8 +91,9 @@ class Unknown:
         return f"{number:,} characters are not in the vocabulary of {len(self.known):,}: {', '.join(shown)}"
 
 
-def replace_in_documents(documents: Iterable[Document], known: frozenset[str]) -> tuple[list[Document], Unknown]:
-    """The documents in known characters, and what was unknown in their targets: masked text costs nothing."""
+def replace_in_documents(documents: Iterable[Document], known: frozenset[str]
+                         ) -> tuple[list[Document], Unknown, Unknown]:
+    """The documents in known characters; and what was unknown in targets, and in masked text, which costs nothing."""
     in_targets, masked = Unknown(known), Unknown(known)
     replaced = []
     for document in documents:
@@ -101,7 +102,7 @@ def replace_in_documents(documents: Iterable[Document], known: frozenset[str]) -
             unknown = in_targets if is_target else masked
             segments.append((unknown.replace(text), is_target))
         replaced.append(segments)
-    return replaced, in_targets
+    return replaced, in_targets, masked
 
 
 def to_bytes(text: str) -> bytes:

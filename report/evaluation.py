@@ -47,6 +47,8 @@ def claim(blocks: Blocks) -> list[str]:
 
 def _remarks(found: dict[str, Any]) -> list[str]:
     lines = unknown_lines(found.get("unknown"))
+    if "unknown_masked" in found:
+        lines.append(f"In masked text, whose characters cost nothing: {found['unknown_masked']}.")
     if found["kl_gap"] is not None:
         lines.append(f"KL(source || model) is {found['kl_gap']:.4f}: the loss above that of the text's source.")
     if found["baselines"]:

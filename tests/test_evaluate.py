@@ -106,6 +106,17 @@ def test_unknown_characters_are_replaced_and_their_cost_is_said(runs, run: str) 
     assert "unknown" not in found(run)
 
 
+def test_unknown_characters_of_prompts_are_told_and_cost_nothing(runs) -> None:
+    """A prompt without them is another context, so the reader of a loss should know."""
+    records = [{"prompt": f"Ω{n} and 1 ", "completion": f"make {n + 1}"} for n in range(20)]
+    Path("strange.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    command = ["out/records", "--text=strange.jsonl", "--unknown=replace"]
+    assert found(*command)["unknown"] is None
+    printed = said(*command)
+    assert "In masked text, whose characters cost nothing: 20 characters are not in the vocabulary of " in printed
+    assert "Ω was left out (20)." in printed
+
+
 def test_unknown_characters_beside_another_run(runs) -> None:
     """Both runs read the same text, also one whose tokens could spell all of it."""
     Path("strange.txt").write_text(STRANGE, encoding="utf-8")
