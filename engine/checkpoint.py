@@ -203,9 +203,10 @@ def load_last(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState,
         if "windows" not in state.model_fields_set:  # a checkpoint of an earlier edition
             batch_size, _ = run.changes.get("batch_size", [run.config.optim.batch_size, None])
             state.windows = state.step * batch_size
-        best_step = _read_step(run.path / "best.safetensors")
-        if best_step is None or best_step > state.step:
-            # It is lost, or of steps that are taken anew: the next model is the best.
+        best_step, lost = _read_best_step(run.path / "best.safetensors")
+        if best_step is None and state.best_nll is not None:
+            remarks.append(f"{lost}: the next model that is evaluated becomes the best")
+        if best_step is None or best_step > state.step:  # or it is of steps that are taken anew
             state.forget_best()
         return state if state.step else TrainState(), "; ".join(remarks)  # step 0 is the same as a new run
     if remarks or (run.config.run.init_from == "resume" and any(record["step"] > 0 for record in run.read_metrics())):
@@ -217,13 +218,15 @@ def load_last(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState,
     return TrainState(), remark
 
 
-def _read_step(path: Path) -> int | None:
-    """The step of a checkpoint; None if it is missing or damaged."""
+def _read_best_step(path: Path) -> tuple[int | None, str]:
+    """The step of a checkpoint. If it is missing or damaged, None, and what is wrong.
+
+    All of it is read: damage would otherwise show after the last step, where nothing can replace it.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            return TrainState.model_validate_json(file.metadata()["state"]).step
-    except (SafetensorError, OSError, ValueError, TypeError, LookupError):
-        return None
+        return open_checkpoint(path).state.step, ""
+    except UserError as error:
+        return None, str(error)
 
 
 def load_start(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState, str]:

@@ -912,6 +912,17 @@ def test_a_best_model_of_steps_that_are_taken_anew_is_no_best_model(finished: Pa
     assert read_checkpoint(finished / "best.safetensors")[1]["step"] == 6
 
 
+def test_a_damaged_best_model_does_not_keep_a_run_from_its_end(finished: Path) -> None:
+    """Its header is whole. Measured only after the last step, it would end every start with an error."""
+    lines = (finished / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (finished / "metrics.jsonl").write_bytes(b"".join(lines[:-1]))
+    flip(finished / "best.safetensors", -20)
+    printed = resume().stdout
+    assert "best.safetensors: damaged (its content does not match its sha256): the next model that is" in printed
+    assert "The best model, of step 6 of 6" in printed
+    assert "becomes the best" not in resume("--max_iters=7").stdout
+
+
 def test_a_finished_run_without_its_metrics_or_tokenizer(finished: Path) -> None:
     (finished / "metrics.jsonl").unlink()
     assert "The best model, of step 6 of 6" in resume().stdout
