@@ -54,19 +54,26 @@ class Details(NamedTuple):
 
 @torch.inference_mode()
 def predict(model: GPT, batches: Iterable[Batch], dist: Distributed) -> Iterator[Predictions]:
-    """The predictions of all targets, in chunks whose size depends on the vocabulary only."""
+    """The predictions of all targets, in chunks whose size depends on the vocabulary only.
+
+    On a CPU its cores compute the hidden states of batches side by side.
+    """
+    @torch.inference_mode()
+    def read(batch: Batch) -> list[Tensor]:
+        """Hidden states (n, C), targets (n,) and context lengths (n,) of the targets of a batch."""
+        inputs, targets = dist.to_device(batch.inputs, batch.targets)
+        with dist.autocast():
+            hidden = model.hidden_states(inputs)  # (B, T, C)
+        context_len = torch.arange(1, targets.shape[1] + 1, device=dist.device).expand_as(targets)
+        return [part[targets != IGNORE_INDEX] for part in (hidden, targets, context_len)]
+
     model.eval()
     size = max(MIN_CHUNK, CHUNK_LOGITS // model.vocab_size)
-    left: list[Tensor] = []  # hidden states, targets and context lengths that are not yet in a chunk
-    for batch in itertools.chain(batches, [None]):
-        if batch is not None:
-            inputs, targets = dist.to_device(batch.inputs, batch.targets)
-            with dist.autocast():
-                hidden = model.hidden_states(inputs)  # (B, T, C)
-            context_len = torch.arange(1, targets.shape[1] + 1, device=dist.device).expand_as(targets)
-            parts = [part[targets != IGNORE_INDEX] for part in (hidden, targets, context_len)]
+    left: list[Tensor] = []  # what is not yet in a chunk
+    for parts in itertools.chain(dist.map(read, batches), [None]):
+        if parts is not None:
             left = [torch.cat(pair) for pair in zip(left, parts, strict=True)] if left else parts
-        while left and len(left[1]) >= (size if batch is not None else 1):
+        while left and len(left[1]) >= (size if parts is not None else 1):
             (hidden, targets, context_len), left = [part[:size] for part in left], [part[size:] for part in left]
             with dist.autocast():
                 logits = model.logits(hidden)
