@@ -39,7 +39,8 @@ class Curve:
     def __init__(self, run: Run, name: str, x: str, unit: str) -> None:
         records = run.read_metrics()
         key = "val_nll" if unit == "nats" else "val_bits_per_byte"
-        self.val, self.gap = _series(records, x, key), _series(records, x, "kl_gap")
+        evaluations = [record for record in records if "val_nll" in record]  # a unit alone tells no best model
+        self.val, self.gap = _series(evaluations, x, key), _series(evaluations, x, "kl_gap")
         ends, train = _series(records, x, "train_nll")
         scale = 1.0 if unit == "nats" else bits_per_byte(1.0, run.info.bytes_per_target)
         first = records[0].get(x, 0.0) if records else 0.0
