@@ -29,7 +29,7 @@ from model import GPT
 from report import words
 from report.figures import Picture
 from report.measures import measure_training_text, standard_error
-from tests.conftest import TINY, Done, call, read_metrics, without_clocks
+from tests.conftest import TINY, Done, call, other_dtype, read_metrics, trained_dtype, without_clocks
 from tests.processes import assert_same_checkpoints, read_checkpoint
 from train import train_step
 
@@ -60,6 +60,9 @@ def make_batch(seed: int = 0) -> list[Batch]:
 
 def without_targets(batch: list[Batch]) -> list[Batch]:
     return [micro._replace(targets=np.full_like(micro.targets, IGNORE_INDEX)) for micro in batch]
+
+
+AS_TRAINED = Distributed(torch.device("cpu"), getattr(torch, trained_dtype()))
 
 
 def train(*arguments: str) -> Done:
@@ -393,7 +396,7 @@ def test_a_run_stopped_at_any_step_can_be_resumed(data_dir: Path, monkeypatch: p
     assert steps == ([0, 1, 2, 3, 4, 5, 6, 6])
 
 
-@pytest.mark.parametrize("change", ["--eval_tokens=100", "--dtype=bfloat16"])
+@pytest.mark.parametrize("change", ["--eval_tokens=100", f"--dtype={other_dtype()}"])
 def test_the_best_model_is_measured_again_where_losses_do_not_compare(
         data_dir: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
     """On the targets, and in the dtype, of the start that resumes: else a worse model would replace it."""
@@ -442,7 +445,7 @@ def test_a_run_of_an_earlier_edition_measures_its_best_model_again(data_dir: Pat
     saved = read_checkpoint(run.path / "best.safetensors")[1]
     old = TrainState.model_validate(state.model_dump(exclude=new))
     text = run.eval_text(run.corpus.val, run.config.run.eval_tokens)
-    record = engine.step.remeasure_best(run, old, text, run.corpus, CPU)
+    record = engine.step.remeasure_best(run, old, text, run.corpus, AS_TRAINED)
     assert record["remeasured_step"] == old.best_step == state.best_step
     assert old.best_nll == pytest.approx(state.best_nll, rel=1e-6)
     assert old.mean_after_best == saved["mean"]
@@ -455,8 +458,8 @@ def test_resuming_with_fewer_targets_measures_what_it_says(data_dir: Path) -> No
     train("--init_from=resume", "--eval_tokens=100", "--max_iters=8")
     (line,) = [line for line in read_metrics(path) if "remeasured_val_nll" in line]
     run = open_run(path)
-    model, _ = load_model(run, "last", CPU)
-    by_hand = evaluate(model, run.eval_text(run.corpus.val, 100), CPU).nll
+    model, _ = load_model(run, "last", AS_TRAINED)
+    by_hand = evaluate(model, run.eval_text(run.corpus.val, 100), AS_TRAINED).nll
     last = next(line for line in read_metrics(path) if line["step"] == 8)
     assert last["val_nll"] == pytest.approx(by_hand, rel=1e-6)
     assert line["remeasured_val_nll"] != pytest.approx(
@@ -465,15 +468,15 @@ def test_resuming_with_fewer_targets_measures_what_it_says(data_dir: Path) -> No
 
 def test_a_finished_run_is_evaluated_on_the_targets_of_its_best_model(data_dir: Path) -> None:
     """Killed after its last step, and resumed with other targets: else the verdict would compare two texts."""
-    train("--dtype=float32")
+    train()
     path = data_dir / "out/run"
     lines = (path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (path / "metrics.jsonl").write_bytes(b"".join(lines[:-1]))
-    train("--init_from=resume", "--eval_tokens=100", "--dtype=float32")
+    train("--init_from=resume", "--eval_tokens=100")
     run = open_run(path)
-    model, state = load_model(run, "last", CPU)
+    model, state = load_model(run, "last", AS_TRAINED)
     *_, evaluation, _ = run.read_metrics()
-    by_hand = evaluate(model, run.eval_text(run.corpus.val, 100), CPU).nll
+    by_hand = evaluate(model, run.eval_text(run.corpus.val, 100), AS_TRAINED).nll
     assert evaluation["step"] == 6
     assert evaluation["val_nll"] == pytest.approx(by_hand, rel=1e-6)
     assert state.eval_step == 6
