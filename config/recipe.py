@@ -111,7 +111,7 @@ def _nearest_recipe(path: Path) -> str:
     folder = Path(__file__).parent
     recipes = sorted(folder.glob("*.toml"))
     names = ", ".join(recipe.name for recipe in recipes)
-    if "=" in path.name:
+    if "=" in path.name and path == Path(path.name):  # a run, out/RECIPE,n_layer=1, is in a folder
         return f"; for an option, write --{str(path).lstrip('-')}; recipes in {folder}: {names}"
     recipe = did_you_mean(path.stem, {each.stem: os.path.relpath(each) for each in recipes}, n=2)
     run = nearest_run(path.parent if path.name == "config.toml" else path)

@@ -416,3 +416,13 @@ def test_a_run_of_an_earlier_edition_opens(tmp_path: Path) -> None:
     assert load_config([str(tmp_path)])[0].run.seed == 5
     with pytest.raises(UserError, match=r"^--parallel=fsdp: this option is gone: torchrun's ranks"):
         load_config(["--parallel=fsdp"])
+
+
+def test_a_run_that_is_gone_is_not_taken_for_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name may have an option in it."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="for an option, write --n_layer=1"):
+        load_config(["n_layer=1"])
+    with pytest.raises(UserError, match="no such recipe and no run") as error:
+        load_config(["out/shakespeare_char,n_layer=1"])
+    assert "for an option" not in str(error.value)
