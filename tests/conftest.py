@@ -144,6 +144,15 @@ def training_in(folder: Path) -> Iterator[pytest.MonkeyPatch]:
         yield patch
 
 
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory with a run of two steps in out/run/, and what it was prepared from."""
+    folder = tmp_path_factory.mktemp("example")
+    with training_in(folder):
+        call("train.py", "--corpus=text.txt", "--out_dir=out/run", *TINY, "--max_iters=2")
+        yield folder
+
+
 def train_in(folder: Path, patch: pytest.MonkeyPatch) -> None:
     """The same as work_in, but no pictures are drawn."""
     work_in(folder, patch)

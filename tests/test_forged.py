@@ -9,7 +9,7 @@ import base64
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from data.checksums import write_checksums
 from data.prepare import prepare_corpus
 from data.tokenizer import load_tokenizer
 from engine.run import parse_record
-from tests.conftest import TINY, call, make_text, training_in
+from tests.conftest import call, make_text
 
 Forge = Callable[[Path], object]
 DEEP = 100_000
@@ -38,20 +38,11 @@ COMMANDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory with a small run and what it was prepared from."""
-    folder = tmp_path_factory.mktemp("example")
-    with training_in(folder):
-        call("train.py", "--corpus=text.txt", "--out_dir=out/run", *TINY, "--max_iters=2")
-        yield folder
-
-
 @pytest.fixture
-def theirs(example: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def theirs(small_run: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the run, in the current directory."""
     monkeypatch.setattr("report.trainlog.figures.draw_png", lambda runs, path: path.touch())
-    shutil.copytree(example, data_dir, dirs_exist_ok=True)
+    shutil.copytree(small_run, data_dir, dirs_exist_ok=True)
     return data_dir / "out/run"
 
 

@@ -7,7 +7,7 @@ writes to, these tests hang.
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pytest
 import config.files
 from config.errors import UserError
 from config.files import RUN_FILES, check_entries, locked, read_text, write_atomically
-from tests.conftest import TINY, call, make_text, training_in
+from tests.conftest import TINY, call, make_text
 from tests.test_trouble import files
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
@@ -55,18 +55,10 @@ COMMANDS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("example")
-    with training_in(folder):
-        call("train.py", "--corpus=text.txt", "--out_dir=out/run", *TINY, "--max_iters=2")
-        yield folder
-
-
 @pytest.fixture
-def theirs(example: Path, data_dir: Path) -> Path:
+def theirs(small_run: Path, data_dir: Path) -> Path:
     """A copy of the run, in the current directory."""
-    shutil.copytree(example, data_dir, dirs_exist_ok=True)
+    shutil.copytree(small_run, data_dir, dirs_exist_ok=True)
     return data_dir / "out/run"
 
 
