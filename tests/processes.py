@@ -4,6 +4,8 @@ The processes are forked from a server that has imported torch, but nothing of t
 """
 
 import atexit
+import contextlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -26,6 +28,7 @@ if hasattr(os, "fork"):
         "pydantic.main", "tqdm", "regex", "tomli_w", "filelock", "matplotlib.figure",
         "matplotlib.backends.backend_agg"])
 LIMIT = 60  # seconds that a process may take
+PORTS = itertools.count()
 
 
 class Process:
@@ -47,6 +50,10 @@ class Process:
         assert code is not None, f"it hangs: {self.printed()}"
         return code, self.printed()
 
+    def succeed(self) -> None:
+        code, printed = self.wait()
+        assert code == 0, printed
+
     def wait_until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + LIMIT
         while not condition():
@@ -66,9 +73,17 @@ class Process:
 
 
 def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
+    """A port that nothing takes before a rank listens on it, which is seconds later.
+
+    Systems give connections ports from 32768 on (Linux) or 49152 on; this one is below them, and differs from that of
+    tests beside this one.
+    """
+    for number in PORTS:
+        port = 10_000 + (os.getpid() * 50 + number) % 20_000
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return str(port)
+    raise AssertionError
 
 
 def start_ranks(folder: Path, *arguments: str, size: int = 2, last: tuple[str, ...] = (), prelude: str = ""
