@@ -342,7 +342,7 @@ def test_ctrl_c_while_torch_is_imported_is_silent(clone: Path, trained, script: 
 
 @pytest.mark.slow
 def test_torchrun_restarts_a_job_of_which_a_rank_died(clone: Path) -> None:
-    out, whole = clone / "out/restarted", clone / "out/undisturbed"
+    out, whole = clone / "out/restarted", clone / "out/never_killed"
     torchrun = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1",
          "train.py", *BUSY, f"--out_dir={out}", "--max_iters=40"], cwd=clone, text=True, encoding="utf-8",
