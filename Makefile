@@ -20,6 +20,7 @@ test-all: lint
 
 lint: .venv/dev.done
 	@.venv/bin/ruff check --quiet .
+	@.venv/bin/ruff format --check --quiet . || { echo 'error: format it with .venv/bin/ruff format' >&2; exit 1; }
 	@.venv/bin/mypy --no-error-summary
 
 # An installation is done when this file is newer than the requirements it came from.

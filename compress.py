@@ -1,8 +1,10 @@
-"""A text in the bits that its loss says: `python compress.py RUN text.txt` writes text.txt.srp, which gives it back.
+"""A text in the bits that its loss says: `python compress.py RUN text.txt` writes text.txt.srp,
+which gives it back.
 
-An entropy coder makes about sum -log2 q bits of tokens with probabilities q. Decoding needs the same q to the last bit.
-So both directions take the same steps with the same shapes: S streams, parts of the text, grow side by side.
-Characters that the run does not know are replaced before, and listed in the file: data/unknown.py.
+An entropy coder makes about sum -log2 q bits of tokens with probabilities q. Decoding needs the
+same q to the last bit. So both directions take the same steps with the same shapes: S streams,
+parts of the text, grow side by side. Characters that the run does not know are replaced before, and
+listed in the file: data/unknown.py.
 """
 
 from config.startup import end_on_interrupt
@@ -28,11 +30,12 @@ from data.unknown import Unknown, known_to, unpack_list
 from engine.run import Run, open_run
 from surprisal import LN2
 
-# CRC-32 of all that follows, and of the text; tokens; bytes of the list; threads, streams, torch's version; CRC-32 of
-# the checkpoint, and of a trial of the arithmetic. After it come the coder's words, and the list of unknown characters.
-# It is small, because its bits count too.
+# CRC-32 of all that follows, and of the text; tokens; bytes of the list; threads, streams, torch's
+# version; CRC-32 of the checkpoint, and of a trial of the arithmetic. After it come the coder's
+# words, and the list of unknown characters. It is small, because its bits count too.
 HEADER = struct.Struct("<4I4B2I")
-MIN_STREAM, MAX_STREAMS, MAX_FLOPS = 1024, 128, 2**32  # tokens in a stream; streams; FLOPs to train on a token of each
+# tokens in a stream; streams; FLOPs to train on a token of each
+MIN_STREAM, MAX_STREAMS, MAX_FLOPS = 1024, 128, 2**32
 
 
 class CompressOptions(Section):
@@ -58,7 +61,9 @@ class Arguments(NamedTuple):
 
 def read_arguments(argv: list[str]) -> Arguments:
     """UserError for a file that cannot be compressed or expanded here."""
-    paths, options = load_options(CompressOptions, argv, "RUN FILE", 2, "a run's directory; a text, or a .srp file")
+    paths, options = load_options(
+        CompressOptions, argv, "RUN FILE", 2, "a run's directory; a text, or a .srp file"
+    )
     run, path = open_run(Path(paths[0])), Path(paths[1])
     if is_hugging_face(run.path):
         raise UserError(f"{run.path}: is in Hugging Face's format; name the run of a training")
@@ -66,11 +71,13 @@ def read_arguments(argv: list[str]) -> Arguments:
     content, tokens, out = path.read_bytes(), None, path.with_suffix("")
     known = known_to([run.tokenizer])
     unknown = Unknown(known or frozenset())
-    header = HEADER.unpack(content[:HEADER.size].ljust(HEADER.size))
+    header = HEADER.unpack(content[: HEADER.size].ljust(HEADER.size))
     checksums = header[:2]
     if path.suffix != ".srp":
         if run.tokenizer.eos is not None or run.config.data.mask or len(content) >= 2**32:
-            raise UserError(f"{path}: 4 GiB or more, or {run.path} has documents or a mask: not all of it is predicted")
+            raise UserError(
+                f"{path}: 4 GiB or more, or {run.path} has documents or a mask: not all of it is predicted"
+            )
         try:
             text = content.decode()
         except UnicodeDecodeError as error:
@@ -83,11 +90,19 @@ def read_arguments(argv: list[str]) -> Arguments:
         if num_words < 0 or num_words % 4 or crc32(content[4:]) != checksums[0]:
             raise UserError(f"{path}: damaged, or not a file of compress.py")
         try:
-            unknown = unpack_list(content[HEADER.size + num_words:], unknown.known)
+            unknown = unpack_list(content[HEADER.size + num_words :], unknown.known)
         except ValueError:
-            raise UserError(f"{path}: damaged: its list of unknown characters cannot be read") from None
-    if out.exists() and not options.overwrite and (tokens is not None or crc32(out.read_bytes()) != checksums[1]):
-        raise UserError(f"{out}: exists, and may hold something else; rename it, or use --overwrite")
+            raise UserError(
+                f"{path}: damaged: its list of unknown characters cannot be read"
+            ) from None
+    if (
+        out.exists()
+        and not options.overwrite
+        and (tokens is not None or crc32(out.read_bytes()) != checksums[1])
+    ):
+        raise UserError(
+            f"{out}: exists, and may hold something else; rename it, or use --overwrite"
+        )
     check_place(out)
     return Arguments(run, options, path, out, content, tokens, unknown)
 
@@ -110,41 +125,77 @@ CATEGORICAL = stream.model.Categorical(perfect=False)
 def main(argv: list[str]) -> None:
     run, options, path, out, content, tokens, unknown = read_arguments(argv)
     characters = unknown.pack()
-    _, crc, num_tokens, list_size, threads, *theirs = HEADER.unpack_from(content) if tokens is None else (
-        0, crc32(content), len(tokens), len(characters), min(255, torch.get_num_threads()))
+    _, crc, num_tokens, list_size, threads, *theirs = (
+        HEADER.unpack_from(content)
+        if tokens is None
+        else (0, crc32(content), len(tokens), len(characters), min(255, torch.get_num_threads()))
+    )
     torch.set_num_threads(max(1, threads))  # the order of sums depends on it
     dist = setup_distributed(options.device, options.dtype)
     model, _ = load_model(run, options.checkpoint, dist)
-    streams = max(1, min(num_tokens // MIN_STREAM, MAX_STREAMS, MAX_FLOPS // model.flops_per_token()))
-    first, trial = np.full(streams, run.tokenizer.encode_prompt("")[-1]), np.arange(3 * streams) % model.vocab_size
-    checkpoint, here = run.path / f"{options.checkpoint}.safetensors", f"torch {torch.__version__}, {dist}"
+    streams = max(
+        1, min(num_tokens // MIN_STREAM, MAX_STREAMS, MAX_FLOPS // model.flops_per_token())
+    )
+    first, trial = (
+        np.full(streams, run.tokenizer.encode_prompt("")[-1]),
+        np.arange(3 * streams) % model.vocab_size,
+    )
+    checkpoint, here = (
+        run.path / f"{options.checkpoint}.safetensors",
+        f"torch {torch.__version__}, {dist}",
+    )
     tried = code(Window(model, streams, dist), first, len(trial), trial)
-    ours = [streams, *map(int, torch.__version__.split(".")[:2]), crc32(checkpoint.read_bytes()),
-            crc32(f"{here} {tried[:3]}".encode())]
+    ours = [
+        streams,
+        *map(int, torch.__version__.split(".")[:2]),
+        crc32(checkpoint.read_bytes()),
+        crc32(f"{here} {tried[:3]}".encode()),
+    ]
     if tokens is None and theirs != ours:
-        other = "checkpoint" if theirs[3] != ours[3] else f"device, dtype or version (torch {theirs[1]}.{theirs[2]})"
-        raise UserError(f"{path}: made with another {other} than there is here: {checkpoint}, {here}")
+        other = (
+            "checkpoint"
+            if theirs[3] != ours[3]
+            else f"device, dtype or version (torch {theirs[1]}.{theirs[2]})"
+        )
+        raise UserError(
+            f"{path}: made with another {other} than there is here: {checkpoint}, {here}"
+        )
     try:
-        coded = code(Window(model, streams, dist), first, num_tokens, tokens,
-                     content[HEADER.size:len(content) - list_size])
+        coded = code(
+            Window(model, streams, dist),
+            first,
+            num_tokens,
+            tokens,
+            content[HEADER.size : len(content) - list_size],
+        )
         text = run.tokenizer.decode_bytes(coded.tokens)
         if unknown.characters:
             text = unknown.restore(text.decode()).encode()
         if crc32(text) != crc:
             raise ValueError
     except (AssertionError, IndexError, ValueError):  # the coder's, where the words are impossible
-        raise UserError(f"{path}: the predictions of {checkpoint} do not give its text back") from None
+        raise UserError(
+            f"{path}: the predictions of {checkpoint} do not give its text back"
+        ) from None
     body = HEADER.pack(0, crc, num_tokens, list_size, threads, *ours)[4:] + coded.words + characters
     file = crc32(body).to_bytes(4, "little") + body
-    write_atomically(out, text if tokens is None else file, like=path)  # a private text stays private
+    # a private text stays private
+    write_atomically(out, text if tokens is None else file, like=path)
     others = COMPRESSORS | {"zstd": lambda content: zstd.compress(content, 19)}
-    sizes = {"this model": len(file)} | {name: len(compress(text)) for name, compress in others.items()}
-    print(f"{path}: {len(text):,} bytes, {num_tokens:,} tokens in {streams} streams; written: {out}")
+    sizes = {"this model": len(file)} | {
+        name: len(compress(text)) for name, compress in others.items()
+    }
+    print(
+        f"{path}: {len(text):,} bytes, {num_tokens:,} tokens in {streams} streams; written: {out}"
+    )
     if unknown.characters:
         print(f"{unknown.describe()}; the list gives them back")
     print(describe_bits(coded, 8 * len(file), 8 * list_size))
     if text:
-        print("bits per byte:", ", ".join(f"{name} {8 * size / len(text):.3f}" for name, size in sizes.items()))
+        print(
+            "bits per byte:",
+            ", ".join(f"{name} {8 * size / len(text):.3f}" for name, size in sizes.items()),
+        )
     print(f"The model itself, {model.num_params():,} parameters, is not counted.")
 
 
@@ -172,29 +223,42 @@ def describe_bits(coded: Coded, in_file: int, in_list: int = 0) -> str:
     more = in_file - in_list - coded.bits
     word = "more" if more >= 0 else "fewer"
     listed = f" and {in_list:,} by a list of unknown characters" if in_list else ""
-    lines = [f"{coded.bits:,.0f} bits by the loss{listed}, {in_file:,} bits in the file: "
-             f"{abs(more):,.0f} {word}"]
+    lines = [
+        f"{coded.bits:,.0f} bits by the loss{listed}, {in_file:,} bits in the file: "
+        f"{abs(more):,.0f} {word}"
+    ]
     if coded.unlikely:
-        lines.append(f"The coder raises probabilities below 2^-{CODER_BITS}, here of {coded.unlikely:,} tokens, "
-                     f"to it: {coded.saved:,.0f} bits fewer than by the loss.")
+        lines.append(
+            f"The coder raises probabilities below 2^-{CODER_BITS}, here of {coded.unlikely:,} tokens, "
+            f"to it: {coded.saved:,.0f} bits fewer than by the loss."
+        )
     return "\n".join(lines)
 
 
 @torch.inference_mode()
-def code(window: Window, new: np.ndarray, num_tokens: int, tokens: np.ndarray | None,
-         words: bytes = b"") -> Coded:
+def code(
+    window: Window, new: np.ndarray, num_tokens: int, tokens: np.ndarray | None, words: bytes = b""
+) -> Coded:
     """Encode tokens (N,), or decode N from words; streams start after `new` (S,)."""
-    queue, length, bits, columns = stream.queue, -(-num_tokens // len(new)), 0.0, []  # the last stream may be shorter
+    # the last stream may be shorter
+    queue, length, bits, columns = stream.queue, -(-num_tokens // len(new)), 0.0, []
     unlikely = 0
     saved = 0.0
-    coder = queue.RangeEncoder() if tokens is not None else queue.RangeDecoder(np.frombuffer(words, np.uint32))
-    for i in progress_bar(range(length), "coding", unit_scale=len(new), unit="token", mininterval=1):
+    coder = (
+        queue.RangeEncoder()
+        if tokens is not None
+        else queue.RangeDecoder(np.frombuffer(words, np.uint32))
+    )
+    for i in progress_bar(
+        range(length), "coding", unit_scale=len(new), unit="token", mininterval=1
+    ):
         new, n = new.copy(), -(-(num_tokens - i) // length)  # n streams have a token i
         logits = window.next_logits(torch.from_numpy(new)[:, None].to(window.dist.device))
         log_q = logits[:n].cpu().double().log_softmax(dim=1)
         if not log_q.isfinite().all():
             raise UserError(DIVERGED)
-        q = torch.nn.functional.pad(log_q.exp(), (0, 1)).numpy()  # the coder wants two symbols or more
+        # the coder wants two symbols or more
+        q = torch.nn.functional.pad(log_q.exp(), (0, 1)).numpy()
         if tokens is None:
             new[:n] = coder.decode(CATEGORICAL, q)
         else:

@@ -22,22 +22,36 @@ from report.page import describe_runs, write_page
 class CurveOptions(Section):
     """What to draw, and where."""
 
-    x: Literal["step", "tokens", "seconds"] = Field("step", description="what the loss is drawn against")
-    scale: Literal["log", "linear"] = Field("log", description="of the x axis; log shows the first steps")
-    unit: Literal["nats", "bits_per_byte"] = Field("nats", description="of the loss; bits per byte compare tokenizers")
-    html: Page = Field("", description="write a page for a browser instead: a file such as compare.html")
-    out: FileName = Field("curves.png", min_length=1, description="the picture to write: .png, .svg or .pdf")
+    x: Literal["step", "tokens", "seconds"] = Field(
+        "step", description="what the loss is drawn against"
+    )
+    scale: Literal["log", "linear"] = Field(
+        "log", description="of the x axis; log shows the first steps"
+    )
+    unit: Literal["nats", "bits_per_byte"] = Field(
+        "nats", description="of the loss; bits per byte compare tokenizers"
+    )
+    html: Page = Field(
+        "", description="write a page for a browser instead: a file such as compare.html"
+    )
+    out: FileName = Field(
+        "curves.png", min_length=1, description="the picture to write: .png, .svg or .pdf"
+    )
     terminal: bool = Field(False, description="draw in the terminal instead")
 
 
 def main(argv: list[str]) -> None:
-    paths, options = load_options(CurveOptions, argv, "RUN", "+", "directories of runs, or a directory with runs in it")
+    paths, options = load_options(
+        CurveOptions, argv, "RUN", "+", "directories of runs, or a directory with runs in it"
+    )
     runs = [run for path in paths for run in open_runs(Path(path))]
     if empty := [str(run.path) for run in runs if not run.has_metrics()]:
         raise UserError(f"{', '.join(empty)}: no metrics yet; train first")
     if options.html:
         if others := options.model_fields_set - {"html"}:
-            raise UserError(f"{', '.join(sorted(others))}: no use with html; who looks at the page chooses there")
+            raise UserError(
+                f"{', '.join(sorted(others))}: no use with html; who looks at the page chooses there"
+            )
         write_page(Path(options.html), describe_runs(runs))
         print(options.html)
     elif options.terminal:
@@ -53,7 +67,8 @@ def open_runs(path: Path) -> list[Run]:
     if is_run(path):
         return [open_run(path)]
     inside = [open_run(each) for each in sorted(path.glob("*")) if is_run(each)]
-    return [run for run in inside if run.has_metrics()] or [open_run(path)]  # which says what is missing
+    # which says what is missing
+    return [run for run in inside if run.has_metrics()] or [open_run(path)]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The exact loss of a run, and what is behind it: `python evaluate.py out/shakespeare_char [--against=out/OTHER]`.
+"""The exact loss of a run, and what is behind it: `python evaluate.py out/shakespeare_char
+[--against=out/OTHER]`.
 
 The story, in order: the text, the scores of its tokens, and what they add up to.
 """
@@ -33,41 +34,76 @@ class EvaluateOptions(Section):
     """What to evaluate, and against what."""
 
     split: Literal["val", "train"] = Field("val", description="which split of the run's corpus")
-    text: FileName = Field("", min_length=1, description="a text to evaluate instead; as for --corpus of train.py, a "
-                           "file, a folder or a pattern")
-    explain: str = Field("", min_length=1, description="a sentence: show what each of its tokens costs")
-    unknown: UnknownCharacters = Field("refuse", description="characters of the text that a run does not know: replace "
-                                       "= by similar ones, or leave them out; how many, and what they cost, is said")
-    max_tokens: Count = Field(1_000_000, description="evaluate about so many targets, spread evenly; 0 = all")
-    stride: Count = Field(0, description="tokens by which the window moves on: fewer give more context; 0 = block_size")
-    against: FileName = Field("", min_length=1, description="another run to compare with on the same text")
+    text: FileName = Field(
+        "",
+        min_length=1,
+        description="a text to evaluate instead; as for --corpus of train.py, a "
+        "file, a folder or a pattern",
+    )
+    explain: str = Field(
+        "", min_length=1, description="a sentence: show what each of its tokens costs"
+    )
+    unknown: UnknownCharacters = Field(
+        "refuse",
+        description="characters of the text that a run does not know: replace "
+        "= by similar ones, or leave them out; how many, and what they cost, is said",
+    )
+    max_tokens: Count = Field(
+        1_000_000, description="evaluate about so many targets, spread evenly; 0 = all"
+    )
+    stride: Count = Field(
+        0,
+        description="tokens by which the window moves on: fewer give more context; 0 = block_size",
+    )
+    against: FileName = Field(
+        "", min_length=1, description="another run to compare with on the same text"
+    )
     checkpoint: Literal["best", "last"] = Field("best", description="which checkpoint of the runs")
     device: Text = Field("", description="auto, cpu, mps, cuda or cuda:N; empty = as in training")
     dtype: Literal["", "auto", "float32", "bfloat16", "float16"] = Field(
-        "", description="of matrix products; empty = as in training, or float32 for a model in Hugging "
-        "Face's format")
-    html: Page = Field("", description="also write a page for a browser, with the text token by token: a file such as "
-                       "page.html")
+        "",
+        description="of matrix products; empty = as in training, or float32 for a model in Hugging "
+        "Face's format",
+    )
+    html: Page = Field(
+        "",
+        description="also write a page for a browser, with the text token by token: a file such as "
+        "page.html",
+    )
     json_: bool = Field(False, alias="json", description="print JSON, and nothing else")
 
 
-EXCLUSIVE = [{"split", "text"}, {"against", "max_tokens"},
-             *({"explain", other} for other in ("text", "json_", "split", "max_tokens", "stride"))]
+EXCLUSIVE = [
+    {"split", "text"},
+    {"against", "max_tokens"},
+    *({"explain", other} for other in ("text", "json_", "split", "max_tokens", "stride")),
+]
 PAGE_TOKENS = 2000  # of a text, that a page shows one by one
 
 
 def read_arguments(argv: list[str]) -> tuple[list[Run], EvaluateOptions]:
     """The run, or two, and the options."""
     paths, options = load_options(EvaluateOptions, argv, "RUN", None, "the directory of a run")
-    runs = [open_run(Path(path)) for path in (paths if not options.against else [*paths, options.against])]
+    runs = [
+        open_run(Path(path))
+        for path in (paths if not options.against else [*paths, options.against])
+    ]
     for run in runs:
         if options.stride > run.config.model.block_size:
-            raise UserError(f"stride={options.stride} is more than block_size={run.config.model.block_size} of "
-                            f"{run.path}: the tokens between windows would be left out")
+            raise UserError(
+                f"stride={options.stride} is more than block_size={run.config.model.block_size} of "
+                f"{run.path}: the tokens between windows would be left out"
+            )
     for pair in EXCLUSIVE:
         if pair <= options.model_fields_set:
-            raise UserError(f"{' and '.join(sorted(pair)).rstrip('_')}: use one of them" + (
-                "; two runs are compared on all of the text" if pair == {"against", "max_tokens"} else ""))
+            raise UserError(
+                f"{' and '.join(sorted(pair)).rstrip('_')}: use one of them"
+                + (
+                    "; two runs are compared on all of the text"
+                    if pair == {"against", "max_tokens"}
+                    else ""
+                )
+            )
     if options.unknown == "refuse":
         for run in runs:
             run.tokenizer.encode_prompt(options.explain)  # tells unknown characters
@@ -102,7 +138,8 @@ class Scored(NamedTuple):
     about: dict[str, Any]  # which model, which text
     columns: analysis.Columns  # what is known of each target
     tempered: np.ndarray  # the mean NLL at each of TEMPERATURES
-    passage: records.Passage | None  # the first PAGE_TOKENS tokens, for a page; None if all of them are masked
+    # the first PAGE_TOKENS tokens, for a page; None if all of them are masked
+    passage: records.Passage | None
 
 
 def main(argv: list[str]) -> None:
@@ -122,7 +159,9 @@ def main(argv: list[str]) -> None:
         print(json.dumps(found, indent=1) if options.json_ else describe(found))
     if options.html:
         targets, passages = [each.columns for each in scored], [each.passage for each in scored]
-        page.write_page(Path(options.html), page.describe_evaluation(runs, targets, passages, name, found))
+        page.write_page(
+            Path(options.html), page.describe_evaluation(runs, targets, passages, name, found)
+        )
         print(options.html, file=sys.stderr if options.json_ else sys.stdout)
 
 
@@ -134,14 +173,20 @@ def sentences(runs: list[Run], options: EvaluateOptions) -> Chosen:
         unknown = Unknown(known)
         sentence = unknown.replace(sentence)
         if not sentence:
-            raise UserError("explain: nothing is left of the sentence: the run knows none of its characters")
+            raise UserError(
+                "explain: nothing is left of the sentence: the run knows none of its characters"
+            )
     tokens = [np.array(run.tokenizer.encode_after_context(sentence)) for run in runs]
     texts = [run.eval_text(Split(own)) for run, own in zip(runs, tokens, strict=True)]
     return Chosen("a sentence", texts, unknown)
 
 
-def describe_unknown(unknown: Unknown, text: EvalText, bits_per_byte: float, run: Run) -> dict[str, Any] | None:
-    """What was replaced in a text, and what it costs to give it back; None if every character is known."""
+def describe_unknown(
+    unknown: Unknown, text: EvalText, bits_per_byte: float, run: Run
+) -> dict[str, Any] | None:
+    """What was replaced in a text, and what it costs to give it back; None if every character is
+    known.
+    """
     if not unknown.characters:
         return None
     bits = 8 * len(unknown.pack())
@@ -152,19 +197,28 @@ def describe_unknown(unknown: Unknown, text: EvalText, bits_per_byte: float, run
 
 def explain(runs: list[Run], texts: list[EvalText], scored: list[Scored]) -> str:
     """What each token of a sentence costs, and what all of them cost each run."""
-    parts = [show_costs(texts[0].split.tokens.tolist(), scored[0].columns["nll"], runs[0].tokenizer), ""]
+    parts = [
+        show_costs(texts[0].split.tokens.tolist(), scored[0].columns["nll"], runs[0].tokenizer),
+        "",
+    ]
     for run, (about, columns, *_) in zip(runs, scored, strict=True):
         name = printable(str(run.path))
         nll = columns["nll"]
         (loss,), _ = analysis.measure_losses([columns])
-        parts.append(f"{nll.sum():.2f} nats, {nats_to_bits(nll.sum()):.2f} bits, for {len(nll)} tokens: "
-                     f"{loss['nats_per_token'][0]:.4f} nats per token, perplexity {loss['perplexity'][0]:.2f}, "
-                     f"{loss['bits_per_byte'][0]:.3f} bits per byte ({name}, step {about['step']:,})")
+        parts.append(
+            f"{nll.sum():.2f} nats, {nats_to_bits(nll.sum()):.2f} bits, for {len(nll)} tokens: "
+            f"{loss['nats_per_token'][0]:.4f} nats per token, perplexity {loss['perplexity'][0]:.2f}, "
+            f"{loss['bits_per_byte'][0]:.3f} bits per byte ({name}, step {about['step']:,})"
+        )
     return "\n".join(parts)
 
 
-def evaluate(runs: list[Run], chosen: Chosen, scored: list[Scored], options: EvaluateOptions) -> dict[str, Any]:
-    """What there is to know about the first run's loss, and how the second's compares: what `--json` prints."""
+def evaluate(
+    runs: list[Run], chosen: Chosen, scored: list[Scored], options: EvaluateOptions
+) -> dict[str, Any]:
+    """What there is to know about the first run's loss, and how the second's compares: what
+    `--json` prints.
+    """
     name, texts, unknown, masked = chosen
     losses, blocks = analysis.measure_losses([each.columns for each in scored])
     run, (about, columns, tempered, _) = runs[0], scored[0]
@@ -176,11 +230,19 @@ def evaluate(runs: list[Run], chosen: Chosen, scored: list[Scored], options: Eva
     of_whole_val = of_val and about["targets"] == about["of_targets"]
     source_nll = run.corpus.source_nll if of_val else None  # where the source of the text is known
     found = {
-        "text": name, **about, "loss": analysis.intervals(losses[0], blocks),
+        "text": name,
+        **about,
+        "loss": analysis.intervals(losses[0], blocks),
         "blocks": blocks._asdict(),
-        "kl_gap": None if source_nll is None else np.mean(columns["nll"] - source_nll[texts[0].positions - 1]),
-        "baselines": [each.model_dump(exclude={"passage_nll"}) for each in run.info.baselines] if of_whole_val else [],
-        **details.model_dump(exclude={"targets"}), "against": None}
+        "kl_gap": None
+        if source_nll is None
+        else np.mean(columns["nll"] - source_nll[texts[0].positions - 1]),
+        "baselines": [each.model_dump(exclude={"passage_nll"}) for each in run.info.baselines]
+        if of_whole_val
+        else [],
+        **details.model_dump(exclude={"targets"}),
+        "against": None,
+    }
     if unknown is not None:
         found["unknown"] = describe_unknown(unknown, texts[0], losses[0]["bits_per_byte"][0], run)
     if masked is not None and masked.characters:
@@ -188,16 +250,24 @@ def evaluate(runs: list[Run], chosen: Chosen, scored: list[Scored], options: Eva
     if len(runs) == 2:
         units = ["nats_per_token"] * (texts[0].split is texts[1].split) + ["bits_per_byte"]
         difference = {unit: losses[0][unit] - losses[1][unit] for unit in units}
-        splits = {(each.info.sha256, each.config.data.val_fraction, each.config.data.documents) for each in runs}
-        found["against"] = {**scored[1].about, "loss": analysis.intervals(losses[1], blocks),
-                            "difference": analysis.intervals(difference, blocks),
-                            "other_targets": len({each.config.data.mask for each in runs}) > 1,
-                            "may_have_seen_it": len(splits) > 1 and not options.text}
+        splits = {
+            (each.info.sha256, each.config.data.val_fraction, each.config.data.documents)
+            for each in runs
+        }
+        found["against"] = {
+            **scored[1].about,
+            "loss": analysis.intervals(losses[1], blocks),
+            "difference": analysis.intervals(difference, blocks),
+            "other_targets": len({each.config.data.mask for each in runs}) > 1,
+            "may_have_seen_it": len(splits) > 1 and not options.text,
+        }
     return found
 
 
 def read_texts(runs: list[Run], options: EvaluateOptions) -> Chosen:
-    """The name of the text, and the text in each run's tokens. The first run decides which are targets."""
+    """The name of the text, and the text in each run's tokens. The first run decides which are
+    targets.
+    """
     run, config = runs[0], runs[0].config.data
     name = options.text or f"the {options.split} split of {run.info.name}"
     if options.text:
@@ -219,11 +289,17 @@ def read_texts(runs: list[Run], options: EvaluateOptions) -> Chosen:
     splits = [encode(run) if options.text else getattr(run.corpus, options.split)]
     for other in runs[1:]:
         if other.tokenizer.eos_text != run.tokenizer.eos_text:
-            raise UserError(f"against={other.path}: its eos token stands for {other.tokenizer.eos_text!r}, and that of "
-                            f"{run.path} for {run.tokenizer.eos_text!r}: they do not predict the same bytes")
+            raise UserError(
+                f"against={other.path}: its eos token stands for {other.tokenizer.eos_text!r}, and that of "
+                f"{run.path} for {run.tokenizer.eos_text!r}: they do not predict the same bytes"
+            )
         splits.append(splits[0] if other.tokenizer == run.tokenizer else encode(other))
-    max_tokens = options.max_tokens if len(runs) == 1 else 0  # two runs are compared on all of the text
-    texts = [own.eval_text(split, max_tokens, options.stride) for own, split in zip(runs, splits, strict=True)]
+    # two runs are compared on all of the text
+    max_tokens = options.max_tokens if len(runs) == 1 else 0
+    texts = [
+        own.eval_text(split, max_tokens, options.stride)
+        for own, split in zip(runs, splits, strict=True)
+    ]
     return Chosen(name, texts, unknown, masked)
 
 
@@ -233,13 +309,27 @@ def score(run: Run, text: EvalText, options: EvaluateOptions) -> Scored:
     model, state = load_model(run, options.checkpoint, dist)
 
     def show_progress(batches: Iterable[Any]) -> Any:
-        return progress_bar(batches, "evaluating", total=text.num_batches, unit="batch", mininterval=1,
-                            disable=False)
+        return progress_bar(
+            batches,
+            "evaluating",
+            total=text.num_batches,
+            unit="batch",
+            mininterval=1,
+            disable=False,
+        )
 
     columns, tempered = measures.score_targets(model, text, run.tokenizer, dist, show_progress)
-    about = {"run": str(run.path), "checkpoint": options.checkpoint, "step": state.step, "device": str(dist),
-             "block_size": text.block_size, "stride": text.stride or text.block_size, "targets": len(columns["nll"]),
-             "of_targets": text.split.num_targets(), "bytes": int(columns["bytes"].sum())}
+    about = {
+        "run": str(run.path),
+        "checkpoint": options.checkpoint,
+        "step": state.step,
+        "device": str(dist),
+        "block_size": text.block_size,
+        "stride": text.stride or text.block_size,
+        "targets": len(columns["nll"]),
+        "of_targets": text.split.num_targets(),
+        "bytes": int(columns["bytes"].sum()),
+    }
     passage = None
     start = text.split.first(PAGE_TOKENS - 1)
     if options.html and start.num_targets():

@@ -1,8 +1,10 @@
-"""Small operations, faster than PyTorch's on a CPU: three with hand-written gradients, dropout, attention.
+"""Small operations, faster than PyTorch's on a CPU: three with hand-written gradients, dropout,
+attention.
 
-A model this small waits for memory, not for arithmetic: autograd would read and write the activations more
-often than these do (bench/NOTES.md has figures). Inside torch.compile, which fuses them by itself, and where no
-gradient is wanted the plain formulas are used. tests/test_kernels.py checks each against PyTorch.
+A model this small waits for memory, not for arithmetic: autograd would read and write the
+activations more often than these do (bench/NOTES.md has figures). Inside torch.compile, which fuses
+them by itself, and where no gradient is wanted the plain formulas are used. tests/test_kernels.py
+checks each against PyTorch.
 """
 
 import math
@@ -53,9 +55,9 @@ def rms_norm(x: Tensor) -> Tensor:
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, head_width: int) -> Tensor:
     """Rotary position embedding (Su et al. 2021), in the direction that nanochat turns.
 
-    x is (B, T, n D): n heads of width D side by side. Feature i of a head and feature i + D/2 are a pair (a, b),
-    which becomes (a cos + b sin, b cos - a sin). cos and sin are (T, n D); the second half of each head in sin
-    already has the minus sign.
+    x is (B, T, n D): n heads of width D side by side. Feature i of a head and feature i + D/2 are a
+    pair (a, b), which becomes (a cos + b sin, b cos - a sin). cos and sin are (T, n D); the second
+    half of each head in sin already has the minus sign.
     """
     if use_plain():
         return _rotate(x, cos, sin, head_width)
@@ -66,21 +68,22 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, head_width: int) -> Tensor:
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     """F.dropout (Srivastava et al. 2014); on a CPU, p is rounded to 1/65,536.
 
-    There the random numbers cost more than what is done with them, so an element gets 16 bits instead of a float.
+    There the random numbers cost more than what is done with them, so an element gets 16 bits
+    instead of a float.
     """
     if not training or p == 0 or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p, training)
     words = torch.empty(x.numel() // 4 + 1, dtype=torch.int64)  # four numbers of 16 bits each
-    words.random_(-2**63, None, generator=getattr(_random, "generator", None))
-    kept = words.view(torch.int16)[:x.numel()].view(x.shape) >= round(p * 2**16) - 2**15
+    words.random_(-(2**63), None, generator=getattr(_random, "generator", None))
+    kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= round(p * 2**16) - 2**15
     return x * kept.to(x.dtype).div_(1 - p)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, p: float, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(D)) v for the last T of S tokens, with dropout of probability `p`.
 
-    q is (B, H, T, D); k and v are (B, H, S, D), all of one dtype. `mask`, (T, S) or (B, 1, T, S), is
-    True where a token may attend; None means causal attention.
+    q is (B, H, T, D); k and v are (B, H, S, D), all of one dtype. `mask`, (T, S) or (B, 1, T, S),
+    is True where a token may attend; None means causal attention.
     """
     T, S = q.shape[2], k.shape[2]
     if _write_attention_out(q, p):

@@ -1,8 +1,9 @@
-"""A GPT: by default nanochat's, with rotary positions, RMSNorm also after the embedding, QK-norm, ReLU^2 and an untied
-lm_head; with other options GPT-2, with learned positions, LayerNorm, GELU and tied embeddings.
+"""A GPT: by default nanochat's, with rotary positions, RMSNorm also after the embedding, QK-norm,
+ReLU^2 and an untied lm_head; with other options GPT-2, with learned positions, LayerNorm, GELU and
+tied embeddings.
 
-Shapes: B sequences, T tokens, C = n_embd, H heads of width D = C / H, V tokens in the vocabulary. With a KV cache,
-S = cached tokens + T; else S = T.
+Shapes: B sequences, T tokens, C = n_embd, H heads of width D = C / H, V tokens in the vocabulary.
+With a KV cache, S = cached tokens + T; else S = T.
 """
 
 import math
@@ -15,26 +16,32 @@ from config.schema import ModelConfig
 from kernels import attention, causal_mask, dropout, relu2, rms_norm, rotary
 from loss import PLAIN, LossSums, Objective, next_token_loss, soft_cap
 
-Rotary = tuple[Tensor, Tensor]  # cos and sin for the features of q and k side by side, (T, 2 C) each
+# cos and sin for the features of q and k side by side, (T, 2 C) each
+Rotary = tuple[Tensor, Tensor]
 
 
 class KVCache:
-    """The tokens that the model has read, which n-grams and documents need, and each layer's keys and values.
+    """The tokens that the model has read, which n-grams and documents need, and each layer's keys
+    and values.
 
     GPT.hidden_states appends to it, and then moves `length` on.
     """
 
-    def __init__(self, config: ModelConfig, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: ModelConfig, batch_size: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
         shape = (batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.values = [
+            torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)
+        ]
         self.tokens = torch.zeros(batch_size, config.block_size, device=device, dtype=torch.int64)
         self.length = 0  # tokens read
 
     def append_tokens(self, tokens: Tensor) -> Tensor:
         """Store new tokens (B, T); returns all tokens (B, S)."""
-        self.tokens[:, self.length:self.length + tokens.shape[1]] = tokens
-        return self.tokens[:, :self.length + tokens.shape[1]]
+        self.tokens[:, self.length : self.length + tokens.shape[1]] = tokens
+        return self.tokens[:, : self.length + tokens.shape[1]]
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values (B, H, T, D); returns all of them (B, H, S, D)."""
@@ -49,7 +56,9 @@ class RMSNorm(nn.Module):
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
-    return nn.LayerNorm(config.n_embd, bias=config.bias) if config.norm == "layernorm" else RMSNorm()
+    return (
+        nn.LayerNorm(config.n_embd, bias=config.bias) if config.norm == "layernorm" else RMSNorm()
+    )
 
 
 class CausalSelfAttention(nn.Module):
@@ -59,21 +68,27 @@ class CausalSelfAttention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x: Tensor, rotation: Rotary, cache: KVCache | None, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: Rotary, cache: KVCache | None, mask: Tensor | None
+    ) -> Tensor:
         (B, T, C), H = x.shape, self.config.n_head
-        qk, v = self.qkv(x).split((2 * C, C), dim=-1)  # q and k together, as 2 H heads: one call rotates both
+        # q and k together, as 2 H heads: one call rotates both
+        qk, v = self.qkv(x).split((2 * C, C), dim=-1)
         if self.config.position == "rotary":
             qk = rotary(qk, *rotation, head_width=C // H)
         qk = qk.view(B, T, 2 * H, C // H)
         if self.config.qk_norm:
             qk = rms_norm(qk)
-        # Under autocast, rotary and norm are in float32; attention's products are in the dtype of v.
+        # Under autocast, rotary and norm are in float32; attention's products are in the dtype of
+        # v.
         q, k = qk.type_as(v).transpose(1, 2).chunk(2, dim=1)  # (B, H, T, D)
         v = v.view(B, T, H, C // H).transpose(1, 2)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
         y = attention(q, k, v, self.config.dropout if self.training else 0.0, mask)
-        return dropout(self.proj(y.transpose(1, 2).reshape(B, T, C)), self.config.dropout, self.training)
+        return dropout(
+            self.proj(y.transpose(1, 2).reshape(B, T, C)), self.config.dropout, self.training
+        )
 
 
 class MLP(nn.Module):
@@ -96,7 +111,9 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rotation: Rotary, cache: KVCache | None, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: Rotary, cache: KVCache | None, mask: Tensor | None
+    ) -> Tensor:
         x = x + self.attn(self.norm1(x), rotation, cache, mask)
         return x + self.mlp(self.norm2(x))
 
@@ -110,43 +127,61 @@ class GPT(nn.Module):
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
         self.wte = nn.Embedding(vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
-        self.ngrams = nn.ModuleList(nn.Embedding(config.ngram_rows, config.n_embd)
-                                    for _ in range(2, config.ngram_embedding + 1))
+        self.wpe = (
+            nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
+        )
+        self.ngrams = nn.ModuleList(
+            nn.Embedding(config.ngram_rows, config.n_embd)
+            for _ in range(2, config.ngram_embedding + 1)
+        )
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = make_norm(config)
         self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
         if config.tied:
             self.lm_head.weight = self.wte.weight
-        # In each head, the halves (a, b) become (a cos + b sin, b cos - a sin): the second half's sin has the minus.
+        # In each head, the halves (a, b) become (a cos + b sin, b cos - a sin): the second half's
+        # sin has the minus.
         D = config.n_embd // config.n_head
         angles = torch.arange(config.block_size)[:, None] * 10_000.0 ** -(torch.arange(0, D, 2) / D)
-        cos, sin = torch.cat([angles, angles], dim=1).cos(), torch.cat([angles, -angles], dim=1).sin()
-        self.register_buffer("cos", cos.repeat(1, 2 * config.n_head), persistent=False)  # (block_size, 2 C)
+        cos, sin = (
+            torch.cat([angles, angles], dim=1).cos(),
+            torch.cat([angles, -angles], dim=1).sin(),
+        )
+        # (block_size, 2 C)
+        self.register_buffer("cos", cos.repeat(1, 2 * config.n_head), persistent=False)
         self.register_buffer("sin", sin.repeat(1, 2 * config.n_head), persistent=False)
         self.init_weights()
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, objective: Objective = PLAIN,
-                teacher_logits: Tensor | None = None) -> Tensor | LossSums:
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        objective: Objective = PLAIN,
+        teacher_logits: Tensor | None = None,
+    ) -> Tensor | LossSums:
         """Logits (B, T, V) of tokens (B, T); with targets (B, T), the sums of the loss."""
         hidden = self.hidden_states(tokens)
         if targets is None:
             return self.logits(hidden)
-        return next_token_loss(hidden, self.lm_head.weight, targets, objective, self.config.softcap, teacher_logits)
+        return next_token_loss(
+            hidden, self.lm_head.weight, targets, objective, self.config.softcap, teacher_logits
+        )
 
     def hidden_states(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """The last layer's output, normalised, (B, T, C). With a cache, `tokens` follow those that it holds."""
+        """The last layer's output, normalised, (B, T, C). With a cache, `tokens` follow those that
+        it holds.
+        """
         T, start = tokens.shape[1], cache.length if cache is not None else 0
         context = cache.append_tokens(tokens) if cache is not None else tokens  # (B, S)
         x = self.wte(tokens)
         for n, table in enumerate(self.ngrams, start=2):
             x = x + table(hash_ngrams(context, n, self.config.ngram_rows)[:, start:])
         if self.wpe is not None:
-            x = x + self.wpe.weight[start:start + T]
+            x = x + self.wpe.weight[start : start + T]
         if self.config.embedding_norm:
             x = rms_norm(x)
         x = dropout(x, self.config.dropout, self.training)
-        rotation = (self.cos[start:start + T].type_as(x), self.sin[start:start + T].type_as(x))
+        rotation = (self.cos[start : start + T].type_as(x), self.sin[start : start + T].type_as(x))
         mask = self.document_mask(context, T) if self.config.document_attention else None
         for block in self.blocks:
             x = block(x, rotation, cache, mask)
@@ -159,7 +194,8 @@ class GPT(nn.Module):
         return soft_cap(self.lm_head(hidden).float(), self.config.softcap)
 
     def document_mask(self, context: Tensor, T: int) -> Tensor:
-        """Which of the tokens (B, S) each of the last T may attend to, (B, 1, T, S): those of its own document.
+        """Which of the tokens (B, S) each of the last T may attend to, (B, 1, T, S): those of its
+        own document.
 
         Before each document there is an eos token, which is the last of the vocabulary.
         """
@@ -168,9 +204,11 @@ class GPT(nn.Module):
         return same & causal_mask(T, context.shape[1], context.device)
 
     def init_weights(self) -> None:
-        """GPT-2's normal(0, 0.02), divided by sqrt(2 n_layer) in output projections; biases and n-gram tables are zero.
+        """GPT-2's normal(0, 0.02), divided by sqrt(2 n_layer) in output projections; biases and
+        n-gram tables are zero.
 
-        With `zero_init`, output projections and an untied lm_head are also zero: the first loss is exactly log V.
+        With `zero_init`, output projections and an untied lm_head are also zero: the first loss is
+        exactly log V.
         """
         for name, p in self.named_parameters():  # a tied lm_head is wte, and has no name of its own
             projects = name.endswith("proj.weight")
@@ -178,7 +216,9 @@ class GPT(nn.Module):
             if zero or name.startswith("ngrams") or name.endswith("bias"):
                 nn.init.zeros_(p)
             elif p.ndim == 2:
-                nn.init.normal_(p, std=0.02 / (math.sqrt(2 * self.config.n_layer) if projects else 1))
+                nn.init.normal_(
+                    p, std=0.02 / (math.sqrt(2 * self.config.n_layer) if projects else 1)
+                )
 
     def num_params(self) -> int:
         return sum(p.numel() for p in self.parameters())
@@ -189,9 +229,11 @@ class GPT(nn.Module):
 
 
 def hash_ngrams(tokens: Tensor, n: int, rows: int) -> Tensor:
-    """For each position of tokens (B, S), a table's row for the last n tokens; before the first come zeros.
+    """For each position of tokens (B, S), a table's row for the last n tokens; before the first
+    come zeros.
 
-    It is a polynomial hash, so n-grams may share a row (modded-nanogpt's bigram hash embedding; Engram, DeepSeek 2026).
+    It is a polynomial hash, so n-grams may share a row (modded-nanogpt's bigram hash embedding;
+    Engram, DeepSeek 2026).
     """
     key = tokens
     for i in range(1, n):

@@ -22,21 +22,30 @@ from engine.run import Run, open_run
 class SampleOptions(Section):
     """What to write, and how freely."""
 
-    prompt: str = Field("", description="text to continue; empty = the prompt that the validation text starts with, or "
-                        "a new line")
+    prompt: str = Field(
+        "",
+        description="text to continue; empty = the prompt that the validation text starts with, or "
+        "a new line",
+    )
     prompt_file: FileName = Field("", description="a UTF-8 file with the prompt")
-    unknown: UnknownCharacters = Field("refuse", description="characters of the prompt that the run does not know: "
-                                       "replace = by similar ones, or leave them out")
+    unknown: UnknownCharacters = Field(
+        "refuse",
+        description="characters of the prompt that the run does not know: "
+        "replace = by similar ones, or leave them out",
+    )
     num_samples: int = Field(1, ge=1, le=100_000, description="how many to write")
     max_new_tokens: Positive = Field(500, description="tokens in each")
     temperature: Rate = Field(0.8, description="below 1 safer, above 1 wilder; 0 = greedy")
     top_k: Count = Field(0, description="sample from the k most probable tokens; 0 = all")
-    top_p: float = Field(1.0, gt=0, le=1, description="sample from the fewest tokens with this probability together")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="sample from the fewest tokens with this probability together"
+    )
     seed: Count = Field(1337, description="sample i depends on the seed and i only")
     checkpoint: Literal["best", "last"] = Field("best", description="which checkpoint of the run")
     device: Text = Field("auto", min_length=1, description="auto, cpu, mps, cuda or cuda:N")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of matrix products; bfloat16 can be faster "
-                                                  "for many samples at once")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of matrix products; bfloat16 can be faster for many samples at once"
+    )
 
 
 def read_arguments(argv: list[str]) -> tuple[Run, SampleOptions, str]:
@@ -73,20 +82,34 @@ def main(argv: list[str]) -> None:
     dist = setup_distributed(options.device, options.dtype)
     model, _ = load_model(run, options.checkpoint, dist)
     steps = []
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a token may end within a character
+    # a token may end within a character
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     shown = prompt
     if not options.prompt and not options.prompt_file:
         shown = end_of_prompt(prompt)  # the corpus's own may be long
     print(shown, end="", flush=True)
-    for tokens in generate(model, tokenizer.encode_prompt(prompt), dist, num_samples=options.num_samples,
-                           max_new_tokens=options.max_new_tokens, temperature=options.temperature,
-                           top_k=options.top_k, top_p=options.top_p, seed=options.seed, eos=tokenizer.end):
+    for tokens in generate(
+        model,
+        tokenizer.encode_prompt(prompt),
+        dist,
+        num_samples=options.num_samples,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+        eos=tokenizer.end,
+    ):
         steps.append(tokens)  # all samples grow together; the first is shown as it grows
         if tokens[0] != tokenizer.end:
             print(decoder.decode(tokenizer.token_bytes[tokens[0]]), end="", flush=True)
     print(decoder.decode(b"", final=True))
     for sample in list(zip(*steps, strict=True))[1:]:  # a sample that has ended stays at eos
-        print("-" * 40, shown + tokenizer.decode(token for token in sample if token != tokenizer.end), sep="\n")
+        print(
+            "-" * 40,
+            shown + tokenizer.decode(token for token in sample if token != tokenizer.end),
+            sep="\n",
+        )
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ def cross_entropy(p: Sequence[float], q: Sequence[float]) -> float:
 
 
 def smoothed_entropy(vocab_size: int, label_smoothing: float) -> float:
-    """H(p) of a smoothed target p = (1 - e) one_hot + e / V, in nats: the floor under its cross-entropy.
+    """H(p) of a smoothed target p = (1 - e) one_hot + e / V, in nats: the floor under its
+    cross-entropy.
 
     What the loss is above it is exactly KL(p || q).
 
@@ -58,7 +59,9 @@ def smoothed_entropy(vocab_size: int, label_smoothing: float) -> float:
     """
     others = label_smoothing / vocab_size
     peak = 1 - label_smoothing + others
-    return peak * surprisal(peak) + ((vocab_size - 1) * others * surprisal(others) if others else 0.0)
+    return peak * surprisal(peak) + (
+        (vocab_size - 1) * others * surprisal(others) if others else 0.0
+    )
 
 
 def kl_divergence(p: Sequence[float], q: Sequence[float]) -> float:

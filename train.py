@@ -1,6 +1,7 @@
 """Train a GPT, and show what its loss means: `python train.py [RECIPE] [--name=value ...]`.
 
-Under torchrun, each process (rank) runs this file on its share of every batch; only rank 0 prints and writes files.
+Under torchrun, each process (rank) runs this file on its share of every batch; only rank 0 prints
+and writes files.
 """
 
 from config.startup import end_on_interrupt
@@ -15,7 +16,8 @@ from config.cli import describe_unused, load_config
 from config.errors import out_of_memory, run_command
 
 if __name__ == "__main__":
-    run_command(load_config)  # answers --help and mistakes before torch is imported, which takes seconds
+    # answers --help and mistakes before torch is imported, which takes seconds
+    run_command(load_config)
 
 import torch
 
@@ -67,10 +69,23 @@ def train(cfg: Config, named: set[str]) -> int:
     # data
     corpus = dist.rank0_first(prepare_corpus, cfg.data, kept_tokenizer(cfg))
     eos = corpus.tokenizer.eos if cfg.data.padded else None  # --padded: each row holds one document
-    get_batch = TrainBatches(corpus.train, cfg.model.block_size, cfg.optim.batch_size, cfg.run.seed, eos,
-                             micro_batch_size(cfg), dist.rank, dist.world_size)
+    get_batch = TrainBatches(
+        corpus.train,
+        cfg.model.block_size,
+        cfg.optim.batch_size,
+        cfg.run.seed,
+        eos,
+        micro_batch_size(cfg),
+        dist.rank,
+        dist.world_size,
+    )
     if cfg.run.explain_batch:
-        print(*(explain.show_masks(micro, corpus.tokenizer, cfg.data.padded) for micro in get_batch(0)[:1]))
+        print(
+            *(
+                explain.show_masks(micro, corpus.tokenizer, cfg.data.padded)
+                for micro in get_batch(0)[:1]
+            )
+        )
         return 0
     print(words.describe_options(cfg), corpus.info.describe(), sep="\n\n", end="\n\n")
 
@@ -78,7 +93,11 @@ def train(cfg: Config, named: set[str]) -> int:
     print(words.describe_model(cfg.model, corpus.info.vocab_size), flush=True)
     model = GPT(cfg.model, corpus.info.vocab_size).to(dist.device)
     optimizers = make_optimizers(model, cfg.optim, dist)
-    teacher = load_teacher(cfg.loss.teacher, corpus.tokenizer, cfg.model.block_size, dist) if cfg.loss.teacher else None
+    teacher = (
+        load_teacher(cfg.loss.teacher, corpus.tokenizer, cfg.model.block_size, dist)
+        if cfg.loss.teacher
+        else None
+    )
 
     # run: a new directory, or the one to resume
     run = dist.on_rank0(create_or_resume, cfg, named, corpus)
@@ -91,18 +110,27 @@ def train(cfg: Config, named: set[str]) -> int:
     remeasured = remeasure_best(run, state, val_text, corpus, dist)
     log = TrainLog(run, dist, model, corpus, state)
     stop = StopSignal(dist, words.resume_command(run, dist))
-    forward = compile_model(model, get_batch(0), make_objective(cfg), dist, log.say) if cfg.run.compile else model
+    forward = (
+        compile_model(model, get_batch(0), make_objective(cfg), dist, log.say)
+        if cfg.run.compile
+        else model
+    )
     log.add_remeasured(remeasured)
     if not run.is_resumed and not cfg.run.source:
-        first_batches = [get_batch(number * cfg.optim.batch_size) for number in range(FIRST_BATCHES)]
+        first_batches = [
+            get_batch(number * cfg.optim.batch_size) for number in range(FIRST_BATCHES)
+        ]
         vocab_size = corpus.tokenizer.vocab_size
         log.say(dist.on_rank0(check_step_zero, model, first_batches, vocab_size, dist) + "\n")
     log.say(words.COLUMNS)
 
     while True:
         # log, evaluate, keep the best and the last
-        ending = stop.requested() or state.is_finished(cfg)  # all steps are done, or it overfits, or it diverged
-        evaluating = is_eval_step(state.step, cfg.run.eval_interval) or state.step == cfg.optim.max_iters
+        # all steps are done, or it overfits, or it diverged
+        ending = stop.requested() or state.is_finished(cfg)
+        evaluating = (
+            is_eval_step(state.step, cfg.run.eval_interval) or state.step == cfg.optim.max_iters
+        )
         saving = state.step % cfg.run.checkpoint_interval == 0
         logging = ending or evaluating or saving or state.step % cfg.run.log_interval == 0
         if logging and log.lacks_this_step():  # a resumed run has logged its first step already
@@ -118,8 +146,16 @@ def train(cfg: Config, named: set[str]) -> int:
         if ending:
             break
         started = time.perf_counter()
-        result = train_step(forward, optimizers, get_batch(state.windows), cfg, dist, state.step, teacher,
-                            state.loss_scale)
+        result = train_step(
+            forward,
+            optimizers,
+            get_batch(state.windows),
+            cfg,
+            dist,
+            state.step,
+            teacher,
+            state.loss_scale,
+        )
         result.seconds = time.perf_counter() - started
         log.add(result, state.count_step(result))  # state.step += 1
         state.windows += cfg.optim.batch_size
@@ -128,13 +164,23 @@ def train(cfg: Config, named: set[str]) -> int:
     return finish(stop, model, corpus, log, get_batch)
 
 
-def train_step(model: torch.nn.Module, optimizers: Optimizers, batch: list[Batch], cfg: Config, dist: Distributed,
-               step: int, teacher: GPT | None = None, loss_scale: float = 1.0) -> StepResult:
-    """One step: sums over micro-batches and ranks, divided once by the number of targets in the global batch.
+def train_step(
+    model: torch.nn.Module,
+    optimizers: Optimizers,
+    batch: list[Batch],
+    cfg: Config,
+    dist: Distributed,
+    step: int,
+    teacher: GPT | None = None,
+    loss_scale: float = 1.0,
+) -> StepResult:
+    """One step: sums over micro-batches and ranks, divided once by the number of targets in the
+    global batch.
 
-    On a CPU its cores compute micro-batches side by side; gradients are added in the order of the micro-batches.
-    A step without targets, or with a loss or gradient that is not finite, changes neither weights nor optimizers.
-    In float16 the loss is scaled for backward, because small gradients would become zero.
+    On a CPU its cores compute micro-batches side by side; gradients are added in the order of the
+    micro-batches. A step without targets, or with a loss or gradient that is not finite, changes
+    neither weights nor optimizers. In float16 the loss is scaled for backward, because small
+    gradients would become zero.
     """
     lr = set_lr(optimizers, cfg.optim, step)
     num_targets = int(dist.all_reduce(torch.tensor(sum(micro.num_targets for micro in batch))))

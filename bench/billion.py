@@ -1,9 +1,11 @@
-"""What a corpus of a billion tokens costs once it is prepared: to open it, to make a batch, and in memory.
+"""What a corpus of a billion tokens costs once it is prepared: to open it, to make a batch, and in
+memory.
 
     python bench/billion.py [RECIPE.toml] [--name=value ...]
 
-Its shards are made up: random tokens, as many as are needed for 10 million, 100 million and a billion of them. Each
-size is opened by a process of its own, as train.py opens it, which then makes batches and takes steps of the recipe.
+Its shards are made up: random tokens, as many as are needed for 10 million, 100 million and a
+billion of them. Each size is opened by a process of its own, as train.py opens it, which then makes
+batches and takes steps of the recipe.
 """
 
 import json
@@ -37,20 +39,28 @@ RECORDS = 1000
 def make_up(folder: Path, config: Config, tokens: int) -> None:
     """Prepare a small corpus, and put large shards in the place of its own."""
     Path(config.data.corpus).mkdir()
-    (Path(config.data.corpus) / "records.jsonl").write_text("".join(
-        json.dumps({"text": f"Record {number} of {tokens} tokens."}) + "\n" for number in range(RECORDS)))
+    (Path(config.data.corpus) / "records.jsonl").write_text(
+        "".join(
+            json.dumps({"text": f"Record {number} of {tokens} tokens."}) + "\n"
+            for number in range(RECORDS)
+        )
+    )
     corpus = prepare.prepare_corpus(config.data)
     (prepared,) = folder.glob("texts-*")
     (prepared / "checksums.json").unlink()
     rng = np.random.default_rng(0)
     for number, first in enumerate(range(0, tokens, SHARD)):
-        shard = rng.integers(corpus.info.vocab_size, size=min(SHARD, tokens - first), dtype=corpus.tokenizer.dtype)
+        shard = rng.integers(
+            corpus.info.vocab_size, size=min(SHARD, tokens - first), dtype=corpus.tokenizer.dtype
+        )
         np.save(prepared / f"train-{number:05}-0.npy", shard)
     write_checksums(prepared)
 
 
 def open_and_use(config: Config) -> dict[str, Any]:
-    """Seconds to open the corpus, of each batch and of each step, and the memory that is not the file's pages."""
+    """Seconds to open the corpus, of each batch and of each step, and the memory that is not the
+    file's pages.
+    """
     import torch
 
     from engine.distributed import micro_batch_size, setup_distributed
@@ -60,8 +70,13 @@ def open_and_use(config: Config) -> dict[str, Any]:
 
     began = time.perf_counter()
     corpus = prepare.prepare_corpus(config.data)
-    get_batch = TrainBatches(corpus.train, config.model.block_size, config.optim.batch_size, config.run.seed,
-                             micro_batch_size=micro_batch_size(config))
+    get_batch = TrainBatches(
+        corpus.train,
+        config.model.block_size,
+        config.optim.batch_size,
+        config.run.seed,
+        micro_batch_size=micro_batch_size(config),
+    )
     batches, steps, memory, opened = [], [], [own_memory()], time.perf_counter() - began
     get_batch(0)  # shuffles the epoch
     for step in range(BATCHES):
@@ -78,13 +93,23 @@ def open_and_use(config: Config) -> dict[str, Any]:
         batch = get_batch(step * config.optim.batch_size)
         train_step(model, optimizers, batch, config, dist, step)
         steps.append(time.perf_counter() - began)
-    return {"tokens": len(corpus.train.tokens), "open": opened, "batches": batches, "steps": steps, "memory": memory}
+    return {
+        "tokens": len(corpus.train.tokens),
+        "open": opened,
+        "batches": batches,
+        "steps": steps,
+        "memory": memory,
+    }
 
 
 def own_memory() -> float:
     """Megabytes."""
     status = Path("/proc/self/status")  # of Linux
-    return next(int(line.split()[1]) / 1000 for line in status.read_text().splitlines() if line.startswith("RssAnon"))
+    return next(
+        int(line.split()[1]) / 1000
+        for line in status.read_text().splitlines()
+        if line.startswith("RssAnon")
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -93,20 +118,28 @@ def main(argv: list[str]) -> None:
         print(json.dumps(open_and_use(load_config(argv[2:])[0])))
         return
     print(cpu_name())
-    print(f"{'tokens':>14}{'open, s':>10}{'batch, ms':>11}{'of a step':>11}{'MB, open':>10}{'and used':>10}")
+    print(
+        f"{'tokens':>14}{'open, s':>10}{'batch, ms':>11}{'of a step':>11}{'MB, open':>10}{'and used':>10}"
+    )
     found = []
     for size in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             own = [*argv, f"--corpus={folder}/texts"]
             prepare.__dict__["DATA"] = Path(folder)
             make_up(Path(folder), load_config(own)[0], size)
-            done = subprocess.run([sys.executable, __file__, "here", folder, *own], stdout=subprocess.PIPE, text=True,
-                                  check=True)
+            done = subprocess.run(
+                [sys.executable, __file__, "here", folder, *own],
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
         one = json.loads(done.stdout.splitlines()[-1])
         assert one["tokens"] == size
         batch, step = statistics.median(one["batches"]), statistics.median(one["steps"])
-        print(f"{one['tokens']:14,}{one['open']:10.2f}{1000 * batch:11.2f}{batch / step:11.1%}{one['memory'][0]:10.0f}"
-              f"{one['memory'][1]:10.0f}")
+        print(
+            f"{one['tokens']:14,}{one['open']:10.2f}{1000 * batch:11.2f}{batch / step:11.1%}{one['memory'][0]:10.0f}"
+            f"{one['memory'][1]:10.0f}"
+        )
         found.append(one)
     write_results("billion", {"cpu": cpu_name(), "sizes": found})
 

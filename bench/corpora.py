@@ -1,10 +1,11 @@
-"""How fast a large corpus becomes tokens, against tiktoken's own encode_ordinary_batch on the same text and cores.
+"""How fast a large corpus becomes tokens, against tiktoken's own encode_ordinary_batch on the same
+text and cores.
 
     python bench/corpora.py [--megabytes=1000] [--rounds=3] [--tokenizer=bpe] [--vocab_size=1024]
 
-The text is the speeches of the plays in random order, as records of a .jsonl file. Ours reads it, encodes it and
-writes shards; tiktoken encodes the same documents, which it has in memory, and keeps nothing. Then the whole command,
-with baselines: its seconds and its memory at the peak.
+The text is the speeches of the plays in random order, as records of a .jsonl file. Ours reads it,
+encodes it and writes shards; tiktoken encodes the same documents, which it has in memory, and keeps
+nothing. Then the whole command, with baselines: its seconds and its memory at the peak.
 """
 
 import json
@@ -46,7 +47,9 @@ class Options(Section):
     megabytes: Positive = Field(1000, description="of text")
     rounds: Positive = Field(3, description="of each measurement")
     tokenizer: str = Field("bpe", description="bpe or gpt2")
-    vocab_size: int = Field(1024, description="of bpe; 50257 is as many tokens as gpt2 has, without a network")
+    vocab_size: int = Field(
+        1024, description="of bpe; 50257 is as many tokens as gpt2 has, without a network"
+    )
 
 
 def write_text(path: Path, megabytes: int) -> None:
@@ -91,25 +94,48 @@ def main(argv: list[str]) -> None:
         corpus = Path(name, "bench_speeches/speeches.jsonl")
         corpus.parent.mkdir()
         write_text(corpus, options.megabytes)
-        config = DataConfig(corpus=str(corpus.parent), tokenizer=options.tokenizer, vocab_size=options.vocab_size)
-        tokenizer = make_tokenizer(config, read_texts(str(corpus), tqdm(disable=True)), BPE_CHARACTERS)
+        config = DataConfig(
+            corpus=str(corpus.parent), tokenizer=options.tokenizer, vocab_size=options.vocab_size
+        )
+        tokenizer = make_tokenizer(
+            config, read_texts(str(corpus), tqdm(disable=True)), BPE_CHARACTERS
+        )
         for _ in range(options.rounds):
             times["Surprisal"].append(ours(corpus, tokenizer))
             times["tiktoken"].append(theirs(corpus, tokenizer))
         ratios = [a / b for a, b in zip(*times.values(), strict=True)]
         for program, seconds in times.items():
-            print(f"{program:<12}{statistics.median(seconds):8.1f} s ({min(seconds):.1f} to {max(seconds):.1f})")
-        print(f"ratio       {statistics.median(ratios):8.2f}   ({min(ratios):.2f} to {max(ratios):.2f})")
+            print(
+                f"{program:<12}{statistics.median(seconds):8.1f} s ({min(seconds):.1f} to {max(seconds):.1f})"
+            )
+        print(
+            f"ratio       {statistics.median(ratios):8.2f}   ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
         began = time.perf_counter()
-        subprocess.run([sys.executable, "data/prepare.py", f"--corpus={corpus.parent}", "--val_fraction=0.01",
-                        f"--tokenizer={options.tokenizer}", f"--vocab_size={options.vocab_size}"], cwd=ROOT, check=True)
+        subprocess.run(
+            [
+                sys.executable,
+                "data/prepare.py",
+                f"--corpus={corpus.parent}",
+                "--val_fraction=0.01",
+                f"--tokenizer={options.tokenizer}",
+                f"--vocab_size={options.vocab_size}",
+            ],
+            cwd=ROOT,
+            check=True,
+        )
         whole = time.perf_counter() - began
     for prepared in (ROOT / "data").glob(f"{corpus.parent.name}-*"):
         shutil.rmtree(prepared)
     megabytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(f"the whole command: {whole:.1f} s, {megabytes:.0f} MB of memory at the peak")
-    results: dict[str, Any] = {"cpu": cpu_name(), "megabytes": options.megabytes, "seconds": times, "whole": whole,
-                               "peak_megabytes": megabytes}
+    results: dict[str, Any] = {
+        "cpu": cpu_name(),
+        "megabytes": options.megabytes,
+        "seconds": times,
+        "whole": whole,
+        "peak_megabytes": megabytes,
+    }
     write_results("corpora", results)
 
 

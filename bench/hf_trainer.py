@@ -1,4 +1,5 @@
-"""Hugging Face's Trainer with GPT2LMHeadModel on a recipe in GPT-2 form, for bench/peers.py: prints each step's time.
+"""Hugging Face's Trainer with GPT2LMHeadModel on a recipe in GPT-2 form, for bench/peers.py: prints
+each step's time.
 
     python bench/hf_trainer.py RECIPE.toml STEPS
 """
@@ -24,10 +25,21 @@ def make_model(config: ModelConfig, vocab_size: int, block_size: int) -> Any:
     # Imported where it is used: the project does without this package.
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    return GPT2LMHeadModel(GPT2Config(
-        vocab_size=vocab_size, n_positions=block_size, n_embd=config.n_embd, n_layer=config.n_layer,
-        n_head=config.n_head, resid_pdrop=config.dropout, embd_pdrop=config.dropout, attn_pdrop=config.dropout,
-        bos_token_id=0, eos_token_id=None, pad_token_id=0))
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=vocab_size,
+            n_positions=block_size,
+            n_embd=config.n_embd,
+            n_layer=config.n_layer,
+            n_head=config.n_head,
+            resid_pdrop=config.dropout,
+            embd_pdrop=config.dropout,
+            attn_pdrop=config.dropout,
+            bos_token_id=0,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+    )
 
 
 class Windows:
@@ -40,7 +52,7 @@ class Windows:
         return len(self.tokens) // self.block_size
 
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-        window = self.tokens[number * self.block_size:(number + 1) * self.block_size]
+        window = self.tokens[number * self.block_size : (number + 1) * self.block_size]
         return {"input_ids": window, "labels": window}
 
 
@@ -60,13 +72,28 @@ def main(recipe: str, steps: int) -> None:
     optim = config.optim
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            output_dir=folder, per_device_train_batch_size=optim.batch_size, max_steps=steps, use_cpu=True,
-            learning_rate=optim.learning_rate, warmup_steps=optim.warmup_iters, lr_scheduler_type="cosine",
-            weight_decay=optim.weight_decay, adam_beta2=optim.beta2, max_grad_norm=optim.grad_clip,
-            logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True)
+            output_dir=folder,
+            per_device_train_batch_size=optim.batch_size,
+            max_steps=steps,
+            use_cpu=True,
+            learning_rate=optim.learning_rate,
+            warmup_steps=optim.warmup_iters,
+            lr_scheduler_type="cosine",
+            weight_decay=optim.weight_decay,
+            adam_beta2=optim.beta2,
+            max_grad_norm=optim.grad_clip,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
         model = make_model(config.model, corpus.info.vocab_size, config.model.block_size)
-        Trainer(model, arguments, train_dataset=Windows(corpus.train.tokens, config.model.block_size),
-                callbacks=[Clock()]).train()
+        Trainer(
+            model,
+            arguments,
+            train_dataset=Windows(corpus.train.tokens, config.model.block_size),
+            callbacks=[Clock()],
+        ).train()
 
 
 if __name__ == "__main__":

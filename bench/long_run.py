@@ -2,8 +2,8 @@
 
     python bench/long_run.py [--name=value ...]
 
-A small model, by the real command, with evaluations and checkpoints all along. What the process holds is read from
-/proc twice a second (Linux), and shown for each tenth of the steps.
+A small model, by the real command, with evaluations and checkpoints all along. What the process
+holds is read from /proc twice a second (Linux), and shown for each tenth of the steps.
 """
 
 import os
@@ -21,8 +21,18 @@ from config.cli import load_config
 from config.errors import UserError, run_command
 from engine.run import parse_record
 
-OPTIONS = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=32", "--batch_size=8", "--eval_tokens=2000",
-         "--patience=0", "--dropout=0.1", "--corpus=tinyshakespeare", "--max_iters=10000"]
+OPTIONS = [
+    "--n_layer=2",
+    "--n_head=2",
+    "--n_embd=32",
+    "--block_size=32",
+    "--batch_size=8",
+    "--eval_tokens=2000",
+    "--patience=0",
+    "--dropout=0.1",
+    "--corpus=tinyshakespeare",
+    "--max_iters=10000",
+]
 
 
 def last_step(metrics: Path) -> int:
@@ -41,8 +51,13 @@ def main(argv: list[str]) -> None:
         while process.poll() is None:
             try:
                 pages = int((here / "statm").read_text().split()[1])
-                rows.append((last_step(Path(folder, "run/metrics.jsonl")),
-                             pages * os.sysconf("SC_PAGE_SIZE") / 1e6, len(list((here / "fd").iterdir()))))
+                rows.append(
+                    (
+                        last_step(Path(folder, "run/metrics.jsonl")),
+                        pages * os.sysconf("SC_PAGE_SIZE") / 1e6,
+                        len(list((here / "fd").iterdir())),
+                    )
+                )
             except (OSError, ValueError, IndexError):  # between two moments, or at the end
                 pass
             time.sleep(0.5)
@@ -55,7 +70,9 @@ def main(argv: list[str]) -> None:
         inside = [row for row in rows if low < row[0] <= high]
         if inside:
             _, memory, files = zip(*inside, strict=True)
-            shown.append({"steps": [low, high], "mb": [min(memory), max(memory)], "files": max(files)})
+            shown.append(
+                {"steps": [low, high], "mb": [min(memory), max(memory)], "files": max(files)}
+            )
             print(f"{low:>7} ... {high:>5} {min(memory):9.1f} {max(memory):6.1f} {max(files):12}")
     write_results("long_run", shown)
 

@@ -2,10 +2,11 @@
 
     python bench/normalisation.py [CORPUS]
 
-The gradient of a batch is that of its mean loss, sum / count. Averaging the means of its micro-batches
-weighs a token the more the fewer are scored beside it: the same gradient only if all score equally
-many. Here one batch is masked more and more unevenly, and both gradients are taken, of a new model and of
-one after some training: the size of their difference, relative to the right one, and the angle's cosine.
+The gradient of a batch is that of its mean loss, sum / count. Averaging the means of its
+micro-batches weighs a token the more the fewer are scored beside it: the same gradient only if all
+score equally many. Here one batch is masked more and more unevenly, and both gradients are taken,
+of a new model and of one after some training: the size of their difference, relative to the right
+one, and the angle's cosine.
 """
 
 import sys
@@ -28,11 +29,14 @@ from train import train_step
 
 STEPS = 100  # of training, for the second model
 
-LEAST = (1.0, 0.5, 0.1, 0.02)  # the smallest share of a sequence that may be scored: from even to uneven
+# the smallest share of a sequence that may be scored: from even to uneven
+LEAST = (1.0, 0.5, 0.1, 0.02)
 
 
 def masked(batch: Batch, least: float) -> Batch:
-    """The batch with only the end of each sequence scored: a random share of it, log-uniform from `least` to 1."""
+    """The batch with only the end of each sequence scored: a random share of it, log-uniform from
+    `least` to 1.
+    """
     B, T = batch.targets.shape
     shares = least ** np.random.default_rng(0).random(B)
     scored = np.maximum(1, np.round(shares * T))[:, None]
@@ -50,8 +54,11 @@ def compare(model: GPT, batch: Batch, micro_batch_size: int, dist: Distributed) 
         right = right + gradient
         wrong = wrong + gradient / tokens / len(starts)  # 0 / 0 where nothing is scored
     right = right / int((batch.targets != IGNORE_INDEX).sum())
-    return {"difference": float((wrong - right).norm() / right.norm()), "norm": float(wrong.norm() / right.norm()),
-            "cosine": float(torch.cosine_similarity(wrong, right, dim=0))}
+    return {
+        "difference": float((wrong - right).norm() / right.norm()),
+        "norm": float(wrong.norm() / right.norm()),
+        "cosine": float(torch.cosine_similarity(wrong, right, dim=0)),
+    }
 
 
 def _sum_gradient(model: GPT, inputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
@@ -65,24 +72,35 @@ def main(argv: list[str]) -> None:
     dist = setup_distributed("cpu", "float32")
     config = Config(data=DataConfig(corpus=argv[0])) if argv else Config()
     corpus = prepare_corpus(config.data)
-    batches = TrainBatches(corpus.train, config.model.block_size, config.optim.batch_size, config.run.seed)
+    batches = TrainBatches(
+        corpus.train, config.model.block_size, config.optim.batch_size, config.run.seed
+    )
     torch.manual_seed(config.run.seed)
     model = GPT(config.model, corpus.tokenizer.vocab_size).to(dist.device)
     optimizers = make_optimizers(model, config.optim)
     rows = []
-    print(f"{config.optim.batch_size} sequences of {config.model.block_size} tokens\n\n"
-          f"{'steps':>6} {'least':>6} {'scored':>7} {'micro-batch':>12} {'|m - g|/|g|':>12} "
-          f"{'|m|/|g|':>8} {'cosine':>8}")
+    print(
+        f"{config.optim.batch_size} sequences of {config.model.block_size} tokens\n\n"
+        f"{'steps':>6} {'least':>6} {'scored':>7} {'micro-batch':>12} {'|m - g|/|g|':>12} "
+        f"{'|m|/|g|':>8} {'cosine':>8}"
+    )
     for step in range(STEPS + 1):
         if step in (0, STEPS):
             for least in LEAST:
                 batch = masked(batches(STEPS * config.optim.batch_size)[0], least)
                 for size in (1, 4, 16):
-                    row = {"steps": step, "least": least, "scored": float((batch.targets != IGNORE_INDEX).mean()),
-                           "micro_batch_size": size} | compare(model, batch, size, dist)
+                    row = {
+                        "steps": step,
+                        "least": least,
+                        "scored": float((batch.targets != IGNORE_INDEX).mean()),
+                        "micro_batch_size": size,
+                    } | compare(model, batch, size, dist)
                     rows.append(row)
-                    print("{steps:>6} {least:6.0%} {scored:7.1%} {micro_batch_size:>12} {difference:12.1e} {norm:8.3f} "
-                          "{cosine:8.4f}".format(**row), flush=True)
+                    print(
+                        "{steps:>6} {least:6.0%} {scored:7.1%} {micro_batch_size:>12} {difference:12.1e} {norm:8.3f} "
+                        "{cosine:8.4f}".format(**row),
+                        flush=True,
+                    )
         micro_batches = batches(step * config.optim.batch_size)
         train_step(model, optimizers, micro_batches, config, dist, step)
     write_results("normalisation", rows)

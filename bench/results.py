@@ -1,10 +1,12 @@
 """The table of results: recipes over several seeds, by the real command.
 
-    python bench/results.py config/shakespeare_char.toml "config/student.toml --max_iters=1600" [--seeds=1,2,3]
+    python bench/results.py config/shakespeare_char.toml "config/student.toml --max_iters=1600"
+    [--seeds=1,2,3]
 
-Runs are made one after another in out/results/. Finished ones are not made again, so it continues where it stopped. A
-row has the best model's loss on all validation targets, mean and standard deviation over the seeds, median seconds of
-the whole command, and the CPU. Rows go to docs/results.json, and from there to the table in docs/results.md.
+Runs are made one after another in out/results/. Finished ones are not made again, so it continues
+where it stopped. A row has the best model's loss on all validation targets, mean and standard
+deviation over the seeds, median seconds of the whole command, and the CPU. Rows go to
+docs/results.json, and from there to the table in docs/results.md.
 """
 
 import json
@@ -43,7 +45,11 @@ def cpu_name() -> str:
     """The CPU's name, its cores, and what PyTorch uses of it."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    kind = "AVX512-BF16" if torch.cpu._is_avx512_bf16_supported() else torch.backends.cpu.get_cpu_capability()
+    kind = (
+        "AVX512-BF16"
+        if torch.cpu._is_avx512_bf16_supported()
+        else torch.backends.cpu.get_cpu_capability()
+    )
     return f"{names[0] if names else 'CPU'}, {torch.get_num_threads()} threads, {kind}"
 
 
@@ -56,8 +62,19 @@ def train(command: str, seed: int, dtype: str) -> dict[str, float]:
         config, _ = load_config([*shlex.split(command)])
         prepare_corpus(config.data)  # is not timed
         started = time.perf_counter()
-        process = subprocess.run([sys.executable, "train.py", *shlex.split(command), f"--seed={seed}",
-                                  f"--dtype={dtype}", f"--out_dir={folder}"], cwd=ROOT, capture_output=True, text=True)
+        process = subprocess.run(
+            [
+                sys.executable,
+                "train.py",
+                *shlex.split(command),
+                f"--seed={seed}",
+                f"--dtype={dtype}",
+                f"--out_dir={folder}",
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
         if process.returncode:
             raise UserError(f"{command}: {(process.stderr.strip().splitlines() or ['failed'])[-1]}")
         done.write_text(json.dumps({"seconds": time.perf_counter() - started}))
@@ -66,35 +83,53 @@ def train(command: str, seed: int, dtype: str) -> dict[str, float]:
 
 
 def main(argv: list[str]) -> None:
-    commands, options = load_options(ResultsOptions, argv, "RECIPE", "+", "recipes, each with its options in quotes")
+    commands, options = load_options(
+        ResultsOptions, argv, "RECIPE", "+", "recipes, each with its options in quotes"
+    )
     rows = json.loads(STORE.read_text()) if STORE.exists() else {}
     cpu = cpu_name()
     kind = "AVX512-BF16" if cpu.endswith("BF16") and options.dtype != "float32" else "AVX2"
     for command in commands:
         runs = [train(command, int(seed), options.dtype) for seed in options.seeds.split(",")]
         losses = [run["best_val_nll"] for run in runs]
-        row = {"nll": statistics.mean(losses), "std": statistics.stdev(losses) if len(losses) > 1 else 0.0,
-               "bits_per_byte": statistics.mean(run["best_val_bits_per_byte"] for run in runs),
-               "perplexity": statistics.mean(run["best_val_perplexity"] for run in runs),
-               "seconds": statistics.median(run["seconds"] for run in runs), "seeds": options.seeds, "cpu": cpu}
+        row = {
+            "nll": statistics.mean(losses),
+            "std": statistics.stdev(losses) if len(losses) > 1 else 0.0,
+            "bits_per_byte": statistics.mean(run["best_val_bits_per_byte"] for run in runs),
+            "perplexity": statistics.mean(run["best_val_perplexity"] for run in runs),
+            "seconds": statistics.median(run["seconds"] for run in runs),
+            "seeds": options.seeds,
+            "cpu": cpu,
+        }
         rows.setdefault(command, {})[kind] = row
-        print(f"{command}: {row['nll']:.4f} ± {row['std']:.4f} nats, {row['bits_per_byte']:.3f} bits per byte, "
-              f"{row['seconds']:.0f} s, seeds {options.seeds}, {cpu}", flush=True)
+        print(
+            f"{command}: {row['nll']:.4f} ± {row['std']:.4f} nats, {row['bits_per_byte']:.3f} bits per byte, "
+            f"{row['seconds']:.0f} s, seeds {options.seeds}, {cpu}",
+            flush=True,
+        )
         STORE.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
         write_table(rows)
 
 
 def write_table(rows: dict[str, dict[str, dict[str, float]]]) -> None:
-    lines = ["| command | nats per token, AVX2 | bits per byte | perplexity | seconds | nats, AVX512-BF16 | seconds |",
-             "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| command | nats per token, AVX2 | bits per byte | perplexity | seconds | nats, AVX512-BF16 | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for command, kinds in rows.items():
         first = next(iter(kinds.values()))
         cells = []
         for kind in ("AVX2", "AVX512-BF16"):
             row = kinds.get(kind)
-            cells.append((f"{row['nll']:.3f} ± {row['std']:.3f}", f"{row['seconds']:.0f}") if row else ("", ""))
-        lines.append(f"| `python train.py {command}` | {cells[0][0]} | {first['bits_per_byte']:.3f} | "
-                     f"{first['perplexity']:.2f} | {cells[0][1]} | {cells[1][0]} | {cells[1][1]} |")
+            cells.append(
+                (f"{row['nll']:.3f} ± {row['std']:.3f}", f"{row['seconds']:.0f}")
+                if row
+                else ("", "")
+            )
+        lines.append(
+            f"| `python train.py {command}` | {cells[0][0]} | {first['bits_per_byte']:.3f} | "
+            f"{first['perplexity']:.2f} | {cells[0][1]} | {cells[1][0]} | {cells[1][1]} |"
+        )
     text = TABLE.read_text(encoding="utf-8")
     before, _, rest = text.partition("<!-- table -->\n")
     after = rest.partition("<!-- end of table -->\n")[2]

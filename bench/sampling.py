@@ -1,9 +1,10 @@
-"""Tokens a second in sampling: with a KV cache, one sequence and many, against whole windows as nanoGPT samples.
+"""Tokens a second in sampling: with a KV cache, one sequence and many, against whole windows as
+nanoGPT samples.
 
     python bench/sampling.py
 
-The model has nanoGPT's 10.7M parameters (6 layers, 6 heads, 384 wide, 256 tokens) and random weights. The
-ways take turns; medians over rounds.
+The model has nanoGPT's 10.7M parameters (6 layers, 6 heads, 384 wide, 256 tokens) and random
+weights. The ways take turns; medians over rounds.
 """
 
 import copy
@@ -27,16 +28,25 @@ from engine.generate import generate, sample_token
 from model import GPT
 
 VOCABULARY, NEW_TOKENS, ROUNDS = 65, 500, 3
-WAYS = {"one sequence": (1, True, NEW_TOKENS, "float32"), "16 sequences": (16, True, NEW_TOKENS, "float32"),
-        "one, bfloat16": (1, True, NEW_TOKENS, "bfloat16"), "16, bfloat16": (16, True, NEW_TOKENS, "bfloat16"),
-        "one, whole windows": (1, False, 60, "float32")}  # sequences, with the cache, tokens of each, arithmetic
+WAYS = {
+    "one sequence": (1, True, NEW_TOKENS, "float32"),
+    "16 sequences": (16, True, NEW_TOKENS, "float32"),
+    "one, bfloat16": (1, True, NEW_TOKENS, "bfloat16"),
+    "16, bfloat16": (16, True, NEW_TOKENS, "bfloat16"),
+    # sequences, with the cache, tokens of each, arithmetic
+    "one, whole windows": (1, False, 60, "float32"),
+}
 
 
-def tokens_per_second(model: GPT, dist: Distributed, num_samples: int, use_cache: bool, new_tokens: int) -> float:
+def tokens_per_second(
+    model: GPT, dist: Distributed, num_samples: int, use_cache: bool, new_tokens: int
+) -> float:
     """Of all sequences together, from the first token to the last."""
     began = time.perf_counter()
     if use_cache:
-        made = sum(map(len, generate(model, [0], dist, num_samples=num_samples, max_new_tokens=new_tokens)))
+        made = sum(
+            map(len, generate(model, [0], dist, num_samples=num_samples, max_new_tokens=new_tokens))
+        )
     else:
         made = sum(1 for _ in whole_windows(model, dist, new_tokens))
     return made / (time.perf_counter() - began)
@@ -48,7 +58,7 @@ def whole_windows(model: GPT, dist: Distributed, new_tokens: int) -> Iterator[li
     tokens = torch.zeros(1, model.config.block_size, dtype=torch.int64, device=dist.device)
     u = torch.full((1,), 0.5, device=dist.device)
     for _ in range(new_tokens):
-        hidden = model.hidden_states(tokens[:, -model.config.block_size:])
+        hidden = model.hidden_states(tokens[:, -model.config.block_size :])
         chosen = sample_token(model.logits(hidden[:, -1]), u, temperature=0.8, top_k=0, top_p=1.0)
         tokens = torch.cat([tokens, chosen[:, None]], dim=1)
         yield chosen.tolist()
@@ -58,17 +68,24 @@ def main(argv: list[str]) -> None:
     dists = {dtype: setup_distributed("auto", dtype) for dtype in ("float32", "bfloat16")}
     torch.manual_seed(0)
     model = GPT(load_config([str(ROOT / "config/nanogpt_gpu.toml")])[0].model, VOCABULARY)
-    models = {dtype: for_prediction(copy.deepcopy(model).to(dist.device), dist) for dtype, dist in dists.items()}
+    models = {
+        dtype: for_prediction(copy.deepcopy(model).to(dist.device), dist)
+        for dtype, dist in dists.items()
+    }
     rates: dict[str, list[float]] = {name: [] for name in WAYS}
     for _ in range(ROUNDS + 1):  # the first warms up
         for name, (num_samples, use_cache, new_tokens, dtype) in WAYS.items():
-            rates[name].append(tokens_per_second(models[dtype], dists[dtype], num_samples, use_cache, new_tokens))
+            rates[name].append(
+                tokens_per_second(models[dtype], dists[dtype], num_samples, use_cache, new_tokens)
+            )
     print(f"GPT with {model.num_params():,} parameters\n{dists['float32']}\n")
     print(f"{'':<20}{'tokens/s':>10}{'from':>10}{'to':>10}{'ratio':>8}")
     base = statistics.median(rates["one, whole windows"][1:])
     for name, values in rates.items():
         middle = statistics.median(values[1:])
-        print(f"{name:<20}{middle:10.0f}{min(values[1:]):10.0f}{max(values[1:]):10.0f}{middle / base:8.1f}")
+        print(
+            f"{name:<20}{middle:10.0f}{min(values[1:]):10.0f}{max(values[1:]):10.0f}{middle / base:8.1f}"
+        )
     write_results("sampling", rates)
 
 

@@ -1,10 +1,11 @@
-"""Where the time of a training step goes, part by part, and how near its arithmetic comes to the machine's.
+"""Where the time of a training step goes, part by part, and how near its arithmetic comes to the
+machine's.
 
     python bench/throughput.py [RECIPE.toml] [--name=value ...]
 
-The steps are those of train.py: on a CPU its cores compute micro-batches side by side. Beside them, one
-micro-batch is computed by one core alone. Times are medians over steps. FLOP/s are those of the matrix
-products alone, against the best that a large product reaches here in the same arithmetic.
+The steps are those of train.py: on a CPU its cores compute micro-batches side by side. Beside them,
+one micro-batch is computed by one core alone. Times are medians over steps. FLOP/s are those of the
+matrix products alone, against the best that a large product reaches here in the same arithmetic.
 """
 
 import statistics
@@ -53,13 +54,17 @@ def clock(dist: Distributed) -> float:
     return time.perf_counter()
 
 
-def timed(function: Callable[..., Any], seconds: list[float], dist: Distributed) -> Callable[..., Any]:
+def timed(
+    function: Callable[..., Any], seconds: list[float], dist: Distributed
+) -> Callable[..., Any]:
     """The same function; each call appends its seconds."""
+
     def call(*arguments: Any) -> Any:
         began = clock(dist)
         result = function(*arguments)
         seconds.append(clock(dist) - began)
         return result
+
     return call
 
 
@@ -71,8 +76,14 @@ def measure(config: Config, steps: int) -> dict[str, Any]:
     corpus = prepare_corpus(config.data)
     eos = corpus.tokenizer.eos if config.data.padded else None
     batch_size = config.optim.batch_size
-    batches = TrainBatches(corpus.train, config.model.block_size, batch_size, config.run.seed, eos,
-                           micro_batch_size(config))
+    batches = TrainBatches(
+        corpus.train,
+        config.model.block_size,
+        batch_size,
+        config.run.seed,
+        eos,
+        micro_batch_size(config),
+    )
     torch.manual_seed(config.run.seed)
     model = GPT(config.model, corpus.tokenizer.vocab_size).to(dist.device)
     forward: torch.nn.Module = model
@@ -92,15 +103,25 @@ def measure(config: Config, steps: int) -> dict[str, Any]:
         take_step(forward, optimizers, batch, config, dist, min(step, config.optim.max_iters - 1))
     alone = measure_micro_batch(model, batch[0], dist, steps)
 
-    medians = {name: statistics.median(times[WARM_UP:]) for name, times in (seconds | alone).items()}
+    medians = {
+        name: statistics.median(times[WARM_UP:]) for name, times in (seconds | alone).items()
+    }
     tokens = batch_size * config.model.block_size
     both = zip(seconds["data"][WARM_UP:], seconds["step"][WARM_UP:], strict=True)
     times = [data + step for data, step in both]
     median = statistics.median(times)
-    return {"config": config.model_dump(), "dist": str(dist), "parameters": model.num_params(), "tokens": tokens,
-            "micro_batches": len(batch), "parts": medians, "steps": times,
-            "tokens_per_second": tokens / median, "flops": tokens * model.flops_per_token() / median,
-            "peak_flops": peak_flops(dist)}
+    return {
+        "config": config.model_dump(),
+        "dist": str(dist),
+        "parameters": model.num_params(),
+        "tokens": tokens,
+        "micro_batches": len(batch),
+        "parts": medians,
+        "steps": times,
+        "tokens_per_second": tokens / median,
+        "flops": tokens * model.flops_per_token() / median,
+        "peak_flops": peak_flops(dist),
+    }
 
 
 def measure_micro_batch(model: GPT, micro: Batch, dist: Distributed, steps: int) -> Times:
@@ -129,16 +150,27 @@ def main(argv: list[str]) -> None:
     rest = parts["step"] - sum(parts[name] for name in optimizers)
     rows = {"data": parts["data"], f"gradients of {found['micro_batches']} micro-batches": rest}
     rows |= {name: parts[name] for name in optimizers}
-    print(f"GPT with {found['parameters']:,} parameters\n{found['dist']}: steps of {found['tokens']:,} tokens\n")
+    print(
+        f"GPT with {found['parameters']:,} parameters\n{found['dist']}: steps of {found['tokens']:,} tokens\n"
+    )
     print(f"{'part':<32}{'ms':>9}{'share':>8}")
     for name, value in rows.items():
         print(f"{name:<32}{1000 * value:9.2f}{value / step:8.1%}")
-    print(f"{'step':<32}{1000 * step:9.2f}   ({1000 * min(steps):.2f} to {1000 * max(steps):.2f})\n")
-    print("one micro-batch alone: " + ", ".join(
-        f"{name} {1000 * parts[name]:.2f} ms" for name in ("forward", "loss", "backward")) + "\n")
-    print(f"{found['tokens_per_second']:,.0f} tokens/s; {found['flops'] / 1e9:,.0f} GFLOP/s in products, "
-          f"{found['flops'] / found['peak_flops']:.0%} of the {found['peak_flops'] / 1e9:,.0f} that a large one "
-          "reaches here")
+    print(
+        f"{'step':<32}{1000 * step:9.2f}   ({1000 * min(steps):.2f} to {1000 * max(steps):.2f})\n"
+    )
+    print(
+        "one micro-batch alone: "
+        + ", ".join(
+            f"{name} {1000 * parts[name]:.2f} ms" for name in ("forward", "loss", "backward")
+        )
+        + "\n"
+    )
+    print(
+        f"{found['tokens_per_second']:,.0f} tokens/s; {found['flops'] / 1e9:,.0f} GFLOP/s in products, "
+        f"{found['flops'] / found['peak_flops']:.0%} of the {found['peak_flops'] / 1e9:,.0f} that a large one "
+        "reaches here"
+    )
     write_results("throughput", found)
 
 

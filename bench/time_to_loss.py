@@ -1,14 +1,17 @@
 """How long whole commands take to a validation loss, from process start, against nanoGPT's recipe.
 
-    python bench/time_to_loss.py [RECIPE.toml | "RECIPE.toml --name=value" ...] [--rounds=3] [--nanogpt=path/to/nanoGPT]
+    python bench/time_to_loss.py [RECIPE.toml | "RECIPE.toml --name=value" ...] [--rounds=3]
+    [--nanogpt=path/to/nanoGPT]
 
 Each round runs the reference and then every recipe, with another seed each round and with compile
-caches cold, so that what disturbs the machine disturbs all of them. The ratio is that of two commands
-of the same round. The loss is that of the run's best checkpoint, on all of the validation split.
+caches cold, so that what disturbs the machine disturbs all of them. The ratio is that of two
+commands of the same round. The loss is that of the run's best checkpoint, on all of the validation
+split.
 
-The reference is config/nanogpt_cpu.toml, or, with a checkout in which data/shakespeare_char is prepared, nanoGPT's
-own code with the command of its README, which evaluates on 20 random batches. With --for_gpu=true it is nanoGPT's
-recipe for a GPU: the seconds that its 1,750 iterations to the 1.4697 of its README would take here, going by 3 of them.
+The reference is config/nanogpt_cpu.toml, or, with a checkout in which data/shakespeare_char is
+prepared, nanoGPT's own code with the command of its README, which evaluates on 20 random batches.
+With --for_gpu=true it is nanoGPT's recipe for a GPU: the seconds that its 1,750 iterations to the
+1.4697 of its README would take here, going by 3 of them.
 """
 
 import os
@@ -36,24 +39,35 @@ from data.prepare import prepare_corpus
 from engine.run import open_run
 
 REFERENCE = "config/nanogpt_cpu.toml"
-FOR_GPU = ("config/nanogpt_gpu.toml", 1750, 1.4697)  # the same recipe here, iterations, and the loss after them
+# the same recipe here, iterations, and the loss after them
+FOR_GPU = ("config/nanogpt_gpu.toml", 1750, 1.4697)
 
 
 class Options(Section):
     """What to run."""
 
     rounds: Positive = Field(3, description="of each command, seeds 1, 2, ...")
-    nanogpt: str = Field("", description="a checkout of nanoGPT to compare with; empty = our recipe of the same model")
+    nanogpt: str = Field(
+        "",
+        description="a checkout of nanoGPT to compare with; empty = our recipe of the same model",
+    )
     for_gpu: bool = Field(False, description="compare with that checkout's recipe for a GPU")
 
 
 def run(arguments: list[str], folder: str, **environment: str) -> tuple[float, str]:
     """The seconds that a whole command took, and what it printed."""
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True,
-                          env=os.environ | environment)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+    )
     if done.returncode:
-        raise UserError(f"{' '.join(arguments)}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+        raise UserError(
+            f"{' '.join(arguments)}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}"
+        )
     return time.perf_counter() - began, done.stdout
 
 
@@ -78,8 +92,12 @@ def run_recipe(recipe: str, seed: int) -> dict[str, Any]:
         arguments = ["train.py", *shlex.split(recipe), f"--seed={seed}", f"--out_dir={folder}/run"]
         seconds, _ = run(arguments, str(ROOT), TORCHINDUCTOR_CACHE_DIR=f"{folder}/compiled")
         records = open_run(Path(folder, "run")).read_metrics()
-    return {"recipe": recipe, "seed": seed, "seconds": seconds,
-            "val_nll": records[-1]["best_val_nll"]}
+    return {
+        "recipe": recipe,
+        "seed": seed,
+        "seconds": seconds,
+        "val_nll": records[-1]["best_val_nll"],
+    }
 
 
 def reference_of(options: Options, seed: int) -> dict[str, Any]:
@@ -101,13 +119,25 @@ def main(argv: list[str]) -> None:
         reference = reference_of(options, seed)
         for row in [reference, *(run_recipe(recipe, seed) for recipe in recipes)]:
             rows.append(row | {"ratio": reference["seconds"] / row["seconds"]})
-            print("{seed:>4} {recipe:<40} {seconds:8.1f} {val_nll:8.4f} {ratio:7.1f}".format(
-                **rows[-1]), flush=True)
+            print(
+                "{seed:>4} {recipe:<40} {seconds:8.1f} {val_nll:8.4f} {ratio:7.1f}".format(
+                    **rows[-1]
+                ),
+                flush=True,
+            )
     print()
     for recipe in dict.fromkeys(row["recipe"] for row in rows):
-        values = {key: [row[key] for row in rows if row["recipe"] == recipe] for key in ("seconds", "val_nll", "ratio")}
-        print(f"{recipe}: " + "; ".join(f"{key} {statistics.median(own):.4g} ({min(own):.4g} to {max(own):.4g})"
-                                        for key, own in values.items()))
+        values = {
+            key: [row[key] for row in rows if row["recipe"] == recipe]
+            for key in ("seconds", "val_nll", "ratio")
+        }
+        print(
+            f"{recipe}: "
+            + "; ".join(
+                f"{key} {statistics.median(own):.4g} ({min(own):.4g} to {max(own):.4g})"
+                for key, own in values.items()
+            )
+        )
     write_results("time_to_loss", rows)
 
 

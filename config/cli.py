@@ -15,7 +15,8 @@ from config.schema import Config, RunConfig, Section
 
 
 def load_config(argv: list[str]) -> tuple[Config, set[str]]:
-    """The configuration of `train.py [RECIPE] [--name=value ...]`, and the options named on the command line.
+    """The configuration of `train.py [RECIPE] [--name=value ...]`, and the options named on the
+    command line.
 
     A run that is resumed keeps what is not named. UserError with all mistakes at once.
     """
@@ -45,8 +46,10 @@ def describe_unused(argv: list[str], config: Config) -> list[str]:
 
 def _parse_training(argv: list[str]) -> tuple[Path | None, dict[str, str]]:
     """The recipe of a training, and {option: text}."""
-    meaning = ("TOML file with the options that differ from the defaults, or a run's directory; "
-               "none = all defaults")
+    meaning = (
+        "TOML file with the options that differ from the defaults, or a run's directory; "
+        "none = all defaults"
+    )
     paths, given = _parse(Config, argv, "[RECIPE]", "?", meaning)
     path = Path(paths[0]) if paths else None
     if path and path.is_dir():
@@ -61,30 +64,40 @@ def _recipe(path: Path | None, given: dict[str, str]) -> Config:
     return merge(Config, path, {name: text for name, text in given.items() if name != "init_from"})
 
 
-def load_options(schema: type[Options], argv: list[str], positional: str, nargs: str | int | None, meaning: str
-                 ) -> tuple[list[str], Options]:
+def load_options(
+    schema: type[Options], argv: list[str], positional: str, nargs: str | int | None, meaning: str
+) -> tuple[list[str], Options]:
     """Positional arguments and options of the other commands, such as `sample.py RUN --seed=1`."""
     paths, given = _parse(schema, argv, positional, nargs, meaning)
     return paths, merge(schema, None, given)
 
 
 def _choose_out_dir(path: Path | None, given: dict[str, str], run: RunConfig) -> Path:
-    """out/RECIPE with the options that differ; beside a run that is the recipe, or that run itself to resume it."""
+    """out/RECIPE with the options that differ; beside a run that is the recipe, or that run itself
+    to resume it.
+    """
     base = Path("out") / (path.stem if path else "default")
     if path and path.name == "config.toml":
         base = path.parent
         if run.resumes:
             return base
     telling = {"seed", "init_from"} if run.source else {"seed"}  # of [run], what changes the model
-    differ = [f"{name}={given[name]}" for name in Config().options()  # in this order, whatever that of `given` is
-              if name in given and (name in telling or name not in RunConfig.model_fields)]
+    # in this order, whatever that of `given` is
+    differ = [
+        f"{name}={given[name]}"
+        for name in Config().options()
+        if name in given and (name in telling or name not in RunConfig.model_fields)
+    ]
     name = re.sub(r"[^\w.,=+-]+", "_", ",".join([base.name, *differ]))
     return base.parent / short_name(name)
 
 
-def _parse(schema: type[Section], argv: list[str], positional: str, nargs: str | int | None, meaning: str
-           ) -> tuple[list[str], dict[str, str]]:
-    """Positional arguments and {option: text}, with the words that are neither among them; --help shows the schema."""
+def _parse(
+    schema: type[Section], argv: list[str], positional: str, nargs: str | int | None, meaning: str
+) -> tuple[list[str], dict[str, str]]:
+    """Positional arguments and {option: text}, with the words that are neither among them; --help
+    shows the schema.
+    """
     parser = _Parser(usage=f"%(prog)s {positional} [--name=value ...]", allow_abbrev=False)
     parser.add_argument(positional, nargs=nargs, help=meaning)
     names = {"-h", "--help", "--"}
@@ -92,13 +105,20 @@ def _parse(schema: type[Section], argv: list[str], positional: str, nargs: str |
         group = parser.add_argument_group((section.__doc__ or "").rstrip("."))
         for name, field in section.model_fields.items():
             choices = ", ".join(filter(None, get_args(field.annotation)))
-            is_flag: dict[str, Any] = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
-            group.add_argument(f"--{field.alias or name}", default=argparse.SUPPRESS, **is_flag,
-                               metavar=str(field.default).lower() or '""',
-                               help=f"{field.description} ({choices})" if choices else field.description)
+            is_flag: dict[str, Any] = (
+                {"nargs": "?", "const": "true"} if field.annotation is bool else {}
+            )
+            group.add_argument(
+                f"--{field.alias or name}",
+                default=argparse.SUPPRESS,
+                **is_flag,
+                metavar=str(field.default).lower() or '""',
+                help=f"{field.description} ({choices})" if choices else field.description,
+            )
             names.add(f"--{field.alias or name}")
     found, unknown = parser.parse_known_args(_join_values(argv, names))
-    unknown = [word.encode(errors="replace").decode() for word in unknown]  # bytes that are no text have no name
+    # bytes that are no text have no name
+    unknown = [word.encode(errors="replace").decode() for word in unknown]
     given = vars(found)
     paths = given.pop(positional)
     if isinstance(paths, str):
@@ -107,7 +127,9 @@ def _parse(schema: type[Section], argv: list[str], positional: str, nargs: str |
 
 
 def _join_values(argv: list[str], names: set[str]) -> list[str]:
-    """The same words, but --lr 0.1 becomes --lr=0.1 where there is no --lr: else 0.1 would be taken for a recipe."""
+    """The same words, but --lr 0.1 becomes --lr=0.1 where there is no --lr: else 0.1 would be taken
+    for a recipe.
+    """
     words: list[str] = []
     for word in argv:
         last = words[-1] if words else ""

@@ -25,10 +25,11 @@ class UserError(Exception):
 
 
 def read_ranks(environment: Mapping[str, str]) -> tuple[int, int]:
-    """The rank of this process and the number of ranks, as torchrun sets them; (0, 1) without torchrun.
+    """The rank of this process and the number of ranks, as torchrun sets them; (0, 1) without
+    torchrun.
 
-    RANK or WORLD_SIZE alone, or a WORLD_SIZE of 1, means nothing: other tools set them too. UserError for values that
-    torchrun does not set.
+    RANK or WORLD_SIZE alone, or a WORLD_SIZE of 1, means nothing: other tools set them too.
+    UserError for values that torchrun does not set.
     """
     if "RANK" not in environment or environment.get("WORLD_SIZE", "1") == "1":
         return 0, 1
@@ -49,8 +50,10 @@ def _read_number(environment: Mapping[str, str], name: str, least: int, most: in
     text = environment.get(name, "")
     if re.fullmatch("[0-9]{1,9}", text) and least <= int(text) <= most:
         return int(text)
-    raise UserError(f"the environment variable {name}={text} should be a number from {least:,} to {most:,}; "
-                    f"{START_RANKS}")
+    raise UserError(
+        f"the environment variable {name}={text} should be a number from {least:,} to {most:,}; "
+        f"{START_RANKS}"
+    )
 
 
 try:
@@ -69,7 +72,8 @@ def not_text(what: object, error: UnicodeDecodeError) -> UserError:
 
 
 def did_you_mean(word: str, known: Iterable[str] | Mapping[str, str], n: int = 1) -> str:
-    """A question that names the n nearest of the known words, or what stands beside them; "" if none is near.
+    """A question that names the n nearest of the known words, or what stands beside them; "" if
+    none is near.
 
     >>> did_you_mean("shakespear", ["words", "shakespeare"])
     '; did you mean shakespeare?'
@@ -80,8 +84,11 @@ def did_you_mean(word: str, known: Iterable[str] | Mapping[str, str], n: int = 1
 
 
 def run_command(main: Callable[[list[str]], object]) -> None:
-    """Call main(argv); turn a UserError, an OSError or Ctrl-C into one line on stderr and an exit code."""
-    atexit.register(gc.freeze)  # else Python looks for garbage in all of torch as it exits: over half a second
+    """Call main(argv); turn a UserError, an OSError or Ctrl-C into one line on stderr and an exit
+    code.
+    """
+    # else Python looks for garbage in all of torch as it exits: over half a second
+    atexit.register(gc.freeze)
     if RANK > 0:  # only rank 0 speaks
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
@@ -93,7 +100,8 @@ def run_command(main: Callable[[list[str]], object]) -> None:
         read_ranks(os.environ)  # tells mistakes
         with out_of_memory("use a smaller text, or fewer samples"):
             main(sys.argv[1:])
-        _on_interrupt(lambda *_: os._exit(130))  # what comes next imports torch, where Ctrl-C would print many lines
+        # what comes next imports torch, where Ctrl-C would print many lines
+        _on_interrupt(lambda *_: os._exit(130))
     except BrokenPipeError:  # `python sample.py RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -115,9 +123,12 @@ def out_of_memory(remedy: str) -> Iterator[None]:
     """Where memory runs out, on any device, raise a UserError that says what to do."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError, and what mps and CPUs raise
+    except (MemoryError, RuntimeError) as error:
+        # torch.OutOfMemoryError, and what mps and CPUs raise
         says = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", says):
+        if isinstance(error, MemoryError) or re.search(
+            r"out of memory|can't allocate memory", says
+        ):
             raise UserError(f"out of memory: {remedy} ({says:.150})") from None
         raise
 
@@ -125,7 +136,8 @@ def out_of_memory(remedy: str) -> Iterator[None]:
 def _fail(line: str) -> None:
     """Print the line and exit with code 2. Under torchrun, its report at the end repeats the line."""
     line = printable(line)
-    if RANK > 0:  # all ranks meet the same mistake: rank 0 tells it, and torchrun then ends the others
+    # all ranks meet the same mistake: rank 0 tells it, and torchrun then ends the others
+    if RANK > 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(10)
     print(line, file=sys.stderr)

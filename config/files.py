@@ -17,7 +17,8 @@ from config.errors import UserError, did_you_mean
 PIPE_BYTES = 2**28  # that are read from a pipe, which may have no end
 LONGEST_NAME = 240  # bytes: .NAME.lock and NAME.1 then fit into the 255 of most file systems
 LONGEST_WRITE = 24 * 60 * 60  # seconds; a file that nobody wrote to for longer is not being written
-TEMPORARY = ".*tmp*"  # files that are being written, or whose writer died, also those of safetensors
+# files that are being written, or whose writer died, also those of safetensors
+TEMPORARY = ".*tmp*"
 
 # That make a directory a run; the first is written last.
 RUN_FILES = ("config.toml", "corpus.json", "tokenizer.json")
@@ -38,7 +39,8 @@ def short_name(name: str, longest: int = LONGEST_NAME) -> str:
     if len(content) <= longest:
         return name
     digest = hashlib.sha256(content).hexdigest()[:8]
-    start = content[:longest - len(digest) - 1].decode("utf-8", "ignore")  # no character is cut in two
+    # no character is cut in two
+    start = content[: longest - len(digest) - 1].decode("utf-8", "ignore")
     return f"{start},{digest}"
 
 
@@ -59,13 +61,17 @@ def check_place(path: Path) -> None:
 def check_regular(path: Path) -> None:
     """UserError for a pipe, such as <(...), or a device: commands read a file more than once."""
     if path.is_fifo() or path.is_socket():
-        raise UserError(f"{path}: is a pipe, which cannot be read twice; write its content into a file first")
+        raise UserError(
+            f"{path}: is a pipe, which cannot be read twice; write its content into a file first"
+        )
     if path.exists() and not path.is_file() and not path.is_dir():
         raise UserError(f"{path}: is a device; name a file of text")
 
 
 def nearest_run(path: Path) -> str:
-    """A question that names the run which may be meant by a directory that is not there; "" if none is near."""
+    """A question that names the run which may be meant by a directory that is not there; "" if none
+    is near.
+    """
     places = {path.parent, Path("out")}
     runs = [config.parent for place in places for config in sorted(place.glob("*/config.toml"))]
     return did_you_mean(path.name, {run.name: str(run) for run in runs})
@@ -79,8 +85,10 @@ def check_entries(folder: Path) -> None:
     """
     for path in sorted(folder.iterdir()):
         if path.is_symlink():
-            raise UserError(f"{path}: is a link; only what is in {folder} itself is used: put a "
-                            "copy in its place, or remove it")
+            raise UserError(
+                f"{path}: is a link; only what is in {folder} itself is used: put a "
+                "copy in its place, or remove it"
+            )
         is_special = not path.is_file() and not path.is_dir()
         if is_special and path.exists():  # else a training has replaced it meanwhile
             raise UserError(f"{path}: is neither a file nor a directory; remove it")
@@ -101,16 +109,20 @@ def read_text(path: Path) -> str:
         else:
             raise UserError(f"{path}: is a device; name a file of text")
     if len(content) > PIPE_BYTES and not stat.S_ISREG(mode):
-        raise UserError(f"{path}: is a pipe that gives more than {PIPE_BYTES:,} bytes; write them "
-                        "into a file first")
+        raise UserError(
+            f"{path}: is a pipe that gives more than {PIPE_BYTES:,} bytes; write them "
+            "into a file first"
+        )
     return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
 
 @contextmanager
 def replacing(path: Path, keep_as: Path | None = None, like: Path | None = None) -> Iterator[Path]:
-    """A name beside `path` to write to; the file then gets the name `path`, whole and on disk, or stays away.
+    """A name beside `path` to write to; the file then gets the name `path`, whole and on disk, or
+    stays away.
 
-    The file that had the name before is lost, or becomes `keep_as`. The new one has the permissions of `like`.
+    The file that had the name before is lost, or becomes `keep_as`. The new one has the permissions
+    of `like`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     name = short_name(path.name, LONGEST_NAME - 20)
@@ -119,7 +131,8 @@ def replacing(path: Path, keep_as: Path | None = None, like: Path | None = None)
     try:
         new.unlink(missing_ok=True)
         new.touch(exist_ok=False)  # never through a link of that name
-        mode = 0o200 | (like or new).stat().st_mode  # safetensors makes a file that nobody else may read
+        # safetensors makes a file that nobody else may read
+        mode = 0o200 | (like or new).stat().st_mode
         new.chmod(mode)
         yield new
         new.chmod(mode)
@@ -149,7 +162,9 @@ def _remove_leftovers(folder: Path, name: str) -> None:
 
 
 def _has_ended(process: int) -> bool:
-    """Whether there is no such process on this machine. On Windows, where asking would end it, that is unknown."""
+    """Whether there is no such process on this machine. On Windows, where asking would end it, that
+    is unknown.
+    """
     if sys.platform == "win32":
         return False
     try:
@@ -169,7 +184,8 @@ def write_atomically(path: Path, content: bytes, like: Path | None = None) -> No
 
 @contextmanager
 def locked(path: Path, taken: str, timeout: float = 0) -> Iterator[None]:
-    """Hold the lock file `path`; UserError `taken` if another process holds it for more than `timeout` seconds.
+    """Hold the lock file `path`; UserError `taken` if another process holds it for more than
+    `timeout` seconds.
 
     The operating system frees the lock of a process that dies.
     """

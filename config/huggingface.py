@@ -1,4 +1,6 @@
-"""The options of a GPT in a Hugging Face config.json, and back: of GPT2LMHeadModel and of NanoChatForCausalLM."""
+"""The options of a GPT in a Hugging Face config.json, and back: of GPT2LMHeadModel and of
+NanoChatForCausalLM.
+"""
 
 from typing import Any, NamedTuple
 
@@ -19,19 +21,47 @@ FORMS = {
     "gpt2": Form(
         "GPT2LMHeadModel",
         {"n_positions": "block_size", "n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd"},
-        {"position": "learned", "norm": "layernorm", "activation": "gelu", "qk_norm": False, "embedding_norm": False,
-         "softcap": 0.0},
-        {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
-         "scale_attn_by_inverse_layer_idx": False}),
+        {
+            "position": "learned",
+            "norm": "layernorm",
+            "activation": "gelu",
+            "qk_norm": False,
+            "embedding_norm": False,
+            "softcap": 0.0,
+        },
+        {
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": 1e-5,
+            "scale_attn_weights": True,
+            "scale_attn_by_inverse_layer_idx": False,
+        },
+    ),
     "nanochat": Form(
         "NanoChatForCausalLM",
-        {"max_position_embeddings": "block_size", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
-         "hidden_size": "n_embd"},
-        {"position": "rotary", "norm": "rmsnorm", "activation": "relu2", "qk_norm": True, "embedding_norm": True,
-         "bias": False},
-        {"hidden_act": "relu2", "rms_norm_eps": 1e-6, "attention_bias": False,
-         "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}})}
-NEVER = {"rope_theta": 10_000.0, "rope_scaling": None, "partial_rotary_factor": 1.0}  # older names of other positions
+        {
+            "max_position_embeddings": "block_size",
+            "num_hidden_layers": "n_layer",
+            "num_attention_heads": "n_head",
+            "hidden_size": "n_embd",
+        },
+        {
+            "position": "rotary",
+            "norm": "rmsnorm",
+            "activation": "relu2",
+            "qk_norm": True,
+            "embedding_norm": True,
+            "bias": False,
+        },
+        {
+            "hidden_act": "relu2",
+            "rms_norm_eps": 1e-6,
+            "attention_bias": False,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        },
+    ),
+}
+# older names of other positions
+NEVER = {"rope_theta": 10_000.0, "rope_scaling": None, "partial_rotary_factor": 1.0}
 
 
 def to_json(model: ModelConfig, vocab_size: int, eos: int | None, name: str) -> dict[str, Any]:
@@ -39,22 +69,41 @@ def to_json(model: ModelConfig, vocab_size: int, eos: int | None, name: str) -> 
     kind = "gpt2" if model.position == "learned" else "nanochat"
     form = FORMS[kind]
     own = model.model_dump()
-    others = [f"{option}={own[option]}" for option, value in form.options.items() if own[option] != value]
+    others = [
+        f"{option}={own[option]}" for option, value in form.options.items() if own[option] != value
+    ]
     others += [f"ngram_embedding={model.ngram_embedding}"] * (model.ngram_embedding > 1)
     others += ["document_attention=true"] * model.document_attention
     if others:
-        raise UserError(f"{name}: {form.architecture}, the nearest model of transformers, has no {', '.join(others)}")
-    config = {"architectures": [form.architecture], "model_type": kind, "vocab_size": vocab_size, "dtype": "float32",
-              **{theirs: own[ours] for theirs, ours in form.sizes.items()}, **form.fixed,
-              "tie_word_embeddings": model.tied, "bos_token_id": eos, "eos_token_id": eos, "pad_token_id": None}
+        raise UserError(
+            f"{name}: {form.architecture}, the nearest model of transformers, has no {', '.join(others)}"
+        )
+    config = {
+        "architectures": [form.architecture],
+        "model_type": kind,
+        "vocab_size": vocab_size,
+        "dtype": "float32",
+        **{theirs: own[ours] for theirs, ours in form.sizes.items()},
+        **form.fixed,
+        "tie_word_embeddings": model.tied,
+        "bos_token_id": eos,
+        "eos_token_id": eos,
+        "pad_token_id": None,
+    }
     if kind == "gpt2":
         return config | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), model.dropout)
-    return config | {"intermediate_size": 4 * model.n_embd, "num_key_value_heads": model.n_head,
-                     "final_logit_softcapping": model.softcap or None, "attention_dropout": model.dropout}
+    return config | {
+        "intermediate_size": 4 * model.n_embd,
+        "num_key_value_heads": model.n_head,
+        "final_logit_softcapping": model.softcap or None,
+        "attention_dropout": model.dropout,
+    }
 
 
 def from_json(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """The options in [model] of a model there; UserError for one that this repository does not have."""
+    """The options in [model] of a model there; UserError for one that this repository does not
+    have.
+    """
     kind = str(config.get("model_type", "model without model_type"))
     if kind not in FORMS:
         raise UserError(f"{name}: is a {kind}; should be one of {', '.join(FORMS)}")
@@ -63,14 +112,32 @@ def from_json(config: dict[str, Any], name: str) -> dict[str, Any]:
         raise UserError(f"{name}/config.json: {wrong[0]} should be a whole number")
     model = {ours: config[theirs] for theirs, ours in form.sizes.items()}
     if model["n_embd"] % (2 * max(1, model["n_head"])):
-        raise UserError(f"{name}/config.json: a width of {model['n_embd']} in {model['n_head']} heads: should be a "
-                        "multiple of twice that")
-    fixed = form.fixed | NEVER | {"n_inner": 4 * model["n_embd"], "intermediate_size": 4 * model["n_embd"],
-                          "num_key_value_heads": model["n_head"]}
+        raise UserError(
+            f"{name}/config.json: a width of {model['n_embd']} in {model['n_head']} heads: should be a "
+            "multiple of twice that"
+        )
+    fixed = (
+        form.fixed
+        | NEVER
+        | {
+            "n_inner": 4 * model["n_embd"],
+            "intermediate_size": 4 * model["n_embd"],
+            "num_key_value_heads": model["n_head"],
+        }
+    )
     for option, value in fixed.items():
         if config.get(option) not in (None, value):
-            raise UserError(f"{name}/config.json: {option} is {config[option]}; here it can only be {value}")
+            raise UserError(
+                f"{name}/config.json: {option} is {config[option]}; here it can only be {value}"
+            )
     is_gpt2 = kind == "gpt2"
-    return model | form.options | {
-        "bias": is_gpt2, "tied": bool(config.get("tie_word_embeddings", is_gpt2)),
-        "softcap": 0.0 if is_gpt2 else config.get("final_logit_softcapping", 15.0) or 0.0}  # their default
+    return (
+        model
+        | form.options
+        | {
+            "bias": is_gpt2,
+            "tied": bool(config.get("tie_word_embeddings", is_gpt2)),
+            # their default
+            "softcap": 0.0 if is_gpt2 else config.get("final_logit_softcapping", 15.0) or 0.0,
+        }
+    )

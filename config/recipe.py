@@ -31,12 +31,16 @@ def merge(schema: type[Options], path: Path | None, given: dict[str, str]) -> Op
     try:
         if path:
             values = _read_toml(path)
-    except UserError as error:  # perhaps a word meant for an option that is not there, as in --lr 0.1
+    except UserError as error:
+        # perhaps a word meant for an option that is not there, as in --lr 0.1
         problems.append(str(error))
     if path and path.name == "config.toml":  # of a run
         drop_removed(values)
-    section_of = {field.alias or name: section for section, options in sections(schema).items()
-                  for name, field in options.model_fields.items()}
+    section_of = {
+        field.alias or name: section
+        for section, options in sections(schema).items()
+        for name, field in options.model_fields.items()
+    }
     for name, text in given.items():
         table = values.setdefault(section_of[name], {}) if section_of.get(name) else values
         if isinstance(table, dict):  # else the recipe has a mistake
@@ -59,9 +63,13 @@ def merge(schema: type[Options], path: Path | None, given: dict[str, str]) -> Op
                     nearest = did_you_mean(name, list(sections(schema)))
                 else:
                     nearest = _nearest(name, section_of, on_command_line=name in given)
-                problems.append(f"{where}{'.'.join(map(str, e['loc'])):.80}: no such option{nearest}")
+                problems.append(
+                    f"{where}{'.'.join(map(str, e['loc'])):.80}: no such option{nearest}"
+                )
             else:
-                problems.append(f"{where}{name}={e['input']!s:.80}: {e['msg'][0].lower()}{e['msg'][1:]}")
+                problems.append(
+                    f"{where}{name}={e['input']!s:.80}: {e['msg'][0].lower()}{e['msg'][1:]}"
+                )
     if untold > 0:
         problems.append(f"... and {untold:,} more")
     raise UserError("\n  ".join(map(one_line, problems))) from None

@@ -18,8 +18,11 @@ def resume_config(asked: Config, named: set[str], path: Path) -> Config:
     saved = load_saved(path / "config.toml")
     updates = {}
     for section, options in asked:
-        changes = {name: getattr(options, name) for name in options.model_fields_set
-                   if name in named or name not in MUST_STAY}
+        changes = {
+            name: getattr(options, name)
+            for name in options.model_fields_set
+            if name in named or name not in MUST_STAY
+        }
         updates[section] = getattr(saved, section).model_copy(update=changes)
     return saved.model_copy(update=updates)
 

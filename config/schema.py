@@ -1,7 +1,8 @@
 """Every option on one page: its name, type, range, default and meaning.
 
-`python train.py` without a recipe trains with these defaults. Names are unique across the sections, so the command line
-needs only the name: --label_smoothing=0.1. Where a 0 disables an option, its description says so.
+`python train.py` without a recipe trains with these defaults. Names are unique across the sections,
+so the command line needs only the name: --label_smoothing=0.1. Where a 0 disables an option, its
+description says so.
 """
 
 import os
@@ -16,7 +17,8 @@ from pydantic_core import PydanticCustomError, from_json
 from config.errors import WORLD_SIZE, did_you_mean
 from config.files import nearest_run
 
-CORPORA = ("shakespeare", "tinyshakespeare", "words", "dialogue", "two_gentlemen", "markov")  # by their names
+# by their names
+CORPORA = ("shakespeare", "tinyshakespeare", "words", "dialogue", "two_gentlemen", "markov")
 TOKENIZERS = ("char", "bpe", "gpt2")
 UnknownCharacters = Literal["refuse", "replace"]
 OVERFITTING_RISE = 0.01  # nats: a smaller change of a loss may be noise
@@ -27,17 +29,24 @@ Size = Annotated[int, Field(ge=1, le=1_000_000)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(ge=0, le=1e38)]
 Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]  # no file name and no TOML file may have a NUL
-FileName = Annotated[Text, AfterValidator(os.path.expanduser)]  # ~ is the user's home, as in a shell
+# ~ is the user's home, as in a shell
+FileName = Annotated[Text, AfterValidator(os.path.expanduser)]
 
 
 def _holds_texts(path: Path) -> bool:
-    """Whether the first record of a .jsonl file has a `text`, and neither a prompt nor a completion."""
+    """Whether the first record of a .jsonl file has a `text`, and neither a prompt nor a
+    completion.
+    """
     try:
         with path.open("rb") as lines:
             record = from_json(next(filter(bytes.strip, lines)).removeprefix(BOM_UTF8))
     except (OSError, StopIteration, ValueError):
         return False
-    return isinstance(record, dict) and "text" in record and not record.keys() & {"prompt", "completion"}
+    return (
+        isinstance(record, dict)
+        and "text" in record
+        and not record.keys() & {"prompt", "completion"}
+    )
 
 
 def _check_page(name: str) -> str:
@@ -46,7 +55,8 @@ def _check_page(name: str) -> str:
     return name
 
 
-Page = Annotated[FileName, AfterValidator(_check_page)]  # so that no page replaces a text or a checkpoint
+# so that no page replaces a text or a checkpoint
+Page = Annotated[FileName, AfterValidator(_check_page)]
 
 
 class Section(BaseModel):
@@ -58,25 +68,49 @@ class Section(BaseModel):
 class DataConfig(Section):
     """[data] Which text, and what its tokens are."""
 
-    corpus: FileName = Field("shakespeare", min_length=1, description=f"{', '.join(CORPORA)}; a folder or a pattern of "
-                         "files; or a UTF-8 file: .jsonl with texts, or with prompts and completions; else text")
-    tokenizer: FileName = Field("char", min_length=1, description="what a token is: char, bpe, gpt2, or the directory "
-                            "of a run or of a model in Hugging Face's format, whose tokens are used")
-    vocab_size: int = Field(1024, ge=257, le=1_000_000, description="tokens that bpe learns from the training split")
-    val_fraction: float = Field(0.1, gt=0, lt=1, description="the last part of the text is the "
-                                "validation split; in many files, every tenth document for 0.1")
-    documents: Literal["none", "lines", "paragraphs"] = Field("none", description="what makes a document; eos tokens "
-                                                              "separate documents")
-    padded: bool = Field(False, description="each document is a sequence of its own, padded to block_size")
+    corpus: FileName = Field(
+        "shakespeare",
+        min_length=1,
+        description=f"{', '.join(CORPORA)}; a folder or a pattern of "
+        "files; or a UTF-8 file: .jsonl with texts, or with prompts and completions; else text",
+    )
+    tokenizer: FileName = Field(
+        "char",
+        min_length=1,
+        description="what a token is: char, bpe, gpt2, or the directory "
+        "of a run or of a model in Hugging Face's format, whose tokens are used",
+    )
+    vocab_size: int = Field(
+        1024, ge=257, le=1_000_000, description="tokens that bpe learns from the training split"
+    )
+    val_fraction: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="the last part of the text is the "
+        "validation split; in many files, every tenth document for 0.1",
+    )
+    documents: Literal["none", "lines", "paragraphs"] = Field(
+        "none", description="what makes a document; eos tokens separate documents"
+    )
+    padded: bool = Field(
+        False, description="each document is a sequence of its own, padded to block_size"
+    )
     predict_eos: bool = Field(True, description="the eos token is a target too; else it is masked")
-    mask: Text = Field("", description="regular expression; what it matches is masked (^ and $ match at line ends)")
+    mask: Text = Field(
+        "", description="regular expression; what it matches is masked (^ and $ match at line ends)"
+    )
     markov_order: int = Field(2, ge=1, le=3, description="the next character depends on this many")
-    markov_alphabet: int = Field(27, ge=2, le=63, description="different characters, the space among them")
+    markov_alphabet: int = Field(
+        27, ge=2, le=63, description="different characters, the space among them"
+    )
     markov_temperature: float = Field(0.5, ge=0.01, le=100, description="low = predictable text")
 
     @property
     def is_large(self) -> bool:
-        """A corpus of many or compressed files, or of records with a `text`, read as a stream: data/sources.py."""
+        """A corpus of many or compressed files, or of records with a `text`, read as a stream:
+        data/sources.py.
+        """
         path, name = Path(self.corpus), self.corpus.lower()
         if self.corpus in CORPORA:
             return False
@@ -95,7 +129,9 @@ class DataConfig(Section):
     @property
     def is_jsonl(self) -> bool:
         """A corpus of records {"prompt": ..., "completion": ...}; only completions are targets."""
-        return self.corpus == "dialogue" or (self.corpus.lower().endswith(".jsonl") and not self.is_large)
+        return self.corpus == "dialogue" or (
+            self.corpus.lower().endswith(".jsonl") and not self.is_large
+        )
 
     @property
     def eos_text(self) -> str | None:
@@ -114,16 +150,28 @@ class ModelConfig(Section):
     dropout: Fraction = Field(0.0, description="probability of dropping an activation in training")
     bias: bool = Field(False, description="biases in linear layers and LayerNorms")
     position: Literal["rotary", "learned"] = Field("rotary", description="position embedding")
-    norm: Literal["rmsnorm", "layernorm"] = Field("rmsnorm", description="normalisation; rmsnorm has no weights")
-    activation: Literal["relu2", "gelu"] = Field("relu2", description="activation of the MLP; relu2 = ReLU squared")
+    norm: Literal["rmsnorm", "layernorm"] = Field(
+        "rmsnorm", description="normalisation; rmsnorm has no weights"
+    )
+    activation: Literal["relu2", "gelu"] = Field(
+        "relu2", description="activation of the MLP; relu2 = ReLU squared"
+    )
     qk_norm: bool = Field(True, description="RMSNorm of queries and keys")
     embedding_norm: bool = Field(True, description="RMSNorm after the token embedding")
     tied: bool = Field(False, description="lm_head shares the weights of the token embedding")
-    softcap: Rate = Field(0.0, description="logits z become softcap tanh(z / softcap); 0 = unchanged")
-    zero_init: bool = Field(True, description="output projections and an untied lm_head start at zero")
+    softcap: Rate = Field(
+        0.0, description="logits z become softcap tanh(z / softcap); 0 = unchanged"
+    )
+    zero_init: bool = Field(
+        True, description="output projections and an untied lm_head start at zero"
+    )
     document_attention: bool = Field(False, description="tokens attend to their own document only")
-    ngram_embedding: int = Field(0, ge=0, le=16, description="add embeddings of the last 2, ... n tokens; below 2 none")
-    ngram_rows: Size = Field(8192, description="rows in the table of each n; n-grams are hashed to them")
+    ngram_embedding: int = Field(
+        0, ge=0, le=16, description="add embeddings of the last 2, ... n tokens; below 2 none"
+    )
+    ngram_rows: Size = Field(
+        8192, description="rows in the table of each n; n-grams are hashed to them"
+    )
 
     def num_params(self, vocab_size: int) -> int:
         """The parameters of the GPT with these options, which need not be built for that."""
@@ -144,11 +192,12 @@ class ModelConfig(Section):
         return self.n_layer * block + tables * width + layer_norm
 
     def flops_per_token(self, vocab_size: int) -> int:
-        """FLOPs of training per position: 6 for each weight of a matrix, and 6 T C per layer for attention.
+        """FLOPs of training per position: 6 for each weight of a matrix, and 6 T C per layer for
+        attention.
 
         Of T tokens in a window a position attends to T / 2 on average, so attention is half of the
-        12 T C (12 L H Q T) of Chowdhery et al. 2022 and of nanoGPT, which count masked pairs too. It is as much
-        as in Kaplan et al. 2020, whose table has 2 T C for the forward pass.
+        12 T C (12 L H Q T) of Chowdhery et al. 2022 and of nanoGPT, which count masked pairs too.
+        It is as much as in Kaplan et al. 2020, whose table has 2 T C for the forward pass.
         """
         weights = 12 * self.n_layer * self.n_embd**2 + self.n_embd * vocab_size
         return 6 * weights + 6 * self.n_layer * self.block_size * self.n_embd
@@ -157,11 +206,19 @@ class ModelConfig(Section):
 class LossConfig(Section):
     """[loss] What is optimised. Perplexity always comes from the plain cross-entropy."""
 
-    label_smoothing: Fraction = Field(0.0, description="share of the target spread evenly over the vocabulary")
-    z_loss: Rate = Field(0.0, description="weight of (log sum exp of the logits) squared, which keeps them small")
-    teacher: FileName = Field("", description="a run whose predictions are learned too (distillation); empty = none")
+    label_smoothing: Fraction = Field(
+        0.0, description="share of the target spread evenly over the vocabulary"
+    )
+    z_loss: Rate = Field(
+        0.0, description="weight of (log sum exp of the logits) squared, which keeps them small"
+    )
+    teacher: FileName = Field(
+        "", description="a run whose predictions are learned too (distillation); empty = none"
+    )
     alpha: float = Field(0.5, ge=0, le=1, description="the teacher's share of the objective")
-    temperature: float = Field(1.0, gt=0, le=100, description="softens the teacher's and the model's predictions")
+    temperature: float = Field(
+        1.0, gt=0, le=100, description="softens the teacher's and the model's predictions"
+    )
 
 
 class OptimConfig(Section):
@@ -169,13 +226,21 @@ class OptimConfig(Section):
 
     batch_size: Size = Field(8, description="sequences in one step")
     max_iters: Positive = Field(800, description="steps")
-    optimizer: Literal["muon", "adamw"] = Field("muon", description="for the blocks' matrices; AdamW takes the rest")
+    optimizer: Literal["muon", "adamw"] = Field(
+        "muon", description="for the blocks' matrices; AdamW takes the rest"
+    )
     learning_rate: Rate = Field(0.01, description="AdamW's peak learning rate")
     muon_learning_rate: Rate = Field(0.03, description="Muon's peak learning rate")
-    schedule: Literal["cosine", "linear", "constant"] = Field("linear", description="decay of the learning rates")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "linear", description="decay of the learning rates"
+    )
     warmup_iters: Count = Field(0, description="steps of linear warmup")
-    decay_fraction: float = Field(1.0, ge=0, le=1, description="the last part of the steps, in which the rates decay")
-    min_lr_ratio: float = Field(0.0, ge=0, le=1, description="the rates at the end, as a share of the peak")
+    decay_fraction: float = Field(
+        1.0, ge=0, le=1, description="the last part of the steps, in which the rates decay"
+    )
+    min_lr_ratio: float = Field(
+        0.0, ge=0, le=1, description="the rates at the end, as a share of the peak"
+    )
     weight_decay: Rate = Field(0.0, description="decoupled weight decay of matrices and embeddings")
     beta1: Fraction = Field(0.8, description="AdamW's first-moment decay")
     beta2: Fraction = Field(0.95, description="AdamW's second-moment decay")
@@ -186,29 +251,50 @@ class OptimConfig(Section):
 class RunConfig(Section):
     """[run] Where, on what, and how often."""
 
-    out_dir: FileName = Field("", description="the run's directory; empty = out/RECIPE, with the options that differ")
+    out_dir: FileName = Field(
+        "", description="the run's directory; empty = out/RECIPE, with the options that differ"
+    )
     init_from: FileName = Field(
-        "scratch", min_length=1, description="scratch, or resume the run in out_dir; auto = resume "
+        "scratch",
+        min_length=1,
+        description="scratch, or resume the run in out_dir; auto = resume "
         "if there is one, else start as the recipe says; or a model to start from: a run's "
         "directory, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a directory in Hugging Face's "
-        "format")
+        "format",
+    )
     seed: int = Field(1337, ge=0, lt=2**32, description="of weights, batches and dropout")
     device: Text = Field("auto", min_length=1, description="auto, cpu, mps, cuda or cuda:N")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of matrix products; auto = "
-                                                                     "the fastest")
-    compile: bool = Field(False, description="torch.compile the model: starts slowly, then runs faster")
-    micro_batch_size: Count = Field(0, description="sequences in one forward pass; 0 = on a CPU 2 parts of the "
-                                    "batch, or 4, 8, ... of at least 1,024 tokens, on a GPU a rank's share")
-    eval_interval: Positive = Field(40, description="steps between evaluations; the first are at 0, 1, 2, 4, 8, ...")
-    eval_tokens: Count = Field(8192, description="validation targets per evaluation, evenly spread; 0 = all")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of matrix products; auto = the fastest"
+    )
+    compile: bool = Field(
+        False, description="torch.compile the model: starts slowly, then runs faster"
+    )
+    micro_batch_size: Count = Field(
+        0,
+        description="sequences in one forward pass; 0 = on a CPU 2 parts of the "
+        "batch, or 4, 8, ... of at least 1,024 tokens, on a GPU a rank's share",
+    )
+    eval_interval: Positive = Field(
+        40, description="steps between evaluations; the first are at 0, 1, 2, 4, 8, ..."
+    )
+    eval_tokens: Count = Field(
+        8192, description="validation targets per evaluation, evenly spread; 0 = all"
+    )
     log_interval: Positive = Field(10, description="steps between lines of metrics.jsonl")
     checkpoint_interval: Positive = Field(100, description="steps between checkpoints")
-    tracker: Literal["none", "tensorboard", "wandb", "trackio", "mlflow"] = Field("none", description="shows the run "
-                                                                                  "there too")
+    tracker: Literal["none", "tensorboard", "wandb", "trackio", "mlflow"] = Field(
+        "none", description="shows the run there too"
+    )
     explain_batch: bool = Field(False, description="show the first batch and its masks, and stop")
-    max_nonfinite_steps: Positive = Field(10, description="stop after so many nonfinite losses or gradients in a row")
-    patience: Count = Field(5, description="stop after so many evaluations in a row, at least 20 steps apart, that "
-                            "show overfitting; 0 = never")
+    max_nonfinite_steps: Positive = Field(
+        10, description="stop after so many nonfinite losses or gradients in a row"
+    )
+    patience: Count = Field(
+        5,
+        description="stop after so many evaluations in a row, at least 20 steps apart, that "
+        "show overfitting; 0 = never",
+    )
 
     @property
     def resumes(self) -> bool:
@@ -232,13 +318,18 @@ class Config(Section):
 
     def options(self) -> dict[str, Any]:
         """The value of every option by its name."""
-        return {name: value for section in self.model_dump().values() for name, value in section.items()}
+        return {
+            name: value for section in self.model_dump().values() for name, value in section.items()
+        }
 
     def changed(self) -> dict[str, Any]:
         """The options that differ from their defaults, but for those that are said beside a run."""
         defaults = Config().options()
-        return {name: value for name, value in self.options().items()
-                if value != defaults[name] and name not in ("out_dir", "init_from", "dtype")}
+        return {
+            name: value
+            for name, value in self.options().items()
+            if value != defaults[name] and name not in ("out_dir", "init_from", "dtype")
+        }
 
     def with_run(self, **changes: Any) -> Self:
         """The same configuration with other values in [run]."""
@@ -248,47 +339,100 @@ class Config(Section):
         """Combinations of options that make no sense on any machine, a line each."""
         data, model, loss, optim = self.data, self.model, self.loss, self.optim
         unit = 2 * model.n_head  # rotary positions need an even width of each head
-        found = self._unmet([
-            ("vocab_size", data.tokenizer == "bpe", "--tokenizer=bpe"),
-            ("markov_order markov_alphabet markov_temperature", data.corpus == "markov", "--corpus=markov"),
-            ("tokenizer documents mask", data.corpus != "markov", "another corpus: the entropy of markov is known per "
-             "character of the whole text only"),
-            ("document_attention", model.ngram_embedding < 2, "--ngram_embedding=0: n-grams look across documents"),
-            ("ngram_rows", model.ngram_embedding > 1, "--ngram_embedding=2 or more"),
-            ("alpha temperature", loss.teacher, "a --teacher"),
-            ("muon_learning_rate momentum", optim.optimizer == "muon", "--optimizer=muon"),
-            ("decay_fraction min_lr_ratio", optim.schedule != "constant", "--schedule=cosine or linear")])
+        found = self._unmet(
+            [
+                ("vocab_size", data.tokenizer == "bpe", "--tokenizer=bpe"),
+                (
+                    "markov_order markov_alphabet markov_temperature",
+                    data.corpus == "markov",
+                    "--corpus=markov",
+                ),
+                (
+                    "tokenizer documents mask",
+                    data.corpus != "markov",
+                    "another corpus: the entropy of markov is known per "
+                    "character of the whole text only",
+                ),
+                (
+                    "document_attention",
+                    model.ngram_embedding < 2,
+                    "--ngram_embedding=0: n-grams look across documents",
+                ),
+                ("ngram_rows", model.ngram_embedding > 1, "--ngram_embedding=2 or more"),
+                ("alpha temperature", loss.teacher, "a --teacher"),
+                ("muon_learning_rate momentum", optim.optimizer == "muon", "--optimizer=muon"),
+                (
+                    "decay_fraction min_lr_ratio",
+                    optim.schedule != "constant",
+                    "--schedule=cosine or linear",
+                ),
+            ]
+        )
         if model.n_embd % unit:
-            found.append(f"n_embd={model.n_embd} is not a multiple of 2 n_head = {unit}; try n_embd="
-                         f"{max(1, round(model.n_embd / unit)) * unit}")
+            found.append(
+                f"n_embd={model.n_embd} is not a multiple of 2 n_head = {unit}; try n_embd="
+                f"{max(1, round(model.n_embd / unit)) * unit}"
+            )
         return found
 
     def problems(self) -> list[str]:
         """The conflicts, and what this machine lacks for such a training, a line each."""
         data, loss, optim, run = self.data, self.loss, self.optim, self.run
-        found = self.conflicts() + self._unmet([
-            ("documents", not data.is_jsonl, "another corpus: the documents of this one are its records already"),
-            ("documents mask padded predict_eos", not data.is_large, "one file of text, not compressed"),
-            ("padded predict_eos document_attention", data.eos_text, "documents: use --documents=lines or "
-             "paragraphs, or a .jsonl corpus"),
-            # A folder of that name, such as the one that wandb writes, has no origin: it is not the package.
-            ("tracker", getattr(find_spec(run.tracker), "origin", None), "its package: pip install -e "
-             f"'.[{run.tracker}]'")])
-        if data.tokenizer not in TOKENIZERS and not Path(data.tokenizer).is_dir() and not run.resumes:
+        found = self.conflicts() + self._unmet(
+            [
+                (
+                    "documents",
+                    not data.is_jsonl,
+                    "another corpus: the documents of this one are its records already",
+                ),
+                (
+                    "documents mask padded predict_eos",
+                    not data.is_large,
+                    "one file of text, not compressed",
+                ),
+                (
+                    "padded predict_eos document_attention",
+                    data.eos_text,
+                    "documents: use --documents=lines or paragraphs, or a .jsonl corpus",
+                ),
+                # A folder of that name, such as the one that wandb writes, has no origin: it is not the
+                # package.
+                (
+                    "tracker",
+                    getattr(find_spec(run.tracker), "origin", None),
+                    f"its package: pip install -e '.[{run.tracker}]'",
+                ),
+            ]
+        )
+        if (
+            data.tokenizer not in TOKENIZERS
+            and not Path(data.tokenizer).is_dir()
+            and not run.resumes
+        ):
             meant = did_you_mean(data.tokenizer, TOKENIZERS) or nearest_run(Path(data.tokenizer))
-            found.append(f"tokenizer={data.tokenizer}: should be char, bpe, gpt2, or the directory of a model{meant}")
+            found.append(
+                f"tokenizer={data.tokenizer}: should be char, bpe, gpt2, or the directory of a model{meant}"
+            )
         if optim.batch_size < WORLD_SIZE:
-            found.append(f"batch_size={optim.batch_size} with {WORLD_SIZE} ranks: each needs a sequence of its own")
+            found.append(
+                f"batch_size={optim.batch_size} with {WORLD_SIZE} ranks: each needs a sequence of its own"
+            )
         if loss.teacher and os.path.abspath(loss.teacher) == os.path.abspath(run.out_dir):
             found.append(f"teacher={loss.teacher} is out_dir too: a run cannot be its own teacher")
         if run.source and os.path.abspath(run.source) == os.path.abspath(run.out_dir):
-            found.append(f"init_from={run.source} is out_dir too: name another --out_dir, or resume with "
-                         "--init_from=resume")
+            found.append(
+                f"init_from={run.source} is out_dir too: name another --out_dir, or resume with "
+                "--init_from=resume"
+            )
         return found
 
     def _unmet(self, needs: list[tuple[str, object, str]]) -> list[str]:
         """The changed options without what they need: names, whether it is there, what it is."""
         changed = self.changed()
-        return [f"{name}={changed[name]} needs {what}"
-                for names, is_there, what in needs if not is_there
-                for name in names.split() if name in changed]
+        return [
+            f"{name}={changed[name]} needs {what}"
+            for names, is_there, what in needs
+            if not is_there
+            for name in names.split()
+            if name in changed
+        ]

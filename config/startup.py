@@ -6,11 +6,13 @@ import sys
 
 
 def end_on_interrupt(module: str) -> None:
-    """If the module is the program that was started, Ctrl-C ends it with exit code 130 and without a traceback.
+    """If the module is the program that was started, Ctrl-C ends it with exit code 130 and without
+    a traceback.
 
     run_command then answers Ctrl-C in its own way.
     """
-    if module == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a shell's background
+    # as in a shell's background
+    if module == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 
@@ -25,6 +27,7 @@ def open_closed_streams() -> None:
             os.fstat(number)
         except OSError:
             flags = os.O_RDONLY if mode == "r" else os.O_WRONLY
-            os.set_inheritable(os.open(os.devnull, flags), True)  # the lowest free number, which is this one
+            # the lowest free number, which is this one
+            os.set_inheritable(os.open(os.devnull, flags), True)
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115

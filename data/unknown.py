@@ -16,15 +16,34 @@ from data.documents import Document
 from data.tokenizer import Tokenizer
 
 SIMILAR = [  # characters, and what stands for them if it is known; the first that fits counts
-    ("“”„‟″«»", '"'), ("’‘‛′ʼ`´\"“”„‟″«»", "'"), ("'’‘", '"'), ("—―", "--"), ("–‐‑‒−—―", "-"), ("…", "..."),
-    ("[{<", "("), ("]}>", ")"), ("\t", " "), ("ß", "ss"), ("æ", "ae"), ("Æ", "AE"), ("œ", "oe"), ("Œ", "OE"),
-    ("ø", "o"), ("Ø", "O"), ("ł", "l"), ("Ł", "L"), ("đð", "d"), ("ı", "i")]
+    ("“”„‟″«»", '"'),
+    ('’‘‛′ʼ`´"“”„‟″«»', "'"),
+    ("'’‘", '"'),
+    ("—―", "--"),
+    ("–‐‑‒−—―", "-"),
+    ("…", "..."),
+    ("[{<", "("),
+    ("]}>", ")"),
+    ("\t", " "),
+    ("ß", "ss"),
+    ("æ", "ae"),
+    ("Æ", "AE"),
+    ("œ", "oe"),
+    ("Œ", "OE"),
+    ("ø", "o"),
+    ("Ø", "O"),
+    ("ł", "l"),
+    ("Ł", "L"),
+    ("đð", "d"),
+    ("ı", "i"),
+]
 MAX_LIST = 2**31  # bytes of a list, unpacked
 SHOWN = 8  # kinds of characters that are named
 
 
 class Unknown:
-    """Replaces the unknown characters of a text, piece by piece, and keeps the list of what they were.
+    """Replaces the unknown characters of a text, piece by piece, and keeps the list of what they
+    were.
 
     `gaps` has, for each of them, the characters of the replaced text between it and the one before.
     """
@@ -57,7 +76,7 @@ class Unknown:
                 self.characters.append(match[0])
                 self.added_bytes += len(to_bytes(match[0])) - len(to_bytes(stand_in))
                 self.gap = 0
-                parts += [text[at:match.start()], stand_in]
+                parts += [text[at : match.start()], stand_in]
                 at = match.end()
         self.gap += len(text) - at
         return "".join([*parts, text[at:]])
@@ -66,7 +85,7 @@ class Unknown:
         """The text that `replace` made this of; ValueError if the list cannot belong to it."""
         parts, at = [], 0
         for gap, character in zip(self.gaps, self.characters, strict=True):
-            parts += [replaced[at:at + gap], character]
+            parts += [replaced[at : at + gap], character]
             at += gap + len(self.stand_ins[character])
         return "".join([*parts, replaced[at:]])
 
@@ -75,7 +94,9 @@ class Unknown:
         if not self.characters:
             return b""
         content = [self.stand_ins, "".join(self.characters), self.gaps]
-        return zlib.compress(to_bytes(json.dumps(content, ensure_ascii=False, separators=(",", ":"))), 9)
+        return zlib.compress(
+            to_bytes(json.dumps(content, ensure_ascii=False, separators=(",", ":"))), 9
+        )
 
     def describe(self) -> str:
         """How many characters there are, and what became of each kind."""
@@ -91,9 +112,12 @@ class Unknown:
         return f"{number:,} characters are not in the vocabulary of {len(self.known):,}: {', '.join(shown)}"
 
 
-def replace_in_documents(documents: Iterable[Document], known: frozenset[str]
-                         ) -> tuple[list[Document], Unknown, Unknown]:
-    """The documents in known characters; and what was unknown in targets, and in masked text, which costs nothing."""
+def replace_in_documents(
+    documents: Iterable[Document], known: frozenset[str]
+) -> tuple[list[Document], Unknown, Unknown]:
+    """The documents in known characters; and what was unknown in targets, and in masked text, which
+    costs nothing.
+    """
     in_targets, masked = Unknown(known), Unknown(known)
     replaced = []
     for document in documents:

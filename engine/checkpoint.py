@@ -1,7 +1,8 @@
-"""Checkpoints: one safetensors file each, with the model, the optimizers and, as metadata, the state of the training.
+"""Checkpoints: one safetensors file each, with the model, the optimizers and, as metadata, the
+state of the training.
 
-A file is written beside its place and renamed, so that a whole one is there at every instant; the hash of all that it
-holds is in its metadata. Reading a checkpoint executes nothing.
+A file is written beside its place and renamed, so that a whole one is there at every instant; the
+hash of all that it holds is in its metadata. Reading a checkpoint executes nothing.
 """
 
 import errno
@@ -46,9 +47,13 @@ class Checkpoint(NamedTuple):
     tensors: dict[str, Tensor]
 
 
-def save_checkpoint(path: Path, model: GPT, state: TrainState,
-                    optimizers: Sequence[torch.optim.Optimizer] = (),
-                    options: dict[str, Any] | None = None) -> None:
+def save_checkpoint(
+    path: Path,
+    model: GPT,
+    state: TrainState,
+    optimizers: Sequence[torch.optim.Optimizer] = (),
+    options: dict[str, Any] | None = None,
+) -> None:
     """Replace the checkpoint `path`; without optimizers it has only what evaluation needs.
 
     `options` are those that the weights belong to. The checkpoint that last.safetensors was becomes
@@ -60,7 +65,9 @@ def save_checkpoint(path: Path, model: GPT, state: TrainState,
             tensors |= {f"optimizer.{number}.{index}.{key}": value for key, value in values.items()}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     metadata = {"state": state.model_dump_json(), "options": json.dumps(options or {})}
-    with replacing(path, path.with_name("previous.safetensors") if path.name == "last.safetensors" else None) as new:
+    with replacing(
+        path, path.with_name("previous.safetensors") if path.name == "last.safetensors" else None
+    ) as new:
         write_tensors(new, tensors, metadata | {"sha256": _hash(tensors, metadata)})
 
 
@@ -76,7 +83,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def load_checkpoint(path: Path, model: GPT, optimizers: Optimizers | None = None) -> TrainState:
-    """Load the weights and, if given, the optimizers; returns the state. UserError if missing or damaged."""
+    """Load the weights and, if given, the optimizers; returns the state. UserError if missing or
+    damaged.
+    """
     return copy_checkpoint(open_checkpoint(path), model, optimizers)
 
 
@@ -97,7 +106,8 @@ def _damage(path: Path) -> Iterator[None]:
 def open_checkpoint(path: Path) -> Checkpoint:
     """What a checkpoint holds. UserError if it is missing or damaged."""
     with _damage(path):
-        path.open("rb").close()  # says why, where safetensors says "No such file" of all that it cannot open
+        # says why, where safetensors says "No such file" of all that it cannot open
+        path.open("rb").close()
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -111,23 +121,30 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def check_options(saved: Checkpoint, config: Config) -> None:
     """UserError that names the options with which the weights would be another model."""
     now = kept_options(config)
-    wrong = [f"{name}={saved.options[name]!s:.40}, not {name}={now[name]!s:.40}"
-             for name in now if name in saved.options and saved.options[name] != now[name]]
+    wrong = [
+        f"{name}={saved.options[name]!s:.40}, not {name}={now[name]!s:.40}"
+        for name in now
+        if name in saved.options and saved.options[name] != now[name]
+    ]
     if wrong:
-        raise UserError(f"{saved.path}: its weights belong to {'; '.join(wrong)}; set that back in "
-                        f"{saved.path.with_name('config.toml')}, or train another run")
+        raise UserError(
+            f"{saved.path}: its weights belong to {'; '.join(wrong)}; set that back in "
+            f"{saved.path.with_name('config.toml')}, or train another run"
+        )
 
 
-def copy_checkpoint(saved: Checkpoint, model: GPT,
-                    optimizers: Optimizers | None = None) -> TrainState:
+def copy_checkpoint(
+    saved: Checkpoint, model: GPT, optimizers: Optimizers | None = None
+) -> TrainState:
     """Copy the weights and, if given, the optimizers' states; returns the state.
 
     DamagedError if they do not fit: then nothing is copied.
     """
     with _damage(saved.path):
         own = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
-        weights = {name: tensor for name, tensor in saved.tensors.items()
-                   if name.startswith("model.")}
+        weights = {
+            name: tensor for name, tensor in saved.tensors.items() if name.startswith("model.")
+        }
         shapes = {name: tensor.shape for name, tensor in weights.items()}
         if shapes != {name: p.shape for name, p in own.items()}:
             raise DamagedError(f"{saved.path}: holds another model than the options describe")
@@ -144,8 +161,11 @@ def copy_checkpoint(saved: Checkpoint, model: GPT,
         return saved.state
 
 
-def _read_optimizers(tensors: dict[str, Tensor], optimizers: Optimizers, has_states: bool) -> list[State]:
-    """The state of each optimizer, from the tensors of a checkpoint; empty if none has made a step: not `has_states`.
+def _read_optimizers(
+    tensors: dict[str, Tensor], optimizers: Optimizers, has_states: bool
+) -> list[State]:
+    """The state of each optimizer, from the tensors of a checkpoint; empty if none has made a step:
+    not `has_states`.
 
     ValueError if there is not exactly what the optimizers keep of their parameters.
     """
@@ -198,7 +218,10 @@ def load_last(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState,
             remarks.append(str(error))
             continue
         if remarks or name == "best":
-            remarks.append(f"using {path.name} instead" + ("; the optimizers start anew" if name == "best" else ""))
+            remarks.append(
+                f"using {path.name} instead"
+                + ("; the optimizers start anew" if name == "best" else "")
+            )
         state.nonfinite_in_a_row = 0  # a run that stopped for that has a new chance
         if "windows" not in state.model_fields_set:  # a checkpoint of an earlier edition
             batch_size, _ = run.changes.get("batch_size", [run.config.optim.batch_size, None])
@@ -208,10 +231,16 @@ def load_last(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState,
             remarks.append(f"{lost}: the next model that is evaluated becomes the best")
         if best_step is None or best_step > state.step:  # or it is of steps that are taken anew
             state.forget_best()
-        return state if state.step else TrainState(), "; ".join(remarks)  # step 0 is the same as a new run
-    if remarks or (run.config.run.init_from == "resume" and any(record["step"] > 0 for record in run.read_metrics())):
-        raise UserError(f"{'; '.join(remarks) or f'{run.path}: its checkpoints are gone'}; no whole checkpoint is "
-                        "left: start again without --init_from=resume")
+        # step 0 is the same as a new run
+        return state if state.step else TrainState(), "; ".join(remarks)
+    if remarks or (
+        run.config.run.init_from == "resume"
+        and any(record["step"] > 0 for record in run.read_metrics())
+    ):
+        raise UserError(
+            f"{'; '.join(remarks) or f'{run.path}: its checkpoints are gone'}; no whole checkpoint is "
+            "left: start again without --init_from=resume"
+        )
     remark = "stopped before its first checkpoint"
     if run.source:
         remark += f"; {load_source(run, model)}"
@@ -221,7 +250,8 @@ def load_last(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState,
 def _read_best_step(path: Path) -> tuple[int | None, str]:
     """The step of a checkpoint. If it is missing or damaged, None, and what is wrong.
 
-    All of it is read: damage would otherwise show after the last step, where nothing can replace it.
+    All of it is read: damage would otherwise show after the last step, where nothing can replace
+    it.
     """
     try:
         return open_checkpoint(path).state.step, ""
@@ -230,7 +260,8 @@ def _read_best_step(path: Path) -> tuple[int | None, str]:
 
 
 def load_start(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState, str]:
-    """Where training starts: at the last checkpoint, with the weights of another model, or from scratch.
+    """Where training starts: at the last checkpoint, with the weights of another model, or from
+    scratch.
 
     Returns the state, and what the user should know about it.
     """
@@ -243,8 +274,9 @@ def load_source(run: Run, model: GPT) -> str:
     """Load the weights of --init_from=MODEL; returns what to say."""
     source = open_run(Path(run.source))
     weights = dict(read_model(source, "best")[0].named_parameters())
-    for name, p in model.named_parameters():  # of positions, a smaller block_size needs the first ones only
-        p.detach().copy_(weights[name].detach()[:len(p)])
+    # of positions, a smaller block_size needs the first ones only
+    for name, p in model.named_parameters():
+        p.detach().copy_(weights[name].detach()[: len(p)])
     return f"starts with the weights of {source.path}"
 
 
@@ -267,8 +299,11 @@ def read_model(run: Run, checkpoint: str) -> tuple[GPT, TrainState]:
     except UserError as error:
         raise UserError(f"{error}; try --checkpoint={other}") from None
     check_options(saved, run.config)
-    num_params = sum(tensor.numel() for name, tensor in saved.tensors.items() if name.startswith("model."))
-    if num_params != run.config.model.num_params(run.info.vocab_size):  # before it is built: it may be huge
+    num_params = sum(
+        tensor.numel() for name, tensor in saved.tensors.items() if name.startswith("model.")
+    )
+    # before it is built: it may be huge
+    if num_params != run.config.model.num_params(run.info.vocab_size):
         raise UserError(f"{saved.path}: holds another model than the options describe")
     model = GPT(run.config.model, run.info.vocab_size)
     try:
@@ -278,7 +313,8 @@ def read_model(run: Run, checkpoint: str) -> tuple[GPT, TrainState]:
 
 
 def _load_hugging_face(path: Path, config: ModelConfig, vocab_size: int) -> GPT:
-    """The model of a directory in Hugging Face's format, built when its weights are known to be there.
+    """The model of a directory in Hugging Face's format, built when its weights are known to be
+    there.
 
     Rows of a padded vocabulary, and those of added tokens that are left out, are left out too.
     """
@@ -290,34 +326,43 @@ def _load_hugging_face(path: Path, config: ModelConfig, vocab_size: int) -> GPT:
         weights = from_hugging_face(config, tensors)
         rows = len(weights["wte.weight"])
         if rows < vocab_size:
-            raise UserError(f"{path}: its tokenizer.json has {vocab_size:,} tokens, and its embedding has "
-                            f"{rows:,} rows: they do not belong together")
+            raise UserError(
+                f"{path}: its tokenizer.json has {vocab_size:,} tokens, and its embedding has "
+                f"{rows:,} rows: they do not belong together"
+            )
         for name in {"wte.weight", "lm_head.weight"} & weights.keys():
             weights[name] = weights[name][:vocab_size]
         model = GPT(config, vocab_size)
         model.load_state_dict(weights, strict=not config.tied)
         return model
     except (SafetensorError, OSError, LookupError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: its .safetensors do not hold the model of its config.json ({error!s:.200})") from None
+        raise UserError(
+            f"{path}: its .safetensors do not hold the model of its config.json ({error!s:.200})"
+        ) from None
 
 
 def _weight_files(path: Path) -> dict[str, list[str]]:
-    """The files that hold a model's weights, with the names of the weights in each; no names = all in it.
+    """The files that hold a model's weights, with the names of the weights in each; no names = all
+    in it.
 
     Other .safetensors beside them are copies, or something else.
     """
     index = path / INDEX
     if not index.is_file():
         if not (path / WEIGHTS).is_file():
-            raise UserError(f"{path}: has no {WEIGHTS} and no {INDEX}; other formats are not read: save it with "
-                            "save_pretrained of transformers")
+            raise UserError(
+                f"{path}: has no {WEIGHTS} and no {INDEX}; other formats are not read: save it with "
+                "save_pretrained of transformers"
+            )
         return {WEIGHTS: []}
     files: dict[str, list[str]] = {}
     try:
         for name, file in json.loads(index.read_bytes())["weight_map"].items():
             if Path(file).name != file or not (path / file).is_file():
-                raise UserError(f"{index}: names {file}, which is not there; get the file, or, if {WEIGHTS} is the "
-                                "whole model, remove the index")
+                raise UserError(
+                    f"{index}: names {file}, which is not there; get the file, or, if {WEIGHTS} is the "
+                    "whole model, remove the index"
+                )
             files.setdefault(file, []).append(name)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise UserError(f"{index}: cannot be used ({error!s:.200})") from None
@@ -325,24 +370,37 @@ def _weight_files(path: Path) -> dict[str, list[str]]:
 
 
 def for_prediction(model: GPT, dist: Distributed) -> GPT:
-    """The model with the weights of its products in dist.dtype, where autocast would cast them at every call."""
+    """The model with the weights of its products in dist.dtype, where autocast would cast them at
+    every call.
+    """
     for module in model.modules():
         if isinstance(module, torch.nn.Linear) and module.weight is not model.wte.weight:
             module.to(dist.dtype)
-            if dist.device.type == "cpu" and dist.dtype == torch.float32 and module.out_features > module.in_features:
-                # One token's product with a weight of many rows reads it twice as fast from the transposed layout.
+            if (
+                dist.device.type == "cpu"
+                and dist.dtype == torch.float32
+                and module.out_features > module.in_features
+            ):
+                # One token's product with a weight of many rows reads it twice as fast from the
+                # transposed layout.
                 module.weight.data = module.weight.data.t().contiguous().t()
     return model.eval()
 
 
 def load_teacher(path: str, tokenizer: Tokenizer, block_size: int, dist: Distributed) -> GPT:
-    """The best model of a run, to learn from; UserError if its tokens differ or its block_size is smaller."""
+    """The best model of a run, to learn from; UserError if its tokens differ or its block_size is
+    smaller.
+    """
     run = open_run(Path(path))
     if run.tokenizer != tokenizer:
-        raise UserError(f"teacher={path}: has other tokens than this corpus; it should be a run on the same corpus, "
-                        "with the same tokenizer and documents")
+        raise UserError(
+            f"teacher={path}: has other tokens than this corpus; it should be a run on the same corpus, "
+            "with the same tokenizer and documents"
+        )
     if run.config.model.block_size < block_size:
-        raise UserError(f"teacher={path}: its block_size is {run.config.model.block_size}, less than {block_size}")
+        raise UserError(
+            f"teacher={path}: its block_size is {run.config.model.block_size}, less than {block_size}"
+        )
     return load_model(run, "best", dist)[0]
 
 

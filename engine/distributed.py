@@ -1,7 +1,9 @@
-"""Where a run computes: the device, the dtype of its matrix products, and the processes that share the work.
+"""Where a run computes: the device, the dtype of its matrix products, and the processes that share
+the work.
 
-Under `torchrun --nproc_per_node=W` a run is W processes, its ranks. They hold the same weights, because they start
-from the same seed and add the same gradients. Only rank 0 writes files and prints.
+Under `torchrun --nproc_per_node=W` a run is W processes, its ranks. They hold the same weights,
+because they start from the same seed and add the same gradients. Only rank 0 writes files and
+prints.
 """
 
 import atexit
@@ -40,7 +42,8 @@ T = TypeVar("T")
 class Distributed:
     """The device, the dtype, and which rank of how many this is.
 
-    With several ranks, all of them must make the same calls of these methods, and wait there for each other.
+    With several ranks, all of them must make the same calls of these methods, and wait there for
+    each other.
     """
 
     device: torch.device
@@ -55,13 +58,19 @@ class Distributed:
 
     @property
     def is_emulated(self) -> bool:
-        """The hardware has no such products, and emulates them: up to 100 times slower than float32."""
+        """The hardware has no such products, and emulates them: up to 100 times slower than
+        float32.
+        """
         kind = self.device.type
-        return {torch.bfloat16: not _has_bfloat16(kind), torch.float16: kind == "cpu"}.get(self.dtype, False)
+        return {torch.bfloat16: not _has_bfloat16(kind), torch.float16: kind == "cpu"}.get(
+            self.dtype, False
+        )
 
     @property
     def eval_batch_tokens(self) -> int:
-        """Tokens in one forward pass of an evaluation: few enough for a CPU's cache, or enough to fill a GPU."""
+        """Tokens in one forward pass of an evaluation: few enough for a CPU's cache, or enough to
+        fill a GPU.
+        """
         return 2**11 if self.device.type == "cpu" else 2**16
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -82,7 +91,9 @@ class Distributed:
     def to_device(self, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
         tensors = [torch.from_numpy(array) for array in arrays]
         if self.device.type == "cuda":  # only pinned memory can be copied while the GPU computes
-            return tuple(tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors)
+            return tuple(
+                tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors
+            )
         return tuple(tensor.to(self.device) for tensor in tensors)
 
     def on_rank0(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -105,7 +116,9 @@ class Distributed:
         self.on_rank0(lambda: results.append(function(*args, **kwargs)))
         return results[0] if results else function(*args, **kwargs)
 
-    def all_reduce(self, tensor: torch.Tensor, op: ReduceOp.RedOpType = ReduceOp.SUM) -> torch.Tensor:
+    def all_reduce(
+        self, tensor: torch.Tensor, op: ReduceOp.RedOpType = ReduceOp.SUM
+    ) -> torch.Tensor:
         """The sum of the ranks' tensors, or another `op` of them, in place."""
         if self.world_size > 1:
             dist.all_reduce(tensor, op)
@@ -123,11 +136,14 @@ class Distributed:
         """The largest of the ranks' numbers."""
         return int(self.all_reduce(torch.tensor(number), ReduceOp.MAX))
 
-    def all_reduce_gradients(self, parameters: Iterable[torch.nn.Parameter], scale: float = 1.0) -> None:
-        """Make every rank's gradient the sum over the ranks, in one exchange, and divide it by the scale of the loss.
+    def all_reduce_gradients(
+        self, parameters: Iterable[torch.nn.Parameter], scale: float = 1.0
+    ) -> None:
+        """Make every rank's gradient the sum over the ranks, in one exchange, and divide it by the
+        scale of the loss.
 
-        Each loss is already divided by the targets of the global batch, so the plain sum is that batch's gradient,
-        also where a rank had no micro-batch or no target.
+        Each loss is already divided by the targets of the global batch, so the plain sum is that
+        batch's gradient, also where a rank had no micro-batch or no target.
         """
         parameters = list(parameters)
         if self.world_size > 1:
@@ -148,11 +164,16 @@ class Distributed:
         for p in model.parameters():
             checksum = zlib.crc32(p.detach().cpu().numpy().data, checksum)
         if self.max(checksum) != -self.max(-checksum):
-            raise UserError("the ranks start with different weights or texts; all machines need the same torch and "
-                            "files")
+            raise UserError(
+                "the ranks start with different weights or texts; all machines need the same torch and "
+                "files"
+            )
 
     def __str__(self) -> str:
-        ranks, where = f"{self.world_size} ranks of " if self.world_size > 1 else "", str(self.device)
+        ranks, where = (
+            f"{self.world_size} ranks of " if self.world_size > 1 else "",
+            str(self.device),
+        )
         if self.device.type == "cuda":
             where = torch.cuda.get_device_name(self.device)
         elif self.device.type == "cpu":
@@ -161,10 +182,14 @@ class Distributed:
         return f"{ranks}{where}, {self.dtype_name}"
 
 
-def setup_distributed(device: str, dtype: str, options: dict[str, Any] | None = None) -> Distributed:
-    """The device and dtype that were asked for; `auto` takes the fastest. UserError if they are not available.
+def setup_distributed(
+    device: str, dtype: str, options: dict[str, Any] | None = None
+) -> Distributed:
+    """The device and dtype that were asked for; `auto` takes the fastest. UserError if they are not
+    available.
 
-    With several ranks, also if `options`, the device, the dtype or torch's version differ between them.
+    With several ranks, also if `options`, the device, the dtype or torch's version differ between
+    them.
     """
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,4})?", device):
         raise UserError(f"device={device}: should be auto, cpu, mps, cuda or cuda:N")
@@ -174,25 +199,36 @@ def setup_distributed(device: str, dtype: str, options: dict[str, Any] | None = 
     if device == "auto":
         device = next(kind for kind in found if found[kind])
     if WORLD_SIZE > 1 and device not in ("cpu", "cuda"):
-        raise UserError(f"device={device}: several ranks need --device=cpu, or --device=cuda, one GPU each")
+        raise UserError(
+            f"device={device}: several ranks need --device=cpu, or --device=cuda, one GPU each"
+        )
     if WORLD_SIZE > 1 and device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     kind, _, number = device.partition(":")
     if int(number or 0) >= found[kind]:
         fewer = f"start at most {found[kind]} ranks: --nproc_per_node={found[kind]}"
-        raise UserError(f"device={device}: torch finds {found[kind] or 'no'} {kind} on this machine; "
-                        f"{fewer if WORLD_SIZE > 1 and found[kind] else 'use --device=auto'}")
+        raise UserError(
+            f"device={device}: torch finds {found[kind] or 'no'} {kind} on this machine; "
+            f"{fewer if WORLD_SIZE > 1 and found[kind] else 'use --device=auto'}"
+        )
     if kind == "cpu":
         torch.set_flush_denormal(True)  # numbers too small to matter are slow on many CPUs
         _keep_freed_memory()
     elif kind == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, where a product is in float32
     if dtype == "auto":
-        dtype = "bfloat16" if _has_bfloat16(kind) else "float16" if _has_float16(kind) else "float32"
+        dtype = (
+            "bfloat16" if _has_bfloat16(kind) else "float16" if _has_float16(kind) else "float32"
+        )
     if WORLD_SIZE > 1:
         if kind == "cuda":
             torch.cuda.set_device(device)
-        same = {"device": kind, "dtype": dtype, "torch": torch.__version__, "number of ranks": WORLD_SIZE}
+        same = {
+            "device": kind,
+            "dtype": dtype,
+            "torch": torch.__version__,
+            "number of ranks": WORLD_SIZE,
+        }
         _join("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", (options or {}) | same)
     workers = Workers(count_workers() if kind == "cpu" else 1)
     return Distributed(torch.device(device), getattr(torch, dtype), RANK, WORLD_SIZE, workers)
@@ -200,14 +236,19 @@ def setup_distributed(device: str, dtype: str, options: dict[str, Any] | None = 
 
 def count_devices() -> dict[str, int]:
     """How many there are of each kind, the fastest first."""
-    return {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    return {
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": 1,
+    }
 
 
 def micro_batch_size(config: Config) -> int:
     """Sequences in one forward pass: as many as were asked for, or what suits the device.
 
-    On a CPU, whose cores take a micro-batch each, a batch is cut into 2, or 4, 8, ... parts of
-    at least CPU_TOKENS tokens: that depends on the options only. On a GPU it is a rank's share of the batch.
+    On a CPU, whose cores take a micro-batch each, a batch is cut into 2, or 4, 8, ... parts of at
+    least CPU_TOKENS tokens: that depends on the options only. On a GPU it is a rank's share of the
+    batch.
     """
     batch_size = config.optim.batch_size
     if config.run.micro_batch_size:
@@ -249,12 +290,16 @@ def lost_ranks() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        gone = WORLD_SIZE > 1 and re.search(r"gloo|nccl|connection|timed? ?out|socket|store", str(error), re.IGNORECASE)
+        gone = WORLD_SIZE > 1 and re.search(
+            r"gloo|nccl|connection|timed? ?out|socket|store", str(error), re.IGNORECASE
+        )
         if not gone or "out of memory" in str(error):
             raise
-        raise UserError("another process of this training is gone "
-                        f"({str(error).splitlines()[0]:.120}); start all of them again with --init_from=resume, or let "
-                        "torchrun do that: torchrun --max-restarts=3 ... --init_from=auto") from None
+        raise UserError(
+            "another process of this training is gone "
+            f"({str(error).splitlines()[0]:.120}); start all of them again with --init_from=resume, or let "
+            "torchrun do that: torchrun --max-restarts=3 ... --init_from=auto"
+        ) from None
 
 
 def _join(backend: str, options: dict[str, Any]) -> None:
@@ -266,14 +311,17 @@ def _join(backend: str, options: dict[str, Any]) -> None:
         store, *_ = next(rendezvous("env://"))
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise UserError(f"rank {RANK} could not meet the others at MASTER_ADDR:MASTER_PORT = {place} "
-                        f"({str(error).splitlines()[0]:.150}); {START_RANKS}") from None
+        raise UserError(
+            f"rank {RANK} could not meet the others at MASTER_ADDR:MASTER_PORT = {place} "
+            f"({str(error).splitlines()[0]:.150}); {START_RANKS}"
+        ) from None
     store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     if store.add(f"processes of rank {RANK}", 1) > 1:
         raise UserError(f"another process has RANK={RANK} too; {START_RANKS}")
     _compare_options(store, options)
-    dist.init_process_group(backend, store=store, rank=RANK, world_size=WORLD_SIZE,
-                            timeout=timedelta(hours=2))  # rank 0 may prepare a large corpus
+    dist.init_process_group(
+        backend, store=store, rank=RANK, world_size=WORLD_SIZE, timeout=timedelta(hours=2)
+    )  # rank 0 may prepare a large corpus
     atexit.register(dist.destroy_process_group)
 
 
@@ -284,17 +332,27 @@ def _compare_options(store: Store, options: dict[str, Any]) -> None:
     expected = json.loads(store.get("options of rank 0"))
     for rank in range(1, WORLD_SIZE):
         found = json.loads(store.get(f"options of rank {rank}"))
-        differ = [f"{name} is {expected.get(name)} on rank 0 and {found.get(name)} on rank {rank}"
-                  for name in expected | found if expected.get(name) != found.get(name)]
+        differ = [
+            f"{name} is {expected.get(name)} on rank 0 and {found.get(name)} on rank {rank}"
+            for name in expected | found
+            if expected.get(name) != found.get(name)
+        ]
         if differ:
             store.set(f"rank {RANK} knows", "")
-            with suppress(RuntimeError):  # rank 0 has the store: it ends after the others have read it
-                store.wait([f"rank {number} knows" for number in range(WORLD_SIZE)], timedelta(seconds=10))
-            raise UserError(f"the ranks differ: {'; '.join(differ)}; start all of them with the same options")
+            # rank 0 has the store: it ends after the others have read it
+            with suppress(RuntimeError):
+                store.wait(
+                    [f"rank {number} knows" for number in range(WORLD_SIZE)], timedelta(seconds=10)
+                )
+            raise UserError(
+                f"the ranks differ: {'; '.join(differ)}; start all of them with the same options"
+            )
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc reuse the memory of freed tensors: fresh pages from the system take up to half of an evaluation."""
+    """Let glibc reuse the memory of freed tensors: fresh pages from the system take up to half of
+    an evaluation.
+    """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: blocks up to 32 MB come from the heap
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: and the heap is not given back

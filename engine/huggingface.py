@@ -1,7 +1,7 @@
 """The weights of a GPT under the names that they have in Hugging Face's transformers, and back.
 
-The models are those of config/huggingface.py. There, GPT-2 stores the weights of its linear layers as (in, out), and
-nanochat's queries, keys and values are three layers.
+The models are those of config/huggingface.py. There, GPT-2 stores the weights of its linear layers
+as (in, out), and nanochat's queries, keys and values are three layers.
 """
 
 import torch
@@ -10,23 +10,39 @@ from torch import Tensor
 from config.schema import ModelConfig
 from model import GPT
 
-Names = dict[str, list[str]]  # of each module here, the modules there whose rows follow one another in it
+# of each module here, the modules there whose rows follow one another in it
+Names = dict[str, list[str]]
 LINEAR = ("attn.qkv", "attn.proj", "mlp.fc", "mlp.proj")
 
 
 def module_names(config: ModelConfig) -> Names:
-    """Without the prefix `transformer.` or `model.` of the modules there, which some files have and others do not."""
+    """Without the prefix `transformer.` or `model.` of the modules there, which some files have and
+    others do not.
+    """
     if config.position == "learned":
         outer: Names = {"wte": ["wte"], "wpe": ["wpe"], "norm": ["ln_f"]}
-        block: Names = {"norm1": ["ln_1"], "attn.qkv": ["attn.c_attn"], "attn.proj": ["attn.c_proj"],
-                        "norm2": ["ln_2"], "mlp.fc": ["mlp.c_fc"], "mlp.proj": ["mlp.c_proj"]}
+        block: Names = {
+            "norm1": ["ln_1"],
+            "attn.qkv": ["attn.c_attn"],
+            "attn.proj": ["attn.c_proj"],
+            "norm2": ["ln_2"],
+            "mlp.fc": ["mlp.c_fc"],
+            "mlp.proj": ["mlp.c_proj"],
+        }
     else:
         outer = {"wte": ["embed_tokens"]}
-        block = {"attn.qkv": [f"self_attn.{each}_proj" for each in "qkv"], "attn.proj": ["self_attn.o_proj"],
-                 "mlp.fc": ["mlp.fc1"], "mlp.proj": ["mlp.fc2"]}
+        block = {
+            "attn.qkv": [f"self_attn.{each}_proj" for each in "qkv"],
+            "attn.proj": ["self_attn.o_proj"],
+            "mlp.fc": ["mlp.fc1"],
+            "mlp.proj": ["mlp.fc2"],
+        }
     blocks = "h" if config.position == "learned" else "layers"
-    return outer | {f"blocks.{layer}.{ours}": [f"{blocks}.{layer}.{each}" for each in theirs]
-                    for layer in range(config.n_layer) for ours, theirs in block.items()}
+    return outer | {
+        f"blocks.{layer}.{ours}": [f"{blocks}.{layer}.{each}" for each in theirs]
+        for layer in range(config.n_layer)
+        for ours, theirs in block.items()
+    }
 
 
 def to_hugging_face(model: GPT) -> dict[str, Tensor]:
@@ -52,15 +68,17 @@ def from_hugging_face(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[s
 
     LookupError if one is missing, ValueError if one has no floating-point numbers.
     """
-    tensors = {name.removeprefix("transformer.").removeprefix("model."): tensor
-               for name, tensor in tensors.items()}
+    tensors = {
+        name.removeprefix("transformer.").removeprefix("model."): tensor
+        for name, tensor in tensors.items()
+    }
     weights = {} if config.tied else {"lm_head.weight": tensors["lm_head.weight"]}
     for module, theirs in module_names(config).items():
         for kind in ("weight", "bias") if f"{theirs[0]}.bias" in tensors else ("weight",):
             parts = [_turn(config, module, tensors[f"{each}.{kind}"]) for each in theirs]
             weights[f"{module}.{kind}"] = parts[0] if len(parts) == 1 else torch.cat(parts)
     if config.position == "learned":
-        weights["wpe.weight"] = weights["wpe.weight"][:config.block_size]
+        weights["wpe.weight"] = weights["wpe.weight"][: config.block_size]
     for name, tensor in weights.items():
         if not tensor.is_floating_point():
             raise ValueError(f"{name} is {tensor.dtype}")

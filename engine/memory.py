@@ -8,28 +8,33 @@ import torch
 from config.errors import UserError
 from config.schema import ModelConfig, OptimConfig
 
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
+# of a container
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def check_memory(model: ModelConfig, optim: OptimConfig, device: torch.device) -> None:
     """UserError if a model cannot be trained in all of a device's memory.
 
-    Counted are its weights, their gradients and the optimizers' states, in float32. The vocabulary may
-    be unknown yet: it counts as one token. What a step computes needs memory too, but how much depends
-    on the size of the micro-batches.
+    Counted are its weights, their gradients and the optimizers' states, in float32. The vocabulary
+    may be unknown yet: it counts as one token. What a step computes needs memory too, but how much
+    depends on the size of the micro-batches.
     """
     num_params = model.num_params(vocab_size=1)
     copies = 3 if optim.optimizer == "muon" else 4  # Muon has one state, and AdamW two
     needed = 4 * copies * num_params
     there = total_memory(device)
     if there is not None and needed > there:
-        raise UserError(f"a model of {num_params:,} parameters needs at least {needed / 1e9:,.1f} GB "
-                        f"to be trained, and {device} has {there / 1e9:,.1f} GB: use a smaller "
-                        "--n_layer or --n_embd")
+        raise UserError(
+            f"a model of {num_params:,} parameters needs at least {needed / 1e9:,.1f} GB "
+            f"to be trained, and {device} has {there / 1e9:,.1f} GB: use a smaller "
+            "--n_layer or --n_embd"
+        )
 
 
 def total_memory(device: torch.device) -> int | None:
-    """Bytes of a GPU, or of this machine, or of its container if that has less; None if it is unknown."""
+    """Bytes of a GPU, or of this machine, or of its container if that has less; None if it is
+    unknown.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     try:

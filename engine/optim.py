@@ -1,4 +1,6 @@
-"""Optimizers: Muon for the matrices of the blocks and AdamW for everything else, or AdamW for all; and their lr."""
+"""Optimizers: Muon for the matrices of the blocks and AdamW for everything else, or AdamW for all;
+and their lr.
+"""
 
 import inspect
 import math
@@ -17,7 +19,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Muon's quintic polynomial, which 
 ITERATIONS = 5
 ALONE = Distributed(torch.device("cpu"), torch.float32)
 
-# PyTorch's optimizers import its compiler, which takes 2 s, only to tell it to leave these methods alone.
+# PyTorch's optimizers import its compiler, which takes 2 s, only to tell it to leave these methods
+# alone.
 for _name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
     _method = inspect.unwrap(getattr(torch.optim.Optimizer, _name))
     vars(_method).setdefault("__dynamo_disable", _method)
@@ -32,13 +35,21 @@ class AdamW(torch.optim.AdamW):
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised, for matrices (Jordan et al. 2024).
 
-    All singular values of the update of a matrix (n, m) are about lr sqrt(max(1, n / m)). The products
-    inside are in dist.dtype.
+    All singular values of the update of a matrix (n, m) are about lr sqrt(max(1, n / m)). The
+    products inside are in dist.dtype.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float, dist: Distributed
-                 ) -> None:
-        super().__init__(list(params), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        dist: Distributed,
+    ) -> None:
+        super().__init__(
+            list(params), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        )
         self.dist = dist
 
     @torch.no_grad()
@@ -67,7 +78,7 @@ def orthogonalise_all(matrices: Sequence[Tensor], dist: Distributed) -> list[Ten
     same_shape: dict[torch.Size, list[int]] = {}
     for number, matrix in enumerate(matrices):
         same_shape.setdefault(matrix.shape, []).append(number)
-    shares = [numbers[dist.rank::dist.world_size] for numbers in same_shape.values()]
+    shares = [numbers[dist.rank :: dist.world_size] for numbers in same_shape.values()]
     shares = [numbers for numbers in shares if numbers]
     shares.sort(key=lambda numbers: len(numbers) * matrices[numbers[0]].numel(), reverse=True)
     stacks = [torch.stack([matrices[number] for number in numbers]) for numbers in shares]
@@ -82,7 +93,9 @@ def orthogonalise_all(matrices: Sequence[Tensor], dist: Distributed) -> list[Ten
 
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Roughly U V^T of each U S V^T in (K, n, m), by a Newton-Schulz iteration: singular values end at 0.5 to 1.5."""
+    """Roughly U V^T of each U S V^T in (K, n, m), by a Newton-Schulz iteration: singular values end
+    at 0.5 to 1.5.
+    """
     a, b, c = COEFFICIENTS
     wide = matrices.shape[1] <= matrices.shape[2]
     X = (matrices if wide else matrices.mT).to(dtype)
@@ -93,22 +106,34 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
     return X if wide else X.mT
 
 
-def make_optimizers(model: GPT, config: OptimConfig, dist: Distributed = ALONE) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    model: GPT, config: OptimConfig, dist: Distributed = ALONE
+) -> list[torch.optim.Optimizer]:
     """Every parameter is in exactly one optimizer.
 
     Weight decay, as in GPT-2, is for matrices and embeddings; biases and norms have none.
     """
     named = dict(model.named_parameters())
-    muon = {name: p for name, p in named.items()
-            if config.optimizer == "muon" and name.startswith("blocks.") and p.ndim == 2}
+    muon = {
+        name: p
+        for name, p in named.items()
+        if config.optimizer == "muon" and name.startswith("blocks.") and p.ndim == 2
+    }
     rest = [p for name, p in named.items() if name not in muon]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0}]
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
     betas = (config.beta1, config.beta2)
-    optimizers: list[torch.optim.Optimizer] = [AdamW(groups, config.learning_rate, betas, fused=True)]
+    optimizers: list[torch.optim.Optimizer] = [
+        AdamW(groups, config.learning_rate, betas, fused=True)
+    ]
     if muon:
-        optimizers.append(Muon(muon.values(), config.muon_learning_rate, config.momentum, config.weight_decay, dist))
+        optimizers.append(
+            Muon(
+                muon.values(), config.muon_learning_rate, config.momentum, config.weight_decay, dist
+            )
+        )
     return optimizers
 
 
@@ -128,15 +153,17 @@ def set_lr(optimizers: list[torch.optim.Optimizer], config: OptimConfig, step: i
     scale = get_lr_scale(config, step)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = scale * (config.muon_learning_rate if isinstance(optimizer, Muon) else config.learning_rate)
+            group["lr"] = scale * (
+                config.muon_learning_rate if isinstance(optimizer, Muon) else config.learning_rate
+            )
     return scale * config.learning_rate
 
 
 def get_lr_scale(config: OptimConfig, step: int) -> float:
     """The learning rates at step 0, 1, ... max_iters - 1, as a share of their peak.
 
-    Linear warmup, then the peak, then a linear or cosine decay to `min_lr_ratio` in the last `decay_fraction` of
-    the steps.
+    Linear warmup, then the peak, then a linear or cosine decay to `min_lr_ratio` in the last
+    `decay_fraction` of the steps.
 
     >>> config = OptimConfig(max_iters=10, warmup_iters=2, decay_fraction=0.5, schedule="linear")
     >>> [round(get_lr_scale(config, step), 2) for step in range(10)]
@@ -144,8 +171,11 @@ def get_lr_scale(config: OptimConfig, step: int) -> float:
     """
     if step < config.warmup_iters:
         return (step + 1) / (config.warmup_iters + 1)
-    decay_iters = min(config.decay_fraction * config.max_iters, config.max_iters - config.warmup_iters)
-    decayed = 1 - (config.max_iters - step) / decay_iters if decay_iters else 0.0  # share of the decay that is done
+    decay_iters = min(
+        config.decay_fraction * config.max_iters, config.max_iters - config.warmup_iters
+    )
+    # share of the decay that is done
+    decayed = 1 - (config.max_iters - step) / decay_iters if decay_iters else 0.0
     if config.schedule == "constant" or decayed <= 0:
         return 1.0
     left = 1 - decayed if config.schedule == "linear" else (1 + math.cos(math.pi * decayed)) / 2

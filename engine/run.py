@@ -1,4 +1,6 @@
-"""A run's directory, without torch: create it, open it, resume it. docs/reliability.md says what each file holds."""
+"""A run's directory, without torch: create it, open it, resume it. docs/reliability.md says what
+each file holds.
+"""
 
 import hashlib
 import itertools
@@ -29,7 +31,13 @@ from config.files import (
     nearest_run,
     write_atomically,
 )
-from config.pretrained import NAMES, find_source, is_hugging_face, read_documents_options, read_shape
+from config.pretrained import (
+    NAMES,
+    find_source,
+    is_hugging_face,
+    read_documents_options,
+    read_shape,
+)
 from config.recipe import load_saved, to_toml
 from config.resume import MUST_STAY
 from config.schema import TOKENIZERS, Config, DataConfig, RunConfig
@@ -48,9 +56,11 @@ CHECKPOINTS = ("last.safetensors", "previous.safetensors")
 # What a checkpoint keeps with the weights: a text may move, and zero_init is for the first step.
 KEPT = MUST_STAY - {"corpus", "tokenizer", "zero_init"}
 # What changes on resume only if it is named on the command line.
-BY_NAME = {"seed": "the weights stay, batches and dropout change",
-           "batch_size": "the rest of the text is divided into other batches",
-           "dtype": "the arithmetic changes"}
+BY_NAME = {
+    "seed": "the weights stay, batches and dropout change",
+    "batch_size": "the rest of the text is divided into other batches",
+    "dtype": "the arithmetic changes",
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,8 @@ class Run:
     config: Config
     info: CorpusInfo
     moved: Path | None = None  # where the run went that had this path before
-    changes: dict[str, list[Any]] = field(default_factory=dict)  # options [before, now] of a resumed run
+    # options [before, now] of a resumed run
+    changes: dict[str, list[Any]] = field(default_factory=dict)
     is_resumed: bool = False
     source: str = ""  # the model that it started from, if any: also of a resumed run
     had_outcome: bool = False  # a resumed run that came to its end before
@@ -78,7 +89,9 @@ class Run:
 
     @cached_property
     def id(self) -> str:
-        """Stays when the run is resumed, or its directory renamed; a new run has a new one, whatever its name."""
+        """Stays when the run is resumed, or its directory renamed; a new run has a new one,
+        whatever its name.
+        """
         return self._read_id()
 
     def _read_id(self) -> str:
@@ -86,7 +99,9 @@ class Run:
         return hashlib.sha256(first_start).hexdigest()[:8]
 
     def is_there(self) -> bool:
-        """Whether its directory is still that of this run: nobody moved it, removed it, or put another there."""
+        """Whether its directory is still that of this run: nobody moved it, removed it, or put
+        another there.
+        """
         try:
             return self.id == self._read_id()
         except OSError:
@@ -96,8 +111,10 @@ class Run:
     def tokenizer(self) -> Tokenizer:
         tokenizer = read_tokenizer(self.path)
         if tokenizer.vocab_size != self.info.vocab_size:
-            raise UserError(f"{self.path}/tokenizer.json: has {tokenizer.vocab_size:,} tokens, and corpus.json says "
-                            f"{self.info.vocab_size:,}: they belong to different runs")
+            raise UserError(
+                f"{self.path}/tokenizer.json: has {tokenizer.vocab_size:,} tokens, and corpus.json says "
+                f"{self.info.vocab_size:,}: they belong to different runs"
+            )
         return tokenizer
 
     @cached_property
@@ -105,15 +122,21 @@ class Run:
         """The prepared corpus of the run; UserError if its text has changed or cannot be found."""
         name = self.config.data.corpus
         if is_hugging_face(self.path):
-            raise UserError(f"{self.path}: came without the text that it was trained on; use --text=FILE")
+            raise UserError(
+                f"{self.path}: came without the text that it was trained on; use --text=FILE"
+            )
         try:
             corpus = prepare_corpus(self.config.data, self.tokenizer)
         except UserError as error:
-            raise UserError(f"{error}\n  {self.path} was trained on it; if the text has moved, set corpus in "
-                            f"{self.path}/config.toml") from None
+            raise UserError(
+                f"{error}\n  {self.path} was trained on it; if the text has moved, set corpus in "
+                f"{self.path}/config.toml"
+            ) from None
         if corpus.info.sha256 != self.info.sha256:
-            raise UserError(f"{self.path}: its corpus, {name}, has changed since (sha256 was "
-                            f"{self.info.sha256[:8]} and is now {corpus.info.sha256[:8]})")
+            raise UserError(
+                f"{self.path}: its corpus, {name}, has changed since (sha256 was "
+                f"{self.info.sha256[:8]} and is now {corpus.info.sha256[:8]})"
+            )
         if corpus.tokenizer != self.tokenizer:
             raise UserError(f"{self.path}: its corpus, {name}, now has other tokens")
         return corpus
@@ -182,11 +205,18 @@ def find_best(records: Iterable[Record]) -> Record:
             if not best or record["val_nll"] < best["val_nll"]:
                 best = record
         elif "remeasured_val_nll" in record and record.get("remeasured_step") in evaluations:
-            losses = {name.removeprefix("remeasured_"): value for name, value in record.items()
-                      if name.startswith(("remeasured_val_", "remeasured_kl_"))}
+            losses = {
+                name.removeprefix("remeasured_"): value
+                for name, value in record.items()
+                if name.startswith(("remeasured_val_", "remeasured_kl_"))
+            }
             best = evaluations[record["remeasured_step"]] | losses
         elif "best_step" in record:
-            best = best if best.get("step") == record["best_step"] else evaluations.get(record["best_step"], best)
+            best = (
+                best
+                if best.get("step") == record["best_step"]
+                else evaluations.get(record["best_step"], best)
+            )
     return best
 
 
@@ -213,8 +243,9 @@ def parse_record(line: bytes) -> Record | None:
         found = from_json(line.removeprefix(BOM_UTF8)).items()  # five times as fast as json.loads
     except (ValueError, AttributeError):
         return None
-    numbers: Record = {key: value for key, value in found
-                       if type(value) in (int, float) and abs(value) < LARGEST}
+    numbers: Record = {
+        key: value for key, value in found if type(value) in (int, float) and abs(value) < LARGEST
+    }
     for key, most in COUNTED.items():
         if not 0 <= numbers.get(key, 0) <= most:
             del numbers[key]
@@ -228,7 +259,8 @@ def kept_options(config: Config) -> dict[str, Any]:
 
 
 def open_run(path: Path) -> Run:
-    """The run in a directory; UserError if there is none, or its files are not what train.py writes.
+    """The run in a directory; UserError if there is none, or its files are not what train.py
+    writes.
 
     Also a model in Hugging Face's format, or a GPT-2 by its name, as a run that has no text.
     """
@@ -236,7 +268,9 @@ def open_run(path: Path) -> Run:
         return _open_hugging_face(find_source(str(path)))
     if missing := [name for name in RUN_FILES if not (path / name).is_file()]:
         meant = "" if path.exists() else did_you_mean(str(path), NAMES) or nearest_run(path)
-        raise UserError(f"{path}: not a run of train.py, which is a directory with {', '.join(missing)}{meant}")
+        raise UserError(
+            f"{path}: not a run of train.py, which is a directory with {', '.join(missing)}{meant}"
+        )
     check_entries(path)
     try:
         info = read_info(path / "corpus.json")
@@ -247,12 +281,25 @@ def open_run(path: Path) -> Run:
 
 def _open_hugging_face(path: Path) -> Run:
     tokenizer, nothing = read_tokenizer(path), SplitInfo(tokens=0, documents=0, targets=0)
-    # How it was trained is unknown, and its weights are float32: so is its loss, unless told otherwise.
+    # How it was trained is unknown, and its weights are float32: so is its loss, unless told
+    # otherwise.
     documents = read_documents_options(path).model_dump(exclude={"eos_text"})
     data = DataConfig(tokenizer=str(path), **documents)
     config = Config(model=read_shape(path), data=data, run=RunConfig(dtype="float32"))
-    return Run(path, config, CorpusInfo(name=path.name, sha256="", tokenizer=tokenizer.kind, train=nothing, val=nothing,
-                                        vocab_size=tokenizer.vocab_size, prompt="", baselines=[]))
+    return Run(
+        path,
+        config,
+        CorpusInfo(
+            name=path.name,
+            sha256="",
+            tokenizer=tokenizer.kind,
+            train=nothing,
+            val=nothing,
+            vocab_size=tokenizer.vocab_size,
+            prompt="",
+            baselines=[],
+        ),
+    )
 
 
 @contextmanager
@@ -265,28 +312,42 @@ def lock_run(config: Config) -> Iterator[None]:
     # What a process that died while it made a run left there.
     temporaries = [temporary.name for temporary in path.glob(TEMPORARY)]
     unfinished = {*RUN_FILES[1:], *CHECKPOINTS, *temporaries}
-    if path.is_file() or (path.is_dir() and not is_run(path) and {p.name for p in path.iterdir()} - unfinished):
+    if path.is_file() or (
+        path.is_dir() and not is_run(path) and {p.name for p in path.iterdir()} - unfinished
+    ):
         raise UserError(f"out_dir={path}: exists and is not a run; choose another --out_dir")
     if config.run.init_from == "resume" and not is_run(path):
-        raise UserError(f"{path}: no run to resume; name the directory of one: python train.py out/RUN "
-                        f"--init_from=resume{nearest_run(path)}")
+        raise UserError(
+            f"{path}: no run to resume; name the directory of one: python train.py out/RUN "
+            f"--init_from=resume{nearest_run(path)}"
+        )
     if config.loss.teacher:
         open_run(Path(config.loss.teacher))  # tells mistakes before a corpus is prepared
-    needs_no_lock = config.run.explain_batch or RANK > 0  # nothing is trained; or rank 0 holds the lock for all
-    with nullcontext() if needs_no_lock else locked(
-            lock_of(real), f"out_dir={path}: another process is training there; wait for it, or "
-            "choose another --out_dir"):
+    # nothing is trained; or rank 0 holds the lock for all
+    needs_no_lock = config.run.explain_batch or RANK > 0
+    with (
+        nullcontext()
+        if needs_no_lock
+        else locked(
+            lock_of(real),
+            f"out_dir={path}: another process is training there; wait for it, or "
+            "choose another --out_dir",
+        )
+    ):
         yield
 
 
 def kept_tokenizer(config: Config) -> Tokenizer | None:
-    """That of the run to resume, whose tokens came from a model; None if the corpus gives the tokens."""
+    """That of the run to resume, whose tokens came from a model; None if the corpus gives the
+    tokens.
+    """
     path, came = Path(config.run.out_dir), config.data.tokenizer not in TOKENIZERS
     return open_run(path).tokenizer if came and config.run.resumes and is_run(path) else None
 
 
 def create_or_resume(config: Config, named: set[str], corpus: Corpus) -> Run:
-    """A new run in out_dir, or the one that is there; `named` are the options named on the command line.
+    """A new run in out_dir, or the one that is there; `named` are the options named on the command
+    line.
 
     UserError if that would continue with another model or text.
     """
@@ -295,22 +356,38 @@ def create_or_resume(config: Config, named: set[str], corpus: Corpus) -> Run:
         return create_run(config, corpus)
     run = open_run(path)
     before, after = run.config.options(), config.options()
-    changes = {name: [before[name], after[name]] for name in before
-               if before[name] != after[name] and name not in ("corpus", "out_dir", "init_from")}
+    changes = {
+        name: [before[name], after[name]]
+        for name in before
+        if before[name] != after[name] and name not in ("corpus", "out_dir", "init_from")
+    }
     problems = []
     if corpus.info.sha256 != run.info.sha256:
-        problems.append(f"its text has changed (sha256 was {run.info.sha256[:8]} and is now {corpus.info.sha256[:8]})")
+        problems.append(
+            f"its text has changed (sha256 was {run.info.sha256[:8]} and is now {corpus.info.sha256[:8]})"
+        )
     elif corpus.tokenizer != run.tokenizer:
         problems.append("the tokens of its text have changed")
     for name, (was, now) in changes.items():
         if name in MUST_STAY:
-            problems.append(f"{name} was {was} and is now {now}: that would be another model or text")
+            problems.append(
+                f"{name} was {was} and is now {now}: that would be another model or text"
+            )
         elif name in BY_NAME and name not in named:
-            problems.append(f"{name} was {was} and is now {now}: {BY_NAME[name]}; if you want that, add --{name}={now}")
+            problems.append(
+                f"{name} was {was} and is now {now}: {BY_NAME[name]}; if you want that, add --{name}={now}"
+            )
     if problems:
         raise UserError(f"{path}: {'; '.join(problems)}")
-    return Run(path, config, run.info, changes=changes, is_resumed=True,
-               source=run.config.run.source, had_outcome=run.has_outcome())
+    return Run(
+        path,
+        config,
+        run.info,
+        changes=changes,
+        is_resumed=True,
+        source=run.config.run.source,
+        had_outcome=run.has_outcome(),
+    )
 
 
 def create_run(config: Config, corpus: Corpus) -> Run:
@@ -318,7 +395,11 @@ def create_run(config: Config, corpus: Corpus) -> Run:
     path, moved = Path(config.run.out_dir), None
     real = path.resolve()  # a link stays a link, and lock_run has locked where it leads
     if is_run(path):
-        aside = next(aside for n in itertools.count(1) if not (aside := real.with_name(f"{real.name}.{n}")).exists())
+        aside = next(
+            aside
+            for n in itertools.count(1)
+            if not (aside := real.with_name(f"{real.name}.{n}")).exists()
+        )
         real.rename(aside)
         moved = aside if path.is_absolute() else Path(os.path.relpath(aside))
     real.mkdir(parents=True, exist_ok=True)
@@ -330,7 +411,9 @@ def create_run(config: Config, corpus: Corpus) -> Run:
 
 
 def start_run(run: Run, step: int, device: str) -> None:
-    """Save the config of a run that starts at `step`, cut off lines of later steps, and note the start."""
+    """Save the config of a run that starts at `step`, cut off lines of later steps, and note the
+    start.
+    """
     for temporary in filter(Path.is_file, run.path.glob(TEMPORARY)):  # of killed processes
         temporary.unlink()
     write_atomically(run.path / "config.toml", to_toml(run.recipe).encode())
@@ -338,17 +421,30 @@ def start_run(run: Run, step: int, device: str) -> None:
         (run.path / outcome).unlink(missing_ok=True)
     for name in ("metrics.jsonl", "samples.jsonl", "passage.jsonl"):
         _truncate(run.path / name, step)
-    append_line(run.path / "history.jsonl", {
-        "step": step, "time": datetime.now(UTC).isoformat(), "device": device,
-        "torch": version("torch")} | ({"changes": run.changes} if run.changes else {}))
+    append_line(
+        run.path / "history.jsonl",
+        {
+            "step": step,
+            "time": datetime.now(UTC).isoformat(),
+            "device": device,
+            "torch": version("torch"),
+        }
+        | ({"changes": run.changes} if run.changes else {}),
+    )
 
 
 def append_line(path: Path, record: dict[str, Any] | BaseModel) -> None:
-    """Append a line to a .jsonl file. OSError if the disk has no room for it: then the file is as it was."""
+    """Append a line to a .jsonl file. OSError if the disk has no room for it: then the file is as
+    it was.
+    """
     size = path.stat().st_size if path.exists() else 0
     try:
         with path.open("ab") as file:
-            line = json.dumps(record, ensure_ascii=False) if isinstance(record, dict) else record.model_dump_json()
+            line = (
+                json.dumps(record, ensure_ascii=False)
+                if isinstance(record, dict)
+                else record.model_dump_json()
+            )
             file.write(f"{line}\n".encode())
     except OSError as error:
         with suppress(OSError):  # the first error is the one to tell; perhaps there is no file
@@ -359,13 +455,17 @@ def append_line(path: Path, record: dict[str, Any] | BaseModel) -> None:
 
 
 def _truncate(path: Path, step: int) -> None:
-    """Cut a .jsonl file after its last line of `step` or before, without the outcome of a finished run.
+    """Cut a .jsonl file after its last line of `step` or before, without the outcome of a finished
+    run.
 
     Step 0 is measured anew. Damaged lines in between stay: nobody reads them.
     """
     if path.exists():
         lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line end is torn
         records = [parse_record(line) or {"step": math.inf} for line in lines]
-        kept = [number for number, record in enumerate(records, start=1)
-                if 0 < step >= record["step"] and not is_outcome(record)]
-        os.truncate(path, sum(len(line) + 1 for line in lines[:max(kept, default=0)]))
+        kept = [
+            number
+            for number, record in enumerate(records, start=1)
+            if 0 < step >= record["step"] and not is_outcome(record)
+        ]
+        os.truncate(path, sum(len(line) + 1 for line in lines[: max(kept, default=0)]))

@@ -38,7 +38,9 @@ class Scores(NamedTuple):
     tempered: np.ndarray  # (K,) total NLL with the logits divided by each of K temperatures
 
     def top(self, k: int) -> np.ndarray:
-        """Whether the target is among the k most probable tokens, 0 to 1: tied tokens share the places."""
+        """Whether the target is among the k most probable tokens, 0 to 1: tied tokens share the
+        places.
+        """
         return np.clip((k - self.higher) / self.ties, 0, 1)
 
 
@@ -49,7 +51,8 @@ class Details(NamedTuple):
     rank: np.ndarray  # (N,) 1 = the model held it most probable
     top: np.ndarray  # (N, TOP) the most probable tokens
     log_q: np.ndarray  # (N, TOP) their log-probabilities
-    log_z: np.ndarray  # (N, K) log sum_v q_v^(1/T), which normalises the prediction at each of K temperatures T
+    # (N, K) log sum_v q_v^(1/T), which normalises the prediction at each of K temperatures T
+    log_z: np.ndarray
 
 
 @torch.inference_mode()
@@ -58,6 +61,7 @@ def predict(model: GPT, batches: Iterable[Batch], dist: Distributed) -> Iterator
 
     On a CPU its cores compute the hidden states of batches side by side.
     """
+
     @torch.inference_mode()
     def read(batch: Batch) -> list[Tensor]:
         """Hidden states (n, C), targets (n,) and context lengths (n,) of the targets of a batch."""
@@ -74,7 +78,10 @@ def predict(model: GPT, batches: Iterable[Batch], dist: Distributed) -> Iterator
         if parts is not None:
             left = [torch.cat(pair) for pair in zip(left, parts, strict=True)] if left else parts
         while left and len(left[1]) >= (size if parts is not None else 1):
-            (hidden, targets, context_len), left = [part[:size] for part in left], [part[size:] for part in left]
+            (hidden, targets, context_len), left = (
+                [part[:size] for part in left],
+                [part[size:] for part in left],
+            )
             with dist.autocast():
                 logits = model.logits(hidden)
             if not logits.isfinite().all():
@@ -97,10 +104,22 @@ def _score(predictions: Predictions, temperatures: Sequence[float]) -> Scores:
     exp_sum = logits.exp().sum(dim=1)
     nll = exp_sum.log() - z_y[:, 0]
     scaled = torch.empty_like(logits)
-    tempered = [(torch.div(logits, T, out=scaled).exp_().sum(dim=1).log() - z_y[:, 0] / T).cpu().double().sum()
-                for T in temperatures]
-    columns = [nll.cpu().double(), predictions.targets, higher, ties, 1 / exp_sum, predictions.context_len,
-               torch.stack(tempered)]
+    tempered = [
+        (torch.div(logits, T, out=scaled).exp_().sum(dim=1).log() - z_y[:, 0] / T)
+        .cpu()
+        .double()
+        .sum()
+        for T in temperatures
+    ]
+    columns = [
+        nll.cpu().double(),
+        predictions.targets,
+        higher,
+        ties,
+        1 / exp_sum,
+        predictions.context_len,
+        torch.stack(tempered),
+    ]
     return Scores(*(column.cpu().numpy() for column in columns))
 
 

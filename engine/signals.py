@@ -36,11 +36,14 @@ class StopSignal:
         if self.is_saved:
             self.stop_at_once()
         name = signal.Signals(number).name
-        self._say(f"{name}: training stops after this step; a second one stops it at once. "
-                  f"To resume:\n  {self.resume_command}")
+        self._say(
+            f"{name}: training stops after this step; a second one stops it at once. "
+            f"To resume:\n  {self.resume_command}"
+        )
 
     def requested(self) -> bool:
-        self.received = self.dist.max(self.own)  # ranks get signals at different steps, and must stop together
+        # ranks get signals at different steps, and must stop together
+        self.received = self.dist.max(self.own)
         return self.received > 0
 
     def expect_no_more_steps(self) -> None:

@@ -18,7 +18,8 @@ SCALE_STEPS = 2000  # steps after which a larger loss scale is tried
 MIN_SCALE, MAX_SCALE = 1.0, 2.0**24  # of the loss, in float16
 Nats = Annotated[float, Field(gt=-1, le=1e39)]  # a loss that is about 0 may round to below it
 Rise = Annotated[float, Field(ge=0, le=1e40)]
-BEST = {"best_nll", "best_step", "mean_before_best", "mean_after_best", "peak"}  # what a new best changes
+# what a new best changes
+BEST = {"best_nll", "best_step", "mean_before_best", "mean_after_best", "peak"}
 TROUBLES = {"skipped_steps", "nonfinite_steps", "nonfinite_in_a_row", "loss_spikes"}
 
 
@@ -42,7 +43,9 @@ class StepResult:
 
     @property
     def is_finite(self) -> bool:
-        return not self.num_targets or (math.isfinite(self.sums.objective) and math.isfinite(self.grad_norm))
+        return not self.num_targets or (
+            math.isfinite(self.sums.objective) and math.isfinite(self.grad_norm)
+        )
 
     @property
     def is_valid(self) -> bool:
@@ -51,7 +54,8 @@ class StepResult:
 
 
 class TrainState(BaseModel):
-    """What resuming needs besides weights. Batches follow from (seed, windows), dropout from (seed, step).
+    """What resuming needs besides weights. Batches follow from (seed, windows), dropout from (seed,
+    step).
 
     Read from a checkpoint, each number has to be in its range, so that counting on cannot fail.
     """
@@ -66,11 +70,14 @@ class TrainState(BaseModel):
     best_step: Count = 0  # when it was measured
     measured_on: Count = 0  # a checksum of the targets and the dtype of that loss
     mean_before_best: Nats | None = None  # the running mean of the training loss then
-    mean_after_best: Nats | None = None  # the mean of the training loss in the SMOOTHED_STEPS steps after
+    # the mean of the training loss in the SMOOTHED_STEPS steps after
+    mean_after_best: Nats | None = None
     peak: Rise = 0.0  # the largest rise of the validation loss above the best, since then
-    recovered: Rise = 0.0  # the largest rise of it that it came back from, in later steps less and less
+    # the largest rise of it that it came back from, in later steps less and less
+    recovered: Rise = 0.0
     eval_step: Count = 0  # the last evaluation
-    overfitting: Count = 0  # evaluations that show it, SMOOTHED_STEPS apart, and none since the first does not
+    # evaluations that show it, SMOOTHED_STEPS apart, and none since the first does not
+    overfitting: Count = 0
     overfitting_step: Count = 0  # the last of them
     skipped_steps: Count = 0  # steps without a target
     nonfinite_steps: Count = 0  # steps without a finite loss and gradient; they changed nothing
@@ -97,7 +104,9 @@ class TrainState(BaseModel):
         return self
 
     def count_step(self, result: StepResult) -> float | None:
-        """Count a step; if its loss is a spike, returns by how many nats it is above the mean of those before."""
+        """Count a step; if its loss is a spike, returns by how many nats it is above the mean of
+        those before.
+        """
         self.step += 1
         self.tokens += result.num_targets
         self.skipped_steps += not result.num_targets
@@ -111,7 +120,9 @@ class TrainState(BaseModel):
             return None
         applied = self.applied_steps
         excess = result.nll - self.mean
-        is_spike = applied > SPIKE_STEPS and excess > max(SPIKE_RISE, SPIKE_SIGMAS * self.variance**0.5)
+        is_spike = applied > SPIKE_STEPS and excess > max(
+            SPIKE_RISE, SPIKE_SIGMAS * self.variance**0.5
+        )
         self.loss_spikes += is_spike
         share = max(1 - SMOOTHING, 1 / applied)  # a plain mean of the first steps
         self.mean += share * excess
@@ -124,28 +135,35 @@ class TrainState(BaseModel):
 
     @property
     def noise(self) -> float:
-        """Nats that the validation loss rises without a meaning: it has come back from such a rise before."""
+        """Nats that the validation loss rises without a meaning: it has come back from such a rise
+        before.
+        """
         return max(OVERFITTING_RISE, self.recovered)
 
     @property
     def train_rise(self) -> float:
-        """Nats that the smoothed training loss rose since the best validation loss; 0 if that may be noise."""
+        """Nats that the smoothed training loss rose since the best validation loss; 0 if that may
+        be noise.
+        """
         if self.mean_after_best is None or self.step < self.best_step + SMOOTHED_STEPS:
             return 0.0
         around_best = self.mean_after_best
         if self.mean_before_best is not None:  # which lags behind a loss that falls fast
             around_best = min(around_best, self.mean_before_best)
         change = self.mean - around_best
-        # The variance of a running mean is (1 - S) / (1 + S) of that of its values; that of a mean of n is 1 / n.
+        # The variance of a running mean is (1 - S) / (1 + S) of that of its values; that of a mean
+        # of n is 1 / n.
         share = (1 - SMOOTHING) / (1 + SMOOTHING) + 1 / SMOOTHED_STEPS
         deviation = math.sqrt(share * self.variance)
         return change if abs(change) > max(OVERFITTING_RISE, 2 * deviation) else 0.0
 
     def count_evaluation(self, record: dict[str, float], epochs: float) -> bool:
-        """Count an evaluation after so many `epochs` of training; returns whether it is the best so far.
+        """Count an evaluation after so many `epochs` of training; returns whether it is the best so
+        far.
 
-        It shows overfitting if text was read again, and the validation loss has risen while the training loss has
-        fallen, both by more than noise. Then the record gets "overfitting", how many evaluations have shown it.
+        It shows overfitting if text was read again, and the validation loss has risen while the
+        training loss has fallen, both by more than noise. Then the record gets "overfitting", how
+        many evaluations have shown it.
         """
         val_nll = record["val_nll"]
         if not math.isfinite(val_nll):
@@ -172,7 +190,8 @@ class TrainState(BaseModel):
     def _count_rise(self, rise: float) -> None:
         """Count how far the validation loss is above the best. What it came back from was noise."""
         self.peak = max(self.peak, rise)
-        older = self.recovered * self.eval_step / max(1, self.step)  # a young training is less steady
+        # a young training is less steady
+        older = self.recovered * self.eval_step / max(1, self.step)
         self.recovered = max(older, self.peak - rise)
         self.eval_step = self.step
 
@@ -183,7 +202,9 @@ class TrainState(BaseModel):
         self.forget_rises()
 
     def forget_rises(self) -> None:
-        """Forget how the validation loss rose and fell: its next values do not compare with the last."""
+        """Forget how the validation loss rose and fell: its next values do not compare with the
+        last.
+        """
         self.peak = self.recovered = 0.0
         self.overfitting = 0
 
@@ -192,10 +213,17 @@ class TrainState(BaseModel):
 
     def is_finished(self, config: Config) -> bool:
         """All steps are done, or it overfits, or it diverged."""
-        return (self.step >= config.optim.max_iters or self.nonfinite_in_a_row >= config.run.max_nonfinite_steps
-                or 0 < config.run.patience <= self.overfitting)
+        return (
+            self.step >= config.optim.max_iters
+            or self.nonfinite_in_a_row >= config.run.max_nonfinite_steps
+            or 0 < config.run.patience <= self.overfitting
+        )
 
     def record(self) -> dict[str, float]:
         """The first numbers of a line of metrics; counts of trouble only if there was any."""
-        return {"step": self.step, "tokens": self.tokens, "seconds": self.seconds,
-                **self.model_dump(include=TROUBLES, exclude_defaults=True)}
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            **self.model_dump(include=TROUBLES, exclude_defaults=True),
+        }

@@ -28,7 +28,9 @@ MAX_PARTS = 250  # of a text; curves.py compares runs part by part
 
 def make_objective(config: Config) -> Objective:
     loss = config.loss
-    return Objective(loss.label_smoothing, loss.z_loss, loss.alpha if loss.teacher else 0.0, loss.temperature)
+    return Objective(
+        loss.label_smoothing, loss.z_loss, loss.alpha if loss.teacher else 0.0, loss.temperature
+    )
 
 
 def seed_dropout(seed: int, step: int, micro_batch: int) -> None:
@@ -50,6 +52,7 @@ def evaluate_parts(model: GPT, text: EvalText, dist: Distributed) -> list[LossSu
 
     Ranks share the batches, and so do a CPU's cores.
     """
+
     @torch.inference_mode()
     def measure(batch: Batch) -> LossSums:
         inputs, targets = dist.to_device(batch.inputs, batch.targets)
@@ -80,11 +83,13 @@ def validate(model: GPT, text: EvalText, corpus: Corpus, dist: Distributed) -> R
     return validation_record(evaluate(model, text, dist), text, corpus)
 
 
-def remeasure_best(run: Run, state: TrainState, text: EvalText, corpus: Corpus, dist: Distributed) -> Record:
+def remeasure_best(
+    run: Run, state: TrainState, text: EvalText, corpus: Corpus, dist: Distributed
+) -> Record:
     """Measure the best model again where its loss is of other targets, or of another dtype.
 
-    Otherwise that loss would not compare with those of this start. Returns a line for metrics.jsonl,
-    {} if nothing was to be measured. All ranks call it.
+    Otherwise that loss would not compare with those of this start. Returns a line for
+    metrics.jsonl, {} if nothing was to be measured. All ranks call it.
     """
     measured_on = zlib.crc32(dist.dtype_name.encode(), zlib.crc32(text.positions.tobytes()))
     if state.best_nll is None or state.measured_on == measured_on:
@@ -111,12 +116,16 @@ def remeasure_best(run: Run, state: TrainState, text: EvalText, corpus: Corpus, 
 def validation_record(loss: LossMeans, text: EvalText, corpus: Corpus) -> Record:
     """A loss in every unit.
 
-    `kl_gap` is the loss above that of the text's source on the same tokens, where that is known: the estimate of
-    KL(source || model) with the least noise.
+    `kl_gap` is the loss above that of the text's source on the same tokens, where that is known:
+    the estimate of KL(source || model) with the least noise.
     """
     bytes_per_token = float(corpus.tokenizer.byte_lengths[text.split.tokens[text.positions]].mean())
-    record = {"val_nll": loss.nll, "val_perplexity": perplexity(loss.nll), "val_accuracy": loss.accuracy,
-              "val_bits_per_byte": bits_per_byte(loss.nll, max(bytes_per_token, 1e-9))}
+    record = {
+        "val_nll": loss.nll,
+        "val_perplexity": perplexity(loss.nll),
+        "val_accuracy": loss.accuracy,
+        "val_bits_per_byte": bits_per_byte(loss.nll, max(bytes_per_token, 1e-9)),
+    }
     if corpus.source_nll is not None:
         record["kl_gap"] = loss.nll - float(corpus.source_nll[text.positions - 1].mean())
     return record
@@ -136,9 +145,16 @@ def teacher_logits(teacher: GPT | None, inputs: Tensor) -> Tensor | None:
     return None if teacher is None else teacher(inputs)
 
 
-def compile_model(model: GPT, batch: list[Batch], objective: Objective, dist: Distributed, say: Callable[[str], None]
-                  ) -> torch.nn.Module:
-    """The model for training, compiled by torch.compile; if that fails, the model itself, and a warning says why."""
+def compile_model(
+    model: GPT,
+    batch: list[Batch],
+    objective: Objective,
+    dist: Distributed,
+    say: Callable[[str], None],
+) -> torch.nn.Module:
+    """The model for training, compiled by torch.compile; if that fails, the model itself, and a
+    warning says why.
+    """
     try:
         compiled: torch.nn.Module = torch.compile(model)  # type: ignore[assignment]
         for micro in batch[:1]:  # a rank may have none

@@ -1,11 +1,11 @@
 """Worker threads: on a CPU, each core computes a micro-batch of its own.
 
-A step of a small model is hundreds of short operations. If all cores share each of them, they wait for
-each other hundreds of times; if each core takes a micro-batch, they wait once. It is also robust: a core
-that another program takes away delays one micro-batch, not every operation.
+A step of a small model is hundreds of short operations. If all cores share each of them, they wait
+for each other hundreds of times; if each core takes a micro-batch, they wait once. It is also
+robust: a core that another program takes away delays one micro-batch, not every operation.
 
-PyTorch releases Python's interpreter lock in its operations, so the threads run at the same time. What
-stays behind the lock is the Python between the operations (bench/NOTES.md has its share).
+PyTorch releases Python's interpreter lock in its operations, so the threads run at the same time.
+What stays behind the lock is the Python between the operations (bench/NOTES.md has its share).
 """
 
 import itertools
@@ -69,7 +69,8 @@ class Workers:
 
         def start() -> None:
             torch.set_num_threads(1)
-            torch.get_num_threads()  # else the first operation would take the number that is set last
+            # else the first operation would take the number that is set last
+            torch.get_num_threads()
             torch.set_flush_denormal(True)  # as in the thread that calls
             with suppress(BrokenBarrierError):
                 everyone.wait()
@@ -79,8 +80,11 @@ class Workers:
             for _ in range(self.count):
                 pool.submit(int)  # each starts a thread, as the others wait
         except RuntimeError as error:
-            everyone.abort()  # else the process could not end: those that are there would wait for ever
-            raise UserError(f"no more threads can be started here ({error}); OMP_NUM_THREADS=1 needs none") from None
+            # else the process could not end: those that are there would wait for ever
+            everyone.abort()
+            raise UserError(
+                f"no more threads can be started here ({error}); OMP_NUM_THREADS=1 needs none"
+            ) from None
         everyone.wait()
         torch.set_num_threads(threads)  # 1 would be the number of every thread that comes later
         return pool

@@ -1,4 +1,5 @@
-"""From the surprisal of each token to statements: intervals, calibration, and where the loss comes from.
+"""From the surprisal of each token to statements: intervals, calibration, and where the loss comes
+from.
 
 Columns have a value for each target of a text, (N,), in its order; NLL in nats.
 """
@@ -14,7 +15,9 @@ import numpy as np
 from surprisal import LN2
 
 RESAMPLES = 2000
-BLOCKS = 50  # in a text; fewer and longer blocks give unsteady intervals, more give intervals that are too narrow
+# in a text; fewer and longer blocks give unsteady intervals, more give intervals that are too
+# narrow
+BLOCKS = 50
 MIN_DOCUMENT_BLOCKS = 10  # blocks of whole documents that make an interval
 Z_95 = 1.645  # 95% of a normal distribution are below it
 FEW = 10 * BLOCKS  # targets: resamples of fewer promise too much
@@ -22,8 +25,17 @@ BINS = 15  # of confidence
 TEMPERATURES: list[float] = np.geomspace(1 / 4, 4, 17).tolist()  # 1 is in the middle
 DOUBLING = [2**power for power in range(21)]  # up to the longest context
 TENFOLD = [10**power - 1 for power in range(13)]
-CHARACTER_KINDS = {"Ll": "lower-case letter", "Lu": "upper-case letter", "Lt": "upper-case letter", "L": "other letter",
-                   "N": "digit", "Z": "space", "P": "punctuation", "S": "punctuation"}  # by Unicode's category
+CHARACTER_KINDS = {
+    "Ll": "lower-case letter",
+    "Lu": "upper-case letter",
+    "Lt": "upper-case letter",
+    "L": "other letter",
+    # by Unicode's category
+    "N": "digit",
+    "Z": "space",
+    "P": "punctuation",
+    "S": "punctuation",
+}
 
 Columns = dict[str, np.ndarray]
 Estimate = dict[str, float]  # a value, and the ends "low" and "high" of 95% of its resamples
@@ -37,7 +49,8 @@ class Blocks(NamedTuple):
 
 
 def measure_losses(runs: Sequence[Columns]) -> tuple[list[Columns], Blocks]:
-    """The loss of one or two runs in every unit, in the text and in resamples of it, (1 + RESAMPLES,).
+    """The loss of one or two runs in every unit, in the text and in resamples of it, (1 +
+    RESAMPLES,).
 
     A block is what begins in the same fiftieth of the text's bytes. Blocks of whole documents say
     what other documents would give. They are used if there are MIN_DOCUMENT_BLOCKS of them, and
@@ -60,12 +73,20 @@ def measure_losses(runs: Sequence[Columns]) -> tuple[list[Columns], Blocks]:
     weights = np.vstack([np.ones(count), drawn])  # the text itself comes first
     losses = []
     for number, columns in zip(numbers, runs, strict=True):
-        tokens, n_bytes, nll, top1, top5 = (weights @ np.bincount(number, weights=columns[name])
-                                            for name in ("tokens", "bytes", "nll", "top1", "top5"))
-        losses.append({"nats_per_token": nll / tokens, "bits_per_token": nll / tokens / LN2,
-                       "bits_per_byte": nll / n_bytes / LN2,
-                       "perplexity": np.exp(np.minimum(nll / tokens, 709)),  # where float64 ends
-                       "top1": top1 / tokens, "top5": top5 / tokens})
+        tokens, n_bytes, nll, top1, top5 = (
+            weights @ np.bincount(number, weights=columns[name])
+            for name in ("tokens", "bytes", "nll", "top1", "top5")
+        )
+        losses.append(
+            {
+                "nats_per_token": nll / tokens,
+                "bits_per_token": nll / tokens / LN2,
+                "bits_per_byte": nll / n_bytes / LN2,
+                "perplexity": np.exp(np.minimum(nll / tokens, 709)),  # where float64 ends
+                "top1": top1 / tokens,
+                "top5": top5 / tokens,
+            }
+        )
     return losses, Blocks(of_documents, count)
 
 
@@ -120,24 +141,32 @@ def tail_share(count: int) -> float:
     return NormalDist().cdf(-t * math.sqrt(count / n))
 
 
-def group(names: Sequence[str], number: np.ndarray, columns: Columns, by_outcome: bool = False
-          ) -> list[dict[str, Any]]:
+def group(
+    names: Sequence[str], number: np.ndarray, columns: Columns, by_outcome: bool = False
+) -> list[dict[str, Any]]:
     """The groups that have tokens, and their part in the loss.
 
     `number` is the index of each target's group. Groups `by_outcome` depend on which token came.
-    They have no confidence: where a rare token came, even a perfectly calibrated model is right less
-    often than its confidence says, and where a frequent one came more often.
+    They have no confidence: where a rare token came, even a perfectly calibrated model is right
+    less often than its confidence says, and where a frequent one came more often.
     """
-    tokens, nll, top1, confidence = (np.bincount(number, weights=columns[name], minlength=len(names)).tolist()
-                                     for name in ("tokens", "nll", "top1", "confidence"))
+    tokens, nll, top1, confidence = (
+        np.bincount(number, weights=columns[name], minlength=len(names)).tolist()
+        for name in ("tokens", "nll", "top1", "confidence")
+    )
     groups = []
     for i, name in enumerate(names):
         n = tokens[i]
         if n == 0:
             continue
-        found = {"name": name, "tokens": int(n), "share": n / len(number),
-                 "nats_per_token": nll[i] / n, "share_of_nats": nll[i] / (sum(nll) or 1.0),
-                 "top1": top1[i] / n}
+        found = {
+            "name": name,
+            "tokens": int(n),
+            "share": n / len(number),
+            "nats_per_token": nll[i] / n,
+            "share_of_nats": nll[i] / (sum(nll) or 1.0),
+            "top1": top1[i] / n,
+        }
         if not by_outcome:
             found["confidence"] = confidence[i] / n
         groups.append(found)
@@ -157,7 +186,10 @@ def number_ranges(values: np.ndarray, ends: Sequence[int]) -> tuple[list[str], n
     (['1', '2', '3-4', '5-1,000'], array([0, 1, 2, 2, 3, 3]))
     """
     starts = [ends[0], *(end + 1 for end in ends[:-1])]
-    names = [f"{end:,}" if start == end else f"{start:,}-{end:,}" for start, end in zip(starts, ends, strict=True)]
+    names = [
+        f"{end:,}" if start == end else f"{start:,}-{end:,}"
+        for start, end in zip(starts, ends, strict=True)
+    ]
     return names, np.searchsorted(ends, values)
 
 
@@ -175,14 +207,20 @@ def character_kind(character: str) -> str:
 def calibrate(by_confidence: Sequence[dict[str, Any]], tempered: np.ndarray) -> dict[str, Any]:
     """The expected calibration error, and the temperature with the lowest loss (Guo et al. 2017).
 
-    ECE is the mean distance of a bin's confidence and accuracy, weighted by its tokens. `tempered` is the mean NLL
-    at each of TEMPERATURES; a polynomial through the lowest five refines it.
+    ECE is the mean distance of a bin's confidence and accuracy, weighted by its tokens. `tempered`
+    is the mean NLL at each of TEMPERATURES; a polynomial through the lowest five refines it.
     """
     lowest = int(np.clip(tempered.argmin(), 2, len(tempered) - 3))
     near = slice(lowest - 2, lowest + 3)
-    log_T, nll = np.polynomial.Polynomial.fit(np.log(TEMPERATURES[near]), tempered[near], deg=4).linspace(2001)
-    return {"confidence": sum(each["share"] * each["confidence"] for each in by_confidence),
-            "ece": sum(each["share"] * abs(each["confidence"] - each["top1"]) for each in by_confidence),
-            "temperature": float(np.exp(log_T[nll.argmin()])),
-            "at_end": bool(nll.argmin() in (0, len(nll) - 1)),
-            "nats_gained": max(0.0, float(tempered[len(tempered) // 2] - nll.min()))}
+    log_T, nll = np.polynomial.Polynomial.fit(
+        np.log(TEMPERATURES[near]), tempered[near], deg=4
+    ).linspace(2001)
+    return {
+        "confidence": sum(each["share"] * each["confidence"] for each in by_confidence),
+        "ece": sum(
+            each["share"] * abs(each["confidence"] - each["top1"]) for each in by_confidence
+        ),
+        "temperature": float(np.exp(log_T[nll.argmin()])),
+        "at_end": bool(nll.argmin() in (0, len(nll) - 1)),
+        "nats_gained": max(0.0, float(tempered[len(tempered) // 2] - nll.min())),
+    }

@@ -1,7 +1,7 @@
 """A run in a notebook: what a Model returns shows itself in Jupyter; elsewhere, print it.
 
-    model = Model("out/shakespeare_char")
-    model.score("To be, or not to be")
+model = Model("out/shakespeare_char")
+model.score("To be, or not to be")
 """
 
 import io
@@ -37,12 +37,14 @@ class Model:
     otherwise.
     UserError for a device or dtype that is not there.
 
-    `gpt` is the model itself, with its weights in float32: `gpt(tokens)` takes tokens (B, T) of any device and
-    returns logits (B, T, V), under every dtype. `score` and `sample` compute in the dtype.
+    `gpt` is the model itself, with its weights in float32: `gpt(tokens)` takes tokens (B, T) of any
+    device and returns logits (B, T, V), under every dtype. `score` and `sample` compute in the
+    dtype.
     """
 
-    def __init__(self, path: str | Path, checkpoint: str = "best", device: str = "",
-                 dtype: str = "") -> None:
+    def __init__(
+        self, path: str | Path, checkpoint: str = "best", device: str = "", dtype: str = ""
+    ) -> None:
         self.run = _open(path)
         trained = self.run.config.run
         self.dist = setup_distributed(device or trained.device, dtype or trained.dtype)
@@ -56,8 +58,8 @@ class Model:
     def score(self, text: str, unknown: UnknownCharacters = "refuse") -> "ScoredText":
         """What each token of a text costs, as `evaluate.py --explain` measures it.
 
-        UserError for unknown characters; with unknown="replace" similar ones stand for them, or they are left out, and
-        the costs are of the text that this makes.
+        UserError for unknown characters; with unknown="replace" similar ones stand for them, or
+        they are left out, and the costs are of the text that this makes.
         """
         text = self._read(text, unknown)
         if not text:
@@ -71,29 +73,60 @@ class Model:
         known = known_to([self.run.tokenizer])
         return Unknown(known).replace(text) if unknown == "replace" and known is not None else text
 
-    def sample(self, prompt: str = "", max_new_tokens: int = 500, temperature: float = 0.8, top_k: int = 0,
-               top_p: float = 1.0, seed: int = 1337, unknown: UnknownCharacters = "refuse") -> "SampledText":
+    def sample(
+        self,
+        prompt: str = "",
+        max_new_tokens: int = 500,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 1337,
+        unknown: UnknownCharacters = "refuse",
+    ) -> "SampledText":
         """The prompt and its continuation; sample.py has the same options."""
         if not (0 <= temperature < float("inf") and 0 < top_p <= 1 and top_k >= 0):
-            raise UserError("sample: temperature and top_k are 0 or more, and top_p is above 0 and at most 1")
+            raise UserError(
+                "sample: temperature and top_k are 0 or more, and top_p is above 0 and at most 1"
+            )
         tokenizer, own = self.run.tokenizer, self.run.info.prompt
         shown = self._read(prompt, unknown) or end_of_prompt(own)
         prompt = self._read(prompt, unknown) or own
-        steps = generate(self.gpt, tokenizer.encode_prompt(prompt), self.dist, max_new_tokens=max_new_tokens,
-                         temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, eos=tokenizer.end)
-        return SampledText(shown + tokenizer.decode(token for (token,) in steps if token != tokenizer.end))
+        steps = generate(
+            self.gpt,
+            tokenizer.encode_prompt(prompt),
+            self.dist,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            eos=tokenizer.end,
+        )
+        return SampledText(
+            shown + tokenizer.decode(token for (token,) in steps if token != tokenizer.end)
+        )
 
-    def curves(self, *others: "Model | str | Path", x: str = "step", scale: str = "log", unit: str = "nats"
-               ) -> "Curves":
+    def curves(
+        self, *others: "Model | str | Path", x: str = "step", scale: str = "log", unit: str = "nats"
+    ) -> "Curves":
         """The loss curves of this run and others; curves.py has the same options."""
-        runs = [self.run, *(other.run if isinstance(other, Model) else _open(other) for other in others)]
-        for name, value, known in (("x", x, X_LABELS), ("scale", scale, ("log", "linear")), ("unit", unit, Y_LABELS)):
+        runs = [
+            self.run,
+            *(other.run if isinstance(other, Model) else _open(other) for other in others),
+        ]
+        for name, value, known in (
+            ("x", x, X_LABELS),
+            ("scale", scale, ("log", "linear")),
+            ("unit", unit, Y_LABELS),
+        ):
             if value not in known:
                 raise UserError(f"curves: {name}={value!r}: use one of {', '.join(known)}")
         return Curves(runs, x, scale, unit)
 
 
-def _to_its_device(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def _to_its_device(
+    model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
     device = next(model.parameters()).device
     return tuple(tensor.to(device) for tensor in inputs)
 
@@ -124,14 +157,20 @@ class ScoredText:
 
     @property
     def bits_per_byte(self) -> float:
-        return bits_per_byte(float(self.nll.sum()), self.tokenizer.count_bytes(np.array(self.token_ids[1:])))
+        return bits_per_byte(
+            float(self.nll.sum()), self.tokenizer.count_bytes(np.array(self.token_ids[1:]))
+        )
 
     def summary(self) -> str:
-        return (f"{self.total:.2f} bits for {len(self.nll):,} tokens: {self.bits.mean():.3f} per token, perplexity "
-                f"{perplexity(float(self.nll.mean())):.2f}, {self.bits_per_byte:.3f} bits per byte")
+        return (
+            f"{self.total:.2f} bits for {len(self.nll):,} tokens: {self.bits.mean():.3f} per token, perplexity "
+            f"{perplexity(float(self.nll.mean())):.2f}, {self.bits_per_byte:.3f} bits per byte"
+        )
 
     def __repr__(self) -> str:
-        return f"{show_costs(self.token_ids, self.bits, self.tokenizer, 'bits')}\n\n{self.summary()}"
+        return (
+            f"{show_costs(self.token_ids, self.bits, self.tokenizer, 'bits')}\n\n{self.summary()}"
+        )
 
     def _repr_html_(self) -> str:
         return f"{paint_costs(self.token_ids, self.bits, self.rank, self.tokenizer)}<p>{self.summary()}</p>"
@@ -145,7 +184,9 @@ class SampledText(str):
 
 @dataclass(frozen=True, repr=False)
 class Curves:
-    """Loss curves: a picture in Jupyter, characters in a terminal, of what is in metrics.jsonl when they are shown."""
+    """Loss curves: a picture in Jupyter, characters in a terminal, of what is in metrics.jsonl when
+    they are shown.
+    """
 
     runs: list[Run]
     x: str
@@ -159,13 +200,17 @@ class Curves:
         return draw_terminal(self.runs, self.x, self.scale, self.unit)
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        """A PNG, and its width on the screen: the picture has more pixels, for screens that can show them."""
+        """A PNG, and its width on the screen: the picture has more pixels, for screens that can
+        show them.
+        """
         figure, file = make_figure(self.runs, self.x, self.scale, self.unit), io.BytesIO()
         figure.savefig(file, format="png")
         return file.getvalue(), {"width": round(100 * figure.get_figwidth())}
 
 
 def _open(path: str | Path) -> Run:
-    """A notebook is often in a directory of its own: what is no run there may be one in the repository."""
+    """A notebook is often in a directory of its own: what is no run there may be one in the
+    repository.
+    """
     path = Path(path).expanduser()
     return open_run(ROOT / path if is_run(ROOT / path) and not is_run(path) else path)

@@ -1,7 +1,7 @@
 """What report/measures.py finds, as a run's files keep it and as the page shows it. Needs no torch.
 
-passage.jsonl has, of each evaluation, what each token of one passage of the validation text costs; evaluation.json has
-what is behind the loss of the best model.
+passage.jsonl has, of each evaluation, what each token of one passage of the validation text costs;
+evaluation.json has what is behind the loss of the best model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,7 +35,8 @@ class Passage(BaseModel):
         columns = (self.nll, self.rank, self.top, self.log_q, self.log_z)
         ids = {*self.tokens, *(token for row in self.top for token in row or [])}
         return all(len(column) == len(self.tokens) for column in columns) and all(
-            0 <= token < tokenizer.vocab_size for token in ids)
+            0 <= token < tokenizer.vocab_size for token in ids
+        )
 
 
 class Group(BaseModel):
@@ -80,19 +81,26 @@ class Summary(BaseModel):
 
 
 class Evaluation(Summary):
-    """evaluation.json: the best model on a part of the validation text, and its loss on all of it, part by part."""
+    """evaluation.json: the best model on a part of the validation text, and its loss on all of it,
+    part by part.
+    """
 
     part_nll: list[float]  # sums, in nats
     part_targets: list[float]
 
 
-def read_passages(path: Path, tokenizer: Tokenizer, at_most: int, best_step: float) -> Iterator[Passage]:
-    """Passages of the same tokens from passage.jsonl, from the last to the first; without damaged lines.
+def read_passages(
+    path: Path, tokenizer: Tokenizer, at_most: int, best_step: float
+) -> Iterator[Passage]:
+    """Passages of the same tokens from passage.jsonl, from the last to the first; without damaged
+    lines.
 
     Of more than `at_most` there are so many, spread evenly, and that of the best step.
     """
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    best = {number for number, line in enumerate(lines) if line.startswith(b'{"step":%d,' % best_step)}
+    best = {
+        number for number, line in enumerate(lines) if line.startswith(b'{"step":%d,' % best_step)
+    }
     spread = np.linspace(0, len(lines) - 1, min(at_most, len(lines))).round().astype(int).tolist()
     first: list[int] | None = None
     for number in sorted({*spread, *best}, reverse=True):
@@ -105,18 +113,28 @@ def read_passages(path: Path, tokenizer: Tokenizer, at_most: int, best_step: flo
             yield passage
 
 
-def describe_text(tokenizer: Tokenizer, passages: Sequence[Passage], others: dict[str, list[float]]
-                  ) -> dict[str, Any] | None:
-    """A text for the page, at the steps of some passages; `others` are the NLLs of its tokens by other models."""
+def describe_text(
+    tokenizer: Tokenizer, passages: Sequence[Passage], others: dict[str, list[float]]
+) -> dict[str, Any] | None:
+    """A text for the page, at the steps of some passages; `others` are the NLLs of its tokens by
+    other models.
+    """
     if not passages:
         return None
-    tokens, names = passages[0].tokens, {token for each in passages for row in each.top for token in row or []}
-    return {"ids": tokens, "tokens": [show_token(tokenizer, token) for token in tokens],
-            "names": {token: show_token(tokenizer, token) for token in sorted(names)},
-            "bytes": tokenizer.byte_lengths[tokens].tolist(), "vocab_size": tokenizer.vocab_size,
-            "temperatures": PASSAGE_TEMPERATURES,
-            "evaluations": [each.model_dump(exclude={"tokens"}) for each in passages],
-            "others": {name: values for name, values in others.items() if len(values) == len(tokens)}}
+    tokens, names = (
+        passages[0].tokens,
+        {token for each in passages for row in each.top for token in row or []},
+    )
+    return {
+        "ids": tokens,
+        "tokens": [show_token(tokenizer, token) for token in tokens],
+        "names": {token: show_token(tokenizer, token) for token in sorted(names)},
+        "bytes": tokenizer.byte_lengths[tokens].tolist(),
+        "vocab_size": tokenizer.vocab_size,
+        "temperatures": PASSAGE_TEMPERATURES,
+        "evaluations": [each.model_dump(exclude={"tokens"}) for each in passages],
+        "others": {name: values for name, values in others.items() if len(values) == len(tokens)},
+    }
 
 
 def read_evaluation(path: Path) -> Evaluation | None:

@@ -1,8 +1,8 @@
 """Step 0 is a test: a model that knows nothing has a loss of log|V|. If not, what is wrong?
 
-Where its logits are all equal, it has that loss for any targets. So the targets are compared with the
-inputs themselves, and the model's vocabulary with the tokenizer's. The loss shows only later whether
-targets and inputs belong together: it then falls below the unigram's.
+Where its logits are all equal, it has that loss for any targets. So the targets are compared with
+the inputs themselves, and the model's vocabulary with the tokenizer's. The loss shows only later
+whether targets and inputs belong together: it then falls below the unigram's.
 """
 
 import math
@@ -27,8 +27,11 @@ LARGE = 0.5  # nats; logits that cost more by themselves start too large
 EARLY_STEPS = 40  # in which a model may still be above the unigram,
 EARLY_TOKENS = 20  # or until each token of the vocabulary came so many times, on average
 ORDER = 0.1  # nats that the bigram is below the unigram where the order of a text says something
-SHIFTED = {0: "each target is its own input", 2: "each target is two tokens after its input",
-           -1: "each target is the token before its input"}  # by the distance of target and input
+SHIFTED = {
+    0: "each target is its own input",
+    2: "each target is two tokens after its input",
+    -1: "each target is the token before its input",
+}  # by the distance of target and input
 
 
 class Start(NamedTuple):
@@ -39,8 +42,9 @@ class Start(NamedTuple):
     cost: float  # KL(uniform || softmax(logits)): what random logits cost
 
 
-def check_step_zero(model: GPT, first_batches: Sequence[list[Batch]], vocab_size: int,
-                    dist: Distributed) -> str:
+def check_step_zero(
+    model: GPT, first_batches: Sequence[list[Batch]], vocab_size: int, dist: Distributed
+) -> str:
     """Whether an untrained model, its loss and the first batches are as they should be, in words.
 
     `vocab_size` is the tokenizer's. Of first_batches, all micro-batches are looked at.
@@ -51,13 +55,17 @@ def check_step_zero(model: GPT, first_batches: Sequence[list[Batch]], vocab_size
     faults = check_vocabulary(model.vocab_size, vocab_size) + check_labels(batches)
     largest = max(max(batch.inputs.max(), batch.targets.max()) for batch in batches)
     if largest >= model.vocab_size:
-        faults.append(f"token {largest} is in a batch, and the model knows tokens below "
-                      f"{model.vocab_size} only")
+        faults.append(
+            f"token {largest} is in a batch, and the model knows tokens below "
+            f"{model.vocab_size} only"
+        )
         return "\n  WRONG: ".join(["step 0: the loss cannot be measured", *faults])
     start = measure_start(model, batches[0], dist)
     faults += check_loss(start)
-    says = (f"step 0: loss {start.nll:.4f} nats; expected log|V| = log {model.vocab_size:,} = "
-            f"{start.uniform:.4f}")
+    says = (
+        f"step 0: loss {start.nll:.4f} nats; expected log|V| = log {model.vocab_size:,} = "
+        f"{start.uniform:.4f}"
+    )
     if start.cost >= 1e-4:
         says += f", plus {start.cost:.4f} for its random logits"
     if not faults:
@@ -72,8 +80,10 @@ def check_vocabulary(predicted: int, known: int) -> list[str]:
     others = "more, which never come: a padded vocabulary, with a loss of log|V| that is too high"
     if predicted < known:
         others = "fewer, which it cannot predict"
-    return [f"the model has {predicted:,} tokens and the tokenizer {known:,}; it has "
-            f"{abs(predicted - known):,} {others}"]
+    return [
+        f"the model has {predicted:,} tokens and the tokenizer {known:,}; it has "
+        f"{abs(predicted - known):,} {others}"
+    ]
 
 
 def check_labels(batches: Sequence[Batch]) -> list[str]:
@@ -96,8 +106,10 @@ def check_labels(batches: Sequence[Batch]) -> list[str]:
     shift = max(same, key=same.__getitem__)
     if same[shift] > targets_seen / 2:
         return [f"the labels are off by one: {SHIFTED[shift]}"]
-    return [f"{wrong:,} of {checked:,} targets are not the next token of their input: the targets "
-            "do not belong to the inputs"]
+    return [
+        f"{wrong:,} of {checked:,} targets are not the next token of their input: the targets "
+        "do not belong to the inputs"
+    ]
 
 
 def find_next(batch: Batch) -> np.ndarray:
@@ -118,7 +130,7 @@ def find_next(batch: Batch) -> np.ndarray:
 def measure_start(model: GPT, batch: Batch, dist: Distributed) -> Start:
     """The loss of an untrained model on the first rows of a batch that have a target."""
     has_target = (batch.targets != IGNORE_INDEX).any(axis=1)
-    rows = np.flatnonzero(has_target)[:max(1, MAX_TOKENS // batch.inputs.shape[1])]
+    rows = np.flatnonzero(has_target)[: max(1, MAX_TOKENS // batch.inputs.shape[1])]
     x, y = dist.to_device(batch.inputs[rows], batch.targets[rows])
     model.eval()
     with dist.autocast():
@@ -137,13 +149,17 @@ def check_loss(start: Start) -> list[str]:
     if not math.isfinite(nll):
         return ["the loss is not finite"]
     if nll < uniform - near:
-        return [f"the loss is {uniform - nll:.2f} below log|V|, too low for a model that knows "
-                "nothing: its weights are trained already, or it sees its targets"]
+        return [
+            f"the loss is {uniform - nll:.2f} below log|V|, too low for a model that knows "
+            "nothing: its weights are trained already, or it sees its targets"
+        ]
     if cost > LARGE:
         return ["the weights start too large: the logits are confident without reason"]
     if nll > uniform + cost + near:
-        return [f"the loss is {nll - uniform:.2f} above log|V|, and the spread of the logits does "
-                "not explain it: they favour tokens that do not come"]
+        return [
+            f"the loss is {nll - uniform:.2f} above log|V|, and the spread of the logits does "
+            "not explain it: they favour tokens that do not come"
+        ]
     return []
 
 
@@ -161,8 +177,10 @@ def check_first_losses(record: Record, baselines: Sequence[Baseline]) -> str:
     if record["val_nll"] < unigram or bigram > unigram - ORDER:
         return ""
     step, nll = record["step"], record["val_nll"]
-    return (f"warning: after {step:,.0f} steps the validation loss, {nll:.3f}, is not below the "
-            f"unigram's, {unigram:.3f}:\n"
-            "  the model has not learned more than how often each token comes. Its learning rate is far "
-            "too low\n"
-            "  or too high, or its targets do not belong to its inputs: --explain_batch shows some")
+    return (
+        f"warning: after {step:,.0f} steps the validation loss, {nll:.3f}, is not below the "
+        f"unigram's, {unigram:.3f}:\n"
+        "  the model has not learned more than how often each token comes. Its learning rate is far "
+        "too low\n"
+        "  or too high, or its targets do not belong to its inputs: --explain_batch shows some"
+    )

@@ -33,31 +33,59 @@ from report.tracker import Tracker
 from surprisal import smoothed_entropy
 
 # What a finished run has, besides checkpoints and the last line of metrics.
-OUTCOME = ("evaluation.json", "curves.png", "verdict.txt", "samples.jsonl", "report.html",
-           "report.js")
+OUTCOME = (
+    "evaluation.json",
+    "curves.png",
+    "verdict.txt",
+    "samples.jsonl",
+    "report.html",
+    "report.js",
+)
 
 
 class TrainLog:
     """Writes a run's files, and says the most important part on the terminal.
 
-    If the disk is full, a warning says so, and training continues without the line, or with the checkpoint before.
+    If the disk is full, a warning says so, and training continues without the line, or with the
+    checkpoint before.
     """
 
-    def __init__(self, run: Run, dist: Distributed, model: GPT, corpus: Corpus, state: TrainState) -> None:
-        self.run, self.dist, self.model, self.state, self.info = run, dist, model, state, corpus.info
+    def __init__(
+        self, run: Run, dist: Distributed, model: GPT, corpus: Corpus, state: TrainState
+    ) -> None:
+        self.run, self.dist, self.model, self.state, self.info = (
+            run,
+            dist,
+            model,
+            state,
+            corpus.info,
+        )
         self.passage_text = measures.cut_passage(run, corpus)
-        self.bar = progress_bar(total=run.config.optim.max_iters, initial=state.step, unit="step",
-                                disable=dist.rank > 0 or None, dynamic_ncols=True)
+        self.bar = progress_bar(
+            total=run.config.optim.max_iters,
+            initial=state.step,
+            unit="step",
+            disable=dist.rank > 0 or None,
+            dynamic_ncols=True,
+        )
         self.say = self.bar.write
         self.started = time.perf_counter() - state.seconds
         self.results: list[StepResult] = []  # since the last line of metrics
         self.failing: set[str] = set()  # files that could not be written the last time
         self.checked_first_losses = False
-        self.is_remeasured = False  # this start measures other targets than the last one, or in another dtype
+        # this start measures other targets than the last one, or in another dtype
+        self.is_remeasured = False
         self.next_page = 0.0  # the time from which on the page may be written again
-        if run.config.run.source:  # before it is a run: so resuming it always finds the weights that it starts with
-            dist.on_rank0(save_checkpoint, run.path / "last.safetensors", model, state, (),
-                            kept_options(run.config))
+        # before it is a run: so resuming it always finds the weights that it starts with
+        if run.config.run.source:
+            dist.on_rank0(
+                save_checkpoint,
+                run.path / "last.safetensors",
+                model,
+                state,
+                (),
+                kept_options(run.config),
+            )
         dist.on_rank0(start_run, run, state.step, str(dist))
         self.attempt("report.html", page.write_live_page)
         self.logged_step, self.passed, self.lost_best = dist.on_rank0(self.read_progress)
@@ -72,14 +100,19 @@ class TrainLog:
         records = self.run.read_metrics()
         if not records:
             return -1, -1, False
-        of_this_step = [record.get("val_nll", math.nan) for record in records
-                        if record["step"] == self.state.step]
+        of_this_step = [
+            record.get("val_nll", math.nan)
+            for record in records
+            if record["step"] == self.state.step
+        ]
         lost_best = any(self.state.is_best(val_nll) for val_nll in of_this_step)
         passed = max(self.count_passed(record.get("val_nll")) for record in records)
         return records[-1]["step"], passed, lost_best
 
     def add(self, result: StepResult, rise: float | None) -> None:
-        """Keep what a step measured, and say what went wrong in it; `rise` is in nats, where its loss is a spike."""
+        """Keep what a step measured, and say what went wrong in it; `rise` is in nats, where its
+        loss is a spike.
+        """
         self.results.append(result)
         self.bar.update()
         self.bar.set_postfix_str(f"smoothed train nll {self.state.mean:.3f}", refresh=False)
@@ -89,24 +122,32 @@ class TrainLog:
     def lacks_this_step(self) -> bool:
         """Whether there is no line of the step, or the run ends and has to be evaluated again.
 
-        That is where its best model is lost, or the last evaluation does not compare with the best model's.
+        That is where its best model is lost, or the last evaluation does not compare with the best
+        model's.
         """
         state = self.state
         evaluate_again = self.lost_best or self.is_remeasured or state.best_nll is None
-        return state.step > self.logged_step or (evaluate_again and state.is_finished(self.run.config))
+        return state.step > self.logged_step or (
+            evaluate_again and state.is_finished(self.run.config)
+        )
 
     def make_record(self) -> Record:
         """A line of metrics of the steps since the last one."""
         self.state.seconds = time.perf_counter() - self.started
-        positions = self.state.windows * self.run.config.model.block_size  # also masked ones and padding
+        # also masked ones and padding
+        positions = self.state.windows * self.run.config.model.block_size
         record = self.state.record() | {"positions": positions}
         record |= training_record(self.results, self.run.config.loss, self.info.vocab_size)
-        return record | gpu_record(self.dist, self.model, self.results, self.run.config.optim, self.state.step)
+        return record | gpu_record(
+            self.dist, self.model, self.results, self.run.config.optim, self.state.step
+        )
 
     def write(self, record: Record) -> bool:
-        """Append a line to metrics.jsonl, and show it if there was an evaluation, or there is no progress bar.
+        """Append a line to metrics.jsonl, and show it if there was an evaluation, or there is no
+        progress bar.
 
-        Returns whether an evaluation passed a baseline that none passed before, or is the first; then it says so.
+        Returns whether an evaluation passed a baseline that none passed before, or is the first;
+        then it says so.
         """
         self.append("metrics.jsonl", without_nonfinite(record))
         self.results.clear()
@@ -115,7 +156,10 @@ class TrainLog:
             self.say(words.progress(record))
         if "val_nll" in record and "gpu_gigabytes" in record:
             self.say(words.gpu_use(record))
-        before, self.passed = self.passed, max(self.passed, self.count_passed(record.get("val_nll")))
+        before, self.passed = (
+            self.passed,
+            max(self.passed, self.count_passed(record.get("val_nll"))),
+        )
         if "val_nll" in record:
             self.attempt("passage.jsonl", self.write_passage)
             self.write_page(self.run)
@@ -143,8 +187,10 @@ class TrainLog:
             self.lost_best = False  # which was told from losses that do not compare
             self.is_remeasured = True
             self.append("metrics.jsonl", record)
-            self.say(f"the best model, of step {record['remeasured_step']:,}, has {record['remeasured_val_nll']:.4f} "
-                     "as this start measures it: on other targets, or in another dtype\n")
+            self.say(
+                f"the best model, of step {record['remeasured_step']:,}, has {record['remeasured_val_nll']:.4f} "
+                "as this start measures it: on other targets, or in another dtype\n"
+            )
 
     def write_sample(self, text: str) -> None:
         """Append a line to samples.jsonl, and show it."""
@@ -154,7 +200,12 @@ class TrainLog:
     def write_passage(self, path: Path) -> None:
         """Append what each token of a passage costs now."""
         with suppress(UserError):  # it diverged
-            append_line(path, measures.measure_passage(self.model, *self.passage_text, self.dist, self.state.step))
+            append_line(
+                path,
+                measures.measure_passage(
+                    self.model, *self.passage_text, self.dist, self.state.step
+                ),
+            )
         self.model.train()
 
     def append(self, name: str, line: dict[str, Any]) -> None:
@@ -168,7 +219,10 @@ class TrainLog:
         self.tracker.close()
 
     def write_page(self, run: Run, live: bool = True) -> None:
-        """Replace what report.html shows; while training goes on, at most a fiftieth of the time is for that."""
+        """Replace what report.html shows; while training goes on, at most a fiftieth of the time is
+        for that.
+        """
+
         def write(path: Path) -> None:
             started = time.perf_counter()
             if started >= self.next_page or not live:
@@ -184,15 +238,23 @@ class TrainLog:
         A model that could not be saved does not count: the best is the one on disk.
         """
         before = self.state.model_dump(include=BEST)
-        self.lost_best = self.state.count_evaluation(record, epochs) and not self.save("best", model)
+        self.lost_best = self.state.count_evaluation(record, epochs) and not self.save(
+            "best", model
+        )
         if self.lost_best:
             for name, value in before.items():
                 setattr(self.state, name, value)
 
     def save(self, name: str, model: GPT, optimizers: Optimizers | None = None) -> bool:
         """Replace a checkpoint; returns whether that was possible."""
-        return self.attempt(f"{name}.safetensors", save_checkpoint, model, self.state, optimizers or [],
-                            kept_options(self.run.config))
+        return self.attempt(
+            f"{name}.safetensors",
+            save_checkpoint,
+            model,
+            self.state,
+            optimizers or [],
+            kept_options(self.run.config),
+        )
 
     def attempt(self, name: str, write: Callable[..., object], *arguments: Any) -> bool:
         """Rank 0 calls write(path, *arguments).
@@ -223,21 +285,34 @@ def without_nonfinite(record: Record) -> Record:
 
 
 def training_record(results: Sequence[StepResult], config: LossConfig, vocab_size: int) -> Record:
-    """Means over some steps, without those that changed nothing, in nats per token; gradient norm and lr of the last.
+    """Means over some steps, without those that changed nothing, in nats per token; gradient norm
+    and lr of the last.
 
-    The objective comes with its parts, if it is more than the NLL. With label smoothing also with H(p), the entropy of
-    the smoothed target p, and KL(p || q) above it; with a teacher also with KL(teacher || model).
+    The objective comes with its parts, if it is more than the NLL. With label smoothing also with
+    H(p), the entropy of the smoothed target p, and KL(p || q) above it; with a teacher also with
+    KL(teacher || model).
     """
     if not results:
         return {}
     applied = [result for result in results if result.is_valid]
     loss = mean_loss(sum_losses(result.sums for result in applied))
-    record = {"lr": results[-1].lr,
-              "tokens_per_second": loss.num_targets / max(1e-9, sum(result.seconds for result in results))}
+    record = {
+        "lr": results[-1].lr,
+        "tokens_per_second": loss.num_targets
+        / max(1e-9, sum(result.seconds for result in results)),
+    }
     if not applied:
         return record
-    record |= {"grad_norm": applied[-1].grad_norm, "train_nll": loss.nll, "objective": loss.objective}
-    parts = {"smoothing": config.label_smoothing, "z_loss": config.z_loss, "distillation": config.teacher}
+    record |= {
+        "grad_norm": applied[-1].grad_norm,
+        "train_nll": loss.nll,
+        "objective": loss.objective,
+    }
+    parts = {
+        "smoothing": config.label_smoothing,
+        "z_loss": config.z_loss,
+        "distillation": config.teacher,
+    }
     record |= {part: getattr(loss, part) for part, is_used in parts.items() if is_used}
     if config.label_smoothing:
         record["smoothed_entropy"] = smoothed_entropy(vocab_size, config.label_smoothing)
@@ -248,8 +323,9 @@ def training_record(results: Sequence[StepResult], config: LossConfig, vocab_siz
     return record
 
 
-def finish(stop: StopSignal, model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatches
-           ) -> int:
+def finish(
+    stop: StopSignal, model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatches
+) -> int:
     """Say what came of a training, or how to resume it if a signal stopped it.
 
     Returns the exit code.
@@ -287,8 +363,10 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatc
     texts: list[str] = []
     if "last.safetensors" in log.failing or log.lost_best:
         checkpoint = "best" if log.lost_best else "last"
-        raise UserError(f"{run.path}: the {checkpoint} checkpoint could not be written; make room, "
-                        "or move the directory back, and resume with --init_from=resume")
+        raise UserError(
+            f"{run.path}: the {checkpoint} checkpoint could not be written; make room, "
+            "or move the directory back, and resume with --init_from=resume"
+        )
     if state.best_nll is not None:
         final = measure_best(model, corpus, log, get_batch)
         run = replace(run, final=without_nonfinite(final))
@@ -314,11 +392,15 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatc
             lost = ["metrics.jsonl"]
     log.tracker.close()
     if lost:
-        raise UserError(f"{run.path}: {', '.join(lost)} could not be written; make room, and "
-                        f"finish the run with: {words.resume_command(run, log.dist)}")
+        raise UserError(
+            f"{run.path}: {', '.join(lost)} could not be written; make room, and "
+            f"finish the run with: {words.resume_command(run, log.dist)}"
+        )
     if state.nonfinite_in_a_row:
         return 1
-    print("\n" + words.samples(corpus.info.prompt, texts), words.next_commands(run.path), sep="\n\n")
+    print(
+        "\n" + words.samples(corpus.info.prompt, texts), words.next_commands(run.path), sep="\n\n"
+    )
     return 0
 
 
@@ -332,7 +414,8 @@ def measure_best(model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatc
     exact = validation_record(mean_loss(sum_losses(parts)), val_text, corpus)
     with suppress(UserError):  # some predictions are not finite
         log.attempt("evaluation.json", measures.write_evaluation, run, model, parts, corpus, dist)
-    windows = best.windows or best.step * run.config.optim.batch_size  # 0 in files of earlier editions
+    # 0 in files of earlier editions
+    windows = best.windows or best.step * run.config.optim.batch_size
     found = exact | {"epochs": get_batch.epochs(windows)}
     if not run.was_changed("seed"):  # else other windows were read than those of this seed
         max_tokens = run.config.run.eval_tokens or corpus.val.num_targets()

@@ -20,17 +20,27 @@ from surprisal import nats_to_bits, perplexity, uniform_nll
 SKIPPED = "no token of its batch is a target: the step is skipped, and counts in skipped_steps"
 TOLD = 10  # troubles of a kind that are told one by one; after that every hundredth
 
-CELLS = [("step", "step", 6, ".0f"), ("train nll", "train_nll", 10, ".4f"), ("val nll", "val_nll", 8, ".4f"),
-         ("perplexity", "val_perplexity", 11, ".4g"), ("bits/byte", "val_bits_per_byte", 10, ".3f"),
-         ("top-1", "val_accuracy", 7, ".1%"), ("grad norm", "grad_norm", 10, ".2g"), ("lr", "lr", 8, ".2g"),
-         ("tokens/s", "tokens_per_second", 10, ",.0f")]  # 80 columns
+CELLS = [
+    ("step", "step", 6, ".0f"),
+    ("train nll", "train_nll", 10, ".4f"),
+    ("val nll", "val_nll", 8, ".4f"),
+    ("perplexity", "val_perplexity", 11, ".4g"),
+    ("bits/byte", "val_bits_per_byte", 10, ".3f"),
+    ("top-1", "val_accuracy", 7, ".1%"),
+    ("grad norm", "grad_norm", 10, ".2g"),
+    ("lr", "lr", 8, ".2g"),
+    ("tokens/s", "tokens_per_second", 10, ",.0f"),
+]  # 80 columns
 INDENT = " " * 8  # of lines between those of the table
 COLUMNS = "".join(title.rjust(width) for title, _, width, _ in CELLS)
-PARTS = {"smoothing": "label smoothing", "z_loss": "z-loss", "distillation": "distillation"}  # of the objective
-TROUBLES = {"skipped_steps": "Steps that had no target, and were skipped",
-            "nonfinite_steps": "Steps that changed nothing, because their loss or gradient was not finite",
-            "loss_spikes": "Spikes of the training loss (a lower --learning_rate, a smaller --grad_clip or more "
-                           "--warmup_iters may help)"}
+# of the objective
+PARTS = {"smoothing": "label smoothing", "z_loss": "z-loss", "distillation": "distillation"}
+TROUBLES = {
+    "skipped_steps": "Steps that had no target, and were skipped",
+    "nonfinite_steps": "Steps that changed nothing, because their loss or gradient was not finite",
+    "loss_spikes": "Spikes of the training loss (a lower --learning_rate, a smaller --grad_clip or more "
+    "--warmup_iters may help)",
+}
 
 
 def describe_options(config: Config) -> str:
@@ -68,15 +78,23 @@ def _fit(value: float, width: int, form: str) -> str:
 def gpu_use(record: Record) -> str:
     """What each GPU does, and how long the steps that are left will take."""
     mfu = f", {record['mfu']:.0%} of its best (MFU)" if "mfu" in record else ""
-    return (f"{INDENT}each GPU: {record['gpu_tokens_per_second']:,.0f} tokens/s{mfu}, "
-            f"{record['gpu_gigabytes']:.1f} GB at the peak; {timedelta(seconds=round(record['seconds_left']))} left")
+    return (
+        f"{INDENT}each GPU: {record['gpu_tokens_per_second']:,.0f} tokens/s{mfu}, "
+        f"{record['gpu_gigabytes']:.1f} GB at the peak; {timedelta(seconds=round(record['seconds_left']))} left"
+    )
 
 
 def standing(nll: float, baselines: Sequence[Baseline]) -> str:
     """The last baseline that a loss has passed, and the next."""
     passed, ahead = passed_and_ahead(nll, baselines)
-    says = f"beats {passed[-1].name}, {passed[-1].nats_per_token:.3f}" if passed else "beats nothing yet"
-    after = f"; next {ahead[0].name}, {ahead[0].nats_per_token:.3f}" if ahead else ": the last baseline"
+    says = (
+        f"beats {passed[-1].name}, {passed[-1].nats_per_token:.3f}"
+        if passed
+        else "beats nothing yet"
+    )
+    after = (
+        f"; next {ahead[0].name}, {ahead[0].nats_per_token:.3f}" if ahead else ": the last baseline"
+    )
     return INDENT + says + after
 
 
@@ -86,38 +104,59 @@ def beside_baselines(nll: float, baselines: Sequence[Baseline]) -> list[str]:
     names = ", ".join(each.name for each in passed) or "none of the baselines"
     if not ahead:
         return [f"It beats {names}: all of the baselines."]
-    return [f"It beats {names}.",
-            f"It does not beat {', '.join(f'{each.name} ({each.nats_per_token:.3f})' for each in ahead)}."]
+    return [
+        f"It beats {names}.",
+        f"It does not beat {', '.join(f'{each.name} ({each.nats_per_token:.3f})' for each in ahead)}.",
+    ]
 
 
 def sample_line(text: str) -> str:
     """A text that a model wrote, in one line."""
-    line = "".join(character if character.isprintable() else " " for character in text.replace("\n", "⏎"))
+    line = "".join(
+        character if character.isprintable() else " " for character in text.replace("\n", "⏎")
+    )
     return f"{INDENT}writes: {line[:70]}"
 
 
 def trouble(state: TrainState, result: StepResult, rise: float | None) -> str:
-    """What went wrong in a step; "" if nothing did, or if enough of the kind was told. `rise` is that of a spike."""
+    """What went wrong in a step; "" if nothing did, or if enough of the kind was told. `rise` is
+    that of a spike.
+    """
     if not result.num_targets:
         count, says = state.skipped_steps, f"step {state.step:,}: {SKIPPED}"
     elif not result.is_finite:
-        count, says = state.nonfinite_steps, (
-            f"step {state.step:,}: the loss is {result.nll:.4g} and the norm of the gradient {result.grad_norm:.4g}: "
-            "the step changes nothing, and counts in nonfinite_steps")
+        count, says = (
+            state.nonfinite_steps,
+            (
+                f"step {state.step:,}: the loss is {result.nll:.4g} and the norm of the gradient {result.grad_norm:.4g}: "
+                "the step changes nothing, and counts in nonfinite_steps"
+            ),
+        )
     elif rise is not None:
-        count, says = state.loss_spikes, (
-            f"step {state.step:,}: a spike: the training loss is {result.nll:.4f}, {rise:.2f} nats above the mean of "
-            "the steps before")
+        count, says = (
+            state.loss_spikes,
+            (
+                f"step {state.step:,}: a spike: the training loss is {result.nll:.4f}, {rise:.2f} nats above the mean of "
+                "the steps before"
+            ),
+        )
     else:
         return ""
     return says if count <= TOLD or count % 100 == 0 else ""
 
 
-def verdict(records: Sequence[Record], final: Record | None, info: CorpusInfo, config: Config, state: TrainState,
-            epochs: float) -> str:
+def verdict(
+    records: Sequence[Record],
+    final: Record | None,
+    info: CorpusInfo,
+    config: Config,
+    state: TrainState,
+    epochs: float,
+) -> str:
     """How a run went: the best loss, the baselines, overfitting, and what to try next.
 
-    `final` is what was measured of the best model, if there is one; `epochs` says how often the training text was read.
+    `final` is what was measured of the best model, if there is one; `epochs` says how often the
+    training text was read.
     """
     records = [record for record in records if "best_val_nll" not in record]
     if final is None or not any("val_nll" in record for record in records):
@@ -131,36 +170,57 @@ def verdict(records: Sequence[Record], final: Record | None, info: CorpusInfo, c
         f"{final['best_val_bits_per_byte']:.3f} bits per byte; top-1 accuracy {final['best_val_accuracy']:.1%};",
         f"  perplexity {perplexity(nll):.2f}: as uncertain as a choice among {perplexity(nll):.2f} equally likely "
         "tokens.",
-        *(f"  {line}" for line in beside_baselines(nll, info.baselines))]
+        *(f"  {line}" for line in beside_baselines(nll, info.baselines)),
+    ]
     if info.tokenizer == "char" and info.name in ("shakespeare", "tinyshakespeare"):
-        lines += [f"  English has about 1.0 to 1.5 bits per character; this is {nats_to_bits(nll):.2f}. That estimate",
-                  "  is for modern prose, and for readers who know the world. This model read nothing but old plays."]
+        lines += [
+            f"  English has about 1.0 to 1.5 bits per character; this is {nats_to_bits(nll):.2f}. That estimate",
+            "  is for modern prose, and for readers who know the world. This model read nothing but old plays.",
+        ]
     if info.entropy_rate is not None and info.source_nll is not None:
-        lines += [f"  H(p, q) = H(p) + KL(p || q): {nll:.4f} is the entropy rate {info.entropy_rate:.4f}, "
-                  f"{info.source_nll - info.entropy_rate:+.4f} of sampling error of this text,",
-                  f"  and KL(source || model) = {nll - info.source_nll:.4f}."]
+        lines += [
+            f"  H(p, q) = H(p) + KL(p || q): {nll:.4f} is the entropy rate {info.entropy_rate:.4f}, "
+            f"{info.source_nll - info.entropy_rate:+.4f} of sampling error of this text,",
+            f"  and KL(source || model) = {nll - info.source_nll:.4f}.",
+        ]
     lines += [f"{what}: {last[key]:,.0f}." for key, what in TROUBLES.items() if key in last]
-    return "\n".join([*lines, *_objective(records), *_advice(records, final, info, config, state, epochs)])
+    return "\n".join(
+        [*lines, *_objective(records), *_advice(records, final, info, config, state, epochs)]
+    )
 
 
 def _objective(records: Sequence[Record]) -> Iterator[str]:
     """The parts of the objective at the end, if it is more than the NLL."""
     record = next((record for record in reversed(records) if "objective" in record), {})
     if parts := [f" {record[key]:+.4f} of {name}" for key, name in PARTS.items() if key in record]:
-        yield (f"The objective at the end, {record['objective']:.4f}, is the training NLL of {record['train_nll']:.4f}"
-               f"{''.join(parts)}.")
+        yield (
+            f"The objective at the end, {record['objective']:.4f}, is the training NLL of {record['train_nll']:.4f}"
+            f"{''.join(parts)}."
+        )
     if "smoothed_kl" in record:
-        yield (f"  NLL + label smoothing = H(p) + KL(p || q), where p is the smoothed target: H(p) is "
-               f"{record['smoothed_entropy']:.4f}, and KL(p || q) is {record['smoothed_kl']:.4f}.")
+        yield (
+            f"  NLL + label smoothing = H(p) + KL(p || q), where p is the smoothed target: H(p) is "
+            f"{record['smoothed_entropy']:.4f}, and KL(p || q) is {record['smoothed_kl']:.4f}."
+        )
     if "teacher_kl" in record:
-        yield ("  Distillation is alpha (T^2 KL(teacher || model) - NLL - label smoothing), with both predictions at "
-               f"temperature T; this KL is {record['teacher_kl']:.4f}.")
+        yield (
+            "  Distillation is alpha (T^2 KL(teacher || model) - NLL - label smoothing), with both predictions at "
+            f"temperature T; this KL is {record['teacher_kl']:.4f}."
+        )
 
 
-def _advice(records: Sequence[Record], final: Record, info: CorpusInfo, config: Config, state: TrainState,
-            epochs: float) -> list[str]:
+def _advice(
+    records: Sequence[Record],
+    final: Record,
+    info: CorpusInfo,
+    config: Config,
+    state: TrainState,
+    epochs: float,
+) -> list[str]:
     """Did it diverge, overfit, or is there more to gain; and what to try next."""
-    train_nll = next((record["train_nll"] for record in reversed(records) if "train_nll" in record), math.nan)
+    train_nll = next(
+        (record["train_nll"] for record in reversed(records) if "train_nll" in record), math.nan
+    )
     nonfinite, uniform = records[-1].get("nonfinite_in_a_row", 0), uniform_nll(info.vocab_size)
     if nonfinite or train_nll > uniform + 0.1:
         signs = []
@@ -168,36 +228,53 @@ def _advice(records: Sequence[Record], final: Record, info: CorpusInfo, config: 
             signs.append(f"the training loss is {train_nll:.4g}, and log|V| is {uniform:.4g}")
         if nonfinite:
             signs.append(f"the last {nonfinite:,.0f} steps had no finite loss and gradient")
-        return [f"It diverged: {'; '.join(signs)}. best.safetensors has the model from before.",
-                _calmer_steps(config)]
+        return [
+            f"It diverged: {'; '.join(signs)}. best.safetensors has the model from before.",
+            _calmer_steps(config),
+        ]
     evals = [record for record in records if "val_nll" in record]
     same = list(_on_training_text(final))
     if same and config.run.source:
-        same.append(f"  Read means here: in this training. What {config.run.source} had read before is not counted.")
+        same.append(
+            f"  Read means here: in this training. What {config.run.source} had read before is not counted."
+        )
     rise = evals[-1]["val_nll"] - (state.best_nll or 0.0)
     if state.overfitting:
-        return [*_overfitted(rise, config, state, epochs), *same,
-                f"Try --dropout={config.model.dropout + 0.1:.1f}, a smaller model, or more text."]
+        return [
+            *_overfitted(rise, config, state, epochs),
+            *same,
+            f"Try --dropout={config.model.dropout + 0.1:.1f}, a smaller model, or more text.",
+        ]
     if rise > OVERFITTING_RISE:
         return [*_rose(rise, state, epochs), *same, _lower_rates(config)]
     worst = max(evals, key=lambda record: record["val_nll"])
     if worst["val_nll"] > uniform + 0.5:
-        return [f"At step {worst['step']:,.0f} the validation loss was {worst['val_nll']:.3f}, worse than log|V|.",
-                *same, _calmer_steps(config)]
-    return ["It did not overfit: the last validation loss is as good as the best.", *same,
-            f"Try longer, --max_iters={2 * config.optim.max_iters}" + (
-                "." if config.run.source else f", or larger, --n_layer={config.model.n_layer + 1}.")]
+        return [
+            f"At step {worst['step']:,.0f} the validation loss was {worst['val_nll']:.3f}, worse than log|V|.",
+            *same,
+            _calmer_steps(config),
+        ]
+    return [
+        "It did not overfit: the last validation loss is as good as the best.",
+        *same,
+        f"Try longer, --max_iters={2 * config.optim.max_iters}"
+        + ("." if config.run.source else f", or larger, --n_layer={config.model.n_layer + 1}."),
+    ]
 
 
 def _on_training_text(final: Record) -> Iterator[str]:
-    """What the best model's losses on text that it read, and did not read, say of its validation loss."""
+    """What the best model's losses on text that it read, and did not read, say of its validation
+    loss.
+    """
     val = final["best_val_nll"]
     read, unread = final.get("best_train_read_nll"), final.get("best_train_unread_nll")
     read_error = 2 * final.get("best_train_read_error", 0.0)  # half of a 95% interval
     unread_error = 2 * final.get("best_train_unread_error", 0.0)
     if read is not None and unread is not None:
-        yield (f"The best model read {final['best_epochs']:.0%} of the training text. Its loss is {read:.4f} on that, "
-               f"and {unread:.4f} on the rest.")
+        yield (
+            f"The best model read {final['best_epochs']:.0%} of the training text. Its loss is {read:.4f} on that, "
+            f"and {unread:.4f} on the rest."
+        )
         worth = unread - read
         error = math.hypot(read_error, unread_error)
         if worth > error:
@@ -205,14 +282,18 @@ def _on_training_text(final: Record) -> Iterator[str]:
         else:
             yield f"  So memorisation cannot be told from noise: {worth:+.3f} ± {error:.3f}."
     elif read is not None:
-        yield (f"On training text that it read the best model has {read:.4f}, {abs(val - read):.3f} ± {read_error:.3f} "
-               f"{_direction(val > read, 'lower', 'higher')}.")
+        yield (
+            f"On training text that it read the best model has {read:.4f}, {abs(val - read):.3f} ± {read_error:.3f} "
+            f"{_direction(val > read, 'lower', 'higher')}."
+        )
         yield "  That is memorisation and how much harder the validation text is, together."
     elif unread is not None:
         yield f"On training text that it did not read the best model has {unread:.4f}."
     if unread is not None:
-        yield (f"  The validation text is {abs(val - unread):.3f} ± {unread_error:.3f} "
-               f"{_direction(val > unread, 'harder', 'easier')} than training text that it did not read.")
+        yield (
+            f"  The validation text is {abs(val - unread):.3f} ± {unread_error:.3f} "
+            f"{_direction(val > unread, 'harder', 'easier')} than training text that it did not read."
+        )
 
 
 def _direction(is_more: bool, more: str, less: str) -> str:
@@ -221,8 +302,10 @@ def _direction(is_more: bool, more: str, less: str) -> str:
 
 def _overfitted(rise: float, config: Config, state: TrainState, epochs: float) -> Iterator[str]:
     """What shows that a run overfitted, and whether it stopped for that."""
-    yield (f"It overfitted: since step {state.best_step:,} the validation loss rose by {rise:.3f}, and the training "
-           f"loss fell by {-state.train_rise:.3f}.")
+    yield (
+        f"It overfitted: since step {state.best_step:,} the validation loss rose by {rise:.3f}, and the training "
+        f"loss fell by {-state.train_rise:.3f}."
+    )
     yield f"  Training read its text {epochs:.1f} times."
     if state.step < config.optim.max_iters and state.is_finished(config):
         yield "Therefore it stopped early; --patience=0 trains on."
@@ -260,7 +343,9 @@ def _calmer_steps(config: Config) -> str:
 
 
 def _lower_rates(config: Config) -> str:
-    """Advice against noise and rates that are too high, without options that have such a value already."""
+    """Advice against noise and rates that are too high, without options that have such a value
+    already.
+    """
     optim = config.optim
     rates = [f"--learning_rate={optim.learning_rate / 2:g}"]
     if optim.optimizer == "muon":
@@ -275,35 +360,55 @@ def _lower_rates(config: Config) -> str:
 
 def describe_model(model: ModelConfig, vocab_size: int) -> str:
     """Its size, before it is built, which takes minutes if it is very large."""
-    return (f"GPT with {model.num_params(vocab_size):,} parameters: n_layer={model.n_layer} n_head={model.n_head} "
-            f"n_embd={model.n_embd} block_size={model.block_size}; "
-            f"{model.flops_per_token(vocab_size) / 1e6:.1f} MFLOP per training token")
+    return (
+        f"GPT with {model.num_params(vocab_size):,} parameters: n_layer={model.n_layer} n_head={model.n_head} "
+        f"n_embd={model.n_embd} block_size={model.block_size}; "
+        f"{model.flops_per_token(vocab_size) / 1e6:.1f} MFLOP per training token"
+    )
 
 
-def describe_run(run: Run, state: TrainState, remark: str, dist: Distributed, get_batch: TrainBatches,
-                 val_text: EvalText) -> str:
+def describe_run(
+    run: Run,
+    state: TrainState,
+    remark: str,
+    dist: Distributed,
+    get_batch: TrainBatches,
+    val_text: EvalText,
+) -> str:
     """The run, the machine, the steps ahead, and what the evaluations measure."""
     max_iters, batch_size = run.config.optim.max_iters, run.config.optim.batch_size
     lines = [f"the run that was in {run.path} is now in {run.moved}"] if run.moved else []
     if remark:
         lines.append(f"{run.path}: {remark}")
     if run.is_resumed:
-        lines += [f"resuming {run.path} at step {state.step:,}",
-                  *(f"  {name} was {shown(was)} and is now {shown(now)}" for name, (was, now) in run.changes.items())]
+        lines += [
+            f"resuming {run.path} at step {state.step:,}",
+            *(
+                f"  {name} was {shown(was)} and is now {shown(now)}"
+                for name, (was, now) in run.changes.items()
+            ),
+        ]
         lines += _lr_change(run, state.step)
     if run.had_outcome and state.is_finished(run.config):
         return "\n".join([*lines, finished(run.config, state)])
     windows = state.windows + max(0, max_iters - state.step) * batch_size
-    lines += [f"{dist}: {max_iters:,} steps of {batch_size * run.config.model.block_size:,} tokens, "
-              f"{get_batch.epochs(windows):.2f} epochs; writes {run.path}/"]
+    lines += [
+        f"{dist}: {max_iters:,} steps of {batch_size * run.config.model.block_size:,} tokens, "
+        f"{get_batch.epochs(windows):.2f} epochs; writes {run.path}/"
+    ]
     if len(val_text.positions) < run.info.val.targets:
-        lines += [f"validation: {len(val_text.positions):,} of the {run.info.val.targets:,} targets, spread evenly; at "
-                  "the end the best model", "  is measured on all of them, where its loss is a little different"]
+        lines += [
+            f"validation: {len(val_text.positions):,} of the {run.info.val.targets:,} targets, spread evenly; at "
+            "the end the best model",
+            "  is measured on all of them, where its loss is a little different",
+        ]
     lines += describe_empty_windows(get_batch.split, run.config.model.block_size, get_batch.eos)
     lines += idle_ranks(get_batch.num_micro_batches, dist.world_size)
     if dist.is_emulated:
-        lines.append(f"warning: this {dist.device.type} has no {dist.dtype_name} products and emulates them, up to 100 "
-                     "times slower than --dtype=float32")
+        lines.append(
+            f"warning: this {dist.device.type} has no {dist.dtype_name} products and emulates them, up to 100 "
+            "times slower than --dtype=float32"
+        )
     return "\n".join([*lines, ""])
 
 
@@ -312,17 +417,23 @@ def idle_ranks(micro_batches: int, world_size: int) -> list[str]:
     idle = world_size - micro_batches
     if idle <= 0:
         return []
-    return [f"warning: a step has {micro_batches} micro-batches, so {idle} of the {world_size} ranks have "
-            "nothing to do; use --micro_batch_size=1"]
+    return [
+        f"warning: a step has {micro_batches} micro-batches, so {idle} of the {world_size} ranks have "
+        "nothing to do; use --micro_batch_size=1"
+    ]
 
 
 def finished(config: Config, state: TrainState) -> str:
     """That a run has nothing left to do, and how to train on."""
     if state.step >= config.optim.max_iters:
-        return (f"it is finished: it has taken {state.step:,} steps; to train longer, add "
-                f"--max_iters={2 * state.step}")
-    return (f"it is finished: it stopped early at step {state.step:,}, because it overfitted; to "
-            "train longer, add --patience=0")
+        return (
+            f"it is finished: it has taken {state.step:,} steps; to train longer, add "
+            f"--max_iters={2 * state.step}"
+        )
+    return (
+        f"it is finished: it stopped early at step {state.step:,}, because it overfitted; to "
+        "train longer, add --patience=0"
+    )
 
 
 def _lr_change(run: Run, step: int) -> list[str]:
@@ -332,8 +443,10 @@ def _lr_change(run: Run, step: int) -> list[str]:
         return []
     was = {name: was for name, (was, _) in run.changes.items() if name in OptimConfig.model_fields}
     before = optim.model_copy(update=was)
-    last, planned = (before.learning_rate * get_lr_scale(before, min(number, before.max_iters))
-                     for number in (step - 1, step))
+    last, planned = (
+        before.learning_rate * get_lr_scale(before, min(number, before.max_iters))
+        for number in (step - 1, step)
+    )
     now = optim.learning_rate * get_lr_scale(optim, step)
     if math.isclose(planned, now, rel_tol=0.01):
         return []
@@ -360,7 +473,9 @@ def resume_command(run: Run, dist: Distributed) -> str:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", dist.world_size))
         launcher = f"torchrun --standalone --nproc_per_node={here}"
         if here < dist.world_size:
-            launcher = f"(on each machine, with the options of before) torchrun --nproc_per_node={here}"
+            launcher = (
+                f"(on each machine, with the options of before) torchrun --nproc_per_node={here}"
+            )
     return f"{launcher} train.py {shlex.quote(str(run.path))} --init_from=resume"
 
 
@@ -368,12 +483,15 @@ def less_memory(config: Config) -> str:
     """What to do when memory runs out in training."""
     smaller = "a smaller --block_size or --n_embd"
     at_once = micro_batches_at_once(config)
-    half = min(config.optim.batch_size, at_once * micro_batch_size(config)) // 2  # of the sequences in memory
+    # of the sequences in memory
+    half = min(config.optim.batch_size, at_once * micro_batch_size(config)) // 2
     if half == 0:
         return f"use {smaller}"
     fewer = "" if half >= at_once else f" and OMP_NUM_THREADS={half}"
-    return (f"use --micro_batch_size={max(1, half // at_once)}{fewer}, which gives the same result with half the "
-            f"memory (and --init_from=resume if training had begun), or {smaller}")
+    return (
+        f"use --micro_batch_size={max(1, half // at_once)}{fewer}, which gives the same result with half the "
+        f"memory (and --init_from=resume if training had begun), or {smaller}"
+    )
 
 
 def samples(prompt: str, texts: Sequence[str]) -> str:
@@ -385,6 +503,8 @@ def samples(prompt: str, texts: Sequence[str]) -> str:
 
 def next_commands(run: Path) -> str:
     name = shlex.quote(str(run))
-    return (f"The curves:    {run}/report.html, {run}/curves.png, or: python curves.py {name} --terminal\n"
-            f"More samples:  python sample.py {name} --num_samples=3\n"
-            f"Compare runs:  python curves.py {name} OTHER_RUN")
+    return (
+        f"The curves:    {run}/report.html, {run}/curves.png, or: python curves.py {name} --terminal\n"
+        f"More samples:  python sample.py {name} --num_samples=3\n"
+        f"Compare runs:  python curves.py {name} OTHER_RUN"
+    )

@@ -21,15 +21,30 @@ from config.errors import run_command
 from engine.run import Record, parse_record
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ["--block_size=8", "--n_layer=2", "--n_head=2", "--n_embd=16", "--batch_size=4", "--max_iters=6",
-        "--eval_interval=2", "--log_interval=1", "--checkpoint_interval=2", "--eval_tokens=300", "--dtype=float32"]
+TINY = [
+    "--block_size=8",
+    "--n_layer=2",
+    "--n_head=2",
+    "--n_embd=16",
+    "--batch_size=4",
+    "--max_iters=6",
+    "--eval_interval=2",
+    "--log_interval=1",
+    "--checkpoint_interval=2",
+    "--eval_tokens=300",
+    "--dtype=float32",
+]
 
 torch.set_num_threads(1)  # models this small are slower with more
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--dtype", default="float32", choices=("float32", "bfloat16"),
-                     help="of the trainings in tests; bfloat16 is slow on a CPU that emulates it")
+    parser.addoption(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16"),
+        help="of the trainings in tests; bfloat16 is slow on a CPU that emulates it",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -74,14 +89,22 @@ def read_metrics(run: Path) -> list[Record]:
 def without_clocks(run: Path) -> list[Record]:
     """A run's metrics without what depends on time: equal for equal runs."""
     of_time = re.compile("second|mfu|gigabytes")
-    return [{key: value for key, value in record.items() if not of_time.search(key)} for record in read_metrics(run)]
+    return [
+        {key: value for key, value in record.items() if not of_time.search(key)}
+        for record in read_metrics(run)
+    ]
 
 
 def make_text(n_lines: int = 400) -> str:
     """Words in an order that has something to learn, and a little of everything in Unicode."""
     rng = random.Random(0)
     words = ["the", "cat", "sat", "on", "a", "mat;", "naïve", "doré", "日本", "🎉"]
-    return "\n".join(" ".join(rng.choices(words, weights=range(10, 0, -1), k=6)) for _ in range(n_lines)) + "\n"
+    return (
+        "\n".join(
+            " ".join(rng.choices(words, weights=range(10, 0, -1), k=6)) for _ in range(n_lines)
+        )
+        + "\n"
+    )
 
 
 def trained_dtype() -> str:
@@ -102,13 +125,18 @@ def _keep_denormals() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository as a newcomer has it, without anything that was prepared, trained or installed."""
+    """The repository as a newcomer has it, without anything that was prepared, trained or
+    installed.
+    """
     path = tmp_path_factory.mktemp("clone")
     for source in [*ROOT.glob("*.py"), ROOT / "README.md", ROOT / "Makefile"]:
         shutil.copy(source, path)
     for folder in ("config", "engine", "data", "report", "bench", "docs"):
         for source in (ROOT / folder).rglob("*"):
-            if source.suffix in (".py", ".toml", ".html", ".js", ".ipynb") or source.name == "results.json":
+            if (
+                source.suffix in (".py", ".toml", ".html", ".js", ".ipynb")
+                or source.name == "results.json"
+            ):
                 (path / source.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, path / source.relative_to(ROOT))
     (path / "text.txt").write_text(make_text(), encoding="utf-8")
@@ -117,11 +145,22 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run(clone: Path):
-    """`run("train.py", "--max_iters=5")` runs that command in the clone, as a process of its own: slow."""
+    """`run("train.py", "--max_iters=5")` runs that command in the clone, as a process of its own:
+    slow.
+    """
 
-    def run_process(script: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run([sys.executable, script, *arguments], cwd=clone, capture_output=True, text=True,
-                              encoding="utf-8", stdin=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    def run_process(
+        script: str, *arguments: str, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, script, *arguments],
+            cwd=clone,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            stdin=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
         assert not check or done.returncode == 0, done.stderr
         return done
 
@@ -137,7 +176,9 @@ def trained(run, clone: Path) -> tuple[Path, str]:
 
 @contextmanager
 def training_in(folder: Path) -> Iterator[pytest.MonkeyPatch]:
-    """For fixtures of a module: the current directory is `folder`, with text.txt in it; no pictures are drawn."""
+    """For fixtures of a module: the current directory is `folder`, with text.txt in it; no pictures
+    are drawn.
+    """
     with pytest.MonkeyPatch.context() as patch:
         train_in(folder, patch)
         (folder / "text.txt").write_text(make_text(), encoding="utf-8")
@@ -156,7 +197,9 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def train_in(folder: Path, patch: pytest.MonkeyPatch) -> None:
     """The same as work_in, but no pictures are drawn."""
     work_in(folder, patch)
-    patch.setattr("report.trainlog.figures", SimpleNamespace(draw_png=lambda runs, path: path.touch()))
+    patch.setattr(
+        "report.trainlog.figures", SimpleNamespace(draw_png=lambda runs, path: path.touch())
+    )
 
 
 def work_in(folder: Path, patch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-"""train.py in processes of its own, without the seconds that importing torch takes; and what they leave on disk.
+"""train.py in processes of its own, without the seconds that importing torch takes; and what they
+leave on disk.
 
 The processes are forked from a server that has imported torch, but nothing of this repository.
 """
@@ -23,10 +24,23 @@ from safetensors import safe_open
 
 CONTEXT: Any = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
 if hasattr(os, "fork"):
-    CONTEXT.set_forkserver_preload([
-        "tests.processes", "pytest", "torch", "torch._dynamo", "torch.distributed", "safetensors.torch",
-        "pydantic.main", "tqdm", "regex", "tomli_w", "filelock", "matplotlib.figure",
-        "matplotlib.backends.backend_agg"])
+    CONTEXT.set_forkserver_preload(
+        [
+            "tests.processes",
+            "pytest",
+            "torch",
+            "torch._dynamo",
+            "torch.distributed",
+            "safetensors.torch",
+            "pydantic.main",
+            "tqdm",
+            "regex",
+            "tomli_w",
+            "filelock",
+            "matplotlib.figure",
+            "matplotlib.backends.backend_agg",
+        ]
+    )
 LIMIT = 60  # seconds that a process may take
 PORTS = itertools.count()
 
@@ -34,7 +48,9 @@ PORTS = itertools.count()
 class Process:
     """`python train.py ARGUMENTS` in a folder. `prelude` is code to run first; `env` are variables."""
 
-    def __init__(self, folder: Path, *arguments: str, prelude: str = "", script: str = "train.py", **env: str) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, prelude: str = "", script: str = "train.py", **env: str
+    ) -> None:
         descriptor, self.log = tempfile.mkstemp(dir=folder, suffix=".log")
         os.close(descriptor)
         env["OMP_NUM_THREADS"] = "1"
@@ -75,8 +91,8 @@ class Process:
 def free_port() -> str:
     """A port that nothing takes before a rank listens on it, which is seconds later.
 
-    Systems give connections ports from 32768 on (Linux) or 49152 on; this one is below them, and differs from that of
-    tests beside this one.
+    Systems give connections ports from 32768 on (Linux) or 49152 on; this one is below them, and
+    differs from that of tests beside this one.
     """
     for number in PORTS:
         port = 10_000 + (os.getpid() * 50 + number) % 20_000
@@ -86,15 +102,27 @@ def free_port() -> str:
     raise AssertionError
 
 
-def start_ranks(folder: Path, *arguments: str, size: int = 2, last: tuple[str, ...] = (), prelude: str = ""
-                ) -> list[Process]:
+def start_ranks(
+    folder: Path, *arguments: str, size: int = 2, last: tuple[str, ...] = (), prelude: str = ""
+) -> list[Process]:
     """What torchrun does: a process for each rank. `last` are options of the last rank only."""
     port = free_port()
     ranks = []
     for rank in range(size):
         own = last if rank == size - 1 else ()
-        ranks.append(Process(folder, *arguments, *own, prelude=prelude, RANK=str(rank), LOCAL_RANK=str(rank),
-                             WORLD_SIZE=str(size), MASTER_PORT=port, MASTER_ADDR="127.0.0.1"))
+        ranks.append(
+            Process(
+                folder,
+                *arguments,
+                *own,
+                prelude=prelude,
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE=str(size),
+                MASTER_PORT=port,
+                MASTER_ADDR="127.0.0.1",
+            )
+        )
     return ranks
 
 

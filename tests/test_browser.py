@@ -1,4 +1,6 @@
-"""The page in a real browser. Needs Chromium and `pip install -r requirements-ci.txt`; elsewhere these are skipped."""
+"""The page in a real browser. Needs Chromium and `pip install -r requirements-ci.txt`; elsewhere
+these are skipped.
+"""
 
 import itertools
 import json
@@ -17,8 +19,12 @@ from engine.run import open_run
 from report.page import describe_runs, write_data, write_live_page, write_page
 from tests.conftest import TINY, call, read_metrics
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -r requirements-ci.txt")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="needs playwright: pip install -r requirements-ci.txt"
+)
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs a browser: apt install chromium")
 LOSS = "plots.get(byId('loss'))"
 DRAWN = "document.querySelector('#loss > *, #tokens span')"
@@ -28,7 +34,9 @@ EVIL = "</script><script>document.title = 'stolen'</script><b>&amp;$$x$$"
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        browser = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
         yield browser
         browser.close()
 
@@ -36,13 +44,24 @@ def browser() -> Iterator[Any]:
 class Tab:
     """An open page, whose errors and requests are failures."""
 
-    def __init__(self, browser: Any, path: Path, width: int = 1200, drawn: str = DRAWN, **options: Any) -> None:
+    def __init__(
+        self, browser: Any, path: Path, width: int = 1200, drawn: str = DRAWN, **options: Any
+    ) -> None:
         self.page = browser.new_page(viewport={"width": width, "height": 900}, **options)
         self.troubles: list[str] = []
         self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
-        self.page.on("console", lambda message: self.troubles.append(message.text) if message.type == "error" else None)
-        self.page.on("request", lambda request: self.troubles.append(request.url)
-                     if not request.url.startswith(("file:", "data:", "blob:")) else None)
+        self.page.on(
+            "console",
+            lambda message: self.troubles.append(message.text) if message.type == "error" else None,
+        )
+        self.page.on(
+            "request",
+            lambda request: (
+                self.troubles.append(request.url)
+                if not request.url.startswith(("file:", "data:", "blob:"))
+                else None
+            ),
+        )
         self.page.goto(path.as_uri())
         self.page.wait_for_function(drawn)
 
@@ -94,8 +113,12 @@ def test_the_controls_do_what_they_say(tab: Tab, own: Path) -> None:
     assert y_of(tab, 1) == pytest.approx(bits, rel=1e-5)
     tab.page.select_option("[name=y]", "perplexity")
     assert y_of(tab, 1) == pytest.approx([math.exp(nll) for nll in val], rel=1e-4)
-    tab.page.fill("[name=smooth]", "0.5")  # nats are smoothed, then converted; the first point has no extra weight
-    means = [sum(0.5**(n - k) * train[k] for k in range(n + 1)) / sum(0.5**k for k in range(n + 1)) for n in range(6)]
+    # nats are smoothed, then converted; the first point has no extra weight
+    tab.page.fill("[name=smooth]", "0.5")
+    means = [
+        sum(0.5 ** (n - k) * train[k] for k in range(n + 1)) / sum(0.5**k for k in range(n + 1))
+        for n in range(6)
+    ]
     assert y_of(tab, 0) == pytest.approx([math.exp(nll) for nll in means], rel=1e-4)
     tab.page.select_option("[name=x]", "tokens")
     tab.page.uncheck("[name=logx]")
@@ -104,15 +127,23 @@ def test_the_controls_do_what_they_say(tab: Tab, own: Path) -> None:
     tab.page.wait_for_function(f"{LOSS}.figure.yaxes[0].type === 'LogAxis'")
     labels = f"[...{LOSS}.labels.major_label_overrides.values()].map(each => each.text)"
     tab.page.wait_for_function(f"{labels}.length > 0")
-    assert tab(labels) == tab("findBaselines('perplexity').map(([name, value]) => `${name} ${value.toPrecision(4)}`)")
+    assert tab(labels) == tab(
+        "findBaselines('perplexity').map(([name, value]) => `${name} ${value.toPrecision(4)}`)"
+    )
     assert len(tab(labels)) > 3
     tab.page.uncheck("[name=baselines]")
     y_of(tab, 1)
     assert tab(labels) == []
     tab.page.reload()  # the address has the state
     tab.page.wait_for_function(DRAWN)
-    assert tab("options()") == {"x": "tokens", "logx": False, "y": "perplexity", "logy": True, "smooth": "0.5",
-                                "baselines": False}
+    assert tab("options()") == {
+        "x": "tokens",
+        "logx": False,
+        "y": "perplexity",
+        "logy": True,
+        "smooth": "0.5",
+        "baselines": False,
+    }
 
 
 def test_hovering_shows_the_numbers(tab: Tab, own: Path) -> None:
@@ -137,8 +168,12 @@ def test_a_token_shows_its_cost(tab: Tab, own: Path) -> None:
     likeliest = math.exp(passage["log_q"][30][0])
     text = tab.text("#token")
     assert f"{bits:.2f} bits, rank {passage['rank'][30]} of {open_run(own).info.vocab_size}" in text
-    assert [float(number) for numbers in re.findall(r"probability ([\d.]+)%|most likely: “.+?” ([\d.]+)%", text)
-            for number in numbers if number] == pytest.approx([100 * q, 100 * likeliest], rel=0.06)
+    assert [
+        float(number)
+        for numbers in re.findall(r"probability ([\d.]+)%|most likely: “.+?” ([\d.]+)%", text)
+        for number in numbers
+        if number
+    ] == pytest.approx([100 * q, 100 * likeliest], rel=0.06)
     total = sum(cost for cost in passage["nll"][:31] if cost is not None) / math.log(2)
     assert f"up to here {total:.1f} bits" in text
     # the keyboard moves the choice, and the charts follow
@@ -148,14 +183,18 @@ def test_a_token_shows_its_cost(tab: Tab, own: Path) -> None:
     assert sum(drawn(tab, "softmax", 0)) == pytest.approx(1, abs=2e-3)
     assert sum(drawn(tab, "softmax", 1)) == pytest.approx(1, abs=2e-3)  # at a temperature
     assert sum(drawn(tab, "gradient", 0)) == pytest.approx(0, abs=2e-3)  # q - p
-    assert drawn(tab, "learning", 0) == pytest.approx([each["nll"][31] / math.log(2) for each in passages])
+    assert drawn(tab, "learning", 0) == pytest.approx(
+        [each["nll"][31] / math.log(2) for each in passages]
+    )
     # an earlier evaluation, and the difference from a baseline
     tab.page.fill("[name=evaluation]", "0")
     assert tab.text("#reading output") == str(passages[0]["step"])
     tab.page.hover("h1")
     tab.page.hover("#token30")
     assert f"{passages[0]['nll'][30] / math.log(2):.2f} bits" in tab.text("#token")
-    unigram = next(each for each in open_run(own).info.baselines if each.name == "unigram").passage_nll
+    unigram = next(
+        each for each in open_run(own).info.baselines if each.name == "unigram"
+    ).passage_nll
     assert f"unigram {unigram[30] / math.log(2):.2f}" in tab.text("#token")
     tab.page.select_option("[name=versus]", "unigram")
     blue = passages[0]["nll"][30] < unigram[30]
@@ -171,14 +210,27 @@ def test_the_result_comes_first(tab: Tab, own: Path) -> None:
     evals = [record for record in read_metrics(own) if "val_nll" in record]
     for each in open_run(own).info.baselines:
         if each.nats_per_token > final["best_val_nll"]:
-            step = next(record["step"] for record in evals if record["val_nll"] < each.nats_per_token - EQUAL)
+            step = next(
+                record["step"]
+                for record in evals
+                if record["val_nll"] < each.nats_per_token - EQUAL
+            )
             assert f"{each.name} (step {step:.0f})" in said
 
 
 def test_nothing_is_offered_to_be_sent_elsewhere(tab: Tab) -> None:
     y_of(tab, 1)
-    tools, logo = tab(f"[{LOSS}.figure.toolbar.tools.map(each => each.type), {LOSS}.figure.toolbar.logo]")
-    assert tools == ["BoxZoomTool", "PanTool", "ResetTool", "SaveTool", "HoverTool", "CrosshairTool"]
+    tools, logo = tab(
+        f"[{LOSS}.figure.toolbar.tools.map(each => each.type), {LOSS}.figure.toolbar.logo]"
+    )
+    assert tools == [
+        "BoxZoomTool",
+        "PanTool",
+        "ResetTool",
+        "SaveTool",
+        "HoverTool",
+        "CrosshairTool",
+    ]
     assert logo is None  # it would be a link
 
 
@@ -202,11 +254,15 @@ def test_who_zooms_keeps_the_zoom(tab: Tab, own: Path) -> None:
 
 
 def test_the_lines_add_up(tab: Tab) -> None:
-    rows = tab("[...document.querySelectorAll('#lines tr')].map(row => [...row.cells].map(each => each.textContent))")
+    rows = tab(
+        "[...document.querySelectorAll('#lines tr')].map(row => [...row.cells].map(each => each.textContent))"
+    )
     assert rows[0][:2] == ["line", "run"]
     assert {"unigram", "bigram", "gzip"} <= set(rows[0])
     *lines, total, _ = [[float(bits) for bits in row[1:]] for row in rows[1:]]
-    assert [sum(column) for column in zip(*lines, strict=True)] == pytest.approx(total, abs=len(rows) / 2)
+    assert [sum(column) for column in zip(*lines, strict=True)] == pytest.approx(
+        total, abs=len(rows) / 2
+    )
 
 
 def test_a_run_may_have_the_name_of_a_baseline(own: Path, browser: Any) -> None:
@@ -248,13 +304,22 @@ def test_the_table_sorts_and_its_ticks_show_curves(browser: Any, own: Path) -> N
     for name, scale in losses.items():
         other = Path(shutil.copytree(own, own.parent / "runs" / name))
         records = [json.loads(line) for line in (other / "metrics.jsonl").read_text().splitlines()]
-        scaled = [{key: value * (scale if "nll" in key else 1) for key, value in each.items()} for each in records]
-        (other / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in scaled))
+        scaled = [
+            {key: value * (scale if "nll" in key else 1) for key, value in each.items()}
+            for each in records
+        ]
+        (other / "metrics.jsonl").write_text(
+            "".join(json.dumps(record) + "\n" for record in scaled)
+        )
     call("curves.py", str(own.parent / "runs"), f"--html={own}/runs.html")
     tab = Tab(browser, own / "runs.html")
 
     def names() -> list[str]:
-        return list(tab("[...document.querySelectorAll('#runs tr')].slice(1).map(row => row.cells[1].textContent)"))
+        return list(
+            tab(
+                "[...document.querySelectorAll('#runs tr')].slice(1).map(row => row.cells[1].textContent)"
+            )
+        )
 
     assert names() == ["a", "b", "c"]
     assert "Another text or another seed may differ by more." in tab.text("#runs")
@@ -275,7 +340,8 @@ def test_the_table_sorts_and_its_ticks_show_curves(browser: Any, own: Path) -> N
 def test_a_strangers_text_stays_text(browser: Any, own: Path) -> None:
     evil = own.with_name("<img src=x onerror=alert(1)>")
     own.rename(evil)
-    (evil / "samples.jsonl").write_text(json.dumps({"step": 0, "text": EVIL}) + '\n{"step": 1, "te')  # torn
+    # torn
+    (evil / "samples.jsonl").write_text(json.dumps({"step": 0, "text": EVIL}) + '\n{"step": 1, "te')
     (evil / "verdict.txt").write_text(EVIL)
     tokens = json.loads((evil / "tokenizer.json").read_text())
     assert tokens["kind"] == "char"
@@ -283,7 +349,9 @@ def test_a_strangers_text_stays_text(browser: Any, own: Path) -> None:
     data = describe_runs([run, run])
     for each in data["runs"]:
         each["text"]["tokens"][3] = each["text"]["names"][run.info.vocab_size - 1] = EVIL
-        each["evaluation"]["passages"]["hardest"] = [{"nats_per_token": 1.0, "tokens": [EVIL], "nll": [1.0]}]
+        each["evaluation"]["passages"]["hardest"] = [
+            {"nats_per_token": 1.0, "tokens": [EVIL], "nll": [1.0]}
+        ]
     write_page(evil.parent / "whole.html", data)
     tab = Tab(browser, evil.parent / "whole.html")
     assert tab("document.title").startswith("<img src=x onerror=alert(1)>")
@@ -319,15 +387,28 @@ def test_a_page_of_ones_own_text_compares_two_runs(browser: Any, own: Path, data
     assert tab("reading.elements.versus.value") == "other"
     assert "+0.0000 ± 0.0000" in tab.text("#runs")
     assert "It is too short to tell whether the difference is noise" in tab.text("#runs")
-    score = re.search(r"nats per token +([\d.]+)", call("evaluate.py", str(own), "--text=mine.txt").stdout)
+    score = re.search(
+        r"nats per token +([\d.]+)", call("evaluate.py", str(own), "--text=mine.txt").stdout
+    )
     assert score
-    losses = tab("[...document.querySelectorAll('#runs tr')].slice(1).map(row => row.cells[2].textContent)")
+    losses = tab(
+        "[...document.querySelectorAll('#runs tr')].slice(1).map(row => row.cells[2].textContent)"
+    )
     assert losses == [score[1], score[1]]  # of this text, not of the validation split
     tab.close()
 
 
-def test_a_text_that_is_masked_at_its_beginning_has_a_page_too(browser: Any, data_dir: Path) -> None:
-    call("train.py", "--corpus=text.txt", "--out_dir=masked", *TINY, "--max_iters=1", r"--mask=\A(?s:.{2100})")
+def test_a_text_that_is_masked_at_its_beginning_has_a_page_too(
+    browser: Any, data_dir: Path
+) -> None:
+    call(
+        "train.py",
+        "--corpus=text.txt",
+        "--out_dir=masked",
+        *TINY,
+        "--max_iters=1",
+        r"--mask=\A(?s:.{2100})",
+    )
     (data_dir / "mine.txt").write_text("the cat sat on a mat;\n" * 100, encoding="utf-8")
     call("evaluate.py", "masked", "--text=mine.txt", "--html=mine.html")
     tab = Tab(browser, data_dir / "mine.html", drawn="document.querySelector('#summary p')")
@@ -357,10 +438,15 @@ def test_baselines_come_back_and_their_labels_stay_inside(browser: Any, own: Pat
     for shown in (True, False, True):
         tab.page.set_checked("[name=baselines]", shown)
         y_of(tab, 1)
-        tab.page.wait_for_function(f"{LOSS}.labels.ticker.ticks.length === {len(info['baselines']) if shown else 0}")
+        tab.page.wait_for_function(
+            f"{LOSS}.labels.ticker.ticks.length === {len(info['baselines']) if shown else 0}"
+        )
     end, ticks = tab(f"[{LOSS}.figure.y_range.end, {LOSS}.labels.ticker.ticks]")
     assert max(ticks) <= end
-    pixels = [tick * tab(f"{LOSS}.figure.inner_height") / (end - tab(f"{LOSS}.figure.y_range.start")) for tick in ticks]
+    pixels = [
+        tick * tab(f"{LOSS}.figure.inner_height") / (end - tab(f"{LOSS}.figure.y_range.start"))
+        for tick in ticks
+    ]
     assert min(b - a for a, b in itertools.pairwise(sorted(pixels))) > 14
     tab.close()
 
@@ -368,10 +454,15 @@ def test_baselines_come_back_and_their_labels_stay_inside(browser: Any, own: Pat
 def test_the_lowest_loss_is_not_a_mean_of_neighbours(browser: Any, own: Path) -> None:
     def change(records: list[Any]) -> list[Any]:
         evaluation = next(record for record in records if "val_nll" in record)
-        return [evaluation | {"step": step, "val_nll": 1.2 if step == 700 else 2.0} for step in range(1500)]
+        return [
+            evaluation | {"step": step, "val_nll": 1.2 if step == 700 else 2.0}
+            for step in range(1500)
+        ]
 
     tab = Tab(browser, edited(own, change))
-    assert "Lowest loss so far, on a part of the validation targets: 1.2000 nats" in tab.text("#summary")
+    assert "Lowest loss so far, on a part of the validation targets: 1.2000 nats" in tab.text(
+        "#summary"
+    )
     assert drawn(tab, "loss", 2) == [1.2]  # the star
     tab.close()
 
@@ -392,7 +483,9 @@ def test_a_tap_tells_what_is_there(browser: Any, own: Path) -> None:
     y_of(tab, 1)
     box = tab.page.locator("#loss").bounding_box()
     tab.page.touchscreen.tap(box["x"] + 150, box["y"] + 200)
-    tab.page.wait_for_function("document.querySelector('#loss .told').textContent.includes('validation, run')")
+    tab.page.wait_for_function(
+        "document.querySelector('#loss .told').textContent.includes('validation, run')"
+    )
     tab.page.touchscreen.tap(box["x"] + 20, box["y"] + 5)  # on what it tells
     tab.page.wait_for_function("document.querySelector('#loss .told').textContent === ''")
     tab.close()

@@ -125,7 +125,9 @@ def test_tensors_that_do_not_fit_are_damage(path: Path, forged: dict[str, Tensor
 
 
 def test_optimizers_that_are_gone_are_damage(path: Path) -> None:
-    """Where a step changed the weights: else a training would go on with new optimizers, without a word."""
+    """Where a step changed the weights: else a training would go on with new optimizers, without a
+    word.
+    """
     forge(path, {name: None for name in load_file(path) if name.startswith("optimizer.")})
     assert_damaged(path)
 

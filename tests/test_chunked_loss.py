@@ -15,8 +15,14 @@ from loss import IGNORE_INDEX, LossSums, Objective, cross_entropy, next_token_lo
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 12), st.integers(1, 70))  # N, C, V
 
 
-def by_hand(hidden: Tensor, lm_head: Tensor, targets: Tensor, objective: Objective, softcap: float, scale: float
-            ) -> tuple[float, float, float, Tensor, Tensor]:
+def by_hand(
+    hidden: Tensor,
+    lm_head: Tensor,
+    targets: Tensor,
+    objective: Objective,
+    softcap: float,
+    scale: float,
+) -> tuple[float, float, float, Tensor, Tensor]:
     """Sums, and the gradients of `scale * objective`, by the formulas, in float64, token by token."""
     hidden, lm_head = hidden.detach().double(), lm_head.detach().double()
     d_hidden, d_lm_head = torch.zeros_like(hidden), torch.zeros_like(lm_head)
@@ -42,8 +48,14 @@ def by_hand(hidden: Tensor, lm_head: Tensor, targets: Tensor, objective: Objecti
     return nll, smoothing, z_loss, d_hidden, d_lm_head
 
 
-def in_chunks(hidden: Tensor, lm_head: Tensor, targets: Tensor, objective: Objective, softcap: float, chunk: int
-              ) -> LossSums:
+def in_chunks(
+    hidden: Tensor,
+    lm_head: Tensor,
+    targets: Tensor,
+    objective: Objective,
+    softcap: float,
+    chunk: int,
+) -> LossSums:
     with mock.patch.multiple(loss, MAX_LOGITS=0, CHUNKS=10**9, MIN_CHUNK=chunk, CACHED_ROWS=chunk):
         return next_token_loss(hidden[None], lm_head, targets[None], objective, softcap)
 
@@ -54,10 +66,20 @@ def relative_error(got: Tensor | None, expected: Tensor) -> float:
 
 
 @settings(deadline=None, max_examples=100, derandomize=True)
-@given(SHAPES, st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.1, 0.9]), st.sampled_from([0.0, 1e-3]),
-       st.sampled_from([0.0, 5.0, 30.0]), st.sampled_from([1e-3, 1.0, 128.0]), st.sampled_from([1.0, 10.0, 1e3]),
-       st.sampled_from([0.0, 0.3, 1.0]), st.integers(1, 50))
-def test_sums_and_gradients(shape, seed, smoothing, z_loss, softcap, scale, spread, masked, chunk) -> None:
+@given(
+    SHAPES,
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0.0, 0.1, 0.9]),
+    st.sampled_from([0.0, 1e-3]),
+    st.sampled_from([0.0, 5.0, 30.0]),
+    st.sampled_from([1e-3, 1.0, 128.0]),
+    st.sampled_from([1.0, 10.0, 1e3]),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.integers(1, 50),
+)
+def test_sums_and_gradients(
+    shape, seed, smoothing, z_loss, softcap, scale, spread, masked, chunk
+) -> None:
     N, C, V = shape
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(N, C, generator=generator).mul(spread).requires_grad_()
@@ -65,7 +87,9 @@ def test_sums_and_gradients(shape, seed, smoothing, z_loss, softcap, scale, spre
     targets = torch.randint(V, (N,), generator=generator)
     targets[torch.rand(N, generator=generator) < masked] = IGNORE_INDEX
     objective = Objective(smoothing, z_loss)
-    nll, smooth, z, d_hidden, d_lm_head = by_hand(hidden, lm_head, targets, objective, softcap, scale)
+    nll, smooth, z, d_hidden, d_lm_head = by_hand(
+        hidden, lm_head, targets, objective, softcap, scale
+    )
     sums = in_chunks(hidden, lm_head, targets, objective, softcap, chunk)
     (scale * sums.objective).backward()
     for got, expected in ((sums.nll, nll), (sums.smoothing, smooth), (sums.z_loss, z)):
@@ -73,18 +97,25 @@ def test_sums_and_gradients(shape, seed, smoothing, z_loss, softcap, scale, spre
     assert sums.num_targets.item() == int((targets != IGNORE_INDEX).sum())
     assert hidden.grad is not None
     assert lm_head.grad is not None
-    # float32 knows a logit to 1e-7 of its size, so q to that many times the logits' size; the gradients
-    # are sums of (q - p) times weights, or times hidden states, of these sizes:
+    # float32 knows a logit to 1e-7 of its size, so q to that many times the logits' size; the
+    # gradients are sums of (q - p) times weights, or times hidden states, of these sizes:
     logits = float((hidden @ lm_head.T).detach().abs().max())
     slack = 1e-6 * scale * (1 + logits) * (1 + 2 * z_loss * logits) * N
-    assert float((hidden.grad.double() - d_hidden).abs().max()) <= slack * float(lm_head.detach().abs().max())
-    assert float((lm_head.grad.double() - d_lm_head).abs().max()) <= slack * float(hidden.detach().abs().max())
+    assert float((hidden.grad.double() - d_hidden).abs().max()) <= slack * float(
+        lm_head.detach().abs().max()
+    )
+    assert float((lm_head.grad.double() - d_lm_head).abs().max()) <= slack * float(
+        hidden.detach().abs().max()
+    )
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 def test_the_gradient_at_a_real_size(dtype: torch.dtype, tolerance: float) -> None:
     torch.manual_seed(0)
-    hidden, lm_head = torch.randn(300, 32, requires_grad=True), (torch.randn(2000, 32) * 0.2).requires_grad_()
+    hidden, lm_head = (
+        torch.randn(300, 32, requires_grad=True),
+        (torch.randn(2000, 32) * 0.2).requires_grad_(),
+    )
     targets = torch.randint(2000, (300,))
     *_, d_hidden, d_lm_head = by_hand(hidden, lm_head, targets, Objective(0.1), 0.0, 1 / 300)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
@@ -93,7 +124,9 @@ def test_the_gradient_at_a_real_size(dtype: torch.dtype, tolerance: float) -> No
     assert relative_error(lm_head.grad, d_lm_head) < tolerance
 
 
-@pytest.mark.parametrize(("objective", "softcap"), [(Objective(), 0.0), (Objective(0.1, 1e-3), 8.0)])
+@pytest.mark.parametrize(
+    ("objective", "softcap"), [(Objective(), 0.0), (Objective(0.1, 1e-3), 8.0)]
+)
 def test_both_paths_give_the_same_numbers(objective: Objective, softcap: float) -> None:
     torch.manual_seed(0)
     hidden, lm_head = torch.randn(70, 8), torch.randn(90, 8)
@@ -107,15 +140,24 @@ def test_both_paths_give_the_same_numbers(objective: Objective, softcap: float) 
 def test_only_the_gradients_that_are_needed_are_computed() -> None:
     hidden, lm_head, targets = torch.randn(6, 4), torch.randn(5, 4), torch.randint(5, (6,))
     for needs in ((True, False), (False, True)):
-        states, weights = hidden.clone().requires_grad_(needs[0]), lm_head.clone().requires_grad_(needs[1])
+        states, weights = (
+            hidden.clone().requires_grad_(needs[0]),
+            lm_head.clone().requires_grad_(needs[1]),
+        )
         in_chunks(states, weights, targets, Objective(), 0.0, 2).objective.backward()
         assert (states.grad is not None, weights.grad is not None) == needs
 
 
 def test_a_second_backward_is_an_error() -> None:
     """The first one scales the gradients in place."""
-    sums = in_chunks(torch.randn(6, 4, requires_grad=True), torch.randn(5, 4), torch.randint(5, (6,)), Objective(),
-                     0.0, 2)
+    sums = in_chunks(
+        torch.randn(6, 4, requires_grad=True),
+        torch.randn(5, 4),
+        torch.randint(5, (6,)),
+        Objective(),
+        0.0,
+        2,
+    )
     sums.objective.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="can be differentiated once"):
         sums.objective.backward()
@@ -123,8 +165,14 @@ def test_a_second_backward_is_an_error() -> None:
 
 @pytest.mark.parametrize("target", [-1, -99, 9])
 @pytest.mark.parametrize("threshold", [0, 2**60], ids=["chunked", "plain"])
-def test_a_target_outside_the_vocabulary_is_an_error(target: int, threshold: int, monkeypatch) -> None:
-    hidden, lm_head, targets = torch.randn(1, 3, 4), torch.randn(9, 4), torch.tensor([[0, target, IGNORE_INDEX]])
+def test_a_target_outside_the_vocabulary_is_an_error(
+    target: int, threshold: int, monkeypatch
+) -> None:
+    hidden, lm_head, targets = (
+        torch.randn(1, 3, 4),
+        torch.randn(9, 4),
+        torch.tensor([[0, target, IGNORE_INDEX]]),
+    )
     monkeypatch.setattr(loss, "MAX_LOGITS", threshold)
     with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
         next_token_loss(hidden, lm_head, targets)
@@ -147,14 +195,21 @@ class Sizes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        sizes = [t.numel() for t in (out if isinstance(out, tuple) else (out,)) if isinstance(t, Tensor)]
+        sizes = [
+            t.numel() for t in (out if isinstance(out, tuple) else (out,)) if isinstance(t, Tensor)
+        ]
         self.largest = max([self.largest, *sizes])
         return out
 
 
 def test_no_tensor_is_larger_than_a_chunk_of_logits() -> None:
     """A chunk's rows, not N."""
-    hidden, lm_head = torch.randn(640, 4, requires_grad=True), torch.randn(500, 4, requires_grad=True)
+    hidden, lm_head = (
+        torch.randn(640, 4, requires_grad=True),
+        torch.randn(500, 4, requires_grad=True),
+    )
     with Sizes() as sizes:
-        in_chunks(hidden, lm_head, torch.randint(500, (640,)), Objective(), 0.0, 10).objective.backward()
+        in_chunks(
+            hidden, lm_head, torch.randint(500, (640,)), Objective(), 0.0, 10
+        ).objective.backward()
     assert sizes.largest == 10 * 500

@@ -20,13 +20,19 @@ from train import train_step
 
 CPU = Distributed(torch.device("cpu"), torch.float32)
 V = 50
-HAS_COMPILER = shutil.which("g++") is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
+HAS_COMPILER = (
+    shutil.which("g++") is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
+)
 
 
 def train(compiled: bool, *argv: str) -> tuple[list[float], list[str]]:
     """The losses of some steps, and what compile_model says."""
-    config, _ = load_config(["--n_layer=1", "--n_embd=16", "--block_size=16", "--batch_size=4", *argv])
-    get_batch = TrainBatches(Split(np.random.default_rng(0).integers(V, size=4000) // 2), 16, 4, seed=0)
+    config, _ = load_config(
+        ["--n_layer=1", "--n_embd=16", "--block_size=16", "--batch_size=4", *argv]
+    )
+    get_batch = TrainBatches(
+        Split(np.random.default_rng(0).integers(V, size=4000) // 2), 16, 4, seed=0
+    )
     torch.manual_seed(0)
     model, said = GPT(config.model, V), list[str]()
     optimizers = make_optimizers(model, config.optim)
@@ -34,11 +40,15 @@ def train(compiled: bool, *argv: str) -> tuple[list[float], list[str]]:
     if compiled:
         train_model = compile_model(model, get_batch(0), make_objective(config), CPU, said.append)
         assert all(p.grad is None for p in model.parameters())
-    return [train_step(train_model, optimizers, get_batch(4 * step), config, CPU, step).nll for step in range(5)], said
+    return [
+        train_step(train_model, optimizers, get_batch(4 * step), config, CPU, step).nll
+        for step in range(5)
+    ], said
 
 
 def test_a_failing_compiler_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether it fails at once, or when the model is called."""
+
     def fail(*_, **__):
         raise RuntimeError("no C++ compiler\nand a long story")
 
@@ -46,7 +56,9 @@ def test_a_failing_compiler_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> Non
     for compiler in (fail, lambda model: fail):
         monkeypatch.setattr(torch, "compile", compiler)
         losses, said = train(compiled=True)
-        assert said == ["warning: torch.compile failed, training continues without it: no C++ compiler"]
+        assert said == [
+            "warning: torch.compile failed, training continues without it: no C++ compiler"
+        ]
         assert losses == plain
     monkeypatch.setattr(torch, "compile", lambda model: model)  # one that works
     assert train(compiled=True) == (plain, [])
@@ -56,7 +68,9 @@ def test_a_failing_compiler_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.skipif(not HAS_COMPILER, reason="needs g++ and Python's headers")
 @pytest.mark.filterwarnings("ignore")  # torch's own
 @pytest.mark.parametrize("chunked", [False, True], ids=["plain", "chunked"])
-def test_a_compiled_model_has_the_same_losses(chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_model_has_the_same_losses(
+    chunked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if chunked:
         monkeypatch.setattr(loss, "MAX_LOGITS", 0)
         monkeypatch.setattr(loss, "MIN_CHUNK", 16)

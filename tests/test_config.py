@@ -1,4 +1,6 @@
-"""Configuration: order of precedence, clear mistakes, names of runs, and every option does something."""
+"""Configuration: order of precedence, clear mistakes, names of runs, and every option does
+something.
+"""
 
 import io
 import os
@@ -51,7 +53,9 @@ def test_of_many_mistakes_the_first_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [["--", "--log_interval=3"], ["log_interval=3"]])
 def test_the_advice_for_an_option_that_looks_like_a_recipe(words: list[str]) -> None:
-    with pytest.raises(UserError, match="no such recipe and no run; for an option, write --log_interval=3; "):
+    with pytest.raises(
+        UserError, match="no such recipe and no run; for an option, write --log_interval=3; "
+    ):
         load_config(words)
 
 
@@ -66,31 +70,41 @@ def test_defaults_then_recipe_then_command_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_sound_and_survive_saving(recipe: Path, tmp_path: Path) -> None:
-    from_nothing = ["--init_from=scratch"] * recipe.stem.startswith("finetune")  # the model to start from is not here
+    # the model to start from is not here
+    from_nothing = ["--init_from=scratch"] * recipe.stem.startswith("finetune")
     config, _ = load_config([str(recipe), *from_nothing])
     (tmp_path / "config.toml").write_text(to_toml(config), encoding="utf-8")
     assert load_saved(tmp_path / "config.toml") == config.with_run(out_dir="")
 
 
-@pytest.mark.parametrize(("argv", "out_dir"), [
-    ([], "out/default"),
-    (["--n_layer=1"], "out/default,n_layer=1"),
-    (["--n_layer=1", "--bias"], "out/default,n_layer=1,bias=true"),
-    (["--corpus=../my text/b.txt"], "out/default,corpus=.._my_text_b.txt"),
-    (["config/words.toml"], "out/words"),
-    (["config/words.toml", "--n_layer=1"], "out/words,n_layer=1"),
-    (["config/words.toml", "--eval_interval=5", "--device=cpu"], "out/words"),  # does not change the model
-    (["config/words.toml", "--out_dir=out/mine", "--n_layer=1"], "out/mine"),
-])
+@pytest.mark.parametrize(
+    ("argv", "out_dir"),
+    [
+        ([], "out/default"),
+        (["--n_layer=1"], "out/default,n_layer=1"),
+        (["--n_layer=1", "--bias"], "out/default,n_layer=1,bias=true"),
+        (["--corpus=../my text/b.txt"], "out/default,corpus=.._my_text_b.txt"),
+        (["config/words.toml"], "out/words"),
+        (["config/words.toml", "--n_layer=1"], "out/words,n_layer=1"),
+        # does not change the model
+        (["config/words.toml", "--eval_interval=5", "--device=cpu"], "out/words"),
+        (["config/words.toml", "--out_dir=out/mine", "--n_layer=1"], "out/mine"),
+    ],
+)
 def test_a_run_has_the_name_of_its_recipe_and_of_the_options_that_differ(
-        argv: list[str], out_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv: list[str], out_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     assert load_config(argv)[0].run.out_dir == out_dir
 
 
 @pytest.mark.parametrize("word", ["a" * 250, "日" * 90, "🎉" * 300])
-def test_a_long_name_of_a_run_is_shortened(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the run, its lock and an older run of that name can be made; other options are another name."""
+def test_a_long_name_of_a_run_is_shortened(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the run, its lock and an older run of that name can be made; other options are
+    another name.
+    """
     monkeypatch.chdir(tmp_path)
     names = [Path(load_config([f"--mask={word}{end}"])[0].run.out_dir) for end in ("1", "2", "1")]
     assert names[0] == names[2] != names[1]
@@ -102,7 +116,9 @@ def test_a_long_name_of_a_run_is_shortened(word: str, tmp_path: Path, monkeypatc
     assert os.fsencode(short_name("é" * 119)) == "é".encode() * 119
 
 
-def test_a_corpus_may_have_the_longest_name(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corpus_may_have_the_longest_name(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     without_samples_and_pictures(monkeypatch)
     name = "a" * 251 + ".txt"
     Path(name).write_text(make_text(), encoding="utf-8")
@@ -120,38 +136,74 @@ def test_a_file_may_have_the_longest_name_and_a_longer_one_is_told_first(tmp_pat
         check_place(tmp_path / ("a" * 256))
 
 
-@pytest.mark.parametrize(("argv", "message"), [
-    (["--max_itrs=5"], r"no such option; did you mean --max_iters\?"),
-    (["--weight-decay=0.1"], r"no such option; did you mean --weight_decay\?"),
-    (["--data=foo"], "--data=foo: no such option; here it is --corpus$"),
-    (["--run=foo"], "--run=foo: no such option; here it is --out_dir$"),
-    (["--lr", "0.1"], "^--lr=0.1: no such option; here it is --learning_rate, and --muon_learning_rate"),
-    (["--epochs=3"], "here it is --max_iters, which counts steps"),
-    (["--Seq-Len=3"], "here it is --block_size"),
-    (["--resume", "out/mine"], "--resume=out/mine: no such option; here it is --init_from=resume"),
-    (["--tokenizer=bep"], r"should be char, bpe, gpt2, .*; did you mean bpe\?"),
-    (["--init_from=rsume"], r"did you mean resume\?"),
-    (["config/shakespeare.toml"], "no such recipe .* did you mean .*shakespeare_bpe.toml or .*shakespeare_char.toml"),
-    (["wrods", "--dropuot=1"], "(?s)did you mean .*config.words.toml.*dropuot=1: no such option"),
-    (["--n_layer=two"], "n_layer=two: .*integer"),
-    (["--dropout=1.5"], "dropout=1.5: .*less than 1"),
-    (["--learning_rate=nan"], "learning_rate=nan: .*finite"),
-    (["--tokenizer=word"], "tokenizer=word: should be char, bpe, gpt2, or the directory of a model"),
-    (["--n_embd=130", "--n_head=4"], "n_embd=130 is not a multiple of 2 n_head = 8; try n_embd=128"),
-    (["--n_embd=12", "--n_head=4"], "n_embd=12 is not a multiple"),
-    (["--corpus=markov", "--tokenizer=bpe"], "tokenizer=bpe needs another corpus: the entropy of markov is known"),
-    (["--mask=\udcff"], "mask=.*: "),
-    (["--teacher=a\0b"], "teacher=.*: "),
-    (["--corpus=caf\udce9.txt"], "corpus=caf.*: "),
-    (["--documents=lines", "--corpus=a.jsonl"], "the documents of this one are its records already"),
-    (["--ngram_embedding=2", "--document_attention", "--documents=lines"], "needs --ngram_embedding=0"),
-    (["--seed"], "--seed: expected one argument"),
-    ([str(RECIPES[0]), "b.toml"], "b.toml: no such option"),
-    (["missing.toml"], "no such recipe and no run; recipes in .*config: .*shakespeare_char"),
-    (["n_layer=2"], "no such recipe and no run; for an option, write --n_layer=2; recipes"),
-    (["README.md"], "README.md: not a readable TOML file: .*; to train on its text, write --corpus=README.md"),
-    (["--n_layer=0", "--dropuot=1"], "n_layer=0(.|\n)*greater than or equal to 1(.|\n)*dropout"),
-])
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--max_itrs=5"], r"no such option; did you mean --max_iters\?"),
+        (["--weight-decay=0.1"], r"no such option; did you mean --weight_decay\?"),
+        (["--data=foo"], "--data=foo: no such option; here it is --corpus$"),
+        (["--run=foo"], "--run=foo: no such option; here it is --out_dir$"),
+        (
+            ["--lr", "0.1"],
+            "^--lr=0.1: no such option; here it is --learning_rate, and --muon_learning_rate",
+        ),
+        (["--epochs=3"], "here it is --max_iters, which counts steps"),
+        (["--Seq-Len=3"], "here it is --block_size"),
+        (
+            ["--resume", "out/mine"],
+            "--resume=out/mine: no such option; here it is --init_from=resume",
+        ),
+        (["--tokenizer=bep"], r"should be char, bpe, gpt2, .*; did you mean bpe\?"),
+        (["--init_from=rsume"], r"did you mean resume\?"),
+        (
+            ["config/shakespeare.toml"],
+            "no such recipe .* did you mean .*shakespeare_bpe.toml or .*shakespeare_char.toml",
+        ),
+        (
+            ["wrods", "--dropuot=1"],
+            "(?s)did you mean .*config.words.toml.*dropuot=1: no such option",
+        ),
+        (["--n_layer=two"], "n_layer=two: .*integer"),
+        (["--dropout=1.5"], "dropout=1.5: .*less than 1"),
+        (["--learning_rate=nan"], "learning_rate=nan: .*finite"),
+        (
+            ["--tokenizer=word"],
+            "tokenizer=word: should be char, bpe, gpt2, or the directory of a model",
+        ),
+        (
+            ["--n_embd=130", "--n_head=4"],
+            "n_embd=130 is not a multiple of 2 n_head = 8; try n_embd=128",
+        ),
+        (["--n_embd=12", "--n_head=4"], "n_embd=12 is not a multiple"),
+        (
+            ["--corpus=markov", "--tokenizer=bpe"],
+            "tokenizer=bpe needs another corpus: the entropy of markov is known",
+        ),
+        (["--mask=\udcff"], "mask=.*: "),
+        (["--teacher=a\0b"], "teacher=.*: "),
+        (["--corpus=caf\udce9.txt"], "corpus=caf.*: "),
+        (
+            ["--documents=lines", "--corpus=a.jsonl"],
+            "the documents of this one are its records already",
+        ),
+        (
+            ["--ngram_embedding=2", "--document_attention", "--documents=lines"],
+            "needs --ngram_embedding=0",
+        ),
+        (["--seed"], "--seed: expected one argument"),
+        ([str(RECIPES[0]), "b.toml"], "b.toml: no such option"),
+        (["missing.toml"], "no such recipe and no run; recipes in .*config: .*shakespeare_char"),
+        (["n_layer=2"], "no such recipe and no run; for an option, write --n_layer=2; recipes"),
+        (
+            ["README.md"],
+            "README.md: not a readable TOML file: .*; to train on its text, write --corpus=README.md",
+        ),
+        (
+            ["--n_layer=0", "--dropuot=1"],
+            "n_layer=0(.|\n)*greater than or equal to 1(.|\n)*dropout",
+        ),
+    ],
+)
 def test_mistakes_on_the_command_line(argv: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_config(argv)
@@ -166,79 +218,131 @@ def test_names_from_elsewhere_lead_to_options_that_are_there() -> None:
         options = re.findall(r"--(\w+)", advice)
         assert "torchrun" in advice or set(options) <= known, advice
         assert len(names.split()) == len(set(names.split()))
-    for name in ["lr", "steps", "epochs", "seq_len", "wd", "resume", "wandb_log", "bs", "hidden_size", "num_layers",
-                 "max_steps", "context_length", "ctx", "out", "save_dir", "precision", "amp", "eval_iters",
-                 "gradient_accumulation_steps", "min_lr"]:
+    for name in [
+        "lr",
+        "steps",
+        "epochs",
+        "seq_len",
+        "wd",
+        "resume",
+        "wandb_log",
+        "bs",
+        "hidden_size",
+        "num_layers",
+        "max_steps",
+        "context_length",
+        "ctx",
+        "out",
+        "save_dir",
+        "precision",
+        "amp",
+        "eval_iters",
+        "gradient_accumulation_steps",
+        "min_lr",
+    ]:
         assert name_here(name, set(OPTIONS))
     assert name_here("max_tokens", set(SampleOptions.model_fields)) == "--max_new_tokens"
     assert name_here("max_tokens", set(OPTIONS)) == ""
 
 
-def test_a_run_that_is_not_there_gets_the_name_of_one_that_is(trained: tuple[Path, str],
-                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_not_there_gets_the_name_of_one_that_is(
+    trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(trained[0].parent.parent)
-    for command in (["sample.py", "out/tinny"], ["sample.py", "tinny"], ["curves.py", "out/tinny"],
-                    ["train.py", "out/tinny", "--init_from=resume"], ["train.py", "--init_from=out/tinny"],
-                    ["train.py", "--tokenizer=out/tinny"], ["evaluate.py", "out/tiny", "--against=out/tinny"],
-                    ["train.py", "--init_from=resume", "--out_dir=out/tinny"]):
+    for command in (
+        ["sample.py", "out/tinny"],
+        ["sample.py", "tinny"],
+        ["curves.py", "out/tinny"],
+        ["train.py", "out/tinny", "--init_from=resume"],
+        ["train.py", "--init_from=out/tinny"],
+        ["train.py", "--tokenizer=out/tinny"],
+        ["evaluate.py", "out/tiny", "--against=out/tinny"],
+        ["train.py", "--init_from=resume", "--out_dir=out/tinny"],
+    ):
         done = call(*command, check=False)
         assert done.returncode == 2
         assert done.stderr.endswith("; did you mean out/tiny?\n"), command
 
 
-def test_a_tilde_is_the_home_folder(trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_the_home_folder(
+    trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where the shell does not see that it is a path, as in --corpus=~/text.txt."""
     home = trained[0].parent.parent
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("USERPROFILE", str(home))
-    for schema, argv in ((SampleOptions, ["~/out/tiny", "--prompt_file=~/text.txt"]),
-                         (EvaluateOptions, ["~/out/tiny", "--text=~/text.txt", "--against=~/a", "--html=~/a.html"]),
-                         (CurveOptions, ["~/out/tiny", "--out=~/a.png", "--html=~/a.html"])):
+    for schema, argv in (
+        (SampleOptions, ["~/out/tiny", "--prompt_file=~/text.txt"]),
+        (EvaluateOptions, ["~/out/tiny", "--text=~/text.txt", "--against=~/a", "--html=~/a.html"]),
+        (CurveOptions, ["~/out/tiny", "--out=~/a.png", "--html=~/a.html"]),
+    ):
         paths, options = load_options(schema, argv, "RUN", None, "")
         assert paths == [os.path.join(str(home), "out/tiny")]
         for value in options.model_dump(exclude_unset=True).values():
             assert Path(value).parent == home
-    config, _ = load_config(["--corpus=~/out/tiny", "--tokenizer=~/out/tiny", "--teacher=~/out/tiny", "--out_dir=~/a"])
-    assert {config.data.corpus, config.data.tokenizer, config.loss.teacher} == {os.path.join(str(home), "out/tiny")}
+    config, _ = load_config(
+        ["--corpus=~/out/tiny", "--tokenizer=~/out/tiny", "--teacher=~/out/tiny", "--out_dir=~/a"]
+    )
+    assert {config.data.corpus, config.data.tokenizer, config.loss.teacher} == {
+        os.path.join(str(home), "out/tiny")
+    }
     assert Path(config.run.out_dir) == home / "a"
     assert load_config(["--init_from=~/out/tiny"])[0].data.tokenizer == str(home / "out/tiny")
 
 
-@pytest.mark.parametrize(("toml", "message"), [
-    ("[model]\nn_layr = 3", r"model.n_layr: no such option; did you mean n_layer in \[model\]"),
-    ("[optim]\nn_layer = 3", r"optim.n_layer: no such option; did you mean n_layer in \[model\]"),
-    ("n_layer = 3", r"n_layer: no such option; did you mean n_layer in \[model\]"),
-    ("[modle]\nn_layer = 3", r"modle: no such option; did you mean model\?"),
-    ("[modal]\nn_layer = 3", r"modal: no such option; did you mean model\?"),
-    ("[optim]\nlr = 3", r"optim.lr: no such option; here it is --learning_rate"),
-    ("model = 3", "model"),
-    ("[model]\nn_layer = 'three'", "n_layer=three: .*integer"),
-    ("[model]\ndropout = true", "dropout=True: .*less than 1"),
-    ("[model\n", "not a readable TOML file"),
-    ("[model]\nn_head = 0\n[run]\nsede = 1", r"n_head=0.*\n.*sede"),
-])
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        ("[model]\nn_layr = 3", r"model.n_layr: no such option; did you mean n_layer in \[model\]"),
+        (
+            "[optim]\nn_layer = 3",
+            r"optim.n_layer: no such option; did you mean n_layer in \[model\]",
+        ),
+        ("n_layer = 3", r"n_layer: no such option; did you mean n_layer in \[model\]"),
+        ("[modle]\nn_layer = 3", r"modle: no such option; did you mean model\?"),
+        ("[modal]\nn_layer = 3", r"modal: no such option; did you mean model\?"),
+        ("[optim]\nlr = 3", r"optim.lr: no such option; here it is --learning_rate"),
+        ("model = 3", "model"),
+        ("[model]\nn_layer = 'three'", "n_layer=three: .*integer"),
+        ("[model]\ndropout = true", "dropout=True: .*less than 1"),
+        ("[model\n", "not a readable TOML file"),
+        ("[model]\nn_head = 0\n[run]\nsede = 1", r"n_head=0.*\n.*sede"),
+    ],
+)
 def test_mistakes_in_a_recipe(toml: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(toml)
     with pytest.raises(UserError, match=message):
         load_config([str(tmp_path / "mine.toml")])
 
 
-@pytest.mark.parametrize(("argv", "message"), [
-    (["--vocab_size=300"], "vocab_size=300 needs --tokenizer=bpe"),
-    (["--markov_order=1"], "markov_order=1 needs --corpus=markov"),
-    (["--markov_alphabet=5"], "markov_alphabet=5 needs --corpus=markov"),
-    (["--markov_temperature=2"], "markov_temperature=2.0 needs --corpus=markov"),
-    (["--muon_learning_rate=0.1", "--optimizer=adamw"], "muon_learning_rate=0.1 needs --optimizer=muon"),
-    (["--momentum=0.5", "--optimizer=adamw"], "momentum=0.5 needs --optimizer=muon"),
-    (["--decay_fraction=0.5", "--schedule=constant"], "decay_fraction=0.5 needs --schedule=cosine or linear"),
-    (["--min_lr_ratio=0.5", "--schedule=constant"], "min_lr_ratio=0.5 needs --schedule=cosine or linear"),
-    (["--ngram_rows=5"], "ngram_rows=5 needs --ngram_embedding=2 or more"),
-    (["--alpha=0.2"], "alpha=0.2 needs a --teacher"),
-    (["--temperature=3"], "temperature=3.0 needs a --teacher"),
-    (["--padded"], "padded=True needs documents"),
-    (["--predict_eos=false"], "predict_eos=False needs documents"),
-    (["--document_attention"], "document_attention=True needs documents"),
-])
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--vocab_size=300"], "vocab_size=300 needs --tokenizer=bpe"),
+        (["--markov_order=1"], "markov_order=1 needs --corpus=markov"),
+        (["--markov_alphabet=5"], "markov_alphabet=5 needs --corpus=markov"),
+        (["--markov_temperature=2"], "markov_temperature=2.0 needs --corpus=markov"),
+        (
+            ["--muon_learning_rate=0.1", "--optimizer=adamw"],
+            "muon_learning_rate=0.1 needs --optimizer=muon",
+        ),
+        (["--momentum=0.5", "--optimizer=adamw"], "momentum=0.5 needs --optimizer=muon"),
+        (
+            ["--decay_fraction=0.5", "--schedule=constant"],
+            "decay_fraction=0.5 needs --schedule=cosine or linear",
+        ),
+        (
+            ["--min_lr_ratio=0.5", "--schedule=constant"],
+            "min_lr_ratio=0.5 needs --schedule=cosine or linear",
+        ),
+        (["--ngram_rows=5"], "ngram_rows=5 needs --ngram_embedding=2 or more"),
+        (["--alpha=0.2"], "alpha=0.2 needs a --teacher"),
+        (["--temperature=3"], "temperature=3.0 needs a --teacher"),
+        (["--padded"], "padded=True needs documents"),
+        (["--predict_eos=false"], "predict_eos=False needs documents"),
+        (["--document_attention"], "document_attention=True needs documents"),
+    ],
+)
 def test_an_option_without_effect_is_a_mistake(argv: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_config(argv)
@@ -256,7 +360,9 @@ def without_samples_and_pictures(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("report.figures.draw_png", lambda runs, path: path.touch())
 
 
-def test_a_run_can_be_a_recipe_and_can_be_resumed(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_can_be_a_recipe_and_can_be_resumed(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also on a machine that would choose another dtype: the one that the run began with stays."""
     without_samples_and_pictures(monkeypatch)
     with pytest.MonkeyPatch.context() as patch:
@@ -264,13 +370,19 @@ def test_a_run_can_be_a_recipe_and_can_be_resumed(data_dir: Path, monkeypatch: p
         call("train.py", "--corpus=text.txt", "--out_dir=out/run", *TINY, "--dtype=auto")
     run = open_run(Path("out/run"))
     assert (run.config.run.dtype, run.config.model.n_embd) == ("float32", 16)
-    assert run.info.baselines[0].nats_per_token == pytest.approx(torch.tensor(run.tokenizer.vocab_size).log().item())
+    assert run.info.baselines[0].nats_per_token == pytest.approx(
+        torch.tensor(run.tokenizer.vocab_size).log().item()
+    )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("engine.distributed._has_bfloat16", lambda kind: True)
         resumed = call("train.py", "out/run", "--init_from=resume", "--max_iters=8").stdout
-        assert "dtype was float32 and is now bfloat16" in call(
-            "train.py", "out/run", "--init_from=resume", "--max_iters=9", "--dtype=auto").stdout
+        assert (
+            "dtype was float32 and is now bfloat16"
+            in call(
+                "train.py", "out/run", "--init_from=resume", "--max_iters=9", "--dtype=auto"
+            ).stdout
+        )
     assert "resuming out/run at step 6" in resumed
     assert "dtype was" not in resumed
     assert read_metrics(Path("out/run"))[-1]["step"] == 9
@@ -280,10 +392,21 @@ def test_a_run_can_be_a_recipe_and_can_be_resumed(data_dir: Path, monkeypatch: p
         load_config(["out/run", "n_layer=1"])
 
 
-# For each option, arguments that differ from the base run's, and what the base run needs for it to show.
-OVERFITS = ["--val_fraction=0.9", "--block_size=16", "--n_embd=32", "--batch_size=32", "--max_iters=100",
-            "--eval_interval=10", "--checkpoint_interval=60", "--log_interval=60", "--learning_rate=0.03",
-            "--muon_learning_rate=0.1", "--dtype=float32"]
+# For each option, arguments that differ from the base run's, and what the base run needs for it to
+# show.
+OVERFITS = [
+    "--val_fraction=0.9",
+    "--block_size=16",
+    "--n_embd=32",
+    "--batch_size=32",
+    "--max_iters=100",
+    "--eval_interval=10",
+    "--checkpoint_interval=60",
+    "--log_interval=60",
+    "--learning_rate=0.03",
+    "--muon_learning_rate=0.1",
+    "--dtype=float32",
+]
 CHANGES: dict[str, tuple[list[str], list[str]]] = {
     "corpus": (["--corpus=other.txt"], []),
     "tokenizer": (["--tokenizer=bpe", "--vocab_size=300"], []),
@@ -342,15 +465,25 @@ CHANGES: dict[str, tuple[list[str], list[str]]] = {
     "eval_tokens": (["--eval_tokens=200"], []),
     "log_interval": (["--log_interval=3"], ["--checkpoint_interval=6"]),
     "checkpoint_interval": (["--checkpoint_interval=1"], ["--log_interval=6"]),
-    "max_nonfinite_steps": (["--max_nonfinite_steps=2"], ["--optimizer=adamw", "--learning_rate=1e38",
-                                                          "--norm=layernorm", "--qk_norm=false", "--grad_clip=0"]),
+    "max_nonfinite_steps": (
+        ["--max_nonfinite_steps=2"],
+        [
+            "--optimizer=adamw",
+            "--learning_rate=1e38",
+            "--norm=layernorm",
+            "--qk_norm=false",
+            "--grad_clip=0",
+        ],
+    ),
     "patience": (["--patience=1"], OVERFITS),
 }
 
 
 @pytest.fixture(scope="module")
 def observe(tmp_path_factory: pytest.TempPathFactory):
-    """Everything that a run shows: metrics without clocks, files, and what it prints before the table."""
+    """Everything that a run shows: metrics without clocks, files, and what it prints before the
+    table.
+    """
     directory = tmp_path_factory.mktemp("options")
 
     def observe(argv: tuple[str, ...]) -> tuple[object, ...]:
@@ -377,11 +510,15 @@ def observe(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_changes_something(option: str, observe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_option_changes_something(
+    option: str, observe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if option == "compile":  # the compiler itself would take longer than all of these tests
         monkeypatch.setattr(torch, "compile", lambda model: print("compiling") or model)
     if option == "explain_batch":  # nothing is trained
-        shown = call("train.py", "--corpus=text.txt", *TINY, "--out_dir=explained", "--explain_batch").stdout
+        shown = call(
+            "train.py", "--corpus=text.txt", *TINY, "--out_dir=explained", "--explain_batch"
+        ).stdout
         assert "tokens are targets" in shown
         assert not Path("explained").exists()
         return
@@ -411,14 +548,18 @@ def observed_base(observe, base: tuple[str, ...]) -> tuple[object, ...]:
 
 
 def test_a_run_of_an_earlier_edition_opens(tmp_path: Path) -> None:
-    """Its config.toml may name an option that is gone; on the command line such a name gets one line."""
+    """Its config.toml may name an option that is gone; on the command line such a name gets one
+    line.
+    """
     (tmp_path / "config.toml").write_text('[run]\nparallel = "ddp"\nseed = 5\n', encoding="utf-8")
     assert load_config([str(tmp_path)])[0].run.seed == 5
     with pytest.raises(UserError, match=r"^--parallel=fsdp: this option is gone: torchrun's ranks"):
         load_config(["--parallel=fsdp"])
 
 
-def test_a_run_that_is_gone_is_not_taken_for_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_gone_is_not_taken_for_an_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its name may have an option in it."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="for an option, write --n_layer=1"):

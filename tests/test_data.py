@@ -55,8 +55,15 @@ def test_no_network_is_one_clear_line(data_dir, monkeypatch) -> None:
     assert not list(data_dir.rglob("input.txt"))
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"", "too short"), (b"abc\xff\xfe", "not UTF-8 text .*position 3"), (None, "no such file"), (b"ab", "too short")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "too short"),
+        (b"abc\xff\xfe", "not UTF-8 text .*position 3"),
+        (None, "no such file"),
+        (b"ab", "too short"),
+    ],
+)
 def test_unusable_files_are_refused(data_dir, content, message) -> None:
     if content is not None:
         (data_dir / "bad.txt").write_bytes(content)
@@ -103,7 +110,11 @@ def test_preparation_splits_counts_and_is_not_repeated(data_dir, monkeypatch) ->
     assert corpus.tokenizer.decode(corpus.train.tokens) == text[:cut]
     assert corpus.tokenizer.decode(corpus.val.tokens) == text[cut:]
     assert corpus.train.tokens.dtype == np.uint16
-    assert corpus.info.val.model_dump() == {"tokens": len(text) - cut, "documents": 1, "targets": len(text) - cut - 1}
+    assert corpus.info.val.model_dump() == {
+        "tokens": len(text) - cut,
+        "documents": 1,
+        "targets": len(text) - cut - 1,
+    }
     assert corpus.info.sha256 == hashlib.sha256(text.encode()).hexdigest()
     monkeypatch.setattr("data.prepare.measure_baselines", None)  # a second preparation would fail
     assert prepare_corpus(DataConfig(corpus="text.txt")).info == corpus.info
@@ -118,7 +129,9 @@ def test_batches_cover_an_epoch_once_and_depend_on_what_was_read_alone() -> None
     assert batches.windows_per_epoch == 124
     seen = np.concatenate([batches(first)[0].inputs for first in range(0, 130, 10)])[:124]
     assert len(np.unique(seen)) == 124 * 8
-    assert (np.concatenate([batches(first)[0].targets for first in range(0, 130, 10)])[:124] == seen + 1).all()
+    assert (
+        np.concatenate([batches(first)[0].targets for first in range(0, 130, 10)])[:124] == seen + 1
+    ).all()
     again = TrainBatches(Split(tokens), block_size=8, batch_size=10, seed=1)
     assert (again(120)[0].inputs == batches(120)[0].inputs).all()
     assert (TrainBatches(Split(tokens), 8, 10, seed=2)(0)[0].inputs != batches(0)[0].inputs).any()
@@ -149,15 +162,28 @@ def test_what_was_read_and_what_was_not_make_an_epoch(documents: bool) -> None:
     both = np.concatenate([read, unread])
     assert np.unique(both, axis=0).tolist() == sorted(both.tolist())  # none is in both
     assert (np.diff(read[:, 0]) > 0).all()
-    assert len(batches.read_and_unread(0)[0]) == len(batches.read_and_unread(batches.windows_per_epoch)[1]) == 0
+    assert (
+        len(batches.read_and_unread(0)[0])
+        == len(batches.read_and_unread(batches.windows_per_epoch)[1])
+        == 0
+    )
 
 
 def test_targets_of_some_windows_are_evaluated() -> None:
     """Those of the others, and what is masked, count nowhere."""
     unmasked = np.arange(100) % 3 == 0
-    text = EvalText(Split(np.arange(100), unmasked), 8, only=np.array([[0, 8, 0], [40, 8, 0], [80, 8, 0], [88, 8, 0]]))
+    text = EvalText(
+        Split(np.arange(100), unmasked),
+        8,
+        only=np.array([[0, 8, 0], [40, 8, 0], [80, 8, 0], [88, 8, 0]]),
+    )
     assert text.positions.tolist() == [3, 6, 42, 45, 48, 81, 84, 87, 90, 93, 96]
-    assert replace(text, max_tokens=3).positions.tolist() in ([3, 6], [42, 45, 48], [81, 84, 87], [90, 93, 96])
+    assert replace(text, max_tokens=3).positions.tolist() in (
+        [3, 6],
+        [42, 45, 48],
+        [81, 84, 87],
+        [90, 93, 96],
+    )
 
 
 def test_the_windows_of_an_epoch_are_those_of_before() -> None:
@@ -176,12 +202,21 @@ def test_every_training_token_but_the_first_becomes_a_target(n: int) -> None:
     assert all(n - 1 - 2 * 8 < len(np.unique(of_epoch)) for of_epoch in targets)
 
 
-@pytest.mark.parametrize(("world_size", "micro_batch_size"), [(1, 3), (2, 0), (2, 3), (3, 4), (4, 1), (2, 10)])
-def test_each_rank_makes_its_own_micro_batches(world_size: int, micro_batch_size: int, monkeypatch) -> None:
-    """Together they are the batch of one process, each row once, with the numbers that dropout depends on."""
+@pytest.mark.parametrize(
+    ("world_size", "micro_batch_size"), [(1, 3), (2, 0), (2, 3), (3, 4), (4, 1), (2, 10)]
+)
+def test_each_rank_makes_its_own_micro_batches(
+    world_size: int, micro_batch_size: int, monkeypatch
+) -> None:
+    """Together they are the batch of one process, each row once, with the numbers that dropout
+    depends on.
+    """
     split = Split(np.arange(1000, dtype=np.uint16))
     whole = TrainBatches(split, 8, 10, seed=1)(120)[0]  # from two epochs
-    ranks = [TrainBatches(split, 8, 10, 1, None, micro_batch_size, rank, world_size) for rank in range(world_size)]
+    ranks = [
+        TrainBatches(split, 8, 10, 1, None, micro_batch_size, rank, world_size)
+        for rank in range(world_size)
+    ]
     made = sorted((micro for rank in ranks for micro in rank(120)), key=lambda micro: micro.number)
     assert [micro.number for micro in made] == list(range(len(made)))
     assert np.concatenate([micro.inputs for micro in made]).tolist() == whole.inputs.tolist()
@@ -200,7 +235,9 @@ def test_each_rank_makes_its_own_micro_batches(world_size: int, micro_batch_size
 @pytest.mark.parametrize("n", [2, 9, 17, 64, 9000])
 def test_evaluation_has_every_token_but_the_first_as_a_target_once(n: int) -> None:
     text = EvalText(Split(np.arange(n, dtype=np.uint16)), 8)
-    targets = np.concatenate([batch.targets[batch.targets != IGNORE_INDEX] for batch in text.batches()])
+    targets = np.concatenate(
+        [batch.targets[batch.targets != IGNORE_INDEX] for batch in text.batches()]
+    )
     assert targets.tolist() == text.positions.tolist() == list(range(1, n))
     for inputs, targets, _ in text.batches():
         unmasked = targets != IGNORE_INDEX
@@ -213,7 +250,9 @@ def test_a_part_of_a_text_is_spread_evenly_over_it(eos: int | None, stride: int)
     rng = np.random.default_rng(0)
     split = Split(rng.integers(30, size=20_001).astype(np.uint16), rng.random(20_001) < 0.8)
     text = EvalText(split, 8, eos, stride, max_tokens=2000)
-    targets = np.concatenate([batch.targets[batch.targets != IGNORE_INDEX] for batch in text.batches()])
+    targets = np.concatenate(
+        [batch.targets[batch.targets != IGNORE_INDEX] for batch in text.batches()]
+    )
     assert targets.tolist() == split.tokens[text.positions].tolist()
     assert 0.5 * 2000 < len(targets) < 1.1 * 2000
     assert len(np.unique(text.positions)) == len(targets)
@@ -221,12 +260,16 @@ def test_a_part_of_a_text_is_spread_evenly_over_it(eos: int | None, stride: int)
     assert split.unmasked[text.positions].all()
     tenths = np.bincount(text.positions // 2001, minlength=10)
     assert tenths.min() > 0.7 * tenths.mean()
-    assert EvalText(split, 8, eos, stride, max_tokens=10**6).positions.tolist() == EvalText(
-        split, 8, eos, stride).positions.tolist()
+    assert (
+        EvalText(split, 8, eos, stride, max_tokens=10**6).positions.tolist()
+        == EvalText(split, 8, eos, stride).positions.tolist()
+    )
 
 
 def sparse_split(n: int = 30_000) -> Split:
-    """The first and every eighth stretch of 200 tokens are dense with targets, others have few or none."""
+    """The first and every eighth stretch of 200 tokens are dense with targets, others have few or
+    none.
+    """
     stretch = np.arange(n) // 200
     share = np.where(stretch % 8 == 0, 0.9, np.where(stretch % 3 == 0, 0.002, 0.0))
     unmasked = np.random.default_rng(0).random(n) < share
@@ -237,7 +280,9 @@ def sparse_split(n: int = 30_000) -> Split:
 @pytest.mark.parametrize("stride", [0, 3])
 @pytest.mark.parametrize("max_tokens", [1, 10, 100, 1000])
 def test_windows_are_chosen_by_their_targets(max_tokens: int, stride: int, eos: int | None) -> None:
-    """As near to the budget as whole windows allow, and at least one target; no window without a target."""
+    """As near to the budget as whole windows allow, and at least one target; no window without a
+    target.
+    """
     text = EvalText(sparse_split(), 16, eos, stride, max_tokens)
     of_each = [int((batch.targets != IGNORE_INDEX).sum(axis=1).min()) for batch in text.batches()]
     assert min(of_each) > 0
@@ -310,10 +355,13 @@ def test_bigram_by_hand(mask: str) -> None:
         return [0.0, *(min(max(d, 0.01), cap) for d, cap in zip(raw[1:], [1, 2, 3], strict=True))]
 
     def probability(context: int, token: int) -> float:
-        kinds = {w: len({a for a, b in set(pairs) if b == w}) for w in range(3)}  # continuation counts
+        # continuation counts
+        kinds = {w: len({a for a, b in set(pairs) if b == w}) for w in range(3)}
         d1 = discounts([*kinds.values()])
         freed = sum(min(d1[min(c, 3)], c) for c in kinds.values())
-        lower = (kinds[token] - min(d1[min(kinds[token], 3)], kinds[token]) + freed / 3) / sum(kinds.values())
+        lower = (kinds[token] - min(d1[min(kinds[token], 3)], kinds[token]) + freed / 3) / sum(
+            kinds.values()
+        )
         d2 = discounts([pairs.count(pair) for pair in set(pairs)])
         counts = {w: pairs.count((context, w)) for w in range(3)}
         total = sum(counts.values())
@@ -323,7 +371,8 @@ def test_bigram_by_hand(mask: str) -> None:
         return (counts[token] - cut[token] + sum(cut.values()) * lower) / total
 
     expected = [-np.log(probability(a, b)) for a, b in pairwise(val.tolist())]
-    # Counts of counts are over the n-grams that occur in train or in val, so [2, 2] adds only a zero.
+    # Counts of counts are over the n-grams that occur in train or in val, so [2, 2] adds only a
+    # zero.
     split = Split(train, None if unmasked.all() else unmasked)
     assert list(ngram_nll(split, val, 3, 2))[1].tolist() == pytest.approx(expected)
 
@@ -409,11 +458,15 @@ def test_baselines() -> None:
     found = measure(tokens, tokenizer)
     assert list(found) == ["uniform, log|V|", "unigram", "bigram", "6-gram", "gzip", "bzip2", "xz"]
     assert found["uniform, log|V|"].nats_per_token == pytest.approx(np.log(tokenizer.vocab_size))
-    order = [found[name].nats_per_token for name in ("uniform, log|V|", "unigram", "bigram", "6-gram")]
+    order = [
+        found[name].nats_per_token for name in ("uniform, log|V|", "unigram", "bigram", "6-gram")
+    ]
     assert order == sorted(order, reverse=True)
     val = tokens[9001:]
     frequencies = np.bincount(tokens[:9000], minlength=tokenizer.vocab_size) / 9000
-    assert found["unigram"].nats_per_token == pytest.approx(-np.log(frequencies[val]).mean(), rel=0.01)
+    assert found["unigram"].nats_per_token == pytest.approx(
+        -np.log(frequencies[val]).mean(), rel=0.01
+    )
     per_byte = len(val) / tokenizer.count_bytes(val)
     for each in found.values():
         assert each.bits_per_byte == pytest.approx(each.nats_per_token / np.log(2) * per_byte)
@@ -430,35 +483,52 @@ def test_baselines_of_a_large_corpus_are_those_of_a_part(data_dir, monkeypatch) 
     text = make_text()
     tokenizer = char_tokenizer(text)
     tokens = tokenizer.encode(text)
-    found, part = measure(tokens, tokenizer), {each.name: each for each in measure_baselines(
-        Split(tokens[6000:9000]), Split(tokens[9000:9201]), tokenizer)}
+    found, part = (
+        measure(tokens, tokenizer),
+        {
+            each.name: each
+            for each in measure_baselines(
+                Split(tokens[6000:9000]), Split(tokens[9000:9201]), tokenizer
+            )
+        },
+    )
     assert found == part
     (data_dir / "text.txt").write_text(text + "the end", encoding="utf-8")
     described = prepare_corpus(DataConfig(corpus="text.txt")).info.describe()
     assert "the last 3,000 training tokens, and the first 200 validation tokens" in described
 
 
-def test_running_out_of_memory_while_preparing_advises_a_smaller_text(data_dir, monkeypatch) -> None:
+def test_running_out_of_memory_while_preparing_advises_a_smaller_text(
+    data_dir, monkeypatch
+) -> None:
     def too_large(*_: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr("data.prepare.measure_baselines", too_large)
-    with pytest.raises(UserError, match="out of memory: the corpus is too large for this machine; use a smaller text"):
+    with pytest.raises(
+        UserError,
+        match="out of memory: the corpus is too large for this machine; use a smaller text",
+    ):
         prepare_corpus(DataConfig(corpus="text.txt"))
 
 
 @pytest.mark.slow
 def test_a_hundred_megabytes_are_prepared_within_two_gigabytes(tmp_path) -> None:
-    """In a process of its own, whose peak is measured. One emoji makes Python keep 4 bytes for each character."""
+    """In a process of its own, whose peak is measured. One emoji makes Python keep 4 bytes for each
+    character.
+    """
     rng = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
-    words = ["".join(letters[np.minimum(rng.geometric(0.1, n), 26) - 1]) for n in rng.integers(1, 10, 20_000)]
+    words = [
+        "".join(letters[np.minimum(rng.geometric(0.1, n), 26) - 1])
+        for n in rng.integers(1, 10, 20_000)
+    ]
     text = np.array(words, dtype=object)[np.minimum(rng.zipf(1.3, 200_000), 20_000) - 1]
     size = 4
     with (tmp_path / "large.txt").open("wb") as file:
         file.write("🎉".encode())
         while size < 10**8:
-            size += file.write((" ".join(rng.permutation(text)) + "\n").encode()[:10**8 - size])
+            size += file.write((" ".join(rng.permutation(text)) + "\n").encode()[: 10**8 - size])
     script = f"""
 import resource, sys, time
 from pathlib import Path
@@ -471,7 +541,9 @@ print(sum(corpus.tokenizer.count_bytes(split.tokens) for split in (corpus.train,
       resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
       time.perf_counter() - started)
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     prepared, megabytes, seconds = map(float, done.stdout.split())
     assert prepared == size == 10**8
     assert megabytes < 2048

@@ -1,4 +1,6 @@
-"""Learning from a teacher: the formula, its gradient, what is logged, and teachers that are refused."""
+"""Learning from a teacher: the formula, its gradient, what is logged, and teachers that are
+refused.
+"""
 
 from pathlib import Path
 
@@ -32,7 +34,9 @@ def test_objective_and_gradient_follow_the_formula(alpha: float, T: float) -> No
         p[y] += 0.9
         lse = torch.logsumexp(z[i].detach().double(), dim=0)
         kl = (t_T[i] * (t_T[i] / q_T[i]).log()).sum()
-        objective += float((1 - alpha) * -(p * q[i].log()).sum() + alpha * T**2 * kl + 1e-3 * lse**2)
+        objective += float(
+            (1 - alpha) * -(p * q[i].log()).sum() + alpha * T**2 * kl + 1e-3 * lse**2
+        )
         gradient[i] = (1 - alpha) * (q[i] - p) + alpha * T * (q_T[i] - t_T[i]) + 2e-3 * lse * q[i]
     assert sums.objective.item() == pytest.approx(objective, rel=1e-5)
     assert sums.nll.item() == pytest.approx(cross_entropy(z, targets).nll.item())
@@ -53,27 +57,45 @@ def train(*arguments: str) -> None:
 
 def test_the_parts_of_the_objective_are_logged(data_dir: Path) -> None:
     train("--out_dir=out/teacher", "--max_iters=30", "--eval_interval=30")
-    train("--out_dir=out/student", "--teacher=out/teacher", "--alpha=0.4", "--temperature=2", "--n_embd=8",
-          "--label_smoothing=0.1", "--micro_batch_size=3")
+    train(
+        "--out_dir=out/student",
+        "--teacher=out/teacher",
+        "--alpha=0.4",
+        "--temperature=2",
+        "--n_embd=8",
+        "--label_smoothing=0.1",
+        "--micro_batch_size=3",
+    )
     records = [record for record in read_metrics(Path("out/student")) if "objective" in record]
     assert len(records) == 6
     for record in records:
         smoothed = record["train_nll"] + record["smoothing"]
         assert record["objective"] == pytest.approx(smoothed + record["distillation"], rel=1e-5)
-        assert record["objective"] == pytest.approx(0.6 * smoothed + 0.4 * 4 * record["teacher_kl"], rel=1e-4)
+        assert record["objective"] == pytest.approx(
+            0.6 * smoothed + 0.4 * 4 * record["teacher_kl"], rel=1e-4
+        )
         assert record["teacher_kl"] > 0
 
 
 def test_teachers_that_are_refused(data_dir: Path) -> None:
     train("--out_dir=out/teacher", "--max_iters=2")
     (data_dir / "other.txt").write_text("Another alphabet. " * 100, encoding="utf-8")
-    for argument, says in (("--corpus=other.txt", "teacher=out/teacher: has other tokens than this corpus"),
-                           ("--block_size=9", "its block_size is 8, less than 9"),
-                           ("--documents=lines", "with the same tokenizer and documents"),
-                           ("--out_dir=out/../out/teacher", "a run cannot be its own teacher"),
-                           ("--teacher=nobody", "nobody: not a run")):
-        done = call("train.py", "--corpus=text.txt", *TINY, "--teacher=out/teacher", "--out_dir=out/student", argument,
-                    check=False)
+    for argument, says in (
+        ("--corpus=other.txt", "teacher=out/teacher: has other tokens than this corpus"),
+        ("--block_size=9", "its block_size is 8, less than 9"),
+        ("--documents=lines", "with the same tokenizer and documents"),
+        ("--out_dir=out/../out/teacher", "a run cannot be its own teacher"),
+        ("--teacher=nobody", "nobody: not a run"),
+    ):
+        done = call(
+            "train.py",
+            "--corpus=text.txt",
+            *TINY,
+            "--teacher=out/teacher",
+            "--out_dir=out/student",
+            argument,
+            check=False,
+        )
         assert done.returncode == 2
         assert says in done.stderr
         assert not Path("out/student").exists()

@@ -1,4 +1,6 @@
-"""The gradient, and the curve, are those of one big batch, however it is cut and whoever computes the pieces."""
+"""The gradient, and the curve, are those of one big batch, however it is cut and whoever computes
+the pieces.
+"""
 
 import math
 import os
@@ -37,7 +39,15 @@ from engine.state import StepResult, TrainState
 from engine.step import evaluate
 from model import GPT
 from report import words
-from tests.conftest import ROOT, TINY, call, other_dtype, read_metrics, trained_dtype, without_clocks
+from tests.conftest import (
+    ROOT,
+    TINY,
+    call,
+    other_dtype,
+    read_metrics,
+    trained_dtype,
+    without_clocks,
+)
 from tests.processes import Process, start_ranks
 from train import train_step
 
@@ -46,7 +56,9 @@ T = TypeVar("T")
 
 
 class Meeting:
-    """Where ranks that are threads exchange numbers. Between two exchanges one thread runs at a time."""
+    """Where ranks that are threads exchange numbers. Between two exchanges one thread runs at a
+    time.
+    """
 
     def __init__(self, size: int) -> None:
         self.turn, self.barrier = threading.Lock(), threading.Barrier(size, timeout=60)
@@ -74,7 +86,9 @@ class Thread(Distributed):
 
     meeting: Meeting = field(default_factory=lambda: Meeting(1))
 
-    def all_reduce(self, tensor: torch.Tensor, op: ReduceOp.RedOpType = ReduceOp.SUM) -> torch.Tensor:
+    def all_reduce(
+        self, tensor: torch.Tensor, op: ReduceOp.RedOpType = ReduceOp.SUM
+    ) -> torch.Tensor:
         gathered = self.meeting.gather(self.rank, tensor)
         return tensor.copy_(gathered.sum(dim=0) if op == ReduceOp.SUM else gathered.amax(dim=0))
 
@@ -100,41 +114,65 @@ def make_model(dropout: float = 0.0, seed: int = 0) -> GPT:
 
 
 def batches(micro_batch_size: int, rank: int = 0, world_size: int = 1) -> TrainBatches:
-    """Batches of 8 sequences, in which the first 80 tokens of the text are masked, and half of the others."""
+    """Batches of 8 sequences, in which the first 80 tokens of the text are masked, and half of the
+    others.
+    """
     rng = np.random.default_rng(0)
     text = Split(rng.integers(13, size=200), (np.arange(200) > 80) & (rng.random(200) < 0.5))
-    return TrainBatches(text, 8, 8, 0, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
+    return TrainBatches(
+        text, 8, 8, 0, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size
+    )
 
 
-def take_step(dist: Distributed, micro_batch_size: int, dropout: float = 0.0) -> tuple[torch.Tensor, StepResult]:
+def take_step(
+    dist: Distributed, micro_batch_size: int, dropout: float = 0.0
+) -> tuple[torch.Tensor, StepResult]:
     """The gradient of a step, as one vector, and its result."""
     get_batch = batches(micro_batch_size, dist.rank, dist.world_size)
     cfg, _ = load_config(["--label_smoothing=0.1", "--grad_clip=0", f"--dropout={dropout}"])
     model = make_model(dropout)
-    result = train_step(model, [], get_batch(24), cfg, dist, step=3)  # without an optimizer the gradients stay
+    # without an optimizer the gradients stay
+    result = train_step(model, [], get_batch(24), cfg, dist, step=3)
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), result
 
 
-@pytest.mark.parametrize(("size", "micro_batch_size"), [
-    (1, 1), (1, 3), (2, 0), (2, 1), (2, 2), (3, 2), (3, 0), (8, 1), (2, 8)])
+@pytest.mark.parametrize(
+    ("size", "micro_batch_size"),
+    [(1, 1), (1, 3), (2, 0), (2, 1), (2, 2), (3, 2), (3, 0), (8, 1), (2, 8)],
+)
 def test_any_split_gives_the_gradient_of_the_whole_batch(size: int, micro_batch_size: int) -> None:
-    """8 micro-batches, 8 ranks, 2 of 4, ranks without targets, and with (2, 8) a rank without a micro-batch."""
+    """8 micro-batches, 8 ranks, 2 of 4, ranks without targets, and with (2, 8) a rank without a
+    micro-batch.
+    """
     assert [micro.num_targets for micro in batches(1)(24)] == [3, 2, 5, 4, 1, 4, 0, 0]
     gradient, whole = take_step(CPU, 8)
     for part, result in in_ranks(size, partial(take_step, micro_batch_size=micro_batch_size)):
         torch.testing.assert_close(part, gradient, atol=1e-6, rtol=1e-4)
         assert result.num_targets == whole.num_targets == 19
-        assert (result.nll, result.grad_norm) == pytest.approx((whole.nll, whole.grad_norm), rel=1e-5)
+        assert (result.nll, result.grad_norm) == pytest.approx(
+            (whole.nll, whole.grad_norm), rel=1e-5
+        )
 
 
-@pytest.mark.parametrize(("options", "gpus", "ranks", "expected"), [
-    ("--batch_size=64", 0, 1, 4), ("--batch_size=64", 0, 3, 4), ("--batch_size=24", 0, 1, 6),
-    ("--batch_size=8", 0, 1, 4), ("--batch_size=12 --block_size=64", 0, 1, 6), ("--batch_size=1", 0, 1, 1),
-    ("--batch_size=64 --block_size=9000", 0, 1, 1), ("--batch_size=64 --device=cpu", 1, 1, 4),
-    ("--batch_size=64", 1, 1, 64), ("--batch_size=64", 1, 2, 32),
-    ("--batch_size=64 --micro_batch_size=33", 0, 1, 33)])
-def test_the_cut_of_a_cpus_batch_depends_on_options_only(options: str, gpus: int, ranks: int, expected: int,
-                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("options", "gpus", "ranks", "expected"),
+    [
+        ("--batch_size=64", 0, 1, 4),
+        ("--batch_size=64", 0, 3, 4),
+        ("--batch_size=24", 0, 1, 6),
+        ("--batch_size=8", 0, 1, 4),
+        ("--batch_size=12 --block_size=64", 0, 1, 6),
+        ("--batch_size=1", 0, 1, 1),
+        ("--batch_size=64 --block_size=9000", 0, 1, 1),
+        ("--batch_size=64 --device=cpu", 1, 1, 4),
+        ("--batch_size=64", 1, 1, 64),
+        ("--batch_size=64", 1, 2, 32),
+        ("--batch_size=64 --micro_batch_size=33", 0, 1, 33),
+    ],
+)
+def test_the_cut_of_a_cpus_batch_depends_on_options_only(
+    options: str, gpus: int, ranks: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(distributed, "WORLD_SIZE", ranks)
     monkeypatch.setattr(distributed, "count_devices", lambda: {"cuda": gpus, "mps": 0, "cpu": 1})
     assert distributed.micro_batch_size(load_config(options.split())[0]) == expected
@@ -143,7 +181,9 @@ def test_the_cut_of_a_cpus_batch_depends_on_options_only(options: str, gpus: int
 @pytest.mark.parametrize(("size", "micro_batch_size"), [(2, 2), (3, 2), (4, 1)])
 def test_dropout_does_not_depend_on_who_computes(size: int, micro_batch_size: int) -> None:
     alone, _ = take_step(CPU, micro_batch_size, dropout=0.5)
-    for gradient, _ in in_ranks(size, partial(take_step, micro_batch_size=micro_batch_size, dropout=0.5)):
+    for gradient, _ in in_ranks(
+        size, partial(take_step, micro_batch_size=micro_batch_size, dropout=0.5)
+    ):
         torch.testing.assert_close(gradient, alone, atol=1e-6, rtol=1e-4)
     assert not torch.allclose(alone, take_step(CPU, 8, dropout=0.5)[0], atol=1e-3)
 
@@ -155,7 +195,9 @@ def test_a_step_without_targets_on_any_rank_changes_nothing() -> None:
 
     def step(dist: Distributed) -> tuple[bool, GPT]:
         model = make_model()
-        return train_step(model, make_optimizers(model, cfg.optim), batch, cfg, dist, 0).is_valid, model
+        return train_step(
+            model, make_optimizers(model, cfg.optim), batch, cfg, dist, 0
+        ).is_valid, model
 
     for is_valid, model in in_ranks(2, step):
         assert not is_valid
@@ -165,7 +207,10 @@ def test_a_step_without_targets_on_any_rank_changes_nothing() -> None:
 @pytest.mark.parametrize("size", [2, 4])
 def test_ranks_share_an_evaluation(size: int) -> None:
     """Three batches of validation text: of four ranks one has none."""
-    text, model = EvalText(Split(np.random.default_rng(0).integers(13, size=5_000)), 8), make_model()
+    text, model = (
+        EvalText(Split(np.random.default_rng(0).integers(13, size=5_000)), 8),
+        make_model(),
+    )
     assert len(list(text.batches())) == 3
     whole = evaluate(model, text, CPU)
     assert whole.num_targets == 4_999
@@ -174,7 +219,9 @@ def test_ranks_share_an_evaluation(size: int) -> None:
 
 
 def test_the_mean_of_means_is_another_gradient() -> None:
-    """Dividing each micro-batch by its own count changes nothing if masks are even, and a lot if they are not."""
+    """Dividing each micro-batch by its own count changes nothing if masks are even, and a lot if
+    they are not.
+    """
     inputs, targets = np.random.default_rng(0).integers(13, size=(2, 8, 8))
     model, whole = make_model(), Batch(inputs, targets)
     even, uneven = (compare(model, masked(whole, least), 1, CPU) for least in (1.0, 0.1))
@@ -193,7 +240,9 @@ def test_ranks_stop_together() -> None:
     """A signal that another rank got counts as received here, with its name and exit code."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        told = type("Told", (Distributed,), {"max": lambda self, number: signal.SIGTERM})(CPU.device, CPU.dtype, 0, 2)
+        told = type("Told", (Distributed,), {"max": lambda self, number: signal.SIGTERM})(
+            CPU.device, CPU.dtype, 0, 2
+        )
         stop, alone = StopSignal(told, "resume"), StopSignal(CPU, "resume")
         assert stop.requested()
         assert stop.received == signal.SIGTERM
@@ -214,19 +263,29 @@ def test_ranks_compare_their_weights_and_texts() -> None:
         in_ranks(3, lambda dist: dist.check_same_start(make_model(), f"text {dist.rank // 2}"))
 
 
-@pytest.mark.parametrize(("error", "is_gone"), [
-    ("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242", True),
-    ("NCCL communicator was aborted on rank 1.", True),
-    ("Timed out waiting 7200000ms for recv operation to complete", True),
-    ("CUDA out of memory. Tried to allocate 20.00 GiB.", False),
-    ("NCCL error: unhandled cuda error ... Last error: Cuda failure 2 'out of memory'", False),
-    ("The size of tensor a (3) must match the size of tensor b (4)", False)])
-def test_only_a_lost_connection_means_that_a_process_is_gone(error: str, is_gone: bool,
-                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "is_gone"),
+    [
+        ("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242", True),
+        ("NCCL communicator was aborted on rank 1.", True),
+        ("Timed out waiting 7200000ms for recv operation to complete", True),
+        ("CUDA out of memory. Tried to allocate 20.00 GiB.", False),
+        ("NCCL error: unhandled cuda error ... Last error: Cuda failure 2 'out of memory'", False),
+        ("The size of tensor a (3) must match the size of tensor b (4)", False),
+    ],
+)
+def test_only_a_lost_connection_means_that_a_process_is_gone(
+    error: str, is_gone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(distributed, "WORLD_SIZE", 2)
 
-    with pytest.raises(UserError if is_gone else RuntimeError, match="another process of this training is gone" if
-                       is_gone else error[:20]), lost_ranks():
+    with (
+        pytest.raises(
+            UserError if is_gone else RuntimeError,
+            match="another process of this training is gone" if is_gone else error[:20],
+        ),
+        lost_ranks(),
+    ):
         raise RuntimeError(error)
 
 
@@ -237,7 +296,8 @@ def test_several_ranks_are_refused_where_they_have_no_work(monkeypatch: pytest.M
     assert str(Distributed(CPU.device, CPU.dtype, 1, 2)).startswith("2 ranks of cpu with ")
     monkeypatch.setattr("config.schema.WORLD_SIZE", 3)
     assert Config(optim=OptimConfig(batch_size=2)).problems() == [
-        "batch_size=2 with 3 ranks: each needs a sequence of its own"]
+        "batch_size=2 with 3 ranks: each needs a sequence of its own"
+    ]
     assert not Config(optim=OptimConfig(batch_size=3)).problems()
     monkeypatch.setattr("engine.distributed.WORLD_SIZE", 3)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
@@ -245,12 +305,16 @@ def test_several_ranks_are_refused_where_they_have_no_work(monkeypatch: pytest.M
         setup_distributed("mps", "float32")
     monkeypatch.setenv("LOCAL_RANK", "2")
     monkeypatch.setattr(distributed, "count_devices", lambda: {"cuda": 2, "mps": 0, "cpu": 1})
-    with pytest.raises(UserError, match="finds 2 cuda on this machine; start at most 2 ranks: --nproc_per_node=2"):
+    with pytest.raises(
+        UserError, match="finds 2 cuda on this machine; start at most 2 ranks: --nproc_per_node=2"
+    ):
         setup_distributed("auto", "float32")
 
 
 def test_ranks_without_work_are_told() -> None:
-    """The cut of a batch does not depend on their number, so there may be more of them than micro-batches."""
+    """The cut of a batch does not depend on their number, so there may be more of them than
+    micro-batches.
+    """
     get_batch = batches(3)
     assert get_batch.num_micro_batches == len(get_batch(0)) == 3
     assert words.idle_ranks(3, 3) == []
@@ -264,17 +328,26 @@ def test_how_to_resume_on_several_machines(monkeypatch: pytest.MonkeyPatch) -> N
     run = Run(Path("out/it"), Config(), None)  # type: ignore[arg-type]
     stray = words.stopped(run, "SIGTERM", TrainState(), CPU, True)
     assert stray.endswith("  python train.py out/it --init_from=resume")
-    assert words.stopped(run, "SIGTERM", TrainState(), Distributed(CPU.device, CPU.dtype, 0, 4), True).endswith(
+    assert words.stopped(
+        run, "SIGTERM", TrainState(), Distributed(CPU.device, CPU.dtype, 0, 4), True
+    ).endswith(
         "  (on each machine, with the options of before) torchrun --nproc_per_node=2 train.py out/it "
-        "--init_from=resume")
+        "--init_from=resume"
+    )
 
 
-@pytest.mark.parametrize("variables", [{"RANK": "1"}, {"RANK": "1", "WORLD_SIZE": "1"}, {"WORLD_SIZE": "4"}])
+@pytest.mark.parametrize(
+    "variables", [{"RANK": "1"}, {"RANK": "1", "WORLD_SIZE": "1"}, {"WORLD_SIZE": "4"}]
+)
 def test_a_stray_variable_silences_nothing(variables: dict[str, str]) -> None:
     """Other tools set RANK or WORLD_SIZE too."""
     code = "from config.errors import *; run_command(lambda argv: print(RANK, WORLD_SIZE))"
-    env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")} | variables
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, text=True, capture_output=True)
+    env = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")
+    } | variables
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, text=True, capture_output=True
+    )
     assert (done.stdout, done.stderr) == ("0 1\n", "")
 
 
@@ -302,11 +375,22 @@ def test_a_rank_tells_only_mistakes_of_its_own(monkeypatch: pytest.MonkeyPatch, 
 def test_two_ranks_stopped_and_resumed_equal_one_process(clone: Path) -> None:
     """Metrics, checkpoints and words.
 
-    With two micro-batches on two ranks everything should be equal bit for bit: of two addends the order does not
-    matter. The tolerance is for matrix products that depend on where in memory a gradient lies.
+    With two micro-batches on two ranks everything should be equal bit for bit: of two addends the
+    order does not matter. The tolerance is for matrix products that depend on where in memory a
+    gradient lies.
     """
-    options = ["--corpus=text.txt", *TINY, "--device=cpu", "--micro_batch_size=2", "--dropout=0.1",
-               "--val_fraction=0.5", "--eval_tokens=0", "--eval_interval=16", "--schedule=constant", "--patience=0"]
+    options = [
+        "--corpus=text.txt",
+        *TINY,
+        "--device=cpu",
+        "--micro_batch_size=2",
+        "--dropout=0.1",
+        "--val_fraction=0.5",
+        "--eval_tokens=0",
+        "--eval_interval=16",
+        "--schedule=constant",
+        "--patience=0",
+    ]
     two, one = clone / "out/two", clone / "out/one"
     ranks = start_ranks(clone, *options, "--out_dir=out/two", "--max_iters=100000")
     ranks[0].wait_until(lambda: len(read_metrics(two)) > 3)
@@ -314,8 +398,10 @@ def test_two_ranks_stopped_and_resumed_equal_one_process(clone: Path) -> None:
     (code, printed), (_, nothing) = (rank.wait() for rank in ranks)
     step = int(read_metrics(two)[-1]["step"])
     assert code == 143
-    assert (f"Stopped by SIGTERM at step {step:,}. To resume:\n"
-            "  torchrun --standalone --nproc_per_node=2 train.py out/two --init_from=resume\n") in printed
+    assert (
+        f"Stopped by SIGTERM at step {step:,}. To resume:\n"
+        "  torchrun --standalone --nproc_per_node=2 train.py out/two --init_from=resume\n"
+    ) in printed
     assert len(re.findall(r"2 ranks of cpu with \d+ threads?, ", printed)) == 1
     assert nothing == ""
 
@@ -334,35 +420,83 @@ def test_two_ranks_stopped_and_resumed_equal_one_process(clone: Path) -> None:
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
 
 
-NO_WAIT = "import time; time.sleep = lambda seconds: None"  # of a rank for torchrun, which would end it
+# of a rank for torchrun, which would end it
+NO_WAIT = "import time; time.sleep = lambda seconds: None"
 
 
-@pytest.mark.parametrize(("option", "says"), [
-    ("--eval_interval=3", "eval_interval is 2 on rank 0 and 3 on rank 2"),
-    ("--max_iters=7", "max_iters is 6 on rank 0 and 7 on rank 2"),
-    ("--mask=the", 'mask is "" on rank 0 and "the" on rank 2'),
-    (f"--dtype={other_dtype()}", f'dtype is "{trained_dtype()}" on rank 0 and "{other_dtype()}" on rank 2')])
-def test_ranks_with_other_options_end_with_one_clear_line(clone: Path, option: str, says: str) -> None:
-    """All of them, before a run is made: another interval would make them wait for each other for ever."""
-    ranks = start_ranks(clone, "--corpus=text.txt", *TINY, "--device=cpu", "--out_dir=out/unequal", size=3,
-                        last=(option,), prelude=NO_WAIT)
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--eval_interval=3", "eval_interval is 2 on rank 0 and 3 on rank 2"),
+        ("--max_iters=7", "max_iters is 6 on rank 0 and 7 on rank 2"),
+        ("--mask=the", 'mask is "" on rank 0 and "the" on rank 2'),
+        (
+            f"--dtype={other_dtype()}",
+            f'dtype is "{trained_dtype()}" on rank 0 and "{other_dtype()}" on rank 2',
+        ),
+    ],
+)
+def test_ranks_with_other_options_end_with_one_clear_line(
+    clone: Path, option: str, says: str
+) -> None:
+    """All of them, before a run is made: another interval would make them wait for each other for
+    ever.
+    """
+    ranks = start_ranks(
+        clone,
+        "--corpus=text.txt",
+        *TINY,
+        "--device=cpu",
+        "--out_dir=out/unequal",
+        size=3,
+        last=(option,),
+        prelude=NO_WAIT,
+    )
     for rank in ranks:
         code, printed = rank.wait()
         assert (code, printed.count("\n")) == (2, 1), printed
-        assert printed == f"error: the ranks differ: {says}; start all of them with the same options\n"
+        assert (
+            printed == f"error: the ranks differ: {says}; start all of them with the same options\n"
+        )
     assert not (clone / "out/unequal").exists()
 
 
-RANKS = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "4242", "LOCAL_RANK": "0"}
+RANKS = {
+    "RANK": "0",
+    "WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "4242",
+    "LOCAL_RANK": "0",
+}
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("RANK", "x"), ("RANK", ""), ("RANK", "2"), ("RANK", "-1"), ("WORLD_SIZE", "x"), ("WORLD_SIZE", ""),
-    ("WORLD_SIZE", "0"), ("WORLD_SIZE", "9" * 5000), ("MASTER_ADDR", ""), ("MASTER_PORT", ""), ("MASTER_PORT", "http"),
-    ("MASTER_PORT", "65536"), ("LOCAL_RANK", "2"), ("LOCAL_RANK", "one"), ("LOCAL_WORLD_SIZE", "0")])
-def test_odd_variables_of_ranks_are_one_clear_line(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("RANK", "x"),
+        ("RANK", ""),
+        ("RANK", "2"),
+        ("RANK", "-1"),
+        ("WORLD_SIZE", "x"),
+        ("WORLD_SIZE", ""),
+        ("WORLD_SIZE", "0"),
+        ("WORLD_SIZE", "9" * 5000),
+        ("MASTER_ADDR", ""),
+        ("MASTER_PORT", ""),
+        ("MASTER_PORT", "http"),
+        ("MASTER_PORT", "65536"),
+        ("LOCAL_RANK", "2"),
+        ("LOCAL_RANK", "one"),
+        ("LOCAL_WORLD_SIZE", "0"),
+    ],
+)
+def test_odd_variables_of_ranks_are_one_clear_line(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert config.errors.read_ranks(RANKS) == (0, 2)
-    assert config.errors.read_ranks(RANKS | {"WORLD_SIZE": "1", name: value} | {"WORLD_SIZE": "1"}) == (0, 1)
+    assert config.errors.read_ranks(
+        RANKS | {"WORLD_SIZE": "1", name: value} | {"WORLD_SIZE": "1"}
+    ) == (0, 1)
     for variable, text in (RANKS | {name: value}).items():
         monkeypatch.setenv(variable, text)
     done = call("sample.py", "out/nowhere", check=False)
@@ -374,13 +508,22 @@ def test_odd_variables_of_ranks_are_one_clear_line(name: str, value: str, monkey
 def test_a_module_can_be_imported_with_odd_variables() -> None:
     """As a notebook does; a command then tells the mistake."""
     code = "from config.errors import *; print(RANK, WORLD_SIZE, flush=True); run_command(print)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | RANKS | {"RANK": "x"}, text=True,
-                          capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | RANKS | {"RANK": "x"},
+        text=True,
+        capture_output=True,
+    )
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "0 1\n", 1)
-    assert done.stderr.startswith("error: the environment variable RANK=x should be a number from 0 to 1; ")
+    assert done.stderr.startswith(
+        "error: the environment variable RANK=x should be a number from 0 to 1; "
+    )
 
 
-def test_a_report_that_cannot_be_written_hides_no_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_that_cannot_be_written_hides_no_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "nowhere/error.json"))
     done = call("sample.py", "out/nowhere", check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -395,7 +538,9 @@ def test_ranks_that_cannot_meet_say_where(monkeypatch: pytest.MonkeyPatch) -> No
         taken.listen()
         for variable, text in (RANKS | {"MASTER_PORT": str(taken.getsockname()[1])}).items():
             monkeypatch.setenv(variable, text)
-        with pytest.raises(UserError, match=r"^rank 0 could not meet the others at MASTER_ADDR:MASTER_PORT = 127"):
+        with pytest.raises(
+            UserError, match=r"^rank 0 could not meet the others at MASTER_ADDR:MASTER_PORT = 127"
+        ):
             setup_distributed("cpu", "float32")
 
 
@@ -406,18 +551,37 @@ def test_two_processes_of_one_rank_are_noticed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(distributed, "WORLD_SIZE", 2)
     monkeypatch.setattr(distributed, "RANK", 1)
     monkeypatch.setattr(distributed, "rendezvous", lambda url: iter([(store, 1, 2)]))
-    with pytest.raises(UserError, match=r"^another process has RANK=1 too; start several ranks with torchrun"):
+    with pytest.raises(
+        UserError, match=r"^another process has RANK=1 too; start several ranks with torchrun"
+    ):
         setup_distributed("cpu", "float32")
 
 
 def test_torchrun_repeats_a_mistake_in_its_report(clone: Path) -> None:
     """One that the ranks meet when they have joined. None of them hangs, and rank 0 alone tells it."""
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-                           "train.py", "--corpus=nowhere.txt", "--device=cpu"], cwd=clone, text=True,
-                          capture_output=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            "train.py",
+            "--corpus=nowhere.txt",
+            "--device=cpu",
+        ],
+        cwd=clone,
+        text=True,
+        capture_output=True,
+        timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     mistake = "error: corpus 'nowhere.txt': no such file"
     assert done.returncode == 1
-    assert [line.startswith("error: ") for line in done.stderr.splitlines() if mistake in line] == [True, False]
+    assert [line.startswith("error: ") for line in done.stderr.splitlines() if mistake in line] == [
+        True,
+        False,
+    ]
     report = done.stderr.partition("Root Cause")[2]
     assert "rank      : 0" in report
     assert mistake in report

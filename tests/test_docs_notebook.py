@@ -27,8 +27,14 @@ VARIES = "varies"  # the tag of cells whose outputs depend on the machine or the
 def execute(path: Path) -> NotebookNode:
     """The notebook with new outputs; CellExecutionError where a cell fails."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=300, kernel_name="python3", record_timing=False, coalesce_streams=True,
-                   resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(path.parent)}},
+    ).execute()
     notebook.metadata.language_info = {"name": "python"}  # without the version
     return notebook
 
@@ -45,25 +51,42 @@ def test_it_runs_in_a_clone_and_prints_what_it_shows(clone: Path) -> None:
     assert {path for path in clone.rglob("*") if "__pycache__" not in path.parts} == before
     for shown, cell in zip(SHOWN.cells, executed.cells, strict=True):
         if cell.cell_type == "code":
-            assert [output.output_type for output in cell.outputs] == [output.output_type for output in shown.outputs]
-            assert VARIES in cell.metadata.get("tags", []) or printed(cell) == printed(shown), cell.id
+            assert [output.output_type for output in cell.outputs] == [
+                output.output_type for output in shown.outputs
+            ]
+            assert VARIES in cell.metadata.get("tags", []) or printed(cell) == printed(shown), (
+                cell.id
+            )
 
 
 def test_it_is_committed_with_its_outputs() -> None:
     nbformat.validate(SHOWN)
     assert NOTEBOOK.stat().st_size < 1_000_000
     assert [cell.execution_count for cell in CODE] == [*range(1, len(CODE) + 1)]
-    assert sum("image/png" in output.get("data", {}) for cell in CODE for output in cell.outputs) >= 10
+    assert (
+        sum("image/png" in output.get("data", {}) for cell in CODE for output in cell.outputs) >= 10
+    )
     assert all("execution" not in cell.metadata for cell in CODE)  # no times of day
     assert SHOWN.metadata.kernelspec.name == "python3"
 
 
 def test_its_outputs_hold_no_warning_and_no_path_of_a_machine() -> None:
     outputs = [output for cell in CODE for output in cell.outputs]
-    assert {output.output_type for output in outputs} <= {"stream", "execute_result", "display_data"}
+    assert {output.output_type for output in outputs} <= {
+        "stream",
+        "execute_result",
+        "display_data",
+    }
     assert {output.name for output in outputs if output.output_type == "stream"} == {"stdout"}
-    texts = [cell.source for cell in SHOWN.cells] + [printed(cell) for cell in CODE] + [
-        output.data.get("text/plain", "") + output.data.get("text/html", "") for output in outputs if "data" in output]
+    texts = (
+        [cell.source for cell in SHOWN.cells]
+        + [printed(cell) for cell in CODE]
+        + [
+            output.data.get("text/plain", "") + output.data.get("text/html", "")
+            for output in outputs
+            if "data" in output
+        ]
+    )
     for text in texts:
         assert not re.search(r"""(?:^|[\s"'=(])/\w+/| at 0x|\bit/s\b""", text)
 

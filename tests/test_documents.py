@@ -18,7 +18,10 @@ from data.prepare import Corpus, prepare_corpus
 from model import GPT, KVCache
 from tests.conftest import TINY, call
 
-PLAY = "\n\n".join(f"{name}:\nMy lord, {n} times {n} is {n * n}." for n, name in enumerate(["CAT", "DOG", "OWL"] * 20))
+PLAY = "\n\n".join(
+    f"{name}:\nMy lord, {n} times {n} is {n * n}."
+    for n, name in enumerate(["CAT", "DOG", "OWL"] * 20)
+)
 
 
 def prepare(text: str, name: str = "play.txt", **settings: object) -> Corpus:
@@ -37,9 +40,19 @@ def test_a_regular_expression_says_what_is_masked(data_dir, tokenizer) -> None:
     for split in (masked.train, masked.val):
         assert ":" not in target_text(masked, split)
         assert "My lord" in target_text(masked, split)
-    assert masked.tokenizer.decode(masked.train.tokens) == whole.tokenizer.decode(whole.train.tokens)
-    assert [each.name for each in masked.info.baselines] == ["uniform, log|V|", "unigram", "bigram", "6-gram"]
-    bigram = [next(each.nats_per_token for each in c.info.baselines if each.name == "bigram") for c in (whole, masked)]
+    assert masked.tokenizer.decode(masked.train.tokens) == whole.tokenizer.decode(
+        whole.train.tokens
+    )
+    assert [each.name for each in masked.info.baselines] == [
+        "uniform, log|V|",
+        "unigram",
+        "bigram",
+        "6-gram",
+    ]
+    bigram = [
+        next(each.nats_per_token for each in c.info.baselines if each.name == "bigram")
+        for c in (whole, masked)
+    ]
     assert bigram[0] != bigram[1]  # measured on the targets
 
 
@@ -69,9 +82,14 @@ def test_only_completions_are_targets(data_dir) -> None:
     assert corpus.tokenizer.decode(corpus.val.tokens).startswith("\n45 plus 45 is 90!\n46 plus")
 
 
-@pytest.mark.parametrize(("settings", "eos_text"), [
-    ({"documents": "lines"}, "\n"), ({"documents": "paragraphs"}, "\n\n"),
-    ({"documents": "paragraphs", "tokenizer": "bpe", "vocab_size": 300}, "\n\n")])
+@pytest.mark.parametrize(
+    ("settings", "eos_text"),
+    [
+        ({"documents": "lines"}, "\n"),
+        ({"documents": "paragraphs"}, "\n\n"),
+        ({"documents": "paragraphs", "tokenizer": "bpe", "vocab_size": 300}, "\n\n"),
+    ],
+)
 def test_an_eos_token_stands_for_what_was_between_documents(data_dir, settings, eos_text) -> None:
     corpus = prepare(PLAY + eos_text, **settings)
     tokens, token = corpus.train.tokens, corpus.tokenizer.eos
@@ -90,7 +108,9 @@ def test_padded_documents_have_rows_of_their_own(data_dir, block_size) -> None:
     eos = corpus.tokenizer.eos
     batches = TrainBatches(corpus.train, block_size, 7, seed=0, eos=eos)
     windows = batches.windows_per_epoch
-    rows = [row for first in range(0, windows, 7) for row in zip(*batches(first)[0][:2], strict=True)]
+    rows = [
+        row for first in range(0, windows, 7) for row in zip(*batches(first)[0][:2], strict=True)
+    ]
     seen = []
     for inputs, targets in rows[:windows]:
         unmasked = targets != IGNORE_INDEX
@@ -101,15 +121,20 @@ def test_padded_documents_have_rows_of_their_own(data_dir, block_size) -> None:
     assert sorted("".join(seen)) == sorted(corpus.tokenizer.decode(corpus.train.tokens[1:]))
     if block_size == 200:
         assert sorted(seen) == sorted(f"{speech}\n\n" for speech in PLAY.split("\n\n")[:54])
-    got = [b.targets[b.targets != IGNORE_INDEX] for b in EvalText(corpus.val, block_size, eos).batches()]
+    got = [
+        b.targets[b.targets != IGNORE_INDEX]
+        for b in EvalText(corpus.val, block_size, eos).batches()
+    ]
     assert np.concatenate(got).tolist() == corpus.val.tokens[1:].tolist()
 
 
 def test_padding_is_as_if_it_were_not_there(data_dir) -> None:
     corpus = prepare(PLAY, documents="paragraphs")
     torch.manual_seed(0)
-    model = GPT(ModelConfig(block_size=64, n_layer=2, n_head=2, n_embd=16, zero_init=False),
-                corpus.tokenizer.vocab_size)
+    model = GPT(
+        ModelConfig(block_size=64, n_layer=2, n_head=2, n_embd=16, zero_init=False),
+        corpus.tokenizer.vocab_size,
+    )
     batch = next(EvalText(corpus.val, 64, corpus.tokenizer.eos).batches())
     inputs, targets = map(torch.from_numpy, batch[:2])
     padded = model(inputs, targets)
@@ -122,10 +147,21 @@ def test_padding_is_as_if_it_were_not_there(data_dir) -> None:
 
 @pytest.mark.parametrize("position", ["rotary", "learned"])
 def test_with_document_attention_nothing_leaks(position) -> None:
-    """Tokens of an earlier document change nothing in a later one; cached or not, in one piece or many."""
+    """Tokens of an earlier document change nothing in a later one; cached or not, in one piece or
+    many.
+    """
     torch.manual_seed(0)
-    model = GPT(ModelConfig(block_size=16, n_layer=2, n_head=2, n_embd=32, document_attention=True,
-                            position=position), 11).eval()
+    model = GPT(
+        ModelConfig(
+            block_size=16,
+            n_layer=2,
+            n_head=2,
+            n_embd=32,
+            document_attention=True,
+            position=position,
+        ),
+        11,
+    ).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
     tokens = torch.randint(10, (2, 16))
@@ -137,48 +173,78 @@ def test_with_document_attention_nothing_leaks(position) -> None:
     assert torch.equal(before[0, 5:], after[0, 5:])
     assert torch.equal(before[1], after[1])
     cache = KVCache(model.config, 2, torch.device("cpu"), torch.float32)
-    pieces = [model.hidden_states(tokens[:, a:b], cache) for a, b in [(0, 4), (4, 5), (5, 7), (7, 16)]]
+    pieces = [
+        model.hidden_states(tokens[:, a:b], cache) for a, b in [(0, 4), (4, 5), (5, 7), (7, 16)]
+    ]
     torch.testing.assert_close(torch.cat(pieces, dim=1), before, atol=1e-5, rtol=1e-5)
     if position == "rotary":  # only distances count, so the document could as well stand alone
-        torch.testing.assert_close(model.hidden_states(tokens[:1, 5:]), before[:1, 5:], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            model.hidden_states(tokens[:1, 5:]), before[:1, 5:], atol=1e-5, rtol=1e-5
+        )
 
 
 def test_samples_continue_the_masked_text_at_the_start(data_dir) -> None:
     """A model that was never asked to predict a prompt has to be given one."""
-    assert prepare(corpora.list_dialogue(PLAY), "play.jsonl").info.prompt.endswith("2809.\n\nCAT:\n")
+    assert prepare(corpora.list_dialogue(PLAY), "play.jsonl").info.prompt.endswith(
+        "2809.\n\nCAT:\n"
+    )
     assert prepare(PLAY, documents="paragraphs", mask="^[A-Z]+:").info.prompt == "CAT:"
-    assert prepare(PLAY, documents="paragraphs").info.prompt == prepare(PLAY, mask="^[A-Z]+:").info.prompt == ""
+    assert (
+        prepare(PLAY, documents="paragraphs").info.prompt
+        == prepare(PLAY, mask="^[A-Z]+:").info.prompt
+        == ""
+    )
 
 
-@pytest.mark.parametrize(("text", "settings", "message"), [
-    ('{"prompt": "a"}', {}, r'line 1: should be \{"prompt": "...", "completion": "..."\}'),
-    ('{"prompt": "a", "completion": "b"}\n{"prompt": 1, "completion": "b"}', {}, "line 2: should be"),
-    ('{"prompt": "a", "completion": ""}', {}, "the second not empty"),
-    ('{"prompt": "a \\ud800", "completion": "b"}', {}, "line 1: should be"),
-    ('["a"]', {}, "line 1: should be"), ("oops", {}, "line 1: should be .*JSON"),
-    ("[" * 99999, {}, "line 1: should be"),
-    ('{"prompt": "a", "completion": "b"}', {}, "has 1 document"), ("\n\n", {}, "has 0 document"),
-])
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        ('{"prompt": "a"}', {}, r'line 1: should be \{"prompt": "...", "completion": "..."\}'),
+        (
+            '{"prompt": "a", "completion": "b"}\n{"prompt": 1, "completion": "b"}',
+            {},
+            "line 2: should be",
+        ),
+        ('{"prompt": "a", "completion": ""}', {}, "the second not empty"),
+        ('{"prompt": "a \\ud800", "completion": "b"}', {}, "line 1: should be"),
+        ('["a"]', {}, "line 1: should be"),
+        ("oops", {}, "line 1: should be .*JSON"),
+        ("[" * 99999, {}, "line 1: should be"),
+        ('{"prompt": "a", "completion": "b"}', {}, "has 1 document"),
+        ("\n\n", {}, "has 0 document"),
+    ],
+)
 def test_records_of_another_form_are_named(data_dir, text, settings, message) -> None:
     with pytest.raises(UserError, match=message):
         prepare(text, "bad.jsonl", **settings)
     assert not list((data_dir / "data").glob("**/*.npy"))
 
 
-@pytest.mark.parametrize(("mask", "message"), [("(?s).*", "train split: no targets"),
-                                               ("zebra", "mask=zebra: matches nothing in the training split"),
-                                               ("a{9999999999}", "not a regular expression"),
-                                               ("(" * 9999 + ")" * 9999, "not a regular expression")])
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ("(?s).*", "train split: no targets"),
+        ("zebra", "mask=zebra: matches nothing in the training split"),
+        ("a{9999999999}", "not a regular expression"),
+        ("(" * 9999 + ")" * 9999, "not a regular expression"),
+    ],
+)
 def test_masks_of_no_use_are_refused(data_dir, mask, message) -> None:
     with pytest.raises(UserError, match=message):
         prepare(PLAY, mask=mask)
 
 
-@pytest.mark.parametrize("name", ["train.npy", "val.npy", "val_unmasked.npy", "tokenizer.json", "meta.json",
-                                  "checksums.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["train.npy", "val.npy", "val_unmasked.npy", "tokenizer.json", "meta.json", "checksums.json"],
+)
 @pytest.mark.parametrize("damage", [None, 0, 20, -1])
-def test_what_is_not_what_was_prepared_is_told_and_prepared_again(data_dir, capsys, name, damage) -> None:
-    """Where a file is missing, empty, cut off, or has a wrong bit, before anything is learned from it."""
+def test_what_is_not_what_was_prepared_is_told_and_prepared_again(
+    data_dir, capsys, name, damage
+) -> None:
+    """Where a file is missing, empty, cut off, or has a wrong bit, before anything is learned from
+    it.
+    """
     prepare(PLAY, mask="CAT:")
     path = next((data_dir / "data").glob(f"**/{name}"))
     before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
@@ -186,7 +252,9 @@ def test_what_is_not_what_was_prepared_is_told_and_prepared_again(data_dir, caps
         path.unlink()
     else:
         content = path.read_bytes()
-        path.write_bytes(content[:damage] if damage >= 0 else content[:-1] + bytes([content[-1] ^ 1]))
+        path.write_bytes(
+            content[:damage] if damage >= 0 else content[:-1] + bytes([content[-1] ^ 1])
+        )
     assert not capsys.readouterr().err
     prepare(PLAY, mask="CAT:")
     told = capsys.readouterr().err
@@ -195,21 +263,26 @@ def test_what_is_not_what_was_prepared_is_told_and_prepared_again(data_dir, caps
     assert told.count("\n") == 1
     after = {file.name: file.read_bytes() for file in path.parent.iterdir()}
     assert after.keys() == before.keys()
-    assert all(after[name] == before[name] for name in before if name != "checksums.json")  # which has their times
+    # which has their times
+    assert all(after[name] == before[name] for name in before if name != "checksums.json")
     assert [file.name for file in path.parent.parent.iterdir()] == [path.parent.name]
 
 
 def test_a_mask_that_takes_forever_is_stopped(data_dir, monkeypatch) -> None:
     monkeypatch.setattr("data.documents.MASK_TIMEOUT", 0.2)
     began = time.process_time()
-    with pytest.raises(UserError, match=r"took longer than 0.2 s; nested repeats such as \(a\+\)\+ take forever"):
+    with pytest.raises(
+        UserError, match=r"took longer than 0.2 s; nested repeats such as \(a\+\)\+ take forever"
+    ):
         prepare("a" * 5000 + "b", mask="(a+)+c")
     assert time.process_time() - began < 5
 
 
 def test_a_match_of_nothing_cuts_nothing(data_dir) -> None:
-    whole, masked = prepare(PLAY, tokenizer="bpe", vocab_size=300), prepare(PLAY, mask="(DOG:)*", tokenizer="bpe",
-                                                                            vocab_size=300)
+    whole, masked = (
+        prepare(PLAY, tokenizer="bpe", vocab_size=300),
+        prepare(PLAY, mask="(DOG:)*", tokenizer="bpe", vocab_size=300),
+    )
     assert abs(len(masked.train.tokens) - len(whole.train.tokens)) < 0.1 * len(whole.train.tokens)
 
 
@@ -218,7 +291,10 @@ def test_line_ends_of_another_system_separate_documents_too(data_dir) -> None:
     for documents in ("lines", "paragraphs"):
         count = prepare(PLAY, documents=documents).info.train.documents
         Path("crlf.txt").write_bytes(crlf.encode())
-        assert prepare_corpus(DataConfig(corpus="crlf.txt", documents=documents)).info.train.documents == count
+        assert (
+            prepare_corpus(DataConfig(corpus="crlf.txt", documents=documents)).info.train.documents
+            == count
+        )
     crlf_masked = prepare_corpus(DataConfig(corpus="crlf.txt", mask="^CAT:$"))
     masked = prepare(PLAY, mask="^CAT:$")
     assert target_text(crlf_masked, crlf_masked.train) == target_text(masked, masked.train)
@@ -228,4 +304,7 @@ def test_the_corpora_made_from_the_plays() -> None:
     words = corpora.list_words(PLAY).split("\n")
     assert sorted(words) == ["cat", "dog", "is", "lord", "my", "owl", "times"] != words
     first = json.loads(corpora.list_dialogue(PLAY).split("\n")[0])
-    assert first == {"prompt": "CAT:\nMy lord, 0 times 0 is 0.\n\nDOG:\n", "completion": "My lord, 1 times 1 is 1."}
+    assert first == {
+        "prompt": "CAT:\nMy lord, 0 times 0 is 0.\n\nDOG:\n",
+        "completion": "My lord, 1 times 1 is 1.",
+    }

@@ -1,4 +1,6 @@
-"""The machinery: steps, optimizers, schedules, the state of a training, checkpoints, resuming, sampling."""
+"""The machinery: steps, optimizers, schedules, the state of a training, checkpoints, resuming,
+sampling.
+"""
 
 import copy
 import os
@@ -29,7 +31,15 @@ from model import GPT
 from report import words
 from report.figures import Picture
 from report.measures import measure_training_text, standard_error
-from tests.conftest import TINY, Done, call, other_dtype, read_metrics, trained_dtype, without_clocks
+from tests.conftest import (
+    TINY,
+    Done,
+    call,
+    other_dtype,
+    read_metrics,
+    trained_dtype,
+    without_clocks,
+)
 from tests.processes import assert_same_checkpoints, read_checkpoint
 from train import train_step
 
@@ -77,7 +87,9 @@ def test_a_batch_without_targets_changes_nothing() -> None:
     model = make_model()
     optimizers = make_optimizers(model, OptimConfig(weight_decay=0.1))
     assert train_step(model, optimizers, make_batch(), Config(), CPU, step=0).is_valid
-    before = copy.deepcopy([model.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)])
+    before = copy.deepcopy(
+        [model.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)]
+    )
     result = train_step(model, optimizers, without_targets(make_batch()), Config(), CPU, step=1)
     assert (result.num_targets, result.is_valid, result.is_finite) == (0, False, True)
     assert result.lr > 0
@@ -86,8 +98,9 @@ def test_a_batch_without_targets_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("empty", [{1, 2, 5}, set(range(6))], ids=["some", "all"])
-def test_skipped_steps_are_counted_also_after_a_resume(data_dir: Path, monkeypatch: pytest.MonkeyPatch,
-                                                       empty: set[int]) -> None:
+def test_skipped_steps_are_counted_also_after_a_resume(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, empty: set[int]
+) -> None:
     get_batch = TrainBatches.__call__
 
     def get_some(self: TrainBatches, first_window: int) -> list[Batch]:
@@ -101,7 +114,8 @@ def test_skipped_steps_are_counted_also_after_a_resume(data_dir: Path, monkeypat
     assert "diverged" not in printed
     *records, _ = read_metrics(data_dir / "out/run")
     assert [record.get("skipped_steps", 0) for record in records] == [
-        len([step for step in empty if step < done]) for done in range(7)]
+        len([step for step in empty if step < done]) for done in range(7)
+    ]
     for record in records[1:]:
         assert ("train_nll" in record) == (record["step"] - 1 not in empty)
 
@@ -114,7 +128,11 @@ def test_evaluation_is_exact_and_unsmoothed() -> None:
     nll = correct = 0.0
     for i in range(1, len(tokens)):
         start = (i - 1) // 8 * 8
-        logits = model.logits(model.hidden_states(torch.from_numpy(tokens[None, start:i])))[0, -1].double().detach()
+        logits = (
+            model.logits(model.hidden_states(torch.from_numpy(tokens[None, start:i])))[0, -1]
+            .double()
+            .detach()
+        )
         nll -= float(logits.log_softmax(-1)[tokens[i]])
         correct += float(logits.argmax() == tokens[i])
     assert loss.num_targets == len(tokens) - 1
@@ -125,10 +143,19 @@ def test_evaluation_is_exact_and_unsmoothed() -> None:
 def test_every_parameter_has_one_optimizer() -> None:
     model = make_model(bias=True, norm="layernorm", position="learned", ngram_embedding=2)
     for kind in ("muon", "adamw"):
-        groups = [group for optimizer in make_optimizers(model, OptimConfig(optimizer=kind, weight_decay=0.1))
-                  for group in optimizer.param_groups]
-        assert sorted(id(p) for group in groups for p in group["params"]) == sorted(map(id, model.parameters()))
-        assert all(group["weight_decay"] == (0.1 if p.ndim == 2 else 0) for group in groups for p in group["params"])
+        groups = [
+            group
+            for optimizer in make_optimizers(model, OptimConfig(optimizer=kind, weight_decay=0.1))
+            for group in optimizer.param_groups
+        ]
+        assert sorted(id(p) for group in groups for p in group["params"]) == sorted(
+            map(id, model.parameters())
+        )
+        assert all(
+            group["weight_decay"] == (0.1 if p.ndim == 2 else 0)
+            for group in groups
+            for p in group["params"]
+        )
     adamw, muon = make_optimizers(model, OptimConfig())
     assert isinstance(muon, Muon)
     assert len(muon.param_groups[0]["params"]) == 2 * 4
@@ -149,8 +176,12 @@ def test_schedules_go_from_the_peak_to_the_lowest_lr(schedule: str) -> None:
         assert get_lr_scale(config, 55) == pytest.approx(0.6)
 
 
-def test_tokens_per_second_are_those_of_the_steps(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not of evaluations, samples and checkpoints, which take an hour each on the clock of this test."""
+def test_tokens_per_second_are_those_of_the_steps(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of evaluations, samples and checkpoints, which take an hour each on the clock of this
+    test.
+    """
     now = 0.0
 
     def takes(seconds: float, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -158,19 +189,29 @@ def test_tokens_per_second_are_those_of_the_steps(data_dir: Path, monkeypatch: p
             nonlocal now
             now += seconds
             return function(*arguments, **keywords)
+
         return slow
 
     import report.trainlog
     import train as script
 
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    for module, name, seconds in ((script, "validate", 3600), (script, "generate_texts", 3600),
-                                  (report.trainlog, "save_checkpoint", 3600), (script, "seed_dropout", 0.5),
-                                  (TrainBatches, "__call__", 0.25)):  # the last two are called in each step
+    for module, name, seconds in (
+        (script, "validate", 3600),
+        (script, "generate_texts", 3600),
+        (report.trainlog, "save_checkpoint", 3600),
+        (script, "seed_dropout", 0.5),
+        # the last two are called in each step
+        (TrainBatches, "__call__", 0.25),
+    ):
         monkeypatch.setattr(module, name, takes(seconds, getattr(module, name)))
-    train("--log_interval=2", "--checkpoint_interval=1", "--eval_interval=3", "--micro_batch_size=4")
+    train(
+        "--log_interval=2", "--checkpoint_interval=1", "--eval_interval=3", "--micro_batch_size=4"
+    )
     records = read_metrics(data_dir / "out/run")
-    assert [record["tokens_per_second"] for record in records if "train_nll" in record] == [4 * 8 / 0.75] * 6
+    assert [record["tokens_per_second"] for record in records if "train_nll" in record] == [
+        4 * 8 / 0.75
+    ] * 6
     assert records[-2]["seconds"] > 3600
 
 
@@ -182,21 +223,45 @@ def test_what_each_gpu_does_is_logged(data_dir: Path, monkeypatch: pytest.Monkey
     model, steps = GPT(ModelConfig(), 65), [StepResult(None, 1.0, 0.1, 0.001)] * 3  # type: ignore[arg-type]
     optim = OptimConfig(batch_size=8, max_iters=103)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", {torch.device("cuda:1"): 33_100_000_000}.__getitem__)
+    monkeypatch.setattr(
+        torch.cuda, "max_memory_allocated", {torch.device("cuda:1"): 33_100_000_000}.__getitem__
+    )
     two = Distributed(torch.device("cuda:1"), torch.bfloat16, 0, 2)
     monkeypatch.setattr(Distributed, "max", lambda self, number: number)
     flops = 8 * 256 / 0.001 / 2 * model.flops_per_token()
     assert report.gpu.gpu_record(two, model, steps, optim, 3) == pytest.approx(
-        {"gpu_tokens_per_second": 1_024_000, "gpu_gigabytes": 33.1, "seconds_left": 0.1, "mfu": flops / 989e12})
-    for name, known in (("NVIDIA H100 PCIe", 756e12), ("NVIDIA L40", None), ("NVIDIA A100-SXM4-40GB", 312e12),
-                        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None), ("NVIDIA GeForce RTX 4090 D", None)):
+        {
+            "gpu_tokens_per_second": 1_024_000,
+            "gpu_gigabytes": 33.1,
+            "seconds_left": 0.1,
+            "mfu": flops / 989e12,
+        }
+    )
+    for name, known in (
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA L40", None),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+    ):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
         found = report.gpu.gpu_record(two, model, steps, optim, 3)
         assert found.get("mfu") == (pytest.approx(flops / known) if known else None)
-    assert report.gpu.gpu_record(two, model, [], optim, 0) == report.gpu.gpu_record(CPU, model, steps, optim, 3) == {}
+    assert (
+        report.gpu.gpu_record(two, model, [], optim, 0)
+        == report.gpu.gpu_record(CPU, model, steps, optim, 3)
+        == {}
+    )
 
-    monkeypatch.setattr(report.trainlog, "gpu_record", lambda dist, model, results, *_: {
-        "gpu_tokens_per_second": 1e6, "gpu_gigabytes": 33.1, "mfu": 0.41, "seconds_left": 3.0} if results else {})
+    monkeypatch.setattr(
+        report.trainlog,
+        "gpu_record",
+        lambda dist, model, results, *_: (
+            {"gpu_tokens_per_second": 1e6, "gpu_gigabytes": 33.1, "mfu": 0.41, "seconds_left": 3.0}
+            if results
+            else {}
+        ),
+    )
     says = "each GPU: 1,000,000 tokens/s, 41% of its best (MFU), 33.1 GB at the peak; 0:00:03 left"
     assert train("--max_iters=8").stdout.count(says) == 5  # after steps 1, 2, 4, 6 and 8
     assert {record.get("mfu") for record in read_metrics(data_dir / "out/run")} == {None, 0.41}
@@ -211,8 +276,11 @@ def step_with(nll: float) -> StepResult:
     return StepResult(sums._replace(num_targets=torch.tensor(100.0)), grad_norm=1.0, lr=0.1)
 
 
-def evaluations(*losses: tuple[float, float], steps: int = 20, steps_per_epoch: float = 20) -> TrainState:
-    """The state after evaluations of (training loss of the steps before, validation loss), some steps apart.
+def evaluations(
+    *losses: tuple[float, float], steps: int = 20, steps_per_epoch: float = 20
+) -> TrainState:
+    """The state after evaluations of (training loss of the steps before, validation loss), some
+    steps apart.
 
     It stops early where training would.
     """
@@ -264,17 +332,24 @@ def test_a_rise_that_came_back_before_is_noise() -> None:
     """A validation loss that hardly moves, or rises now and then, or rises with the training loss."""
     still = [(1.5 - n / 1000, 1.8 + float(NOISE.uniform(0, 0.009))) for n in range(200)]
     wide = [(1.9 - n / 500, 1.9 - n / 1000 + float(NOISE.normal(0, 0.04))) for n in range(200)]
-    with_training = [(1.5, 1.8), *((1.5 + up, 1.8 + up) for up in NOISE.uniform(0.01, 0.5, size=200).tolist())]
+    with_training = [
+        (1.5, 1.8),
+        *((1.5 + up, 1.8 + up) for up in NOISE.uniform(0.01, 0.5, size=200).tolist()),
+    ]
     now_and_then = [(1.5 - n / 1000, 1.8 + 0.02 * (n % 3 > 0)) for n in range(200)]
     for losses in (still, wide, with_training, now_and_then):
         assert not evaluations(*losses).is_finished(PATIENT)
         assert not evaluations(*losses, steps=2).is_finished(PATIENT)
-    young = evaluations((4.0, 4.0), (4.0, 9.0), (3.0, 3.5), *[(3.0 - n / 50, 3.4 - n / 50) for n in range(80)])
+    young = evaluations(
+        (4.0, 4.0), (4.0, 9.0), (3.0, 3.5), *[(3.0 - n / 50, 3.4 - n / 50) for n in range(80)]
+    )
     assert young.noise < 0.2  # what happened when the training was young counts less
 
 
 def test_evaluations_at_every_step_are_not_counted_one_by_one() -> None:
-    """One that shows overfitting, 20 steps before the next that counts, and all between have to show it too."""
+    """One that shows overfitting, 20 steps before the next that counts, and all between have to
+    show it too.
+    """
     state = evaluations(*FALLS[:3])
     shown = []
     for _ in range(100):
@@ -283,7 +358,7 @@ def test_evaluations_at_every_step_are_not_counted_one_by_one() -> None:
         state.count_evaluation(record, 10)
         shown.append(record.get("overfitting", 0))
     first = shown.index(1)
-    assert shown[first:first + 41] == [1] * 20 + [2] * 20 + [3]
+    assert shown[first : first + 41] == [1] * 20 + [2] * 20 + [3]
     state.count_step(step_with(1.2))
     state.count_evaluation({"val_nll": 1.801}, 10)
     assert state.overfitting == 0
@@ -298,11 +373,21 @@ def test_the_loss_on_training_text_is_of_what_was_read_and_of_what_was_not() -> 
     batches = [get_batch(first)[0] for first in range(0, 100, 10)]
     by_hand = mean_loss(sum_losses(model(*CPU.to_device(*batch[:2])) for batch in batches)).nll
     assert found["train_read_nll"] == pytest.approx(by_hand, rel=1e-5)
-    whole = evaluate(model, replace(text, only=np.concatenate(get_batch.read_and_unread(100))), CPU).nll
+    whole = evaluate(
+        model, replace(text, only=np.concatenate(get_batch.read_and_unread(100))), CPU
+    ).nll
     share = 100 / get_batch.windows_per_epoch
-    assert share * by_hand + (1 - share) * found["train_unread_nll"] == pytest.approx(whole, rel=1e-5)
-    assert set(measure_training_text(model, text, get_batch, 20, CPU)) == {"train_unread_nll", "train_unread_error"}
-    assert set(measure_training_text(model, text, get_batch, 480, CPU)) == {"train_read_nll", "train_read_error"}
+    assert share * by_hand + (1 - share) * found["train_unread_nll"] == pytest.approx(
+        whole, rel=1e-5
+    )
+    assert set(measure_training_text(model, text, get_batch, 20, CPU)) == {
+        "train_unread_nll",
+        "train_unread_error",
+    }
+    assert set(measure_training_text(model, text, get_batch, 480, CPU)) == {
+        "train_read_nll",
+        "train_read_error",
+    }
 
 
 def test_the_standard_error_is_that_of_many_texts() -> None:
@@ -312,8 +397,10 @@ def test_the_standard_error_is_that_of_many_texts() -> None:
     for _ in range(300):
         values = [NOISE.normal(0, 1, size=n).sum() for n in targets]
         zero = torch.zeros(())
-        parts = [LossSums(zero, torch.tensor(value), zero, zero, zero, zero, torch.tensor(n))
-                 for value, n in zip(values, targets, strict=True)]
+        parts = [
+            LossSums(zero, torch.tensor(value), zero, zero, zero, zero, torch.tensor(n))
+            for value, n in zip(values, targets, strict=True)
+        ]
         means.append(sum(values) / targets.sum())
         errors.append(standard_error(parts))
     assert np.mean(errors) == pytest.approx(np.std(means), rel=0.15)
@@ -337,12 +424,17 @@ def test_a_checkpoint_restores_all_of_a_training(tmp_path: Path) -> None:
         assert torch.equal(tensor, other.state_dict()[name]), name
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists() or not os.access("/proc/self/clear_refs", os.W_OK),
-                    reason="needs Linux's /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists() or not os.access("/proc/self/clear_refs", os.W_OK),
+    reason="needs Linux's /proc",
+)
 def test_saving_copies_and_reads_nothing(tmp_path: Path) -> None:
-    """The state of a training is written from where it lies: a large model fits in memory once, not twice."""
+    """The state of a training is written from where it lies: a large model fits in memory once, not
+    twice.
+    """
     model = make_model(ngram_embedding=2, ngram_rows=400_000)
-    save_checkpoint(tmp_path / "best.safetensors", model, TrainState())  # so that everything is imported
+    # so that everything is imported
+    save_checkpoint(tmp_path / "best.safetensors", model, TrainState())
     state = 4 * model.num_params()
     Path("/proc/self/clear_refs").write_text("5")  # peak = now
     before, read = proc("status", "VmRSS") * 1024, proc("io", "rchar")
@@ -361,9 +453,13 @@ def proc(file: str, name: str) -> int:
 # Resuming.
 
 
-@pytest.mark.parametrize("options", [["--optimizer=muon"], ["--optimizer=adamw"], ["--ngram_embedding=3"]])
+@pytest.mark.parametrize(
+    "options", [["--optimizer=muon"], ["--optimizer=adamw"], ["--ngram_embedding=3"]]
+)
 def test_resuming_continues_bit_for_bit(data_dir: Path, options: list[str]) -> None:
-    """6 steps at once equal 6 steps with a stop after 4: weights, optimizers and metrics; with dropout, over epochs."""
+    """6 steps at once equal 6 steps with a stop after 4: weights, optimizers and metrics; with
+    dropout, over epochs.
+    """
     options += ["--dropout=0.2", "--batch_size=8", "--schedule=constant", "--val_fraction=0.99"]
     train(*options, "--out_dir=out/whole")
     train(*options, "--max_iters=4")
@@ -377,8 +473,9 @@ def test_resuming_continues_bit_for_bit(data_dir: Path, options: list[str]) -> N
 
 
 @pytest.mark.parametrize(("stop_at", "options"), [(0, []), (2, []), (3, ["--log_interval=2"])])
-def test_a_run_stopped_at_any_step_can_be_resumed(data_dir: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int,
-                                                  options: list[str]) -> None:
+def test_a_run_stopped_at_any_step_can_be_resumed(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int, options: list[str]
+) -> None:
     """Before the first step, right after a line of metrics, and between two lines."""
     asked = iter(range(100))
 
@@ -388,7 +485,9 @@ def test_a_run_stopped_at_any_step_can_be_resumed(data_dir: Path, monkeypatch: p
 
     with monkeypatch.context() as patch:
         patch.setattr("engine.signals.StopSignal.requested", requested)
-        done = call("train.py", "--corpus=text.txt", "--out_dir=out/run", *TINY, *options, check=False)
+        done = call(
+            "train.py", "--corpus=text.txt", "--out_dir=out/run", *TINY, *options, check=False
+        )
     assert done.returncode == 143
     assert read_checkpoint(data_dir / "out/run/last.safetensors")[1]["step"] == stop_at
     train("--init_from=resume")
@@ -398,8 +497,11 @@ def test_a_run_stopped_at_any_step_can_be_resumed(data_dir: Path, monkeypatch: p
 
 @pytest.mark.parametrize("change", ["--eval_tokens=100", f"--dtype={other_dtype()}"])
 def test_the_best_model_is_measured_again_where_losses_do_not_compare(
-        data_dir: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
-    """On the targets, and in the dtype, of the start that resumes: else a worse model would replace it."""
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """On the targets, and in the dtype, of the start that resumes: else a worse model would replace
+    it.
+    """
     losses = {0: 3.0, 1: 2.9, 2: 2.0, 4: 2.5, 6: 2.4}
     now = {2: 2.2, 8: 2.1, 10: 2.3}  # the same model is measured as 2.2 now
 
@@ -420,7 +522,9 @@ def test_the_best_model_is_measured_again_where_losses_do_not_compare(
     assert best() == (2, 2.0)
     set_losses({2: 2.2, 8: 2.3, 10: 2.25})
     validated = vars(engine.step)["validate"]
-    monkeypatch.setattr(engine.step, "validate", lambda *arguments: validated(*arguments) | {"val_nll": 2.2})
+    monkeypatch.setattr(
+        engine.step, "validate", lambda *arguments: validated(*arguments) | {"val_nll": 2.2}
+    )
     resumed = train("--init_from=resume", "--max_iters=8", change).stdout
     assert "the best model, of step 2, has 2.2000 as this start measures it" in resumed
     assert best()[0] == 2  # not replaced by step 8 with 2.3, and its star is at its step
@@ -429,7 +533,8 @@ def test_the_best_model_is_measured_again_where_losses_do_not_compare(
     find = find_best(read_metrics(data_dir / "out/run")[:-1])
     assert (find["step"], find["val_nll"]) == (2, 2.2)
     set_losses(now)
-    train("--init_from=resume", "--max_iters=10", change)  # nothing changes: it is not measured again
+    # nothing changes: it is not measured again
+    train("--init_from=resume", "--max_iters=10", change)
     lines = [line for line in read_metrics(data_dir / "out/run") if "remeasured_val_nll" in line]
     assert [(line["step"], line["remeasured_step"]) for line in lines] == [(6, 2)]
 
@@ -438,8 +543,16 @@ def test_a_run_of_an_earlier_edition_measures_its_best_model_again(data_dir: Pat
     """Its checkpoints do not say on what the loss was measured, nor at which step."""
     train("--max_iters=30", "--eval_interval=10")
     run = open_run(data_dir / "out/run")
-    new = {"best_step", "measured_on", "mean_before_best", "mean_after_best", "peak", "recovered", "eval_step",
-           "overfitting_step"}
+    new = {
+        "best_step",
+        "measured_on",
+        "mean_before_best",
+        "mean_after_best",
+        "peak",
+        "recovered",
+        "eval_step",
+        "overfitting_step",
+    }
     last, _ = read_model(run, "last")
     state = load_checkpoint(run.path / "last.safetensors", last)
     saved = read_checkpoint(run.path / "best.safetensors")[1]
@@ -463,11 +576,14 @@ def test_resuming_with_fewer_targets_measures_what_it_says(data_dir: Path) -> No
     last = next(line for line in read_metrics(path) if line["step"] == 8)
     assert last["val_nll"] == pytest.approx(by_hand, rel=1e-6)
     assert line["remeasured_val_nll"] != pytest.approx(
-        next(each for each in read_metrics(path) if each["step"] == 6)["val_nll"], rel=1e-6)
+        next(each for each in read_metrics(path) if each["step"] == 6)["val_nll"], rel=1e-6
+    )
 
 
 def test_a_finished_run_is_evaluated_on_the_targets_of_its_best_model(data_dir: Path) -> None:
-    """Killed after its last step, and resumed with other targets: else the verdict would compare two texts."""
+    """Killed after its last step, and resumed with other targets: else the verdict would compare
+    two texts.
+    """
     train()
     path = data_dir / "out/run"
     lines = (path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
@@ -482,14 +598,19 @@ def test_a_finished_run_is_evaluated_on_the_targets_of_its_best_model(data_dir: 
     assert state.eval_step == 6
 
 
-def test_a_run_stopped_by_patience_can_be_resumed(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_stopped_by_patience_can_be_resumed(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With more patience. Without it, the run is evaluated again, and stays as it is."""
     import train as script
 
     losses = iter([3.0, 2.0, *[2.5] * 100])
     validate = vars(script)["validate"]
-    monkeypatch.setattr(script, "validate", lambda *arguments: validate(*arguments) | {"val_nll": next(losses)})
-    monkeypatch.setattr("engine.state.SMOOTHED_STEPS", 1)  # what else shows overfitting needs more steps
+    monkeypatch.setattr(
+        script, "validate", lambda *arguments: validate(*arguments) | {"val_nll": next(losses)}
+    )
+    # what else shows overfitting needs more steps
+    monkeypatch.setattr("engine.state.SMOOTHED_STEPS", 1)
     monkeypatch.setattr(TrainBatches, "epochs", lambda self, step: 2.0)
     monkeypatch.setattr(TrainState, "train_rise", -1.0)
     train("--patience=2")
@@ -498,7 +619,16 @@ def test_a_run_stopped_by_patience_can_be_resumed(data_dir: Path, monkeypatch: p
     train("--patience=2", "--init_from=resume")
     assert without_clocks(data_dir / "out/run") == before
     train("--patience=0", "--init_from=resume")
-    assert [record["step"] for record in read_metrics(data_dir / "out/run")] == [0, 1, 2, 3, 4, 5, 6, 6]
+    assert [record["step"] for record in read_metrics(data_dir / "out/run")] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        6,
+    ]
 
 
 def test_resuming_another_model_or_text_is_refused(data_dir: Path) -> None:
@@ -510,21 +640,30 @@ def test_resuming_another_model_or_text_is_refused(data_dir: Path) -> None:
         assert done.returncode == 2
         return done.stderr
 
-    for option, says in (("--n_layer=3", "n_layer was 2 and is now 3"), ("--optimizer=adamw", "optimizer was muon"),
-                         ("--val_fraction=0.5", "val_fraction was 0.1")):
+    for option, says in (
+        ("--n_layer=3", "n_layer was 2 and is now 3"),
+        ("--optimizer=adamw", "optimizer was muon"),
+        ("--val_fraction=0.5", "val_fraction was 0.1"),
+    ):
         assert says in refusal(option)
     (data_dir / "text.txt").write_text("Something else entirely.\n" * 50, encoding="utf-8")
     assert "its text has changed (sha256 was " in refusal()
     assert {path: path.read_bytes() for path in (data_dir / "out/run").iterdir()} == before
 
 
-def test_ranks_compare_weights_that_they_loaded(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_compare_weights_that_they_loaded(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compared: list[torch.Tensor] = []
-    monkeypatch.setattr(Distributed, "check_same_start",
-                        lambda self, model, sha256: compared.append(model.wte.weight.detach().clone()))
+    monkeypatch.setattr(
+        Distributed,
+        "check_same_start",
+        lambda self, model, sha256: compared.append(model.wte.weight.detach().clone()),
+    )
     train("--max_iters=2")
     train("--max_iters=3", "--init_from=resume")
-    tensors, _ = read_checkpoint(data_dir / "out/run/previous.safetensors")  # what the second started from
+    # what the second started from
+    tensors, _ = read_checkpoint(data_dir / "out/run/previous.safetensors")
     assert len(compared) == 2
     assert np.array_equal(compared[1].numpy(), tensors["model.wte.weight"])
     assert not torch.equal(*compared)
@@ -547,14 +686,22 @@ def test_devices() -> None:
 @pytest.mark.parametrize("top_p", [1e-38, 1e-45, 1e-300])
 def test_one_token_stays_however_small_top_p_is(top_p: float) -> None:
     """Although in float32 its part of the probability is 0."""
-    logits, u = torch.randn(100, 7, generator=torch.Generator().manual_seed(0)), torch.linspace(0, 0.999, 100)
+    logits, u = (
+        torch.randn(100, 7, generator=torch.Generator().manual_seed(0)),
+        torch.linspace(0, 0.999, 100),
+    )
     assert torch.equal(sample_token(logits, u, 1.0, 0, top_p), logits.argmax(dim=-1))
 
 
-@pytest.mark.parametrize("model_options", [{"position": "rotary"}, {"position": "learned"}, {"ngram_embedding": 3}])
-@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 1.3}, {"top_k": 3, "top_p": 0.8}])
-def test_cached_sampling_equals_uncached_also_beyond_the_block(model_options: dict[str, Any], options: dict[str, Any]
-                                                               ) -> None:
+@pytest.mark.parametrize(
+    "model_options", [{"position": "rotary"}, {"position": "learned"}, {"ngram_embedding": 3}]
+)
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.0}, {"temperature": 1.3}, {"top_k": 3, "top_p": 0.8}]
+)
+def test_cached_sampling_equals_uncached_also_beyond_the_block(
+    model_options: dict[str, Any], options: dict[str, Any]
+) -> None:
     """The window, which starts with the prompt, moves on by half a block whenever it is full."""
     model, tokens, start = make_model(**model_options), [1, 2, 3], 0
     settings = {"temperature": 0.8, "top_k": 0, "top_p": 1.0} | options
@@ -562,14 +709,23 @@ def test_cached_sampling_equals_uncached_also_beyond_the_block(model_options: di
     for _ in range(40):
         start = len(tokens) - 4 if len(tokens) - start > 8 else start
         u = torch.tensor([rng.random()], dtype=torch.float32)
-        tokens += sample_token(model(torch.tensor([tokens[start:]]))[:, -1].detach(), u, **settings).tolist()
+        tokens += sample_token(
+            model(torch.tensor([tokens[start:]]))[:, -1].detach(), u, **settings
+        ).tolist()
     cached = list(generate(model, [1, 2, 3], CPU, num_samples=2, max_new_tokens=40, **options))
     assert [first for first, _ in cached] == tokens[3:]
 
 
 def test_a_sample_depends_on_its_number_not_on_how_many_there_are() -> None:
-    three, one = (list(zip(*generate(make_model(), [1], CPU, num_samples=number, max_new_tokens=99), strict=True))
-                  for number in (3, 1))
+    three, one = (
+        list(
+            zip(
+                *generate(make_model(), [1], CPU, num_samples=number, max_new_tokens=99),
+                strict=True,
+            )
+        )
+        for number in (3, 1)
+    )
     assert three[0] == one[0]
     assert three[0] != three[1]
 
@@ -577,7 +733,9 @@ def test_a_sample_depends_on_its_number_not_on_how_many_there_are() -> None:
 def test_a_long_prompt_is_cut_to_the_block() -> None:
     model = make_model()
     long = [token % 13 for token in range(50)]
-    assert next(generate(model, long, CPU, temperature=0)) == next(generate(model, long[-8:], CPU, temperature=0))
+    assert next(generate(model, long, CPU, temperature=0)) == next(
+        generate(model, long[-8:], CPU, temperature=0)
+    )
 
 
 def test_samples_follow_the_probabilities() -> None:
@@ -585,12 +743,16 @@ def test_samples_follow_the_probabilities() -> None:
     u = torch.arange(20_000) / 20_000
 
     def shares(temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> list[float]:
-        return (torch.bincount(sample_token(logits, u, temperature, top_k, top_p), minlength=4) / 20_000).tolist()
+        return (
+            torch.bincount(sample_token(logits, u, temperature, top_k, top_p), minlength=4) / 20_000
+        ).tolist()
 
     assert shares() == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=1e-3)
     assert shares(top_k=2) == pytest.approx([0.625, 0.375, 0, 0], abs=1e-3)
     assert shares(top_p=0.75) == pytest.approx([0.625, 0.375, 0, 0], abs=1e-3)
-    assert shares(temperature=0.5) == pytest.approx([s * s / 0.365 for s in (0.5, 0.3, 0.15, 0.05)], abs=1e-3)
+    assert shares(temperature=0.5) == pytest.approx(
+        [s * s / 0.365 for s in (0.5, 0.3, 0.15, 0.05)], abs=1e-3
+    )
     assert shares(temperature=0) == [1, 0, 0, 0]
     extreme = torch.tensor([[0.0, 1000.0, -1000.0]])
     assert sample_token(extreme, torch.tensor([0.999999]), 1e-40, 0, 1.0).tolist() == [1]

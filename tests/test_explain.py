@@ -1,4 +1,6 @@
-"""What --explain_batch and --explain show is the batch and the text: what of it is a target, and what it cost."""
+"""What --explain_batch and --explain show is the batch and the text: what of it is a target, and
+what it cost.
+"""
 
 import re
 
@@ -18,8 +20,9 @@ from tests.conftest import TINY, call
 
 CPU = Distributed(torch.device("cpu"), torch.float32)
 TOKENIZER = char_tokenizer("abcdefgh :\n", "\n\n")
-SPLIT = encode_documents([apply_mask("ab:\ncd ef", "^..:"), apply_mask("gh:\nhg", "^..:")], TOKENIZER, DataConfig(),
-                         "")
+SPLIT = encode_documents(
+    [apply_mask("ab:\ncd ef", "^..:"), apply_mask("gh:\nhg", "^..:")], TOKENIZER, DataConfig(), ""
+)
 
 
 def nll_of_tokens(model: GPT, tokens: list[int]) -> np.ndarray:
@@ -55,15 +58,26 @@ def test_a_large_batch_and_one_without_targets() -> None:
 
 def test_each_token_has_its_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    model = GPT(ModelConfig(block_size=12, n_layer=1, n_head=2, n_embd=8, zero_init=False), TOKENIZER.vocab_size)
+    model = GPT(
+        ModelConfig(block_size=12, n_layer=1, n_head=2, n_embd=8, zero_init=False),
+        TOKENIZER.vocab_size,
+    )
     tokens = TOKENIZER.encode_prompt("ab:\nef")
     nll = nll_of_tokens(model, tokens)
     log_q = model(torch.tensor([tokens]))[0].double().log_softmax(-1)
-    np.testing.assert_allclose(nll, [-log_q[i, token].item() for i, token in enumerate(tokens[1:])], atol=1e-5)
+    np.testing.assert_allclose(
+        nll, [-log_q[i, token].item() for i, token in enumerate(tokens[1:])], atol=1e-5
+    )
 
     shown = show_costs(tokens, nll, TOKENIZER)
     cells = zip(["<|eos|>", *"ab:⏎ef"], ["given", *(f"{c:.3f}" for c in nll)], strict=True)
-    assert shown.split() == ["nats", "of", "each", "token:", *(word for cell in cells for word in cell)]
+    assert shown.split() == [
+        "nats",
+        "of",
+        "each",
+        "token:",
+        *(word for cell in cells for word in cell),
+    ]
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     coloured = show_costs(tokens, nll, TOKENIZER)
     assert re.sub("\x1b[^m]*m", "", coloured).split("\n")[2] == "<|eos|>ab:⏎ef"
@@ -73,15 +87,22 @@ def test_each_token_has_its_cost(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_long_text_is_read_in_windows_side_by_side() -> None:
     torch.manual_seed(0)
-    model = GPT(ModelConfig(block_size=4, n_layer=1, n_head=2, n_embd=8, zero_init=False), TOKENIZER.vocab_size)
+    model = GPT(
+        ModelConfig(block_size=4, n_layer=1, n_head=2, n_embd=8, zero_init=False),
+        TOKENIZER.vocab_size,
+    )
     tokens = [1, 2, 3, 4, 5, 6, 7]
     windows = [nll_of_tokens(model, part) for part in (tokens[:5], tokens[4:])]
     np.testing.assert_allclose(nll_of_tokens(model, tokens), np.concatenate(windows), atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [["--mask=^the"], ["--documents=lines", "--padded"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "options", [["--mask=^the"], ["--documents=lines", "--padded"]], ids=" ".join
+)
 def test_the_command_shows_the_first_batch_and_trains_nothing(options: list[str], data_dir) -> None:
-    shown = call("train.py", "--corpus=text.txt", "--out_dir=out/run", "--explain_batch", *TINY, *options).stdout
+    shown = call(
+        "train.py", "--corpus=text.txt", "--out_dir=out/run", "--explain_batch", *TINY, *options
+    ).stdout
     assert "tokens are targets" in shown
     assert "[" in shown.split("\n\n")[1]
     assert not (data_dir / "out/run").exists()

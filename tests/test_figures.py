@@ -1,4 +1,6 @@
-"""Pictures of loss curves: what they show is what metrics.jsonl says, and every name in them can be read."""
+"""Pictures of loss curves: what they show is what metrics.jsonl says, and every name in them can be
+read.
+"""
 
 import itertools
 import json
@@ -25,14 +27,50 @@ from report.figures import Picture, find_baselines
 from report.page import describe_runs
 from tests.conftest import call
 
-PLAYS = {"uniform, log|V|": 4.234, "unigram": 3.320, "bigram": 2.484, "gzip": 2.168, "xz": 1.884, "bzip2": 1.671,
-         "6-gram": 1.508}
-BPE = {"uniform, log|V|": 6.931, "unigram": 5.720, "bigram": 4.360, "4-gram": 3.710, "gzip": 5.138, "xz": 4.465,
-       "bzip2": 3.959}  # with 2.37 bytes per token, the compressors have the same bits per byte
-MARKOV = {"uniform, log|V|": 2.773, "unigram": 2.560, "bigram": 1.820, "gzip": 1.160, "xz": 1.020, "bzip2": 0.970,
-          "6-gram": 0.784, "entropy rate": 0.765}
-NAMES = ["🎉 party", "$x$", "_x", "日本語", "naïve 🎉", r"$\frac$", "a_b^c", "__", "%s", r"out\n", "long " * 20,
-         "{}", "🦊", "z"]
+PLAYS = {
+    "uniform, log|V|": 4.234,
+    "unigram": 3.320,
+    "bigram": 2.484,
+    "gzip": 2.168,
+    "xz": 1.884,
+    "bzip2": 1.671,
+    "6-gram": 1.508,
+}
+BPE = {
+    "uniform, log|V|": 6.931,
+    "unigram": 5.720,
+    "bigram": 4.360,
+    "4-gram": 3.710,
+    "gzip": 5.138,
+    "xz": 4.465,
+    "bzip2": 3.959,
+}  # with 2.37 bytes per token, the compressors have the same bits per byte
+MARKOV = {
+    "uniform, log|V|": 2.773,
+    "unigram": 2.560,
+    "bigram": 1.820,
+    "gzip": 1.160,
+    "xz": 1.020,
+    "bzip2": 0.970,
+    "6-gram": 0.784,
+    "entropy rate": 0.765,
+}
+NAMES = [
+    "🎉 party",
+    "$x$",
+    "_x",
+    "日本語",
+    "naïve 🎉",
+    r"$\frac$",
+    "a_b^c",
+    "__",
+    "%s",
+    r"out\n",
+    "long " * 20,
+    "{}",
+    "🦊",
+    "z",
+]
 
 
 def evaluations(uniform: float, best: float, steps: int = 800) -> list[Record]:
@@ -42,26 +80,60 @@ def evaluations(uniform: float, best: float, steps: int = 800) -> list[Record]:
         nll = best + (uniform - best) / (1 + step / 60) ** 1.5
         if is_eval_step(step, 40) or step == steps:
             train = {"train_nll": nll - 0.05} if step else {}
-            records.append({"step": step, "tokens": 2048 * step, "seconds": 0.5 + 0.04 * step, "val_nll": nll, **train,
-                            "val_bits_per_byte": nll / math.log(2)})
+            records.append(
+                {
+                    "step": step,
+                    "tokens": 2048 * step,
+                    "seconds": 0.5 + 0.04 * step,
+                    "val_nll": nll,
+                    **train,
+                    "val_bits_per_byte": nll / math.log(2),
+                }
+            )
     return records
 
 
-def make_run(path: Path, baselines: dict[str, float] = PLAYS, records: list[Record] | None = None,
-             bytes_per_token: float = 1.0, corpus: str = "plays", tokenizer: str = "char", best: float = 1.6) -> Run:
+def make_run(
+    path: Path,
+    baselines: dict[str, float] = PLAYS,
+    records: list[Record] | None = None,
+    bytes_per_token: float = 1.0,
+    corpus: str = "plays",
+    tokenizer: str = "char",
+    best: float = 1.6,
+) -> Run:
     """A directory as training leaves it, but for the checkpoints."""
     path.mkdir(parents=True)
     (path / "config.toml").write_text(to_toml(Config()))
     (path / "tokenizer.json").write_text(char_tokenizer("ab").model_dump_json())
     split = SplitInfo(tokens=1000, documents=1, targets=999)
-    info = CorpusInfo(format=0, name=corpus, sha256="", tokenizer=tokenizer, vocab_size=2, train=split, val=split,
-                      prompt="", baselines=[Baseline(name=name, nats_per_token=nats, perplexity=math.exp(nats),
-                                                     bits_per_byte=nats / math.log(2) / bytes_per_token)
-                                            for name, nats in baselines.items()])
+    info = CorpusInfo(
+        format=0,
+        name=corpus,
+        sha256="",
+        tokenizer=tokenizer,
+        vocab_size=2,
+        train=split,
+        val=split,
+        prompt="",
+        baselines=[
+            Baseline(
+                name=name,
+                nats_per_token=nats,
+                perplexity=math.exp(nats),
+                bits_per_byte=nats / math.log(2) / bytes_per_token,
+            )
+            for name, nats in baselines.items()
+        ],
+    )
     (path / "corpus.json").write_text(info.model_dump_json())
     records = evaluations(baselines["uniform, log|V|"], best) if records is None else records
-    records = [record | {"val_bits_per_byte": record["val_bits_per_byte"] / bytes_per_token}
-               if "val_bits_per_byte" in record else record for record in records]
+    records = [
+        record | {"val_bits_per_byte": record["val_bits_per_byte"] / bytes_per_token}
+        if "val_bits_per_byte" in record
+        else record
+        for record in records
+    ]
     (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return open_run(path)
 
@@ -70,18 +142,32 @@ def make_runs(path: Path, what: str) -> list[Run]:
     if what == "one evaluation":
         return [make_run(path / "one", records=evaluations(4.234, 1.6)[:1])]
     if what == "tokenizers":
-        return [make_run(path / "char"), make_run(path / "bpe", BPE, bytes_per_token=2.37, tokenizer="bpe", best=3.6)]
+        return [
+            make_run(path / "char"),
+            make_run(path / "bpe", BPE, bytes_per_token=2.37, tokenizer="bpe", best=3.6),
+        ]
     if what == "corpora":
-        return [make_run(path / "plays"), make_run(path / "markov", MARKOV, corpus="markov", best=0.8)]
+        return [
+            make_run(path / "plays"),
+            make_run(path / "markov", MARKOV, corpus="markov", best=0.8),
+        ]
     if what == "14 runs":
         return [make_run(path / str(i) / name, best=1.5 + i / 20) for i, name in enumerate(NAMES)]
-    return [make_run(path / f"run {i}", best=1.5 + i / 10) for i in range(3 if what == "three runs" else 1)]
+    return [
+        make_run(path / f"run {i}", best=1.5 + i / 10)
+        for i in range(3 if what == "three runs" else 1)
+    ]
 
 
 PICTURES = ["one run", "one evaluation", "three runs", "tokenizers", "corpora", "14 runs"]
 CASES: list[tuple[str, dict[str, str]]] = [
-    *((what, {}) for what in PICTURES), ("one evaluation", {"x": "seconds"}), ("three runs", {"x": "seconds"}),
-    ("one run", {"x": "tokens"}), ("three runs", {"scale": "linear"}), ("tokenizers", {"unit": "bits_per_byte"})]
+    *((what, {}) for what in PICTURES),
+    ("one evaluation", {"x": "seconds"}),
+    ("three runs", {"x": "seconds"}),
+    ("one run", {"x": "tokens"}),
+    ("three runs", {"scale": "linear"}),
+    ("tokenizers", {"unit": "bits_per_byte"}),
+]
 
 
 def lines_of(axes: Axes) -> dict[float, list[list[tuple[float, float]]]]:
@@ -89,18 +175,24 @@ def lines_of(axes: Axes) -> dict[float, list[list[tuple[float, float]]]]:
     found: dict[float, list[list[tuple[float, float]]]] = {}
     for line in axes.lines:
         points: Any = line.get_xydata()
-        found.setdefault(line.get_linewidth(), []).append([tuple(point) for point in points.tolist()])
+        found.setdefault(line.get_linewidth(), []).append(
+            [tuple(point) for point in points.tolist()]
+        )
     return found
 
 
 @pytest.mark.parametrize(("what", "options"), CASES, ids=str)
-def test_no_name_is_on_another_or_on_a_curve(what: str, options: dict[str, str], tmp_path: Path) -> None:
+def test_no_name_is_on_another_or_on_a_curve(
+    what: str, options: dict[str, str], tmp_path: Path
+) -> None:
     runs = make_runs(tmp_path, what)
     figure = figures.make_figure(runs, **options)
     figure.draw_without_rendering()
     axes, legend = figure.axes[0], figure.legends[0]
     names = [label.get_text() for label in axes.texts]
-    assert names == [f"{name}  {value:.3f}" for name, value in find_baselines(runs, options.get("unit", "nats"))]
+    assert names == [
+        f"{name}  {value:.3f}" for name, value in find_baselines(runs, options.get("unit", "nats"))
+    ]
     boxes = [Text.get_window_extent(label) for label in axes.texts]
     for first, second in itertools.combinations(boxes, 2):
         assert not first.overlaps(second)
@@ -119,8 +211,9 @@ def test_no_name_is_on_another_or_on_a_curve(what: str, options: dict[str, str],
 
 
 @pytest.mark.parametrize(("what", "options"), CASES, ids=str)
-def test_no_name_overwrites_another_in_the_terminal(what: str, options: dict[str, str], tmp_path: Path,
-                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_name_overwrites_another_in_the_terminal(
+    what: str, options: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     runs = make_runs(tmp_path, what)
     drawn = figures.draw_terminal(runs, **options)
@@ -129,7 +222,7 @@ def test_no_name_overwrites_another_in_the_terminal(what: str, options: dict[str
     marks = drawn.split("└")[1].splitlines()[1].split()
     picture = Picture(runs, options.get("x", "step"), options.get("scale", "log"), "nats")
     assert marks == [figures._number(tick) for tick in picture.ticks]
-    legend = drawn.splitlines()[-len(runs):]
+    legend = drawn.splitlines()[-len(runs) :]
     assert len({line.split()[0] for line in legend}) == len(runs)  # each run has a mark of its own
     for line, curve in zip(legend, picture.curves, strict=True):
         assert ("best " in line) == bool(curve.val[0])
@@ -140,10 +233,15 @@ def test_no_name_overwrites_another_in_the_terminal(what: str, options: dict[str
 def test_each_baseline_is_in_the_row_of_its_loss(tmp_path: Path) -> None:
     """A curve that ends between two baselines ends between their rows."""
     drawn = figures.draw_terminal([make_run(tmp_path / "run", best=2.0)]).splitlines()
-    end = max(row for row, line in enumerate(drawn) if line.rstrip().endswith(("│", "┤")) and line[-2] not in " ─")
+    end = max(
+        row
+        for row, line in enumerate(drawn)
+        if line.rstrip().endswith(("│", "┤")) and line[-2] not in " ─"
+    )
     assert next(row for row, line in enumerate(drawn) if "gzip" in line) < end
     assert end < next(row for row, line in enumerate(drawn) if "xz" in line)
-    assert all(line.split("├")[0].strip() for line in drawn if "├" in line)  # no line without its name
+    # no line without its name
+    assert all(line.split("├")[0].strip() for line in drawn if "├" in line)
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
@@ -156,23 +254,37 @@ def test_names_of_runs_are_drawn_as_they_are(kind: str, tmp_path: Path) -> None:
     assert path.read_bytes().startswith(starts[kind])
     if kind == "svg":
         ET.fromstring(path.read_bytes())
-    labels = [label.get_text().split("  ", 1) for label in figures.make_figure(runs).legends[0].get_texts()]
+    labels = [
+        label.get_text().split("  ", 1)
+        for label in figures.make_figure(runs).legends[0].get_texts()
+    ]
     shown = [name if len(name) < 50 else name[:24] + "…" + name[-23:] for name in NAMES]
-    for (best, name), expected, curve in zip(labels, shown, Picture(runs, "step", "log", "nats").curves, strict=True):
+    for (best, name), expected, curve in zip(
+        labels, shown, Picture(runs, "step", "log", "nats").curves, strict=True
+    ):
         assert best == f"best {curve.best[1][0]:.4f}"
         assert name == expected
 
 
 def test_the_curves_are_the_metrics(tmp_path: Path) -> None:
-    records = [{"step": 0, "val_nll": 4.2, "val_bits_per_byte": 6.0},
-               {"step": 2, "train_nll": 4.0, "val_nll": 3.0, "val_bits_per_byte": 4.5},
-               {"step": 10, "train_nll": 3.0, "val_nll": 3.5, "val_bits_per_byte": 5.0},
-               {"step": 10, "best_step": 2, "best_val_nll": 3.1, "best_val_bits_per_byte": 4.6, "best_train_nll": 2.9}]
+    records = [
+        {"step": 0, "val_nll": 4.2, "val_bits_per_byte": 6.0},
+        {"step": 2, "train_nll": 4.0, "val_nll": 3.0, "val_bits_per_byte": 4.5},
+        {"step": 10, "train_nll": 3.0, "val_nll": 3.5, "val_bits_per_byte": 5.0},
+        {
+            "step": 10,
+            "best_step": 2,
+            "best_val_nll": 3.1,
+            "best_val_bits_per_byte": 4.6,
+            "best_train_nll": 2.9,
+        },
+    ]
     run = make_run(tmp_path / "run", records=records, bytes_per_token=2.0)
     lines = lines_of(figures.make_figure([run]).axes[0])
     assert [(0, 4.2), (2, 3.0), (10, 3.5)] in lines[2.0]
     assert [(1, 4.0), (6, 3.0)] in lines[0.8]  # in the middle of the steps that it is a mean of
-    assert [(2, 3.1)] in [line for group in lines.values() for line in group]  # the star: on all validation text
+    # the star: on all validation text
+    assert [(2, 3.1)] in [line for group in lines.values() for line in group]
     curve = Picture([run], "step", "log", "bits_per_byte").curves[0]
     assert curve.val == ([0, 2, 10], [3.0, 2.25, 2.5])
     assert curve.train[1] == pytest.approx([4.0 / 2 / math.log(2), 3.0 / 2 / math.log(2)])
@@ -183,8 +295,11 @@ def test_perplexity_is_on_the_right_of_nats_only(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
 
     def perplexities(figure: Figure) -> list[tuple[float, str]]:
-        return [(mark, label.get_text()) for child in figure.axes[0].child_axes
-                for mark, label in zip(child.get_yticks(), child.get_yticklabels(), strict=True)]
+        return [
+            (mark, label.get_text())
+            for child in figure.axes[0].child_axes
+            for mark, label in zip(child.get_yticks(), child.get_yticklabels(), strict=True)
+        ]
 
     marks = perplexities(figures.make_figure([run]))
     assert len(marks) > 5
@@ -195,7 +310,13 @@ def test_perplexity_is_on_the_right_of_nats_only(tmp_path: Path) -> None:
 
 def test_where_the_source_is_known_a_panel_has_the_gap(tmp_path: Path) -> None:
     records = [record | {"kl_gap": record["val_nll"] - 0.767} for record in evaluations(2.773, 0.8)]
-    final = {"step": 800, "best_step": 800, "best_val_nll": 0.81, "best_train_nll": 0.8, "best_kl_gap": 0.043}
+    final = {
+        "step": 800,
+        "best_step": 800,
+        "best_val_nll": 0.81,
+        "best_train_nll": 0.8,
+        "best_kl_gap": 0.043,
+    }
     run = make_run(tmp_path / "markov", MARKOV, [*records, final])
     figure = figures.make_figure([run, make_run(tmp_path / "plays")])
     figure.draw_without_rendering()
@@ -205,7 +326,9 @@ def test_where_the_source_is_known_a_panel_has_the_gap(tmp_path: Path) -> None:
     assert all("$" not in label.get_text() for label in panel.get_yticklabels())
     assert panel.get_xlim() == axes.get_xlim()
     assert (axes.bbox.height > 3 * figure.dpi, panel.bbox.height > figure.dpi) == (True, True)
-    assert "best 0.8100, KL 0.0430  markov" in [label.get_text() for label in figure.legends[0].get_texts()]
+    assert "best 0.8100, KL 0.0430  markov" in [
+        label.get_text() for label in figure.legends[0].get_texts()
+    ]
     assert "best 0.8100, KL 0.0430  markov" in figures.draw_terminal([run])
     assert len(figures.make_figure([make_run(tmp_path / "plain")]).axes) == 1
 
@@ -214,7 +337,10 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> Non
     """Also their baselines, and where the folders' names are long."""
     long = "the same long beginning of a name "
     for first, second in (("x", "y"), (f"{long}1{long}", f"{long}2{long}")):
-        runs = [make_run(tmp_path / first / "run"), make_run(tmp_path / second / "run", PLAYS | {"bigram": 2.3})]
+        runs = [
+            make_run(tmp_path / first / "run"),
+            make_run(tmp_path / second / "run", PLAYS | {"bigram": 2.3}),
+        ]
         names = [f"{first}/run", f"{second}/run"]
         assert unique_names([run.path for run in runs]) == names
         labels = [curve.label for curve in Picture(runs, "step", "log", "nats").curves]
@@ -224,7 +350,8 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> Non
         data = describe_runs(runs)
         assert [run["name"] for run in data["runs"]] == names
         assert data["title"] == ", ".join(names)
-    assert all(name in label for name, label in zip(names, labels, strict=True))  # too long to be shortened
+    # too long to be shortened
+    assert all(name in label for name, label in zip(names, labels, strict=True))
 
 
 def test_a_baseline_that_differs_says_whose_it_is(tmp_path: Path) -> None:
@@ -238,15 +365,24 @@ def test_a_baseline_that_differs_says_whose_it_is(tmp_path: Path) -> None:
     other = make_run(tmp_path / "other", PLAYS | {"bigram": 2.4}, corpus="poems")
     assert {"unigram", "bigram (plays)", "bigram (poems)"} < {*names(plays, other)}
     masked = make_run(tmp_path / "masked", PLAYS | {"bigram": 2.3})  # the same text and tokens
-    assert {"bigram (char)", "bigram (masked)"} < {*names(plays, masked)}  # by the names of the runs
+    # by the names of the runs
+    assert {"bigram (char)", "bigram (masked)"} < {*names(plays, masked)}
     high = make_run(tmp_path / "high", PLAYS | {"xz": 300.0})
-    assert names(high) == [name for name in reversed(PLAYS) if name != "xz"]  # above log|V| it says nothing
+    # above log|V| it says nothing
+    assert names(high) == [name for name in reversed(PLAYS) if name != "xz"]
 
 
-@pytest.mark.parametrize("records", [
-    [{"step": 1, "train_nll": 3.0, "seconds": 1.0}], [{"step": 0, "val_nll": 9.0, "val_bits_per_byte": 9.0}],
-    [{"step": 0, "val_nll": 4.2}, {"step": 9, "val_nll": 5e300, "train_nll": 1e300}],
-    [{"step": 5, "seconds": 0.3, "val_nll": 2.0}], [{"step": 1, "lr": 0.1}]], ids=str)
+@pytest.mark.parametrize(
+    "records",
+    [
+        [{"step": 1, "train_nll": 3.0, "seconds": 1.0}],
+        [{"step": 0, "val_nll": 9.0, "val_bits_per_byte": 9.0}],
+        [{"step": 0, "val_nll": 4.2}, {"step": 9, "val_nll": 5e300, "train_nll": 1e300}],
+        [{"step": 5, "seconds": 0.3, "val_nll": 2.0}],
+        [{"step": 1, "lr": 0.1}],
+    ],
+    ids=str,
+)
 def test_runs_that_went_badly_are_drawn_too(records: list[Record], tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", records=records)
     for x, scale in (("step", "log"), ("seconds", "linear")):
@@ -271,9 +407,14 @@ def test_the_command_draws_or_says_why_not(tmp_path: Path, monkeypatch: pytest.M
     make_run(Path("run"))
     make_run(Path("empty"), records=[])
     before = {path.name for path in tmp_path.iterdir()}
-    for arguments, says in ((["empty"], "empty: no metrics yet"), (["run", "--out=x.docx"], "cannot draw a .docx"),
-                            (["run", "--out=empty"], "use .png, .svg or .pdf"),
-                            ([], "RUN"), (["run", "nobody"], "nobody: not a run"), (["run", "--x=hours"], "x=hours")):
+    for arguments, says in (
+        (["empty"], "empty: no metrics yet"),
+        (["run", "--out=x.docx"], "cannot draw a .docx"),
+        (["run", "--out=empty"], "use .png, .svg or .pdf"),
+        ([], "RUN"),
+        (["run", "nobody"], "nobody: not a run"),
+        (["run", "--x=hours"], "x=hours"),
+    ):
         done = call("curves.py", *arguments, check=False)
         assert (done.returncode, done.stdout) == (2, "")
         assert says in done.stderr

@@ -38,7 +38,11 @@ def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write_atomically(path, b"before")
     for function in ("fsync", "replace"):
         with monkeypatch.context() as patch:
-            patch.setattr(os, function, lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            patch.setattr(
+                os,
+                function,
+                lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+            )
             with pytest.raises(OSError, match="No space"):
                 write_atomically(path, b"after")
         assert [entry.read_bytes() for entry in path.parent.iterdir()] == [b"before"]
@@ -53,7 +57,9 @@ def ended_process() -> int:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows waits a day")
 def test_the_next_write_removes_what_a_killed_one_left(tmp_path: Path) -> None:
-    """Not what another process writes, nor what belongs to another file, also with odd characters in its name."""
+    """Not what another process writes, nor what belongs to another file, also with odd characters
+    in its name.
+    """
     path = tmp_path / "a[1]*.png"
     left = tmp_path / f".{path.name}.{ended_process()}.tmp"
     forgotten = tmp_path / f".{path.name}.1.tmp"  # its number was given to another process since
@@ -68,16 +74,20 @@ def test_the_next_write_removes_what_a_killed_one_left(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_a_killed_command_leaves_nothing_after_the_next(tmp_path: Path) -> None:
-    code = ("import os, signal, sys; from pathlib import Path; from config.files import replacing\n"
-            "with replacing(Path(sys.argv[1])) as new:\n"
-            "    new.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from config.files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as new:\n"
+        "    new.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "page.html")], cwd=ROOT, check=False)
     assert [path.name[:11] for path in tmp_path.iterdir()] == [".page.html."]
     write_atomically(tmp_path / "page.html", b"whole")
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
-def test_one_of_two_versions_is_there_at_every_instant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_of_two_versions_is_there_at_every_instant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, previous = tmp_path / "last", tmp_path / "previous"
     seen: list[list[str]] = []
     rename = os.replace
@@ -117,8 +127,11 @@ def test_every_damage_of_a_checkpoint_is_noticed(tmp_path: Path) -> None:
     save_checkpoint(path, model, TrainState(step=7, best_nll=1.5), optimizers)
     content = path.read_bytes()
     assert len(content) < 8000
-    flipped = [content[:at] + bytes([content[at] ^ bit]) + content[at + 1:] for at in range(0, len(content), 13)
-               for bit in (1, 32)]
+    flipped = [
+        content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :]
+        for at in range(0, len(content), 13)
+        for bit in (1, 32)
+    ]
     shortened = [content[:length] for length in range(0, len(content) - 300, 13)]
     shortened += [content[:length] for length in range(len(content) - 300, len(content))]
     for damaged in [*flipped, *shortened, content + b"\0", b""]:
@@ -141,7 +154,9 @@ def test_a_checkpoint_can_be_read_by_whom_other_files_can(tmp_path: Path) -> Non
     assert (tmp_path / "best.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
-def test_a_checkpoint_that_cannot_be_read_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_cannot_be_read_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "best.safetensors"
     model = small_training()[0]
     with pytest.raises(UserError, match=r"best\.safetensors: there is no such checkpoint$"):
@@ -156,24 +171,36 @@ def test_a_checkpoint_that_cannot_be_read_says_why(tmp_path: Path, monkeypatch: 
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "open", refuse)  # the superuser may read everything
-    with pytest.raises(UserError, match=r"best\.safetensors: cannot be read \(Permission denied\)$"):
+    with pytest.raises(
+        UserError, match=r"best\.safetensors: cannot be read \(Permission denied\)$"
+    ):
         load_checkpoint(path, model)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
-@pytest.mark.parametrize("command", [
-    ["train.py", "PIPE"], ["compress.py", "out/tiny", "PIPE"], ["sample.py", "out/tiny", "--prompt_file=PIPE"]],
-    ids=lambda command: command[0])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train.py", "PIPE"],
+        ["compress.py", "out/tiny", "PIPE"],
+        ["sample.py", "out/tiny", "--prompt_file=PIPE"],
+    ],
+    ids=lambda command: command[0],
+)
 def test_a_pipe_is_refused_before_it_is_read(
-        trained, clone: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
-    """A command reads its files twice, and the second time a pipe is empty: a recipe would be the defaults."""
+    trained, clone: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    """A command reads its files twice, and the second time a pipe is empty: a recipe would be the
+    defaults.
+    """
     monkeypatch.chdir(clone)
     if not Path("pipe").exists():
         os.mkfifo("pipe")
     done = call(*[word.replace("PIPE", "pipe") for word in command], check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == ("error: pipe: is a pipe, which cannot be read twice; write its content into a file "
-                           "first\n")
+    assert done.stderr == (
+        "error: pipe: is a pipe, which cannot be read twice; write its content into a file first\n"
+    )
 
 
 def test_files_from_windows_are_read(trained, clone: Path, tmp_path: Path) -> None:
@@ -185,7 +212,11 @@ def test_files_from_windows_are_read(trained, clone: Path, tmp_path: Path) -> No
         content = (run / name).read_bytes().replace(b"\n", b"\r\n")
         (run / name).write_bytes(codecs.BOM_UTF8 + content)
     found = open_run(run)
-    assert (found.config, found.info, found.tokenizer) == (expected.config, expected.info, expected.tokenizer)
+    assert (found.config, found.info, found.tokenizer) == (
+        expected.config,
+        expected.info,
+        expected.tokenizer,
+    )
     assert found.read_metrics() == read_metrics(trained[0])
     assert load_config([str(run)])[0].model == expected.config.model
 
@@ -208,8 +239,14 @@ def test_no_directory_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def hold(path: Path, seconds: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", HOLD, str(path), seconds], cwd=ROOT, text=True,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path), seconds],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def test_a_lock_is_held_once_and_ends_with_its_holder(tmp_path: Path) -> None:
@@ -217,7 +254,10 @@ def test_a_lock_is_held_once_and_ends_with_its_holder(tmp_path: Path) -> None:
     holder = hold(path, "0")
     assert holder.stdout
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match=r"^the bench is taken$"), locked(path, "the bench is taken"):
+    with (
+        pytest.raises(UserError, match=r"^the bench is taken$"),
+        locked(path, "the bench is taken"),
+    ):
         pass
     waiter = hold(path, "60")
     assert waiter.stdout

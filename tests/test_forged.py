@@ -138,7 +138,9 @@ def test_a_forged_line_of_metrics(theirs: Path, number: int) -> None:
         run_all({name: COMMANDS[name] for name in ("curves", "page", "export")})
 
 
-@pytest.mark.parametrize("line", ['{"step": 1, "val_bits_per_byte": 3}', '{"step": 1, "kl_gap": 3}'])
+@pytest.mark.parametrize(
+    "line", ['{"step": 1, "val_bits_per_byte": 3}', '{"step": 1, "kl_gap": 3}']
+)
 def test_a_line_with_another_unit_of_a_loss_but_no_loss(theirs: Path, line: str) -> None:
     (theirs / "metrics.jsonl").write_text(f"{line}\n")
     curves = [*COMMANDS["curves"], "--unit=bits_per_byte"]

@@ -1,6 +1,8 @@
-"""Anything at all as a command line, a recipe or a corpus: a good result or a clear error, never a traceback.
+"""Anything at all as a command line, a recipe or a corpus: a good result or a clear error, never a
+traceback.
 
-All in one process and derandomised: the same examples each time. What they found has a plain test elsewhere.
+All in one process and derandomised: the same examples each time. What they found has a plain test
+elsewhere.
 """
 
 import contextlib
@@ -30,41 +32,117 @@ from data import prepare
 from data.documents import read_records
 from engine.generate import generate_texts
 
-FIELDS = {name: field for section in Config.model_fields.values() for name, field in
-          section.annotation.model_fields.items()}  # type: ignore[union-attr]
-SECTIONS = {name: section for section, field in Config.model_fields.items()
-            for name in field.annotation.model_fields}  # type: ignore[union-attr]
-ANY = st.text(st.characters(exclude_categories=()), max_size=12)  # any Unicode: NULs, emoji, lone surrogates
-NUMBERS = st.one_of(st.integers(-3, 70).map(str), st.integers().map(str), st.floats().map(str), st.sampled_from(
-    ["1e999", "-0", "0x10", "1_000", "\uff11\uff12", "", " 7", "7 ", "true", "False", "9" * 5000, "1e-400"]))
-WORDS = st.sampled_from(["scratch", "resume", "auto", "muon", "adamw", "char", "bpe", "gpt2", "none", "lines",
-                         "markov", "cpu", "cuda:0", "cuda:99999", "bfloat16", "linear", "text.txt", ".", "/", "..",
-                         "~", "(", "[[a]", "a{99999999999}", "\\", "(?P<x", "(?i)^[A-Z]+:$", "config", "a.jsonl",
-                         "nul\0l", "\ud800"])
+FIELDS = {}
+SECTIONS = {}
+for section_name, section in Config.model_fields.items():
+    for field_name, field in type(section.default).model_fields.items():
+        FIELDS[field_name] = field
+        SECTIONS[field_name] = section_name
+# any Unicode: NULs, emoji, lone surrogates
+ANY = st.text(st.characters(exclude_categories=()), max_size=12)
+NUMBERS = st.one_of(
+    st.integers(-3, 70).map(str),
+    st.integers().map(str),
+    st.floats().map(str),
+    st.sampled_from(
+        [
+            "1e999",
+            "-0",
+            "0x10",
+            "1_000",
+            "\uff11\uff12",
+            "",
+            " 7",
+            "7 ",
+            "true",
+            "False",
+            "9" * 5000,
+            "1e-400",
+        ]
+    ),
+)
+WORDS = st.sampled_from(
+    [
+        "scratch",
+        "resume",
+        "auto",
+        "muon",
+        "adamw",
+        "char",
+        "bpe",
+        "gpt2",
+        "none",
+        "lines",
+        "markov",
+        "cpu",
+        "cuda:0",
+        "cuda:99999",
+        "bfloat16",
+        "linear",
+        "text.txt",
+        ".",
+        "/",
+        "..",
+        "~",
+        "(",
+        "[[a]",
+        "a{99999999999}",
+        "\\",
+        "(?P<x",
+        "(?i)^[A-Z]+:$",
+        "config",
+        "a.jsonl",
+        "nul\0l",
+        "\ud800",
+    ]
+)
 OPTION = st.sampled_from(sorted(FIELDS))
 ARGUMENT = st.one_of(
-    st.tuples(OPTION, st.one_of(NUMBERS, WORDS, ANY)).map(lambda pair: f"--{pair[0]}={pair[1]}"), ANY, WORDS, NUMBERS,
-    OPTION.map(lambda name: f"--{name}"), OPTION.map(lambda name: f"--{name[:-1]}=3"),
-    ANY.map(lambda name: f"--{name}"))
-JUST_ANY = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), ANY),
-                        lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(ANY, inner, max_size=3)),
-                        max_leaves=6)
+    st.tuples(OPTION, st.one_of(NUMBERS, WORDS, ANY)).map(lambda pair: f"--{pair[0]}={pair[1]}"),
+    ANY,
+    WORDS,
+    NUMBERS,
+    OPTION.map(lambda name: f"--{name}"),
+    OPTION.map(lambda name: f"--{name[:-1]}=3"),
+    ANY.map(lambda name: f"--{name}"),
+)
+JUST_ANY = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), ANY),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(ANY, inner, max_size=3)),
+    max_leaves=6,
+)
 TEXT = st.one_of(
     st.text(st.characters(codec="utf-8"), max_size=300),
     st.text(st.sampled_from("ab \n\r\0\ufeff\u2028é🎉\x85"), max_size=400),
-    st.lists(st.sampled_from(["CAT:\nNo.\n\n", "a", "\n\n", "\r\n", "🎉", "\0", "the cat "]), max_size=60).map("".join))
+    st.lists(
+        st.sampled_from(["CAT:\nNo.\n\n", "a", "\n\n", "\r\n", "🎉", "\0", "the cat "]), max_size=60
+    ).map("".join),
+)
 
 
-def run_examples(function: Callable[..., None], examples: int, *strategies: st.SearchStrategy[Any]) -> None:
-    settings(max_examples=examples, derandomize=True, deadline=None, database=None,
-             suppress_health_check=list(HealthCheck))(given(*strategies)(function))()
+def run_examples(
+    function: Callable[..., None], examples: int, *strategies: st.SearchStrategy[Any]
+) -> None:
+    settings(
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )(given(*strategies)(function))()
 
 
-def fuzz(examples: int, *strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[[int], None]]:
-    """Make a test of a function: a tenth of the examples in quick tests, and all of them in slow ones."""
+def fuzz(
+    examples: int, *strategies: st.SearchStrategy[Any]
+) -> Callable[[Callable[..., None]], Callable[[int], None]]:
+    """Make a test of a function: a tenth of the examples in quick tests, and all of them in slow
+    ones.
+    """
 
     def make_test(function: Callable[..., None]) -> Callable[[int], None]:
-        @pytest.mark.parametrize("part", [10, pytest.param(1, marks=pytest.mark.slow)], ids=["a tenth", "all"])
+        @pytest.mark.parametrize(
+            "part", [10, pytest.param(1, marks=pytest.mark.slow)], ids=["a tenth", "all"]
+        )
         def test(part: int) -> None:
             run_examples(function, examples // part, *strategies)
 
@@ -106,10 +184,19 @@ def test_command_lines(argv) -> None:
     command(main, argv)
 
 
-@fuzz(400, st.lists(ARGUMENT, max_size=4), st.sampled_from(["sample", "evaluate", "curves", "prepare"]))
+@fuzz(
+    400,
+    st.lists(ARGUMENT, max_size=4),
+    st.sampled_from(["sample", "evaluate", "curves", "prepare"]),
+)
 def test_command_lines_of_the_others(argv, name) -> None:
     """No run is there, so no device is looked for, and the corpora are not fetched."""
-    main = {"sample": sample.main, "evaluate": evaluate.main, "curves": curves.main, "prepare": prepare.main}[name]
+    main = {
+        "sample": sample.main,
+        "evaluate": evaluate.main,
+        "curves": curves.main,
+        "prepare": prepare.main,
+    }[name]
     argv = [word for word in argv if "resume" not in word]
     if name == "prepare":
         argv.append("--corpus=nowhere.txt")
@@ -117,9 +204,19 @@ def test_command_lines_of_the_others(argv, name) -> None:
         assert command(main, argv) == 2 or "markov" in argv
 
 
-@fuzz(1000, st.dictionaries(st.one_of(st.sampled_from(sorted(Config.model_fields)), ANY), st.one_of(
-    st.dictionaries(st.one_of(st.sampled_from(sorted(FIELDS)), ANY), JUST_ANY, max_size=4), JUST_ANY), max_size=3),
-    st.integers(0, 400), ANY)
+@fuzz(
+    1000,
+    st.dictionaries(
+        st.one_of(st.sampled_from(sorted(Config.model_fields)), ANY),
+        st.one_of(
+            st.dictionaries(st.one_of(st.sampled_from(sorted(FIELDS)), ANY), JUST_ANY, max_size=4),
+            JUST_ANY,
+        ),
+        max_size=3,
+    ),
+    st.integers(0, 400),
+    ANY,
+)
 def test_recipes(recipe, cut, garbage) -> None:
     """Tables of anything, as far as TOML can say it; and a sound recipe with garbage in the middle."""
     import tomli_w
@@ -141,14 +238,28 @@ def test_records(value, raw) -> None:
             assert record.completion
 
 
-@fuzz(700, TEXT, st.sampled_from(["char", "bpe"]), st.sampled_from(["none", "none", "lines", "paragraphs"]),
-       st.sampled_from([0.1, 0.5, 0.9]), st.sampled_from(["", "", "^[A-Z]+:$", "a*", "🎉|\\0"]), st.booleans())
+@fuzz(
+    700,
+    TEXT,
+    st.sampled_from(["char", "bpe"]),
+    st.sampled_from(["none", "none", "lines", "paragraphs"]),
+    st.sampled_from([0.1, 0.5, 0.9]),
+    st.sampled_from(["", "", "^[A-Z]+:$", "a*", "🎉|\\0"]),
+    st.booleans(),
+)
 def test_corpora(text, tokenizer, documents, val_fraction, mask, predict_eos) -> None:
     """Every byte is in a token, and every token is counted."""
     Path("fuzz.txt").write_bytes(text.encode())
     text = Path("fuzz.txt").read_text(encoding="utf-8-sig")  # with \n at the end of each line
-    config = DataConfig(corpus="fuzz.txt", tokenizer=tokenizer, vocab_size=300, documents=documents,
-                        val_fraction=val_fraction, mask=mask, predict_eos=predict_eos or documents == "none")
+    config = DataConfig(
+        corpus="fuzz.txt",
+        tokenizer=tokenizer,
+        vocab_size=300,
+        documents=documents,
+        val_fraction=val_fraction,
+        mask=mask,
+        predict_eos=predict_eos or documents == "none",
+    )
     try:
         corpus = prepare.prepare_corpus(config)
     except UserError:
@@ -173,34 +284,76 @@ def test_corpora_that_are_no_text(content) -> None:
     command(prepare.main, ["--corpus=fuzz.txt"])
 
 
-SMALL = ["--corpus=fuzz.txt", "--out_dir=out/fuzz", "--max_iters=2", "--eval_interval=1", "--device=cpu", "--n_layer=1",
-         "--eval_tokens=50", "--batch_size=3", "--block_size=4"]
+SMALL = [
+    "--corpus=fuzz.txt",
+    "--out_dir=out/fuzz",
+    "--max_iters=2",
+    "--eval_interval=1",
+    "--device=cpu",
+    "--n_layer=1",
+    "--eval_tokens=50",
+    "--batch_size=3",
+    "--block_size=4",
+]
 CHOICES: dict[str, list[object]] = {
-    "block_size": [1, 2, 7], "n_head": [1, 2], "n_embd": [2, 8, 12], "dropout": [0, 0.5], "bias": [True, False],
-    "ngram_embedding": [0, 2, 9], "embedding_norm": [True, False], "position": ["learned", "rotary"],
-    "norm": ["rmsnorm", "layernorm"], "tied": [True, False],
-    "softcap": [0, 3], "zero_init": [True, False], "label_smoothing": [0, 0.9], "z_loss": [0, 0.1],
-    "micro_batch_size": [0, 1, 2], "optimizer": ["muon", "adamw"], "grad_clip": [0, 1], "warmup_iters": [0, 2],
-    "learning_rate": [0, 0.01, 1e30], "weight_decay": [0, 1], "documents": ["none", "lines", "paragraphs"],
-    "padded": [True, False], "document_attention": [True, False], "mask": ["", "a", "^.*:$"],
-    "predict_eos": [True, False], "tokenizer": ["char", "bpe"], "vocab_size": [257, 300], "val_fraction": [0.1, 0.5],
-    "dtype": ["float32", "bfloat16"], "max_nonfinite_steps": [1, 10], "init_from": ["auto", "auto", "resume"],
-    "seed": [0, 2**32 - 1]}
-OPTIONS = st.lists(st.sampled_from(sorted(CHOICES)), max_size=4, unique=True).flatmap(lambda names: st.tuples(*(
-    st.sampled_from([f"--{name}={value}" for value in CHOICES[name]]) for name in names)))
+    "block_size": [1, 2, 7],
+    "n_head": [1, 2],
+    "n_embd": [2, 8, 12],
+    "dropout": [0, 0.5],
+    "bias": [True, False],
+    "ngram_embedding": [0, 2, 9],
+    "embedding_norm": [True, False],
+    "position": ["learned", "rotary"],
+    "norm": ["rmsnorm", "layernorm"],
+    "tied": [True, False],
+    "softcap": [0, 3],
+    "zero_init": [True, False],
+    "label_smoothing": [0, 0.9],
+    "z_loss": [0, 0.1],
+    "micro_batch_size": [0, 1, 2],
+    "optimizer": ["muon", "adamw"],
+    "grad_clip": [0, 1],
+    "warmup_iters": [0, 2],
+    "learning_rate": [0, 0.01, 1e30],
+    "weight_decay": [0, 1],
+    "documents": ["none", "lines", "paragraphs"],
+    "padded": [True, False],
+    "document_attention": [True, False],
+    "mask": ["", "a", "^.*:$"],
+    "predict_eos": [True, False],
+    "tokenizer": ["char", "bpe"],
+    "vocab_size": [257, 300],
+    "val_fraction": [0.1, 0.5],
+    "dtype": ["float32", "bfloat16"],
+    "max_nonfinite_steps": [1, 10],
+    "init_from": ["auto", "auto", "resume"],
+    "seed": [0, 2**32 - 1],
+}
+OPTIONS = st.lists(st.sampled_from(sorted(CHOICES)), max_size=4, unique=True).flatmap(
+    lambda names: st.tuples(
+        *(st.sampled_from([f"--{name}={value}" for value in CHOICES[name]]) for name in names)
+    )
+)
 
 
 @pytest.mark.slow
 def test_whole_trainings(monkeypatch) -> None:
-    """One after another in one directory: later ones find, rename or resume the runs of earlier ones."""
+    """One after another in one directory: later ones find, rename or resume the runs of earlier
+    ones.
+    """
     codes: list[int] = []
     monkeypatch.setattr("report.trainlog.generate_texts", partial(generate_texts, max_new_tokens=9))
 
     def trainings(text, options) -> None:
-        Path("fuzz.txt").write_bytes(f"{text}\nCAT:\nThe mat.\n\n".encode() * 4 if len(text) > 1 else text.encode())
+        Path("fuzz.txt").write_bytes(
+            f"{text}\nCAT:\nThe mat.\n\n".encode() * 4 if len(text) > 1 else text.encode()
+        )
         codes.append(command(train.main, [*SMALL, *options]))
         if codes[-1] == 0:
-            steps = [json.loads(line)["step"] for line in Path("out/fuzz/metrics.jsonl").read_text().splitlines()]
+            steps = [
+                json.loads(line)["step"]
+                for line in Path("out/fuzz/metrics.jsonl").read_text().splitlines()
+            ]
             assert steps == [0, 1, 2, 2]
             assert command(sample.main, ["out/fuzz", "--max_new_tokens=3", "--device=cpu"]) == 0
         assert not list(Path("out").glob(".*"))
@@ -211,6 +364,6 @@ def test_whole_trainings(monkeypatch) -> None:
 
 def test_there_are_five_thousand() -> None:
     here = Path(__file__).read_text(encoding="utf-8")
-    examples = re.findall(r"^(?:@fuzz\(|    run_examples\(trainings, )(\d+)", here, re.MULTILINE)
+    examples = re.findall(r"^(?:@fuzz\(\s*|    run_examples\(trainings, )(\d+)", here, re.MULTILINE)
     assert len(examples) == 7
     assert sum(map(int, examples)) >= 5000

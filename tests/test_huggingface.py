@@ -34,30 +34,64 @@ transformers = pytest.importorskip("transformers")
 CPU = Distributed(torch.device("cpu"), torch.float32)
 BPE = train_bpe(make_text(), 400, "\n")
 TOKENIZERS = {
-    "char": char_tokenizer(make_text()), "char with eos": char_tokenizer(make_text().replace("\n", ""), "\n"),
-    "bpe": train_bpe(make_text(), 400), "bpe with eos": BPE,
-    "gpt2": Tokenizer(kind="gpt2", token_bytes=[*BPE.token_bytes[:-1], EOS])}
-GPT2_FORM = ["--position=learned", "--norm=layernorm", "--activation=gelu", "--qk_norm=false", "--embedding_norm=false"]
-GPT2 = {"vocab_size": 61, "n_positions": 16, "n_embd": 24, "n_layer": 2, "n_head": 3, "resid_pdrop": 0, "embd_pdrop": 0,
-        "attn_pdrop": 0}
-NANOCHAT = {"vocab_size": 61, "max_position_embeddings": 16, "hidden_size": 24, "num_hidden_layers": 2,
-            "num_attention_heads": 3, "intermediate_size": 96, "pad_token_id": None}
+    "char": char_tokenizer(make_text()),
+    "char with eos": char_tokenizer(make_text().replace("\n", ""), "\n"),
+    "bpe": train_bpe(make_text(), 400),
+    "bpe with eos": BPE,
+    "gpt2": Tokenizer(kind="gpt2", token_bytes=[*BPE.token_bytes[:-1], EOS]),
+}
+GPT2_FORM = [
+    "--position=learned",
+    "--norm=layernorm",
+    "--activation=gelu",
+    "--qk_norm=false",
+    "--embedding_norm=false",
+]
+GPT2 = {
+    "vocab_size": 61,
+    "n_positions": 16,
+    "n_embd": 24,
+    "n_layer": 2,
+    "n_head": 3,
+    "resid_pdrop": 0,
+    "embd_pdrop": 0,
+    "attn_pdrop": 0,
+}
+NANOCHAT = {
+    "vocab_size": 61,
+    "max_position_embeddings": 16,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 96,
+    "pad_token_id": None,
+}
 
 
 def make_theirs(kind: str, **changes: Any) -> Any:
     """A small random model of theirs, whose weights are all large enough to matter."""
     torch.manual_seed(0)
-    model = (transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2 | changes)) if kind == "gpt2" else
-             transformers.NanoChatForCausalLM(transformers.NanoChatConfig(**NANOCHAT | changes)))
+    model = (
+        transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2 | changes))
+        if kind == "gpt2"
+        else transformers.NanoChatForCausalLM(transformers.NanoChatConfig(**NANOCHAT | changes))
+    )
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.2)
     return model
 
 
-@pytest.mark.parametrize(("kind", "changes"), [
-    ("gpt2", {}), ("gpt2", {"tie_word_embeddings": False}), ("nanochat", {}),
-    ("nanochat", {"tie_word_embeddings": True}), ("nanochat", {"final_logit_softcapping": None})])
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("gpt2", {}),
+        ("gpt2", {"tie_word_embeddings": False}),
+        ("nanochat", {}),
+        ("nanochat", {"tie_word_embeddings": True}),
+        ("nanochat", {"final_logit_softcapping": None}),
+    ],
+)
 def test_same_logits_loss_and_gradients(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
     theirs = make_theirs(kind, **changes)
     theirs.save_pretrained(tmp_path)
@@ -86,24 +120,45 @@ def test_same_logits_loss_and_gradients(kind: str, changes: dict[str, Any], tmp_
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_same_tokens(name: str, tmp_path: Path) -> None:
-    """10,000 random strings: of what the text has, of any Unicode, and of what pre-tokenizers argue about."""
+    """10,000 random strings: of what the text has, of any Unicode, and of what pre-tokenizers argue
+    about.
+    """
     tokenizer, rng = TOKENIZERS[name], random.Random(0)
     (tmp_path / "tokenizer.json").write_text(json.dumps(to_json(tokenizer)), encoding="utf-8")
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
-    known = sorted({character for token in tokenizer.token_bytes[:tokenizer.eos] if tokenizer.kind == "char"
-                    for character in token.decode()})
+    known = sorted(
+        {
+            character
+            for token in tokenizer.token_bytes[: tokenizer.eos]
+            if tokenizer.kind == "char"
+            for character in token.decode()
+        }
+    )
     for _ in range(2000):
-        kinds = [known] if known else [list(make_text(5)), [chr(i) for i in rng.choices(range(0xD800), k=8)],
-                                       [chr(i) for i in rng.choices(range(0xE000, 0x110000), k=8)],
-                                       list(" \t\n\r\x0b\x0c\x1c\x85\xa0\u1680\u2028\u3000\u200b'sdmtlrve19²½ABab_-!")]
+        kinds = (
+            [known]
+            if known
+            else [
+                list(make_text(5)),
+                [chr(i) for i in rng.choices(range(0xD800), k=8)],
+                [chr(i) for i in rng.choices(range(0xE000, 0x110000), k=8)],
+                list(" \t\n\r\x0b\x0c\x1c\x85\xa0\u1680\u2028\u3000\u200b'sdmtlrve19²½ABab_-!"),
+            ]
+        )
         for _ in range(5):
             text = "".join(rng.choice(rng.choice(kinds)) for _ in range(rng.randrange(1, 30)))
             tokens = tokenizer.encode(text).tolist()
             assert theirs.encode(text) == tokens, ascii(text)
-            assert theirs.decode(tokens, clean_up_tokenization_spaces=False) == tokenizer.decode(tokens) == text
+            assert (
+                theirs.decode(tokens, clean_up_tokenization_spaces=False)
+                == tokenizer.decode(tokens)
+                == text
+            )
     again = from_json(json.loads((tmp_path / "tokenizer.json").read_bytes()), name)
     assert (again.kind, again.token_bytes[:-1]) == (tokenizer.kind, tokenizer.token_bytes[:-1])
-    assert again.token_bytes[-1] == (EOS if tokenizer.eos is not None else tokenizer.token_bytes[-1])
+    assert again.token_bytes[-1] == (
+        EOS if tokenizer.eos is not None else tokenizer.token_bytes[-1]
+    )
 
 
 def gpt2_json(**changes: Any) -> dict[str, Any]:
@@ -118,12 +173,24 @@ def test_the_tokenizer_of_the_hub_is_read() -> None:
     assert from_json(gpt2_json(), "gpt2") == TOKENIZERS["gpt2"]
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    ({"normalizer": {"type": "NFC"}}, "normalizer"), ({"pre_tokenizer": {"type": "Whitespace"}}, "cannot be used"),
-    ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "splits text in another way"),
-    ({"added_tokens": [{"id": 9999, "content": "x"}]}, "not 0, 1, 2"), ({"model": []}, "cannot be used"),
-    ({"model": gpt2_json()["model"] | {"merges": gpt2_json()["model"]["merges"][::-1]}}, "in that order"),
-    ({"model": {"vocab": {"a": 0}, "merges": []}, "added_tokens": []}, "256 bytes")])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"normalizer": {"type": "NFC"}}, "normalizer"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "cannot be used"),
+        (
+            {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}},
+            "splits text in another way",
+        ),
+        ({"added_tokens": [{"id": 9999, "content": "x"}]}, "not 0, 1, 2"),
+        ({"model": []}, "cannot be used"),
+        (
+            {"model": gpt2_json()["model"] | {"merges": gpt2_json()["model"]["merges"][::-1]}},
+            "in that order",
+        ),
+        ({"model": {"vocab": {"a": 0}, "merges": []}, "added_tokens": []}, "256 bytes"),
+    ],
+)
 def test_other_tokenizers_are_refused(change: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         from_json(gpt2_json(**change), "a tokenizer")
@@ -135,8 +202,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("huggingface")
     with training_in(folder):
         Path("part.txt").write_text(make_text(100), encoding="utf-8")
-        for name, *arguments in (["char"], ["lines", "--documents=lines", "--tied"],
-                                 ["bpe", "--tokenizer=bpe", "--vocab_size=300", *GPT2_FORM]):
+        for name, *arguments in (
+            ["char"],
+            ["lines", "--documents=lines", "--tied"],
+            ["bpe", "--tokenizer=bpe", "--vocab_size=300", *GPT2_FORM],
+        ):
             call("train.py", "--corpus=text.txt", f"--out_dir={name}", *TINY, *arguments)
             call("export.py", name, f"{name}_exported")
     return folder
@@ -155,29 +225,43 @@ def test_transformers_loads_what_is_exported(name: str, here: Path) -> None:
     theirs = transformers.AutoModelForCausalLM.from_pretrained(exported).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
     prompt = run.tokenizer.encode_prompt("the")
-    assert tokenizer.encode("the") == prompt[-len(tokenizer.encode("the")):]
+    assert tokenizer.encode("the") == prompt[-len(tokenizer.encode("the")) :]
     tokens = torch.tensor([prompt])
     with torch.inference_mode():
         assert torch.allclose(ours.eval()(tokens), theirs(tokens).logits, atol=1e-5)
     room = run.config.model.block_size - len(prompt)
     greedy = [step[0] for step in generate(ours, prompt, CPU, max_new_tokens=room, temperature=0)]
-    written = theirs.generate(tokens, max_new_tokens=room, do_sample=False, eos_token_id=None, pad_token_id=0)
-    assert greedy == written[0, len(prompt):].tolist()
+    written = theirs.generate(
+        tokens, max_new_tokens=room, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    assert greedy == written[0, len(prompt) :].tolist()
     card = Path(exported, "README.md").read_text(encoding="utf-8")
     assert "| uniform, log\\|V\\| | " in card
-    assert f"{[record for record in run.read_metrics() if 'best_val_nll' in record][-1]['best_val_nll']:.4f}" in card
+    assert (
+        f"{[record for record in run.read_metrics() if 'best_val_nll' in record][-1]['best_val_nll']:.4f}"
+        in card
+    )
 
 
 @pytest.mark.parametrize("name", ["char", "lines", "bpe"])
 def test_an_exported_model_comes_back(name: str, here: Path) -> None:
-    before, after = (read_model(open_run(here / folder), "best")[0].eval() for folder in (name, f"{name}_exported"))
+    before, after = (
+        read_model(open_run(here / folder), "best")[0].eval()
+        for folder in (name, f"{name}_exported")
+    )
     tokens = torch.randint(before.vocab_size, (2, before.config.block_size))
     with torch.inference_mode():
         assert torch.allclose(before(tokens), after(tokens), atol=1e-6)
-    assert call("sample.py", f"{name}_exported", "--prompt=the", "--max_new_tokens=5").stdout.startswith("the")
+    assert call(
+        "sample.py", f"{name}_exported", "--prompt=the", "--max_new_tokens=5"
+    ).stdout.startswith("the")
     if name != "lines":  # of which the exported model does not know that they are documents
-        losses = [json.loads(call("evaluate.py", each, "--text=part.txt", "--dtype=float32", "--json").stdout)
-                  ["loss"]["nats_per_token"] for each in (name, f"{name}_exported")]
+        losses = [
+            json.loads(
+                call("evaluate.py", each, "--text=part.txt", "--dtype=float32", "--json").stdout
+            )["loss"]["nats_per_token"]
+            for each in (name, f"{name}_exported")
+        ]
         assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
@@ -205,7 +289,9 @@ def test_other_files_of_weights_are_ignored(here: Path, tmp_path: Path) -> None:
     (folder / "._model.safetensors").write_bytes(b"\0")
     assert loss_on(folder) == loss_on("char_exported")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"has no model.safetensors and no model.safetensors.index.json"):
+    with pytest.raises(
+        UserError, match=r"has no model.safetensors and no model.safetensors.index.json"
+    ):
         read_model(open_run(folder), "best")
 
 
@@ -223,8 +309,11 @@ def test_the_index_says_which_files_count(here: Path, tmp_path: Path) -> None:
     index = folder / "model.safetensors.index.json"
     content = json.loads(index.read_bytes())
     name = next(iter(content["weight_map"]))
-    for wrong, says in (("../x.safetensors", "names ../x.safetensors, which is not there"),
-                        ("gone", "names gone, which"), (5, "cannot be used")):
+    for wrong, says in (
+        ("../x.safetensors", "names ../x.safetensors, which is not there"),
+        ("gone", "names gone, which"),
+        (5, "cannot be used"),
+    ):
         content["weight_map"][name] = wrong
         index.write_text(json.dumps(content))
         with pytest.raises(UserError, match=says):
@@ -242,14 +331,26 @@ def test_an_exported_model_of_documents_keeps_its_eos(here: Path, tmp_path: Path
     assert after.tokenizer.encode_prompt("") == [after.tokenizer.vocab_size - 1]
     assert after.config.data.documents == "lines"
     assert loss_on("lines_exported") == pytest.approx(loss_on("lines"), abs=1e-6)
-    call("train.py", "--corpus=part.txt", "--documents=lines", "--padded", *TINY, "--max_iters=1", "--out_dir=padded")
+    call(
+        "train.py",
+        "--corpus=part.txt",
+        "--documents=lines",
+        "--padded",
+        *TINY,
+        "--max_iters=1",
+        "--out_dir=padded",
+    )
     call("export.py", "padded", str(tmp_path / "padded"))
     assert open_run(tmp_path / "padded").config.data.padded
     assert loss_on(tmp_path / "padded") == pytest.approx(loss_on("padded"), abs=1e-6)
 
 
-def test_a_text_ends_with_a_foreign_eos_too(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a model that notes nothing of its documents, such as GPT-2: only what it writes ends there."""
+def test_a_text_ends_with_a_foreign_eos_too(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model that notes nothing of its documents, such as GPT-2: only what it writes ends
+    there.
+    """
     folder = copy_of("lines_exported", tmp_path / "model")
     config = json.loads((folder / "config.json").read_bytes())
     del config["surprisal"]
@@ -280,8 +381,12 @@ def test_a_padded_vocabulary_is_cut(name: str, here: Path, tmp_path: Path) -> No
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     change_config(folder, vocab_size=open_run(Path(name)).info.vocab_size + 7)
     assert loss_on(folder) == loss_on(f"{name}_exported")
-    save_file({key: tensor[:9].clone() for key, tensor in weights.items()}, folder / "model.safetensors")
-    with pytest.raises(UserError, match=r"tokenizer.json has \d+ tokens, and its embedding has 9 rows"):
+    save_file(
+        {key: tensor[:9].clone() for key, tensor in weights.items()}, folder / "model.safetensors"
+    )
+    with pytest.raises(
+        UserError, match=r"tokenizer.json has \d+ tokens, and its embedding has 9 rows"
+    ):
         read_model(open_run(folder), "best")
 
 
@@ -299,29 +404,49 @@ def test_an_added_padding_token_is_left_out(name: str, here: Path, tmp_path: Pat
     assert run.tokenizer == open_run(Path(f"{name}_exported")).tokenizer
     assert loss_on(folder) == pytest.approx(loss_on(f"{name}_exported"), abs=1e-6)
     if name == "lines":
-        call("train.py", "--corpus=part.txt", "--documents=lines", f"--init_from={folder}", "--max_iters=1",
-             f"--out_dir={tmp_path / 'further'}")
+        call(
+            "train.py",
+            "--corpus=part.txt",
+            "--documents=lines",
+            f"--init_from={folder}",
+            "--max_iters=1",
+            f"--out_dir={tmp_path / 'further'}",
+        )
 
 
 def test_the_eos_token_has_to_be_the_last() -> None:
     found = gpt2_json()
     last = found["added_tokens"][0]["id"]
-    with_pad = gpt2_json(added_tokens=[*found["added_tokens"], {"id": last + 1, "content": "[PAD]", "special": True}])
+    with_pad = gpt2_json(
+        added_tokens=[*found["added_tokens"], {"id": last + 1, "content": "[PAD]", "special": True}]
+    )
     for eos in (None, last, [last], 50256, [5, last]):
         assert from_json(with_pad, "gpt2", eos) == TOKENIZERS["gpt2"]
-    both = gpt2_json(added_tokens=[*found["added_tokens"], {"id": last + 1, "content": "</s>", "special": True}])
+    both = gpt2_json(
+        added_tokens=[*found["added_tokens"], {"id": last + 1, "content": "</s>", "special": True}]
+    )
     tokens = from_json(both, "gpt2", last + 1).token_bytes
     assert (len(tokens), tokens[-1]) == (last + 2, EOS)
     first = to_json(TOKENIZERS["char"])
     first["added_tokens"] = [{"id": 0, "content": "\n", "special": True}]
-    with pytest.raises(UserError, match=r"its eos token is number 0 of .*; here it can only be the last one"):
+    with pytest.raises(
+        UserError, match=r"its eos token is number 0 of .*; here it can only be the last one"
+    ):
         from_json(first, "char", 0)
 
 
 @pytest.mark.parametrize("source", ["char", "char_exported", "bpe_exported"])
 def test_training_starts_with_its_weights(source: str, here: Path) -> None:
-    printed = call("train.py", "--corpus=part.txt", f"--init_from={source}", "--max_iters=1", "--batch_size=2",
-                   "--dtype=float32", "--eval_tokens=0", f"--out_dir=from_{source}").stdout
+    printed = call(
+        "train.py",
+        "--corpus=part.txt",
+        f"--init_from={source}",
+        "--max_iters=1",
+        "--batch_size=2",
+        "--dtype=float32",
+        "--eval_tokens=0",
+        f"--out_dir=from_{source}",
+    ).stdout
     assert f"starts with the weights of {source}\n" in printed
     assert "step 0: loss" not in printed
     run = open_run(Path(f"from_{source}"))
@@ -330,7 +455,9 @@ def test_training_starts_with_its_weights(source: str, here: Path) -> None:
     model = read_model(open_run(Path(source)), "best")[0].eval()
     with torch.inference_mode():
         sums = [model(*CPU.to_device(batch.inputs, batch.targets)) for batch in text.batches()]
-    assert first == pytest.approx(sum(float(each.nll) for each in sums) / len(text.positions), abs=1e-5)
+    assert first == pytest.approx(
+        sum(float(each.nll) for each in sums) / len(text.positions), abs=1e-5
+    )
     assert np.isfinite(run.read_metrics()[-1]["best_val_nll"])
 
 
@@ -338,16 +465,33 @@ def test_a_smaller_block_size_may_be_named_and_nothing_else(here: Path) -> None:
     shape = read_shape(Path("bpe_exported"))
     smaller = load_config(["--init_from=bpe_exported", "--block_size=3", "--dropout=0.2"])[0]
     assert smaller.model == shape.model_copy(update={"block_size": 3, "dropout": 0.2})
-    printed = call("train.py", "--corpus=part.txt", "--init_from=bpe_exported", "--block_size=3", "--max_iters=1",
-                   "--out_dir=smaller").stdout
+    printed = call(
+        "train.py",
+        "--corpus=part.txt",
+        "--init_from=bpe_exported",
+        "--block_size=3",
+        "--max_iters=1",
+        "--out_dir=smaller",
+    ).stdout
     assert "block_size=3" in printed
     with pytest.raises(UserError) as told:
-        load_config(["--init_from=bpe_exported", "--block_size=99", "--n_layer=7", "--tokenizer=char", "--tied",
-                     "--ngram_embedding=3"])
-    for line in (f"block_size=99: bpe_exported has block_size={shape.block_size}",
-                 "n_layer=7: bpe_exported has n_layer=2", "tied=True: bpe_exported has tied=False",
-                 "ngram_embedding=3: bpe_exported has ngram_embedding=0",
-                 "tokenizer=char: bpe_exported has tokens of its own"):
+        load_config(
+            [
+                "--init_from=bpe_exported",
+                "--block_size=99",
+                "--n_layer=7",
+                "--tokenizer=char",
+                "--tied",
+                "--ngram_embedding=3",
+            ]
+        )
+    for line in (
+        f"block_size=99: bpe_exported has block_size={shape.block_size}",
+        "n_layer=7: bpe_exported has n_layer=2",
+        "tied=True: bpe_exported has tied=False",
+        "ngram_embedding=3: bpe_exported has ngram_embedding=0",
+        "tokenizer=char: bpe_exported has tokens of its own",
+    ):
         assert line in str(told.value)
 
 
@@ -359,16 +503,30 @@ def test_a_model_is_not_trained_in_its_own_directory(here: Path) -> None:
 
 def test_a_run_resumes_when_the_model_it_started_from_is_gone(here: Path) -> None:
     shutil.copytree("lines", "moved")
-    call("train.py", "--corpus=part.txt", "--documents=lines", "--init_from=moved", "--max_iters=1", "--out_dir=child")
+    call(
+        "train.py",
+        "--corpus=part.txt",
+        "--documents=lines",
+        "--init_from=moved",
+        "--max_iters=1",
+        "--out_dir=child",
+    )
     shutil.rmtree("moved")
     shutil.rmtree("data")
     call("train.py", "child", "--init_from=resume", "--max_iters=2")
     assert "nats per token" in call("evaluate.py", "child").stdout
 
 
-def test_a_run_that_dies_before_its_first_evaluation_has_its_weights(here: Path, monkeypatch: pytest.MonkeyPatch
-                                                                      ) -> None:
-    command = ["train.py", "--corpus=part.txt", "--init_from=char", "--max_iters=1", "--eval_tokens=0"]
+def test_a_run_that_dies_before_its_first_evaluation_has_its_weights(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [
+        "train.py",
+        "--corpus=part.txt",
+        "--init_from=char",
+        "--max_iters=1",
+        "--eval_tokens=0",
+    ]
     call(*command, "--out_dir=whole")
     with monkeypatch.context() as patch:
         patch.setattr("train.validate", lambda *_: sys.exit(9))
@@ -390,26 +548,41 @@ def test_a_model_in_their_format_has_a_page_but_compresses_nothing(here: Path) -
     assert "char_exported" in Path("page.html").read_text(encoding="utf-8")
     call("evaluate.py", "char_exported", "--explain=the cat", "--html=page.html")
     done = call("compress.py", "char_exported", "part.txt", check=False)
-    assert (done.returncode, done.stderr) == (2, "error: char_exported: is in Hugging Face's format; name the run of a "
-                                                 "training\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: char_exported: is in Hugging Face's format; name the run of a training\n",
+    )
 
 
 def test_the_card_has_the_loss_of_the_weights_in_it(here: Path) -> None:
     run = open_run(Path("char"))
     final = run.read_metrics()[-1]
-    assert f"Its loss is {final['best_val_nll']:.4f} nats" in model_card(run, int(final["best_step"]), "a GPT")
+    assert f"Its loss is {final['best_val_nll']:.4f} nats" in model_card(
+        run, int(final["best_step"]), "a GPT"
+    )
     assert "Its loss was not measured." in model_card(run, int(final["best_step"]) + 1, "a GPT")
 
 
-@pytest.mark.parametrize(("last_line", "says"), [
-    ('{"device": "cpu with 2 threads, AVX512, bfloat16"}',
-     " It was measured with matrix products in bfloat16; in float32, as these weights are, it differs "
-     "a little.\n"),
-    ('{"device": "cpu with 2 threads, AVX2, float32"}',
-     " It was measured in float32, as these weights are.\n"),
-    ('{"device": 5}', "\n"), ("[]", "\n"), ('{"device"', "\n")])
-def test_the_card_says_the_dtype_of_its_loss(last_line: str, says: str, here: Path, tmp_path: Path
-                                             ) -> None:
+@pytest.mark.parametrize(
+    ("last_line", "says"),
+    [
+        (
+            '{"device": "cpu with 2 threads, AVX512, bfloat16"}',
+            " It was measured with matrix products in bfloat16; in float32, as these weights are, it differs "
+            "a little.\n",
+        ),
+        (
+            '{"device": "cpu with 2 threads, AVX2, float32"}',
+            " It was measured in float32, as these weights are.\n",
+        ),
+        ('{"device": 5}', "\n"),
+        ("[]", "\n"),
+        ('{"device"', "\n"),
+    ],
+)
+def test_the_card_says_the_dtype_of_its_loss(
+    last_line: str, says: str, here: Path, tmp_path: Path
+) -> None:
     shutil.copytree(here / "char", tmp_path / "run")
     (tmp_path / "run/history.jsonl").write_text(f"{{}}\n{last_line}\n")
     run = open_run(tmp_path / "run")
@@ -434,25 +607,55 @@ def test_an_eos_token_that_this_text_does_not_need(here: Path) -> None:
     assert "kind of character" in call("evaluate.py", "lines_exported", "--text=line.txt").stdout
 
 
-@pytest.mark.parametrize(("option", "named"), [
-    ("--ngram_embedding=3", "NanoChatForCausalLM, the nearest model of transformers, has no ngram_embedding=3"),
-    ("--document_attention", "has no document_attention"), ("--bias", "has no bias=True"),
-    ("--activation=gelu", "has no activation=gelu"), ("--position=learned", "GPT2LMHeadModel")])
-def test_what_cannot_be_expressed_is_refused(option: str, named: str, here: Path, tmp_path: Path) -> None:
-    text = ["--corpus=part.txt", "--documents=lines", *TINY, "--max_iters=1", f"--out_dir={tmp_path / 'odd'}"]
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        (
+            "--ngram_embedding=3",
+            "NanoChatForCausalLM, the nearest model of transformers, has no ngram_embedding=3",
+        ),
+        ("--document_attention", "has no document_attention"),
+        ("--bias", "has no bias=True"),
+        ("--activation=gelu", "has no activation=gelu"),
+        ("--position=learned", "GPT2LMHeadModel"),
+    ],
+)
+def test_what_cannot_be_expressed_is_refused(
+    option: str, named: str, here: Path, tmp_path: Path
+) -> None:
+    text = [
+        "--corpus=part.txt",
+        "--documents=lines",
+        *TINY,
+        "--max_iters=1",
+        f"--out_dir={tmp_path / 'odd'}",
+    ]
     call("train.py", *text, option)
     done = call("export.py", str(tmp_path / "odd"), str(tmp_path / "to"), check=False)
     assert (done.returncode, named in done.stderr) == (2, True), done.stderr
     assert not (tmp_path / "to").exists()
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    ({"model_type": "llama"}, "is a llama; should be one of gpt2, nanochat"),
-    ({"activation_function": "relu"}, "activation_function is relu; here it can only be gelu_new"),
-    ({"n_inner": 7}, "n_inner is 7"), ({"n_layer": None}, "n_layer should be a whole number"),
-    ({"n_layer": 5}, "do not hold"), ({"n_head": 5}, "24 in 5 heads"), ({"n_embd": 48}, "do not hold"),
-    ({"rope_theta": 5.0}, "rope_theta is 5.0"), ({"n_positions": 0}, "cannot be used")])
-def test_other_models_are_refused(change: dict[str, Any], says: str, here: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"model_type": "llama"}, "is a llama; should be one of gpt2, nanochat"),
+        (
+            {"activation_function": "relu"},
+            "activation_function is relu; here it can only be gelu_new",
+        ),
+        ({"n_inner": 7}, "n_inner is 7"),
+        ({"n_layer": None}, "n_layer should be a whole number"),
+        ({"n_layer": 5}, "do not hold"),
+        ({"n_head": 5}, "24 in 5 heads"),
+        ({"n_embd": 48}, "do not hold"),
+        ({"rope_theta": 5.0}, "rope_theta is 5.0"),
+        ({"n_positions": 0}, "cannot be used"),
+    ],
+)
+def test_other_models_are_refused(
+    change: dict[str, Any], says: str, here: Path, tmp_path: Path
+) -> None:
     make_theirs("gpt2", vocab_size=open_run(Path("bpe")).info.vocab_size).save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes(Path("bpe_exported/tokenizer.json").read_bytes())
     path = tmp_path / "config.json"
@@ -464,7 +667,10 @@ def test_other_models_are_refused(change: dict[str, Any], says: str, here: Path,
 def test_gpt2_by_name(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the package, without a network, and with what the hub would give."""
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"'.\[huggingface\]'; or put config.json, tokenizer.json, model.safetensors"):
+    with pytest.raises(
+        UserError,
+        match=r"'.\[huggingface\]'; or put config.json, tokenizer.json, model.safetensors",
+    ):
         pretrained.find_source("gpt2")
     hub = ModuleType("huggingface_hub")
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
@@ -473,24 +679,39 @@ def test_gpt2_by_name(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no network")
 
     hub.snapshot_download = offline  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match=r"could not be fetched \(ConnectionError\); connect to the network once, or"):
+    with pytest.raises(
+        UserError,
+        match=r"could not be fetched \(ConnectionError\); connect to the network once, or",
+    ):
         pretrained.find_source("gpt2-xl")
     hub.snapshot_download = lambda name, allow_patterns: {  # type: ignore[attr-defined]
-        "openai-community/gpt2": str(here / "bpe_exported")}[name]
+        "openai-community/gpt2": str(here / "bpe_exported")
+    }[name]
     assert call("sample.py", "gpt2", "--prompt=the", "--max_new_tokens=2").stdout.startswith("the")
     assert "nats per token" in call("evaluate.py", "gpt2", "--text=part.txt").stdout
     assert "came without the text" in call("evaluate.py", "gpt2", check=False).stderr
-    with pytest.raises(UserError, match=r"init_from=nothing_here: should be scratch, resume, auto, the"):
+    with pytest.raises(
+        UserError, match=r"init_from=nothing_here: should be scratch, resume, auto, the"
+    ):
         load_config(["--init_from=nothing_here"])
 
 
 def test_the_file_holds_a_gpt2_of_the_hub(tmp_path: Path) -> None:
     """The hub's file has no prefix, and has masks among the weights."""
     theirs = make_theirs("gpt2")
-    tensors = {name.removeprefix("transformer."): p for name, p in theirs.state_dict().items()
-               if name != "lm_head.weight"}
+    tensors = {
+        name.removeprefix("transformer."): p
+        for name, p in theirs.state_dict().items()
+        if name != "lm_head.weight"
+    }
     tensors["h.0.attn.bias"] = torch.ones(1, 1, 16, 16).tril()
-    weights = from_hugging_face(ModelConfig(n_layer=2, n_head=3, n_embd=24, block_size=9, position="learned", bias=True,
-                                            tied=True), tensors)
+    weights = from_hugging_face(
+        ModelConfig(
+            n_layer=2, n_head=3, n_embd=24, block_size=9, position="learned", bias=True, tied=True
+        ),
+        tensors,
+    )
     assert weights["wpe.weight"].shape == (9, 24)
-    assert torch.equal(weights["blocks.1.mlp.fc.weight"], theirs.state_dict()["transformer.h.1.mlp.c_fc.weight"].T)
+    assert torch.equal(
+        weights["blocks.1.mlp.fc.weight"], theirs.state_dict()["transformer.h.1.mlp.c_fc.weight"].T
+    )

@@ -1,4 +1,6 @@
-"""No run is lost: killed at any instant, stopped by a signal, one of its ranks dead, it resumes bit for bit."""
+"""No run is lost: killed at any instant, stopped by a signal, one of its ranks dead, it resumes bit
+for bit.
+"""
 
 import contextlib
 import json
@@ -24,11 +26,20 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has nei
 
 TRAIN = ["--corpus=text.txt", "--device=cpu", *TINY, "--schedule=constant", "--patience=0"]
 # Every step writes everything: a line, a checkpoint, and every few steps an evaluation.
-BUSY = [*TRAIN, "--dropout=0.2", "--micro_batch_size=2", "--val_fraction=0.9", "--eval_interval=7", "--eval_tokens=100",
-        "--checkpoint_interval=1", "--init_from=auto"]
+BUSY = [
+    *TRAIN,
+    "--dropout=0.2",
+    "--micro_batch_size=2",
+    "--val_fraction=0.9",
+    "--eval_interval=7",
+    "--eval_tokens=100",
+    "--checkpoint_interval=1",
+    "--init_from=auto",
+]
 ENDLESS = "--max_iters=1000000"
 
-# Dies as it is about to do for the n-th time what matches a pattern: "open out/...", "os.rename out/...", ...
+# Dies as it is about to do for the n-th time what matches a pattern: "open out/...", "os.rename
+# out/...", ...
 DIE_BEFORE = """
 import os, re, signal, sys
 left = {number}
@@ -95,11 +106,15 @@ report.trainlog.evaluate_parts = never
 
 
 def finish_and_compare(clone: Path, out: str, ranks: int = 1) -> None:
-    """Train a killed run three steps further: it must equal, bit for bit, one that was never killed."""
+    """Train a killed run three steps further: it must equal, bit for bit, one that was never
+    killed.
+    """
     killed, whole = clone / out, clone / f"{out}-whole"
     steps = 3 + max((int(record["step"]) for record in read_metrics(killed)), default=0)
     for path in (killed, whole):
-        for process in start_ranks(clone, *BUSY, f"--out_dir={path}", f"--max_iters={steps}", size=ranks):
+        for process in start_ranks(
+            clone, *BUSY, f"--out_dir={path}", f"--max_iters={steps}", size=ranks
+        ):
             code, printed = process.wait()
             assert code == 0, printed
     for name in ("last.safetensors", "previous.safetensors", "best.safetensors"):
@@ -117,7 +132,9 @@ def has_lines(run: Path, number: int) -> bool:
 
 
 def kill_at_random_moments(clone: Path, out: str, kills: int, ranks: int = 1) -> None:
-    """Kill most of the processes while they train, some while they start; each finds what the one before it left."""
+    """Kill most of the processes while they train, some while they start; each finds what the one
+    before it left.
+    """
     moments, run, seconds = random.Random(0), clone / out, 0.0
     for kill in range(kills):
         processes = start_ranks(clone, *BUSY, f"--out_dir={run}", ENDLESS, size=ranks)
@@ -128,7 +145,9 @@ def kill_at_random_moments(clone: Path, out: str, kills: int, ranks: int = 1) ->
             processes[0].wait_until(partial(has_lines, run, lines + 2))
             seconds = time.monotonic() - started
             time.sleep(moments.uniform(0, 0.1))
-        assert all(process.process.is_alive() for process in processes), [process.printed() for process in processes]
+        assert all(process.process.is_alive() for process in processes), [
+            process.printed() for process in processes
+        ]
         for process in processes:
             process.send_signal(signal.SIGSTOP)  # so that none notices that another is gone
         for process in processes:
@@ -152,8 +171,15 @@ def let_it_die(clone: Path, out: str, prelude: str, number: int = signal.SIGKILL
 
 
 def test_kills_while_something_is_written(clone: Path) -> None:
-    """While the run is made, before its first checkpoint, between two renames of a checkpoint, and in its middle."""
-    for pattern, number in (("rename.*tokenizer", 1), ("rename.*config", 1), ("rename.*last", 1), ("rename.*last", 3)):
+    """While the run is made, before its first checkpoint, between two renames of a checkpoint, and
+    in its middle.
+    """
+    for pattern, number in (
+        ("rename.*tokenizer", 1),
+        ("rename.*config", 1),
+        ("rename.*last", 1),
+        ("rename.*last", 3),
+    ):
         let_it_die(clone, "out/killed-few", DIE_BEFORE.format(pattern=pattern, number=number))
     assert not (clone / "out/killed-few/last.safetensors").exists()
     let_it_die(clone, "out/killed-few", DIE_AT_SIZE.format(40_000, 40_000), signal.SIGXFSZ)
@@ -183,9 +209,13 @@ def ended(clone: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("number", [
-    *SOME_AT_THE_END,
-    *(pytest.param(number, marks=pytest.mark.slow) for number in OTHERS_AT_THE_END)])
+@pytest.mark.parametrize(
+    "number",
+    [
+        *SOME_AT_THE_END,
+        *(pytest.param(number, marks=pytest.mark.slow) for number in OTHERS_AT_THE_END),
+    ],
+)
 def test_kills_after_the_last_step(clone: Path, ended: Path, number: int) -> None:
     """Resuming finishes: all that belongs to the end is there, as if nothing had happened."""
     killed = clone / "out/killed-at-the-end/run"
@@ -222,16 +252,27 @@ def last_page(run: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_step_and_saves(clone: Path, number: signal.Signals) -> None:
     out = clone / "out/stopped"
-    process = Process(clone, *TRAIN, "--init_from=auto", "--checkpoint_interval=1000000", ENDLESS, f"--out_dir={out}")
+    process = Process(
+        clone,
+        *TRAIN,
+        "--init_from=auto",
+        "--checkpoint_interval=1000000",
+        ENDLESS,
+        f"--out_dir={out}",
+    )
     started = len(read_metrics(out))
     process.wait_until(partial(has_lines, out, started + 4))
     process.send_signal(number)
     code, printed = process.wait()
     assert code == 128 + number
     step = read_metrics(out)[-1]["step"]
-    assert (f"Stopped by {number.name} at step {step:,.0f}. To resume:\n"
-            f"  python train.py {out} --init_from=resume\n") in printed
-    code, printed = Process(clone, str(out), "--init_from=resume", f"--max_iters={int(step) + 1}").wait()
+    assert (
+        f"Stopped by {number.name} at step {step:,.0f}. To resume:\n"
+        f"  python train.py {out} --init_from=resume\n"
+    ) in printed
+    code, printed = Process(
+        clone, str(out), "--init_from=resume", f"--max_iters={int(step) + 1}"
+    ).wait()
     assert code == 0
     assert f"resuming {out} at step {step:,.0f}\n" in printed
 
@@ -320,16 +361,23 @@ def test_a_dead_rank_ends_the_others_with_a_message(clone: Path) -> None:
     assert code == 2
     *_, last = printed.splitlines()
     assert last.startswith("error: another process of this training is gone (")
-    assert last.endswith("start all of them again with --init_from=resume, or let torchrun do that: torchrun "
-                         "--max-restarts=3 ... --init_from=auto")
+    assert last.endswith(
+        "start all of them again with --init_from=resume, or let torchrun do that: torchrun "
+        "--max-restarts=3 ... --init_from=auto"
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["train.py", "sample.py"])
 def test_ctrl_c_while_torch_is_imported_is_silent(clone: Path, trained, script: str) -> None:
     arguments = BUSY if script == "train.py" else [str(trained[0])]
-    process = subprocess.Popen([sys.executable, script, *arguments], cwd=clone, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, script, *arguments],
+        cwd=clone,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     maps = Path(f"/proc/{process.pid}/maps")
     while "libtorch" not in maps.read_text():
         assert process.poll() is None
@@ -344,10 +392,26 @@ def test_ctrl_c_while_torch_is_imported_is_silent(clone: Path, trained, script: 
 def test_torchrun_restarts_a_job_of_which_a_rank_died(clone: Path) -> None:
     out, whole = clone / "out/restarted", clone / "out/never_killed"
     torchrun = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1",
-         "train.py", *BUSY, f"--out_dir={out}", "--max_iters=40"], cwd=clone, text=True, encoding="utf-8",
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1"})
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            "--max-restarts=1",
+            "train.py",
+            *BUSY,
+            f"--out_dir={out}",
+            "--max_iters=40",
+        ],
+        cwd=clone,
+        text=True,
+        encoding="utf-8",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     deadline = time.monotonic() + 60
     while len(read_metrics(out)) < 6:
         assert torchrun.poll() is None, torchrun.communicate()
@@ -367,7 +431,11 @@ def test_torchrun_restarts_a_job_of_which_a_rank_died(clone: Path) -> None:
 
 def children(parent: int) -> list[int]:
     """The processes that a process has started, in order."""
-    return sorted(pid for pid in (int(path.name) for path in Path("/proc").glob("[0-9]*")) if parent_of(pid) == parent)
+    return sorted(
+        pid
+        for pid in (int(path.name) for path in Path("/proc").glob("[0-9]*"))
+        if parent_of(pid) == parent
+    )
 
 
 def parent_of(pid: int) -> int:

@@ -16,7 +16,9 @@ from tests.conftest import ROOT
 
 
 def make_rotation(T: int, width: int, heads: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin as the model makes them, of random angles; the second half of each head has the minus sign."""
+    """cos and sin as the model makes them, of random angles; the second half of each head has the
+    minus sign.
+    """
     angles = torch.rand(T, width // 2, dtype=dtype)
     cos, sin = torch.cat([angles, angles], dim=1).cos(), torch.cat([angles, -angles], dim=1).sin()
     return cos.repeat(1, heads), sin.repeat(1, heads)
@@ -26,8 +28,8 @@ def rotary_by_torch(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """nanochat's direction, (a cos + b sin, b cos - a sin), for two heads of width 4."""
     heads = []
     for head in range(2):
-        a, b = x[..., 4 * head:4 * head + 4].chunk(2, dim=-1)
-        c, s = cos[:, 4 * head:4 * head + 2], sin[:, 4 * head:4 * head + 2]
+        a, b = x[..., 4 * head : 4 * head + 4].chunk(2, dim=-1)
+        c, s = cos[:, 4 * head : 4 * head + 2], sin[:, 4 * head : 4 * head + 2]
         heads.append(torch.cat([a * c + b * s, b * c - a * s], dim=-1))
     return torch.cat(heads, dim=-1)
 
@@ -40,17 +42,24 @@ def test_values_and_gradients_are_those_of_torch(name: str, dtype: torch.dtype) 
     ours, theirs = {
         "relu2": (relu2, lambda x: F.relu(x).square()),
         "rms_norm": (rms_norm, lambda x: F.rms_norm(x, (8,), eps=1e-6)),
-        "rotary": (lambda x: rotary(x, cos.to(x.dtype), sin.to(x.dtype), head_width=4),
-                   lambda x: rotary_by_torch(x, cos, sin))}[name]
+        "rotary": (
+            lambda x: rotary(x, cos.to(x.dtype), sin.to(x.dtype), head_width=4),
+            lambda x: rotary_by_torch(x, cos, sin),
+        ),
+    }[name]
     x, grad = torch.randn(2, 3, 8).to(dtype), torch.randn(2, 3, 8).to(dtype)
     exact = x.double()  # of the same numbers
-    given, near = grad.clone(), {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 0.04}[dtype]
+    given, near = (
+        grad.clone(),
+        {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 0.04}[dtype],
+    )
     for tensor in (x, exact):
         tensor.requires_grad_()
     y, expected = ours(x), theirs(exact)
     y.backward(grad)
     expected.backward(grad.double())
-    assert (y.dtype, torch.equal(given, grad)) == (dtype, True)  # others may need the gradient that came in
+    # others may need the gradient that came in
+    assert (y.dtype, torch.equal(given, grad)) == (dtype, True)
     assert x.grad is not None
     torch.testing.assert_close(y.double(), expected, atol=near, rtol=near)
     torch.testing.assert_close(x.grad.double(), exact.grad, atol=near, rtol=near)
@@ -81,12 +90,15 @@ def test_rms_norm_of_small_numbers_is_finite(size: float) -> None:
 @pytest.mark.parametrize("p", [0.2, 0.75])
 def test_dropout_keeps_the_mean(p: float, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    x = torch.ones(1001, 101).to(dtype).T.requires_grad_()  # an odd number of elements, and not contiguous
+    # an odd number of elements, and not contiguous
+    x = torch.ones(1001, 101).to(dtype).T.requires_grad_()
     y = dropout(x, p)
     kept = y != 0
     assert y.dtype == dtype
-    assert abs(kept.double().mean().item() - (1 - p)) < 5 * (p * (1 - p) / x.numel())**0.5
-    assert abs(torch.corrcoef(kept.double().flatten().unfold(0, 5, 5).T) - torch.eye(5)).max() < 0.03
+    assert abs(kept.double().mean().item() - (1 - p)) < 5 * (p * (1 - p) / x.numel()) ** 0.5
+    assert (
+        abs(torch.corrcoef(kept.double().flatten().unfold(0, 5, 5).T) - torch.eye(5)).max() < 0.03
+    )
     torch.testing.assert_close(y, kept.to(dtype) / (1 - p))
     y.sum().backward()
     assert x.grad is not None
@@ -104,7 +116,9 @@ def test_grouped_muon_is_muon(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
-    a = Muon(ours, lr=0.02, momentum=0.95, weight_decay=0.1, dist=Distributed(torch.device("cpu"), dtype))
+    a = Muon(
+        ours, lr=0.02, momentum=0.95, weight_decay=0.1, dist=Distributed(torch.device("cpu"), dtype)
+    )
     b = torch.optim.Muon(theirs, lr=0.02, momentum=0.95, weight_decay=0.1)  # computes in bfloat16
     for step in range(3):
         for p, q in zip(ours, theirs, strict=True):

@@ -32,7 +32,9 @@ from tests.conftest import ROOT, TINY, call, make_text
 
 DOCUMENTS = make_text(60).strip().split("\n")
 STOP = 18
-RECORDS = "".join(json.dumps({"id": number, "text": text}) + "\n" for number, text in enumerate(DOCUMENTS))
+RECORDS = "".join(
+    json.dumps({"id": number, "text": text}) + "\n" for number, text in enumerate(DOCUMENTS)
+)
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def documents_of(tokens: np.ndarray, tokenizer: Tokenizer) -> list[str]:
     """Between eos tokens."""
     places = np.flatnonzero(np.asarray(tokens) == tokenizer.eos).tolist()
     assert (places[0], places[-1]) == (0, len(tokens) - 1)
-    return [tokenizer.decode(tokens[start + 1:end]) for start, end in pairwise(places)]
+    return [tokenizer.decode(tokens[start + 1 : end]) for start, end in pairwise(places)]
 
 
 def write(path: Path, text: str) -> None:
@@ -67,7 +69,8 @@ def test_documents_of_records(name: str, tokenizer: str, folder: Path) -> None:
     corpus = prepare(tokenizer=tokenizer, val_fraction=0.2, vocab_size=300)
     assert documents_of(corpus.val.tokens, corpus.tokenizer) == DOCUMENTS[4::5]
     assert documents_of(corpus.train.tokens, corpus.tokenizer) == [
-        text for number, text in enumerate(DOCUMENTS) if number % 5 < 4]
+        text for number, text in enumerate(DOCUMENTS) if number % 5 < 4
+    ]
     info = corpus.info
     assert (info.train.documents, info.val.documents) == (48, 12)
     assert info.val.tokens == len(corpus.val.tokens) == info.val.targets + 1
@@ -80,7 +83,11 @@ def test_every_file_of_a_folder_or_pattern_is_read(folder: Path) -> None:
     corpus = prepare()
     expected = ["\n".join(DOCUMENTS[part::4]) for part in range(4)]
     assert documents_of(corpus.val.tokens, corpus.tokenizer) == [expected[3]]  # by its name
-    assert documents_of(corpus.train.tokens, corpus.tokenizer) == [expected[0], expected[2], expected[1]]
+    assert documents_of(corpus.train.tokens, corpus.tokenizer) == [
+        expected[0],
+        expected[2],
+        expected[1],
+    ]
     few = prepare("texts/*.txt")
     assert (few.info.train.documents, few.info.val.documents) == (1, 1)
     (folder / "validation").mkdir()
@@ -125,8 +132,16 @@ def test_the_same_pythons_are_supported_everywhere() -> None:
 
 def fill_with_strays(folder: Path) -> None:
     """Two documents, and what editors, Python and macOS leave beside them."""
-    for name in ("a.txt", "deep/b.TXT", ".ipynb_checkpoints/b-checkpoint.txt", "deep/.venv/lib/LICENSE.txt",
-                 ".git/val.txt", "notes.md", ".DS_Store", "a.txt~"):
+    for name in (
+        "a.txt",
+        "deep/b.TXT",
+        ".ipynb_checkpoints/b-checkpoint.txt",
+        "deep/.venv/lib/LICENSE.txt",
+        ".git/val.txt",
+        "notes.md",
+        ".DS_Store",
+        "a.txt~",
+    ):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{name} is a text\n")
@@ -135,9 +150,13 @@ def fill_with_strays(folder: Path) -> None:
 
 @pytest.mark.parametrize("corpus", ["texts", "texts/**/*", "./texts/", "texts/../texts/**"])
 def test_hidden_files_and_folders_are_left_out(
-        corpus: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fill_with_strays(folder)
-    names = [path.relative_to(sources.find_root(corpus)).as_posix() for path in sources.find_files(corpus)]
+    names = [
+        path.relative_to(sources.find_root(corpus)).as_posix()
+        for path in sources.find_files(corpus)
+    ]
     assert names == ["a.txt", "deep/b.TXT"]
     info = prepare(corpus).info
     assert (info.train.documents, info.val.documents) == (1, 1)
@@ -156,7 +175,10 @@ def test_what_is_hidden_can_be_named(folder: Path) -> None:
     for corpus in ("texts/.git", "texts/.git/*.txt", "texts/.single.txt.gz", "texts/[1].txt.gz"):
         assert len(sources.find_files(corpus)) == 1
     assert len(sources.find_files("texts/*.gz")) == 1
-    with pytest.raises(UserError, match=r"no files whose names .*; left out: 1 of another kind, such as .*notes\.md"):
+    with pytest.raises(
+        UserError,
+        match=r"no files whose names .*; left out: 1 of another kind, such as .*notes\.md",
+    ):
         sources.find_files("texts/*.md")
 
 
@@ -179,22 +201,38 @@ def test_a_single_file_of_records_is_as_in_a_folder(folder: Path) -> None:
 
 
 def test_a_file_of_records_can_be_evaluated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("report.trainlog.figures", SimpleNamespace(draw_png=lambda runs, path: path.touch()))
+    monkeypatch.setattr(
+        "report.trainlog.figures", SimpleNamespace(draw_png=lambda runs, path: path.touch())
+    )
     write(folder / "a.jsonl", RECORDS)
     write(folder / "a.jsonl.gz", RECORDS)
     call("train.py", "--corpus=texts/a.jsonl", "--out_dir=out/run", *TINY)
-    found = [json.loads(call("evaluate.py", "out/run", f"--text=texts/{name}", "--json").stdout)
-             for name in ("a.jsonl", "a.jsonl.gz")]
+    found = [
+        json.loads(call("evaluate.py", "out/run", f"--text=texts/{name}", "--json").stdout)
+        for name in ("a.jsonl", "a.jsonl.gz")
+    ]
     size = sum(len(text.encode()) for text in DOCUMENTS) + len(DOCUMENTS)  # each with its eos
     assert [each["bytes"] for each in found] == [size, size]
     assert found[0]["loss"] == found[1]["loss"]
 
 
-@pytest.mark.parametrize(("first", "then", "message"), [
-    ('{"text": "a"}', '{"prompt": "a", "completion": "b"}', r'line 5: should be {"text": "..."}.*prompts and'),
-    ('{"prompt": "a", "completion": "b"}', '{"text": "a"}', r'line 5: should be {"prompt".*\(or, from the first line'),
-    ('{"text": "a", "completion": "b"}', "", r'line 1: should be {"prompt"'),
-    ("[1]", "", r'line 1: should be {"prompt"')])
+@pytest.mark.parametrize(
+    ("first", "then", "message"),
+    [
+        (
+            '{"text": "a"}',
+            '{"prompt": "a", "completion": "b"}',
+            r'line 5: should be {"text": "..."}.*prompts and',
+        ),
+        (
+            '{"prompt": "a", "completion": "b"}',
+            '{"text": "a"}',
+            r'line 5: should be {"prompt".*\(or, from the first line',
+        ),
+        ('{"text": "a", "completion": "b"}', "", r'line 1: should be {"prompt"'),
+        ("[1]", "", r'line 1: should be {"prompt"'),
+    ],
+)
 def test_records_of_two_kinds(first: str, then: str, message: str, folder: Path) -> None:
     write(folder / "a.jsonl", f"{first}\n" * 4 + then)
     with pytest.raises(UserError, match=message):
@@ -202,7 +240,9 @@ def test_records_of_two_kinds(first: str, then: str, message: str, folder: Path)
 
 
 @pytest.mark.parametrize("piece", [1, 100, 5000])
-def test_pieces_and_shards_do_not_change_the_tokens(piece: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_and_shards_do_not_change_the_tokens(
+    piece: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(folder / "a.jsonl", RECORDS)
     write(folder / "b.txt", make_text(300))
     whole = prepare()
@@ -229,7 +269,15 @@ def test_parts_of_shards(tmp_path: Path) -> None:
         np.save(tmp_path / f"train-{number}.npy", part)
     sharded = Shards(sorted(tmp_path.glob("*.npy")))
     assert (len(sharded), sharded.dtype, sharded.shape) == (50, numbers.dtype, (50,))
-    for at in (slice(None), slice(5, 33), slice(-9, None), slice(40, 2, -3), rng.integers(-50, 50, (4, 9)), 8, -1):
+    for at in (
+        slice(None),
+        slice(5, 33),
+        slice(-9, None),
+        slice(40, 2, -3),
+        rng.integers(-50, 50, (4, 9)),
+        8,
+        -1,
+    ):
         assert np.array_equal(sharded[at], numbers[at])
     assert np.array_equal(np.asarray(sharded), numbers)
     with pytest.raises(IndexError):
@@ -256,8 +304,11 @@ def test_a_stopped_preparation_goes_on(folder: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(KeyboardInterrupt):
         prepare()
     before = len(encoded)
-    (half,) = (path.parent for path in Path("data").glob("texts-*/shards.jsonl")
-               if not (path.parent / "checksums.json").exists())
+    (half,) = (
+        path.parent
+        for path in Path("data").glob("texts-*/shards.jsonl")
+        if not (path.parent / "checksums.json").exists()
+    )
     done = [json.loads(line) for line in (half / "shards.jsonl").read_bytes().splitlines()]
     assert done
     (half / ".train-00009-0.npy.77.tmp").write_bytes(b"torn")
@@ -274,17 +325,27 @@ def test_a_killed_preparation_goes_on(clone: Path, tmp_path: Path) -> None:
     texts = clone / "many"
     texts.mkdir()
     write(texts / "a.jsonl", RECORDS * 500)
-    command = [sys.executable, "-c", "import data.shards; data.shards.PIECE = 2**13; data.shards.SHARD_BYTES = 2**17; "
-               "from data.prepare import main; main(['--corpus=many'])"]
+    command = [
+        sys.executable,
+        "-c",
+        "import data.shards; data.shards.PIECE = 2**13; data.shards.SHARD_BYTES = 2**17; "
+        "from data.prepare import main; main(['--corpus=many'])",
+    ]
     process = subprocess.Popen(command, cwd=clone)
-    while not (logs := list(clone.glob("data/many-*/shards.jsonl"))) or len(logs[0].read_bytes().splitlines()) < 2:
+    while (
+        not (logs := list(clone.glob("data/many-*/shards.jsonl")))
+        or len(logs[0].read_bytes().splitlines()) < 2
+    ):
         time.sleep(0.01)
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = {path: path.stat().st_mtime_ns for path in logs[0].parent.glob("*.npy")}
     done = json.loads(logs[0].read_bytes().splitlines()[-1])
-    assert "training and" in subprocess.run(command, cwd=clone, capture_output=True, text=True, check=True).stdout
+    assert (
+        "training and"
+        in subprocess.run(command, cwd=clone, capture_output=True, text=True, check=True).stdout
+    )
     assert done["pieces"] > 1
     assert sum(path.stat().st_mtime_ns == time for path, time in before.items()) >= 2
     tokens = json.loads((logs[0].parent / "meta.json").read_bytes())
@@ -306,7 +367,8 @@ def test_damage_is_found(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.parametrize("what", ["gone", "short"])
 def test_shards_that_are_gone_or_short_are_made_again(
-        what: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    what: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What shards.jsonl says is believed of files that are as long as it says."""
     write(folder / "a.jsonl", RECORDS)
     whole = prepare()
@@ -315,8 +377,11 @@ def test_shards_that_are_gone_or_short_are_made_again(
         patch.setattr(large, "load_split", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             prepare()
-    (half,) = (path.parent for path in Path("data").glob("texts-*/shards.jsonl")
-               if not (path.parent / "checksums.json").exists())
+    (half,) = (
+        path.parent
+        for path in Path("data").glob("texts-*/shards.jsonl")
+        if not (path.parent / "checksums.json").exists()
+    )
     for shard in half.glob("val-*.npy"):
         if what == "gone":
             shard.unlink()
@@ -335,7 +400,9 @@ def test_the_validation_split_is_as_large_as_asked(fraction: float) -> None:
     assert all(abs(sum(kinds[:n]) - n * fraction) < 1 for n in range(1000))  # evenly
 
 
-def test_the_end_of_a_name_says_what_a_file_holds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_a_name_says_what_a_file_holds(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(folder / "speeches.txt.jsonl", RECORDS + '{"text": null}\n')
     monkeypatch.chdir(folder)
     monkeypatch.setattr("data.prepare.DATA", folder.parent)
@@ -346,7 +413,9 @@ def test_the_end_of_a_name_says_what_a_file_holds(folder: Path, monkeypatch: pyt
 def test_batches_of_a_billion_tokens(tmp_path: Path) -> None:
     """Files with holes stand for them: what is not read takes no time and no memory."""
     for number in range(11):
-        np.lib.format.open_memmap(tmp_path / f"train-{number:05}.npy", "w+", np.uint16, (95_000_000,)).flush()
+        np.lib.format.open_memmap(
+            tmp_path / f"train-{number:05}.npy", "w+", np.uint16, (95_000_000,)
+        ).flush()
     tokens = Shards(sorted(tmp_path.glob("*.npy")))
     get_batch = TrainBatches(Split(tokens), 1024, 16, seed=1)  # type: ignore[arg-type]
     assert len(tokens) > 1e9
@@ -354,16 +423,28 @@ def test_batches_of_a_billion_tokens(tmp_path: Path) -> None:
     assert np.array_equal(first[0].inputs, batches[1][0].inputs)
 
 
-@pytest.mark.parametrize(("name", "text", "says"), [
-    ("a.jsonl", '{"text": "x"}\n{"txt": 1}\n', "a.jsonl, line 2: should be"),
-    ("a.jsonl", "[1]\n", "line 1: should be"),
-    ("a.jsonl.gz", None, "cannot be read"), ("a.jsonl.zst", None, "cannot be read"), ("a.parquet", None, "a.parquet"),
-    ("a.jsonl.zst", "cut", "ended before the end-of-stream marker"),
-    ("a.csv", "x", "no files whose names end in"), ("a.txt", "one document", "is one document; two are needed"),
-    ("a.jsonl", '{"text": "a"}\n', "has no document for the val split")])
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.jsonl", '{"text": "x"}\n{"txt": 1}\n', "a.jsonl, line 2: should be"),
+        ("a.jsonl", "[1]\n", "line 1: should be"),
+        ("a.jsonl.gz", None, "cannot be read"),
+        ("a.jsonl.zst", None, "cannot be read"),
+        ("a.parquet", None, "a.parquet"),
+        ("a.jsonl.zst", "cut", "ended before the end-of-stream marker"),
+        ("a.csv", "x", "no files whose names end in"),
+        ("a.txt", "one document", "is one document; two are needed"),
+        ("a.jsonl", '{"text": "a"}\n', "has no document for the val split"),
+    ],
+)
 def test_mistakes(name: str, text: str | None, says: str, folder: Path) -> None:
-    (folder / name).write_bytes(b"\x1f\x8b no archive" if text is None else text.encode() if text != "cut" else
-                                zstd.compress(RECORDS.encode() * 9)[:-9])
+    (folder / name).write_bytes(
+        b"\x1f\x8b no archive"
+        if text is None
+        else text.encode()
+        if text != "cut"
+        else zstd.compress(RECORDS.encode() * 9)[:-9]
+    )
     for corpus in ("texts", f"texts/{name}") if text is None else ("texts",):
         done = call("data/prepare.py", f"--corpus={corpus}", check=False)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
@@ -381,7 +462,9 @@ def test_parquet(folder: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    parquet.write_table(pyarrow.table({"text": DOCUMENTS, "id": range(len(DOCUMENTS))}), folder / "a.parquet")
+    parquet.write_table(
+        pyarrow.table({"text": DOCUMENTS, "id": range(len(DOCUMENTS))}), folder / "a.parquet"
+    )
     corpus = prepare(val_fraction=0.2)
     assert documents_of(corpus.val.tokens, corpus.tokenizer) == DOCUMENTS[4::5]
 
@@ -390,7 +473,9 @@ def test_a_dataset_of_the_hub(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -
     """A module that is made up stands for the hub and its package."""
     asked: list[object] = []
 
-    def load_dataset(name: str, configuration: str | None, **options: Any) -> Iterator[dict[str, str]]:
+    def load_dataset(
+        name: str, configuration: str | None, **options: Any
+    ) -> Iterator[dict[str, str]]:
         asked.append((name, configuration, options))
         if name == "somebody/nothing":
             raise ConnectionError("the hub cannot be reached")
@@ -405,7 +490,9 @@ def test_a_dataset_of_the_hub(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(asked) == 2
     assert prepare("hf:somebody/speeches@refs/old", val_fraction=0.2).info.name == "speeches"
     assert asked[-1] == ("somebody/speeches", None, once[2] | {"revision": "refs/old"})
-    with pytest.raises(UserError, match=r"^corpus hf:somebody/nothing: cannot be read .*ConnectionError: the hub"):
+    with pytest.raises(
+        UserError, match=r"^corpus hf:somebody/nothing: cannot be read .*ConnectionError: the hub"
+    ):
         prepare("hf:somebody/nothing")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"^corpus hf:somebody/else: needs a package: pip install"):
@@ -425,7 +512,12 @@ def test_training_on_shards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_write_shards_says_what_it_did(tmp_path: Path) -> None:
     tokenizer = char_tokenizer("ab", "\n")
-    texts = [sources.Text("ab"), sources.Text("b"), sources.Text("a", ends=False), sources.Text("bb")]
+    texts = [
+        sources.Text("ab"),
+        sources.Text("b"),
+        sources.Text("a", ends=False),
+        sources.Text("bb"),
+    ]
     (shard,) = write_shards(choose_split(texts, 0.5), tokenizer, tmp_path)
     assert shard == shards.Shard(1, {"train": 2, "val": 1}, {"train": 8, "val": 3})
     assert np.load(tmp_path / "train-00000-0.npy").tolist() == [2, 0, 1, 2, 0, 1, 1, 2]

@@ -109,10 +109,13 @@ def test_a_run_with_more_than_files_is_refused(
 
 
 def test_a_file_that_is_replaced_meanwhile_is_no_reason_to_refuse_a_run(
-        theirs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As where a training writes, and somebody looks at its curves."""
     iterdir = Path.iterdir
-    monkeypatch.setattr(Path, "iterdir", lambda folder: [*iterdir(folder), folder / ".report.js.1.tmp"])
+    monkeypatch.setattr(
+        Path, "iterdir", lambda folder: [*iterdir(folder), folder / ".report.js.1.tmp"]
+    )
     check_entries(theirs)
 
 
@@ -187,7 +190,10 @@ def test_a_pipe_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_is_no_file_is_not_compressed(theirs: Path) -> None:
     """Before the work: beside a pipe is no place for the compressed file."""
     os.mkfifo("pipe")
-    for path, says in (("pipe", "is a pipe, which cannot be read twice; write"), ("/dev/zero", "is a device; name")):
+    for path, says in (
+        ("pipe", "is a pipe, which cannot be read twice; write"),
+        ("/dev/zero", "is a device; name"),
+    ):
         done = call("compress.py", "out/run", path, check=False)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert done.stderr.startswith(f"error: {path}: {says}")

@@ -1,4 +1,6 @@
-"""Long runs and long texts: memory and files stay flat, metrics are appended, and a million of them are drawn."""
+"""Long runs and long texts: memory and files stay flat, metrics are appended, and a million of them
+are drawn.
+"""
 
 import json
 import math
@@ -50,7 +52,9 @@ def test_metrics_are_appended_not_rewritten(data_dir) -> None:
         before = content
     with metrics.open("ab") as torn:
         torn.write(b'{"step": 200, "trai')
-    log = TrainLog(run, dist, GPT(config.model, corpus.info.vocab_size), corpus, TrainState(step=150))
+    log = TrainLog(
+        run, dist, GPT(config.model, corpus.info.vocab_size), corpus, TrainState(step=150)
+    )
     log.write({"step": 151})
     assert metrics.stat().st_ino == file
     assert [record["step"] for record in read_metrics(run.path)] == list(range(152))
@@ -68,7 +72,9 @@ def test_a_directory_that_was_moved_is_not_made_anew(data_dir, capsys) -> None:
     log.write({"step": 1})
     assert not run.path.exists()
     other = create_run(config, corpus)
-    TrainLog(other, dist, GPT(config.model, corpus.info.vocab_size), corpus, TrainState()).write({"step": 0})
+    TrainLog(other, dist, GPT(config.model, corpus.info.vocab_size), corpus, TrainState()).write(
+        {"step": 0}
+    )
     for _ in range(2):
         log.write({"step": 2})
     assert len(read_metrics(other.path)) == 1
@@ -92,16 +98,35 @@ def test_checkpoints_leave_no_file_open(data_dir) -> None:
 def test_memory_and_files_stay_flat(clone: Path, trained) -> None:
     """Over 1,500 steps with evaluations and checkpoints all along, by the real command."""
     out = clone / "out/long"
-    process = subprocess.Popen([sys.executable, "train.py", "--corpus=text.txt", *TINY, "--out_dir=out/long",
-                                "--max_iters=1500", "--eval_interval=20", "--checkpoint_interval=20", "--dropout=0.1",
-                                "--patience=0"], cwd=clone, stdout=subprocess.DEVNULL,
-                               env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "train.py",
+            "--corpus=text.txt",
+            *TINY,
+            "--out_dir=out/long",
+            "--max_iters=1500",
+            "--eval_interval=20",
+            "--checkpoint_interval=20",
+            "--dropout=0.1",
+            "--patience=0",
+        ],
+        cwd=clone,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     seen: list[tuple[int, int, int]] = []
     while process.poll() is None:
         records = read_metrics(out)[-1:]
         try:
             memory = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * PAGE // 2**20
-            seen.append((int(records[0]["step"]) if records else 0, memory, len(os.listdir(f"/proc/{process.pid}/fd"))))
+            seen.append(
+                (
+                    int(records[0]["step"]) if records else 0,
+                    memory,
+                    len(os.listdir(f"/proc/{process.pid}/fd")),
+                )
+            )
         except (FileNotFoundError, ProcessLookupError):
             break
         time.sleep(0.1)
@@ -110,8 +135,10 @@ def test_memory_and_files_stay_flat(clone: Path, trained) -> None:
     late = [row for row in seen if 1000 <= row[0] < 1450]
     assert min(len(early), len(late)) >= 3
     assert max(memory for _, memory, _ in late) - max(memory for _, memory, _ in early) <= 8  # MB
-    assert min(files for *_, files in late) <= min(files for *_, files in early)  # others are open for a moment
-    assert [record["step"] for record in read_metrics(out)] == [*range(1501), 1500]  # the last: the best model
+    # others are open for a moment
+    assert min(files for *_, files in late) <= min(files for *_, files in early)
+    # the last: the best model
+    assert [record["step"] for record in read_metrics(out)] == [*range(1501), 1500]
     shutil.rmtree(out)
 
 
@@ -121,14 +148,24 @@ def test_the_curves_of_a_million_lines_are_drawn_in_seconds(clone: Path, trained
     shutil.copytree(trained[0], out)
     with (out / "metrics.jsonl").open("w") as file:
         for step in range(10**6):
-            record = {"step": step, "tokens": 64 * step, "seconds": step / 100, "train_nll": 1 + math.exp(-step / 3000)}
+            record = {
+                "step": step,
+                "tokens": 64 * step,
+                "seconds": step / 100,
+                "train_nll": 1 + math.exp(-step / 3000),
+            }
             if step % 100 == 0:
                 record |= {"val_nll": 1.5 + math.exp(-step / 3000), "val_bits_per_byte": 2.0}
             file.write(json.dumps(record) + "\n")
     for where in (["--out=million.png"], ["--terminal"]):
         began = processor_seconds()
-        done = subprocess.run([sys.executable, "curves.py", "out/million", *where], cwd=clone, capture_output=True,
-                              text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "curves.py", "out/million", *where],
+            cwd=clone,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert processor_seconds() - began < 30  # it takes 10; a quadratic step would take hours
     assert re.search("best 1.5000.*million|million.*best 1.5000", done.stdout)
     assert (clone / "million.png").read_bytes().startswith(b"\x89PNG")
@@ -141,8 +178,21 @@ def test_a_line_of_thirty_megabytes(clone: Path) -> None:
     phrase = "the quick brown fox, naïve 🎉 and so on; "
     times = 3 * 10**7 // len(phrase.encode())
     (clone / "long.txt").write_text(phrase * times, encoding="utf-8")
-    done = subprocess.run([sys.executable, "train.py", "--corpus=long.txt", "--tokenizer=bpe", "--vocab_size=300",
-                           *TINY, "--out_dir=out/longline", "--max_iters=2"], cwd=clone, capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "train.py",
+            "--corpus=long.txt",
+            "--tokenizer=bpe",
+            "--vocab_size=300",
+            *TINY,
+            "--out_dir=out/longline",
+            "--max_iters=2",
+        ],
+        cwd=clone,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert re.search(r"long\.txt: [\d,]+ training and [\d,]+ validation tokens \(bpe", done.stdout)
     (prepared,) = clone.glob("data/long.txt-*")

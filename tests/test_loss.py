@@ -1,4 +1,6 @@
-"""loss.py against the definition, computed another way, in float64; on the plain path and in chunks."""
+"""loss.py against the definition, computed another way, in float64; on the plain path and in
+chunks.
+"""
 
 import math
 from collections.abc import Callable
@@ -8,7 +10,15 @@ import torch
 from torch import Tensor
 
 import loss
-from loss import IGNORE_INDEX, LossSums, Objective, cross_entropy, mean_loss, next_token_loss, sum_losses
+from loss import (
+    IGNORE_INDEX,
+    LossSums,
+    Objective,
+    cross_entropy,
+    mean_loss,
+    next_token_loss,
+    sum_losses,
+)
 
 
 @pytest.fixture(params=["plain", "chunked"])
@@ -20,7 +30,9 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 def definition(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[float, float]:
-    """(objective, nll), summed over tokens one by one: -sum p log q, where p is the smoothed target."""
+    """(objective, nll), summed over tokens one by one: -sum p log q, where p is the smoothed
+    target.
+    """
     objective = nll = 0.0
     for z, y in zip(logits.double().flatten(0, -2), targets.flatten(), strict=True):
         if y == IGNORE_INDEX:
@@ -87,7 +99,10 @@ def test_bfloat16_logits_are_summed_as_exactly_as_others() -> None:
 
 
 def test_everything_masked_is_zero_and_has_no_gradient(path: str) -> None:
-    hidden, lm_head = torch.randn(2, 3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    hidden, lm_head = (
+        torch.randn(2, 3, 4, requires_grad=True),
+        torch.randn(5, 4, requires_grad=True),
+    )
     sums = next_token_loss(hidden, lm_head, torch.full((2, 3), IGNORE_INDEX), Objective(0.1, 0.01))
     sums.objective.backward()
     assert [number.item() for number in sums] == [0] * len(LossSums._fields)
@@ -97,7 +112,9 @@ def test_everything_masked_is_zero_and_has_no_gradient(path: str) -> None:
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e38])
-@pytest.mark.parametrize("objective", [Objective(), Objective(0.1, 1e-3)], ids=["plain", "all parts"])
+@pytest.mark.parametrize(
+    "objective", [Objective(), Objective(0.1, 1e-3)], ids=["plain", "all parts"]
+)
 def test_masked_hidden_states_do_not_matter(path: str, objective: Objective, value: float) -> None:
     """Not even if they are infinite: 0 times infinity is NaN."""
     torch.manual_seed(0)
@@ -124,7 +141,9 @@ def test_counts_are_exact_above_2_to_the_24(path: str) -> None:
     ones = torch.ones(1).expand(2**24 + 1)
     assert loss._total(ones, ones > 0).item() == 2**24 + 1
     big = LossSums(*(torch.tensor(2.0**24, dtype=torch.float64) for _ in LossSums._fields))
-    total = sum_losses([big, small, small._replace(correct=torch.tensor(1.0), num_targets=torch.tensor(1))])
+    total = sum_losses(
+        [big, small, small._replace(correct=torch.tensor(1.0), num_targets=torch.tensor(1))]
+    )
     assert total.num_targets.item() == 2**24 + 6
     assert total.correct.item() == 2**24 + small.correct.item() + 1
     assert mean_loss(total).num_targets == 2**24 + 6
@@ -139,14 +158,20 @@ def test_sums_of_what_is_not_finite_are_nan() -> None:
     assert [number.item() for number in sum_losses([])] == [0] * len(LossSums._fields)
 
 
-@pytest.mark.parametrize("objective", [Objective(), Objective(0.1, 1e-3)], ids=["plain", "all parts"])
+@pytest.mark.parametrize(
+    "objective", [Objective(), Objective(0.1, 1e-3)], ids=["plain", "all parts"]
+)
 def test_tied_tokens_share_the_accuracy(path: str, objective: Objective) -> None:
     """A model that knows nothing is right one time in V, whatever comes."""
     V = 5
     hidden, lm_head, targets = torch.ones(1, 4, 2), torch.zeros(V, 2), torch.tensor([[0, 1, 4, 0]])
-    assert mean_loss(next_token_loss(hidden, lm_head, targets, objective)).accuracy == pytest.approx(1 / V)
+    assert mean_loss(
+        next_token_loss(hidden, lm_head, targets, objective)
+    ).accuracy == pytest.approx(1 / V)
     targets[0, 1:3] = IGNORE_INDEX
-    assert mean_loss(next_token_loss(hidden, lm_head, targets, objective)).accuracy == pytest.approx(1 / V)
+    assert mean_loss(
+        next_token_loss(hidden, lm_head, targets, objective)
+    ).accuracy == pytest.approx(1 / V)
     lm_head[:2] = 1  # two tokens share the first place
     sums = next_token_loss(hidden, lm_head, torch.tensor([[0, 1, 2, 4]]), objective)
     assert sums.correct.item() == pytest.approx(1 / 2 + 1 / 2)
@@ -157,7 +182,9 @@ def test_sums_are_divided_once_whatever_the_split() -> None:
     torch.manual_seed(0)
     logits, targets = torch.randn(8, 5), torch.randint(5, (8,))
     whole = mean_loss(sum_losses([cross_entropy(logits, targets)]))
-    parts = mean_loss(sum_losses([cross_entropy(logits[:1], targets[:1]), cross_entropy(logits[1:], targets[1:])]))
+    parts = mean_loss(
+        sum_losses([cross_entropy(logits[:1], targets[:1]), cross_entropy(logits[1:], targets[1:])])
+    )
     assert parts.nll == pytest.approx(whole.nll, rel=1e-6)
     assert (parts.num_targets, parts.accuracy) == (8, whole.accuracy)
     assert math.isnan(mean_loss(cross_entropy(logits[:1], torch.tensor([IGNORE_INDEX]))).nll)
@@ -167,7 +194,6 @@ def test_all_reduce_adds_the_sums_of_all_ranks() -> None:
     one = cross_entropy(torch.randn(3, 4), torch.randint(4, (3,)))
     double: Callable[[Tensor], Tensor] = lambda sums: sums * 2  # noqa: E731
     assert sum_losses([one], double).num_targets.item() == 6
-
 
 
 def test_the_soft_cap_is_tanh() -> None:
@@ -184,10 +210,15 @@ def test_a_teacher_adds_its_divergence(temperature: float) -> None:
     targets[2] = IGNORE_INDEX
     alpha, T = 0.3, temperature
     sums = cross_entropy(logits, targets, Objective(0.1, 0.0, alpha, T), teacher)
-    log_q, log_t = (z.double().div(T).log_softmax(-1)[targets != IGNORE_INDEX] for z in (logits, teacher))
+    log_q, log_t = (
+        z.double().div(T).log_softmax(-1)[targets != IGNORE_INDEX] for z in (logits, teacher)
+    )
     kl = (log_t.exp() * (log_t - log_q)).sum().item()
     plain = cross_entropy(logits, targets, Objective(0.1))
-    assert sums.objective.item() == pytest.approx((1 - alpha) * plain.objective.item() + alpha * T**2 * kl, rel=1e-6)
+    assert sums.objective.item() == pytest.approx(
+        (1 - alpha) * plain.objective.item() + alpha * T**2 * kl, rel=1e-6
+    )
     assert torch.equal(sums.nll, plain.nll)
     assert sums.objective.item() == pytest.approx(
-        (sums.nll + sums.smoothing + sums.z_loss + sums.distillation).item(), rel=1e-12)
+        (sums.nll + sums.smoothing + sums.z_loss + sums.distillation).item(), rel=1e-12
+    )

@@ -48,7 +48,9 @@ def test_the_entropy_rate_is_that_of_the_stationary_distribution(case) -> None:
 
 
 def test_a_chain_whose_entropy_is_known_in_closed_form() -> None:
-    """Two symbols that change with chances a and b: pi = (b, a) / (a + b), H = (b h(a) + a h(b)) / (a + b)."""
+    """Two symbols that change with chances a and b: pi = (b, a) / (a + b), H = (b h(a) + a h(b)) /
+    (a + b).
+    """
     source = MarkovSource(1, 2, 0.5)
     a, b = (1 - source.probabilities[c][source.successors[c] == c].item() for c in range(2))
     H = (b * entropy([a, 1 - a]) + a * entropy([b, 1 - b])) / (a + b)
@@ -81,14 +83,17 @@ def test_a_text_is_sparse_and_the_same_every_time() -> None:
     assert set(text) <= set(markov.ALPHABET[:27])
     followers: dict[str, set[str]] = {}
     for i in range(2, len(text)):
-        followers.setdefault(text[i - 2: i], set()).add(text[i])
+        followers.setdefault(text[i - 2 : i], set()).add(text[i])
     assert max(map(len, followers.values())) == markov.SUCCESSORS
     assert MarkovSource(2, 27, 0.6).sample(50)[0] != text[:50]
     assert len(MarkovSource(1, 2, 0.5).successors[0]) == 2
 
 
 def test_temperature_is_disorder() -> None:
-    rates = [MarkovSource(2, 9, temperature).entropy_rate for temperature in (0.01, 0.1, 0.3, 1.0, 3.0, 100.0)]
+    rates = [
+        MarkovSource(2, 9, temperature).entropy_rate
+        for temperature in (0.01, 0.1, 0.3, 1.0, 3.0, 100.0)
+    ]
     assert rates == sorted(rates)
     assert rates[0] < 0.1
     assert rates[-1] == pytest.approx(math.log(markov.SUCCESSORS), abs=1e-3)
@@ -118,14 +123,26 @@ def test_the_corpus_knows_its_entropy_rate(short) -> None:
     again = prepare_corpus(DataConfig(corpus="markov", markov_alphabet=5))
     assert again.source_nll is not None
     assert again.source_nll.tolist() == corpus.source_nll.tolist()
-    assert prepare_corpus(DataConfig(corpus="markov", markov_alphabet=6)).info.sha256 != corpus.info.sha256
+    assert (
+        prepare_corpus(DataConfig(corpus="markov", markov_alphabet=6)).info.sha256
+        != corpus.info.sha256
+    )
     assert prepare_corpus(DataConfig(corpus="text.txt")).source_nll is None
 
 
 def test_training_shows_the_gap(short) -> None:
     """The first gap is log|V| less the loss of the source on the same targets."""
-    recipe = ["--corpus=markov", "--markov_order=1", "--markov_alphabet=4", "--out_dir=out/run", *TINY,
-              "--max_iters=60", "--eval_interval=20", "--eval_tokens=500", "--muon_learning_rate=0.1"]
+    recipe = [
+        "--corpus=markov",
+        "--markov_order=1",
+        "--markov_alphabet=4",
+        "--out_dir=out/run",
+        *TINY,
+        "--max_iters=60",
+        "--eval_interval=20",
+        "--eval_tokens=500",
+        "--muon_learning_rate=0.1",
+    ]
     printed = call("train.py", *recipe).stdout
     run = open_run(short / "out/run")
     corpus = prepare_corpus(run.config.data)
@@ -145,18 +162,26 @@ def test_training_shows_the_gap(short) -> None:
     picture = draw_terminal([run])
     assert "entropy rate" in picture
     best = run.read_metrics()[-1]  # of all validation targets
-    assert best["best_kl_gap"] == pytest.approx(best["best_val_nll"] - corpus.source_nll.mean(), abs=1e-9)
+    assert best["best_kl_gap"] == pytest.approx(
+        best["best_val_nll"] - corpus.source_nll.mean(), abs=1e-9
+    )
     assert f", KL {best['best_kl_gap']:.4f}" in picture
     done = call("train.py", *recipe, "--init_from=resume", "--markov_temperature=0.4", check=False)
     assert (done.returncode, "its text has changed" in done.stderr) == (2, True)
 
 
-@pytest.mark.parametrize(("argv", "message"), [
-    (["--tokenizer=bpe"], "tokenizer=bpe needs another corpus: the entropy of markov is known per character"),
-    (["--markov_order=4"], "markov_order=4: .*less than or equal to 3"),
-    (["--markov_alphabet=64"], "markov_alphabet=64: .*less than or equal to 63"),
-    (["--markov_temperature=0"], "markov_temperature=0: .*greater than or equal to 0.01"),
-])
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["--tokenizer=bpe"],
+            "tokenizer=bpe needs another corpus: the entropy of markov is known per character",
+        ),
+        (["--markov_order=4"], "markov_order=4: .*less than or equal to 3"),
+        (["--markov_alphabet=64"], "markov_alphabet=64: .*less than or equal to 63"),
+        (["--markov_temperature=0"], "markov_temperature=0: .*greater than or equal to 0.01"),
+    ],
+)
 def test_mistakes(argv, message) -> None:
     with pytest.raises(UserError, match=message):
         load_config(["--corpus=markov", *argv])

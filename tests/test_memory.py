@@ -18,22 +18,51 @@ from tests.conftest import call
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"tied": True}, {"bias": True}, {"norm": "layernorm"}, {"norm": "layernorm", "bias": True},
-    {"position": "learned", "tied": True}, {"ngram_embedding": 1}, {"ngram_embedding": 4, "ngram_rows": 7},
-    {"position": "learned", "norm": "layernorm", "bias": True, "activation": "gelu", "qk_norm": False}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tied": True},
+        {"bias": True},
+        {"norm": "layernorm"},
+        {"norm": "layernorm", "bias": True},
+        {"position": "learned", "tied": True},
+        {"ngram_embedding": 1},
+        {"ngram_embedding": 4, "ngram_rows": 7},
+        {
+            "position": "learned",
+            "norm": "layernorm",
+            "bias": True,
+            "activation": "gelu",
+            "qk_norm": False,
+        },
+    ],
+    ids=str,
+)
 def test_the_number_of_parameters_is_known_before(options: dict[str, object]) -> None:
-    config = ModelConfig.model_validate({"n_layer": 3, "n_head": 2, "n_embd": 8, "block_size": 5} | options)
+    config = ModelConfig.model_validate(
+        {"n_layer": 3, "n_head": 2, "n_embd": 8, "block_size": 5} | options
+    )
     assert config.num_params(11) == GPT(config, 11).num_params()
 
 
-def test_a_model_that_cannot_fit_is_refused_before_anything_is_prepared_or_built(data_dir: Path) -> None:
+def test_a_model_that_cannot_fit_is_refused_before_anything_is_prepared_or_built(
+    data_dir: Path,
+) -> None:
     """The largest that the options allow: no machine has so much."""
-    done = call("train.py", "--corpus=text.txt", "--n_layer=1000000", "--n_embd=100000", "--device=cpu", check=False)
+    done = call(
+        "train.py",
+        "--corpus=text.txt",
+        "--n_layer=1000000",
+        "--n_embd=100000",
+        "--device=cpu",
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(
         "error: a model of 120,000,000,000,200,000 parameters needs at least 1,440,000,000.0 GB to be trained, and cpu "
-        "has ")
+        "has "
+    )
     assert done.stderr.endswith(" GB: use a smaller --n_layer or --n_embd\n")
     assert not (data_dir / "data").exists()
     assert not [*(data_dir / "out").iterdir()]
@@ -41,7 +70,8 @@ def test_a_model_that_cannot_fit_is_refused_before_anything_is_prepared_or_built
 
 @pytest.mark.parametrize("command", ["sample.py", "evaluate.py", "compress.py"])
 def test_a_config_that_asks_for_a_huge_model_is_compared_before_it_is_built(
-        trained, clone: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    trained, clone: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
     """Of a run of an earlier edition, whose checkpoints do not say what their options were."""
     run = clone / "out/huge"
     shutil.rmtree(run, ignore_errors=True)
@@ -53,7 +83,10 @@ def test_a_config_that_asks_for_a_huge_model_is_compared_before_it_is_built(
     extra = ["text.txt"] if command == "compress.py" else []
     done = call(command, "out/huge", *extra, "--device=cpu", check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "error: out/huge/best.safetensors: holds another model than the options describe" in done.stderr
+    assert (
+        "error: out/huge/best.safetensors: holds another model than the options describe"
+        in done.stderr
+    )
 
 
 def test_what_may_fit_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,13 +100,17 @@ def test_what_may_fit_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         sizes.append(needed)
         check_memory(shape, optim, CPU)
         sizes.append(needed - 1)
-        with pytest.raises(UserError, match=r"^a model of 120,200 parameters needs at least 0\.0 GB"):
+        with pytest.raises(
+            UserError, match=r"^a model of 120,200 parameters needs at least 0\.0 GB"
+        ):
             check_memory(shape, optim, CPU)
     sizes.append(None)
     check_memory(ModelConfig(n_layer=1_000_000, n_embd=1_000_000, n_head=1), OptimConfig(), CPU)
 
 
-def test_a_container_may_have_less_than_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_container_may_have_less_than_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(memory, "LIMITS", ())
     machine = total_memory(CPU)
     if machine is None:
@@ -88,5 +125,7 @@ def test_a_container_may_have_less_than_the_machine(tmp_path: Path, monkeypatch:
 
 
 def test_a_gpu_has_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=7))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=7)
+    )
     assert total_memory(torch.device("cuda:0")) == 7

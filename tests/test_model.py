@@ -13,12 +13,25 @@ from model import GPT, KVCache, hash_ngrams
 
 V = 11
 MODERN = ModelConfig(block_size=16, n_layer=2, n_head=2, n_embd=32)
-GPT2 = ModelConfig(block_size=16, n_layer=2, n_head=2, n_embd=32, bias=True, position="learned", norm="layernorm",
-                   activation="gelu", qk_norm=False, embedding_norm=False, tied=True, zero_init=False)
+GPT2 = ModelConfig(
+    block_size=16,
+    n_layer=2,
+    n_head=2,
+    n_embd=32,
+    bias=True,
+    position="learned",
+    norm="layernorm",
+    activation="gelu",
+    qk_norm=False,
+    embedding_norm=False,
+    tied=True,
+    zero_init=False,
+)
 NGRAMS = MODERN.model_copy(update={"ngram_embedding": 4, "ngram_rows": 512})
 DOCUMENTS = MODERN.model_copy(update={"document_attention": True})
-FORMS = pytest.mark.parametrize("config", [MODERN, GPT2, NGRAMS, DOCUMENTS],
-                                ids=["modern", "gpt2", "ngrams", "documents"])
+FORMS = pytest.mark.parametrize(
+    "config", [MODERN, GPT2, NGRAMS, DOCUMENTS], ids=["modern", "gpt2", "ngrams", "documents"]
+)
 
 
 def make_model(config: ModelConfig, trained: bool = True) -> GPT:
@@ -38,7 +51,9 @@ def make_tokens(B: int = 3, T: int = 16) -> Tensor:
 def in_pieces(model: GPT, tokens: Tensor) -> Tensor:
     """Hidden states by way of a cache."""
     cache = KVCache(model.config, len(tokens), torch.device("cpu"), torch.float32)
-    pieces = [model.hidden_states(tokens[:, a:b], cache) for a, b in [(0, 5), (5, 6), (6, 10), (10, 16)]]
+    pieces = [
+        model.hidden_states(tokens[:, a:b], cache) for a, b in [(0, 5), (5, 6), (6, 10), (10, 16)]
+    ]
     assert cache.length == 16
     return torch.cat(pieces, dim=1)
 
@@ -48,7 +63,9 @@ def test_an_untrained_model_knows_nothing(config: ModelConfig) -> None:
     model, tokens = make_model(config, trained=False), make_tokens(8)
     sums = model(tokens, tokens.roll(-1, 1))
     exact = config.zero_init and not config.tied
-    assert sums.nll.item() / sums.num_targets.item() == pytest.approx(math.log(V), abs=1e-6 if exact else 0.02)
+    assert sums.nll.item() / sums.num_targets.item() == pytest.approx(
+        math.log(V), abs=1e-6 if exact else 0.02
+    )
 
 
 @FORMS
@@ -66,7 +83,8 @@ def test_without_targets_logits_and_with_targets_sums_of_the_loss(config: ModelC
     teacher = torch.randn(3, 16, V)
     distilled = Objective(alpha=0.5, temperature=2.0)
     assert model(tokens, targets, distilled, teacher).objective.item() == pytest.approx(
-        cross_entropy(logits, targets, distilled, teacher).objective.item(), rel=1e-6)
+        cross_entropy(logits, targets, distilled, teacher).objective.item(), rel=1e-6
+    )
 
 
 @FORMS
@@ -83,14 +101,18 @@ def test_the_future_is_invisible(config: ModelConfig) -> None:
 @FORMS
 def test_cached_equals_uncached(config: ModelConfig) -> None:
     model, tokens = make_model(config), make_tokens()
-    torch.testing.assert_close(in_pieces(model, tokens), model.hidden_states(tokens), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        in_pieces(model, tokens), model.hidden_states(tokens), atol=1e-5, rtol=1e-5
+    )
 
 
 @FORMS
 def test_positions_matter(config: ModelConfig) -> None:
     model = make_model(config)
     last = model.hidden_states(torch.tensor([[1, 2, 3, 4, 5, 6]]))[:, -1]
-    assert not torch.allclose(last, model.hidden_states(torch.tensor([[2, 1, 3, 4, 5, 6]]))[:, -1], atol=1e-3)
+    assert not torch.allclose(
+        last, model.hidden_states(torch.tensor([[2, 1, 3, 4, 5, 6]]))[:, -1], atol=1e-3
+    )
 
 
 def test_rotary_positions_are_relative() -> None:
@@ -98,27 +120,34 @@ def test_rotary_positions_are_relative() -> None:
     model = make_model(DOCUMENTS)
     words = torch.tensor([[V - 1, 1, 2, 3]])
     shifted = torch.cat([torch.tensor([[4, 5, 6]]), words], dim=1)
-    torch.testing.assert_close(model.hidden_states(shifted)[:, 3:], model.hidden_states(words), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model.hidden_states(shifted)[:, 3:], model.hidden_states(words), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_bfloat16_attention_is_the_same_attention() -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 2, 16, 8).unbind()
     exact = attention(q, k, v, 0.0)
-    by_hand = (q @ k.mT / 8**0.5).masked_fill(torch.ones(16, 16).triu(1).bool(), -math.inf).softmax(-1) @ v
+    by_hand = (q @ k.mT / 8**0.5).masked_fill(torch.ones(16, 16).triu(1).bool(), -math.inf).softmax(
+        -1
+    ) @ v
     torch.testing.assert_close(exact, by_hand, atol=1e-5, rtol=1e-5)
     for training in (True, False):  # which it does in its own way
         with torch.set_grad_enabled(training):
             plain = attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), 0.0)
         torch.testing.assert_close(plain.float(), exact, atol=0.05, rtol=0.05)
     for T in (1, 3):
-        torch.testing.assert_close(attention(q[:, :, -T:], k, v, 0.0), exact[:, :, -T:], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            attention(q[:, :, -T:], k, v, 0.0), exact[:, :, -T:], atol=1e-5, rtol=1e-5
+        )
 
 
 def test_dropout_drops_attention_as_it_should() -> None:
     torch.manual_seed(0)
     q, k = torch.randn(2, 4, 2, 16, 16).unbind()
-    v = torch.eye(16).expand(4, 2, 16, 16)  # so that what comes out is how much each token attends to each
+    # so that what comes out is how much each token attends to each
+    v = torch.eye(16).expand(4, 2, 16, 16)
     weights, dropped = attention(q, k, v, 0.0), attention(q, k, v, 0.25)
     torch.testing.assert_close(dropped, torch.where(dropped == 0, 0, weights / 0.75))
     shares = (dropped == 0)[weights > 0].float().mean(), (dropped == 0).float().mean()
@@ -127,14 +156,17 @@ def test_dropout_drops_attention_as_it_should() -> None:
 
 
 def test_counts() -> None:
-    model = make_model(ModelConfig(block_size=16, n_layer=2, n_head=2, n_embd=32, tied=True, position="learned"))
+    model = make_model(
+        ModelConfig(block_size=16, n_layer=2, n_head=2, n_embd=32, tied=True, position="learned")
+    )
     assert model.num_params() == V * 32 + 16 * 32 + 2 * 12 * 32 * 32
     matrices = V * 32 + 2 * 12 * 32 * 32
     assert model.flops_per_token() == 6 * matrices + 6 * 2 * 16 * 32
     assert make_model(MODERN).num_params() == 2 * V * 32 + 2 * 12 * 32 * 32
     tables = make_model(NGRAMS)
     assert tables.num_params() == make_model(MODERN).num_params() + 3 * 512 * 32
-    assert tables.flops_per_token() == make_model(MODERN).flops_per_token()  # looking up multiplies nothing
+    # looking up multiplies nothing
+    assert tables.flops_per_token() == make_model(MODERN).flops_per_token()
 
 
 def test_dropout_drops_only_in_training() -> None:
@@ -155,7 +187,7 @@ def test_hashes_of_ngrams() -> None:
         seen: dict[tuple[int, ...], set[int]] = {}
         for text, own in zip(tokens.tolist(), rows.tolist(), strict=True):
             for end in range(n - 1, len(text)):
-                seen.setdefault(tuple(text[end - n + 1:end + 1]), set()).add(own[end])
+                seen.setdefault(tuple(text[end - n + 1 : end + 1]), set()).add(own[end])
         assert all(len(found) == 1 for found in seen.values())
         distinct = len({row for found in seen.values() for row in found})
         expected = 8192 * (1 - (1 - 1 / 8192) ** len(seen))  # rows that so many balls hit by chance

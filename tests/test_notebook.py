@@ -63,15 +63,28 @@ def test_the_scores_are_those_of_evaluate(model: Model) -> None:
 def test_the_dtype_is_that_of_training_unless_another_is_named(trained) -> None:
     assert Model(trained[0]).dist.dtype_name == trained_dtype()
     assert Model(trained[0], dtype="bfloat16").dist.dtype_name == "bfloat16"
-    with pytest.raises(UserError, match="dtype=int8: should be one of auto, float32, bfloat16, float16"):
+    with pytest.raises(
+        UserError, match="dtype=int8: should be one of auto, float32, bfloat16, float16"
+    ):
         Model(trained[0], dtype="int8")
 
 
 def test_a_score_prints_itself_in_bits(model: Model) -> None:
     score = model.score(TEXT)
     costs, summary = str(score).split("\n\n")
-    assert costs.split()[:8] == ["bits", "of", "each", "token:", "⏎", "given", "t", f"{score.bits[0]:.3f}"]
-    assert summary.startswith(f"{score.total:.2f} bits for {len(TEXT)} tokens: {score.bits.mean():.3f} per token")
+    assert costs.split()[:8] == [
+        "bits",
+        "of",
+        "each",
+        "token:",
+        "⏎",
+        "given",
+        "t",
+        f"{score.bits[0]:.3f}",
+    ]
+    assert summary.startswith(
+        f"{score.total:.2f} bits for {len(TEXT)} tokens: {score.bits.mean():.3f} per token"
+    )
     assert repr(score) == str(score)
 
 
@@ -82,10 +95,13 @@ def test_in_jupyter_each_token_has_its_colour_and_its_numbers(model: Model) -> N
     assert page.tags == {"div", "span", "br", "p"}
     assert page.text.startswith("⏎" + TEXT.replace("\n", "⏎"))  # the context, then the text
     assert page.text.endswith(score.summary())
-    assert page.titles[1:len(TEXT) + 1] == [
+    assert page.titles[1 : len(TEXT) + 1] == [
         f"{bits:.2f} bits, probability {2**-bits:.3g}, rank {rank} of {V}"
-        for bits, rank in zip(score.bits, score.rank, strict=True)]
-    strengths = [float(each) for each in re.findall(r"rgba\(213, 94, 0, ([\d.]+)\)", shown)][:len(TEXT)]
+        for bits, rank in zip(score.bits, score.rank, strict=True)
+    ]
+    strengths = [float(each) for each in re.findall(r"rgba\(213, 94, 0, ([\d.]+)\)", shown)][
+        : len(TEXT)
+    ]
     np.testing.assert_allclose(strengths, 0.8 * np.minimum(1, score.bits / np.log2(V)), atol=0.0051)
 
 
@@ -115,7 +131,14 @@ def test_a_vocabulary_of_one_token_costs_nothing() -> None:
 
 def test_a_sample_is_that_of_the_command(model: Model) -> None:
     sample = model.sample("the", max_new_tokens=40, seed=3, temperature=1.0)
-    said = call("sample.py", str(model.run.path), "--prompt=the", "--max_new_tokens=40", "--seed=3", "--temperature=1")
+    said = call(
+        "sample.py",
+        str(model.run.path),
+        "--prompt=the",
+        "--max_new_tokens=40",
+        "--seed=3",
+        "--temperature=1",
+    )
     assert sample + "\n" == said.stdout
     assert repr(SampledText("a\nb")) == "a\nb"
 
@@ -123,7 +146,9 @@ def test_a_sample_is_that_of_the_command(model: Model) -> None:
 @pytest.mark.precision
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_model_itself_can_be_called_under_every_dtype(trained, dtype: str) -> None:
-    """Outside of autocast, with the weights that were trained; and it computes in its dtype where it scores."""
+    """Outside of autocast, with the weights that were trained; and it computes in its dtype where
+    it scores.
+    """
     model, exact = (Model(trained[0], device="cpu", dtype=name) for name in (dtype, "float32"))
     tokens = torch.arange(5)[:, None]
     assert model.gpt(tokens).dtype == torch.float32
@@ -148,7 +173,9 @@ def test_curves_are_a_picture_in_jupyter_and_characters_in_a_terminal(model: Mod
     assert png.startswith(b"\x89PNG")
     assert metadata == {"width": 720}
     assert repr(curves) == "the loss curves of tiny, tiny, tiny"
-    assert str(curves) == draw_terminal([open_run(model.run.path)] * 3, "tokens", "linear", "bits_per_byte")
+    assert str(curves) == draw_terminal(
+        [open_run(model.run.path)] * 3, "tokens", "linear", "bits_per_byte"
+    )
 
 
 def test_nothing_else_is_shown(trained, capfd: pytest.CaptureFixture[str]) -> None:
@@ -160,8 +187,9 @@ def test_nothing_else_is_shown(trained, capfd: pytest.CaptureFixture[str]) -> No
     assert repr(model) == f"tiny: a GPT with {model.gpt.num_params():,} parameters, after 6 steps"
 
 
-def test_a_path_may_be_relative_to_the_repository(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-                                                  ) -> None:
+def test_a_path_may_be_relative_to_the_repository(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("report.notebook.ROOT", model.run.path.parent)
     assert Model("tiny").run.path == model.run.path
@@ -185,17 +213,30 @@ def test_mistakes_are_told(model: Model) -> None:
     for wrong in ({"x": "flops"}, {"scale": "foo"}, {"unit": "bits"}):
         with pytest.raises(UserError, match="use one of"):
             model.curves(**wrong)
-    for wrong_sample in ({"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_k": -1}):
+    for wrong_sample in (
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_p": 0.0},
+        {"top_k": -1},
+    ):
         with pytest.raises(UserError, match="sample: "):
             model.sample(**wrong_sample)
 
 
 def test_the_lines_in_the_readme_work(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are a notebook's: what a line returns is shown."""
-    (lines,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    (lines,) = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S
+    )
     monkeypatch.chdir(model.run.path.parent.parent)
     names: dict[str, object] = {}
-    exec(re.sub(r'"out/\w+"', '"out/tiny"', lines).replace("To be, or not to be", "on a mat").replace("ROMEO:", "the"),
-         names)
+    exec(
+        re.sub(r'"out/\w+"', '"out/tiny"', lines)
+        .replace("To be, or not to be", "on a mat")
+        .replace("ROMEO:", "the"),
+        names,
+    )
     assert isinstance(names["model"], Model)
-    assert {"Model(", ".score(", ".sample(", ".curves("} <= {*re.findall(r"(?:Model|\.\w+)\(", lines)}
+    assert {"Model(", ".score(", ".sample(", ".curves("} <= {
+        *re.findall(r"(?:Model|\.\w+)\(", lines)
+    }

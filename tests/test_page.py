@@ -1,4 +1,6 @@
-"""What a run's page is told: its numbers are those of the metrics. tests/test_browser.py looks at the page itself."""
+"""What a run's page is told: its numbers are those of the metrics. tests/test_browser.py looks at
+the page itself.
+"""
 
 import json
 import math
@@ -34,22 +36,31 @@ def data_of(script: str) -> dict[str, Any]:
 
 
 def test_training_writes_a_page_whose_numbers_are_the_metrics(own: Path) -> None:
-    page, data = (own / "report.html").read_text(encoding="utf-8"), data_of((own / "report.js").read_text())
+    page, data = (
+        (own / "report.html").read_text(encoding="utf-8"),
+        data_of((own / "report.js").read_text()),
+    )
     assert "report.js" in page
     assert "Bokeh" in page
-    assert not re.search(r"<(script|link|img)[^>]*(src|href)=", page.split("<script>")[0])  # nothing from a network
+    # nothing from a network
+    assert not re.search(r"<(script|link|img)[^>]*(src|href)=", page.split("<script>")[0])
     assert not data["live"]
     assert data["status"] == "step 6 of 6"
     (shown,), records = data["runs"], read_metrics(own)
     evaluations = [record for record in records if "val_nll" in record]
     assert shown["val"]["step"] == [record["step"] for record in evaluations]
-    assert shown["val"]["val_nll"] == pytest.approx([record["val_nll"] for record in evaluations], rel=1e-5)
+    assert shown["val"]["val_nll"] == pytest.approx(
+        [record["val_nll"] for record in evaluations], rel=1e-5
+    )
     assert shown["best_nll"] == records[-1]["best_val_nll"]
-    assert shown["train"]["step"] == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]  # in the middle of what each is the mean of
+    # in the middle of what each is the mean of
+    assert shown["train"]["step"] == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
     per_position = open_run(own).config.model.flops_per_token(open_run(own).info.vocab_size)
     positions = [record["positions"] for record in evaluations]
     assert positions == [record["step"] * 4 * 8 for record in evaluations]
-    assert shown["val"]["flops"] == pytest.approx([per_position * count for count in positions], rel=1e-5)
+    assert shown["val"]["flops"] == pytest.approx(
+        [per_position * count for count in positions], rel=1e-5
+    )
     assert shown["verdict"].startswith("The best model, of step")
     assert shown["samples"][0]["step"] == 0
 
@@ -67,11 +78,14 @@ def test_the_page_says_overfitting_where_the_training_did(own: Path) -> None:
     assert not overfits()
     rising[-1]["overfitting"] = 2
     assert overfits()
-    assert 'id="shaded" hidden' in (own / "report.html").read_text()  # the page's script shows it where it is so
+    # the page's script shows it where it is so
+    assert 'id="shaded" hidden' in (own / "report.html").read_text()
 
 
 def test_flops_count_what_was_computed_masked_or_not(data_dir: Path) -> None:
-    """Of all batches, also where a run was resumed with larger ones; the number of targets says nothing of it."""
+    """Of all batches, also where a run was resumed with larger ones; the number of targets says
+    nothing of it.
+    """
     arguments = ["--corpus=text.txt", "--out_dir=out/run", *TINY, "--mask=the"]
     call("train.py", *arguments)
     call("train.py", *arguments, "--init_from=resume", "--batch_size=6", "--max_iters=8")
@@ -80,10 +94,16 @@ def test_flops_count_what_was_computed_masked_or_not(data_dir: Path) -> None:
     records = read_metrics(run.path)
     assert all(record["tokens"] < record["positions"] for record in records if record.get("tokens"))
     expected = [per_position * 8 * (6 * 4 + 2 * 6), per_position * 8 * 6 * 4]
-    assert describe_runs([run])["runs"][0]["val"]["flops"][:-3:-1] == pytest.approx(expected, rel=1e-5)
-    old = [{name: value for name, value in record.items() if name != "positions"} for record in records]
+    assert describe_runs([run])["runs"][0]["val"]["flops"][:-3:-1] == pytest.approx(
+        expected, rel=1e-5
+    )
+    old = [
+        {name: value for name, value in record.items() if name != "positions"} for record in records
+    ]
     (run.path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in old))
-    assert describe_runs([run])["runs"][0]["val"]["flops"][-1] == pytest.approx(per_position * 8 * 8 * 6, rel=1e-5)
+    assert describe_runs([run])["runs"][0]["val"]["flops"][-1] == pytest.approx(
+        per_position * 8 * 8 * 6, rel=1e-5
+    )
 
 
 def test_a_page_of_several_runs_says_what_differs(own: Path, data_dir: Path) -> None:
@@ -102,20 +122,41 @@ def test_bits_per_byte_are_those_of_the_targets(data_dir: Path) -> None:
     """Under a mask: here, targets are digits and names, which are not masked, are long tokens."""
     lines = [f"abcdefghij: {number % 10} {number % 7} {number % 3}\n" for number in range(400)]
     Path("masked.txt").write_text("".join(lines))
-    call("train.py", "--corpus=masked.txt", "--mask=^[a-z]+: ", "--tokenizer=bpe", "--vocab_size=270",
-         "--out_dir=out/m", *TINY)
+    call(
+        "train.py",
+        "--corpus=masked.txt",
+        "--mask=^[a-z]+: ",
+        "--tokenizer=bpe",
+        "--vocab_size=270",
+        "--out_dir=out/m",
+        *TINY,
+    )
     run, final = open_run(Path("out/m")), read_metrics(Path("out/m"))[-1]
     (shown,) = describe_runs([run])["runs"]
     bits = final["best_val_nll"] / math.log(2) / shown["bytes_per_target"]
     assert bits == pytest.approx(final["best_val_bits_per_byte"])
-    assert run.tokenizer.byte_lengths[run.corpus.val.tokens].mean() != pytest.approx(shown["bytes_per_target"], rel=0.1)
+    assert run.tokenizer.byte_lengths[run.corpus.val.tokens].mean() != pytest.approx(
+        shown["bytes_per_target"], rel=0.1
+    )
 
 
 def test_a_million_lines_are_thinned(own: Path) -> None:
     with (own / "metrics.jsonl").open("w") as file:
         for step in range(20_000):
-            file.write(json.dumps({"step": step, "tokens": 64 * step, "seconds": step / 100, "lr": 0.1,
-                                   "train_nll": 1 + 1 / (1 + step), "grad_norm": 1.0, "tokens_per_second": 5.0}) + "\n")
+            file.write(
+                json.dumps(
+                    {
+                        "step": step,
+                        "tokens": 64 * step,
+                        "seconds": step / 100,
+                        "lr": 0.1,
+                        "train_nll": 1 + 1 / (1 + step),
+                        "grad_norm": 1.0,
+                        "tokens_per_second": 5.0,
+                    }
+                )
+                + "\n"
+            )
         file.write('{"step": 20000, "train_nll": 1.0}\n')  # a line that somebody edited
     write_data(own / "report.js", open_run(own), "", live=True)
     assert (own / "report.js").stat().st_size < 250_000
@@ -135,8 +176,12 @@ def test_a_run_that_is_stopped_is_no_longer_live(data_dir: Path) -> None:
 def test_each_evaluation_keeps_what_a_passage_costs(own: Path, data_dir: Path) -> None:
     run, records = open_run(own), read_metrics(own)
     passages = list(read_passages(own / "passage.jsonl", run.tokenizer, at_most=100, best_step=0))
-    assert [each.step for each in passages][::-1] == [record["step"] for record in records if "val_nll" in record]
-    found = json.loads(call("evaluate.py", str(own), "--checkpoint=last", "--json", "--stride=4").stdout)
+    assert [each.step for each in passages][::-1] == [
+        record["step"] for record in records if "val_nll" in record
+    ]
+    found = json.loads(
+        call("evaluate.py", str(own), "--checkpoint=last", "--json", "--stride=4").stdout
+    )
     last, where = passages[0], find_passage(run.corpus.val, run.tokenizer)
     assert last.tokens == run.corpus.val.tokens[where].tolist()
     assert len(last.tokens) == PASSAGE == len(run.info.baselines[1].passage_nll)
@@ -144,8 +189,9 @@ def test_each_evaluation_keeps_what_a_passage_costs(own: Path, data_dir: Path) -
     assert text.split.tokens[skip:].tolist() == last.tokens
     dist = setup_distributed("cpu", "float32")
     model, _ = load_model(run, "last", dist)
-    logits = model(torch.tensor([text.split.tokens[skip - 4:skip + 3].tolist()]))
-    log_q = logits[0].log_softmax(dim=-1)  # the first window whose targets are in the passage begins 4 tokens before
+    logits = model(torch.tensor([text.split.tokens[skip - 4 : skip + 3].tolist()]))
+    # the first window whose targets are in the passage begins 4 tokens before
+    log_q = logits[0].log_softmax(dim=-1)
     for place in range(4):
         token = last.tokens[place]
         assert last.nll[place] == pytest.approx(-log_q[3 + place, token].item(), rel=2e-3)
@@ -153,7 +199,9 @@ def test_each_evaluation_keeps_what_a_passage_costs(own: Path, data_dir: Path) -
         assert last.top[place] == log_q[3 + place].topk(5).indices.tolist()
         hot = torch.softmax(logits[0, 3 + place] / 2.0, dim=-1)[last.top[place]]
         log_q_top, log_z = last.log_q[place] or [], last.log_z[place] or []
-        at_two = [math.exp(each / 2.0 - log_z[PASSAGE_TEMPERATURES.index(2.0)]) for each in log_q_top]
+        at_two = [
+            math.exp(each / 2.0 - log_z[PASSAGE_TEMPERATURES.index(2.0)]) for each in log_q_top
+        ]
         assert at_two == pytest.approx(hot.tolist(), rel=5e-3)
     assert found["targets"] > PASSAGE
 
@@ -161,8 +209,13 @@ def test_each_evaluation_keeps_what_a_passage_costs(own: Path, data_dir: Path) -
 def test_gzip_pays_for_a_passage_what_it_adds_to_the_text_before(own: Path, data_dir: Path) -> None:
     run = open_run(own)
     val, where = run.corpus.val, find_passage(run.corpus.val, run.tokenizer)
-    before, passage = (run.tokenizer.decode_bytes(val.tokens[part].tolist()) for part in (slice(where.start), where))
-    added = len(zlib.compress(before[-2**15:] + passage, 9)) - len(zlib.compress(before[-2**15:], 9))
+    before, passage = (
+        run.tokenizer.decode_bytes(val.tokens[part].tolist())
+        for part in (slice(where.start), where)
+    )
+    added = len(zlib.compress(before[-(2**15) :] + passage, 9)) - len(
+        zlib.compress(before[-(2**15) :], 9)
+    )
     gzip = next(each for each in run.info.baselines if each.name == "gzip")
     assert sum(gzip.passage_nll) / math.log(2) == pytest.approx(8 * added, abs=17)
     assert min(gzip.passage_nll) >= 0
@@ -183,21 +236,41 @@ def test_a_passage_under_a_mask_has_a_target() -> None:
 
 def test_the_difference_of_two_runs_is_that_of_evaluate(data_dir: Path) -> None:
     for seed in ("1", "2"):
-        call("train.py", "--corpus=text.txt", *TINY, "--max_iters=20", f"--seed={seed}", f"--out_dir=out/{seed}")
+        call(
+            "train.py",
+            "--corpus=text.txt",
+            *TINY,
+            "--max_iters=20",
+            f"--seed={seed}",
+            f"--out_dir=out/{seed}",
+        )
     runs = [open_run(data_dir / "out" / seed) for seed in ("1", "2")]
     shown = describe_runs(runs)["runs"][1]["difference"]
     assert not shown["of_documents"]  # parts of one text: the page claims nothing about others
-    found = json.loads(call("evaluate.py", "out/2", "--against=out/1", "--json").stdout)["against"]["difference"]
+    found = json.loads(call("evaluate.py", "out/2", "--against=out/1", "--json").stdout)["against"][
+        "difference"
+    ]
     assert shown["unit"] == "nats_per_token"
     assert shown["value"] == pytest.approx(found["nats_per_token"]["value"], abs=1e-5)
-    width, exact = shown["high"] - shown["low"], found["nats_per_token"]["high"] - found["nats_per_token"]["low"]
+    width, exact = (
+        shown["high"] - shown["low"],
+        found["nats_per_token"]["high"] - found["nats_per_token"]["low"],
+    )
     assert 0.5 * exact < width < 2 * exact  # the same blocks of the text, but for their borders
 
 
 def test_damaged_files_of_a_run_are_left_out(own: Path) -> None:
     lines = (own / "passage.jsonl").read_bytes().splitlines(keepends=True)
-    for damaged in (b"", b"{}\n", b'{"step": 1}\n', lines[0].replace(b'"nll":[', b'"nll":[1,'), b"\xff\n",
-                    lines[0].replace(b'"tokens":[', b'"tokens":[99999,'), lines[0][:-40] + b"\n", b"null\n"):
+    for damaged in (
+        b"",
+        b"{}\n",
+        b'{"step": 1}\n',
+        lines[0].replace(b'"nll":[', b'"nll":[1,'),
+        b"\xff\n",
+        lines[0].replace(b'"tokens":[', b'"tokens":[99999,'),
+        lines[0][:-40] + b"\n",
+        b"null\n",
+    ):
         (own / "passage.jsonl").write_bytes(damaged)
         (own / "evaluation.json").write_bytes(damaged)
         (own / "verdict.txt").write_bytes(damaged)
@@ -211,11 +284,16 @@ def test_damaged_files_of_a_run_are_left_out(own: Path) -> None:
 
 def test_a_page_of_many_evaluations_stays_small(own: Path) -> None:
     lines = (own / "passage.jsonl").read_text().splitlines(keepends=True)
-    (own / "passage.jsonl").write_text("".join(lines[0].replace('"step":0', f'"step":{step}') for step in range(200)))
+    (own / "passage.jsonl").write_text(
+        "".join(lines[0].replace('"step":0', f'"step":{step}') for step in range(200))
+    )
     (shown,) = describe_runs([open_run(own)])["runs"]
     steps = [each["step"] for each in shown["text"]["evaluations"]]
     assert len(steps) <= 41
     assert steps[-1] == 199
     assert steps == sorted(steps)
-    best = min((record for record in read_metrics(own) if "val_nll" in record), key=lambda each: each["val_nll"])
+    best = min(
+        (record for record in read_metrics(own) if "val_nll" in record),
+        key=lambda each: each["val_nll"],
+    )
     assert best["step"] in steps

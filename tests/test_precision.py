@@ -1,4 +1,6 @@
-"""dtype decides all arithmetic: no operation is in 16 bits unless dtype is, because some hardware emulates them."""
+"""dtype decides all arithmetic: no operation is in 16 bits unless dtype is, because some hardware
+emulates them.
+"""
 
 import json
 from collections.abc import Callable
@@ -31,10 +33,25 @@ from train import train_step
 
 CPU = torch.device("cpu")
 V = 13
-FORMS = {"muon": [], "adamw": ["--optimizer=adamw"], "gpt2": [
-    "--position=learned", "--norm=layernorm", "--activation=gelu", "--tied", "--embedding_norm=false"],
-    "all parts": ["--ngram_embedding=3", "--label_smoothing=0.1", "--z_loss=0.01", "--softcap=5", "--dropout=0.1"],
-    "teacher": ["--teacher=out/teacher"]}
+FORMS = {
+    "muon": [],
+    "adamw": ["--optimizer=adamw"],
+    "gpt2": [
+        "--position=learned",
+        "--norm=layernorm",
+        "--activation=gelu",
+        "--tied",
+        "--embedding_norm=false",
+    ],
+    "all parts": [
+        "--ngram_embedding=3",
+        "--label_smoothing=0.1",
+        "--z_loss=0.01",
+        "--softcap=5",
+        "--dropout=0.1",
+    ],
+    "teacher": ["--teacher=out/teacher"],
+}
 
 
 class Watch(TorchDispatchMode):
@@ -60,24 +77,32 @@ def train_a_step(dist: Distributed, *argv: str) -> GPT:
     batches = TrainBatches(Split(TOKENS), 8, 4, seed=0)
     teacher = for_prediction(GPT(config.model, V), dist) if config.loss.teacher else None
     for step in range(2):  # the second one has momentum
-        assert train_step(model, optimizers, batches(4 * step), config, dist, step, teacher).is_valid
+        assert train_step(
+            model, optimizers, batches(4 * step), config, dist, step, teacher
+        ).is_valid
     return model
 
 
 TOKENS = np.random.default_rng(0).integers(V, size=300)
 USES: dict[str, Callable[[GPT, Distributed], object]] = {
     "step zero": lambda model, dist: check_step_zero(
-        model, [TrainBatches(Split(TOKENS), 8, 4, seed=0)(0)], V, dist),
+        model, [TrainBatches(Split(TOKENS), 8, 4, seed=0)(0)], V, dist
+    ),
     "evaluation": lambda model, dist: evaluate(model, EvalText(Split(TOKENS), 8), dist),
-    "scoring": lambda model, dist: score(predict(model, EvalText(Split(TOKENS), 8).batches(), dist), [0.5, 1.0]),
-    "sampling": lambda model, dist: list(generate(for_prediction(model, dist), [1], dist, num_samples=2, top_k=3,
-                                                  max_new_tokens=12)),
+    "scoring": lambda model, dist: score(
+        predict(model, EvalText(Split(TOKENS), 8).batches(), dist), [0.5, 1.0]
+    ),
+    "sampling": lambda model, dist: list(
+        generate(for_prediction(model, dist), [1], dist, num_samples=2, top_k=3, max_new_tokens=12)
+    ),
 }
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["plain", "chunked"])
 @pytest.mark.parametrize("form", FORMS)
-def test_a_training_step_is_in_float32(form: str, chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_step_is_in_float32(
+    form: str, chunked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if chunked:
         monkeypatch.setattr(loss, "MAX_LOGITS", 0)
     with Watch() as watch:
@@ -109,10 +134,15 @@ def test_bfloat16_is_used_where_it_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("has_bfloat16", [False, True])
-def test_auto_is_what_the_hardware_multiplies(has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_what_the_hardware_multiplies(
+    has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("engine.distributed._has_bfloat16", lambda kind: has_bfloat16)
     dist = setup_distributed("cpu", "auto")
-    assert (dist.dtype, dist.is_emulated) == (torch.bfloat16 if has_bfloat16 else torch.float32, False)
+    assert (dist.dtype, dist.is_emulated) == (
+        torch.bfloat16 if has_bfloat16 else torch.float32,
+        False,
+    )
     assert setup_distributed("cpu", "float32").dtype == torch.float32
     asked_for = setup_distributed("cpu", "bfloat16")
     assert (asked_for.dtype, asked_for.is_emulated) == (torch.bfloat16, not has_bfloat16)
@@ -131,12 +161,16 @@ def without_pictures_and_long_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take time."""
     monkeypatch.setattr("report.figures.draw_png", lambda runs, path: path.touch())
     for place in ("train", "report.trainlog"):
-        monkeypatch.setattr(f"{place}.generate_texts", lambda model, corpus, dist, **_: generate_texts(
-            model, corpus, dist, max_new_tokens=3))
+        monkeypatch.setattr(
+            f"{place}.generate_texts",
+            lambda model, corpus, dist, **_: generate_texts(model, corpus, dist, max_new_tokens=3),
+        )
 
 
 def test_whole_commands_follow_the_hardware(data_dir, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training, resuming, evaluating and sampling without bfloat16; resuming keeps the dtype on a CPU with it."""
+    """Training, resuming, evaluating and sampling without bfloat16; resuming keeps the dtype on a
+    CPU with it.
+    """
     monkeypatch.setattr("engine.distributed._has_bfloat16", lambda kind: False)
     without_pictures_and_long_samples(monkeypatch)
     with Watch() as watch:
@@ -149,10 +183,14 @@ def test_whole_commands_follow_the_hardware(data_dir, monkeypatch: pytest.Monkey
     assert read_metrics(data_dir / "out/run")[-1]["step"] == 8
 
 
-def test_a_run_in_bfloat16_that_moves_to_a_cpu_without_it_keeps_it_and_says_so(data_dir, monkeypatch) -> None:
+def test_a_run_in_bfloat16_that_moves_to_a_cpu_without_it_keeps_it_and_says_so(
+    data_dir, monkeypatch
+) -> None:
     without_pictures_and_long_samples(monkeypatch)
     monkeypatch.setattr("engine.distributed._has_bfloat16", lambda kind: True)
-    first = call("train.py", "--corpus=text.txt", "--out_dir=out/run", "--device=cpu", *AUTO, "--max_iters=2").stdout
+    first = call(
+        "train.py", "--corpus=text.txt", "--out_dir=out/run", "--device=cpu", *AUTO, "--max_iters=2"
+    ).stdout
     assert 'dtype = "bfloat16"' in (data_dir / "out/run/config.toml").read_text()
     assert "emulates" not in first
     monkeypatch.setattr("engine.distributed._has_bfloat16", lambda kind: False)
@@ -163,10 +201,14 @@ def test_a_run_in_bfloat16_that_moves_to_a_cpu_without_it_keeps_it_and_says_so(d
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "teacher"])
 @pytest.mark.parametrize("vocab_size", [V, 4096])
-def test_every_tensor_is_made_on_the_device_of_the_model(form: str, vocab_size: int, monkeypatch) -> None:
+def test_every_tensor_is_made_on_the_device_of_the_model(
+    form: str, vocab_size: int, monkeypatch
+) -> None:
     """A dry run without data, where PyTorch refuses to mix devices: training, Muon and decoding."""
-    monkeypatch.setattr(loss, "MAX_LOGITS", 64 * V + 1)  # so that the large vocabulary takes the chunked path
-    monkeypatch.setattr("torch.is_autocast_enabled", lambda device: False)  # which this device does not know
+    # so that the large vocabulary takes the chunked path
+    monkeypatch.setattr(loss, "MAX_LOGITS", 64 * V + 1)
+    # which this device does not know
+    monkeypatch.setattr("torch.is_autocast_enabled", lambda device: False)
     monkeypatch.setattr("torch.autocast", lambda *_, **__: nullcontext())
     config, _ = load_config([*TINY, *FORMS[form]])
     meta = torch.device("meta")
@@ -185,9 +227,17 @@ def test_every_tensor_is_made_on_the_device_of_the_model(form: str, vocab_size: 
             assert window.next_logits(tokens[:, :1]).shape == (4, vocab_size)
 
 
-@pytest.mark.parametrize(("bfloat16", "capability", "dtype"), [
-    (True, (8, 0), torch.bfloat16), (False, (7, 5), torch.float16), (False, (6, 1), torch.float32)])
-def test_what_auto_is_on_a_gpu(bfloat16, capability, dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("bfloat16", "capability", "dtype"),
+    [
+        (True, (8, 0), torch.bfloat16),
+        (False, (7, 5), torch.float16),
+        (False, (6, 1), torch.float32),
+    ],
+)
+def test_what_auto_is_on_a_gpu(
+    bfloat16, capability, dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An A100, a T4 and a GTX 1080, whose float16 is slow; a GPU evaluates more tokens at once."""
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: bfloat16)
@@ -195,26 +245,39 @@ def test_what_auto_is_on_a_gpu(bfloat16, capability, dtype, monkeypatch: pytest.
     precisions: list[str] = []
     monkeypatch.setattr("torch.set_float32_matmul_precision", precisions.append)
     dist = setup_distributed("auto", "auto")
-    assert (dist.device.type, dist.dtype, dist.is_emulated, precisions) == ("cuda", dtype, False, ["high"])
+    assert (dist.device.type, dist.dtype, dist.is_emulated, precisions) == (
+        "cuda",
+        dtype,
+        False,
+        ["high"],
+    )
     assert dist.eval_batch_tokens > setup_distributed("cpu", "float32").eval_batch_tokens
 
 
 def test_float16_trains_with_a_loss_scale() -> None:
-    """Gradients come out as in float32; one that is too large for float16 changes nothing, and halves the scale."""
+    """Gradients come out as in float32; one that is too large for float16 changes nothing, and
+    halves the scale.
+    """
     config, _ = load_config([*TINY, "--zero_init=false"])
     batch, gradients = TrainBatches(Split(TOKENS), 8, 4, seed=0)(0), []
     for dtype in (torch.float32, torch.float16):
         torch.manual_seed(0)
         model = GPT(config.model, V)
-        assert train_step(model, [], batch, config, Distributed(CPU, dtype), 0, None, 2.0**15).is_valid
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        assert train_step(
+            model, [], batch, config, Distributed(CPU, dtype), 0, None, 2.0**15
+        ).is_valid
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        )
     exact, half = gradients
     assert 0 < (half - exact).norm() < 0.01 * exact.norm()
 
     model.zero_grad()
     before, state = [p.detach().clone() for p in model.parameters()], TrainState()
     optimizers = make_optimizers(model, config.optim, Distributed(CPU, torch.float16))
-    result = train_step(model, optimizers, batch, config, Distributed(CPU, torch.float16), 0, None, 2.0**40)
+    result = train_step(
+        model, optimizers, batch, config, Distributed(CPU, torch.float16), 0, None, 2.0**40
+    )
     state.count_step(result)
     assert not result.is_valid
     assert state.loss_scale == 2.0**14
@@ -234,7 +297,9 @@ def test_a_run_in_float16(data_dir) -> None:
 @pytest.mark.precision
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_command_works_in_each_dtype(dtype: str, data_dir: Path) -> None:
-    """Train, resume, evaluate, sample, compress and get back, export and read that; the losses are near each other."""
+    """Train, resume, evaluate, sample, compress and get back, export and read that; the losses are
+    near each other.
+    """
     options = ["--corpus=text.txt", *TINY, "--device=cpu", f"--dtype={dtype}"]
     call("train.py", *options, "--out_dir=out/run", "--max_iters=4")
     call("train.py", "out/run", "--init_from=resume", "--max_iters=6")
@@ -248,10 +313,16 @@ def test_every_command_works_in_each_dtype(dtype: str, data_dir: Path) -> None:
     assert evaluate_split("out/run", "--dtype=float32") == pytest.approx(final, abs=0.01)
     call("export.py", "out/run", "exported")
     exact = evaluate_split("exported", "--text=text.txt", "--dtype=float32")
-    assert evaluate_split("exported", "--text=text.txt", f"--dtype={dtype}") == pytest.approx(exact, abs=0.01)
+    assert evaluate_split("exported", "--text=text.txt", f"--dtype={dtype}") == pytest.approx(
+        exact, abs=0.01
+    )
 
-    assert call("sample.py", "out/run", "--prompt=the", f"--dtype={dtype}", "--max_new_tokens=20").stdout
-    Path("part.txt").write_text(Path("text.txt").read_text(encoding="utf-8")[:300], encoding="utf-8")
+    assert call(
+        "sample.py", "out/run", "--prompt=the", f"--dtype={dtype}", "--max_new_tokens=20"
+    ).stdout
+    Path("part.txt").write_text(
+        Path("text.txt").read_text(encoding="utf-8")[:300], encoding="utf-8"
+    )
     content = Path("part.txt").read_bytes()
     call("compress.py", "out/run", "part.txt", f"--dtype={dtype}")
     Path("part.txt").unlink()

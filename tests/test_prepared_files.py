@@ -15,8 +15,11 @@ from data.prepare import prepare_corpus
 from tests.conftest import TINY, call, make_text
 from tests.test_trouble import files_of_at_most
 
-CORPORA = {"small": ["--corpus=text.txt"], "masked": ["--corpus=text.txt", "--mask=the"],
-           "large": ["--corpus=texts"]}
+CORPORA = {
+    "small": ["--corpus=text.txt"],
+    "masked": ["--corpus=text.txt", "--mask=the"],
+    "large": ["--corpus=texts"],
+}
 
 
 @pytest.fixture(params=CORPORA)
@@ -90,7 +93,8 @@ def test_a_short_array_whose_checksum_is_right_is_prepared_again(options: list[s
 
 @pytest.mark.parametrize("name", ["train", "val"])
 def test_a_token_that_is_not_in_the_vocabulary(
-        name: str, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    name: str, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where a file is too large to be hashed at each start, and has its size and its time."""
     call("data/prepare.py", *options)
     folder = prepared()

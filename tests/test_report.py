@@ -17,65 +17,131 @@ DEFAULTS = Config()
 
 def make_info(*more: Baseline, **changes: object) -> CorpusInfo:
     losses = [("uniform, log|V|", math.log(65)), ("bigram", 2.48), ("6-gram", 1.52), ("gzip", 2.21)]
-    baselines = [Baseline(name=name, nats_per_token=nats, bits_per_byte=nats / math.log(2), perplexity=math.exp(nats))
-                 for name, nats in losses]
+    baselines = [
+        Baseline(
+            name=name,
+            nats_per_token=nats,
+            bits_per_byte=nats / math.log(2),
+            perplexity=math.exp(nats),
+        )
+        for name, nats in losses
+    ]
     train, val = (SplitInfo(tokens=n, documents=1, targets=n - 1) for n in (9000, 1000))
-    info = CorpusInfo(format=0, name="x", sha256="", tokenizer="char", vocab_size=65, train=train, val=val, prompt="",
-                      baselines=[*baselines, *more])
+    info = CorpusInfo(
+        format=0,
+        name="x",
+        sha256="",
+        tokenizer="char",
+        vocab_size=65,
+        train=train,
+        val=val,
+        prompt="",
+        baselines=[*baselines, *more],
+    )
     return info.model_copy(update=changes)
 
 
 def make_records(*val: float, train: float = 1.6, steps: int = 400) -> list[Record]:
-    """Evaluations, evenly spread, and the last line, with the best model's loss on all of the validation split."""
+    """Evaluations, evenly spread, and the last line, with the best model's loss on all of the
+    validation split.
+    """
     n = max(1, len(val) - 1)
-    evals = [{"step": i * steps // n, "seconds": 10.0 * i, "val_nll": nll, "val_perplexity": math.exp(nll),
-              "val_accuracy": 0.5, "val_bits_per_byte": nll / math.log(2)} | ({"train_nll": train} if i else {})
-             for i, nll in enumerate(val)]
+    evals = [
+        {
+            "step": i * steps // n,
+            "seconds": 10.0 * i,
+            "val_nll": nll,
+            "val_perplexity": math.exp(nll),
+            "val_accuracy": 0.5,
+            "val_bits_per_byte": nll / math.log(2),
+        }
+        | ({"train_nll": train} if i else {})
+        for i, nll in enumerate(val)
+    ]
     best = min(evals, key=lambda record: record["val_nll"])
     exact = {f"best_{key}": best[key] for key in ("val_nll", "val_accuracy", "val_bits_per_byte")}
-    return [*evals, {"step": evals[-1]["step"], "best_step": best["step"], "best_epochs": 2.0,
-                     "best_train_read_nll": train + 0.01, "best_train_read_error": 0.01, **exact}]
+    return [
+        *evals,
+        {
+            "step": evals[-1]["step"],
+            "best_step": best["step"],
+            "best_epochs": 2.0,
+            "best_train_read_nll": train + 0.01,
+            "best_train_read_error": 0.01,
+            **exact,
+        },
+    ]
 
 
 def make_state(records: list[Record], **changes: object) -> TrainState:
     """The state of a training that ended with these records; its training loss has not changed."""
     evals = [record for record in records if "val_nll" in record]
     best = min(evals, key=lambda record: record["val_nll"], default={"val_nll": 4.0, "step": 0})
-    state = TrainState(step=int(records[-1]["step"]), best_nll=best["val_nll"], best_step=int(best["step"]), mean=1.6,
-                       mean_after_best=1.6)
+    state = TrainState(
+        step=int(records[-1]["step"]),
+        best_nll=best["val_nll"],
+        best_step=int(best["step"]),
+        mean=1.6,
+        mean_after_best=1.6,
+    )
     return state.model_copy(update=changes)
 
 
-def judge(records: list[Record], info: CorpusInfo, config: Config = DEFAULTS, epochs: float = 0.5, **state: object
-          ) -> str:
+def judge(
+    records: list[Record],
+    info: CorpusInfo,
+    config: Config = DEFAULTS,
+    epochs: float = 0.5,
+    **state: object,
+) -> str:
     final = records[-1] if "best_val_nll" in records[-1] else None
     return words.verdict(records, final, info, config, make_state(records, **state), epochs)
 
 
-def verdict(records: list[Record], config: Config = DEFAULTS, epochs: float = 0.5, **state: object) -> str:
+def verdict(
+    records: list[Record], config: Config = DEFAULTS, epochs: float = 0.5, **state: object
+) -> str:
     return judge(records, make_info(), config, epochs, **state)
 
 
 def test_the_baselines_are_listed_from_the_worst_to_the_best() -> None:
     printed = make_info().describe()
-    assert [line.split()[0] for line in printed.splitlines()[3:]] == ["uniform,", "bigram", "gzip", "6-gram"]
+    assert [line.split()[0] for line in printed.splitlines()[3:]] == [
+        "uniform,",
+        "bigram",
+        "gzip",
+        "6-gram",
+    ]
     assert "9,000 training and 1,000 validation tokens" in printed
 
 
-@pytest.mark.parametrize(("nll", "said"), [
-    (4.2, "beats nothing yet; next uniform, log|V|, 4.174"),
-    (math.log(65) - 1e-6, "beats nothing yet; next uniform, log|V|, 4.174"),  # rounding beats nothing
-    (3.0, "beats uniform, log|V|, 4.174; next bigram, 2.480"),
-    (2.0, "beats gzip, 2.210; next 6-gram, 1.520"),
-    (1.5, "beats 6-gram, 1.520: the last baseline")])
+@pytest.mark.parametrize(
+    ("nll", "said"),
+    [
+        (4.2, "beats nothing yet; next uniform, log|V|, 4.174"),
+        # rounding beats nothing
+        (math.log(65) - 1e-6, "beats nothing yet; next uniform, log|V|, 4.174"),
+        (3.0, "beats uniform, log|V|, 4.174; next bigram, 2.480"),
+        (2.0, "beats gzip, 2.210; next 6-gram, 1.520"),
+        (1.5, "beats 6-gram, 1.520: the last baseline"),
+    ],
+)
 def test_standing(nll: float, said: str) -> None:
     assert words.standing(nll, make_info().baselines).lstrip() == said
 
 
 def test_a_line_of_the_table_has_80_columns_also_with_large_numbers() -> None:
-    record = {"step": 123_456, "train_nll": 12.3456, "val_nll": 12.3456, "val_perplexity": 1.234e20,
-              "val_accuracy": 1.0, "val_bits_per_byte": 123.456, "grad_norm": 1.2e-10, "lr": 9.1e-05,
-              "tokens_per_second": 1_234_567}
+    record = {
+        "step": 123_456,
+        "train_nll": 12.3456,
+        "val_nll": 12.3456,
+        "val_perplexity": 1.234e20,
+        "val_accuracy": 1.0,
+        "val_bits_per_byte": 123.456,
+        "grad_norm": 1.2e-10,
+        "lr": 9.1e-05,
+        "tokens_per_second": 1_234_567,
+    }
     line = words.progress(record)
     assert len(line) == len(words.COLUMNS) == 80
     assert len(line.split()) == len(record)  # no two numbers touch
@@ -85,9 +151,17 @@ def test_a_line_of_the_table_has_80_columns_also_with_large_numbers() -> None:
 def test_columns_stay_apart_where_a_run_diverges() -> None:
     """A loss of 370.1892 has no room for its digits: it has fewer, not a column of its neighbour."""
     for nll in (99.99, 117.9623, 1234.5678, 6.5e30, 1e300, math.inf, math.nan):
-        record = {"step": 2, "train_nll": nll, "val_nll": nll, "val_perplexity": math.exp(min(nll, 700)),
-                  "val_accuracy": 1.0, "val_bits_per_byte": nll, "grad_norm": 1.2e-10, "lr": 1e38,
-                  "tokens_per_second": 123_456_789}
+        record = {
+            "step": 2,
+            "train_nll": nll,
+            "val_nll": nll,
+            "val_perplexity": math.exp(min(nll, 700)),
+            "val_accuracy": 1.0,
+            "val_bits_per_byte": nll,
+            "grad_norm": 1.2e-10,
+            "lr": 1e38,
+            "tokens_per_second": 123_456_789,
+        }
         line = words.progress(record)
         assert len(line) == 80
         assert len(line.split()) == len(record)
@@ -106,7 +180,10 @@ def test_the_entropy_rate_is_no_baseline_to_beat() -> None:
 
 def test_a_run_that_still_improves() -> None:
     said = verdict(make_records(4.17, 2.0, 1.7))
-    assert "The best model, of step 400 of 400, has a loss of 1.7000 nats per token on all 999 validation" in said
+    assert (
+        "The best model, of step 400 of 400, has a loss of 1.7000 nats per token on all 999 validation"
+        in said
+    )
     assert "2.47 nats below log|V|; 2.453 bits per byte; top-1 accuracy 50.0%" in said
     assert "perplexity 5.47" in said
     assert "beats uniform, log|V|, bigram, gzip." in said
@@ -129,8 +206,10 @@ def test_a_run_that_overfitted() -> None:
     records = make_records(4.17, 1.7, 1.9, train=0.8, steps=300)
     said = verdict(records, epochs=9.26, overfitting=5, mean=0.8)
     assert "of step 150 of 300" in said
-    assert ("It overfitted: since step 150 the validation loss rose by 0.200, and the training loss fell by 0.800.\n"
-            "  Training read its text 9.3 times.") in said
+    assert (
+        "It overfitted: since step 150 the validation loss rose by 0.200, and the training loss fell by 0.800.\n"
+        "  Training read its text 9.3 times."
+    ) in said
     assert "On training text that it read the best model has 0.8100, 0.890 ± 0.020 lower." in said
     assert "--dropout=0.1" in said
     assert "Therefore it stopped early; --patience=0 trains on." in said
@@ -140,25 +219,43 @@ def test_what_reading_was_worth_is_told_from_a_harder_text() -> None:
     *records, final = make_records(4.17, 2.0, 1.634, train=1.466)
     unread = {"best_epochs": 0.38, "best_train_unread_nll": 1.496, "best_train_unread_error": 0.002}
     said = verdict([*records, final | unread | {"best_train_read_error": 0.002}])
-    assert "The best model read 38% of the training text. Its loss is 1.4760 on that, and 1.4960 on the rest." in said
+    assert (
+        "The best model read 38% of the training text. Its loss is 1.4760 on that, and 1.4960 on the rest."
+        in said
+    )
     assert "  Having read a text lowers its loss by 0.020 ± 0.006: that is memorisation." in said
-    assert "  The validation text is 0.138 ± 0.004 harder than training text that it did not read." in said
-    assert "So memorisation cannot be told from noise: +0.020 ± 0.020." in verdict([*records, final | unread])
+    assert (
+        "  The validation text is 0.138 ± 0.004 harder than training text that it did not read."
+        in said
+    )
+    assert "So memorisation cannot be told from noise: +0.020 ± 0.020." in verdict(
+        [*records, final | unread]
+    )
     tuned = verdict([*records, final | unread], Config(run=RunConfig(init_from="out/first")))
-    assert "  Read means here: in this training. What out/first had read before is not counted." in tuned
+    assert (
+        "  Read means here: in this training. What out/first had read before is not counted."
+        in tuned
+    )
     for name in ("best_train_read_nll", "best_train_read_error"):
         del final[name]
-    assert "On training text that it did not read the best model has 1.4960." in verdict([*records, final | unread])
+    assert "On training text that it did not read the best model has 1.4960." in verdict(
+        [*records, final | unread]
+    )
     old = verdict([*records, final | {"best_train_nll": 1.5}])  # of an earlier edition
     assert "did not overfit" in old
     assert "training text" not in old
 
 
 def test_a_rise_that_is_no_overfitting() -> None:
-    """It is noise, or the learning rates are too high; advice is for that, and names nothing that is so already."""
+    """It is noise, or the learning rates are too high; advice is for that, and names nothing that
+    is so already.
+    """
     records = make_records(4.17, 1.7, 1.75, steps=300)
     noise = verdict(records, recovered=0.1, epochs=9)
-    assert "Since step 150 the validation loss rose by 0.050. That is noise: it has fallen by 0.100 " in noise
+    assert (
+        "Since step 150 the validation loss rose by 0.050. That is noise: it has fallen by 0.100 "
+        in noise
+    )
     high = verdict(records, mean=1.7, epochs=9)
     assert "rose by 0.050, and the training loss by 0.100: the learning rates are too high." in high
     once = verdict(records, mean=1.5)
@@ -168,7 +265,10 @@ def test_a_rise_that_is_no_overfitting() -> None:
     for said in (noise, high, once, flat):
         assert "It overfitted" not in said
         assert "--dropout" not in said
-        assert "Try lower rates, --learning_rate=0.005 --muon_learning_rate=0.015, or larger batches, " in said
+        assert (
+            "Try lower rates, --learning_rate=0.005 --muon_learning_rate=0.015, or larger batches, "
+            in said
+        )
         assert "--schedule" not in said
     optim = OptimConfig(schedule="constant", optimizer="adamw")
     said = verdict(records, Config(optim=optim))
@@ -185,13 +285,24 @@ def test_a_run_whose_loss_rose_above_uniform_at_first() -> None:
 
 def test_a_run_that_diverged() -> None:
     said = verdict(make_records(4.17, 300.0, train=500.0))
-    assert "It diverged: the training loss is 500, and log|V| is 4.174. best.safetensors has" in said
-    assert "Try smaller steps: --learning_rate=0.0025, --muon_learning_rate=0.0075, --warmup_iters=80." in said
+    assert (
+        "It diverged: the training loss is 500, and log|V| is 4.174. best.safetensors has" in said
+    )
+    assert (
+        "Try smaller steps: --learning_rate=0.0025, --muon_learning_rate=0.0075, --warmup_iters=80."
+        in said
+    )
     assert "--grad_clip" not in said  # it is 1 already
     assert "--dtype" not in said
     assert "overfit" not in said
     first, final = make_records(4.17)
-    said = verdict([first, {"step": 10, "seconds": 1.0, "nonfinite_steps": 10, "nonfinite_in_a_row": 10}, final])
+    said = verdict(
+        [
+            first,
+            {"step": 10, "seconds": 1.0, "nonfinite_steps": 10, "nonfinite_in_a_row": 10},
+            final,
+        ]
+    )
     assert "It diverged: the last 10 steps had no finite loss and gradient." in said
     assert "not finite: 10." in said
     assert "No loss was finite" in verdict([{"step": 10, "seconds": 1.0}])
@@ -216,11 +327,20 @@ def test_steps_that_changed_nothing_and_spikes_are_told() -> None:
 
 def test_the_objective_comes_apart() -> None:
     run = make_records(4.17, 2.0, 1.7)
-    run[-2] |= {"objective": 1.9, "smoothing": 0.35, "z_loss": 0.05, "distillation": -0.1, "smoothed_entropy": 0.75,
-                "smoothed_kl": 1.2, "teacher_kl": 0.07}
+    run[-2] |= {
+        "objective": 1.9,
+        "smoothing": 0.35,
+        "z_loss": 0.05,
+        "distillation": -0.1,
+        "smoothed_entropy": 0.75,
+        "smoothed_kl": 1.2,
+        "teacher_kl": 0.07,
+    }
     said = verdict(run)
-    assert ("The objective at the end, 1.9000, is the training NLL of 1.6000 +0.3500 of label smoothing +0.0500 of "
-            "z-loss -0.1000 of distillation.") in said
+    assert (
+        "The objective at the end, 1.9000, is the training NLL of 1.6000 +0.3500 of label smoothing +0.0500 of "
+        "z-loss -0.1000 of distillation."
+    ) in said
     assert "H(p) is 0.7500, and KL(p || q) is 1.2000" in said
     assert "this KL is 0.0700" in said
     run[-2] = make_records(4.17, 2.0, 1.7)[-2] | {"objective": 1.6}
@@ -248,22 +368,35 @@ def test_the_options_that_differ_are_named() -> None:
 
 def test_a_damaged_line_of_metrics_is_left_out() -> None:
     assert parse_record(b'{"step": 1, "val_nll": 2.5}') == {"step": 1, "val_nll": 2.5}
-    for line in (b'{"step": 2, "tra', b"", b"[1]", b'{"val_nll": 2.5}', b'{"step": "2"}', b'{"step": true}',
-                 b"[" * 100_000):
+    for line in (
+        b'{"step": 2, "tra',
+        b"",
+        b"[1]",
+        b'{"val_nll": 2.5}',
+        b'{"step": "2"}',
+        b'{"step": true}',
+        b"[" * 100_000,
+    ):
         assert parse_record(line) is None
     for impossible in ("1e999", "NaN", "-1e308", "1" + 400 * "0"):
         assert parse_record(f'{{"step": 1, "tokens": {impossible}}}'.encode()) == {"step": 1}
 
 
-@pytest.mark.parametrize(("cores", "options", "advice"), [
-    (1, {"micro_batch_size": 8}, "--micro_batch_size=4, "),
-    (2, {"micro_batch_size": 8}, "--micro_batch_size=2, "),  # 4 in each of two threads would be as many
-    (2, {"micro_batch_size": 2}, "--micro_batch_size=1, "),
-    (16, {"micro_batch_size": 4}, "--micro_batch_size=1 and OMP_NUM_THREADS=4, "),
-    (16, {"micro_batch_size": 4, "compile": True}, "--micro_batch_size=2, "),
-    (2, {"micro_batch_size": 1}, "--micro_batch_size=1 and OMP_NUM_THREADS=1, ")])
+@pytest.mark.parametrize(
+    ("cores", "options", "advice"),
+    [
+        (1, {"micro_batch_size": 8}, "--micro_batch_size=4, "),
+        # 4 in each of two threads would be as many
+        (2, {"micro_batch_size": 8}, "--micro_batch_size=2, "),
+        (2, {"micro_batch_size": 2}, "--micro_batch_size=1, "),
+        (16, {"micro_batch_size": 4}, "--micro_batch_size=1 and OMP_NUM_THREADS=4, "),
+        (16, {"micro_batch_size": 4, "compile": True}, "--micro_batch_size=2, "),
+        (2, {"micro_batch_size": 1}, "--micro_batch_size=1 and OMP_NUM_THREADS=1, "),
+    ],
+)
 def test_half_the_memory_counts_the_micro_batches_of_all_cores(
-        monkeypatch: pytest.MonkeyPatch, cores: int, options: dict[str, object], advice: str) -> None:
+    monkeypatch: pytest.MonkeyPatch, cores: int, options: dict[str, object], advice: str
+) -> None:
     monkeypatch.setattr("engine.distributed.count_workers", lambda: cores)
     assert f"use {advice}" in words.less_memory(Config().with_run(device="cpu", **options))
 

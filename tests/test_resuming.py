@@ -47,11 +47,15 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.mark.parametrize("again", [
-    ["tune.toml", "--out_dir=again", "--init_from=auto"],
-    ["tune.toml", "--out_dir=again", "--init_from=resume"],
-    ["--out_dir=again", "--init_from=resume"],
-    ["again", "--init_from=resume"]])
+@pytest.mark.parametrize(
+    "again",
+    [
+        ["tune.toml", "--out_dir=again", "--init_from=auto"],
+        ["tune.toml", "--out_dir=again", "--init_from=resume"],
+        ["--out_dir=again", "--init_from=resume"],
+        ["again", "--init_from=resume"],
+    ],
+)
 def test_fine_tuning_resumes_itself(again: list[str], tuned: Path) -> None:
     """By its recipe, with nothing named, and by its directory, it ends as if it was not killed."""
     shutil.rmtree("again", ignore_errors=True)
@@ -78,13 +82,15 @@ def test_what_is_not_named_comes_from_the_run(data_dir: Path) -> None:
     run = data_dir / "out/run"
     before = open_run(run).config
     Path("other.toml").write_text(
-        'data.corpus = "more.txt"\nmodel.n_layer = 5\noptim.max_iters = 8\n')
+        'data.corpus = "more.txt"\nmodel.n_layer = 5\noptim.max_iters = 8\n'
+    )
     assert "it is finished" in call("train.py", "--out_dir=out/run", "--init_from=resume").stdout
     command = ["train.py", "other.toml", "--out_dir=out/run", "--init_from=auto"]
     printed = call(*command).stdout
     assert printed.startswith(
         "corpus=more.txt of the recipe is not used: the run has corpus=text.txt\n"
-        "n_layer=5 of the recipe is not used: the run has n_layer=2\n")
+        "n_layer=5 of the recipe is not used: the run has n_layer=2\n"
+    )
     assert "resuming out/run at step 6\n  max_iters was 6 and is now 8\n" in printed
     optim = before.optim.model_copy(update={"max_iters": 8})
     assert open_run(run).config == before.model_copy(update={"optim": optim})

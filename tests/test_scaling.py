@@ -20,13 +20,21 @@ NUMBER = r"([\d.e+-]+)"
 
 def noisy(noise: float) -> np.ndarray:
     """Runs whose losses follow LAW, but for a relative error."""
-    return np.stack([N, D, predict(LAW, N, D) * np.exp(noise * np.random.default_rng(0).standard_normal(len(N)))])
+    return np.stack(
+        [
+            N,
+            D,
+            predict(LAW, N, D) * np.exp(noise * np.random.default_rng(0).standard_normal(len(N))),
+        ]
+    )
 
 
 @pytest.fixture
 def small(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A bench of two sizes and two amounts of a small text, with few bootstrap samples."""
-    monkeypatch.setattr(scaling, "prepare_corpus", lambda _: prepare_corpus(DataConfig(corpus="text.txt")))
+    monkeypatch.setattr(
+        scaling, "prepare_corpus", lambda _: prepare_corpus(DataConfig(corpus="text.txt"))
+    )
     monkeypatch.setattr(scaling, "SHAPES", ((2, 4), (2, 8)))
     monkeypatch.setattr(scaling, "AMOUNTS", ((1, 4), (2, 6)))
     monkeypatch.setattr(scaling, "SAMPLES", 5)
@@ -34,7 +42,9 @@ def small(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_fit_finds_a_law_from_far_away() -> None:
-    """From one start, without noise: so the gradient is right, and the fit goes on until it is there."""
+    """From one start, without noise: so the gradient is right, and the fit goes on until it is
+    there.
+    """
     start = np.array([0.3, 2.0, 300.0, 0.1, 0.6, 0])
     assert fit(noisy(0), [start]) == pytest.approx(LAW, rel=1e-3)
 
@@ -48,13 +58,19 @@ def test_a_run_gone_wrong_does_not_move_the_law() -> None:
 
 
 def test_the_intervals_hold_the_truth(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all five constants and r, by the whole command, which draws them too; and E in bits is E / ln 2."""
+    """Of all five constants and r, by the whole command, which draws them too; and E in bits is E /
+    ln 2.
+    """
     monkeypatch.setattr(scaling, "SAMPLES", 60)
-    lines = [json.dumps({"step": 1, "n_layer": 1, "width": 1, "N": n, "D": d, "val_nll": nll}) + "\n"
-             for n, d, nll in noisy(0.003).T.tolist()]
+    lines = [
+        json.dumps({"step": 1, "n_layer": 1, "width": 1, "N": n, "D": d, "val_nll": nll}) + "\n"
+        for n, d, nll in noisy(0.003).T.tolist()
+    ]
     Path("runs.jsonl").write_text("".join(lines), encoding="utf-8")
     printed = call("bench/scaling.py", "runs.jsonl", "--minutes=0").stdout
-    rows = re.findall(rf"^  (\w) = {NUMBER}  \({NUMBER} to {NUMBER}\)$", printed, flags=re.MULTILINE)
+    rows = re.findall(
+        rf"^  (\w) = {NUMBER}  \({NUMBER} to {NUMBER}\)$", printed, flags=re.MULTILINE
+    )
     assert [name for name, *_ in rows] == [*"EABabr"]
     for (name, value, low, high), truth in zip(rows, LAW, strict=True):
         assert float(low) < truth < float(high), name
@@ -66,19 +82,33 @@ def test_the_intervals_hold_the_truth(data_dir: Path, monkeypatch: pytest.Monkey
 
 
 def test_runs_are_made_once(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interrupted bench makes what is missing, as it would have been; a finished one makes nothing."""
+    """An interrupted bench makes what is missing, as it would have been; a finished one makes
+    nothing.
+    """
     first = call("bench/scaling.py").stdout
     lines = small.read_text(encoding="utf-8").splitlines(keepends=True)
     runs = [json.loads(line) for line in lines]
-    assert [(run["width"], run["D"]) for run in runs] == [(4, 1024), (8, 1024), (4, 3072), (8, 3072)]
-    assert [run["N"] for run in runs[:2]] == [24 * width**2 + 2 * width * vocabulary() for width in (4, 8)]
+    assert [(run["width"], run["D"]) for run in runs] == [
+        (4, 1024),
+        (8, 1024),
+        (4, 3072),
+        (8, 3072),
+    ]
+    assert [run["N"] for run in runs[:2]] == [
+        24 * width**2 + 2 * width * vocabulary() for width in (4, 8)
+    ]
     assert runs[3]["val_nll"] < runs[1]["val_nll"] < np.log(vocabulary())
-    small.write_text("".join([*lines[:2], "{damaged\n"]), encoding="utf-8")  # stopped after two of four
+    # stopped after two of four
+    small.write_text("".join([*lines[:2], "{damaged\n"]), encoding="utf-8")
     assert call("bench/scaling.py").stdout.count(" s\n") == 2
-    again = [json.loads(line) for line in small.read_text(encoding="utf-8").splitlines() if line != "{damaged"]
+    again = [
+        json.loads(line)
+        for line in small.read_text(encoding="utf-8").splitlines()
+        if line != "{damaged"
+    ]
     assert [run["val_nll"] for run in again] == [run["val_nll"] for run in runs]
     monkeypatch.setattr(scaling, "train", None)
-    assert call("bench/scaling.py").stdout == first[first.index("        N"):]
+    assert call("bench/scaling.py").stdout == first[first.index("        N") :]
     assert small.with_suffix(".png").is_file()
 
 
@@ -88,21 +118,35 @@ def vocabulary() -> int:
 
 def test_minutes_scale_the_text(small: Path) -> None:
     call("bench/scaling.py", "--minutes=30")
-    assert sorted({json.loads(line)["D"] for line in small.read_text(encoding="utf-8").splitlines()}) == [2048, 6144]
+    assert sorted(
+        {json.loads(line)["D"] for line in small.read_text(encoding="utf-8").splitlines()}
+    ) == [2048, 6144]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--minutes=0"], "out/scaling.jsonl: the fit needs at least two sizes and two amounts of text"),
-    (["--minutes=31"], "minutes=31: input should be less than or equal to 30"),
-    (["--minute=3"], "minute=3: no such option; did you mean --minutes?")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--minutes=0"],
+            "out/scaling.jsonl: the fit needs at least two sizes and two amounts of text",
+        ),
+        (["--minutes=31"], "minutes=31: input should be less than or equal to 30"),
+        (["--minute=3"], "minute=3: no such option; did you mean --minutes?"),
+    ],
+)
 def test_a_mistake_gets_one_line(data_dir: Path, arguments: list[str], message: str) -> None:
     done = call("bench/scaling.py", *arguments, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert message in done.stderr
 
 
-def test_without_scipy_it_says_what_to_install(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_scipy_it_says_what_to_install(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(scaling, "find_spec", lambda _: None)
     done = call("bench/scaling.py", check=False)
     assert done.returncode == 2
-    assert done.stderr == "error: bench/scaling.py needs scipy: python -m pip install -r requirements-dev.txt\n"
+    assert (
+        done.stderr
+        == "error: bench/scaling.py needs scipy: python -m pip install -r requirements-dev.txt\n"
+    )

@@ -23,13 +23,23 @@ sys.meta_path.insert(0, Interrupt())
 sys.argv = [sys.argv[1]]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-COMMANDS = ["train.py", "sample.py", "evaluate.py", "compress.py", "curves.py", "export.py", "data/prepare.py"]
+COMMANDS = [
+    "train.py",
+    "sample.py",
+    "evaluate.py",
+    "compress.py",
+    "curves.py",
+    "export.py",
+    "data/prepare.py",
+]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends signals in another way")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_ctrl_c_during_the_first_imports_prints_nothing(command: str) -> None:
-    done = subprocess.run([sys.executable, "-c", INTERRUPT, command], cwd=ROOT, text=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPT, command], cwd=ROOT, text=True, capture_output=True
+    )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
@@ -45,7 +55,9 @@ def closed(*numbers: int) -> str:
     """Code that leaves a process as `2>&-` does."""
     names = [("stdin", "stdout", "stderr")[number] for number in numbers]
     return "import os, sys\n" + "\n".join(
-        f"os.close({number}); sys.{name} = None" for number, name in zip(numbers, names, strict=True))
+        f"os.close({number}); sys.{name} = None"
+        for number, name in zip(numbers, names, strict=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +68,27 @@ def text(clone: Path) -> Path:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="2>&- is of Unix shells")
 @pytest.mark.parametrize("numbers", [(2,), (1,), (0, 1, 2)], ids=str)
-@pytest.mark.parametrize("command", [
-    ["train.py", "--corpus=text.txt", "--out_dir=out/closed", "--init_from=scratch", *TINY],
-    ["evaluate.py", "out/tiny"], ["evaluate.py", "out/tiny", "--explain=the cat"],
-    ["compress.py", "out/tiny", "closed.txt", "--overwrite"], ["curves.py", "out/tiny", "--terminal"],
-    ["sample.py", "out/tiny", "--max_new_tokens=5"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train.py", "--corpus=text.txt", "--out_dir=out/closed", "--init_from=scratch", *TINY],
+        ["evaluate.py", "out/tiny"],
+        ["evaluate.py", "out/tiny", "--explain=the cat"],
+        ["compress.py", "out/tiny", "closed.txt", "--overwrite"],
+        ["curves.py", "out/tiny", "--terminal"],
+        ["sample.py", "out/tiny", "--max_new_tokens=5"],
+    ],
+    ids=" ".join,
+)
 def test_a_command_works_without_standard_streams(
-        trained, clone: Path, text: Path, command: list[str], numbers: tuple[int, ...]) -> None:
+    trained, clone: Path, text: Path, command: list[str], numbers: tuple[int, ...]
+) -> None:
     """A file that is opened later does not get the number of a stream, and what others write there."""
     warn = "\nimport atexit; atexit.register(lambda: [os.write(number, b'noise') for number in (1, 2)])"
     script, *arguments = command
-    code, printed = Process(clone, *arguments, script=script, prelude=closed(*numbers) + warn).wait()
+    code, printed = Process(
+        clone, *arguments, script=script, prelude=closed(*numbers) + warn
+    ).wait()
     assert code == 0, printed
     assert "Traceback" not in printed
     assert not CONTROL.search(printed.replace("\r", ""))

@@ -23,16 +23,31 @@ from train import train_step
 
 CPU = Distributed(torch.device("cpu"), torch.float32)
 SOUND = "as it should be, the model knows nothing yet"
-VOCABULARY, TOKENS = np.unique(np.frombuffer(make_text().encode(), dtype=np.uint8), return_inverse=True)
+VOCABULARY, TOKENS = np.unique(
+    np.frombuffer(make_text().encode(), dtype=np.uint8), return_inverse=True
+)
 V = len(VOCABULARY)
 NORMAL_INIT = ["--zero_init=false"]
-GPT2 = [*NORMAL_INIT, "--tied", "--norm=layernorm", "--position=learned", "--activation=gelu", "--qk_norm=false",
-        "--embedding_norm=false", "--bias"]
+GPT2 = [
+    *NORMAL_INIT,
+    "--tied",
+    "--norm=layernorm",
+    "--position=learned",
+    "--activation=gelu",
+    "--qk_norm=false",
+    "--embedding_norm=false",
+    "--bias",
+]
 Batches = Sequence[list[Batch]]
 
 
-def look(*argv: str, batches: Batches | None = None, seed: int = 0, vocab_size: int = V,
-         change: Callable[[GPT], object] = lambda model: None) -> str:
+def look(
+    *argv: str,
+    batches: Batches | None = None,
+    seed: int = 0,
+    vocab_size: int = V,
+    change: Callable[[GPT], object] = lambda model: None,
+) -> str:
     """What is said of a new model that has the given faults."""
     config, _ = load_config(list(argv))
     torch.manual_seed(seed)
@@ -52,20 +67,36 @@ def sound_batches(config: Config, batch_size: int = 16) -> Batches:
 
 
 def relabel(new_targets: Callable[[Batch], np.ndarray], batch_size: int = 16) -> Batches:
-    return [[batch._replace(targets=new_targets(batch)) for batch in micro_batches]
-            for micro_batches in sound_batches(Config(), batch_size)]
+    return [
+        [batch._replace(targets=new_targets(batch)) for batch in micro_batches]
+        for micro_batches in sound_batches(Config(), batch_size)
+    ]
 
 
-@pytest.mark.parametrize("argv", [
-    [], NORMAL_INIT, [*NORMAL_INIT, "--tied", "--embedding_norm=false"], [*NORMAL_INIT, "--softcap=2"], GPT2,
-    ["--ngram_embedding=3"], ["--tied", "--embedding_norm=false"], ["--block_size=1"], ["--block_size=2"]],
-    ids=" ".join)
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        NORMAL_INIT,
+        [*NORMAL_INIT, "--tied", "--embedding_norm=false"],
+        [*NORMAL_INIT, "--softcap=2"],
+        GPT2,
+        ["--ngram_embedding=3"],
+        ["--tied", "--embedding_norm=false"],
+        ["--block_size=1"],
+        ["--block_size=2"],
+    ],
+    ids=" ".join,
+)
 def test_what_is_sound_is_called_so(argv: list[str]) -> None:
     for seed in range(4):
         said = look(*argv, seed=seed)
         assert said.endswith(SOUND), said
     if not argv:
-        assert f"loss {math.log(V):.4f} nats; expected log|V| = log {V} = {math.log(V):.4f}: {SOUND}" in said
+        assert (
+            f"loss {math.log(V):.4f} nats; expected log|V| = log {V} = {math.log(V):.4f}: {SOUND}"
+            in said
+        )
 
 
 def test_random_logits_cost_half_their_variance() -> None:
@@ -78,12 +109,14 @@ def test_random_logits_cost_half_their_variance() -> None:
         tokens = np.random.default_rng(0).integers(5000, size=50_000)
         batches = first_batches(TrainBatches(Split(tokens), 64, 64, seed=0))
         said = check_step_zero(model, batches, 5000, CPU)
-        numbers = re.fullmatch(r"step 0: loss (.*) nats; expected log.* = (.*), plus (.*) for its .*", said)
+        numbers = re.fullmatch(
+            r"step 0: loss (.*) nats; expected log.* = (.*), plus (.*) for its .*", said
+        )
         assert numbers
         nll, uniform, cost = map(float, numbers.groups())
         variance = config.model.n_embd * std**2
         assert uniform == pytest.approx(math.log(5000), abs=1e-4)
-        assert nll - uniform == pytest.approx(cost, abs=3 * (variance / 64**2)**0.5)
+        assert nll - uniform == pytest.approx(cost, abs=3 * (variance / 64**2) ** 0.5)
         assert cost == pytest.approx(variance / 2, rel=0.1)
         assert said.endswith(SOUND)
 
@@ -100,16 +133,20 @@ def before(batch: Batch) -> np.ndarray:
     return np.concatenate([batch.inputs[:, -1:], batch.inputs[:, :-1]], axis=1)
 
 
-@pytest.mark.parametrize(("targets", "said"), [
-    (all_masked, "no targets: every target of the first batches is masked"),
-    (lambda batch: batch.inputs, "the labels are off by one: each target is its own input"),
-    (two_after, "the labels are off by one: each target is two tokens after its input"),
-    (before, "the labels are off by one: each target is the token before its input"),
-])
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (all_masked, "no targets: every target of the first batches is masked"),
+        (lambda batch: batch.inputs, "the labels are off by one: each target is its own input"),
+        (two_after, "the labels are off by one: each target is two tokens after its input"),
+        (before, "the labels are off by one: each target is the token before its input"),
+    ],
+)
 @pytest.mark.parametrize("argv", [[], GPT2], ids=["default", "gpt2"])
 def test_wrong_labels(argv: list[str], targets: Callable[[Batch], np.ndarray], said: str) -> None:
     printed = look(*argv, batches=relabel(targets))
-    assert printed.split("WRONG: ")[1].startswith(said)  # a tied model is also too good at such labels
+    # a tied model is also too good at such labels
+    assert printed.split("WRONG: ")[1].startswith(said)
 
 
 def random_targets(batch: Batch) -> np.ndarray:
@@ -127,7 +164,8 @@ def rows_of_others(batch: Batch) -> np.ndarray:
 @pytest.mark.parametrize("targets", [random_targets, reversed_targets, rows_of_others])
 @pytest.mark.parametrize("argv", [[], GPT2], ids=["zero lm_head", "gpt2"])
 def test_targets_that_do_not_belong_to_the_inputs(
-        argv: list[str], targets: Callable[[Batch], np.ndarray]) -> None:
+    argv: list[str], targets: Callable[[Batch], np.ndarray]
+) -> None:
     """The loss of equal logits is log|V| for any targets; these are found without it."""
     said = look(*argv, batches=relabel(targets))
     assert "targets are not the next token of their input" in said
@@ -162,6 +200,7 @@ def test_another_vocabulary_than_the_tokenizer_s() -> None:
 
 def test_a_mask_is_no_fault() -> None:
     """Half of the targets, all but one row's, or all of the first batches' may be masked."""
+
     def half(batch: Batch) -> np.ndarray:
         return np.where(np.arange(batch.targets.shape[1]) % 2, batch.targets, IGNORE_INDEX)
 
@@ -175,12 +214,18 @@ def test_a_mask_is_no_fault() -> None:
     assert look(batches=[*bad[:-1], good[-1]]).endswith(SOUND)
 
 
-@pytest.mark.parametrize(("argv", "change"), [
-    (NORMAL_INIT, lambda model: torch.nn.init.normal_(model.lm_head.weight, std=0.5)),
-    (NORMAL_INIT, lambda model: torch.nn.init.normal_(model.lm_head.weight, std=0.14)),
-    (["--tied"], lambda model: torch.nn.init.normal_(model.wte.weight, std=1.0)),
-    (["--tied", "--n_embd=512", "--n_layer=1"], lambda model: None),  # each token predicts itself
-])
+@pytest.mark.parametrize(
+    ("argv", "change"),
+    [
+        (NORMAL_INIT, lambda model: torch.nn.init.normal_(model.lm_head.weight, std=0.5)),
+        (NORMAL_INIT, lambda model: torch.nn.init.normal_(model.lm_head.weight, std=0.14)),
+        (["--tied"], lambda model: torch.nn.init.normal_(model.wte.weight, std=1.0)),
+        (
+            ["--tied", "--n_embd=512", "--n_layer=1"],
+            lambda model: None,
+        ),  # each token predicts itself
+    ],
+)
 def test_weights_that_start_too_large(argv: list[str], change: Callable[[GPT], object]) -> None:
     said = look(*argv, change=change)
     assert "WRONG: the weights start too large: the logits are confident" in said
@@ -190,12 +235,18 @@ def test_weights_that_start_too_large(argv: list[str], change: Callable[[GPT], o
 def test_weights_that_are_trained_already() -> None:
     def learn(model: GPT) -> None:
         config, _ = load_config(["--max_iters=15"])
-        optimizers, batches = make_optimizers(model, config.optim), TrainBatches(Split(TOKENS), 64, 16, seed=1)
+        optimizers, batches = (
+            make_optimizers(model, config.optim),
+            TrainBatches(Split(TOKENS), 64, 16, seed=1),
+        )
         for step in range(15):
             train_step(model, optimizers, batches(16 * step), config, CPU, step)
 
     said = look("--n_layer=1", change=learn)
-    assert "below log|V|, too low for a model that knows nothing: its weights are trained already" in said
+    assert (
+        "below log|V|, too low for a model that knows nothing: its weights are trained already"
+        in said
+    )
     assert said.count("WRONG") == 1
 
 
@@ -204,7 +255,8 @@ def test_logits_that_favour_tokens_that_do_not_come() -> None:
     common = np.argsort(-np.bincount(TOKENS))[:6]
 
     def misplace(model: GPT) -> None:
-        model.norm = torch.nn.Sequential(model.norm, torch.nn.Hardtanh(1.0, 1.001))  # a constant direction
+        # a constant direction
+        model.norm = torch.nn.Sequential(model.norm, torch.nn.Hardtanh(1.0, 1.001))
         with torch.no_grad():
             model.lm_head.weight[torch.from_numpy(common)] = -0.9 / model.config.n_embd
 
@@ -213,11 +265,14 @@ def test_logits_that_favour_tokens_that_do_not_come() -> None:
 
 def test_a_loss_that_is_not_finite() -> None:
     assert "WRONG: the loss is not finite" in look(
-        *NORMAL_INIT, change=lambda model: torch.nn.init.constant_(model.lm_head.weight, math.nan))
+        *NORMAL_INIT, change=lambda model: torch.nn.init.constant_(model.lm_head.weight, math.nan)
+    )
 
 
 def test_padding_is_not_taken_for_labels() -> None:
-    """Of documents that are one token longer than the window, whose second windows are mostly padding."""
+    """Of documents that are one token longer than the window, whose second windows are mostly
+    padding.
+    """
     tokens = np.tile([V - 1, *range(8)], 400)
     batches = first_batches(TrainBatches(Split(tokens), 8, 16, seed=0, eos=V - 1))
     assert look("--block_size=8", batches=batches).endswith(SOUND)
@@ -228,28 +283,45 @@ def test_training_says_it(data_dir, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["train.py", "--corpus=text.txt", "--out_dir=out/run", *TINY, "--max_iters=1"]
     assert SOUND in call(*command).stdout
     sound = TrainBatches.__call__
-    monkeypatch.setattr(TrainBatches, "__call__", lambda self, first_window: [
-        batch._replace(targets=batch.inputs) for batch in sound(self, first_window)])
+    monkeypatch.setattr(
+        TrainBatches,
+        "__call__",
+        lambda self, first_window: [
+            batch._replace(targets=batch.inputs) for batch in sound(self, first_window)
+        ],
+    )
     assert "WRONG: the labels are off by one: each target is its own input" in call(*command).stdout
 
 
 # The first losses.
 
 
-@pytest.mark.parametrize(("options", "step", "tokens", "early"), [
-    ([], 39, 10**6, True), ([], 40, 10**6, False), ([], 40, 1299, True), ([], 40, 1300, False),
-    (["--eval_interval=250"], 128, 10**6, True), (["--eval_interval=250"], 250, 10**6, False),
-    (["--warmup_iters=100"], 160, 10**6, True), (["--warmup_iters=100"], 200, 10**6, False)])
-def test_a_model_has_time_to_pass_the_unigram(options: list[str], step: int, tokens: int,
-                                              early: bool) -> None:
+@pytest.mark.parametrize(
+    ("options", "step", "tokens", "early"),
+    [
+        ([], 39, 10**6, True),
+        ([], 40, 10**6, False),
+        ([], 40, 1299, True),
+        ([], 40, 1300, False),
+        (["--eval_interval=250"], 128, 10**6, True),
+        (["--eval_interval=250"], 250, 10**6, False),
+        (["--warmup_iters=100"], 160, 10**6, True),
+        (["--warmup_iters=100"], 200, 10**6, False),
+    ],
+)
+def test_a_model_has_time_to_pass_the_unigram(
+    options: list[str], step: int, tokens: int, early: bool
+) -> None:
     config, _ = load_config(options)
     assert is_early({"step": step, "tokens": tokens}, 65, config) == early
 
 
 def test_no_model_has_to_pass_the_unigram_of_a_text_without_order() -> None:
     def baselines(bigram: float) -> list[Baseline]:
-        return [Baseline(name=name, nats_per_token=nats, bits_per_byte=1, perplexity=1)
-                for name, nats in (("unigram", 3.0), ("bigram", bigram))]
+        return [
+            Baseline(name=name, nats_per_token=nats, bits_per_byte=1, perplexity=1)
+            for name, nats in (("unigram", 3.0), ("bigram", bigram))
+        ]
 
     record = {"step": 40, "val_nll": 3.01}
     assert check_first_losses(record, baselines(2.95)) == check_first_losses(record, []) == ""
@@ -264,12 +336,19 @@ def cut_wrongly(split: Split, windows: np.ndarray, block_size: int, number: int 
 
 
 @pytest.mark.parametrize("fault", ["none", "no learning", "random targets"])
-def test_a_loss_that_does_not_pass_the_unigram_is_told_once(fault: str, data_dir: Path,
-                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_does_not_pass_the_unigram_is_told_once(
+    fault: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After the first evaluations, at step 40; also if step 0 could not see it."""
     train_in(data_dir, monkeypatch)
-    command = ["train.py", "--corpus=text.txt", "--out_dir=out/run", *TINY, "--max_iters=80",
-               "--eval_interval=20"]
+    command = [
+        "train.py",
+        "--corpus=text.txt",
+        "--out_dir=out/run",
+        *TINY,
+        "--max_iters=80",
+        "--eval_interval=20",
+    ]
     if fault == "no learning":
         command += ["--learning_rate=0", "--muon_learning_rate=0"]
     if fault == "random targets":

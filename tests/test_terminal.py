@@ -21,12 +21,15 @@ from report.figures import draw_terminal
 from tests.conftest import TINY, call, make_text, training_in
 
 TITLE = "\x1b]0;owned\x07"  # renames the window
-EVIL = f"{TITLE}\x1b[2J\x9b31m\r\u202e\x7f"  # also clears it, goes back to the start of the line, turns the text around
+# also clears it, goes back to the start of the line, turns the text around
+EVIL = f"{TITLE}\x1b[2J\x9b31m\r\u202e\x7f"
 
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run in the current directory, whose name, corpus, baselines and tokens are hostile, and one that is not."""
+    """A run in the current directory, whose name, corpus, baselines and tokens are hostile, and one
+    that is not.
+    """
     folder = tmp_path_factory.mktemp("theirs")
     with training_in(folder):
         call("train.py", "--corpus=text.txt", "--out_dir=out/mine", *TINY)
@@ -62,24 +65,40 @@ def test_signs() -> None:
 
 
 def test_what_a_model_writes_is_not_obeyed(theirs: Path) -> None:
-    printed = shown("sample.py", str(theirs), "--temperature=100", "--max_new_tokens=400", "--num_samples=2")
+    printed = shown(
+        "sample.py", str(theirs), "--temperature=100", "--max_new_tokens=400", "--num_samples=2"
+    )
     for sign in "␛␇␍␡�":
         assert sign in printed
     assert "␛" in shown("sample.py", str(theirs), "--prompt=\x1b", "--max_new_tokens=1")
 
 
-@pytest.mark.parametrize("command", [
-    "sample.py RUN --max_new_tokens=1", "evaluate.py RUN --text=odd.txt", "evaluate.py RUN --explain=TEXT",
-    "evaluate.py out/mine --against=RUN --text=even.txt", "evaluate.py RUN --text=odd.txt --json",
-    "evaluate.py RUN --text=odd.txt --html=page.html", "curves.py RUN --terminal", "curves.py out --terminal",
-    "curves.py RUN out/mine --out=c.svg", "compress.py RUN odd.txt --overwrite", "export.py RUN exportRUN",
-    "train.py --corpus=odd.txt --max_iters=1 --init_from=RUN --out_dir=tuned/RUN"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sample.py RUN --max_new_tokens=1",
+        "evaluate.py RUN --text=odd.txt",
+        "evaluate.py RUN --explain=TEXT",
+        "evaluate.py out/mine --against=RUN --text=even.txt",
+        "evaluate.py RUN --text=odd.txt --json",
+        "evaluate.py RUN --text=odd.txt --html=page.html",
+        "curves.py RUN --terminal",
+        "curves.py out --terminal",
+        "curves.py RUN out/mine --out=c.svg",
+        "compress.py RUN odd.txt --overwrite",
+        "export.py RUN exportRUN",
+        "train.py --corpus=odd.txt --max_iters=1 --init_from=RUN --out_dir=tuned/RUN",
+    ],
+)
 def test_no_command_obeys_a_name(theirs: Path, command: str) -> None:
     """Those of a run, of its corpus and of its baselines."""
     shutil.rmtree(f"exportout/{theirs.name}", ignore_errors=True)
     Path("odd.txt").write_bytes(b"the \x1b" * 400)
     Path("even.txt").write_bytes(b"the " * 400)
-    words = [word.replace("RUN", f"out/{theirs.name}").replace("TEXT", "the \x1b") for word in command.split()]
+    words = [
+        word.replace("RUN", f"out/{theirs.name}").replace("TEXT", "the \x1b")
+        for word in command.split()
+    ]
     printed = shown(*[word for word in words if word])
     if "sample.py" not in command and "compress.py" not in command and "--json" not in command:
         assert "␛" in printed
@@ -87,20 +106,27 @@ def test_no_command_obeys_a_name(theirs: Path, command: str) -> None:
 
 def test_no_command_obeys_a_corpus(theirs: Path) -> None:
     """Its name, its text, and the samples of a model that learned it."""
-    Path(f"corpus{EVIL}.txt").write_text(make_text().replace("cat", EVIL.replace("\r", "")), encoding="utf-8")
+    Path(f"corpus{EVIL}.txt").write_text(
+        make_text().replace("cat", EVIL.replace("\r", "")), encoding="utf-8"
+    )
     printed = shown("train.py", f"--corpus=corpus{EVIL}.txt", "--out_dir=out/learned", *TINY)
     assert printed.count("corpus␛]0;owned␇") >= 2
     assert not CONTROL.search(Path("out/learned/verdict.txt").read_text(encoding="utf-8"))
     assert "␛" in shown("data/prepare.py", f"--corpus=corpus{EVIL}.txt")
 
 
-@pytest.mark.parametrize(("change", "code"), [
-    (f'"{EVIL}" = 1', 2), (f'seed = "{EVIL}"', 2), (f'"line\\nerror: {EVIL}" = 1', 2)])
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [(f'"{EVIL}" = 1', 2), (f'seed = "{EVIL}"', 2), (f'"line\\nerror: {EVIL}" = 1', 2)],
+)
 def test_errors_that_repeat_a_config_are_not_obeyed(theirs: Path, change: str, code: int) -> None:
     path = Path("out/edited")
     shutil.rmtree(path, ignore_errors=True)
     shutil.copytree("out/mine", path)
-    escaped = "".join(f"\\u{ord(character):04x}" if CONTROL.match(character) else character for character in change)
+    escaped = "".join(
+        f"\\u{ord(character):04x}" if CONTROL.match(character) else character
+        for character in change
+    )
     config = (path / "config.toml").read_text().replace("seed = 1337\n", "")
     (path / "config.toml").write_text(config.replace("[run]", f"[run]\n{escaped}"))
     for command in ("sample.py", "evaluate.py", "curves.py", "train.py"):
@@ -156,7 +182,9 @@ def test_a_bar_and_lines_share_the_terminal(monkeypatch: pytest.MonkeyPatch) -> 
     list(iterator)
 
 
-def test_an_error_is_not_obeyed_where_torchrun_repeats_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_error_is_not_obeyed_where_torchrun_repeats_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     screen = make_screen(monkeypatch)
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
 
@@ -166,4 +194,6 @@ def test_an_error_is_not_obeyed_where_torchrun_repeats_it(monkeypatch: pytest.Mo
     with pytest.raises(SystemExit, match="2"):
         run_command(main)
     assert screen.getvalue().startswith("error: it says ␛]0;owned␇␛[2J")
-    assert not CONTROL.search(json.loads((tmp_path / "error.json").read_text())["message"]["message"])
+    assert not CONTROL.search(
+        json.loads((tmp_path / "error.json").read_text())["message"]["message"]
+    )

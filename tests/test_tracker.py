@@ -1,6 +1,8 @@
-"""--tracker: each tracker has what the run's files have, also after resuming, and none of them stops a training.
+"""--tracker: each tracker has what the run's files have, also after resuming, and none of them
+stops a training.
 
-The tests with the real packages (requirements-ci.txt) are offline, and skipped where a package is missing.
+The tests with the real packages (requirements-ci.txt) are offline, and skipped where a package is
+missing.
 """
 
 import html
@@ -39,13 +41,26 @@ from report import tracker
 from tests.conftest import ROOT, TINY, call, read_metrics
 from tests.processes import Process
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # mlflow's calls of sqlalchemy
+# mlflow's calls of sqlalchemy
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-TRACKERS = [name for name in get_args(RunConfig.model_fields["tracker"].annotation) if name != "none"]
+TRACKERS = [
+    name for name in get_args(RunConfig.model_fields["tracker"].annotation) if name != "none"
+]
 TRAIN = ["--corpus=text.txt", *TINY, "--schedule=constant"]
-VARIABLES = ("WANDB_PROJECT", "WANDB_NAME", "WANDB_RUN_ID", "WANDB_DIR", "WANDB_RESUME", "WANDB_API_KEY",
-             "WANDB_BASE_URL", "TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "MLFLOW_TRACKING_URI",
-             "MLFLOW_EXPERIMENT_NAME")
+VARIABLES = (
+    "WANDB_PROJECT",
+    "WANDB_NAME",
+    "WANDB_RUN_ID",
+    "WANDB_DIR",
+    "WANDB_RESUME",
+    "WANDB_API_KEY",
+    "WANDB_BASE_URL",
+    "TRACKIO_SPACE_ID",
+    "TRACKIO_SERVER_URL",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_EXPERIMENT_NAME",
+)
 SAMPLE = "  First <b>line</b>,\n\nthird & last: naïve 日本"
 
 
@@ -59,7 +74,9 @@ class Tracked(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Without the variables of whoever runs the tests. Pictures and samples would take most of the time."""
+    """Without the variables of whoever runs the tests. Pictures and samples would take most of the
+    time.
+    """
     for name in VARIABLES:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)  # also after the test, if a tracker sets it
@@ -67,7 +84,9 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
         os.environ["TRACKIO_DIR"] = str(tmp_path_factory.mktemp("trackio"))
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr(tracker, "PATIENCE", 120.0)  # for a slow machine
-    monkeypatch.setattr("report.trainlog.figures", SimpleNamespace(draw_png=lambda runs, path: path.touch()))
+    monkeypatch.setattr(
+        "report.trainlog.figures", SimpleNamespace(draw_png=lambda runs, path: path.touch())
+    )
     for module in ("train", "report.trainlog"):
         monkeypatch.setattr(f"{module}.generate_texts", lambda *_, **__: [SAMPLE])
 
@@ -87,7 +106,9 @@ def name(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def read_tracked(name: str, run: Path) -> list[Tracked]:
-    """All tracked runs of the project, the oldest first; of TensorBoard, which has no project, this run."""
+    """All tracked runs of the project, the oldest first; of TensorBoard, which has no project, this
+    run.
+    """
     return list(globals()[f"read_{name}"](run))
 
 
@@ -95,13 +116,27 @@ def read_tensorboard(run: Path) -> Iterator[Tracked]:
     """As TensorBoard shows it, without what a later event file takes back."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
-    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+
+    events = EventAccumulator(
+        str(run / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0}
+    ).Reload()
     tags = events.Tags()
-    texts = {tag: [(event.step, dedent(make_ndarray(event.tensor_proto).item().decode())) for event in
-                   events.Tensors(tag)] for tag in tags["tensors"]}
-    yield Tracked(flatten(texts.pop("config/text_summary")[-1][1]),
-                  [(event.step, tag, event.value) for tag in tags["scalars"] for event in events.Scalars(tag)],
-                  texts.pop("text/text_summary", []))
+    texts = {
+        tag: [
+            (event.step, dedent(make_ndarray(event.tensor_proto).item().decode()))
+            for event in events.Tensors(tag)
+        ]
+        for tag in tags["tensors"]
+    }
+    yield Tracked(
+        flatten(texts.pop("config/text_summary")[-1][1]),
+        [
+            (event.step, tag, event.value)
+            for tag in tags["scalars"]
+            for event in events.Scalars(tag)
+        ],
+        texts.pop("text/text_summary", []),
+    )
     assert not texts
 
 
@@ -109,10 +144,13 @@ def read_wandb(run: Path) -> Iterator[Tracked]:
     """The logs of all starts of a run, in the order in which `wandb sync` sends them."""
     import wandb
     from wandb.proto.wandb_internal_pb2 import Record
+
     wandb.teardown()  # it writes the last records when its process ends
     time.sleep(1)  # the next start gets a folder of its own: its name has the second
     found: dict[str, Tracked] = {}
-    for log in sorted(run.parent.glob("*/wandb/offline-run-*/*.wandb"), key=lambda path: path.parent.name):
+    for log in sorted(
+        run.parent.glob("*/wandb/offline-run-*/*.wandb"), key=lambda path: path.parent.name
+    ):
         for content in read_leveldb(log.read_bytes()[7:]):
             record = Record.FromString(content)
             if record.HasField("run"):
@@ -121,18 +159,28 @@ def read_wandb(run: Path) -> Iterator[Tracked]:
                 for item in record.run.config.update:
                     tracked.config[item.key] = str(json.loads(item.value_json))
             elif record.HasField("history"):
-                line = {tuple(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+                line = {
+                    tuple(item.nested_key): json.loads(item.value_json)
+                    for item in record.history.item
+                }
                 step = line["step",]
-                tracked.numbers.extend((step, key[0], value) for key, value in line.items()
-                                       if key[0] not in ("step", "text") and not key[0].startswith("_"))
+                tracked.numbers.extend(
+                    (step, key[0], value)
+                    for key, value in line.items()
+                    if key[0] not in ("step", "text") and not key[0].startswith("_")
+                )
                 if page := line.get(("text", "path")):
                     page = (log.parent / "files" / page).read_text(encoding="utf-8")
-                    tracked.texts.append((step, html.unescape(page.split("<pre>")[1].split("</pre>")[0])))
+                    tracked.texts.append(
+                        (step, html.unescape(page.split("<pre>")[1].split("</pre>")[0]))
+                    )
     yield from found.values()
 
 
 def read_leveldb(data: bytes) -> Iterator[bytes]:
-    """The records of a log: blocks of 32 KB with parts that have a header of checksum, length and kind."""
+    """The records of a log: blocks of 32 KB with parts that have a header of checksum, length and
+    kind.
+    """
     at, record = 0, b""
     while at < len(data):
         left = 32768 - (at + 7) % 32768  # of the block; the file's own header is in the first
@@ -140,7 +188,7 @@ def read_leveldb(data: bytes) -> Iterator[bytes]:
             at += left
             continue
         _, length, kind = struct.unpack_from("<IHB", data, at)
-        record += data[at + 7:at + 7 + length]
+        record += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last part
             yield record
@@ -150,18 +198,30 @@ def read_leveldb(data: bytes) -> Iterator[bytes]:
 def read_trackio(run: Path) -> Iterator[Tracked]:
     import trackio
     from trackio.sqlite_storage import SQLiteStorage
+
     for tracked in trackio.Api().runs("surprisal"):
         if tracked.name.split("-")[0] != run.name:  # another test's
             continue
         lines = SQLiteStorage.get_logs("surprisal", tracked.name, run_id=tracked.id)
-        yield Tracked({key: str(value) for key, value in (tracked.config or {}).items() if not key.startswith("_")},
-                      [(line["step"], key, value) for line in lines for key, value in line.items()
-                       if key not in ("step", "timestamp", "text")],
-                      [(line["step"], dedent(line["text"]["_value"])) for line in lines if "text" in line])
+        yield Tracked(
+            {
+                key: str(value)
+                for key, value in (tracked.config or {}).items()
+                if not key.startswith("_")
+            },
+            [
+                (line["step"], key, value)
+                for line in lines
+                for key, value in line.items()
+                if key not in ("step", "timestamp", "text")
+            ],
+            [(line["step"], dedent(line["text"]["_value"])) for line in lines if "text" in line],
+        )
 
 
 def read_mlflow(run: Path) -> Iterator[Tracked]:
     import mlflow
+
     client = mlflow.MlflowClient(f"sqlite:///{run.parent.resolve()}/mlflow.db")
     experiment = client.get_experiment_by_name("surprisal")
     for tracked in client.search_runs([experiment.experiment_id], order_by=["start_time"]):
@@ -169,22 +229,44 @@ def read_mlflow(run: Path) -> Iterator[Tracked]:
         (artifacts,) = (run.parent / "mlruns").glob(f"{tracked.info.run_id}/artifacts")
         config = flatten((artifacts / "config.toml").read_text(encoding="utf-8"))
         assert set(tracked.data.params) - set(config) == {"out_dir", "init_from"}
-        yield Tracked(config, [(metric.step, key, metric.value) for key in tracked.data.metrics
-                               for metric in client.get_metric_history(tracked.info.run_id, key)],
-                      [(int(path.stem), path.read_text(encoding="utf-8")) for path in artifacts.glob("text/*.txt")])
+        yield Tracked(
+            config,
+            [
+                (metric.step, key, metric.value)
+                for key in tracked.data.metrics
+                for metric in client.get_metric_history(tracked.info.run_id, key)
+            ],
+            [
+                (int(path.stem), path.read_text(encoding="utf-8"))
+                for path in artifacts.glob("text/*.txt")
+            ],
+        )
 
 
 def flatten(toml: str) -> dict[str, str]:
-    return {name: str(value) for section in tomllib.loads(toml).values() for name, value in section.items()}
+    return {
+        name: str(value)
+        for section in tomllib.loads(toml).values()
+        for name, value in section.items()
+    }
 
 
 def read_files(run: Path) -> Tracked:
     """What the run's own files have."""
-    lines = [json.loads(line) for line in (run / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
-    return Tracked(flatten((run / "config.toml").read_text(encoding="utf-8")),
-                   [(int(record["step"]), name, value) for record in read_metrics(run)
-                    for name, value in record.items() if name != "step"],
-                   [(line["step"], line["text"]) for line in lines])
+    lines = [
+        json.loads(line)
+        for line in (run / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    return Tracked(
+        flatten((run / "config.toml").read_text(encoding="utf-8")),
+        [
+            (int(record["step"]), name, value)
+            for record in read_metrics(run)
+            for name, value in record.items()
+            if name != "step"
+        ],
+        [(line["step"], line["text"]) for line in lines],
+    )
 
 
 def rounded(numbers: list[tuple[int, str, float]]) -> Counter[tuple[int, str, float]]:
@@ -194,7 +276,8 @@ def rounded(numbers: list[tuple[int, str, float]]) -> Counter[tuple[int, str, fl
 
 def assert_same(tracked: Tracked, files: Tracked) -> None:
     assert rounded(tracked.numbers) == rounded(files.numbers)
-    kept = {*files.texts} if files.config["tracker"] == "mlflow" else files.texts  # MLflow keeps one of each step
+    # MLflow keeps one of each step
+    kept = {*files.texts} if files.config["tracker"] == "mlflow" else files.texts
     assert sorted(tracked.texts) == sorted(kept)
     assert files.config.items() <= tracked.config.items()
 
@@ -203,15 +286,19 @@ def assert_same(tracked: Tracked, files: Tracked) -> None:
 
 
 def test_a_tracker_has_what_the_files_have_also_after_resuming(name: str, data_dir: Path) -> None:
-    """Resuming from a step before the last one continues the same tracked run; a new run of the same name is another.
+    """Resuming from a step before the last one continues the same tracked run; a new run of the
+    same name is another.
 
-    What W&B, Trackio and MLflow have of later steps stays there, and what is measured again stands beside it.
+    What W&B, Trackio and MLflow have of later steps stays there, and what is measured again stands
+    beside it.
     """
     run, train = data_dir / f"out/mine{name}", [*TRAIN, f"--tracker={name}"]
     out = f"--out_dir={run}"
     assert "warning" not in call("train.py", *train, out, "--max_iters=4").stdout
     first = read_files(run)
-    assert {"train_nll", "val_nll", "best_val_nll", "tokens", "lr"} <= {name for _, name, _ in first.numbers}
+    assert {"train_nll", "val_nll", "best_val_nll", "tokens", "lr"} <= {
+        name for _, name, _ in first.numbers
+    }
     assert first.texts[0] == (0, SAMPLE)
     (tracked,) = read_tracked(name, run)
     assert_same(tracked, first)
@@ -237,23 +324,33 @@ def finished(data_dir: Path) -> Run:
     return open_run(data_dir / "out/run")
 
 
-def test_variables_of_wandb_are_respected(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_wandb_are_respected(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wandb = pytest.importorskip("wandb")
     (tmp_path / "theirs").mkdir()
-    theirs = {"PROJECT": "their-project", "NAME": "their name", "RUN_ID": "theirs0", "DIR": str(tmp_path / "theirs"),
-              "INIT_TIMEOUT": "7"}
+    theirs = {
+        "PROJECT": "their-project",
+        "NAME": "their name",
+        "RUN_ID": "theirs0",
+        "DIR": str(tmp_path / "theirs"),
+        "INIT_TIMEOUT": "7",
+    }
     for variable, value in theirs.items():
         monkeypatch.setenv(f"WANDB_{variable}", value)
     with contextmanager(tracker.open_wandb)(finished, 0):
         settings = wandb.run.settings
-        assert (settings.init_timeout, settings.finish_timeout) == (7, tracker.PATIENCE)  # W&B's own are 90 s, and none
+        # W&B's own are 90 s, and none
+        assert (settings.init_timeout, settings.finish_timeout) == (7, tracker.PATIENCE)
     wandb.teardown()
     (log,) = tmp_path.glob("theirs/wandb/offline-run-*/run-theirs0.wandb")
     assert not (finished.path / "wandb").exists()
     assert all(value.encode() in log.read_bytes() for value in ("their-project", "their name"))
 
 
-def test_variables_of_mlflow_are_respected(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_mlflow_are_respected(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/theirs.db")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "theirs")
@@ -270,11 +367,17 @@ def test_variables_of_mlflow_are_respected(finished: Run, tmp_path: Path, monkey
 
 def test_a_missing_package_is_one_line_before_anything_is_prepared(data_dir: Path) -> None:
     """Not even torch is imported, which takes seconds."""
-    code = ("import atexit, runpy, sys; sys.modules['wandb'] = None; sys.argv[0] = 'train.py';"
-            "atexit.register(lambda: print('torch' in sys.modules));"
-            f"sys.path.insert(0, {str(ROOT)!r}); runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')")
-    done = subprocess.run([sys.executable, "-c", code, "--corpus=text.txt", "--tracker=wandb"], capture_output=True,
-                          text=True, timeout=60)
+    code = (
+        "import atexit, runpy, sys; sys.modules['wandb'] = None; sys.argv[0] = 'train.py';"
+        "atexit.register(lambda: print('torch' in sys.modules));"
+        f"sys.path.insert(0, {str(ROOT)!r}); runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--corpus=text.txt", "--tracker=wandb"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 2
     assert done.stderr == "error: tracker=wandb needs its package: pip install -e '.[wandb]'\n"
     assert done.stdout == "False\n"
@@ -283,21 +386,30 @@ def test_a_missing_package_is_one_line_before_anything_is_prepared(data_dir: Pat
 
 @pytest.mark.parametrize("name", TRACKERS)
 @pytest.mark.parametrize("folder", [False, True])
-def test_each_missing_package_is_told(name: str, folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where a folder has its name, as ./wandb has where W&B was used: Python would import that."""
+def test_each_missing_package_is_told(
+    name: str, folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a folder has its name, as ./wandb has where W&B was used: Python would import
+    that.
+    """
     monkeypatch.setitem(sys.modules, name, None)
     if folder:
         (tmp_path / name).mkdir()
         monkeypatch.delitem(sys.modules, name)
         monkeypatch.setattr(sys, "path", [str(tmp_path)])
     for arguments in ([], ["--init_from=auto"]):
-        with pytest.raises(UserError, match=re.escape(f"tracker={name} needs its package: pip install -e '.[{name}]'")):
+        with pytest.raises(
+            UserError,
+            match=re.escape(f"tracker={name} needs its package: pip install -e '.[{name}]'"),
+        ):
             load_config([f"--tracker={name}", *arguments])
 
 
 def test_the_extras_are_the_trackers() -> None:
     """Each installs a package of its name, and the exact versions are in the ranges."""
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
     installed = (ROOT / "requirements-ci.txt").read_text(encoding="utf-8")
     exact = dict(re.findall(r"^(\w+)(?:-skinny)?==(\S+)$", installed, re.M))
     for name in TRACKERS:
@@ -321,15 +433,18 @@ def test_without_a_tracker_none_is_imported(clone: Path) -> None:
     code, printed = Process(clone, *TRAIN, f"--out_dir={out}", prelude=WATCH).wait()
     assert code == 0
     assert "looks for" not in printed
-    assert not {"tensorboard", "wandb", "mlflow.db", "mlruns"} & {path.name for path in [*out.iterdir(),
-                                                                                         *out.parent.iterdir()]}
+    assert not {"tensorboard", "wandb", "mlflow.db", "mlruns"} & {
+        path.name for path in [*out.iterdir(), *out.parent.iterdir()]
+    }
 
 
 # A tracker that fails.
 
 
 class Fake:
-    """In the place of trackio. It fails or hangs in one of its functions, and notes what it was told."""
+    """In the place of trackio. It fails or hangs in one of its functions, and notes what it was
+    told.
+    """
 
     def __init__(self) -> None:
         self.fails_in, self.hangs, self.released = "", False, threading.Event()
@@ -366,13 +481,17 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
 @pytest.mark.parametrize("hangs", [False, True])
 @pytest.mark.parametrize("function", ["init", "log", "finish"])
 def test_a_tracker_that_fails_or_hangs_warns_once_and_stops_nothing(
-        function: str, hangs: bool, fake: Fake, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    function: str, hangs: bool, fake: Fake, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake.fails_in, fake.hangs = function, hangs
     if hangs:
         monkeypatch.setattr(tracker, "PATIENCE", 0.2)
     done = call("train.py", *TRAIN, "--out_dir=out/run", "--tracker=trackio")
-    says = ("trackio is not done after 0 s, and may lack the last lines" if hangs else
-            f"trackio failed, and training continues without it: ConnectionError('no {function}\\nat all')")
+    says = (
+        "trackio is not done after 0 s, and may lack the last lines"
+        if hangs
+        else f"trackio failed, and training continues without it: ConnectionError('no {function}\\nat all')"
+    )
     assert re.findall("warning: .*", done.stdout) == [f"warning: {says}"]
     assert done.stderr == ""
     assert fake.told[-1][0] == function  # nothing after it
@@ -380,19 +499,24 @@ def test_a_tracker_that_fails_or_hangs_warns_once_and_stops_nothing(
     assert (data_dir / "out/run/verdict.txt").exists()
 
 
-def test_a_tracker_that_was_given_up_is_not_told_again(fake: Fake, finished: Run, monkeypatch: pytest.MonkeyPatch
-                                                       ) -> None:
+def test_a_tracker_that_was_given_up_is_not_told_again(
+    fake: Fake, finished: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tracker, "PATIENCE", 0.2)
     fake.fails_in, fake.hangs = "init", True
     told: list[str] = []
-    tracked = tracker.Tracker(replace(finished, config=finished.config.with_run(tracker="trackio")), 0, told.append, 0)
+    tracked = tracker.Tracker(
+        replace(finished, config=finished.config.with_run(tracker="trackio")), 0, told.append, 0
+    )
     tracked.close()
     fake.released.set()
     tracked.thread.join()
     assert told == ["warning: trackio is not done after 0 s, and may lack the last lines"]
 
 
-def test_a_stopped_run_lets_its_tracker_finish(fake: Fake, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_lets_its_tracker_finish(
+    fake: Fake, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps = iter(range(9))
 
     def request(stop: Any) -> bool:
@@ -400,7 +524,10 @@ def test_a_stopped_run_lets_its_tracker_finish(fake: Fake, data_dir: Path, monke
         return stop.received > 0
 
     monkeypatch.setattr("engine.signals.StopSignal.requested", request)
-    assert call("train.py", *TRAIN, "--out_dir=out/run", "--tracker=trackio", check=False).returncode == 143
+    assert (
+        call("train.py", *TRAIN, "--out_dir=out/run", "--tracker=trackio", check=False).returncode
+        == 143
+    )
     assert fake.told[-2:] == [("log", 3), ("finish",)]
 
 
@@ -425,26 +552,42 @@ def test_wandb_without_a_key_is_told(data_dir: Path, monkeypatch: pytest.MonkeyP
     wandb.teardown()
     assert re.findall("warning: .*", done.stdout) == [
         "warning: wandb failed, and training continues without it: RuntimeError('no API key: run `wandb login`, or set "
-        "WANDB_MODE=offline')"]
+        "WANDB_MODE=offline')"
+    ]
 
 
 def test_a_server_that_never_answers_stops_nothing(clone: Path) -> None:
     """In processes of their own: at the end, too, nothing may wait for the server."""
     with socket.create_server(("127.0.0.1", 0)) as server:  # the system accepts, and nobody answers
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
-        variables = {"wandb": {"WANDB_MODE": "online", "WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40},
-                     "trackio": {"TRACKIO_SERVER_URL": address, "TRACKIO_WRITE_TOKEN": "none"},
-                     "mlflow": {"MLFLOW_TRACKING_URI": address}}
-        prelude = "import report.tracker; report.tracker.PATIENCE = 1"  # so short that mlflow's imports may take longer
+        variables = {
+            "wandb": {"WANDB_MODE": "online", "WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40},
+            "trackio": {"TRACKIO_SERVER_URL": address, "TRACKIO_WRITE_TOKEN": "none"},
+            "mlflow": {"MLFLOW_TRACKING_URI": address},
+        }
+        # so short that mlflow's imports may take longer
+        prelude = "import report.tracker; report.tracker.PATIENCE = 1"
         if find_spec("IPython"):
             prelude += "; import IPython"
-        processes = {name: Process(clone, *TRAIN, f"--out_dir=out/waits-{name}", f"--tracker={name}", prelude=prelude,
-                                   **variables[name])
-                     for name in variables if find_spec(name)}
+        processes = {
+            name: Process(
+                clone,
+                *TRAIN,
+                f"--out_dir=out/waits-{name}",
+                f"--tracker={name}",
+                prelude=prelude,
+                **variables[name],
+            )
+            for name in variables
+            if find_spec(name)
+        }
         if not processes:
             pytest.skip("no tracker with a server is installed")
         for name, process in processes.items():
             code, printed = process.wait()
             assert code == 0, printed
             assert re.findall(r"warning: (\w+)", printed) == [name]  # once
-            assert [record["step"] for record in read_metrics(clone / f"out/waits-{name}")] == [*range(7), 6]
+            assert [record["step"] for record in read_metrics(clone / f"out/waits-{name}")] == [
+                *range(7),
+                6,
+            ]

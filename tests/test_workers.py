@@ -14,9 +14,18 @@ from engine.workers import Workers
 from tests.conftest import TINY, call, without_clocks
 from tests.processes import assert_same_checkpoints
 
-# Dropout in attention too, masked targets that are not even, and three micro-batches of 2, 2 and 1 sequences.
-OPTIONS = ["--corpus=text.txt", *TINY, "--device=cpu", "--batch_size=5", "--micro_batch_size=2", "--dropout=0.2",
-           "--mask=[a-m]+", "--patience=0"]
+# Dropout in attention too, masked targets that are not even, and three micro-batches of 2, 2 and 1
+# sequences.
+OPTIONS = [
+    "--corpus=text.txt",
+    *TINY,
+    "--device=cpu",
+    "--batch_size=5",
+    "--micro_batch_size=2",
+    "--dropout=0.2",
+    "--mask=[a-m]+",
+    "--patience=0",
+]
 
 
 def train_with(count: int, name: str, monkeypatch: pytest.MonkeyPatch, *options: str) -> Path:
@@ -28,12 +37,17 @@ def train_with(count: int, name: str, monkeypatch: pytest.MonkeyPatch, *options:
 
 @pytest.mark.precision
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_any_number_of_workers_gives_the_same_bits(dtype: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
-                                                   ) -> None:
+def test_any_number_of_workers_gives_the_same_bits(
+    dtype: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Loss, dropout, weights, optimizers, evaluation; also when other workers resume."""
     runs = [train_with(count, f"{count}", monkeypatch, f"--dtype={dtype}") for count in (1, 2, 4)]
-    train_with(4, "resumed", monkeypatch, f"--dtype={dtype}", "--schedule=constant", "--max_iters=4")
-    resumed = train_with(2, "resumed", monkeypatch, f"--dtype={dtype}", "--schedule=constant", "--init_from=resume")
+    train_with(
+        4, "resumed", monkeypatch, f"--dtype={dtype}", "--schedule=constant", "--max_iters=4"
+    )
+    resumed = train_with(
+        2, "resumed", monkeypatch, f"--dtype={dtype}", "--schedule=constant", "--init_from=resume"
+    )
     whole = train_with(1, "whole", monkeypatch, f"--dtype={dtype}", "--schedule=constant")
     for one, other in ((runs[0], runs[1]), (runs[0], runs[2]), (whole, resumed)):
         assert_same_checkpoints(one / "last.safetensors", other / "last.safetensors")
@@ -76,7 +90,9 @@ def test_workers_compute_at_the_same_time_with_one_thread_each() -> None:
 
 def test_a_single_item_is_for_all_cores() -> None:
     """The thread that calls computes it, with as many threads as torch uses."""
-    assert list(Workers(2).map(lambda _: threading.current_thread(), [0])) == [threading.current_thread()]
+    assert list(Workers(2).map(lambda _: threading.current_thread(), [0])) == [
+        threading.current_thread()
+    ]
     assert list(Workers(2).map(str, [])) == []
 
 
@@ -96,8 +112,12 @@ def test_an_error_in_a_worker_reaches_the_caller_and_the_others_stop() -> None:
     assert list(workers.map(str, range(3))) == ["0", "1", "2"]  # they still work
 
 
-def test_where_no_thread_can_be_started_those_that_are_there_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with a low limit of processes: a thread that waited for the others would keep the process from ending."""
+def test_where_no_thread_can_be_started_those_that_are_there_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As with a low limit of processes: a thread that waited for the others would keep the process
+    from ending.
+    """
     started: list[threading.Thread] = []
     start = threading.Thread.start
 
