@@ -74,7 +74,7 @@ def read_arguments(argv: list[str]) -> Arguments:
     header = HEADER.unpack(content[: HEADER.size].ljust(HEADER.size))
     checksums = header[:2]
     if path.suffix != ".srp":
-        if run.tokenizer.eos is not None or run.config.data.mask or len(content) >= 2**32:
+        if run.tokenizer.eos is not None or run.cfg.data.mask or len(content) >= 2**32:
             raise UserError(
                 f"{path}: 4 GiB or more, or {run.path} has documents or a mask: not all of it is predicted"
             )
@@ -115,7 +115,7 @@ from constriction import stream
 
 from data.sources import zstd
 from engine.checkpoint import load_model
-from engine.distributed import setup_distributed
+from engine.device import setup_device
 from engine.generate import Window
 
 CODER_BITS = 24  # of the coder's frequencies, none of which is 0: no token takes more bits
@@ -131,8 +131,8 @@ def main(argv: list[str]) -> None:
         else (0, crc32(content), len(tokens), len(characters), min(255, torch.get_num_threads()))
     )
     torch.set_num_threads(max(1, threads))  # the order of sums depends on it
-    dist = setup_distributed(options.device, options.dtype)
-    model, _ = load_model(run, options.checkpoint, dist)
+    device = setup_device(options.device, options.dtype)
+    model, _ = load_model(run, options.checkpoint, device)
     streams = max(
         1, min(num_tokens // MIN_STREAM, MAX_STREAMS, MAX_FLOPS // model.flops_per_token())
     )
@@ -142,9 +142,9 @@ def main(argv: list[str]) -> None:
     )
     checkpoint, here = (
         run.path / f"{options.checkpoint}.safetensors",
-        f"torch {torch.__version__}, {dist}",
+        f"torch {torch.__version__}, {device}",
     )
-    tried = code(Window(model, streams, dist), first, len(trial), trial)
+    tried = code(Window(model, streams, device), first, len(trial), trial)
     ours = [
         streams,
         *map(int, torch.__version__.split(".")[:2]),
@@ -162,7 +162,7 @@ def main(argv: list[str]) -> None:
         )
     try:
         coded = code(
-            Window(model, streams, dist),
+            Window(model, streams, device),
             first,
             num_tokens,
             tokens,
@@ -253,7 +253,7 @@ def code(
         range(length), "coding", unit_scale=len(new), unit="token", mininterval=1
     ):
         new, n = new.copy(), -(-(num_tokens - i) // length)  # n streams have a token i
-        logits = window.next_logits(torch.from_numpy(new)[:, None].to(window.dist.device))
+        logits = window.next_logits(torch.from_numpy(new)[:, None].to(window.device.torch_device))
         log_q = logits[:n].cpu().double().log_softmax(dim=1)
         if not log_q.isfinite().all():
             raise UserError(DIVERGED)

@@ -89,9 +89,9 @@ def read_arguments(argv: list[str]) -> tuple[list[Run], EvaluateOptions]:
         for path in (paths if not options.against else [*paths, options.against])
     ]
     for run in runs:
-        if options.stride > run.config.model.block_size:
+        if options.stride > run.cfg.model.block_size:
             raise UserError(
-                f"stride={options.stride} is more than block_size={run.config.model.block_size} of "
+                f"stride={options.stride} is more than block_size={run.cfg.model.block_size} of "
                 f"{run.path}: the tokens between windows would be left out"
             )
     for pair in EXCLUSIVE:
@@ -116,7 +116,7 @@ if __name__ == "__main__":
     run_command(read_arguments)  # mistakes are answered here, because importing torch takes seconds
 
 from engine.checkpoint import load_model
-from engine.distributed import setup_distributed
+from engine.device import setup_device
 from report import analysis, measures, page, records
 from report.evaluation import describe, unknown_lines
 from report.explain import show_costs
@@ -251,14 +251,13 @@ def evaluate(
         units = ["nats_per_token"] * (texts[0].split is texts[1].split) + ["bits_per_byte"]
         difference = {unit: losses[0][unit] - losses[1][unit] for unit in units}
         splits = {
-            (each.info.sha256, each.config.data.val_fraction, each.config.data.documents)
-            for each in runs
+            (each.info.sha256, each.cfg.data.val_fraction, each.cfg.data.documents) for each in runs
         }
         found["against"] = {
             **scored[1].about,
             "loss": analysis.intervals(losses[1], blocks),
             "difference": analysis.intervals(difference, blocks),
-            "other_targets": len({each.config.data.mask for each in runs}) > 1,
+            "other_targets": len({each.cfg.data.mask for each in runs}) > 1,
             "may_have_seen_it": len(splits) > 1 and not options.text,
         }
     return found
@@ -268,23 +267,23 @@ def read_texts(runs: list[Run], options: EvaluateOptions) -> Chosen:
     """The name of the text, and the text in each run's tokens. The first run decides which are
     targets.
     """
-    run, config = runs[0], runs[0].config.data
+    run, cfg = runs[0], runs[0].cfg.data
     name = options.text or f"the {options.split} split of {run.info.name}"
     if options.text:
-        config = config.model_copy(update={"corpus": options.text})
+        cfg = cfg.model_copy(update={"corpus": options.text})
 
     documents, unknown, masked = None, None, None
     if options.text:
-        documents = read_all_documents(config)
+        documents = read_all_documents(cfg)
         known = known_to(own.tokenizer for own in runs)
         if options.unknown == "replace" and known is not None:
             documents, unknown, masked = replace_in_documents(documents, known)
 
     def encode(own: Run) -> Split:
         if documents is None:
-            of_split = split_documents(read_source(config).text, config)[options.split]
-            return encode_documents(of_split, own.tokenizer, config, name)
-        return encode_documents(documents, own.tokenizer, config, name)
+            of_split = split_documents(read_source(cfg).text, cfg)[options.split]
+            return encode_documents(of_split, own.tokenizer, cfg, name)
+        return encode_documents(documents, own.tokenizer, cfg, name)
 
     splits = [encode(run) if options.text else getattr(run.corpus, options.split)]
     for other in runs[1:]:
@@ -304,9 +303,9 @@ def read_texts(runs: list[Run], options: EvaluateOptions) -> Chosen:
 
 
 def score(run: Run, text: EvalText, options: EvaluateOptions) -> Scored:
-    device = options.device or run.config.run.device
-    dist = setup_distributed(device, options.dtype or run.config.run.dtype)
-    model, state = load_model(run, options.checkpoint, dist)
+    where = options.device or run.cfg.run.device
+    device = setup_device(where, options.dtype or run.cfg.run.dtype)
+    model, state = load_model(run, options.checkpoint, device)
 
     def show_progress(batches: Iterable[Any]) -> Any:
         return progress_bar(
@@ -318,12 +317,12 @@ def score(run: Run, text: EvalText, options: EvaluateOptions) -> Scored:
             disable=False,
         )
 
-    columns, tempered = measures.score_targets(model, text, run.tokenizer, dist, show_progress)
+    columns, tempered = measures.score_targets(model, text, run.tokenizer, device, show_progress)
     about = {
         "run": str(run.path),
         "checkpoint": options.checkpoint,
         "step": state.step,
-        "device": str(dist),
+        "device": str(device),
         "block_size": text.block_size,
         "stride": text.stride or text.block_size,
         "targets": len(columns["nll"]),
@@ -334,7 +333,7 @@ def score(run: Run, text: EvalText, options: EvaluateOptions) -> Scored:
     start = text.split.first(PAGE_TOKENS - 1)
     if options.html and start.num_targets():
         whole = replace(text, split=start, max_tokens=0)
-        passage = measures.measure_passage(model, whole, 0, dist, state.step)
+        passage = measures.measure_passage(model, whole, 0, device, state.step)
     return Scored(about, columns, tempered, passage)
 
 

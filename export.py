@@ -50,7 +50,7 @@ def read_arguments(argv: list[str]) -> tuple[Run, Path, ExportOptions]:
         raise UserError(f"{run.path}: is in Hugging Face's format already")
     if to.exists():
         raise UserError(f"{to}: exists already; name a new directory")
-    to_json(run.config.model, run.info.vocab_size, run.tokenizer.eos, str(run.path))
+    to_json(run.cfg.model, run.info.vocab_size, run.tokenizer.eos, str(run.path))
     return run, to, options
 
 
@@ -59,7 +59,7 @@ if __name__ == "__main__":
 
 
 from engine.checkpoint import read_model, write_tensors
-from engine.distributed import DTYPES
+from engine.device import DTYPES
 from engine.huggingface import to_hugging_face
 
 
@@ -67,18 +67,18 @@ def main(argv: list[str]) -> None:
     run, to, options = read_arguments(argv)
     model, state = read_model(run, options.checkpoint)
     tokenizer, eos = run.tokenizer, EOS.decode() if run.tokenizer.eos is not None else None
-    config = to_json(run.config.model, run.info.vocab_size, tokenizer.eos, str(run.path))
+    cfg = to_json(run.cfg.model, run.info.vocab_size, tokenizer.eos, str(run.path))
     if tokenizer.eos is not None:
-        data = run.config.data
+        data = run.cfg.data
         note = DocumentsOptions(
             eos_text=tokenizer.eos_text,
             documents=data.documents,
             padded=data.padded,
             predict_eos=data.predict_eos,
         )
-        config[NOTE] = note.model_dump()
+        cfg[NOTE] = note.model_dump()
     files: dict[str, Any] = {
-        "config.json": config,
+        "config.json": cfg,
         "generation_config.json": {
             "do_sample": True,
             "temperature": 0.8,
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": eos,
             "eos_token": eos,
-            "model_max_length": run.config.model.block_size,
+            "model_max_length": run.cfg.model.block_size,
             "clean_up_tokenization_spaces": False,
         },
     }
@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
         for name, content in files.items():
             write_atomically(new / name, json.dumps(content, indent=1, ensure_ascii=False).encode())
         write_atomically(
-            new / "README.md", model_card(run, state.step, config["architectures"][0]).encode()
+            new / "README.md", model_card(run, state.step, cfg["architectures"][0]).encode()
         )
         with replacing(new / "model.safetensors") as weights:
             write_tensors(weights, to_hugging_face(model), {"format": "pt"})
@@ -109,7 +109,7 @@ def main(argv: list[str]) -> None:
         shutil.rmtree(new, ignore_errors=True)
         raise UserError(f"{to}: could not be written ({error.strerror or error})") from None
     print(
-        f"{to}: {config['architectures'][0]} with {model.num_params():,} parameters, of step {state.step:,}"
+        f"{to}: {cfg['architectures'][0]} with {model.num_params():,} parameters, of step {state.step:,}"
     )
 
 
@@ -159,7 +159,7 @@ def model_card(run: Run, step: int, architecture: str) -> str:
         f"A {architecture}, trained with Surprisal on the text `{info.name}` ({info.train.tokens:,} tokens of kind "
         f"{info.tokenizer}, |V| = {info.vocab_size:,}), step {step:,}. {loss}\n\n"
         + (f"| baseline | nats per token |\n|---|---|\n{below}\n" if below else "")
-        + f"It read at most {run.config.model.block_size:,} tokens at once.\n"
+        + f"It read at most {run.cfg.model.block_size:,} tokens at once.\n"
     )
 
 

@@ -28,14 +28,12 @@ class KVCache:
     """
 
     def __init__(
-        self, config: ModelConfig, batch_size: int, device: torch.device, dtype: torch.dtype
+        self, cfg: ModelConfig, batch_size: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        shape = (batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.values = [
-            torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)
-        ]
-        self.tokens = torch.zeros(batch_size, config.block_size, device=device, dtype=torch.int64)
+        shape = (batch_size, cfg.n_head, cfg.block_size, cfg.n_embd // cfg.n_head)
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(cfg.n_layer)]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(cfg.n_layer)]
+        self.tokens = torch.zeros(batch_size, cfg.block_size, device=device, dtype=torch.int64)
         self.length = 0  # tokens read
 
     def append_tokens(self, tokens: Tensor) -> Tensor:
@@ -55,29 +53,27 @@ class RMSNorm(nn.Module):
         return rms_norm(x)
 
 
-def make_norm(config: ModelConfig) -> nn.Module:
-    return (
-        nn.LayerNorm(config.n_embd, bias=config.bias) if config.norm == "layernorm" else RMSNorm()
-    )
+def make_norm(cfg: ModelConfig) -> nn.Module:
+    return nn.LayerNorm(cfg.n_embd, bias=cfg.bias) if cfg.norm == "layernorm" else RMSNorm()
 
 
 class CausalSelfAttention(nn.Module):
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, cfg: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.config, self.layer = config, layer
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
-        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.cfg, self.layer = cfg, layer
+        self.qkv = nn.Linear(cfg.n_embd, 3 * cfg.n_embd, bias=cfg.bias)
+        self.proj = nn.Linear(cfg.n_embd, cfg.n_embd, bias=cfg.bias)
 
     def forward(
         self, x: Tensor, rotation: Rotary, cache: KVCache | None, mask: Tensor | None
     ) -> Tensor:
-        (B, T, C), H = x.shape, self.config.n_head
+        (B, T, C), H = x.shape, self.cfg.n_head
         # q and k together, as 2 H heads: one call rotates both
         qk, v = self.qkv(x).split((2 * C, C), dim=-1)
-        if self.config.position == "rotary":
+        if self.cfg.position == "rotary":
             qk = rotary(qk, *rotation, head_width=C // H)
         qk = qk.view(B, T, 2 * H, C // H)
-        if self.config.qk_norm:
+        if self.cfg.qk_norm:
             qk = rms_norm(qk)
         # Under autocast, rotary and norm are in float32; attention's products are in the dtype of
         # v.
@@ -85,31 +81,31 @@ class CausalSelfAttention(nn.Module):
         v = v.view(B, T, H, C // H).transpose(1, 2)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
-        y = attention(q, k, v, self.config.dropout if self.training else 0.0, mask)
+        y = attention(q, k, v, self.cfg.dropout if self.training else 0.0, mask)
         return dropout(
-            self.proj(y.transpose(1, 2).reshape(B, T, C)), self.config.dropout, self.training
+            self.proj(y.transpose(1, 2).reshape(B, T, C)), self.cfg.dropout, self.training
         )
 
 
 class MLP(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
-        self.config = config
-        self.fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.cfg = cfg
+        self.fc = nn.Linear(cfg.n_embd, 4 * cfg.n_embd, bias=cfg.bias)
+        self.proj = nn.Linear(4 * cfg.n_embd, cfg.n_embd, bias=cfg.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc(x)
-        x = relu2(x) if self.config.activation == "relu2" else F.gelu(x, approximate="tanh")
-        return dropout(self.proj(x), self.config.dropout, self.training)
+        x = relu2(x) if self.cfg.activation == "relu2" else F.gelu(x, approximate="tanh")
+        return dropout(self.proj(x), self.cfg.dropout, self.training)
 
 
 class Block(nn.Module):
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, cfg: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = make_norm(config), make_norm(config)
-        self.attn = CausalSelfAttention(config, layer)
-        self.mlp = MLP(config)
+        self.norm1, self.norm2 = make_norm(cfg), make_norm(cfg)
+        self.attn = CausalSelfAttention(cfg, layer)
+        self.mlp = MLP(cfg)
 
     def forward(
         self, x: Tensor, rotation: Rotary, cache: KVCache | None, mask: Tensor | None
@@ -123,33 +119,30 @@ class GPT(nn.Module):
     sin: Tensor
     ngrams: nn.ModuleList
 
-    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+    def __init__(self, cfg: ModelConfig, vocab_size: int) -> None:
         super().__init__()
-        self.config, self.vocab_size = config, vocab_size
-        self.wte = nn.Embedding(vocab_size, config.n_embd)
-        self.wpe = (
-            nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
-        )
+        self.cfg, self.vocab_size = cfg, vocab_size
+        self.wte = nn.Embedding(vocab_size, cfg.n_embd)
+        self.wpe = nn.Embedding(cfg.block_size, cfg.n_embd) if cfg.position == "learned" else None
         self.ngrams = nn.ModuleList(
-            nn.Embedding(config.ngram_rows, config.n_embd)
-            for _ in range(2, config.ngram_embedding + 1)
+            nn.Embedding(cfg.ngram_rows, cfg.n_embd) for _ in range(2, cfg.ngram_embedding + 1)
         )
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.norm = make_norm(config)
-        self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
-        if config.tied:
+        self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layer))
+        self.norm = make_norm(cfg)
+        self.lm_head = nn.Linear(cfg.n_embd, vocab_size, bias=False)
+        if cfg.tied:
             self.lm_head.weight = self.wte.weight
         # In each head, the halves (a, b) become (a cos + b sin, b cos - a sin): the second half's
         # sin has the minus.
-        D = config.n_embd // config.n_head
-        angles = torch.arange(config.block_size)[:, None] * 10_000.0 ** -(torch.arange(0, D, 2) / D)
+        D = cfg.n_embd // cfg.n_head
+        angles = torch.arange(cfg.block_size)[:, None] * 10_000.0 ** -(torch.arange(0, D, 2) / D)
         cos, sin = (
             torch.cat([angles, angles], dim=1).cos(),
             torch.cat([angles, -angles], dim=1).sin(),
         )
         # (block_size, 2 C)
-        self.register_buffer("cos", cos.repeat(1, 2 * config.n_head), persistent=False)
-        self.register_buffer("sin", sin.repeat(1, 2 * config.n_head), persistent=False)
+        self.register_buffer("cos", cos.repeat(1, 2 * cfg.n_head), persistent=False)
+        self.register_buffer("sin", sin.repeat(1, 2 * cfg.n_head), persistent=False)
         self.init_weights()
 
     def forward(
@@ -164,7 +157,7 @@ class GPT(nn.Module):
         if targets is None:
             return self.logits(hidden)
         return next_token_loss(
-            hidden, self.lm_head.weight, targets, objective, self.config.softcap, teacher_logits
+            hidden, self.lm_head.weight, targets, objective, self.cfg.softcap, teacher_logits
         )
 
     def hidden_states(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
@@ -175,14 +168,14 @@ class GPT(nn.Module):
         context = cache.append_tokens(tokens) if cache is not None else tokens  # (B, S)
         x = self.wte(tokens)
         for n, table in enumerate(self.ngrams, start=2):
-            x = x + table(hash_ngrams(context, n, self.config.ngram_rows)[:, start:])
+            x = x + table(hash_ngrams(context, n, self.cfg.ngram_rows)[:, start:])
         if self.wpe is not None:
             x = x + self.wpe.weight[start : start + T]
-        if self.config.embedding_norm:
+        if self.cfg.embedding_norm:
             x = rms_norm(x)
-        x = dropout(x, self.config.dropout, self.training)
+        x = dropout(x, self.cfg.dropout, self.training)
         rotation = (self.cos[start : start + T].type_as(x), self.sin[start : start + T].type_as(x))
-        mask = self.document_mask(context, T) if self.config.document_attention else None
+        mask = self.document_mask(context, T) if self.cfg.document_attention else None
         for block in self.blocks:
             x = block(x, rotation, cache, mask)
         if cache is not None:
@@ -191,7 +184,7 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., V), in float32, of hidden states (..., C)."""
-        return soft_cap(self.lm_head(hidden).float(), self.config.softcap)
+        return soft_cap(self.lm_head(hidden).float(), self.cfg.softcap)
 
     def document_mask(self, context: Tensor, T: int) -> Tensor:
         """Which of the tokens (B, S) each of the last T may attend to, (B, 1, T, S): those of its
@@ -212,20 +205,18 @@ class GPT(nn.Module):
         """
         for name, p in self.named_parameters():  # a tied lm_head is wte, and has no name of its own
             projects = name.endswith("proj.weight")
-            zero = self.config.zero_init and (projects or name == "lm_head.weight")
+            zero = self.cfg.zero_init and (projects or name == "lm_head.weight")
             if zero or name.startswith("ngrams") or name.endswith("bias"):
                 nn.init.zeros_(p)
             elif p.ndim == 2:
-                nn.init.normal_(
-                    p, std=0.02 / (math.sqrt(2 * self.config.n_layer) if projects else 1)
-                )
+                nn.init.normal_(p, std=0.02 / (math.sqrt(2 * self.cfg.n_layer) if projects else 1))
 
     def num_params(self) -> int:
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self) -> int:
         """FLOPs of training per position."""
-        return self.config.flops_per_token(self.vocab_size)
+        return self.cfg.flops_per_token(self.vocab_size)
 
 
 def hash_ngrams(tokens: Tensor, n: int, rows: int) -> Tensor:

@@ -72,15 +72,15 @@ if __name__ == "__main__":
     run_command(read_arguments)  # mistakes are answered here, because importing torch takes seconds
 
 from engine.checkpoint import load_model
-from engine.distributed import setup_distributed
+from engine.device import setup_device
 from engine.generate import generate
 
 
 def main(argv: list[str]) -> None:
     run, options, prompt = read_arguments(argv)
     tokenizer = run.tokenizer
-    dist = setup_distributed(options.device, options.dtype)
-    model, _ = load_model(run, options.checkpoint, dist)
+    device = setup_device(options.device, options.dtype)
+    model, _ = load_model(run, options.checkpoint, device)
     steps = []
     # a token may end within a character
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
     for tokens in generate(
         model,
         tokenizer.encode_prompt(prompt),
-        dist,
+        device,
         num_samples=options.num_samples,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,

@@ -25,7 +25,7 @@ from config.schema import Config
 from data.batches import Batch, TrainBatches
 from data.prepare import prepare_corpus
 from engine.checkpoint import Optimizers, load_start, load_teacher
-from engine.distributed import Distributed, lost_ranks, micro_batch_size, setup_distributed
+from engine.device import Device, lost_ranks, micro_batch_size, setup_device
 from engine.generate import generate_texts
 from engine.memory import check_memory
 from engine.optim import make_optimizers, set_lr
@@ -59,15 +59,15 @@ def main(argv: list[str]) -> None:
 
 def train(cfg: Config, named: set[str]) -> int:
     """Train from scratch or from the last checkpoint; returns the exit code."""
-    dist = setup_distributed(cfg.run.device, cfg.run.dtype, cfg.options())
+    device = setup_device(cfg.run.device, cfg.run.dtype, cfg.options())
     if cfg.run.compile:
-        dist = dist.without_workers()  # a compiled model shares the cores in each operation
-    cfg = cfg.with_run(dtype=dist.dtype_name)
-    check_memory(cfg.model, cfg.optim, dist.device)
+        device = device.without_workers()  # a compiled model shares the cores in each operation
+    cfg = cfg.with_run(dtype=device.dtype_name)
+    check_memory(cfg.model, cfg.optim, device.torch_device)
     torch.manual_seed(cfg.run.seed)
 
     # data
-    corpus = dist.rank0_first(prepare_corpus, cfg.data, kept_tokenizer(cfg))
+    corpus = device.rank0_first(prepare_corpus, cfg.data, kept_tokenizer(cfg))
     eos = corpus.tokenizer.eos if cfg.data.padded else None  # --padded: each row holds one document
     get_batch = TrainBatches(
         corpus.train,
@@ -76,8 +76,8 @@ def train(cfg: Config, named: set[str]) -> int:
         cfg.run.seed,
         eos,
         micro_batch_size(cfg),
-        dist.rank,
-        dist.world_size,
+        device.rank,
+        device.world_size,
     )
     if cfg.run.explain_batch:
         print(
@@ -91,27 +91,27 @@ def train(cfg: Config, named: set[str]) -> int:
 
     # model
     print(words.describe_model(cfg.model, corpus.info.vocab_size), flush=True)
-    model = GPT(cfg.model, corpus.info.vocab_size).to(dist.device)
-    optimizers = make_optimizers(model, cfg.optim, dist)
+    model = GPT(cfg.model, corpus.info.vocab_size).to(device.torch_device)
+    optimizers = make_optimizers(model, cfg.optim, device)
     teacher = (
-        load_teacher(cfg.loss.teacher, corpus.tokenizer, cfg.model.block_size, dist)
+        load_teacher(cfg.loss.teacher, corpus.tokenizer, cfg.model.block_size, device)
         if cfg.loss.teacher
         else None
     )
 
     # run: a new directory, or the one to resume
-    run = dist.on_rank0(create_or_resume, cfg, named, corpus)
+    run = device.on_rank0(create_or_resume, cfg, named, corpus)
     state, remark = load_start(run, model, optimizers)
-    dist.check_same_start(model, corpus.info.sha256)
+    device.check_same_start(model, corpus.info.sha256)
     val_text = run.eval_text(corpus.val, cfg.run.eval_tokens)
-    print(words.describe_run(run, state, remark, dist, get_batch, val_text), flush=True)
+    print(words.describe_run(run, state, remark, device, get_batch, val_text), flush=True)
     if run.had_outcome and state.is_finished(cfg):
         return 0
-    remeasured = remeasure_best(run, state, val_text, corpus, dist)
-    log = TrainLog(run, dist, model, corpus, state)
-    stop = StopSignal(dist, words.resume_command(run, dist))
+    remeasured = remeasure_best(run, state, val_text, corpus, device)
+    log = TrainLog(run, device, model, corpus, state)
+    stop = StopSignal(device, words.resume_command(run, device))
     forward = (
-        compile_model(model, get_batch(0), make_objective(cfg), dist, log.say)
+        compile_model(model, get_batch(0), make_objective(cfg), device, log.say)
         if cfg.run.compile
         else model
     )
@@ -121,7 +121,7 @@ def train(cfg: Config, named: set[str]) -> int:
             get_batch(number * cfg.optim.batch_size) for number in range(FIRST_BATCHES)
         ]
         vocab_size = corpus.tokenizer.vocab_size
-        log.say(dist.on_rank0(check_step_zero, model, first_batches, vocab_size, dist) + "\n")
+        log.say(device.on_rank0(check_step_zero, model, first_batches, vocab_size, device) + "\n")
     log.say(words.COLUMNS)
 
     while True:
@@ -136,10 +136,10 @@ def train(cfg: Config, named: set[str]) -> int:
         if logging and log.lacks_this_step():  # a resumed run has logged its first step already
             record = log.make_record()
             if evaluating:
-                record |= validate(model, val_text, corpus, dist)
+                record |= validate(model, val_text, corpus, device)
                 log.keep_best(record, model, get_batch.epochs(state.windows))
             if log.write(record):  # the first evaluation, or one that passes a baseline
-                log.write_sample(generate_texts(model, corpus, dist, max_new_tokens=80)[0])
+                log.write_sample(generate_texts(model, corpus, device, max_new_tokens=80)[0])
             ending = ending or state.is_finished(cfg)  # this evaluation may have shown overfitting
             if ending or saving:
                 log.save("last", model, optimizers)
@@ -151,7 +151,7 @@ def train(cfg: Config, named: set[str]) -> int:
             optimizers,
             get_batch(state.windows),
             cfg,
-            dist,
+            device,
             state.step,
             teacher,
             state.loss_scale,
@@ -169,7 +169,7 @@ def train_step(
     optimizers: Optimizers,
     batch: list[Batch],
     cfg: Config,
-    dist: Distributed,
+    device: Device,
     step: int,
     teacher: GPT | None = None,
     loss_scale: float = 1.0,
@@ -183,30 +183,30 @@ def train_step(
     gradients would become zero.
     """
     lr = set_lr(optimizers, cfg.optim, step)
-    num_targets = int(dist.all_reduce(torch.tensor(sum(micro.num_targets for micro in batch))))
+    num_targets = int(device.all_reduce(torch.tensor(sum(micro.num_targets for micro in batch))))
     if num_targets == 0:
         batch = []  # nothing to learn from: only count the step
-    if dist.dtype != torch.float16:
+    if device.dtype != torch.float16:
         loss_scale = 1.0
     parameters = list(model.parameters())
 
     def forward_backward(micro: Batch) -> tuple[LossSums, Sequence[torch.Tensor]]:
         seed_dropout(cfg.run.seed, step, micro.number)
-        inputs, targets = dist.to_device(micro.inputs, micro.targets)
-        with dist.autocast():
+        inputs, targets = device.to_device(micro.inputs, micro.targets)
+        with device.autocast():
             loss = model(inputs, targets, make_objective(cfg), teacher_logits(teacher, inputs))
         objective = loss.objective / num_targets * loss_scale
         gradients = torch.autograd.grad(objective, parameters)
         return loss.detach(), gradients
 
     sums = []
-    for loss, gradients in dist.map(forward_backward, batch):
+    for loss, gradients in device.map(forward_backward, batch):
         sums.append(loss)
         add_gradients(parameters, gradients)
 
-    dist.all_reduce_gradients(parameters, loss_scale)
-    grad_norm = dist.clip_gradients(parameters, cfg.optim.grad_clip)
-    result = StepResult(sum_losses(sums, dist.all_reduce), grad_norm, lr)
+    device.all_reduce_gradients(parameters, loss_scale)
+    grad_norm = device.clip_gradients(parameters, cfg.optim.grad_clip)
+    result = StepResult(sum_losses(sums, device.all_reduce), grad_norm, lr)
     for optimizer in optimizers:
         if result.is_valid:
             optimizer.step()

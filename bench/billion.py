@@ -36,16 +36,16 @@ BATCHES, STEPS = 300, 10
 RECORDS = 1000
 
 
-def make_up(folder: Path, config: Config, tokens: int) -> None:
+def make_up(folder: Path, cfg: Config, tokens: int) -> None:
     """Prepare a small corpus, and put large shards in the place of its own."""
-    Path(config.data.corpus).mkdir()
-    (Path(config.data.corpus) / "records.jsonl").write_text(
+    Path(cfg.data.corpus).mkdir()
+    (Path(cfg.data.corpus) / "records.jsonl").write_text(
         "".join(
             json.dumps({"text": f"Record {number} of {tokens} tokens."}) + "\n"
             for number in range(RECORDS)
         )
     )
-    corpus = prepare.prepare_corpus(config.data)
+    corpus = prepare.prepare_corpus(cfg.data)
     (prepared,) = folder.glob("texts-*")
     (prepared / "checksums.json").unlink()
     rng = np.random.default_rng(0)
@@ -57,41 +57,41 @@ def make_up(folder: Path, config: Config, tokens: int) -> None:
     write_checksums(prepared)
 
 
-def open_and_use(config: Config) -> dict[str, Any]:
+def open_and_use(cfg: Config) -> dict[str, Any]:
     """Seconds to open the corpus, of each batch and of each step, and the memory that is not the
     file's pages.
     """
     import torch
 
-    from engine.distributed import micro_batch_size, setup_distributed
+    from engine.device import micro_batch_size, setup_device
     from engine.optim import make_optimizers
     from model import GPT
     from train import train_step
 
     began = time.perf_counter()
-    corpus = prepare.prepare_corpus(config.data)
+    corpus = prepare.prepare_corpus(cfg.data)
     get_batch = TrainBatches(
         corpus.train,
-        config.model.block_size,
-        config.optim.batch_size,
-        config.run.seed,
-        micro_batch_size=micro_batch_size(config),
+        cfg.model.block_size,
+        cfg.optim.batch_size,
+        cfg.run.seed,
+        micro_batch_size=micro_batch_size(cfg),
     )
     batches, steps, memory, opened = [], [], [own_memory()], time.perf_counter() - began
     get_batch(0)  # shuffles the epoch
     for step in range(BATCHES):
         began = time.perf_counter()
-        get_batch(step * config.optim.batch_size)
+        get_batch(step * cfg.optim.batch_size)
         batches.append(time.perf_counter() - began)
     memory.append(own_memory())
-    dist = setup_distributed(config.run.device, config.run.dtype)
+    device = setup_device(cfg.run.device, cfg.run.dtype)
     torch.manual_seed(0)
-    model = GPT(config.model, corpus.info.vocab_size).to(dist.device)
-    optimizers = make_optimizers(model, config.optim, dist)
+    model = GPT(cfg.model, corpus.info.vocab_size).to(device.torch_device)
+    optimizers = make_optimizers(model, cfg.optim, device)
     for step in range(STEPS):
         began = time.perf_counter()
-        batch = get_batch(step * config.optim.batch_size)
-        train_step(model, optimizers, batch, config, dist, step)
+        batch = get_batch(step * cfg.optim.batch_size)
+        train_step(model, optimizers, batch, cfg, device, step)
         steps.append(time.perf_counter() - began)
     return {
         "tokens": len(corpus.train.tokens),

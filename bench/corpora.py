@@ -94,12 +94,10 @@ def main(argv: list[str]) -> None:
         corpus = Path(name, "bench_speeches/speeches.jsonl")
         corpus.parent.mkdir()
         write_text(corpus, options.megabytes)
-        config = DataConfig(
+        cfg = DataConfig(
             corpus=str(corpus.parent), tokenizer=options.tokenizer, vocab_size=options.vocab_size
         )
-        tokenizer = make_tokenizer(
-            config, read_texts(str(corpus), tqdm(disable=True)), BPE_CHARACTERS
-        )
+        tokenizer = make_tokenizer(cfg, read_texts(str(corpus), tqdm(disable=True)), BPE_CHARACTERS)
         for _ in range(options.rounds):
             times["Surprisal"].append(ours(corpus, tokenizer))
             times["tiktoken"].append(theirs(corpus, tokenizer))

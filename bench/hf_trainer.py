@@ -20,7 +20,7 @@ from config.schema import ModelConfig
 from data.prepare import prepare_corpus
 
 
-def make_model(config: ModelConfig, vocab_size: int, block_size: int) -> Any:
+def make_model(cfg: ModelConfig, vocab_size: int, block_size: int) -> Any:
     """Random weights; its linear layers have biases, which nanoGPT's recipes do without."""
     # Imported where it is used: the project does without this package.
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -29,12 +29,12 @@ def make_model(config: ModelConfig, vocab_size: int, block_size: int) -> Any:
         GPT2Config(
             vocab_size=vocab_size,
             n_positions=block_size,
-            n_embd=config.n_embd,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            resid_pdrop=config.dropout,
-            embd_pdrop=config.dropout,
-            attn_pdrop=config.dropout,
+            n_embd=cfg.n_embd,
+            n_layer=cfg.n_layer,
+            n_head=cfg.n_head,
+            resid_pdrop=cfg.dropout,
+            embd_pdrop=cfg.dropout,
+            attn_pdrop=cfg.dropout,
             bos_token_id=0,
             eos_token_id=None,
             pad_token_id=0,
@@ -67,9 +67,9 @@ def main(recipe: str, steps: int) -> None:
             print(f"iter {state.global_step}: time {1000 * (now - self.last):.2f}ms", flush=True)
             self.last = now
 
-    config = load_config([recipe])[0]
-    corpus = prepare_corpus(config.data)
-    optim = config.optim
+    cfg = load_config([recipe])[0]
+    corpus = prepare_corpus(cfg.data)
+    optim = cfg.optim
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -87,11 +87,11 @@ def main(recipe: str, steps: int) -> None:
             report_to="none",
             disable_tqdm=True,
         )
-        model = make_model(config.model, corpus.info.vocab_size, config.model.block_size)
+        model = make_model(cfg.model, corpus.info.vocab_size, cfg.model.block_size)
         Trainer(
             model,
             arguments,
-            train_dataset=Windows(corpus.train.tokens, config.model.block_size),
+            train_dataset=Windows(corpus.train.tokens, cfg.model.block_size),
             callbacks=[Clock()],
         ).train()
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from bench.output import write_results
-from engine.distributed import setup_distributed
+from engine.device import setup_device
 from loss import next_token_loss
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -81,7 +81,7 @@ def peak_memory(name: str, shape: tuple[int, int, int], dtype: torch.dtype) -> f
 
 
 def _peak_memory(name: str, shape: tuple[int, int, int], dtype: torch.dtype) -> float:
-    setup_distributed("cpu", "float32")
+    setup_device("cpu", "float32")
     N, C, V = shape
     step(METHODS[name], *inputs(8, C, 64), dtype)
     data = inputs(N, C, V)
@@ -154,7 +154,7 @@ def measure(shape: tuple[int, int, int], dtype: torch.dtype, rounds: int) -> lis
 
 def main() -> None:
     quick = "--quick" in sys.argv
-    setup_distributed("cpu", "float32")
+    setup_device("cpu", "float32")
     shapes = [
         (N, C, V)
         for N in ([4096] if quick else [4096, 16384])

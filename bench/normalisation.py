@@ -22,7 +22,7 @@ from bench.output import write_results
 from config.schema import Config, DataConfig
 from data.batches import IGNORE_INDEX, Batch, TrainBatches
 from data.prepare import prepare_corpus
-from engine.distributed import Distributed, setup_distributed
+from engine.device import Device, setup_device
 from engine.optim import make_optimizers
 from model import GPT
 from train import train_step
@@ -43,13 +43,13 @@ def masked(batch: Batch, least: float) -> Batch:
     return batch._replace(targets=np.where(np.arange(T) >= T - scored, batch.targets, IGNORE_INDEX))
 
 
-def compare(model: GPT, batch: Batch, micro_batch_size: int, dist: Distributed) -> dict[str, float]:
+def compare(model: GPT, batch: Batch, micro_batch_size: int, device: Device) -> dict[str, float]:
     """The mean of means against the mean: |m - g| / |g|, |m| / |g|, and their cosine."""
     right = wrong = torch.zeros((), dtype=torch.float64)
     starts = range(0, len(batch.inputs), micro_batch_size)
     for start in starts:
         here = slice(start, start + micro_batch_size)
-        inputs, targets = dist.to_device(batch.inputs[here], batch.targets[here])
+        inputs, targets = device.to_device(batch.inputs[here], batch.targets[here])
         gradient, tokens = _sum_gradient(model, inputs, targets)
         right = right + gradient
         wrong = wrong + gradient / tokens / len(starts)  # 0 / 0 where nothing is scored
@@ -69,40 +69,38 @@ def _sum_gradient(model: GPT, inputs: Tensor, targets: Tensor) -> tuple[Tensor, 
 
 
 def main(argv: list[str]) -> None:
-    dist = setup_distributed("cpu", "float32")
-    config = Config(data=DataConfig(corpus=argv[0])) if argv else Config()
-    corpus = prepare_corpus(config.data)
-    batches = TrainBatches(
-        corpus.train, config.model.block_size, config.optim.batch_size, config.run.seed
-    )
-    torch.manual_seed(config.run.seed)
-    model = GPT(config.model, corpus.tokenizer.vocab_size).to(dist.device)
-    optimizers = make_optimizers(model, config.optim)
+    device = setup_device("cpu", "float32")
+    cfg = Config(data=DataConfig(corpus=argv[0])) if argv else Config()
+    corpus = prepare_corpus(cfg.data)
+    batches = TrainBatches(corpus.train, cfg.model.block_size, cfg.optim.batch_size, cfg.run.seed)
+    torch.manual_seed(cfg.run.seed)
+    model = GPT(cfg.model, corpus.tokenizer.vocab_size).to(device.torch_device)
+    optimizers = make_optimizers(model, cfg.optim)
     rows = []
     print(
-        f"{config.optim.batch_size} sequences of {config.model.block_size} tokens\n\n"
+        f"{cfg.optim.batch_size} sequences of {cfg.model.block_size} tokens\n\n"
         f"{'steps':>6} {'least':>6} {'scored':>7} {'micro-batch':>12} {'|m - g|/|g|':>12} "
         f"{'|m|/|g|':>8} {'cosine':>8}"
     )
     for step in range(STEPS + 1):
         if step in (0, STEPS):
             for least in LEAST:
-                batch = masked(batches(STEPS * config.optim.batch_size)[0], least)
+                batch = masked(batches(STEPS * cfg.optim.batch_size)[0], least)
                 for size in (1, 4, 16):
                     row = {
                         "steps": step,
                         "least": least,
                         "scored": float((batch.targets != IGNORE_INDEX).mean()),
                         "micro_batch_size": size,
-                    } | compare(model, batch, size, dist)
+                    } | compare(model, batch, size, device)
                     rows.append(row)
                     print(
                         "{steps:>6} {least:6.0%} {scored:7.1%} {micro_batch_size:>12} {difference:12.1e} {norm:8.3f} "
                         "{cosine:8.4f}".format(**row),
                         flush=True,
                     )
-        micro_batches = batches(step * config.optim.batch_size)
-        train_step(model, optimizers, micro_batches, config, dist, step)
+        micro_batches = batches(step * cfg.optim.batch_size)
+        train_step(model, optimizers, micro_batches, cfg, device, step)
     write_results("normalisation", rows)
 
 

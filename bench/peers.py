@@ -39,7 +39,7 @@ from config.schema import ModelConfig, Positive, Section
 from data.batches import EvalText, TrainBatches
 from data.prepare import prepare_corpus
 from engine.checkpoint import for_prediction
-from engine.distributed import micro_batch_size, setup_distributed
+from engine.device import micro_batch_size, setup_device
 from engine.generate import generate
 from engine.optim import make_optimizers
 from engine.run import open_run
@@ -130,8 +130,8 @@ def run_training(
             )
         times = times[1:]  # the first has more in it
         if program == "Surprisal":
-            config = load_config([recipe])[0]
-            tokens = config.optim.batch_size * config.model.block_size
+            cfg = load_config([recipe])[0]
+            tokens = cfg.optim.batch_size * cfg.model.block_size
             times = [
                 tokens / record["tokens_per_second"]
                 for record in open_run(Path(folder, "run")).read_metrics()
@@ -140,7 +140,7 @@ def run_training(
     return first, statistics.median(times)
 
 
-def nanogpt_model(path: str, config: ModelConfig) -> Any:
+def nanogpt_model(path: str, cfg: ModelConfig) -> Any:
     """nanoGPT's own GPT of the same shape."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", Path(path, "model.py"))
     if spec is None or spec.loader is None or not Path(path, "model.py").exists():
@@ -150,13 +150,13 @@ def nanogpt_model(path: str, config: ModelConfig) -> Any:
     spec.loader.exec_module(module)
     return module.GPT(
         module.GPTConfig(
-            block_size=config.block_size,
+            block_size=cfg.block_size,
             vocab_size=VOCABULARY,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            n_embd=config.n_embd,
+            n_layer=cfg.n_layer,
+            n_head=cfg.n_head,
+            n_embd=cfg.n_embd,
             dropout=0.0,
-            bias=config.bias,
+            bias=cfg.bias,
         )
     ).eval()
 
@@ -165,19 +165,21 @@ def samplers(nanogpt: str) -> dict[str, Callable[[], int]]:
     """For each program, a function that samples and returns how many tokens."""
     from bench.hf_trainer import make_model
 
-    config, dist = (
+    cfg, device = (
         load_config(["config/nanogpt_gpu.toml"])[0].model,
-        setup_distributed("cpu", "float32"),
+        setup_device("cpu", "float32"),
     )
-    ours, theirs = for_prediction(GPT(config, VOCABULARY), dist), nanogpt_model(nanogpt, config)
+    ours, theirs = for_prediction(GPT(cfg, VOCABULARY), device), nanogpt_model(nanogpt, cfg)
     # GPT-2's positions are absolute: transformers' cache cannot move on, so there the context has
     # room for all tokens.
-    peer = make_model(config, VOCABULARY, 1 + NEW_TOKENS).eval()
+    peer = make_model(cfg, VOCABULARY, 1 + NEW_TOKENS).eval()
     prompt = torch.zeros(1, 1, dtype=torch.int64)
 
     def sample(num_samples: int) -> int:
         return sum(
-            map(len, generate(ours, [0], dist, num_samples=num_samples, max_new_tokens=NEW_TOKENS))
+            map(
+                len, generate(ours, [0], device, num_samples=num_samples, max_new_tokens=NEW_TOKENS)
+            )
         )
 
     return {
@@ -202,27 +204,27 @@ def samplers(nanogpt: str) -> dict[str, Callable[[], int]]:
 
 def evaluation_rates(recipe: str) -> dict[str, float]:
     """Tokens a second of the validation loss and of training, in turns of about a second each."""
-    config = load_config([recipe])[0]
-    dist, corpus = setup_distributed("cpu", "float32"), prepare_corpus(config.data)
-    text = EvalText(corpus.val, config.model.block_size, max_tokens=65_536)
+    cfg = load_config([recipe])[0]
+    device, corpus = setup_device("cpu", "float32"), prepare_corpus(cfg.data)
+    text = EvalText(corpus.val, cfg.model.block_size, max_tokens=65_536)
     get_batch = TrainBatches(
         corpus.train,
-        config.model.block_size,
-        config.optim.batch_size,
-        config.run.seed,
-        micro_batch_size=micro_batch_size(config),
+        cfg.model.block_size,
+        cfg.optim.batch_size,
+        cfg.run.seed,
+        micro_batch_size=micro_batch_size(cfg),
     )
     torch.manual_seed(0)
-    model = GPT(config.model, corpus.info.vocab_size)
-    optimizers = make_optimizers(model, config.optim, dist)
+    model = GPT(cfg.model, corpus.info.vocab_size)
+    optimizers = make_optimizers(model, cfg.optim, device)
     for step in range(STEPS_BESIDE + 1):
         if step == 1:
             began = time.perf_counter()  # the first one warms up
-        batch = get_batch(step * config.optim.batch_size)
-        train_step(model, optimizers, batch, config, dist, step)
+        batch = get_batch(step * cfg.optim.batch_size)
+        train_step(model, optimizers, batch, cfg, device, step)
     trained = time.perf_counter()
-    evaluated = evaluate(model, text, dist).num_targets
-    tokens = config.optim.batch_size * config.model.block_size * STEPS_BESIDE
+    evaluated = evaluate(model, text, device).num_targets
+    tokens = cfg.optim.batch_size * cfg.model.block_size * STEPS_BESIDE
     return {
         "training": tokens / (trained - began),
         "evaluation": evaluated / (time.perf_counter() - trained),

@@ -59,8 +59,8 @@ def train(command: str, seed: int, dtype: str) -> dict[str, float]:
     folder = ROOT / "out/results" / name
     done = folder / "seconds.json"
     if not done.exists():
-        config, _ = load_config([*shlex.split(command)])
-        prepare_corpus(config.data)  # is not timed
+        cfg, _ = load_config([*shlex.split(command)])
+        prepare_corpus(cfg.data)  # is not timed
         started = time.perf_counter()
         process = subprocess.run(
             [

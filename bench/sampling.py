@@ -23,7 +23,7 @@ from bench.output import write_results
 from config.cli import load_config
 from config.errors import run_command
 from engine.checkpoint import for_prediction
-from engine.distributed import Distributed, setup_distributed
+from engine.device import Device, setup_device
 from engine.generate import generate, sample_token
 from model import GPT
 
@@ -39,38 +39,41 @@ WAYS = {
 
 
 def tokens_per_second(
-    model: GPT, dist: Distributed, num_samples: int, use_cache: bool, new_tokens: int
+    model: GPT, device: Device, num_samples: int, use_cache: bool, new_tokens: int
 ) -> float:
     """Of all sequences together, from the first token to the last."""
     began = time.perf_counter()
     if use_cache:
         made = sum(
-            map(len, generate(model, [0], dist, num_samples=num_samples, max_new_tokens=new_tokens))
+            map(
+                len,
+                generate(model, [0], device, num_samples=num_samples, max_new_tokens=new_tokens),
+            )
         )
     else:
-        made = sum(1 for _ in whole_windows(model, dist, new_tokens))
+        made = sum(1 for _ in whole_windows(model, device, new_tokens))
     return made / (time.perf_counter() - began)
 
 
 @torch.inference_mode()
-def whole_windows(model: GPT, dist: Distributed, new_tokens: int) -> Iterator[list[int]]:
+def whole_windows(model: GPT, device: Device, new_tokens: int) -> Iterator[list[int]]:
     """Each token from a whole block of those before it, all of it computed anew."""
-    tokens = torch.zeros(1, model.config.block_size, dtype=torch.int64, device=dist.device)
-    u = torch.full((1,), 0.5, device=dist.device)
+    tokens = torch.zeros(1, model.cfg.block_size, dtype=torch.int64, device=device.torch_device)
+    u = torch.full((1,), 0.5, device=device.torch_device)
     for _ in range(new_tokens):
-        hidden = model.hidden_states(tokens[:, -model.config.block_size :])
+        hidden = model.hidden_states(tokens[:, -model.cfg.block_size :])
         chosen = sample_token(model.logits(hidden[:, -1]), u, temperature=0.8, top_k=0, top_p=1.0)
         tokens = torch.cat([tokens, chosen[:, None]], dim=1)
         yield chosen.tolist()
 
 
 def main(argv: list[str]) -> None:
-    dists = {dtype: setup_distributed("auto", dtype) for dtype in ("float32", "bfloat16")}
+    dists = {dtype: setup_device("auto", dtype) for dtype in ("float32", "bfloat16")}
     torch.manual_seed(0)
     model = GPT(load_config([str(ROOT / "config/nanogpt_gpu.toml")])[0].model, VOCABULARY)
     models = {
-        dtype: for_prediction(copy.deepcopy(model).to(dist.device), dist)
-        for dtype, dist in dists.items()
+        dtype: for_prediction(copy.deepcopy(model).to(device.torch_device), device)
+        for dtype, device in dists.items()
     }
     rates: dict[str, list[float]] = {name: [] for name in WAYS}
     for _ in range(ROUNDS + 1):  # the first warms up

@@ -26,7 +26,7 @@ from config.errors import UserError, run_command
 from config.schema import Config, ModelConfig, OptimConfig, RunConfig, Section
 from data.batches import EvalText, TrainBatches
 from data.prepare import prepare_corpus
-from engine.distributed import micro_batch_size, setup_distributed
+from engine.device import micro_batch_size, setup_device
 from engine.optim import make_optimizers
 from engine.run import Record, append_line, parse_record
 from engine.step import evaluate
@@ -57,7 +57,7 @@ def train(n_layer: int, width: int, batch_size: int, steps: int, seed: int) -> R
     """A run, tuned in bench/NOTES.md; its loss is that of 32,768 targets, spread evenly over the
     validation split.
     """
-    config = Config(
+    cfg = Config(
         model=ModelConfig(n_layer=n_layer, n_head=1, n_embd=width),
         run=RunConfig(seed=seed),
         optim=OptimConfig(
@@ -68,20 +68,20 @@ def train(n_layer: int, width: int, batch_size: int, steps: int, seed: int) -> R
             muon_learning_rate=0.05,
         ),
     )
-    dist, corpus, block = (
-        setup_distributed("auto", "auto"),
-        prepare_corpus(config.data),
-        config.model.block_size,
+    device, corpus, block = (
+        setup_device("auto", "auto"),
+        prepare_corpus(cfg.data),
+        cfg.model.block_size,
     )
     torch.manual_seed(seed)
-    model = GPT(config.model, corpus.info.vocab_size).to(dist.device)
-    optimizers = make_optimizers(model, config.optim, dist)
+    model = GPT(cfg.model, corpus.info.vocab_size).to(device.torch_device)
+    optimizers = make_optimizers(model, cfg.optim, device)
     get_batch = TrainBatches(
-        corpus.train, block, batch_size, seed, micro_batch_size=micro_batch_size(config)
+        corpus.train, block, batch_size, seed, micro_batch_size=micro_batch_size(cfg)
     )
     began = time.perf_counter()
     for step in range(steps):
-        train_step(model, optimizers, get_batch(step * batch_size), config, dist, step)
+        train_step(model, optimizers, get_batch(step * batch_size), cfg, device, step)
     seconds = time.perf_counter() - began
     return {
         "step": steps,
@@ -89,7 +89,7 @@ def train(n_layer: int, width: int, batch_size: int, steps: int, seed: int) -> R
         "width": width,
         "N": model.num_params(),
         "D": steps * batch_size * block,
-        "val_nll": evaluate(model, EvalText(corpus.val, block, max_tokens=32_768), dist).nll,
+        "val_nll": evaluate(model, EvalText(corpus.val, block, max_tokens=32_768), device).nll,
         "seconds": seconds,
     }
 

@@ -25,7 +25,7 @@ from config.errors import run_command
 from config.schema import Config
 from data.batches import Batch, TrainBatches
 from data.prepare import prepare_corpus
-from engine.distributed import Distributed, micro_batch_size, setup_distributed
+from engine.device import Device, micro_batch_size, setup_device
 from engine.optim import make_optimizers
 from engine.step import compile_model, make_objective
 from loss import next_token_loss
@@ -37,82 +37,75 @@ SIZE = 2048  # of the matrices whose product is the machine's best
 Times = dict[str, list[float]]  # of each part, its seconds in each step
 
 
-def peak_flops(dist: Distributed) -> float:
+def peak_flops(device: Device) -> float:
     """FLOP/s of a large matrix product, the best of ten."""
-    a = torch.randn(SIZE, SIZE, device=dist.device, dtype=dist.dtype)
+    a = torch.randn(SIZE, SIZE, device=device.torch_device, dtype=device.dtype)
     times = []
     for _ in range(10):
-        began = clock(dist)
+        began = clock(device)
         a @ a
-        times.append(clock(dist) - began)
+        times.append(clock(device) - began)
     return 2 * SIZE**3 / min(times)
 
 
-def clock(dist: Distributed) -> float:
-    if dist.device.type != "cpu":
-        getattr(torch, dist.device.type).synchronize()
+def clock(device: Device) -> float:
+    if device.torch_device.type != "cpu":
+        getattr(torch, device.torch_device.type).synchronize()
     return time.perf_counter()
 
 
-def timed(
-    function: Callable[..., Any], seconds: list[float], dist: Distributed
-) -> Callable[..., Any]:
+def timed(function: Callable[..., Any], seconds: list[float], device: Device) -> Callable[..., Any]:
     """The same function; each call appends its seconds."""
 
     def call(*arguments: Any) -> Any:
-        began = clock(dist)
+        began = clock(device)
         result = function(*arguments)
-        seconds.append(clock(dist) - began)
+        seconds.append(clock(device) - began)
         return result
 
     return call
 
 
-def measure(config: Config, steps: int) -> dict[str, Any]:
+def measure(cfg: Config, steps: int) -> dict[str, Any]:
     """The seconds of each part and of each step of a training, and what its products reach."""
-    dist = setup_distributed(config.run.device, config.run.dtype)
-    if config.run.compile:
-        dist = dist.without_workers()
-    corpus = prepare_corpus(config.data)
-    eos = corpus.tokenizer.eos if config.data.padded else None
-    batch_size = config.optim.batch_size
+    device = setup_device(cfg.run.device, cfg.run.dtype)
+    if cfg.run.compile:
+        device = device.without_workers()
+    corpus = prepare_corpus(cfg.data)
+    eos = corpus.tokenizer.eos if cfg.data.padded else None
+    batch_size = cfg.optim.batch_size
     batches = TrainBatches(
-        corpus.train,
-        config.model.block_size,
-        batch_size,
-        config.run.seed,
-        eos,
-        micro_batch_size(config),
+        corpus.train, cfg.model.block_size, batch_size, cfg.run.seed, eos, micro_batch_size(cfg)
     )
-    torch.manual_seed(config.run.seed)
-    model = GPT(config.model, corpus.tokenizer.vocab_size).to(dist.device)
+    torch.manual_seed(cfg.run.seed)
+    model = GPT(cfg.model, corpus.tokenizer.vocab_size).to(device.torch_device)
     forward: torch.nn.Module = model
-    if config.run.compile:
-        forward = compile_model(model, batches(0), make_objective(config), dist, print)
-    optimizers = make_optimizers(model, config.optim, dist)
+    if cfg.run.compile:
+        forward = compile_model(model, batches(0), make_objective(cfg), device, print)
+    optimizers = make_optimizers(model, cfg.optim, device)
 
     seconds: Times = {"data": [], "step": []}
     for optimizer in optimizers:
         name = type(optimizer).__name__
         seconds[name] = []
-        optimizer.step = timed(optimizer.step, seconds[name], dist)  # type: ignore[method-assign]
-    get_batch = timed(batches, seconds["data"], dist)
-    take_step = timed(train_step, seconds["step"], dist)
+        optimizer.step = timed(optimizer.step, seconds[name], device)  # type: ignore[method-assign]
+    get_batch = timed(batches, seconds["data"], device)
+    take_step = timed(train_step, seconds["step"], device)
     for step in range(WARM_UP + steps):
         batch = get_batch(step * batch_size)
-        take_step(forward, optimizers, batch, config, dist, min(step, config.optim.max_iters - 1))
-    alone = measure_micro_batch(model, batch[0], dist, steps)
+        take_step(forward, optimizers, batch, cfg, device, min(step, cfg.optim.max_iters - 1))
+    alone = measure_micro_batch(model, batch[0], device, steps)
 
     medians = {
         name: statistics.median(times[WARM_UP:]) for name, times in (seconds | alone).items()
     }
-    tokens = batch_size * config.model.block_size
+    tokens = batch_size * cfg.model.block_size
     both = zip(seconds["data"][WARM_UP:], seconds["step"][WARM_UP:], strict=True)
     times = [data + step for data, step in both]
     median = statistics.median(times)
     return {
-        "config": config.model_dump(),
-        "dist": str(dist),
+        "config": cfg.model_dump(),
+        "device": str(device),
         "parameters": model.num_params(),
         "tokens": tokens,
         "micro_batches": len(batch),
@@ -120,22 +113,22 @@ def measure(config: Config, steps: int) -> dict[str, Any]:
         "steps": times,
         "tokens_per_second": tokens / median,
         "flops": tokens * model.flops_per_token() / median,
-        "peak_flops": peak_flops(dist),
+        "peak_flops": peak_flops(device),
     }
 
 
-def measure_micro_batch(model: GPT, micro: Batch, dist: Distributed, steps: int) -> Times:
+def measure_micro_batch(model: GPT, micro: Batch, device: Device, steps: int) -> Times:
     """The seconds of each part of a micro-batch, by one core or a GPU."""
     parameters = list(model.parameters())
     seconds: Times = {"forward": [], "loss": [], "backward": []}
-    hidden_states = timed(model.hidden_states, seconds["forward"], dist)
-    loss = timed(next_token_loss, seconds["loss"], dist)
-    backward = timed(torch.autograd.grad, seconds["backward"], dist)
+    hidden_states = timed(model.hidden_states, seconds["forward"], device)
+    loss = timed(next_token_loss, seconds["loss"], device)
+    backward = timed(torch.autograd.grad, seconds["backward"], device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for _ in range(WARM_UP + steps):
-        inputs, targets = dist.to_device(micro.inputs, micro.targets)
-        with dist.autocast():
+        inputs, targets = device.to_device(micro.inputs, micro.targets)
+        with device.autocast():
             objective = loss(hidden_states(inputs), model.lm_head.weight, targets).objective
         backward(objective, parameters)
     torch.set_num_threads(threads)
@@ -151,7 +144,7 @@ def main(argv: list[str]) -> None:
     rows = {"data": parts["data"], f"gradients of {found['micro_batches']} micro-batches": rest}
     rows |= {name: parts[name] for name in optimizers}
     print(
-        f"GPT with {found['parameters']:,} parameters\n{found['dist']}: steps of {found['tokens']:,} tokens\n"
+        f"GPT with {found['parameters']:,} parameters\n{found["device"]}: steps of {found['tokens']:,} tokens\n"
     )
     print(f"{'part':<32}{'ms':>9}{'share':>8}")
     for name, value in rows.items():

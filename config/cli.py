@@ -21,27 +21,27 @@ def load_config(argv: list[str]) -> tuple[Config, set[str]]:
     A run that is resumed keeps what is not named. UserError with all mistakes at once.
     """
     path, given = _parse_training(argv)
-    config = merge(Config, path, given)
-    if not config.run.out_dir:
-        config = config.with_run(out_dir=str(_choose_out_dir(path, given, config.run)))
-    run = Path(config.run.out_dir)
-    if config.run.resumes and is_run(run):
-        config = resume_config(config, set(given), run)
-    elif config.run.init_from == "auto":  # there is no run yet: it starts as the recipe says
-        config = config.with_run(init_from=_recipe(path, given).run.source or "auto")
-    if config.run.source:
-        config = adopt_shape(config)
-    if problems := config.problems():
+    cfg = merge(Config, path, given)
+    if not cfg.run.out_dir:
+        cfg = cfg.with_run(out_dir=str(_choose_out_dir(path, given, cfg.run)))
+    run = Path(cfg.run.out_dir)
+    if cfg.run.resumes and is_run(run):
+        cfg = resume_config(cfg, set(given), run)
+    elif cfg.run.init_from == "auto":  # there is no run yet: it starts as the recipe says
+        cfg = cfg.with_run(init_from=_recipe(path, given).run.source or "auto")
+    if cfg.run.source:
+        cfg = adopt_shape(cfg)
+    if problems := cfg.problems():
         raise UserError("\n  ".join(problems))
-    return config, set(given)
+    return cfg, set(given)
 
 
-def describe_unused(argv: list[str], config: Config) -> list[str]:
+def describe_unused(argv: list[str], cfg: Config) -> list[str]:
     """What the recipe of a resumed run says, and is not done, a line each."""
     path, given = _parse_training(argv)
-    if not config.run.resumes or not is_run(Path(config.run.out_dir)):
+    if not cfg.run.resumes or not is_run(Path(cfg.run.out_dir)):
         return []
-    return unused_options(_recipe(path, given), config, set(given))
+    return unused_options(_recipe(path, given), cfg, set(given))
 
 
 def _parse_training(argv: list[str]) -> tuple[Path | None, dict[str, str]]:

@@ -73,7 +73,7 @@ def nearest_run(path: Path) -> str:
     is near.
     """
     places = {path.parent, Path("out")}
-    runs = [config.parent for place in places for config in sorted(place.glob("*/config.toml"))]
+    runs = [cfg.parent for place in places for cfg in sorted(place.glob("*/config.toml"))]
     return did_you_mean(path.name, {run.name: str(run) for run in runs})
 
 

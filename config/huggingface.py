@@ -78,7 +78,7 @@ def to_json(model: ModelConfig, vocab_size: int, eos: int | None, name: str) -> 
         raise UserError(
             f"{name}: {form.architecture}, the nearest model of transformers, has no {', '.join(others)}"
         )
-    config = {
+    cfg = {
         "architectures": [form.architecture],
         "model_type": kind,
         "vocab_size": vocab_size,
@@ -91,8 +91,8 @@ def to_json(model: ModelConfig, vocab_size: int, eos: int | None, name: str) -> 
         "pad_token_id": None,
     }
     if kind == "gpt2":
-        return config | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), model.dropout)
-    return config | {
+        return cfg | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), model.dropout)
+    return cfg | {
         "intermediate_size": 4 * model.n_embd,
         "num_key_value_heads": model.n_head,
         "final_logit_softcapping": model.softcap or None,
@@ -100,17 +100,17 @@ def to_json(model: ModelConfig, vocab_size: int, eos: int | None, name: str) -> 
     }
 
 
-def from_json(config: dict[str, Any], name: str) -> dict[str, Any]:
+def from_json(cfg: dict[str, Any], name: str) -> dict[str, Any]:
     """The options in [model] of a model there; UserError for one that this repository does not
     have.
     """
-    kind = str(config.get("model_type", "model without model_type"))
+    kind = str(cfg.get("model_type", "model without model_type"))
     if kind not in FORMS:
         raise UserError(f"{name}: is a {kind}; should be one of {', '.join(FORMS)}")
     form = FORMS[kind]
-    if wrong := [theirs for theirs in form.sizes if type(config.get(theirs)) is not int]:
+    if wrong := [theirs for theirs in form.sizes if type(cfg.get(theirs)) is not int]:
         raise UserError(f"{name}/config.json: {wrong[0]} should be a whole number")
-    model = {ours: config[theirs] for theirs, ours in form.sizes.items()}
+    model = {ours: cfg[theirs] for theirs, ours in form.sizes.items()}
     if model["n_embd"] % (2 * max(1, model["n_head"])):
         raise UserError(
             f"{name}/config.json: a width of {model['n_embd']} in {model['n_head']} heads: should be a "
@@ -126,9 +126,9 @@ def from_json(config: dict[str, Any], name: str) -> dict[str, Any]:
         }
     )
     for option, value in fixed.items():
-        if config.get(option) not in (None, value):
+        if cfg.get(option) not in (None, value):
             raise UserError(
-                f"{name}/config.json: {option} is {config[option]}; here it can only be {value}"
+                f"{name}/config.json: {option} is {cfg[option]}; here it can only be {value}"
             )
     is_gpt2 = kind == "gpt2"
     return (
@@ -136,8 +136,8 @@ def from_json(config: dict[str, Any], name: str) -> dict[str, Any]:
         | form.options
         | {
             "bias": is_gpt2,
-            "tied": bool(config.get("tie_word_embeddings", is_gpt2)),
+            "tied": bool(cfg.get("tie_word_embeddings", is_gpt2)),
             # their default
-            "softcap": 0.0 if is_gpt2 else config.get("final_logit_softcapping", 15.0) or 0.0,
+            "softcap": 0.0 if is_gpt2 else cfg.get("final_logit_softcapping", 15.0) or 0.0,
         }
     )

@@ -95,13 +95,13 @@ def read_documents_options(path: Path) -> DocumentsOptions:
         ) from None
 
 
-def adopt_shape(config: Config) -> Config:
+def adopt_shape(cfg: Config) -> Config:
     """The configuration with the shape and the tokens of the model it starts from.
 
     UserError for options that ask for another model; only `dropout` and a smaller `block_size` may
     differ.
     """
-    source = config.run.init_from
+    source = cfg.run.init_from
     if source not in NAMES and not Path(source).is_dir():
         nearest = did_you_mean(source, ("scratch", "resume", "auto", *NAMES)) or nearest_run(
             Path(source)
@@ -109,7 +109,7 @@ def adopt_shape(config: Config) -> Config:
         raise UserError(f"init_from={source}: should be scratch, resume, auto, {MODELS}{nearest}")
     shape, asked = (
         read_shape(find_source(source)).model_dump(),
-        config.model.model_dump(exclude_unset=True),
+        cfg.model.model_dump(exclude_unset=True),
     )
     kept = {
         name: value
@@ -122,13 +122,13 @@ def adopt_shape(config: Config) -> Config:
         if name not in kept and value != shape[name]
     ]
     tokenizer = "gpt2" if source in NAMES and not Path(source).is_dir() else source
-    if "tokenizer" in config.data.model_fields_set and config.data.tokenizer != tokenizer:
-        wrong.append(f"tokenizer={config.data.tokenizer}: {source} has tokens of its own")
+    if "tokenizer" in cfg.data.model_fields_set and cfg.data.tokenizer != tokenizer:
+        wrong.append(f"tokenizer={cfg.data.tokenizer}: {source} has tokens of its own")
     if wrong:
         raise UserError("\n  ".join(wrong))
-    return config.model_copy(
+    return cfg.model_copy(
         update={
-            "model": config.model.model_copy(update=shape | kept),
-            "data": config.data.model_copy(update={"tokenizer": tokenizer}),
+            "model": cfg.model.model_copy(update=shape | kept),
+            "data": cfg.data.model_copy(update={"tokenizer": tokenizer}),
         }
     )

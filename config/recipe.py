@@ -81,10 +81,10 @@ def load_saved(path: Path) -> Config:
     UserError if it is not one. What only a training needs, such as its text, may be gone.
     """
     check_entries(path.parent)
-    config = merge(Config, path, {})
-    if conflicts := config.conflicts():
+    cfg = merge(Config, path, {})
+    if conflicts := cfg.conflicts():
         raise UserError(f"{path}: {'; '.join(conflicts)}")
-    return config
+    return cfg
 
 
 def drop_removed(values: dict[str, Any]) -> None:
@@ -95,10 +95,10 @@ def drop_removed(values: dict[str, Any]) -> None:
             section.pop(name, None)
 
 
-def to_toml(config: Config) -> str:
+def to_toml(cfg: Config) -> str:
     """A recipe with the value of every option but out_dir; of init_from only a model's name."""
-    left_out = {"out_dir"} if config.run.source else {"out_dir", "init_from"}
-    return tomli_w.dumps(config.model_dump(exclude={"run": left_out}))
+    left_out = {"out_dir"} if cfg.run.source else {"out_dir", "init_from"}
+    return tomli_w.dumps(cfg.model_dump(exclude={"run": left_out}))
 
 
 def _nearest(word: str, section_of: dict[str, str], on_command_line: bool) -> str:

@@ -27,13 +27,13 @@ def resume_config(asked: Config, named: set[str], path: Path) -> Config:
     return saved.model_copy(update=updates)
 
 
-def unused_options(recipe: Config, config: Config, named: set[str]) -> list[str]:
+def unused_options(recipe: Config, cfg: Config, named: set[str]) -> list[str]:
     """What a recipe says that a resumed run does not do, a line each."""
     lines = []
     for section, options in recipe:
         for name in sorted(options.model_fields_set & MUST_STAY - named):
             value = getattr(options, name)
-            kept = getattr(getattr(config, section), name)
+            kept = getattr(getattr(cfg, section), name)
             if value != kept:
                 lines.append(f"{name}={value} of the recipe is not used: the run has {name}={kept}")
     return lines

@@ -78,34 +78,31 @@ class Record(BaseModel):
     completion: str = Field(min_length=1)
 
 
-def split_documents(text: str, config: DataConfig) -> dict[str, list[Document]]:
+def split_documents(text: str, cfg: DataConfig) -> dict[str, list[Document]]:
     """The documents of both splits. The validation split is the end of the text; documents stay
     whole.
     """
-    if config.eos_text is None:
-        cut = int(len(text) * (1 - config.val_fraction))
-        return {
-            "train": read_documents(text[:cut], config),
-            "val": read_documents(text[cut:], config),
-        }
-    documents = read_documents(text, config)
+    if cfg.eos_text is None:
+        cut = int(len(text) * (1 - cfg.val_fraction))
+        return {"train": read_documents(text[:cut], cfg), "val": read_documents(text[cut:], cfg)}
+    documents = read_documents(text, cfg)
     if len(documents) < 2:
         raise UserError(
-            f"corpus {config.corpus}: has {len(documents)} document(s); one is needed for each split"
+            f"corpus {cfg.corpus}: has {len(documents)} document(s); one is needed for each split"
         )
-    cut = min(max(1, int(len(documents) * (1 - config.val_fraction))), len(documents) - 1)
+    cut = min(max(1, int(len(documents) * (1 - cfg.val_fraction))), len(documents) - 1)
     return {"train": documents[:cut], "val": documents[cut:]}
 
 
-def read_documents(text: str, config: DataConfig) -> list[Document]:
+def read_documents(text: str, cfg: DataConfig) -> list[Document]:
     """The documents of a text: records of JSONL, lines, paragraphs, or the whole text."""
-    if config.is_jsonl:
+    if cfg.is_jsonl:
         return [
-            [(record.prompt, False), *apply_mask(record.completion, config.mask)]
-            for record in read_records(text, config.corpus)
+            [(record.prompt, False), *apply_mask(record.completion, cfg.mask)]
+            for record in read_records(text, cfg.corpus)
         ]
-    parts = [text] if config.eos_text is None else re.split(config.eos_text + "\n*", text)
-    return [apply_mask(part, config.mask) for part in parts if part]
+    parts = [text] if cfg.eos_text is None else re.split(cfg.eos_text + "\n*", text)
+    return [apply_mask(part, cfg.mask) for part in parts if part]
 
 
 def apply_mask(text: str, mask: str) -> Document:
@@ -150,7 +147,7 @@ def read_records(text: str, corpus: str) -> list[Record]:
 
 
 def encode_documents(
-    documents: list[Document], tokenizer: Tokenizer, config: DataConfig, name: str
+    documents: list[Document], tokenizer: Tokenizer, cfg: DataConfig, name: str
 ) -> Split:
     """Documents as tokens, one after another; UserError that says `name` if none of the tokens is a
     target.
@@ -161,7 +158,7 @@ def encode_documents(
     eos = (
         []
         if tokenizer.eos is None
-        else [(np.array([tokenizer.eos], tokenizer.dtype), config.predict_eos)]
+        else [(np.array([tokenizer.eos], tokenizer.dtype), cfg.predict_eos)]
     )
     parts = [*eos]
     for document in documents:
@@ -176,7 +173,7 @@ def encode_documents(
         [is_target for _, is_target in parts], [len(tokens) for tokens, _ in parts]
     )
     if not unmasked[1:].any():
-        raise UserError(f"{name}: no targets: mask={config.mask} matches all of it")
+        raise UserError(f"{name}: no targets: mask={cfg.mask} matches all of it")
     return Split(
         np.concatenate([tokens for tokens, _ in parts]), None if unmasked.all() else unmasked
     )

@@ -41,35 +41,33 @@ def describe_files(corpus: str) -> str:
     )
 
 
-def prepare_large(folder: Path, config: DataConfig, tokenizer: Tokenizer | None) -> None:
+def prepare_large(folder: Path, cfg: DataConfig, tokenizer: Tokenizer | None) -> None:
     """Write a corpus to the folder in shards; a preparation that was stopped goes on where it was."""
     folder.mkdir(parents=True, exist_ok=True)
     check_entries(folder)  # what a stopped preparation left
-    files = find_files(config.corpus)
-    if left_out := describe_left_out(config.corpus):
-        print(f"corpus {config.corpus}: left out: {left_out}", file=sys.stderr)
-    fraction = (
-        0.0 if any(is_validation(path, config.corpus) for path in files) else config.val_fraction
-    )
+    files = find_files(cfg.corpus)
+    if left_out := describe_left_out(cfg.corpus):
+        print(f"corpus {cfg.corpus}: left out: {left_out}", file=sys.stderr)
+    fraction = 0.0 if any(is_validation(path, cfg.corpus) for path in files) else cfg.val_fraction
     if fraction and files and all(is_txt(path) for path in files):  # a document each
         if len(files) < 2:
             raise UserError(
-                f"corpus {config.corpus}: {files[0]} is one document; two are needed, one for each split"
+                f"corpus {cfg.corpus}: {files[0]} is one document; two are needed, one for each split"
             )
         fraction = max(fraction, 1 / len(files))
 
     def read(what: str) -> Iterator[Text]:
         size = sum(path.stat().st_size for path in files)
         with progress_bar(
-            desc=f"{what} {config.corpus}", total=size or None, unit="B", unit_scale=True
+            desc=f"{what} {cfg.corpus}", total=size or None, unit="B", unit_scale=True
         ) as progress:
-            yield from choose_split(read_texts(config.corpus, progress), fraction)
+            yield from choose_split(read_texts(cfg.corpus, progress), fraction)
 
     path = folder / "tokenizer.json"
     if path.exists():
         tokenizer = load_tokenizer(path)
     elif tokenizer is None:
-        tokenizer = make_tokenizer(config, read("reading"), BPE_CHARACTERS)
+        tokenizer = make_tokenizer(cfg, read("reading"), BPE_CHARACTERS)
     write_atomically(path, tokenizer.model_dump_json().encode())
     shards = list(write_shards(read("encoding"), tokenizer, folder))
     sizes, splits = {}, {}
@@ -80,7 +78,7 @@ def prepare_large(folder: Path, config: DataConfig, tokenizer: Tokenizer | None)
         )
         if not documents:
             raise UserError(
-                f"corpus {config.corpus}: has no document for the {name} split; it needs more documents, "
+                f"corpus {cfg.corpus}: has no document for the {name} split; it needs more documents, "
                 "another val_fraction, or files with `val` in their names and others without"
             )
         sizes[name] = SplitInfo(tokens=tokens, documents=documents, targets=tokens - 1)
@@ -94,7 +92,7 @@ def prepare_large(folder: Path, config: DataConfig, tokenizer: Tokenizer | None)
         temporary.unlink()
     hashes = {path.name: hash_file(path) for path in sorted(folder.glob("*.npy"))}
     info = CorpusInfo(
-        name=config.corpus_name,
+        name=cfg.corpus_name,
         sha256=hashlib.sha256("".join(hashes.values()).encode()).hexdigest(),
         tokenizer=tokenizer.kind,
         vocab_size=tokenizer.vocab_size,

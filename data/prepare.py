@@ -79,39 +79,35 @@ class Source(NamedTuple):
     nll: np.ndarray | None = None  # of each character
 
 
-def prepare_corpus(config: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
+def prepare_corpus(cfg: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
     """The prepared corpus; it is prepared again only if it is missing or damaged, or its text has
     changed.
 
-    The tokens are those of `tokenizer`, or what config.tokenizer says.
+    The tokens are those of `tokenizer`, or what cfg.tokenizer says.
     """
     with out_of_memory("the corpus is too large for this machine; use a smaller text"):
-        options, given = config.model_dump_json(exclude={"corpus"}), None
-        if config.tokenizer not in TOKENIZERS:
+        options, given = cfg.model_dump_json(exclude={"corpus"}), None
+        if cfg.tokenizer not in TOKENIZERS:
             given = with_eos(
-                tokenizer or read_tokenizer(find_source(config.tokenizer)),
-                config.eos_text,
-                config.tokenizer,
+                tokenizer or read_tokenizer(find_source(cfg.tokenizer)), cfg.eos_text, cfg.tokenizer
             )
-            options = (
-                config.model_dump_json(exclude={"corpus", "tokenizer"}) + given.model_dump_json()
-            )
-        source = Source("") if config.is_large else read_source(config)
+            options = cfg.model_dump_json(exclude={"corpus", "tokenizer"}) + given.model_dump_json()
+        source = Source("") if cfg.is_large else read_source(cfg)
         sha256 = (
-            describe_files(config.corpus)
-            if config.is_large
+            describe_files(cfg.corpus)
+            if cfg.is_large
             else hashlib.sha256(source.text.encode()).hexdigest()
         )
         key = hashlib.sha256(f"{FORMAT} {sha256} {options}".encode()).hexdigest()[:8]
         # with room for the rest
-        name = short_name(re.sub(r"[^\w.-]+", "_", config.corpus_name), LONGEST_NAME - 40)
-        folder = DATA / f"{name}-{given.kind if given else config.tokenizer}-{key}"
+        name = short_name(re.sub(r"[^\w.-]+", "_", cfg.corpus_name), LONGEST_NAME - 40)
+        folder = DATA / f"{name}-{given.kind if given else cfg.tokenizer}-{key}"
         corpus = open_sound(folder)
         if corpus is None:
             with locked(lock_of(folder), f"{folder}: another process prepares it", WAIT):
                 if open_sound(folder) is None:  # else the other process prepared it
                     if (folder / "checksums.json").exists() or (
-                        folder.exists() and not config.is_large
+                        folder.exists() and not cfg.is_large
                     ):
                         print(
                             f"{folder}: incomplete or damaged; preparing it again", file=sys.stderr
@@ -119,10 +115,10 @@ def prepare_corpus(config: DataConfig, tokenizer: Tokenizer | None = None) -> Co
                         # else it would say that they are there
                         (folder / "shards.jsonl").unlink(missing_ok=True)
                         shutil.rmtree(folder)
-                    if config.is_large:
-                        prepare_large(folder, config, given)
+                    if cfg.is_large:
+                        prepare_large(folder, cfg, given)
                     else:
-                        _prepare(source, sha256, folder, config, given)
+                        _prepare(source, sha256, folder, cfg, given)
             corpus = open_prepared(folder)
         if source.nll is not None:
             corpus = replace(corpus, source_nll=source.nll[1 - len(corpus.val.tokens) :])
@@ -162,41 +158,37 @@ def open_prepared(folder: Path) -> Corpus:
     return Corpus(info, tokenizer, splits["train"], splits["val"])
 
 
-def read_source(config: DataConfig) -> Source:
+def read_source(cfg: DataConfig) -> Source:
     """UserError for a large corpus, whose text is nowhere in one piece."""
-    if config.is_large:
+    if cfg.is_large:
         raise UserError(
-            f"corpus {config.corpus}: is read in pieces; name one file of text, not compressed"
+            f"corpus {cfg.corpus}: is read in pieces; name one file of text, not compressed"
         )
-    if config.corpus != "markov":
-        return Source(read_corpus(config.corpus))
-    markov = MarkovSource(config.markov_order, config.markov_alphabet, config.markov_temperature)
+    if cfg.corpus != "markov":
+        return Source(read_corpus(cfg.corpus))
+    markov = MarkovSource(cfg.markov_order, cfg.markov_alphabet, cfg.markov_temperature)
     text, nll = markov.sample(LENGTH)
     return Source(text, markov.entropy_rate, nll)
 
 
-def read_all_documents(config: DataConfig) -> list[Document]:
+def read_all_documents(cfg: DataConfig) -> list[Document]:
     """The documents of any corpus, all in memory: of a text to evaluate."""
-    if config.is_large:
-        return [apply_mask(text, config.mask) for text in read_whole_texts(config.corpus)]
-    return read_documents(read_source(config).text, config)
+    if cfg.is_large:
+        return [apply_mask(text, cfg.mask) for text in read_whole_texts(cfg.corpus)]
+    return read_documents(read_source(cfg).text, cfg)
 
 
 def _prepare(
-    source: Source, text_sha256: str, folder: Path, config: DataConfig, tokenizer: Tokenizer | None
+    source: Source, text_sha256: str, folder: Path, cfg: DataConfig, tokenizer: Tokenizer | None
 ) -> None:
     """Write everything to the folder; without checksums.json, the last file, it counts as
     incomplete.
     """
-    documents = split_documents(source.text, config)
-    if config.mask and all(
-        is_target for document in documents["train"] for _, is_target in document
-    ):
-        raise UserError(
-            f"mask={config.mask}: matches nothing in the training split of {config.corpus}"
-        )
+    documents = split_documents(source.text, cfg)
+    if cfg.mask and all(is_target for document in documents["train"] for _, is_target in document):
+        raise UserError(f"mask={cfg.mask}: matches nothing in the training split of {cfg.corpus}")
     tokenizer = tokenizer or make_tokenizer(
-        config,
+        cfg,
         (
             Text("".join(text for text, _ in document), is_val=name == "val")
             for name, part in documents.items()
@@ -204,11 +196,11 @@ def _prepare(
         ),
     )
     splits = {
-        name: encode_documents(part, tokenizer, config, f"corpus {config.corpus}, {name} split")
+        name: encode_documents(part, tokenizer, cfg, f"corpus {cfg.corpus}, {name} split")
         for name, part in documents.items()
     }
     baselines = measure_baselines(splits["train"], splits["val"], tokenizer, source.entropy_rate)
-    progress = progress_bar(baselines, f"preparing {config.corpus}", unit=" baselines")
+    progress = progress_bar(baselines, f"preparing {cfg.corpus}", unit=" baselines")
     sizes = {
         name: SplitInfo(
             tokens=len(split.tokens), documents=len(documents[name]), targets=split.num_targets()
@@ -216,10 +208,10 @@ def _prepare(
         for name, split in splits.items()
     }
     opening = itertools.takewhile(
-        lambda segment: not segment[1], documents["val"][0] if config.eos_text else []
+        lambda segment: not segment[1], documents["val"][0] if cfg.eos_text else []
     )
     info = CorpusInfo(
-        name=config.corpus_name,
+        name=cfg.corpus_name,
         sha256=text_sha256,
         tokenizer=tokenizer.kind,
         vocab_size=tokenizer.vocab_size,
@@ -242,12 +234,12 @@ def _prepare(
 
 
 def main(argv: list[str]) -> None:
-    config, _ = load_config(argv)
-    corpus = prepare_corpus(config.data)
-    eos = corpus.tokenizer.eos if config.data.padded else None
+    cfg, _ = load_config(argv)
+    corpus = prepare_corpus(cfg.data)
+    eos = corpus.tokenizer.eos if cfg.data.padded else None
     print(
         corpus.info.describe(),
-        *describe_empty_windows(corpus.train, config.model.block_size, eos),
+        *describe_empty_windows(corpus.train, cfg.model.block_size, eos),
         sep="\n",
     )
 

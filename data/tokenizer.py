@@ -173,17 +173,17 @@ def train_bpe(text: str, vocab_size: int, eos_text: str | None = None) -> Tokeni
     )
 
 
-def make_tokenizer(config: DataConfig, texts: Iterable[Text], most: float = math.inf) -> Tokenizer:
+def make_tokenizer(cfg: DataConfig, texts: Iterable[Text], most: float = math.inf) -> Tokenizer:
     """char reads all texts to know their characters; bpe learns from those for training, up to
     `most` characters.
     """
-    if config.tokenizer == "char":
+    if cfg.tokenizer == "char":
         characters: set[str] = set()
         for text in texts:
             characters.update(text.text)
-        return char_tokenizer(characters, config.eos_text)
-    if config.tokenizer == "gpt2":
-        return load_gpt2(config.eos_text)
+        return char_tokenizer(characters, cfg.eos_text)
+    if cfg.tokenizer == "gpt2":
+        return load_gpt2(cfg.eos_text)
     learned: list[str] = []
     for text in texts:
         if not text.is_val:
@@ -191,7 +191,7 @@ def make_tokenizer(config: DataConfig, texts: Iterable[Text], most: float = math
             most -= len(text.text)
         if most <= 0:
             break
-    return train_bpe("\n".join(learned), config.vocab_size, config.eos_text)
+    return train_bpe("\n".join(learned), cfg.vocab_size, cfg.eos_text)
 
 
 def load_gpt2(eos_text: str | None = None) -> Tokenizer:

@@ -25,7 +25,7 @@ from config.files import replacing
 from config.pretrained import is_hugging_face
 from config.schema import Config, ModelConfig
 from data.tokenizer import Tokenizer
-from engine.distributed import Distributed
+from engine.device import Device
 from engine.huggingface import from_hugging_face
 from engine.optim import state_shapes
 from engine.run import Run, kept_options, open_run
@@ -118,9 +118,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(path, state, options, tensors)
 
 
-def check_options(saved: Checkpoint, config: Config) -> None:
+def check_options(saved: Checkpoint, cfg: Config) -> None:
     """UserError that names the options with which the weights would be another model."""
-    now = kept_options(config)
+    now = kept_options(cfg)
     wrong = [
         f"{name}={saved.options[name]!s:.40}, not {name}={now[name]!s:.40}"
         for name in now
@@ -212,7 +212,7 @@ def load_last(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState,
             continue
         try:
             saved = open_checkpoint(path)
-            check_options(saved, run.config)
+            check_options(saved, run.cfg)
             state = copy_checkpoint(saved, model, optimizers if name != "best" else None)
         except DamagedError as error:
             remarks.append(str(error))
@@ -224,7 +224,7 @@ def load_last(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState,
             )
         state.nonfinite_in_a_row = 0  # a run that stopped for that has a new chance
         if "windows" not in state.model_fields_set:  # a checkpoint of an earlier edition
-            batch_size, _ = run.changes.get("batch_size", [run.config.optim.batch_size, None])
+            batch_size, _ = run.changes.get("batch_size", [run.cfg.optim.batch_size, None])
             state.windows = state.step * batch_size
         best_step, lost = _read_best_step(run.path / "best.safetensors")
         if best_step is None and state.best_nll is not None:
@@ -234,7 +234,7 @@ def load_last(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState,
         # step 0 is the same as a new run
         return state if state.step else TrainState(), "; ".join(remarks)
     if remarks or (
-        run.config.run.init_from == "resume"
+        run.cfg.run.init_from == "resume"
         and any(record["step"] > 0 for record in run.read_metrics())
     ):
         raise UserError(
@@ -280,10 +280,10 @@ def load_source(run: Run, model: GPT) -> str:
     return f"starts with the weights of {source.path}"
 
 
-def load_model(run: Run, checkpoint: str, dist: Distributed) -> tuple[GPT, TrainState]:
+def load_model(run: Run, checkpoint: str, device: Device) -> tuple[GPT, TrainState]:
     """The model of a run's `best` or `last` checkpoint, for prediction only, and its state."""
     model, state = read_model(run, checkpoint)
-    return for_prediction(model.to(dist.device), dist), state
+    return for_prediction(model.to(device.torch_device), device), state
 
 
 def read_model(run: Run, checkpoint: str) -> tuple[GPT, TrainState]:
@@ -292,27 +292,27 @@ def read_model(run: Run, checkpoint: str) -> tuple[GPT, TrainState]:
     UserError if it is missing or damaged, or config.toml describes another model.
     """
     if is_hugging_face(run.path):
-        return _load_hugging_face(run.path, run.config.model, run.info.vocab_size), TrainState()
+        return _load_hugging_face(run.path, run.cfg.model, run.info.vocab_size), TrainState()
     other = "best" if checkpoint == "last" else "last"
     try:
         saved = open_checkpoint(run.path / f"{checkpoint}.safetensors")
     except UserError as error:
         raise UserError(f"{error}; try --checkpoint={other}") from None
-    check_options(saved, run.config)
+    check_options(saved, run.cfg)
     num_params = sum(
         tensor.numel() for name, tensor in saved.tensors.items() if name.startswith("model.")
     )
     # before it is built: it may be huge
-    if num_params != run.config.model.num_params(run.info.vocab_size):
+    if num_params != run.cfg.model.num_params(run.info.vocab_size):
         raise UserError(f"{saved.path}: holds another model than the options describe")
-    model = GPT(run.config.model, run.info.vocab_size)
+    model = GPT(run.cfg.model, run.info.vocab_size)
     try:
         return model, copy_checkpoint(saved, model)
     except UserError as error:
         raise UserError(f"{error}; try --checkpoint={other}") from None
 
 
-def _load_hugging_face(path: Path, config: ModelConfig, vocab_size: int) -> GPT:
+def _load_hugging_face(path: Path, cfg: ModelConfig, vocab_size: int) -> GPT:
     """The model of a directory in Hugging Face's format, built when its weights are known to be
     there.
 
@@ -323,7 +323,7 @@ def _load_hugging_face(path: Path, config: ModelConfig, vocab_size: int) -> GPT:
         for file, names in _weight_files(path).items():
             inside = load_file(path / file)
             tensors |= {name: inside[name] for name in names or inside}
-        weights = from_hugging_face(config, tensors)
+        weights = from_hugging_face(cfg, tensors)
         rows = len(weights["wte.weight"])
         if rows < vocab_size:
             raise UserError(
@@ -332,8 +332,8 @@ def _load_hugging_face(path: Path, config: ModelConfig, vocab_size: int) -> GPT:
             )
         for name in {"wte.weight", "lm_head.weight"} & weights.keys():
             weights[name] = weights[name][:vocab_size]
-        model = GPT(config, vocab_size)
-        model.load_state_dict(weights, strict=not config.tied)
+        model = GPT(cfg, vocab_size)
+        model.load_state_dict(weights, strict=not cfg.tied)
         return model
     except (SafetensorError, OSError, LookupError, ValueError, RuntimeError) as error:
         raise UserError(
@@ -369,16 +369,16 @@ def _weight_files(path: Path) -> dict[str, list[str]]:
     return files
 
 
-def for_prediction(model: GPT, dist: Distributed) -> GPT:
-    """The model with the weights of its products in dist.dtype, where autocast would cast them at
+def for_prediction(model: GPT, device: Device) -> GPT:
+    """The model with the weights of its products in device.dtype, where autocast would cast them at
     every call.
     """
     for module in model.modules():
         if isinstance(module, torch.nn.Linear) and module.weight is not model.wte.weight:
-            module.to(dist.dtype)
+            module.to(device.dtype)
             if (
-                dist.device.type == "cpu"
-                and dist.dtype == torch.float32
+                device.torch_device.type == "cpu"
+                and device.dtype == torch.float32
                 and module.out_features > module.in_features
             ):
                 # One token's product with a weight of many rows reads it twice as fast from the
@@ -387,7 +387,7 @@ def for_prediction(model: GPT, dist: Distributed) -> GPT:
     return model.eval()
 
 
-def load_teacher(path: str, tokenizer: Tokenizer, block_size: int, dist: Distributed) -> GPT:
+def load_teacher(path: str, tokenizer: Tokenizer, block_size: int, device: Device) -> GPT:
     """The best model of a run, to learn from; UserError if its tokens differ or its block_size is
     smaller.
     """
@@ -397,11 +397,11 @@ def load_teacher(path: str, tokenizer: Tokenizer, block_size: int, dist: Distrib
             f"teacher={path}: has other tokens than this corpus; it should be a run on the same corpus, "
             "with the same tokenizer and documents"
         )
-    if run.config.model.block_size < block_size:
+    if run.cfg.model.block_size < block_size:
         raise UserError(
-            f"teacher={path}: its block_size is {run.config.model.block_size}, less than {block_size}"
+            f"teacher={path}: its block_size is {run.cfg.model.block_size}, less than {block_size}"
         )
-    return load_model(run, "best", dist)[0]
+    return load_model(run, "best", device)[0]
 
 
 def _hash(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:

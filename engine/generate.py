@@ -9,7 +9,7 @@ from torch import Tensor
 
 from config.errors import DIVERGED, UserError
 from data.prepare import Corpus
-from engine.distributed import Distributed
+from engine.device import Device
 from model import GPT, KVCache
 
 # times any float32 it is less than that: so no token of probability 0 is sampled
@@ -20,7 +20,7 @@ ALMOST_ONE = 1 - 2**-23
 def generate(
     model: GPT,
     prompt: list[int],
-    dist: Distributed,
+    device: Device,
     *,
     num_samples: int = 1,
     max_new_tokens: int = 500,
@@ -38,14 +38,16 @@ def generate(
     """
     model.eval()
     rngs = [np.random.default_rng((seed, i)) for i in range(num_samples)]
-    ended = torch.zeros(num_samples, 1, dtype=torch.bool, device=dist.device)
-    window = Window(model, num_samples, dist)
-    new = torch.tensor(prompt, device=dist.device).expand(num_samples, -1)[
-        :, -model.config.block_size :
+    ended = torch.zeros(num_samples, 1, dtype=torch.bool, device=device.torch_device)
+    window = Window(model, num_samples, device)
+    new = torch.tensor(prompt, device=device.torch_device).expand(num_samples, -1)[
+        :, -model.cfg.block_size :
     ]
     for _ in range(max_new_tokens):
         logits = window.next_logits(new)
-        u = torch.tensor([rng.random() for rng in rngs], dtype=torch.float32, device=dist.device)
+        u = torch.tensor(
+            [rng.random() for rng in rngs], dtype=torch.float32, device=device.torch_device
+        )
         new = sample_token(logits, u, temperature, top_k, top_p)[:, None]
         if eos is not None:
             new = new.masked_fill(ended, eos)
@@ -62,19 +64,19 @@ class Window:
     tokens.
     """
 
-    def __init__(self, model: GPT, batch_size: int, dist: Distributed) -> None:
-        self.model, self.dist = model, dist
-        self.make_cache = partial(KVCache, model.config, batch_size, dist.device, dist.dtype)
+    def __init__(self, model: GPT, batch_size: int, device: Device) -> None:
+        self.model, self.device = model, device
+        self.make_cache = partial(KVCache, model.cfg, batch_size, device.torch_device, device.dtype)
         self.cache = self.make_cache()
 
     def next_logits(self, new: Tensor) -> Tensor:
         """Append tokens (B, T); returns the logits (B, V) of the token after them."""
-        if self.cache.length == (block_size := self.model.config.block_size):
+        if self.cache.length == (block_size := self.model.cfg.block_size):
             new, self.cache = (
                 torch.cat([self.cache.tokens, new], 1)[:, -max(1, block_size // 2) :],
                 self.make_cache(),
             )
-        with self.dist.autocast():
+        with self.device.autocast():
             return self.model.logits(self.model.hidden_states(new, self.cache)[:, -1])
 
 
@@ -113,7 +115,7 @@ def sample_token(logits: Tensor, u: Tensor, temperature: float, top_k: int, top_
 def generate_texts(
     model: GPT,
     corpus: Corpus,
-    dist: Distributed,
+    device: Device,
     num_samples: int = 1,
     max_new_tokens: int = 300,
     seed: int = 1337,
@@ -123,7 +125,7 @@ def generate_texts(
     steps = generate(
         model,
         tokenizer.encode_prompt(corpus.info.prompt),
-        dist,
+        device,
         num_samples=num_samples,
         max_new_tokens=max_new_tokens,
         seed=seed,

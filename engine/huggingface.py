@@ -15,11 +15,11 @@ Names = dict[str, list[str]]
 LINEAR = ("attn.qkv", "attn.proj", "mlp.fc", "mlp.proj")
 
 
-def module_names(config: ModelConfig) -> Names:
+def module_names(cfg: ModelConfig) -> Names:
     """Without the prefix `transformer.` or `model.` of the modules there, which some files have and
     others do not.
     """
-    if config.position == "learned":
+    if cfg.position == "learned":
         outer: Names = {"wte": ["wte"], "wpe": ["wpe"], "norm": ["ln_f"]}
         block: Names = {
             "norm1": ["ln_1"],
@@ -37,21 +37,21 @@ def module_names(config: ModelConfig) -> Names:
             "mlp.fc": ["mlp.fc1"],
             "mlp.proj": ["mlp.fc2"],
         }
-    blocks = "h" if config.position == "learned" else "layers"
+    blocks = "h" if cfg.position == "learned" else "layers"
     return outer | {
         f"blocks.{layer}.{ours}": [f"{blocks}.{layer}.{each}" for each in theirs]
-        for layer in range(config.n_layer)
+        for layer in range(cfg.n_layer)
         for ours, theirs in block.items()
     }
 
 
 def to_hugging_face(model: GPT) -> dict[str, Tensor]:
     """The weights of a model that config.huggingface.to_json can describe, by their names there."""
-    config = model.config
-    if config.position == "learned" and not config.bias:  # there GPT-2 has biases: these are zero
-        plain, model = model, GPT(config.model_copy(update={"bias": True}), model.vocab_size)
+    cfg = model.cfg
+    if cfg.position == "learned" and not cfg.bias:  # there GPT-2 has biases: these are zero
+        plain, model = model, GPT(cfg.model_copy(update={"bias": True}), model.vocab_size)
         model.load_state_dict(plain.state_dict(), strict=False)
-    prefix, names = "transformer" if config.position == "learned" else "model", module_names(config)
+    prefix, names = "transformer" if cfg.position == "learned" else "model", module_names(cfg)
     tensors = {}
     for name, p in model.named_parameters():
         module, _, kind = name.rpartition(".")
@@ -59,11 +59,11 @@ def to_hugging_face(model: GPT) -> dict[str, Tensor]:
             tensors[name] = p.detach().clone()
             continue
         for theirs, part in zip(names[module], p.detach().chunk(len(names[module])), strict=True):
-            tensors[f"{prefix}.{theirs}.{kind}"] = _turn(config, module, part).clone().contiguous()
+            tensors[f"{prefix}.{theirs}.{kind}"] = _turn(cfg, module, part).clone().contiguous()
     return tensors
 
 
-def from_hugging_face(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def from_hugging_face(cfg: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights by our names, in float32. Positions after block_size are left out.
 
     LookupError if one is missing, ValueError if one has no floating-point numbers.
@@ -72,20 +72,20 @@ def from_hugging_face(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[s
         name.removeprefix("transformer.").removeprefix("model."): tensor
         for name, tensor in tensors.items()
     }
-    weights = {} if config.tied else {"lm_head.weight": tensors["lm_head.weight"]}
-    for module, theirs in module_names(config).items():
+    weights = {} if cfg.tied else {"lm_head.weight": tensors["lm_head.weight"]}
+    for module, theirs in module_names(cfg).items():
         for kind in ("weight", "bias") if f"{theirs[0]}.bias" in tensors else ("weight",):
-            parts = [_turn(config, module, tensors[f"{each}.{kind}"]) for each in theirs]
+            parts = [_turn(cfg, module, tensors[f"{each}.{kind}"]) for each in theirs]
             weights[f"{module}.{kind}"] = parts[0] if len(parts) == 1 else torch.cat(parts)
-    if config.position == "learned":
-        weights["wpe.weight"] = weights["wpe.weight"][: config.block_size]
+    if cfg.position == "learned":
+        weights["wpe.weight"] = weights["wpe.weight"][: cfg.block_size]
     for name, tensor in weights.items():
         if not tensor.is_floating_point():
             raise ValueError(f"{name} is {tensor.dtype}")
     return {name: tensor.float() for name, tensor in weights.items()}
 
 
-def _turn(config: ModelConfig, module: str, tensor: Tensor) -> Tensor:
+def _turn(cfg: ModelConfig, module: str, tensor: Tensor) -> Tensor:
     """From (out, in) to (in, out) and back, where it is a GPT-2's."""
-    turns = config.position == "learned" and tensor.ndim == 2 and module.endswith(LINEAR)
+    turns = cfg.position == "learned" and tensor.ndim == 2 and module.endswith(LINEAR)
     return tensor.mT if turns else tensor

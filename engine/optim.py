@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from config.schema import OptimConfig
-from engine.distributed import Distributed
+from engine.device import Device
 from model import GPT
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Muon's quintic polynomial, which are steepest at 0
 ITERATIONS = 5
-ALONE = Distributed(torch.device("cpu"), torch.float32)
+ALONE = Device(torch.device("cpu"), torch.float32)
 
 # PyTorch's optimizers import its compiler, which takes 2 s, only to tell it to leave these methods
 # alone.
@@ -36,7 +36,7 @@ class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised, for matrices (Jordan et al. 2024).
 
     All singular values of the update of a matrix (n, m) are about lr sqrt(max(1, n / m)). The
-    products inside are in dist.dtype.
+    products inside are in device.dtype.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float,
         weight_decay: float,
-        dist: Distributed,
+        device: Device,
     ) -> None:
         super().__init__(
             list(params), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         )
-        self.dist = dist
+        self.device = device
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -63,14 +63,14 @@ class Muon(torch.optim.Optimizer):
             averages = [self.state[p]["momentum"] for p in params]
             torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
             ahead = torch._foreach_lerp(grads, averages, group["momentum"])  # Nesterov's
-            updates = orthogonalise_all(ahead, self.dist)
+            updates = orthogonalise_all(ahead, self.device)
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             for p, update in zip(params, updates, strict=True):
                 n, m = p.shape
                 p.add_(update, alpha=-group["lr"] * max(1, n / m) ** 0.5)
 
 
-def orthogonalise_all(matrices: Sequence[Tensor], dist: Distributed) -> list[Tensor]:
+def orthogonalise_all(matrices: Sequence[Tensor], device: Device) -> list[Tensor]:
     """`orthogonalise` of matrices (n, m) of any shapes; each rank computes its share of each shape.
 
     Matrices of one shape are a stack. A CPU's cores take a stack each, the largest first.
@@ -78,17 +78,17 @@ def orthogonalise_all(matrices: Sequence[Tensor], dist: Distributed) -> list[Ten
     same_shape: dict[torch.Size, list[int]] = {}
     for number, matrix in enumerate(matrices):
         same_shape.setdefault(matrix.shape, []).append(number)
-    shares = [numbers[dist.rank :: dist.world_size] for numbers in same_shape.values()]
+    shares = [numbers[device.rank :: device.world_size] for numbers in same_shape.values()]
     shares = [numbers for numbers in shares if numbers]
     shares.sort(key=lambda numbers: len(numbers) * matrices[numbers[0]].numel(), reverse=True)
     stacks = [torch.stack([matrices[number] for number in numbers]) for numbers in shares]
 
     found = [torch.zeros_like(matrix) for matrix in matrices]  # other ranks compute what stays zero
-    compute = torch.no_grad()(partial(orthogonalise, dtype=dist.dtype))
-    for numbers, updates in zip(shares, dist.map(compute, stacks), strict=True):
+    compute = torch.no_grad()(partial(orthogonalise, dtype=device.dtype))
+    for numbers, updates in zip(shares, device.map(compute, stacks), strict=True):
         for number, update in zip(numbers, updates, strict=True):
             found[number].copy_(update)
-    dist.all_reduce_each(found)
+    device.all_reduce_each(found)
     return found
 
 
@@ -107,7 +107,7 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
 
 
 def make_optimizers(
-    model: GPT, config: OptimConfig, dist: Distributed = ALONE
+    model: GPT, cfg: OptimConfig, device: Device = ALONE
 ) -> list[torch.optim.Optimizer]:
     """Every parameter is in exactly one optimizer.
 
@@ -117,22 +117,18 @@ def make_optimizers(
     muon = {
         name: p
         for name, p in named.items()
-        if config.optimizer == "muon" and name.startswith("blocks.") and p.ndim == 2
+        if cfg.optimizer == "muon" and name.startswith("blocks.") and p.ndim == 2
     }
     rest = [p for name, p in named.items() if name not in muon]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": cfg.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    betas = (config.beta1, config.beta2)
-    optimizers: list[torch.optim.Optimizer] = [
-        AdamW(groups, config.learning_rate, betas, fused=True)
-    ]
+    betas = (cfg.beta1, cfg.beta2)
+    optimizers: list[torch.optim.Optimizer] = [AdamW(groups, cfg.learning_rate, betas, fused=True)]
     if muon:
         optimizers.append(
-            Muon(
-                muon.values(), config.muon_learning_rate, config.momentum, config.weight_decay, dist
-            )
+            Muon(muon.values(), cfg.muon_learning_rate, cfg.momentum, cfg.weight_decay, device)
         )
     return optimizers
 
@@ -148,35 +144,33 @@ def state_shapes(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, torch
     return {"step": torch.Size(), "exp_avg": p.shape, "exp_avg_sq": p.shape}
 
 
-def set_lr(optimizers: list[torch.optim.Optimizer], config: OptimConfig, step: int) -> float:
+def set_lr(optimizers: list[torch.optim.Optimizer], cfg: OptimConfig, step: int) -> float:
     """Set the learning rates of a step; returns AdamW's."""
-    scale = get_lr_scale(config, step)
+    scale = get_lr_scale(cfg, step)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = scale * (
-                config.muon_learning_rate if isinstance(optimizer, Muon) else config.learning_rate
+                cfg.muon_learning_rate if isinstance(optimizer, Muon) else cfg.learning_rate
             )
-    return scale * config.learning_rate
+    return scale * cfg.learning_rate
 
 
-def get_lr_scale(config: OptimConfig, step: int) -> float:
+def get_lr_scale(cfg: OptimConfig, step: int) -> float:
     """The learning rates at step 0, 1, ... max_iters - 1, as a share of their peak.
 
     Linear warmup, then the peak, then a linear or cosine decay to `min_lr_ratio` in the last
     `decay_fraction` of the steps.
 
-    >>> config = OptimConfig(max_iters=10, warmup_iters=2, decay_fraction=0.5, schedule="linear")
-    >>> [round(get_lr_scale(config, step), 2) for step in range(10)]
+    >>> cfg = OptimConfig(max_iters=10, warmup_iters=2, decay_fraction=0.5, schedule="linear")
+    >>> [round(get_lr_scale(cfg, step), 2) for step in range(10)]
     [0.33, 0.67, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2]
     """
-    if step < config.warmup_iters:
-        return (step + 1) / (config.warmup_iters + 1)
-    decay_iters = min(
-        config.decay_fraction * config.max_iters, config.max_iters - config.warmup_iters
-    )
+    if step < cfg.warmup_iters:
+        return (step + 1) / (cfg.warmup_iters + 1)
+    decay_iters = min(cfg.decay_fraction * cfg.max_iters, cfg.max_iters - cfg.warmup_iters)
     # share of the decay that is done
-    decayed = 1 - (config.max_iters - step) / decay_iters if decay_iters else 0.0
-    if config.schedule == "constant" or decayed <= 0:
+    decayed = 1 - (cfg.max_iters - step) / decay_iters if decay_iters else 0.0
+    if cfg.schedule == "constant" or decayed <= 0:
         return 1.0
-    left = 1 - decayed if config.schedule == "linear" else (1 + math.cos(math.pi * decayed)) / 2
-    return config.min_lr_ratio + (1 - config.min_lr_ratio) * left
+    left = 1 - decayed if cfg.schedule == "linear" else (1 + math.cos(math.pi * decayed)) / 2
+    return cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * left

@@ -68,7 +68,7 @@ class Run:
     """A run's directory, its options and its corpus."""
 
     path: Path
-    config: Config
+    cfg: Config
     info: CorpusInfo
     moved: Path | None = None  # where the run went that had this path before
     # options [before, now] of a resumed run
@@ -85,7 +85,7 @@ class Run:
     @property
     def recipe(self) -> Config:
         """The configuration that started it, or would start another one like it."""
-        return self.config.with_run(init_from=self.source or "scratch")
+        return self.cfg.with_run(init_from=self.source or "scratch")
 
     @cached_property
     def id(self) -> str:
@@ -120,13 +120,13 @@ class Run:
     @cached_property
     def corpus(self) -> Corpus:
         """The prepared corpus of the run; UserError if its text has changed or cannot be found."""
-        name = self.config.data.corpus
+        name = self.cfg.data.corpus
         if is_hugging_face(self.path):
             raise UserError(
                 f"{self.path}: came without the text that it was trained on; use --text=FILE"
             )
         try:
-            corpus = prepare_corpus(self.config.data, self.tokenizer)
+            corpus = prepare_corpus(self.cfg.data, self.tokenizer)
         except UserError as error:
             raise UserError(
                 f"{error}\n  {self.path} was trained on it; if the text has moved, set corpus in "
@@ -150,8 +150,8 @@ class Run:
 
     def eval_text(self, split: Split, max_tokens: int = 0, stride: int = 0) -> EvalText:
         """A text in this run's tokens, to be evaluated as the run reads text."""
-        eos = self.tokenizer.eos if self.config.data.padded else None
-        return EvalText(split, self.config.model.block_size, eos, stride, max_tokens)
+        eos = self.tokenizer.eos if self.cfg.data.padded else None
+        return EvalText(split, self.cfg.model.block_size, eos, stride, max_tokens)
 
     def read_metrics(self) -> list[Record]:
         """The lines of metrics.jsonl; damaged ones are left out."""
@@ -253,9 +253,9 @@ def parse_record(line: bytes) -> Record | None:
     return numbers if step == int(step) else None
 
 
-def kept_options(config: Config) -> dict[str, Any]:
+def kept_options(cfg: Config) -> dict[str, Any]:
     """The options that weights belong to: with others they would be another model or text."""
-    return {name: value for name, value in config.options().items() if name in KEPT}
+    return {name: value for name, value in cfg.options().items() if name in KEPT}
 
 
 def open_run(path: Path) -> Run:
@@ -285,10 +285,10 @@ def _open_hugging_face(path: Path) -> Run:
     # otherwise.
     documents = read_documents_options(path).model_dump(exclude={"eos_text"})
     data = DataConfig(tokenizer=str(path), **documents)
-    config = Config(model=read_shape(path), data=data, run=RunConfig(dtype="float32"))
+    cfg = Config(model=read_shape(path), data=data, run=RunConfig(dtype="float32"))
     return Run(
         path,
-        config,
+        cfg,
         CorpusInfo(
             name=path.name,
             sha256="",
@@ -303,9 +303,9 @@ def _open_hugging_face(path: Path) -> Run:
 
 
 @contextmanager
-def lock_run(config: Config) -> Iterator[None]:
+def lock_run(cfg: Config) -> Iterator[None]:
     """Be the only process that trains in out_dir; UserError if it cannot be a run's directory."""
-    path = Path(config.run.out_dir)
+    path = Path(cfg.run.out_dir)
     real = path.resolve()
     if not real.name or path.name in ("", ".."):
         raise UserError(f"out_dir={path}: should be a directory of its own, such as out/mine")
@@ -316,15 +316,15 @@ def lock_run(config: Config) -> Iterator[None]:
         path.is_dir() and not is_run(path) and {p.name for p in path.iterdir()} - unfinished
     ):
         raise UserError(f"out_dir={path}: exists and is not a run; choose another --out_dir")
-    if config.run.init_from == "resume" and not is_run(path):
+    if cfg.run.init_from == "resume" and not is_run(path):
         raise UserError(
             f"{path}: no run to resume; name the directory of one: python train.py out/RUN "
             f"--init_from=resume{nearest_run(path)}"
         )
-    if config.loss.teacher:
-        open_run(Path(config.loss.teacher))  # tells mistakes before a corpus is prepared
+    if cfg.loss.teacher:
+        open_run(Path(cfg.loss.teacher))  # tells mistakes before a corpus is prepared
     # nothing is trained; or rank 0 holds the lock for all
-    needs_no_lock = config.run.explain_batch or RANK > 0
+    needs_no_lock = cfg.run.explain_batch or RANK > 0
     with (
         nullcontext()
         if needs_no_lock
@@ -337,25 +337,25 @@ def lock_run(config: Config) -> Iterator[None]:
         yield
 
 
-def kept_tokenizer(config: Config) -> Tokenizer | None:
+def kept_tokenizer(cfg: Config) -> Tokenizer | None:
     """That of the run to resume, whose tokens came from a model; None if the corpus gives the
     tokens.
     """
-    path, came = Path(config.run.out_dir), config.data.tokenizer not in TOKENIZERS
-    return open_run(path).tokenizer if came and config.run.resumes and is_run(path) else None
+    path, came = Path(cfg.run.out_dir), cfg.data.tokenizer not in TOKENIZERS
+    return open_run(path).tokenizer if came and cfg.run.resumes and is_run(path) else None
 
 
-def create_or_resume(config: Config, named: set[str], corpus: Corpus) -> Run:
+def create_or_resume(cfg: Config, named: set[str], corpus: Corpus) -> Run:
     """A new run in out_dir, or the one that is there; `named` are the options named on the command
     line.
 
     UserError if that would continue with another model or text.
     """
-    path = Path(config.run.out_dir)
-    if not config.run.resumes or not is_run(path):
-        return create_run(config, corpus)
+    path = Path(cfg.run.out_dir)
+    if not cfg.run.resumes or not is_run(path):
+        return create_run(cfg, corpus)
     run = open_run(path)
-    before, after = run.config.options(), config.options()
+    before, after = run.cfg.options(), cfg.options()
     changes = {
         name: [before[name], after[name]]
         for name in before
@@ -381,18 +381,18 @@ def create_or_resume(config: Config, named: set[str], corpus: Corpus) -> Run:
         raise UserError(f"{path}: {'; '.join(problems)}")
     return Run(
         path,
-        config,
+        cfg,
         run.info,
         changes=changes,
         is_resumed=True,
-        source=run.config.run.source,
+        source=run.cfg.run.source,
         had_outcome=run.has_outcome(),
     )
 
 
-def create_run(config: Config, corpus: Corpus) -> Run:
+def create_run(cfg: Config, corpus: Corpus) -> Run:
     """A new run; one that has its name already is renamed to NAME.1, NAME.2, ..."""
-    path, moved = Path(config.run.out_dir), None
+    path, moved = Path(cfg.run.out_dir), None
     real = path.resolve()  # a link stays a link, and lock_run has locked where it leads
     if is_run(path):
         aside = next(
@@ -407,7 +407,7 @@ def create_run(config: Config, corpus: Corpus) -> Run:
         (path / name).unlink(missing_ok=True)
     write_atomically(path / "tokenizer.json", corpus.tokenizer.model_dump_json().encode())
     write_atomically(path / "corpus.json", corpus.info.model_dump_json(indent=1).encode())
-    return Run(path, config, corpus.info, moved, source=config.run.source)
+    return Run(path, cfg, corpus.info, moved, source=cfg.run.source)
 
 
 def start_run(run: Run, step: int, device: str) -> None:

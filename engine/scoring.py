@@ -10,7 +10,7 @@ from torch import Tensor
 
 from config.errors import DIVERGED, UserError
 from data.batches import IGNORE_INDEX, Batch
-from engine.distributed import Distributed
+from engine.device import Device
 from model import GPT
 
 TOP = 5  # tokens that are shown beside the target
@@ -56,7 +56,7 @@ class Details(NamedTuple):
 
 
 @torch.inference_mode()
-def predict(model: GPT, batches: Iterable[Batch], dist: Distributed) -> Iterator[Predictions]:
+def predict(model: GPT, batches: Iterable[Batch], device: Device) -> Iterator[Predictions]:
     """The predictions of all targets, in chunks whose size depends on the vocabulary only.
 
     On a CPU its cores compute the hidden states of batches side by side.
@@ -65,16 +65,18 @@ def predict(model: GPT, batches: Iterable[Batch], dist: Distributed) -> Iterator
     @torch.inference_mode()
     def read(batch: Batch) -> list[Tensor]:
         """Hidden states (n, C), targets (n,) and context lengths (n,) of the targets of a batch."""
-        inputs, targets = dist.to_device(batch.inputs, batch.targets)
-        with dist.autocast():
+        inputs, targets = device.to_device(batch.inputs, batch.targets)
+        with device.autocast():
             hidden = model.hidden_states(inputs)  # (B, T, C)
-        context_len = torch.arange(1, targets.shape[1] + 1, device=dist.device).expand_as(targets)
+        context_len = torch.arange(1, targets.shape[1] + 1, device=device.torch_device).expand_as(
+            targets
+        )
         return [part[targets != IGNORE_INDEX] for part in (hidden, targets, context_len)]
 
     model.eval()
     size = max(MIN_CHUNK, CHUNK_LOGITS // model.vocab_size)
     left: list[Tensor] = []  # what is not yet in a chunk
-    for parts in itertools.chain(dist.map(read, batches), [None]):
+    for parts in itertools.chain(device.map(read, batches), [None]):
         if parts is not None:
             left = [torch.cat(pair) for pair in zip(left, parts, strict=True)] if left else parts
         while left and len(left[1]) >= (size if parts is not None else 1):
@@ -82,7 +84,7 @@ def predict(model: GPT, batches: Iterable[Batch], dist: Distributed) -> Iterator
                 [part[:size] for part in left],
                 [part[size:] for part in left],
             )
-            with dist.autocast():
+            with device.autocast():
                 logits = model.logits(hidden)
             if not logits.isfinite().all():
                 raise UserError(DIVERGED)

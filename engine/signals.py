@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from types import FrameType
 
-from engine.distributed import Distributed
+from engine.device import Device
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
@@ -23,8 +23,8 @@ class StopSignal:
     The first one says so, and tells the command that resumes the run.
     """
 
-    def __init__(self, dist: Distributed, resume_command: str) -> None:
-        self.dist, self.resume_command = dist, resume_command
+    def __init__(self, device: Device, resume_command: str) -> None:
+        self.device, self.resume_command = device, resume_command
         self.own, self.received = 0, 0  # the signal that came to this rank; and to any
         self.is_saved = False  # nothing is lost if it stops now
         for number in NUMBERS:
@@ -43,7 +43,7 @@ class StopSignal:
 
     def requested(self) -> bool:
         # ranks get signals at different steps, and must stop together
-        self.received = self.dist.max(self.own)
+        self.received = self.device.max(self.own)
         return self.received > 0
 
     def expect_no_more_steps(self) -> None:
@@ -64,7 +64,7 @@ class StopSignal:
             signal.signal(number, signal.SIG_DFL)
 
     def _say(self, text: str) -> None:
-        if self.dist.rank == 0:
+        if self.device.rank == 0:
             # It may be closed, or the signal interrupted another print.
             with suppress(OSError, ValueError, RuntimeError):
                 print(f"\n{text}", file=sys.stderr, flush=True)

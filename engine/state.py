@@ -211,12 +211,12 @@ class TrainState(BaseModel):
     def is_best(self, val_nll: float) -> bool:
         return math.isfinite(val_nll) and (self.best_nll is None or val_nll < self.best_nll)
 
-    def is_finished(self, config: Config) -> bool:
+    def is_finished(self, cfg: Config) -> bool:
         """All steps are done, or it overfits, or it diverged."""
         return (
-            self.step >= config.optim.max_iters
-            or self.nonfinite_in_a_row >= config.run.max_nonfinite_steps
-            or 0 < config.run.patience <= self.overfitting
+            self.step >= cfg.optim.max_iters
+            or self.nonfinite_in_a_row >= cfg.run.max_nonfinite_steps
+            or 0 < cfg.run.patience <= self.overfitting
         )
 
     def record(self) -> dict[str, float]:

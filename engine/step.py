@@ -15,7 +15,7 @@ from config.schema import Config
 from data.batches import Batch, EvalText
 from data.prepare import Corpus
 from engine.checkpoint import read_model
-from engine.distributed import Distributed
+from engine.device import Device
 from engine.run import Record, Run
 from engine.state import TrainState
 from kernels import set_dropout_seed
@@ -26,8 +26,8 @@ from surprisal import bits_per_byte, perplexity
 MAX_PARTS = 250  # of a text; curves.py compares runs part by part
 
 
-def make_objective(config: Config) -> Objective:
-    loss = config.loss
+def make_objective(cfg: Config) -> Objective:
+    loss = cfg.loss
     return Objective(
         loss.label_smoothing, loss.z_loss, loss.alpha if loss.teacher else 0.0, loss.temperature
     )
@@ -47,7 +47,7 @@ def add_gradients(parameters: Sequence[torch.nn.Parameter], gradients: Sequence[
             p.grad += gradient
 
 
-def evaluate_parts(model: GPT, text: EvalText, dist: Distributed) -> list[LossSums]:
+def evaluate_parts(model: GPT, text: EvalText, device: Device) -> list[LossSums]:
     """The loss of contiguous parts of a text, without dropout and smoothing.
 
     Ranks share the batches, and so do a CPU's cores.
@@ -55,50 +55,50 @@ def evaluate_parts(model: GPT, text: EvalText, dist: Distributed) -> list[LossSu
 
     @torch.inference_mode()
     def measure(batch: Batch) -> LossSums:
-        inputs, targets = dist.to_device(batch.inputs, batch.targets)
-        with dist.autocast():
+        inputs, targets = device.to_device(batch.inputs, batch.targets)
+        with device.autocast():
             sums: LossSums = model(inputs, targets)
         return sums
 
     model.eval()
-    text = replace(text, batch_tokens=dist.eval_batch_tokens)
+    text = replace(text, batch_tokens=device.eval_batch_tokens)
     size = -(-text.num_batches // MAX_PARTS)
     parts: list[list[LossSums]] = [[] for _ in range(0, text.num_batches, size)]
-    own = slice(dist.rank, None, dist.world_size)
+    own = slice(device.rank, None, device.world_size)
     numbers = range(text.num_batches)[own]
     batches = itertools.islice(text.batches(), own.start, None, own.step)
-    for number, sums in zip(numbers, dist.map(measure, batches), strict=True):
+    for number, sums in zip(numbers, device.map(measure, batches), strict=True):
         parts[number // size].append(sums)
     model.train()
-    return [sum_losses(part, dist.all_reduce) for part in parts]
+    return [sum_losses(part, device.all_reduce) for part in parts]
 
 
-def evaluate(model: GPT, text: EvalText, dist: Distributed) -> LossMeans:
+def evaluate(model: GPT, text: EvalText, device: Device) -> LossMeans:
     """The mean loss on a text."""
-    return mean_loss(sum_losses(evaluate_parts(model, text, dist)))
+    return mean_loss(sum_losses(evaluate_parts(model, text, device)))
 
 
-def validate(model: GPT, text: EvalText, corpus: Corpus, dist: Distributed) -> Record:
+def validate(model: GPT, text: EvalText, corpus: Corpus, device: Device) -> Record:
     """The loss on (a part of) the validation split in every unit, for metrics.jsonl."""
-    return validation_record(evaluate(model, text, dist), text, corpus)
+    return validation_record(evaluate(model, text, device), text, corpus)
 
 
 def remeasure_best(
-    run: Run, state: TrainState, text: EvalText, corpus: Corpus, dist: Distributed
+    run: Run, state: TrainState, text: EvalText, corpus: Corpus, device: Device
 ) -> Record:
     """Measure the best model again where its loss is of other targets, or of another dtype.
 
     Otherwise that loss would not compare with those of this start. Returns a line for
     metrics.jsonl, {} if nothing was to be measured. All ranks call it.
     """
-    measured_on = zlib.crc32(dist.dtype_name.encode(), zlib.crc32(text.positions.tobytes()))
+    measured_on = zlib.crc32(device.dtype_name.encode(), zlib.crc32(text.positions.tobytes()))
     if state.best_nll is None or state.measured_on == measured_on:
         state.measured_on = measured_on
         return {}
     state.measured_on = measured_on
     try:
         model, best = read_model(run, "best")
-        record = validate(model.to(dist.device), text, corpus, dist)
+        record = validate(model.to(device.torch_device), text, corpus, device)
     except UserError:  # it is damaged
         record = {"val_nll": math.nan}
     if not math.isfinite(record["val_nll"]):
@@ -146,11 +146,7 @@ def teacher_logits(teacher: GPT | None, inputs: Tensor) -> Tensor | None:
 
 
 def compile_model(
-    model: GPT,
-    batch: list[Batch],
-    objective: Objective,
-    dist: Distributed,
-    say: Callable[[str], None],
+    model: GPT, batch: list[Batch], objective: Objective, device: Device, say: Callable[[str], None]
 ) -> torch.nn.Module:
     """The model for training, compiled by torch.compile; if that fails, the model itself, and a
     warning says why.
@@ -158,8 +154,8 @@ def compile_model(
     try:
         compiled: torch.nn.Module = torch.compile(model)  # type: ignore[assignment]
         for micro in batch[:1]:  # a rank may have none
-            inputs, targets = dist.to_device(micro.inputs, micro.targets)
-            with dist.autocast():
+            inputs, targets = device.to_device(micro.inputs, micro.targets)
+            with device.autocast():
                 compiled(inputs, targets, objective).objective.backward()
         return compiled
     except Exception as error:  # no C++ compiler, an old GPU, ...: many kinds

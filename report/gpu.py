@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from config.schema import OptimConfig
-from engine.distributed import Distributed
+from engine.device import Device
 from engine.run import Record
 from engine.state import StepResult
 from model import GPT
@@ -33,7 +33,7 @@ OTHERS = r"\b(MIG|Laptop|Ti|D)\b"  # a part of such a GPU, or another that has i
 
 
 def gpu_record(
-    dist: Distributed, model: GPT, results: Sequence[StepResult], optim: OptimConfig, step: int
+    device: Device, model: GPT, results: Sequence[StepResult], optim: OptimConfig, step: int
 ) -> Record:
     """For each GPU: tokens per second, its memory at the peak, and the MFU, where its best is
     known; {} without GPUs.
@@ -44,17 +44,17 @@ def gpu_record(
     lower than theirs and nanoGPT's. Also the seconds that the steps left will take. All ranks call
     it.
     """
-    if dist.device.type != "cuda" or not results:
+    if device.torch_device.type != "cuda" or not results:
         return {}
     seconds = max(1e-9, sum(result.seconds for result in results)) / len(results)  # of a step
-    each = optim.batch_size * model.config.block_size / seconds / dist.world_size
-    name = torch.cuda.get_device_name(dist.device)
+    each = optim.batch_size * model.cfg.block_size / seconds / device.world_size
+    name = torch.cuda.get_device_name(device.torch_device)
     known = (
         []
         if re.search(OTHERS, name)
         else [PEAKS[gpu] for gpu in PEAKS if re.search(rf"\b{gpu}\b", name)]
     )
-    used = dist.max(torch.cuda.max_memory_allocated(dist.device)) / 1e9
+    used = device.max(torch.cuda.max_memory_allocated(device.torch_device)) / 1e9
     record = {
         "gpu_tokens_per_second": each,
         "gpu_gigabytes": used,

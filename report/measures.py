@@ -15,7 +15,7 @@ from data.batches import Batch, EvalText, TrainBatches, count_targets
 from data.documents import Split
 from data.prepare import Corpus
 from data.tokenizer import Tokenizer
-from engine.distributed import Distributed
+from engine.device import Device
 from engine.run import Record, Run
 from engine.scoring import explain, predict, score
 from engine.step import evaluate_parts
@@ -35,13 +35,13 @@ def score_targets(
     model: GPT,
     text: EvalText,
     tokenizer: Tokenizer,
-    dist: Distributed,
+    device: Device,
     progress: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
 ) -> tuple[analysis.Columns, np.ndarray]:
     """What is known of each target, in the order of the text; and the mean NLL at each of
     TEMPERATURES.
     """
-    scores = score(predict(model, progress(text.batches()), dist), analysis.TEMPERATURES)
+    scores = score(predict(model, progress(text.batches()), device), analysis.TEMPERATURES)
     n_bytes = tokenizer.byte_lengths[text.split.tokens[text.positions]]
     offset, document = byte_offsets(text, tokenizer)
     columns = {
@@ -124,14 +124,14 @@ def summarise(
 
 
 def write_evaluation(
-    path: Path, run: Run, model: GPT, parts: Sequence[LossSums], corpus: Corpus, dist: Distributed
+    path: Path, run: Run, model: GPT, parts: Sequence[LossSums], corpus: Corpus, device: Device
 ) -> None:
     """Write evaluation.json; `parts` are the losses of all of the validation text. UserError if it
     diverged.
     """
     text = run.eval_text(corpus.val, min(MAX_TARGETS, MAX_LOGITS // corpus.tokenizer.vocab_size))
     summary = summarise(
-        *score_targets(model, text, corpus.tokenizer, dist), text, corpus.tokenizer, corpus.train
+        *score_targets(model, text, corpus.tokenizer, device), text, corpus.tokenizer, corpus.train
     )
     evaluation = Evaluation(
         **summary.model_dump(),
@@ -142,7 +142,7 @@ def write_evaluation(
 
 
 def measure_training_text(
-    model: GPT, text: EvalText, get_batch: TrainBatches, windows: int, dist: Distributed
+    model: GPT, text: EvalText, get_batch: TrainBatches, windows: int, device: Device
 ) -> Record:
     """The loss on training text that a model read, among its first `windows`, and on text that it
     did not.
@@ -155,7 +155,7 @@ def measure_training_text(
         part = replace(text, only=only, min_batches=analysis.BLOCKS)
         if count_targets(text.split, only).sum() < analysis.FEW:
             continue
-        losses = evaluate_parts(model, part, dist)
+        losses = evaluate_parts(model, part, device)
         if len(losses) > 1:
             record[f"train_{name}_nll"] = mean_loss(sum_losses(losses)).nll
             record[f"train_{name}_error"] = standard_error(losses)
@@ -206,18 +206,18 @@ def cut_passage(run: Run, corpus: Corpus) -> tuple[EvalText, int]:
     """The passage with half a block before it as its context, and the number of tokens in that
     half.
     """
-    half, where = -(-run.config.model.block_size // 2), find_passage(corpus.val, corpus.tokenizer)
+    half, where = -(-run.cfg.model.block_size // 2), find_passage(corpus.val, corpus.tokenizer)
     start = max(0, where.start - half)
     part = slice(start, where.stop)
     unmasked = None if corpus.val.unmasked is None else corpus.val.unmasked[part]
     return run.eval_text(Split(corpus.val.tokens[part], unmasked), stride=half), where.start - start
 
 
-def measure_passage(model: GPT, text: EvalText, skip: int, dist: Distributed, step: int) -> Passage:
+def measure_passage(model: GPT, text: EvalText, skip: int, device: Device, step: int) -> Passage:
     """What each token of a short text costs, without the first `skip`, which are context. UserError
     if it diverged.
     """
-    details = explain(predict(model, text.batches(), dist), PASSAGE_TEMPERATURES)
+    details = explain(predict(model, text.batches(), device), PASSAGE_TEMPERATURES)
     tokens = text.split.tokens[skip:].tolist()
     shown = text.positions >= skip
     places = (text.positions[shown] - skip).tolist()

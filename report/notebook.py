@@ -19,7 +19,7 @@ from data.info import end_of_prompt
 from data.tokenizer import Tokenizer
 from data.unknown import Unknown, known_to
 from engine.checkpoint import read_model
-from engine.distributed import setup_distributed
+from engine.device import setup_device
 from engine.generate import generate
 from engine.run import Run, open_run, unique_names
 from engine.scoring import predict, score
@@ -46,10 +46,10 @@ class Model:
         self, path: str | Path, checkpoint: str = "best", device: str = "", dtype: str = ""
     ) -> None:
         self.run = _open(path)
-        trained = self.run.config.run
-        self.dist = setup_distributed(device or trained.device, dtype or trained.dtype)
+        trained = self.run.cfg.run
+        self.device = setup_device(device or trained.device, dtype or trained.dtype)
         gpt, self.state = read_model(self.run, checkpoint)
-        self.gpt = gpt.to(self.dist.device).eval()
+        self.gpt = gpt.to(self.device.torch_device).eval()
         self.gpt.register_forward_pre_hook(_to_its_device)
 
     def __repr__(self) -> str:
@@ -66,7 +66,7 @@ class Model:
             raise UserError("score: the text is empty")
         tokens = self.run.tokenizer.encode_after_context(text)
         windows = self.run.eval_text(Split(np.array(tokens)))
-        scores = score(predict(self.gpt, windows.batches(), self.dist), [1.0])
+        scores = score(predict(self.gpt, windows.batches(), self.device), [1.0])
         return ScoredText(tokens, scores.nll, 1 + scores.higher, self.run.tokenizer)
 
     def _read(self, text: str, unknown: UnknownCharacters) -> str:
@@ -94,7 +94,7 @@ class Model:
         steps = generate(
             self.gpt,
             tokenizer.encode_prompt(prompt),
-            self.dist,
+            self.device,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_k=top_k,

@@ -54,7 +54,7 @@ def write_data(path: Path, run: Run, status: str, live: bool) -> None:
 def describe_runs(runs: Sequence[Run], status: str = "", live: bool = False) -> dict[str, Any]:
     """What the page shows."""
     evaluations = [read_evaluation(run.path / "evaluation.json") for run in runs]
-    options = [run.config.options() for run in runs]
+    options = [run.cfg.options() for run in runs]
     differences = {
         name: [str(own[name]) for own in options]
         for name in options[0]
@@ -127,10 +127,10 @@ def _describe(run: Run, evaluation: Evaluation | None, at_most: int) -> dict[str
     """A run: its curves, its best evaluation, the baselines, its texts, and what is behind its
     loss.
     """
-    lines, flops = run.read_metrics(), run.config.model.flops_per_token(run.info.vocab_size)
+    lines, flops = run.read_metrics(), run.cfg.model.flops_per_token(run.info.vocab_size)
     final: Record = next((line for line in reversed(lines) if "best_val_nll" in line), {})
     records = [line for line in lines if "tokens" in line and "seconds" in line]
-    step_positions = run.config.optim.batch_size * run.config.model.block_size
+    step_positions = run.cfg.optim.batch_size * run.cfg.model.block_size
     for record in records:
         # in files of earlier editions
         positions = record.get("positions", record["step"] * step_positions)
@@ -166,7 +166,7 @@ def _describe(run: Run, evaluation: Evaluation | None, at_most: int) -> dict[str
         "best": {name: best[name] for name in [*PLACES, "val_nll"]} if best else None,
         "overfits": bool(evaluations and evaluations[-1].get("overfitting")),
         "seconds": records[-1]["seconds"] if records else 0,
-        "options": ", ".join(f"{name}={value}" for name, value in run.config.changed().items()),
+        "options": ", ".join(f"{name}={value}" for name, value in run.cfg.changed().items()),
         "corpus": info.name,
         "tokenizer": info.tokenizer,
         "bytes_per_target": info.bytes_per_target,
@@ -201,10 +201,10 @@ def _difference(
     targets, of_first_run = (
         (
             each.info.sha256,
-            each.config.data.val_fraction,
-            each.config.data.documents,
-            each.config.data.mask,
-            each.config.data.predict_eos,
+            each.cfg.data.val_fraction,
+            each.cfg.data.documents,
+            each.cfg.data.mask,
+            each.cfg.data.predict_eos,
         )
         for each in (run, first)
     )

@@ -15,7 +15,7 @@ import torch
 from config.schema import Config
 from data.baselines import Baseline
 from data.batches import IGNORE_INDEX, Batch
-from engine.distributed import Distributed
+from engine.device import Device
 from engine.run import Record
 from model import GPT
 from surprisal import uniform_nll
@@ -43,7 +43,7 @@ class Start(NamedTuple):
 
 
 def check_step_zero(
-    model: GPT, first_batches: Sequence[list[Batch]], vocab_size: int, dist: Distributed
+    model: GPT, first_batches: Sequence[list[Batch]], vocab_size: int, device: Device
 ) -> str:
     """Whether an untrained model, its loss and the first batches are as they should be, in words.
 
@@ -60,7 +60,7 @@ def check_step_zero(
             f"{model.vocab_size} only"
         )
         return "\n  WRONG: ".join(["step 0: the loss cannot be measured", *faults])
-    start = measure_start(model, batches[0], dist)
+    start = measure_start(model, batches[0], device)
     faults += check_loss(start)
     says = (
         f"step 0: loss {start.nll:.4f} nats; expected log|V| = log {model.vocab_size:,} = "
@@ -127,13 +127,13 @@ def find_next(batch: Batch) -> np.ndarray:
 
 
 @torch.inference_mode()
-def measure_start(model: GPT, batch: Batch, dist: Distributed) -> Start:
+def measure_start(model: GPT, batch: Batch, device: Device) -> Start:
     """The loss of an untrained model on the first rows of a batch that have a target."""
     has_target = (batch.targets != IGNORE_INDEX).any(axis=1)
     rows = np.flatnonzero(has_target)[: max(1, MAX_TOKENS // batch.inputs.shape[1])]
-    x, y = dist.to_device(batch.inputs[rows], batch.targets[rows])
+    x, y = device.to_device(batch.inputs[rows], batch.targets[rows])
     model.eval()
-    with dist.autocast():
+    with device.autocast():
         logits = model.logits(model.hidden_states(x)[y != IGNORE_INDEX])  # (N, V)
     model.train()
     nll = torch.nn.functional.cross_entropy(logits, y[y != IGNORE_INDEX]).item()
@@ -163,9 +163,9 @@ def check_loss(start: Start) -> list[str]:
     return []
 
 
-def is_early(record: Record, vocab_size: int, config: Config) -> bool:
+def is_early(record: Record, vocab_size: int, cfg: Config) -> bool:
     """Whether a sound model may still be above the unigram at an evaluation."""
-    steps = max(EARLY_STEPS, config.run.eval_interval, 2 * config.optim.warmup_iters)
+    steps = max(EARLY_STEPS, cfg.run.eval_interval, 2 * cfg.optim.warmup_iters)
     return record["step"] < steps or record["tokens"] < EARLY_TOKENS * vocab_size
 
 

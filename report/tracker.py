@@ -28,7 +28,7 @@ class Tracker:
     """
 
     def __init__(self, run: Run, step: int, say: Callable[[str], object], rank: int) -> None:
-        self.name, self.say, self.is_open = run.config.run.tracker, say, Event()
+        self.name, self.say, self.is_open = run.cfg.run.tracker, say, Event()
         self.lines: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self.thread = Thread(target=self._follow, args=(run, step), daemon=True)
         if self.name != "none" and rank == 0:
@@ -76,7 +76,7 @@ def open_tensorboard(run: Run, step: int) -> Iterator[Write]:
         run.path / "tensorboard", purge_step=step and step + 1, flush_secs=10
     ) as writer:
         # indented: Markdown keeps its lines
-        writer.add_text("config", indent(to_toml(run.config), "    "), step)
+        writer.add_text("config", indent(to_toml(run.cfg), "    "), step)
         yield (
             lambda numbers, at: [
                 writer.add_scalar(name, value, at) for name, value in numbers.items()
@@ -104,7 +104,7 @@ def open_wandb(run: Run, step: int) -> Iterator[Write]:
         id=environ.get("WANDB_RUN_ID", run.id),
         resume=environ.get("WANDB_RESUME", "allow"),
         dir=environ.get("WANDB_DIR", run.path),
-        config=run.config.options(),
+        config=run.cfg.options(),
         settings=wandb.Settings(**limits),
     ) as tracked:
         tracked.define_metric("*", step_metric="step")  # the x axis
@@ -121,7 +121,7 @@ def open_trackio(run: Run, step: int) -> Iterator[Write]:
     import trackio
 
     tracked = trackio.init(
-        "surprisal", f"{run.name}-{run.id}", config=run.config.options(), resume="allow"
+        "surprisal", f"{run.name}-{run.id}", config=run.cfg.options(), resume="allow"
     )
     yield (
         tracked.log,
@@ -144,8 +144,8 @@ def open_mlflow(run: Run, step: int) -> Iterator[Write]:
     with mlflow.start_run(
         found[0].info.run_id if found else None, run_name=run.name, tags={"run": run.id}
     ):
-        mlflow.log_params({} if found else run.config.options())  # they cannot change
-        mlflow.log_text(to_toml(run.config), "config.toml")
+        mlflow.log_params({} if found else run.cfg.options())  # they cannot change
+        mlflow.log_text(to_toml(run.cfg), "config.toml")
         yield mlflow.log_metrics, lambda text, at: mlflow.log_text(text, f"text/{at}.txt")
 
 

@@ -17,7 +17,7 @@ from data.baselines import passed_and_ahead
 from data.batches import TrainBatches
 from data.prepare import Corpus
 from engine.checkpoint import Optimizers, load_checkpoint, save_checkpoint
-from engine.distributed import Distributed
+from engine.device import Device
 from engine.generate import generate_texts
 from engine.run import Record, Run, append_line, kept_options, start_run
 from engine.signals import Stopped, StopSignal
@@ -51,21 +51,21 @@ class TrainLog:
     """
 
     def __init__(
-        self, run: Run, dist: Distributed, model: GPT, corpus: Corpus, state: TrainState
+        self, run: Run, device: Device, model: GPT, corpus: Corpus, state: TrainState
     ) -> None:
-        self.run, self.dist, self.model, self.state, self.info = (
+        self.run, self.device, self.model, self.state, self.info = (
             run,
-            dist,
+            device,
             model,
             state,
             corpus.info,
         )
         self.passage_text = measures.cut_passage(run, corpus)
         self.bar = progress_bar(
-            total=run.config.optim.max_iters,
+            total=run.cfg.optim.max_iters,
             initial=state.step,
             unit="step",
-            disable=dist.rank > 0 or None,
+            disable=device.rank > 0 or None,
             dynamic_ncols=True,
         )
         self.say = self.bar.write
@@ -77,19 +77,19 @@ class TrainLog:
         self.is_remeasured = False
         self.next_page = 0.0  # the time from which on the page may be written again
         # before it is a run: so resuming it always finds the weights that it starts with
-        if run.config.run.source:
-            dist.on_rank0(
+        if run.cfg.run.source:
+            device.on_rank0(
                 save_checkpoint,
                 run.path / "last.safetensors",
                 model,
                 state,
                 (),
-                kept_options(run.config),
+                kept_options(run.cfg),
             )
-        dist.on_rank0(start_run, run, state.step, str(dist))
+        device.on_rank0(start_run, run, state.step, str(device))
         self.attempt("report.html", page.write_live_page)
-        self.logged_step, self.passed, self.lost_best = dist.on_rank0(self.read_progress)
-        self.tracker = Tracker(run, state.step, self.say, dist.rank)
+        self.logged_step, self.passed, self.lost_best = device.on_rank0(self.read_progress)
+        self.tracker = Tracker(run, state.step, self.say, device.rank)
 
     def read_progress(self) -> tuple[float, int, bool]:
         """Of a resumed run, the step of the last line, and how many baselines were passed.
@@ -127,19 +127,17 @@ class TrainLog:
         """
         state = self.state
         evaluate_again = self.lost_best or self.is_remeasured or state.best_nll is None
-        return state.step > self.logged_step or (
-            evaluate_again and state.is_finished(self.run.config)
-        )
+        return state.step > self.logged_step or (evaluate_again and state.is_finished(self.run.cfg))
 
     def make_record(self) -> Record:
         """A line of metrics of the steps since the last one."""
         self.state.seconds = time.perf_counter() - self.started
         # also masked ones and padding
-        positions = self.state.windows * self.run.config.model.block_size
+        positions = self.state.windows * self.run.cfg.model.block_size
         record = self.state.record() | {"positions": positions}
-        record |= training_record(self.results, self.run.config.loss, self.info.vocab_size)
+        record |= training_record(self.results, self.run.cfg.loss, self.info.vocab_size)
         return record | gpu_record(
-            self.dist, self.model, self.results, self.run.config.optim, self.state.step
+            self.device, self.model, self.results, self.run.cfg.optim, self.state.step
         )
 
     def write(self, record: Record) -> bool:
@@ -171,7 +169,7 @@ class TrainLog:
 
     def check_first_losses(self, record: Record) -> None:
         """Once, when it is not early any more: warn if the loss is not below the unigram's."""
-        if is_early(record, self.info.vocab_size, self.run.config):
+        if is_early(record, self.info.vocab_size, self.run.cfg):
             return
         self.checked_first_losses = True
         if warning := check_first_losses(record, self.info.baselines):
@@ -203,7 +201,7 @@ class TrainLog:
             append_line(
                 path,
                 measures.measure_passage(
-                    self.model, *self.passage_text, self.dist, self.state.step
+                    self.model, *self.passage_text, self.device, self.state.step
                 ),
             )
         self.model.train()
@@ -226,7 +224,7 @@ class TrainLog:
         def write(path: Path) -> None:
             started = time.perf_counter()
             if started >= self.next_page or not live:
-                status = f"step {self.state.step:,} of {self.run.config.optim.max_iters:,}"
+                status = f"step {self.state.step:,} of {self.run.cfg.optim.max_iters:,}"
                 page.write_data(path, run, status, live)
                 self.next_page = started + 50 * (time.perf_counter() - started)
 
@@ -253,7 +251,7 @@ class TrainLog:
             model,
             self.state,
             optimizers or [],
-            kept_options(self.run.config),
+            kept_options(self.run.cfg),
         )
 
     def attempt(self, name: str, write: Callable[..., object], *arguments: Any) -> bool:
@@ -270,7 +268,7 @@ class TrainLog:
             write(path, *arguments)
 
         try:
-            self.dist.on_rank0(write_there)
+            self.device.on_rank0(write_there)
             self.failing.discard(name)
         except OSError as error:
             if name not in self.failing:
@@ -284,7 +282,7 @@ def without_nonfinite(record: Record) -> Record:
     return {key: value for key, value in record.items() if math.isfinite(value)}
 
 
-def training_record(results: Sequence[StepResult], config: LossConfig, vocab_size: int) -> Record:
+def training_record(results: Sequence[StepResult], cfg: LossConfig, vocab_size: int) -> Record:
     """Means over some steps, without those that changed nothing, in nats per token; gradient norm
     and lr of the last.
 
@@ -308,18 +306,14 @@ def training_record(results: Sequence[StepResult], config: LossConfig, vocab_siz
         "train_nll": loss.nll,
         "objective": loss.objective,
     }
-    parts = {
-        "smoothing": config.label_smoothing,
-        "z_loss": config.z_loss,
-        "distillation": config.teacher,
-    }
+    parts = {"smoothing": cfg.label_smoothing, "z_loss": cfg.z_loss, "distillation": cfg.teacher}
     record |= {part: getattr(loss, part) for part, is_used in parts.items() if is_used}
-    if config.label_smoothing:
-        record["smoothed_entropy"] = smoothed_entropy(vocab_size, config.label_smoothing)
+    if cfg.label_smoothing:
+        record["smoothed_entropy"] = smoothed_entropy(vocab_size, cfg.label_smoothing)
         record["smoothed_kl"] = loss.nll + loss.smoothing - record["smoothed_entropy"]
-    if config.teacher and config.alpha:
-        kl = loss.distillation / config.alpha + loss.nll + loss.smoothing
-        record["teacher_kl"] = kl / config.temperature**2
+    if cfg.teacher and cfg.alpha:
+        kl = loss.distillation / cfg.alpha + loss.nll + loss.smoothing
+        record["teacher_kl"] = kl / cfg.temperature**2
     return record
 
 
@@ -336,7 +330,7 @@ def finish(
         stop.expect_no_more_steps()
         return show_outcome(model, corpus, log, get_batch)
     except Stopped:
-        if log.dist.world_size == 1:  # ranks may have stopped at different places
+        if log.device.world_size == 1:  # ranks may have stopped at different places
             log.close()
         return 128 + stop.own
     finally:
@@ -347,7 +341,7 @@ def show_stop(stop: StopSignal, log: TrainLog) -> int:
     """Say how to resume a run that a signal has stopped; returns the exit code."""
     saved = "last.safetensors" not in log.failing
     name = signal.Signals(stop.received).name
-    print("\n" + words.stopped(log.run, name, log.state, log.dist, saved), flush=True)
+    print("\n" + words.stopped(log.run, name, log.state, log.device, saved), flush=True)
     log.close()
     return 128 + stop.received
 
@@ -377,7 +371,7 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatc
     log.attempt("verdict.txt", lambda path: write_atomically(path, verdict.encode()))
     if not state.nonfinite_in_a_row:
         num_samples = 1 if corpus.tokenizer.eos is None else 5
-        texts = generate_texts(model, corpus, log.dist, num_samples=num_samples)
+        texts = generate_texts(model, corpus, log.device, num_samples=num_samples)
     if final and texts:
         step = final["best_step"]
         log.append("samples.jsonl", {"step": step, "best_step": step, "text": texts[0]})
@@ -394,7 +388,7 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatc
     if lost:
         raise UserError(
             f"{run.path}: {', '.join(lost)} could not be written; make room, and "
-            f"finish the run with: {words.resume_command(run, log.dist)}"
+            f"finish the run with: {words.resume_command(run, log.device)}"
         )
     if state.nonfinite_in_a_row:
         return 1
@@ -406,20 +400,20 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatc
 
 def measure_best(model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatches) -> Record:
     """Measure the best model on all validation text; returns the last line of metrics."""
-    run, dist = log.run, log.dist
+    run, device = log.run, log.device
     best = load_checkpoint(run.path / "best.safetensors", model)
     # So many batches, for the interval of a difference.
     val_text = replace(run.eval_text(corpus.val), min_batches=BLOCKS)
-    parts = evaluate_parts(model, val_text, dist)
+    parts = evaluate_parts(model, val_text, device)
     exact = validation_record(mean_loss(sum_losses(parts)), val_text, corpus)
     with suppress(UserError):  # some predictions are not finite
-        log.attempt("evaluation.json", measures.write_evaluation, run, model, parts, corpus, dist)
+        log.attempt("evaluation.json", measures.write_evaluation, run, model, parts, corpus, device)
     # 0 in files of earlier editions
-    windows = best.windows or best.step * run.config.optim.batch_size
+    windows = best.windows or best.step * run.cfg.optim.batch_size
     found = exact | {"epochs": get_batch.epochs(windows)}
     if not run.was_changed("seed"):  # else other windows were read than those of this seed
-        max_tokens = run.config.run.eval_tokens or corpus.val.num_targets()
+        max_tokens = run.cfg.run.eval_tokens or corpus.val.num_targets()
         train_text = run.eval_text(corpus.train, max_tokens)
-        found |= measures.measure_training_text(model, train_text, get_batch, windows, dist)
+        found |= measures.measure_training_text(model, train_text, get_batch, windows, device)
     final: Record = {"step": log.state.step, "best_step": best.step}
     return final | {f"best_{name}": value for name, value in found.items()}

@@ -11,7 +11,7 @@ from config.schema import OVERFITTING_RISE, Config, ModelConfig, OptimConfig
 from data.baselines import Baseline, passed_and_ahead
 from data.batches import EvalText, TrainBatches, describe_empty_windows
 from data.info import CorpusInfo, end_of_prompt
-from engine.distributed import Distributed, micro_batch_size, micro_batches_at_once
+from engine.device import Device, micro_batch_size, micro_batches_at_once
 from engine.optim import get_lr_scale
 from engine.run import Record, Run
 from engine.state import StepResult, TrainState
@@ -43,9 +43,9 @@ TROUBLES = {
 }
 
 
-def describe_options(config: Config) -> str:
+def describe_options(cfg: Config) -> str:
     """The options that differ from their defaults."""
-    changed = [f"{name}={shown(value)}" for name, value in config.changed().items()]
+    changed = [f"{name}={shown(value)}" for name, value in cfg.changed().items()]
     return f"options that differ from the defaults: {', '.join(changed) or 'none'}"
 
 
@@ -149,7 +149,7 @@ def verdict(
     records: Sequence[Record],
     final: Record | None,
     info: CorpusInfo,
-    config: Config,
+    cfg: Config,
     state: TrainState,
     epochs: float,
 ) -> str:
@@ -160,7 +160,7 @@ def verdict(
     """
     records = [record for record in records if "best_val_nll" not in record]
     if final is None or not any("val_nll" in record for record in records):
-        return f"No loss was finite: nothing was learned. {_calmer_steps(config)}"
+        return f"No loss was finite: nothing was learned. {_calmer_steps(cfg)}"
     nll, last = final["best_val_nll"], records[-1]
     below = uniform_nll(info.vocab_size) - nll
     lines = [
@@ -185,7 +185,7 @@ def verdict(
         ]
     lines += [f"{what}: {last[key]:,.0f}." for key, what in TROUBLES.items() if key in last]
     return "\n".join(
-        [*lines, *_objective(records), *_advice(records, final, info, config, state, epochs)]
+        [*lines, *_objective(records), *_advice(records, final, info, cfg, state, epochs)]
     )
 
 
@@ -213,7 +213,7 @@ def _advice(
     records: Sequence[Record],
     final: Record,
     info: CorpusInfo,
-    config: Config,
+    cfg: Config,
     state: TrainState,
     epochs: float,
 ) -> list[str]:
@@ -230,35 +230,35 @@ def _advice(
             signs.append(f"the last {nonfinite:,.0f} steps had no finite loss and gradient")
         return [
             f"It diverged: {'; '.join(signs)}. best.safetensors has the model from before.",
-            _calmer_steps(config),
+            _calmer_steps(cfg),
         ]
     evals = [record for record in records if "val_nll" in record]
     same = list(_on_training_text(final))
-    if same and config.run.source:
+    if same and cfg.run.source:
         same.append(
-            f"  Read means here: in this training. What {config.run.source} had read before is not counted."
+            f"  Read means here: in this training. What {cfg.run.source} had read before is not counted."
         )
     rise = evals[-1]["val_nll"] - (state.best_nll or 0.0)
     if state.overfitting:
         return [
-            *_overfitted(rise, config, state, epochs),
+            *_overfitted(rise, cfg, state, epochs),
             *same,
-            f"Try --dropout={config.model.dropout + 0.1:.1f}, a smaller model, or more text.",
+            f"Try --dropout={cfg.model.dropout + 0.1:.1f}, a smaller model, or more text.",
         ]
     if rise > OVERFITTING_RISE:
-        return [*_rose(rise, state, epochs), *same, _lower_rates(config)]
+        return [*_rose(rise, state, epochs), *same, _lower_rates(cfg)]
     worst = max(evals, key=lambda record: record["val_nll"])
     if worst["val_nll"] > uniform + 0.5:
         return [
             f"At step {worst['step']:,.0f} the validation loss was {worst['val_nll']:.3f}, worse than log|V|.",
             *same,
-            _calmer_steps(config),
+            _calmer_steps(cfg),
         ]
     return [
         "It did not overfit: the last validation loss is as good as the best.",
         *same,
-        f"Try longer, --max_iters={2 * config.optim.max_iters}"
-        + ("." if config.run.source else f", or larger, --n_layer={config.model.n_layer + 1}."),
+        f"Try longer, --max_iters={2 * cfg.optim.max_iters}"
+        + ("." if cfg.run.source else f", or larger, --n_layer={cfg.model.n_layer + 1}."),
     ]
 
 
@@ -300,14 +300,14 @@ def _direction(is_more: bool, more: str, less: str) -> str:
     return more if is_more else less
 
 
-def _overfitted(rise: float, config: Config, state: TrainState, epochs: float) -> Iterator[str]:
+def _overfitted(rise: float, cfg: Config, state: TrainState, epochs: float) -> Iterator[str]:
     """What shows that a run overfitted, and whether it stopped for that."""
     yield (
         f"It overfitted: since step {state.best_step:,} the validation loss rose by {rise:.3f}, and the training "
         f"loss fell by {-state.train_rise:.3f}."
     )
     yield f"  Training read its text {epochs:.1f} times."
-    if state.step < config.optim.max_iters and state.is_finished(config):
+    if state.step < cfg.optim.max_iters and state.is_finished(cfg):
         yield "Therefore it stopped early; --patience=0 trains on."
 
 
@@ -326,9 +326,9 @@ def _rose(rise: float, state: TrainState, epochs: float) -> Iterator[str]:
         yield "  It did not overfit: that is noise, or the learning rates are too high."
 
 
-def _calmer_steps(config: Config) -> str:
+def _calmer_steps(cfg: Config) -> str:
     """Advice against steps that are too large, without options that have such a value already."""
-    optim = config.optim
+    optim = cfg.optim
     advice = [f"--learning_rate={optim.learning_rate / 4:g}"]
     if optim.optimizer == "muon":
         advice.append(f"--muon_learning_rate={optim.muon_learning_rate / 4:g}")
@@ -337,16 +337,16 @@ def _calmer_steps(config: Config) -> str:
         advice.append(f"--warmup_iters={warmup_iters}")
     if optim.grad_clip == 0 or optim.grad_clip > 1:  # 0 = unlimited
         advice.append("--grad_clip=1")
-    if config.run.dtype not in ("auto", "float32"):
+    if cfg.run.dtype not in ("auto", "float32"):
         advice.append("--dtype=float32")
     return f"Try smaller steps: {', '.join(advice)}."
 
 
-def _lower_rates(config: Config) -> str:
+def _lower_rates(cfg: Config) -> str:
     """Advice against noise and rates that are too high, without options that have such a value
     already.
     """
-    optim = config.optim
+    optim = cfg.optim
     rates = [f"--learning_rate={optim.learning_rate / 2:g}"]
     if optim.optimizer == "muon":
         rates.append(f"--muon_learning_rate={optim.muon_learning_rate / 2:g}")
@@ -371,12 +371,12 @@ def describe_run(
     run: Run,
     state: TrainState,
     remark: str,
-    dist: Distributed,
+    device: Device,
     get_batch: TrainBatches,
     val_text: EvalText,
 ) -> str:
     """The run, the machine, the steps ahead, and what the evaluations measure."""
-    max_iters, batch_size = run.config.optim.max_iters, run.config.optim.batch_size
+    max_iters, batch_size = run.cfg.optim.max_iters, run.cfg.optim.batch_size
     lines = [f"the run that was in {run.path} is now in {run.moved}"] if run.moved else []
     if remark:
         lines.append(f"{run.path}: {remark}")
@@ -389,11 +389,11 @@ def describe_run(
             ),
         ]
         lines += _lr_change(run, state.step)
-    if run.had_outcome and state.is_finished(run.config):
-        return "\n".join([*lines, finished(run.config, state)])
+    if run.had_outcome and state.is_finished(run.cfg):
+        return "\n".join([*lines, finished(run.cfg, state)])
     windows = state.windows + max(0, max_iters - state.step) * batch_size
     lines += [
-        f"{dist}: {max_iters:,} steps of {batch_size * run.config.model.block_size:,} tokens, "
+        f"{device}: {max_iters:,} steps of {batch_size * run.cfg.model.block_size:,} tokens, "
         f"{get_batch.epochs(windows):.2f} epochs; writes {run.path}/"
     ]
     if len(val_text.positions) < run.info.val.targets:
@@ -402,11 +402,11 @@ def describe_run(
             "the end the best model",
             "  is measured on all of them, where its loss is a little different",
         ]
-    lines += describe_empty_windows(get_batch.split, run.config.model.block_size, get_batch.eos)
-    lines += idle_ranks(get_batch.num_micro_batches, dist.world_size)
-    if dist.is_emulated:
+    lines += describe_empty_windows(get_batch.split, run.cfg.model.block_size, get_batch.eos)
+    lines += idle_ranks(get_batch.num_micro_batches, device.world_size)
+    if device.is_emulated:
         lines.append(
-            f"warning: this {dist.device.type} has no {dist.dtype_name} products and emulates them, up to 100 "
+            f"warning: this {device.torch_device.type} has no {device.dtype_name} products and emulates them, up to 100 "
             "times slower than --dtype=float32"
         )
     return "\n".join([*lines, ""])
@@ -423,9 +423,9 @@ def idle_ranks(micro_batches: int, world_size: int) -> list[str]:
     ]
 
 
-def finished(config: Config, state: TrainState) -> str:
+def finished(cfg: Config, state: TrainState) -> str:
     """That a run has nothing left to do, and how to train on."""
-    if state.step >= config.optim.max_iters:
+    if state.step >= cfg.optim.max_iters:
         return (
             f"it is finished: it has taken {state.step:,} steps; to train longer, add "
             f"--max_iters={2 * state.step}"
@@ -438,7 +438,7 @@ def finished(config: Config, state: TrainState) -> str:
 
 def _lr_change(run: Run, step: int) -> list[str]:
     """How far the learning rate jumps where a run is resumed with another schedule; else no line."""
-    optim = run.config.optim
+    optim = run.cfg.optim
     if not 0 < step < optim.max_iters:
         return []
     was = {name: was for name, (was, _) in run.changes.items() if name in OptimConfig.model_fields}
@@ -457,34 +457,34 @@ def _lr_change(run: Run, step: int) -> list[str]:
     return [f"  the learning rate {verb} from {last:.2g} to {now:.2g}{why}"]
 
 
-def stopped(run: Run, signal: str, state: TrainState, dist: Distributed, saved: bool) -> str:
+def stopped(run: Run, signal: str, state: TrainState, device: Device, saved: bool) -> str:
     """That a signal has stopped a run, and how to resume it."""
     lost = ""
     if not saved:
         lost = ", which could not be saved: make room first; the checkpoint before it is whole"
-    command = resume_command(run, dist)
+    command = resume_command(run, device)
     return f"Stopped by {signal} at step {state.step:,}{lost}. To resume:\n  {command}"
 
 
-def resume_command(run: Run, dist: Distributed) -> str:
+def resume_command(run: Run, device: Device) -> str:
     """The command that continues a run with as many processes as now."""
     launcher = "python"
-    if dist.world_size > 1:
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", dist.world_size))
+    if device.world_size > 1:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", device.world_size))
         launcher = f"torchrun --standalone --nproc_per_node={here}"
-        if here < dist.world_size:
+        if here < device.world_size:
             launcher = (
                 f"(on each machine, with the options of before) torchrun --nproc_per_node={here}"
             )
     return f"{launcher} train.py {shlex.quote(str(run.path))} --init_from=resume"
 
 
-def less_memory(config: Config) -> str:
+def less_memory(cfg: Config) -> str:
     """What to do when memory runs out in training."""
     smaller = "a smaller --block_size or --n_embd"
-    at_once = micro_batches_at_once(config)
+    at_once = micro_batches_at_once(cfg)
     # of the sequences in memory
-    half = min(config.optim.batch_size, at_once * micro_batch_size(config)) // 2
+    half = min(cfg.optim.batch_size, at_once * micro_batch_size(cfg)) // 2
     if half == 0:
         return f"use {smaller}"
     fewer = "" if half >= at_once else f" and OMP_NUM_THREADS={half}"

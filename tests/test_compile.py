@@ -12,13 +12,13 @@ import loss
 from config.cli import load_config
 from data.batches import TrainBatches
 from data.documents import Split
-from engine.distributed import Distributed
+from engine.device import Device
 from engine.optim import make_optimizers
 from engine.step import compile_model, make_objective
 from model import GPT
 from train import train_step
 
-CPU = Distributed(torch.device("cpu"), torch.float32)
+CPU = Device(torch.device("cpu"), torch.float32)
 V = 50
 HAS_COMPILER = (
     shutil.which("g++") is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
@@ -27,21 +27,19 @@ HAS_COMPILER = (
 
 def train(compiled: bool, *argv: str) -> tuple[list[float], list[str]]:
     """The losses of some steps, and what compile_model says."""
-    config, _ = load_config(
-        ["--n_layer=1", "--n_embd=16", "--block_size=16", "--batch_size=4", *argv]
-    )
+    cfg, _ = load_config(["--n_layer=1", "--n_embd=16", "--block_size=16", "--batch_size=4", *argv])
     get_batch = TrainBatches(
         Split(np.random.default_rng(0).integers(V, size=4000) // 2), 16, 4, seed=0
     )
     torch.manual_seed(0)
-    model, said = GPT(config.model, V), list[str]()
-    optimizers = make_optimizers(model, config.optim)
+    model, said = GPT(cfg.model, V), list[str]()
+    optimizers = make_optimizers(model, cfg.optim)
     train_model: torch.nn.Module = model
     if compiled:
-        train_model = compile_model(model, get_batch(0), make_objective(config), CPU, said.append)
+        train_model = compile_model(model, get_batch(0), make_objective(cfg), CPU, said.append)
         assert all(p.grad is None for p in model.parameters())
     return [
-        train_step(train_model, optimizers, get_batch(4 * step), config, CPU, step).nll
+        train_step(train_model, optimizers, get_batch(4 * step), cfg, CPU, step).nll
         for step in range(5)
     ], said
 

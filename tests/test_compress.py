@@ -20,13 +20,13 @@ from compress import CATEGORICAL, HEADER, code
 from config.errors import UserError
 from config.schema import ModelConfig
 from engine.checkpoint import load_model, read_model, save_checkpoint
-from engine.distributed import Distributed
+from engine.device import Device
 from engine.generate import Window
 from engine.run import open_run
 from model import GPT
 from tests.conftest import TINY, Done, call, make_text, training_in
 
-CPU = Distributed(torch.device("cpu"), torch.float32)
+CPU = Device(torch.device("cpu"), torch.float32)
 TEXT = make_text(60)  # 1,500 characters, of the vocabulary of both runs
 # a byte-order mark, Windows' line ends, and more
 ODD = "\ufeffnaïve\r\n\r\ncafé \t🎉\x00 \u2028日本\n" * 3
@@ -420,9 +420,9 @@ def test_bytes_that_are_no_text_are_refused() -> None:
 
 def test_runs_with_documents_or_a_mask_are_refused(here: Path) -> None:
     Path("a.txt").write_text("the", encoding="utf-8")
-    config, tokenizer = here / "char/config.toml", here / "bpe/tokenizer.json"
-    config.write_text(
-        config.read_text(encoding="utf-8").replace('mask = ""', 'mask = "a"'), encoding="utf-8"
+    cfg, tokenizer = here / "char/config.toml", here / "bpe/tokenizer.json"
+    cfg.write_text(
+        cfg.read_text(encoding="utf-8").replace('mask = ""', 'mask = "a"'), encoding="utf-8"
     )
     tokenizer.write_text(tokenizer.read_text().replace('"eos_text":null', '"eos_text":"\\n"'))
     for run in ("char", "bpe"):

@@ -62,9 +62,9 @@ def test_the_advice_for_an_option_that_looks_like_a_recipe(words: list[str]) -> 
 def test_defaults_then_recipe_then_command_line(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
     recipe.write_text("[optim]\nmax_iters = 7\nbatch_size = 3\n")
-    config, named = load_config([str(recipe), "--batch_size=5"])
-    assert (config.optim.max_iters, config.optim.batch_size) == (7, 5)
-    assert config.model == Config().model
+    cfg, named = load_config([str(recipe), "--batch_size=5"])
+    assert (cfg.optim.max_iters, cfg.optim.batch_size) == (7, 5)
+    assert cfg.model == Config().model
     assert named == {"batch_size"}
 
 
@@ -72,9 +72,9 @@ def test_defaults_then_recipe_then_command_line(tmp_path: Path) -> None:
 def test_recipes_are_sound_and_survive_saving(recipe: Path, tmp_path: Path) -> None:
     # the model to start from is not here
     from_nothing = ["--init_from=scratch"] * recipe.stem.startswith("finetune")
-    config, _ = load_config([str(recipe), *from_nothing])
-    (tmp_path / "config.toml").write_text(to_toml(config), encoding="utf-8")
-    assert load_saved(tmp_path / "config.toml") == config.with_run(out_dir="")
+    cfg, _ = load_config([str(recipe), *from_nothing])
+    (tmp_path / "config.toml").write_text(to_toml(cfg), encoding="utf-8")
+    assert load_saved(tmp_path / "config.toml") == cfg.with_run(out_dir="")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_corpus_may_have_the_longest_name(
     Path(name).write_text(make_text(), encoding="utf-8")
     call("train.py", f"--corpus={name}", *TINY, "--max_iters=1")
     (run,) = Path("out").iterdir()
-    assert open_run(run).config.data.corpus == name
+    assert open_run(run).cfg.data.corpus == name
 
 
 def test_a_file_may_have_the_longest_name_and_a_longer_one_is_told_first(tmp_path: Path) -> None:
@@ -280,13 +280,13 @@ def test_a_tilde_is_the_home_folder(
         assert paths == [os.path.join(str(home), "out/tiny")]
         for value in options.model_dump(exclude_unset=True).values():
             assert Path(value).parent == home
-    config, _ = load_config(
+    cfg, _ = load_config(
         ["--corpus=~/out/tiny", "--tokenizer=~/out/tiny", "--teacher=~/out/tiny", "--out_dir=~/a"]
     )
-    assert {config.data.corpus, config.data.tokenizer, config.loss.teacher} == {
+    assert {cfg.data.corpus, cfg.data.tokenizer, cfg.loss.teacher} == {
         os.path.join(str(home), "out/tiny")
     }
-    assert Path(config.run.out_dir) == home / "a"
+    assert Path(cfg.run.out_dir) == home / "a"
     assert load_config(["--init_from=~/out/tiny"])[0].data.tokenizer == str(home / "out/tiny")
 
 
@@ -366,16 +366,16 @@ def test_a_run_can_be_a_recipe_and_can_be_resumed(
     """Also on a machine that would choose another dtype: the one that the run began with stays."""
     without_samples_and_pictures(monkeypatch)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("engine.distributed._has_bfloat16", lambda kind: False)
+        patch.setattr("engine.device._has_bfloat16", lambda kind: False)
         call("train.py", "--corpus=text.txt", "--out_dir=out/run", *TINY, "--dtype=auto")
     run = open_run(Path("out/run"))
-    assert (run.config.run.dtype, run.config.model.n_embd) == ("float32", 16)
+    assert (run.cfg.run.dtype, run.cfg.model.n_embd) == ("float32", 16)
     assert run.info.baselines[0].nats_per_token == pytest.approx(
         torch.tensor(run.tokenizer.vocab_size).log().item()
     )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("engine.distributed._has_bfloat16", lambda kind: True)
+        patch.setattr("engine.device._has_bfloat16", lambda kind: True)
         resumed = call("train.py", "out/run", "--init_from=resume", "--max_iters=8").stdout
         assert (
             "dtype was float32 and is now bfloat16"

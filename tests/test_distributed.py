@@ -30,8 +30,8 @@ from config.errors import UserError, run_command
 from config.schema import Config, ModelConfig, OptimConfig
 from data.batches import IGNORE_INDEX, Batch, EvalText, TrainBatches
 from data.documents import Split
-from engine import distributed
-from engine.distributed import Distributed, lost_ranks, setup_distributed
+from engine import device as device_module
+from engine.device import Device, lost_ranks, setup_device
 from engine.optim import make_optimizers
 from engine.run import Run
 from engine.signals import StopSignal
@@ -51,7 +51,7 @@ from tests.conftest import (
 from tests.processes import Process, start_ranks
 from train import train_step
 
-CPU = Distributed(torch.device("cpu"), torch.float32)
+CPU = Device(torch.device("cpu"), torch.float32)
 T = TypeVar("T")
 
 
@@ -81,7 +81,7 @@ class Meeting:
 
 
 @dataclass(frozen=True)
-class Thread(Distributed):
+class Thread(Device):
     """A rank that is a thread of this process: no processes are needed."""
 
     meeting: Meeting = field(default_factory=lambda: Meeting(1))
@@ -93,13 +93,13 @@ class Thread(Distributed):
         return tensor.copy_(gathered.sum(dim=0) if op == ReduceOp.SUM else gathered.amax(dim=0))
 
 
-def in_ranks(size: int, function: Callable[[Distributed], T]) -> list[T]:
+def in_ranks(size: int, function: Callable[[Device], T]) -> list[T]:
     """What a function returns on each of so many ranks."""
     meeting = Meeting(size)
 
     def work(rank: int) -> T:
         with meeting.turn:
-            return function(Thread(CPU.device, CPU.dtype, rank, size, meeting=meeting))
+            return function(Thread(CPU.torch_device, CPU.dtype, rank, size, meeting=meeting))
 
     with ThreadPoolExecutor(size) as pool:
         return list(pool.map(work, range(size)))
@@ -125,14 +125,14 @@ def batches(micro_batch_size: int, rank: int = 0, world_size: int = 1) -> TrainB
 
 
 def take_step(
-    dist: Distributed, micro_batch_size: int, dropout: float = 0.0
+    device: Device, micro_batch_size: int, dropout: float = 0.0
 ) -> tuple[torch.Tensor, StepResult]:
     """The gradient of a step, as one vector, and its result."""
-    get_batch = batches(micro_batch_size, dist.rank, dist.world_size)
+    get_batch = batches(micro_batch_size, device.rank, device.world_size)
     cfg, _ = load_config(["--label_smoothing=0.1", "--grad_clip=0", f"--dropout={dropout}"])
     model = make_model(dropout)
     # without an optimizer the gradients stay
-    result = train_step(model, [], get_batch(24), cfg, dist, step=3)
+    result = train_step(model, [], get_batch(24), cfg, device, step=3)
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), result
 
 
@@ -173,9 +173,9 @@ def test_any_split_gives_the_gradient_of_the_whole_batch(size: int, micro_batch_
 def test_the_cut_of_a_cpus_batch_depends_on_options_only(
     options: str, gpus: int, ranks: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distributed, "WORLD_SIZE", ranks)
-    monkeypatch.setattr(distributed, "count_devices", lambda: {"cuda": gpus, "mps": 0, "cpu": 1})
-    assert distributed.micro_batch_size(load_config(options.split())[0]) == expected
+    monkeypatch.setattr(device_module, "WORLD_SIZE", ranks)
+    monkeypatch.setattr(device_module, "count_devices", lambda: {"cuda": gpus, "mps": 0, "cpu": 1})
+    assert device_module.micro_batch_size(load_config(options.split())[0]) == expected
 
 
 @pytest.mark.parametrize(("size", "micro_batch_size"), [(2, 2), (3, 2), (4, 1)])
@@ -193,10 +193,10 @@ def test_a_step_without_targets_on_any_rank_changes_nothing() -> None:
     batch = [Batch(np.zeros((4, 8), dtype=np.int64), np.full((4, 8), IGNORE_INDEX))]
     cfg, _ = load_config(["--weight_decay=0.1"])
 
-    def step(dist: Distributed) -> tuple[bool, GPT]:
+    def step(device: Device) -> tuple[bool, GPT]:
         model = make_model()
         return train_step(
-            model, make_optimizers(model, cfg.optim), batch, cfg, dist, 0
+            model, make_optimizers(model, cfg.optim), batch, cfg, device, 0
         ).is_valid, model
 
     for is_valid, model in in_ranks(2, step):
@@ -240,8 +240,8 @@ def test_ranks_stop_together() -> None:
     """A signal that another rank got counts as received here, with its name and exit code."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        told = type("Told", (Distributed,), {"max": lambda self, number: signal.SIGTERM})(
-            CPU.device, CPU.dtype, 0, 2
+        told = type("Told", (Device,), {"max": lambda self, number: signal.SIGTERM})(
+            CPU.torch_device, CPU.dtype, 0, 2
         )
         stop, alone = StopSignal(told, "resume"), StopSignal(CPU, "resume")
         assert stop.requested()
@@ -256,11 +256,15 @@ def test_ranks_stop_together() -> None:
 
 
 def test_ranks_compare_their_weights_and_texts() -> None:
-    in_ranks(3, lambda dist: dist.check_same_start(make_model(), "text"))
+    in_ranks(3, lambda device: device.check_same_start(make_model(), "text"))
     with pytest.raises(UserError, match="the ranks start with different weights or texts"):
-        in_ranks(3, lambda dist: dist.check_same_start(make_model(seed=dist.rank // 2), "text"))
+        in_ranks(
+            3, lambda device: device.check_same_start(make_model(seed=device.rank // 2), "text")
+        )
     with pytest.raises(UserError, match="the ranks start with different weights or texts"):
-        in_ranks(3, lambda dist: dist.check_same_start(make_model(), f"text {dist.rank // 2}"))
+        in_ranks(
+            3, lambda device: device.check_same_start(make_model(), f"text {device.rank // 2}")
+        )
 
 
 @pytest.mark.parametrize(
@@ -277,7 +281,7 @@ def test_ranks_compare_their_weights_and_texts() -> None:
 def test_only_a_lost_connection_means_that_a_process_is_gone(
     error: str, is_gone: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distributed, "WORLD_SIZE", 2)
+    monkeypatch.setattr(device_module, "WORLD_SIZE", 2)
 
     with (
         pytest.raises(
@@ -293,22 +297,22 @@ def test_only_a_lost_connection_means_that_a_process_is_gone(
 
 
 def test_several_ranks_are_refused_where_they_have_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert str(Distributed(CPU.device, CPU.dtype, 1, 2)).startswith("2 ranks of cpu with ")
+    assert str(Device(CPU.torch_device, CPU.dtype, 1, 2)).startswith("2 ranks of cpu with ")
     monkeypatch.setattr("config.schema.WORLD_SIZE", 3)
     assert Config(optim=OptimConfig(batch_size=2)).problems() == [
         "batch_size=2 with 3 ranks: each needs a sequence of its own"
     ]
     assert not Config(optim=OptimConfig(batch_size=3)).problems()
-    monkeypatch.setattr("engine.distributed.WORLD_SIZE", 3)
+    monkeypatch.setattr("engine.device.WORLD_SIZE", 3)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
     with pytest.raises(UserError, match="several ranks need --device=cpu, or --device=cuda"):
-        setup_distributed("mps", "float32")
+        setup_device("mps", "float32")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    monkeypatch.setattr(distributed, "count_devices", lambda: {"cuda": 2, "mps": 0, "cpu": 1})
+    monkeypatch.setattr(device_module, "count_devices", lambda: {"cuda": 2, "mps": 0, "cpu": 1})
     with pytest.raises(
         UserError, match="finds 2 cuda on this machine; start at most 2 ranks: --nproc_per_node=2"
     ):
-        setup_distributed("auto", "float32")
+        setup_device("auto", "float32")
 
 
 def test_ranks_without_work_are_told() -> None:
@@ -329,7 +333,7 @@ def test_how_to_resume_on_several_machines(monkeypatch: pytest.MonkeyPatch) -> N
     stray = words.stopped(run, "SIGTERM", TrainState(), CPU, True)
     assert stray.endswith("  python train.py out/it --init_from=resume")
     assert words.stopped(
-        run, "SIGTERM", TrainState(), Distributed(CPU.device, CPU.dtype, 0, 4), True
+        run, "SIGTERM", TrainState(), Device(CPU.torch_device, CPU.dtype, 0, 4), True
     ).endswith(
         "  (on each machine, with the options of before) torchrun --nproc_per_node=2 train.py out/it "
         "--init_from=resume"
@@ -532,7 +536,7 @@ def test_a_report_that_cannot_be_written_hides_no_mistake(
 
 def test_ranks_that_cannot_meet_say_where(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another program has the port."""
-    monkeypatch.setattr(distributed, "WORLD_SIZE", 2)
+    monkeypatch.setattr(device_module, "WORLD_SIZE", 2)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -541,20 +545,20 @@ def test_ranks_that_cannot_meet_say_where(monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(
             UserError, match=r"^rank 0 could not meet the others at MASTER_ADDR:MASTER_PORT = 127"
         ):
-            setup_distributed("cpu", "float32")
+            setup_device("cpu", "float32")
 
 
 def test_two_processes_of_one_rank_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other one has been here already."""
     store = HashStore()
     store.add("attempt 0/processes of rank 1", 1)
-    monkeypatch.setattr(distributed, "WORLD_SIZE", 2)
-    monkeypatch.setattr(distributed, "RANK", 1)
-    monkeypatch.setattr(distributed, "rendezvous", lambda url: iter([(store, 1, 2)]))
+    monkeypatch.setattr(device_module, "WORLD_SIZE", 2)
+    monkeypatch.setattr(device_module, "RANK", 1)
+    monkeypatch.setattr(device_module, "rendezvous", lambda url: iter([(store, 1, 2)]))
     with pytest.raises(
         UserError, match=r"^another process has RANK=1 too; start several ranks with torchrun"
     ):
-        setup_distributed("cpu", "float32")
+        setup_device("cpu", "float32")
 
 
 def test_torchrun_repeats_a_mistake_in_its_report(clone: Path) -> None:

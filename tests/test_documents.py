@@ -172,7 +172,7 @@ def test_with_document_attention_nothing_leaks(position) -> None:
     assert not torch.allclose(before[0, 2:5], after[0, 2:5], atol=1e-3)
     assert torch.equal(before[0, 5:], after[0, 5:])
     assert torch.equal(before[1], after[1])
-    cache = KVCache(model.config, 2, torch.device("cpu"), torch.float32)
+    cache = KVCache(model.cfg, 2, torch.device("cpu"), torch.float32)
     pieces = [
         model.hidden_states(tokens[:, a:b], cache) for a, b in [(0, 4), (4, 5), (5, 7), (7, 16)]
     ]

@@ -20,7 +20,7 @@ from config.schema import Config, ModelConfig, OptimConfig, RunConfig
 from data.batches import IGNORE_INDEX, Batch, EvalText, TrainBatches
 from data.documents import Split
 from engine.checkpoint import load_checkpoint, load_model, read_model, save_checkpoint
-from engine.distributed import Distributed, setup_distributed
+from engine.device import Device, setup_device
 from engine.generate import generate, sample_token
 from engine.optim import Muon, get_lr_scale, make_optimizers, set_lr
 from engine.run import find_best, open_run
@@ -43,7 +43,7 @@ from tests.conftest import (
 from tests.processes import assert_same_checkpoints, read_checkpoint
 from train import train_step
 
-CPU = Distributed(torch.device("cpu"), torch.float32)
+CPU = Device(torch.device("cpu"), torch.float32)
 SMALL = ModelConfig(block_size=8, n_layer=2, n_head=2, n_embd=16)
 PATIENT = Config(run=RunConfig(patience=3), optim=OptimConfig(max_iters=10**6))
 
@@ -72,7 +72,7 @@ def without_targets(batch: list[Batch]) -> list[Batch]:
     return [micro._replace(targets=np.full_like(micro.targets, IGNORE_INDEX)) for micro in batch]
 
 
-AS_TRAINED = Distributed(torch.device("cpu"), getattr(torch, trained_dtype()))
+AS_TRAINED = Device(torch.device("cpu"), getattr(torch, trained_dtype()))
 
 
 def train(*arguments: str) -> Done:
@@ -159,21 +159,21 @@ def test_every_parameter_has_one_optimizer() -> None:
     adamw, muon = make_optimizers(model, OptimConfig())
     assert isinstance(muon, Muon)
     assert len(muon.param_groups[0]["params"]) == 2 * 4
-    config = OptimConfig(warmup_iters=3, learning_rate=0.4, muon_learning_rate=0.8)
-    assert set_lr([adamw, muon], config, 0) == adamw.param_groups[0]["lr"] == 0.1
+    cfg = OptimConfig(warmup_iters=3, learning_rate=0.4, muon_learning_rate=0.8)
+    assert set_lr([adamw, muon], cfg, 0) == adamw.param_groups[0]["lr"] == 0.1
     assert muon.param_groups[0]["lr"] == 0.2
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_schedules_go_from_the_peak_to_the_lowest_lr(schedule: str) -> None:
-    config = OptimConfig(max_iters=100, warmup_iters=10, schedule=schedule, min_lr_ratio=0.2)
-    scales = [get_lr_scale(config, step) for step in range(100)]
+    cfg = OptimConfig(max_iters=100, warmup_iters=10, schedule=schedule, min_lr_ratio=0.2)
+    scales = [get_lr_scale(cfg, step) for step in range(100)]
     assert scales[10] == max(scales) == 1.0
     assert scales[:10] == sorted(scales[:10])
     assert scales[10:] == sorted(scales[10:], reverse=True)
-    assert get_lr_scale(config, 100) == pytest.approx(1.0 if schedule == "constant" else 0.2)
+    assert get_lr_scale(cfg, 100) == pytest.approx(1.0 if schedule == "constant" else 0.2)
     if schedule == "cosine":
-        assert get_lr_scale(config, 55) == pytest.approx(0.6)
+        assert get_lr_scale(cfg, 55) == pytest.approx(0.6)
 
 
 def test_tokens_per_second_are_those_of_the_steps(
@@ -226,8 +226,8 @@ def test_what_each_gpu_does_is_logged(data_dir: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         torch.cuda, "max_memory_allocated", {torch.device("cuda:1"): 33_100_000_000}.__getitem__
     )
-    two = Distributed(torch.device("cuda:1"), torch.bfloat16, 0, 2)
-    monkeypatch.setattr(Distributed, "max", lambda self, number: number)
+    two = Device(torch.device("cuda:1"), torch.bfloat16, 0, 2)
+    monkeypatch.setattr(Device, "max", lambda self, number: number)
     flops = 8 * 256 / 0.001 / 2 * model.flops_per_token()
     assert report.gpu.gpu_record(two, model, steps, optim, 3) == pytest.approx(
         {
@@ -256,7 +256,7 @@ def test_what_each_gpu_does_is_logged(data_dir: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         report.trainlog,
         "gpu_record",
-        lambda dist, model, results, *_: (
+        lambda device, model, results, *_: (
             {"gpu_tokens_per_second": 1e6, "gpu_gigabytes": 33.1, "mfu": 0.41, "seconds_left": 3.0}
             if results
             else {}
@@ -557,7 +557,7 @@ def test_a_run_of_an_earlier_edition_measures_its_best_model_again(data_dir: Pat
     state = load_checkpoint(run.path / "last.safetensors", last)
     saved = read_checkpoint(run.path / "best.safetensors")[1]
     old = TrainState.model_validate(state.model_dump(exclude=new))
-    text = run.eval_text(run.corpus.val, run.config.run.eval_tokens)
+    text = run.eval_text(run.corpus.val, run.cfg.run.eval_tokens)
     record = engine.step.remeasure_best(run, old, text, run.corpus, AS_TRAINED)
     assert record["remeasured_step"] == old.best_step == state.best_step
     assert old.best_nll == pytest.approx(state.best_nll, rel=1e-6)
@@ -656,7 +656,7 @@ def test_ranks_compare_weights_that_they_loaded(
 ) -> None:
     compared: list[torch.Tensor] = []
     monkeypatch.setattr(
-        Distributed,
+        Device,
         "check_same_start",
         lambda self, model, sha256: compared.append(model.wte.weight.detach().clone()),
     )
@@ -670,14 +670,14 @@ def test_ranks_compare_weights_that_they_loaded(
 
 
 def test_devices() -> None:
-    assert setup_distributed("cpu", "float32") == CPU
-    assert setup_distributed("cpu", "bfloat16").dtype == torch.bfloat16
-    assert setup_distributed("auto", "auto").device.type in ("cpu", "cuda", "mps")
+    assert setup_device("cpu", "float32") == CPU
+    assert setup_device("cpu", "bfloat16").dtype == torch.bfloat16
+    assert setup_device("auto", "auto").torch_device.type in ("cpu", "cuda", "mps")
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="torch finds no cuda"):
-            setup_distributed("cuda:1", "auto")
+            setup_device("cuda:1", "auto")
     with pytest.raises(UserError, match=r"^device=tpu: should be auto, cpu, mps, cuda or cuda:N$"):
-        setup_distributed("tpu", "auto")
+        setup_device("tpu", "auto")
 
 
 # Sampling.

@@ -22,7 +22,7 @@ from data.documents import Split
 from data.tokenizer import char_tokenizer
 from engine import scoring
 from engine.checkpoint import load_model
-from engine.distributed import Distributed
+from engine.device import Device
 from engine.run import open_run
 from engine.scoring import Predictions, predict, score
 from evaluate import EvaluateOptions
@@ -40,7 +40,7 @@ from report.analysis import (
 from report.evaluation import claim
 from tests.conftest import TINY, call, make_text, other_dtype, trained_dtype, work_in
 
-CPU = Distributed(torch.device("cpu"), torch.float32)
+CPU = Device(torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -317,9 +317,9 @@ def test_every_token_but_the_first_is_a_target_once_whatever_the_stride(
 SMALL = ModelConfig(block_size=8, n_layer=2, n_head=2, n_embd=16)
 
 
-def make_model(config: ModelConfig = SMALL, seed: int = 0) -> GPT:
+def make_model(cfg: ModelConfig = SMALL, seed: int = 0) -> GPT:
     torch.manual_seed(seed)
-    model = GPT(config, 13)
+    model = GPT(cfg, 13)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
     return model

@@ -12,13 +12,13 @@ from config.schema import DataConfig, ModelConfig
 from data.batches import IGNORE_INDEX, Batch, EvalText, cut, find_windows
 from data.documents import Split, apply_mask, encode_documents
 from data.tokenizer import char_tokenizer
-from engine.distributed import Distributed
+from engine.device import Device
 from engine.scoring import predict, score
 from model import GPT
 from report.explain import show_costs, show_masks
 from tests.conftest import TINY, call
 
-CPU = Distributed(torch.device("cpu"), torch.float32)
+CPU = Device(torch.device("cpu"), torch.float32)
 TOKENIZER = char_tokenizer("abcdefgh :\n", "\n\n")
 SPLIT = encode_documents(
     [apply_mask("ab:\ncd ef", "^..:"), apply_mask("gh:\nhg", "^..:")], TOKENIZER, DataConfig(), ""
@@ -26,7 +26,7 @@ SPLIT = encode_documents(
 
 
 def nll_of_tokens(model: GPT, tokens: list[int]) -> np.ndarray:
-    text = EvalText(Split(np.array(tokens)), model.config.block_size)
+    text = EvalText(Split(np.array(tokens)), model.cfg.block_size)
     return score(predict(model, text.batches(), CPU), [1.0]).nll
 
 

@@ -212,13 +212,13 @@ def test_files_from_windows_are_read(trained, clone: Path, tmp_path: Path) -> No
         content = (run / name).read_bytes().replace(b"\n", b"\r\n")
         (run / name).write_bytes(codecs.BOM_UTF8 + content)
     found = open_run(run)
-    assert (found.config, found.info, found.tokenizer) == (
-        expected.config,
+    assert (found.cfg, found.info, found.tokenizer) == (
+        expected.cfg,
         expected.info,
         expected.tokenizer,
     )
     assert found.read_metrics() == read_metrics(trained[0])
-    assert load_config([str(run)])[0].model == expected.config.model
+    assert load_config([str(run)])[0].model == expected.cfg.model
 
 
 def test_no_directory_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

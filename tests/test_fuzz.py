@@ -178,8 +178,8 @@ def _here(data_dir) -> None:
 @fuzz(2500, st.lists(ARGUMENT, max_size=6))
 def test_command_lines(argv) -> None:
     def main(argv: list[str]) -> None:
-        config, named = load_config(argv)
-        assert named <= config.options().keys() == Config().options().keys()
+        cfg, named = load_config(argv)
+        assert named <= cfg.options().keys() == Config().options().keys()
 
     command(main, argv)
 
@@ -251,7 +251,7 @@ def test_corpora(text, tokenizer, documents, val_fraction, mask, predict_eos) ->
     """Every byte is in a token, and every token is counted."""
     Path("fuzz.txt").write_bytes(text.encode())
     text = Path("fuzz.txt").read_text(encoding="utf-8-sig")  # with \n at the end of each line
-    config = DataConfig(
+    cfg = DataConfig(
         corpus="fuzz.txt",
         tokenizer=tokenizer,
         vocab_size=300,
@@ -261,7 +261,7 @@ def test_corpora(text, tokenizer, documents, val_fraction, mask, predict_eos) ->
         predict_eos=predict_eos or documents == "none",
     )
     try:
-        corpus = prepare.prepare_corpus(config)
+        corpus = prepare.prepare_corpus(cfg)
     except UserError:
         return
     splits = {"train": corpus.train, "val": corpus.val}

@@ -22,7 +22,7 @@ from config.schema import ModelConfig
 from data.huggingface import from_json, to_json
 from data.tokenizer import EOS, Tokenizer, char_tokenizer, train_bpe
 from engine.checkpoint import read_model
-from engine.distributed import Distributed
+from engine.device import Device
 from engine.generate import generate
 from engine.huggingface import from_hugging_face, to_hugging_face
 from engine.run import open_run
@@ -31,7 +31,7 @@ from model import GPT
 from tests.conftest import TINY, call, make_text, train_in, training_in, without_clocks
 
 transformers = pytest.importorskip("transformers")
-CPU = Distributed(torch.device("cpu"), torch.float32)
+CPU = Device(torch.device("cpu"), torch.float32)
 BPE = train_bpe(make_text(), 400, "\n")
 TOKENIZERS = {
     "char": char_tokenizer(make_text()),
@@ -229,7 +229,7 @@ def test_transformers_loads_what_is_exported(name: str, here: Path) -> None:
     tokens = torch.tensor([prompt])
     with torch.inference_mode():
         assert torch.allclose(ours.eval()(tokens), theirs(tokens).logits, atol=1e-5)
-    room = run.config.model.block_size - len(prompt)
+    room = run.cfg.model.block_size - len(prompt)
     greedy = [step[0] for step in generate(ours, prompt, CPU, max_new_tokens=room, temperature=0)]
     written = theirs.generate(
         tokens, max_new_tokens=room, do_sample=False, eos_token_id=None, pad_token_id=0
@@ -249,7 +249,7 @@ def test_an_exported_model_comes_back(name: str, here: Path) -> None:
         read_model(open_run(here / folder), "best")[0].eval()
         for folder in (name, f"{name}_exported")
     )
-    tokens = torch.randint(before.vocab_size, (2, before.config.block_size))
+    tokens = torch.randint(before.vocab_size, (2, before.cfg.block_size))
     with torch.inference_mode():
         assert torch.allclose(before(tokens), after(tokens), atol=1e-6)
     assert call(
@@ -329,7 +329,7 @@ def test_an_exported_model_of_documents_keeps_its_eos(here: Path, tmp_path: Path
     before, after = open_run(Path("lines")), open_run(Path("lines_exported"))
     assert after.tokenizer == before.tokenizer
     assert after.tokenizer.encode_prompt("") == [after.tokenizer.vocab_size - 1]
-    assert after.config.data.documents == "lines"
+    assert after.cfg.data.documents == "lines"
     assert loss_on("lines_exported") == pytest.approx(loss_on("lines"), abs=1e-6)
     call(
         "train.py",
@@ -341,7 +341,7 @@ def test_an_exported_model_of_documents_keeps_its_eos(here: Path, tmp_path: Path
         "--out_dir=padded",
     )
     call("export.py", "padded", str(tmp_path / "padded"))
-    assert open_run(tmp_path / "padded").config.data.padded
+    assert open_run(tmp_path / "padded").cfg.data.padded
     assert loss_on(tmp_path / "padded") == pytest.approx(loss_on("padded"), abs=1e-6)
 
 
@@ -352,9 +352,9 @@ def test_a_text_ends_with_a_foreign_eos_too(
     there.
     """
     folder = copy_of("lines_exported", tmp_path / "model")
-    config = json.loads((folder / "config.json").read_bytes())
-    del config["surprisal"]
-    (folder / "config.json").write_text(json.dumps(config))
+    cfg = json.loads((folder / "config.json").read_bytes())
+    del cfg["surprisal"]
+    (folder / "config.json").write_text(json.dumps(cfg))
     tokenizer = open_run(folder).tokenizer
     assert (tokenizer.eos, tokenizer.end) == (None, tokenizer.vocab_size - 1)
     ends: list[int] = []

@@ -288,8 +288,8 @@ def test_a_signal_that_comes_while_the_ranks_compare_theirs_is_not_lost() -> Non
         return number
 
     try:
-        dist = cast(Any, SimpleNamespace(max=compare, rank=0))
-        stop = StopSignal(dist, "python train.py out/run")
+        device = cast(Any, SimpleNamespace(max=compare, rank=0))
+        stop = StopSignal(device, "python train.py out/run")
         assert not stop.requested()
         assert stop.requested()
         assert stop.received == signal.SIGTERM

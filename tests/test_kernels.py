@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.distributed import Distributed
+from engine.device import Device
 from engine.optim import Muon, orthogonalise
 from kernels import dropout, relu2, rms_norm, rotary
 from tests.conftest import ROOT
@@ -117,7 +117,7 @@ def test_grouped_muon_is_muon(dtype: torch.dtype) -> None:
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
     a = Muon(
-        ours, lr=0.02, momentum=0.95, weight_decay=0.1, dist=Distributed(torch.device("cpu"), dtype)
+        ours, lr=0.02, momentum=0.95, weight_decay=0.1, device=Device(torch.device("cpu"), dtype)
     )
     b = torch.optim.Muon(theirs, lr=0.02, momentum=0.95, weight_decay=0.1)  # computes in bfloat16
     for step in range(3):
@@ -147,18 +147,18 @@ import evaluate, sample
 from config.schema import Config, ModelConfig
 from data.batches import Batch, EvalText
 from data.documents import Split
-from engine.distributed import setup_distributed
+from engine.device import setup_device
 from engine.generate import generate
 from engine.scoring import predict
 from engine.optim import make_optimizers
 from model import GPT
 from train import train_step
-model, dist = GPT(ModelConfig(n_layer=1, n_embd=16, block_size=8), 7), setup_distributed("cpu", "float32")
-list(generate(model, [1, 2], dist, max_new_tokens=3))
-list(predict(model, EvalText(Split(np.arange(3)), 8).batches(), dist))
-config = Config()
-optimizers, batch = make_optimizers(model, config.optim), [Batch(np.ones((1, 8), int), np.ones((1, 8), int))]
-assert train_step(model, optimizers, batch, config, dist, 0).is_valid
+model, device = GPT(ModelConfig(n_layer=1, n_embd=16, block_size=8), 7), setup_device("cpu", "float32")
+list(generate(model, [1, 2], device, max_new_tokens=3))
+list(predict(model, EvalText(Split(np.arange(3)), 8).batches(), device))
+cfg = Config()
+optimizers, batch = make_optimizers(model, cfg.optim), [Batch(np.ones((1, 8), int), np.ones((1, 8), int))]
+assert train_step(model, optimizers, batch, cfg, device, 0).is_valid
 for optimizer in optimizers:
     optimizer.load_state_dict(optimizer.state_dict())
 sys.exit("torch._dynamo" in sys.modules)"""

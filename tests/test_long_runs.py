@@ -20,7 +20,7 @@ from data.prepare import prepare_corpus
 from data.shards import load_split
 from data.tokenizer import load_tokenizer
 from engine.checkpoint import save_checkpoint
-from engine.distributed import setup_distributed
+from engine.device import setup_device
 from engine.run import create_run
 from engine.state import TrainState
 from model import GPT
@@ -37,11 +37,11 @@ def processor_seconds() -> float:
 
 def test_metrics_are_appended_not_rewritten(data_dir) -> None:
     """Resuming truncates the file after the step of the checkpoint."""
-    config, _ = load_config(["--corpus=text.txt", "--out_dir=out/run", *TINY])
-    corpus, dist = prepare_corpus(config.data), setup_distributed("cpu", "float32")
-    run = create_run(config, corpus)
+    cfg, _ = load_config(["--corpus=text.txt", "--out_dir=out/run", *TINY])
+    corpus, device = prepare_corpus(cfg.data), setup_device("cpu", "float32")
+    run = create_run(cfg, corpus)
     metrics = run.path / "metrics.jsonl"
-    log = TrainLog(run, dist, GPT(config.model, corpus.info.vocab_size), corpus, TrainState())
+    log = TrainLog(run, device, GPT(cfg.model, corpus.info.vocab_size), corpus, TrainState())
     log.write({"step": 0})
     file, before = metrics.stat().st_ino, b""
     for step in range(1, 200):
@@ -53,7 +53,7 @@ def test_metrics_are_appended_not_rewritten(data_dir) -> None:
     with metrics.open("ab") as torn:
         torn.write(b'{"step": 200, "trai')
     log = TrainLog(
-        run, dist, GPT(config.model, corpus.info.vocab_size), corpus, TrainState(step=150)
+        run, device, GPT(cfg.model, corpus.info.vocab_size), corpus, TrainState(step=150)
     )
     log.write({"step": 151})
     assert metrics.stat().st_ino == file
@@ -63,16 +63,16 @@ def test_metrics_are_appended_not_rewritten(data_dir) -> None:
 
 def test_a_directory_that_was_moved_is_not_made_anew(data_dir, capsys) -> None:
     """Nor is that of another run touched, which somebody put in its place."""
-    config, _ = load_config(["--corpus=text.txt", "--out_dir=out/run", *TINY])
-    corpus, dist = prepare_corpus(config.data), setup_distributed("cpu", "float32")
-    run = create_run(config, corpus)
-    log = TrainLog(run, dist, GPT(config.model, corpus.info.vocab_size), corpus, TrainState())
+    cfg, _ = load_config(["--corpus=text.txt", "--out_dir=out/run", *TINY])
+    corpus, device = prepare_corpus(cfg.data), setup_device("cpu", "float32")
+    run = create_run(cfg, corpus)
+    log = TrainLog(run, device, GPT(cfg.model, corpus.info.vocab_size), corpus, TrainState())
     log.write({"step": 0})
     moved = run.path.rename(data_dir / "moved")
     log.write({"step": 1})
     assert not run.path.exists()
-    other = create_run(config, corpus)
-    TrainLog(other, dist, GPT(config.model, corpus.info.vocab_size), corpus, TrainState()).write(
+    other = create_run(cfg, corpus)
+    TrainLog(other, device, GPT(cfg.model, corpus.info.vocab_size), corpus, TrainState()).write(
         {"step": 0}
     )
     for _ in range(2):

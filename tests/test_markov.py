@@ -145,9 +145,9 @@ def test_training_shows_the_gap(short) -> None:
     ]
     printed = call("train.py", *recipe).stdout
     run = open_run(short / "out/run")
-    corpus = prepare_corpus(run.config.data)
+    corpus = prepare_corpus(run.cfg.data)
     assert corpus.source_nll is not None
-    measured = EvalText(corpus.val, run.config.model.block_size, max_tokens=500).positions
+    measured = EvalText(corpus.val, run.cfg.model.block_size, max_tokens=500).positions
     assert 400 < len(measured) < 550  # of 599
     records = [record for record in run.read_metrics() if "val_nll" in record]
     gaps = [record["kl_gap"] for record in records]

@@ -40,10 +40,10 @@ CPU = torch.device("cpu")
     ids=str,
 )
 def test_the_number_of_parameters_is_known_before(options: dict[str, object]) -> None:
-    config = ModelConfig.model_validate(
+    cfg = ModelConfig.model_validate(
         {"n_layer": 3, "n_head": 2, "n_embd": 8, "block_size": 5} | options
     )
-    assert config.num_params(11) == GPT(config, 11).num_params()
+    assert cfg.num_params(11) == GPT(cfg, 11).num_params()
 
 
 def test_a_model_that_cannot_fit_is_refused_before_anything_is_prepared_or_built(
@@ -76,9 +76,9 @@ def test_a_config_that_asks_for_a_huge_model_is_compared_before_it_is_built(
     run = clone / "out/huge"
     shutil.rmtree(run, ignore_errors=True)
     shutil.copytree(trained[0], run)
-    config = (run / "config.toml").read_text().replace("n_layer = 2", "n_layer = 1000000")
-    (run / "config.toml").write_text(config)
-    monkeypatch.setattr("engine.checkpoint.check_options", lambda saved, config: None)
+    cfg = (run / "config.toml").read_text().replace("n_layer = 2", "n_layer = 1000000")
+    (run / "config.toml").write_text(cfg)
+    monkeypatch.setattr("engine.checkpoint.check_options", lambda saved, cfg: None)
     monkeypatch.chdir(clone)
     extra = ["text.txt"] if command == "compress.py" else []
     done = call(command, "out/huge", *extra, "--device=cpu", check=False)

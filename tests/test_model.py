@@ -34,10 +34,10 @@ FORMS = pytest.mark.parametrize(
 )
 
 
-def make_model(config: ModelConfig, trained: bool = True) -> GPT:
+def make_model(cfg: ModelConfig, trained: bool = True) -> GPT:
     """A model; `trained` ones have weights that are nowhere zero."""
     torch.manual_seed(0)
-    model = GPT(config, V).eval()
+    model = GPT(cfg, V).eval()
     if trained:
         for p in model.parameters():
             torch.nn.init.normal_(p, std=0.3)
@@ -50,7 +50,7 @@ def make_tokens(B: int = 3, T: int = 16) -> Tensor:
 
 def in_pieces(model: GPT, tokens: Tensor) -> Tensor:
     """Hidden states by way of a cache."""
-    cache = KVCache(model.config, len(tokens), torch.device("cpu"), torch.float32)
+    cache = KVCache(model.cfg, len(tokens), torch.device("cpu"), torch.float32)
     pieces = [
         model.hidden_states(tokens[:, a:b], cache) for a, b in [(0, 5), (5, 6), (6, 10), (10, 16)]
     ]
@@ -59,18 +59,18 @@ def in_pieces(model: GPT, tokens: Tensor) -> Tensor:
 
 
 @FORMS
-def test_an_untrained_model_knows_nothing(config: ModelConfig) -> None:
-    model, tokens = make_model(config, trained=False), make_tokens(8)
+def test_an_untrained_model_knows_nothing(cfg: ModelConfig) -> None:
+    model, tokens = make_model(cfg, trained=False), make_tokens(8)
     sums = model(tokens, tokens.roll(-1, 1))
-    exact = config.zero_init and not config.tied
+    exact = cfg.zero_init and not cfg.tied
     assert sums.nll.item() / sums.num_targets.item() == pytest.approx(
         math.log(V), abs=1e-6 if exact else 0.02
     )
 
 
 @FORMS
-def test_without_targets_logits_and_with_targets_sums_of_the_loss(config: ModelConfig) -> None:
-    model, tokens = make_model(config.model_copy(update={"softcap": 5.0})), make_tokens()
+def test_without_targets_logits_and_with_targets_sums_of_the_loss(cfg: ModelConfig) -> None:
+    model, tokens = make_model(cfg.model_copy(update={"softcap": 5.0})), make_tokens()
     targets, objective = tokens.roll(-1, 1), Objective(0.1, 0.01)
     targets[0, :5] = IGNORE_INDEX
     logits, sums = model(tokens), model(tokens, targets, objective)
@@ -88,8 +88,8 @@ def test_without_targets_logits_and_with_targets_sums_of_the_loss(config: ModelC
 
 
 @FORMS
-def test_the_future_is_invisible(config: ModelConfig) -> None:
-    model, tokens = make_model(config), make_tokens(1)
+def test_the_future_is_invisible(cfg: ModelConfig) -> None:
+    model, tokens = make_model(cfg), make_tokens(1)
     changed = tokens.clone()
     changed[0, 9] = (changed[0, 9] + 1) % (V - 1)  # not to eos, which would open a document
     before, after = model.hidden_states(tokens), model.hidden_states(changed)
@@ -99,16 +99,16 @@ def test_the_future_is_invisible(config: ModelConfig) -> None:
 
 
 @FORMS
-def test_cached_equals_uncached(config: ModelConfig) -> None:
-    model, tokens = make_model(config), make_tokens()
+def test_cached_equals_uncached(cfg: ModelConfig) -> None:
+    model, tokens = make_model(cfg), make_tokens()
     torch.testing.assert_close(
         in_pieces(model, tokens), model.hidden_states(tokens), atol=1e-5, rtol=1e-5
     )
 
 
 @FORMS
-def test_positions_matter(config: ModelConfig) -> None:
-    model = make_model(config)
+def test_positions_matter(cfg: ModelConfig) -> None:
+    model = make_model(cfg)
     last = model.hidden_states(torch.tensor([[1, 2, 3, 4, 5, 6]]))[:, -1]
     assert not torch.allclose(
         last, model.hidden_states(torch.tensor([[2, 1, 3, 4, 5, 6]]))[:, -1], atol=1e-3

@@ -61,8 +61,8 @@ def test_the_scores_are_those_of_evaluate(model: Model) -> None:
 
 
 def test_the_dtype_is_that_of_training_unless_another_is_named(trained) -> None:
-    assert Model(trained[0]).dist.dtype_name == trained_dtype()
-    assert Model(trained[0], dtype="bfloat16").dist.dtype_name == "bfloat16"
+    assert Model(trained[0]).device.dtype_name == trained_dtype()
+    assert Model(trained[0], dtype="bfloat16").device.dtype_name == "bfloat16"
     with pytest.raises(
         UserError, match="dtype=int8: should be one of auto, float32, bfloat16, float16"
     ):

@@ -18,7 +18,7 @@ from data.baselines import PASSAGE, find_passage
 from data.documents import Split
 from data.tokenizer import char_tokenizer
 from engine.checkpoint import load_model
-from engine.distributed import setup_distributed
+from engine.device import setup_device
 from engine.run import open_run
 from report.measures import cut_passage
 from report.page import describe_runs, write_data
@@ -55,7 +55,7 @@ def test_training_writes_a_page_whose_numbers_are_the_metrics(own: Path) -> None
     assert shown["best_nll"] == records[-1]["best_val_nll"]
     # in the middle of what each is the mean of
     assert shown["train"]["step"] == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
-    per_position = open_run(own).config.model.flops_per_token(open_run(own).info.vocab_size)
+    per_position = open_run(own).cfg.model.flops_per_token(open_run(own).info.vocab_size)
     positions = [record["positions"] for record in evaluations]
     assert positions == [record["step"] * 4 * 8 for record in evaluations]
     assert shown["val"]["flops"] == pytest.approx(
@@ -90,7 +90,7 @@ def test_flops_count_what_was_computed_masked_or_not(data_dir: Path) -> None:
     call("train.py", *arguments)
     call("train.py", *arguments, "--init_from=resume", "--batch_size=6", "--max_iters=8")
     run = open_run(data_dir / "out/run")
-    per_position = run.config.model.flops_per_token(run.info.vocab_size)
+    per_position = run.cfg.model.flops_per_token(run.info.vocab_size)
     records = read_metrics(run.path)
     assert all(record["tokens"] < record["positions"] for record in records if record.get("tokens"))
     expected = [per_position * 8 * (6 * 4 + 2 * 6), per_position * 8 * 6 * 4]
@@ -108,8 +108,8 @@ def test_flops_count_what_was_computed_masked_or_not(data_dir: Path) -> None:
 
 def test_a_page_of_several_runs_says_what_differs(own: Path, data_dir: Path) -> None:
     other = Path(shutil.copytree(own, own.with_name("other")))
-    config = (other / "config.toml").read_text()
-    (other / "config.toml").write_text(config.replace("seed = 1337", "seed = 7"))
+    cfg = (other / "config.toml").read_text()
+    (other / "config.toml").write_text(cfg.replace("seed = 1337", "seed = 7"))
     call("curves.py", str(own), str(other), f"--html={own}/both.html")
     data = describe_runs([open_run(own), open_run(other)])
     assert data["differences"] == {"seed": ["1337", "7"]}
@@ -187,8 +187,8 @@ def test_each_evaluation_keeps_what_a_passage_costs(own: Path, data_dir: Path) -
     assert len(last.tokens) == PASSAGE == len(run.info.baselines[1].passage_nll)
     text, skip = cut_passage(run, run.corpus)
     assert text.split.tokens[skip:].tolist() == last.tokens
-    dist = setup_distributed("cpu", "float32")
-    model, _ = load_model(run, "last", dist)
+    device = setup_device("cpu", "float32")
+    model, _ = load_model(run, "last", device)
     logits = model(torch.tensor([text.split.tokens[skip - 4 : skip + 3].tolist()]))
     # the first window whose targets are in the passage begins 4 tokens before
     log_q = logits[0].log_softmax(dim=-1)

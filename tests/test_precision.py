@@ -20,7 +20,7 @@ from config.errors import UserError
 from data.batches import EvalText, TrainBatches
 from data.documents import Split
 from engine.checkpoint import for_prediction
-from engine.distributed import Distributed, setup_distributed
+from engine.device import Device, setup_device
 from engine.generate import Window, generate, generate_texts
 from engine.optim import Muon, make_optimizers
 from engine.scoring import predict, score
@@ -69,31 +69,31 @@ class Watch(TorchDispatchMode):
         return out
 
 
-def train_a_step(dist: Distributed, *argv: str) -> GPT:
-    config, _ = load_config([*TINY, *argv])
+def train_a_step(device: Device, *argv: str) -> GPT:
+    cfg, _ = load_config([*TINY, *argv])
     torch.manual_seed(0)
-    model = GPT(config.model, V)
-    optimizers = make_optimizers(model, config.optim, dist)
+    model = GPT(cfg.model, V)
+    optimizers = make_optimizers(model, cfg.optim, device)
     batches = TrainBatches(Split(TOKENS), 8, 4, seed=0)
-    teacher = for_prediction(GPT(config.model, V), dist) if config.loss.teacher else None
+    teacher = for_prediction(GPT(cfg.model, V), device) if cfg.loss.teacher else None
     for step in range(2):  # the second one has momentum
-        assert train_step(
-            model, optimizers, batches(4 * step), config, dist, step, teacher
-        ).is_valid
+        assert train_step(model, optimizers, batches(4 * step), cfg, device, step, teacher).is_valid
     return model
 
 
 TOKENS = np.random.default_rng(0).integers(V, size=300)
-USES: dict[str, Callable[[GPT, Distributed], object]] = {
-    "step zero": lambda model, dist: check_step_zero(
-        model, [TrainBatches(Split(TOKENS), 8, 4, seed=0)(0)], V, dist
+USES: dict[str, Callable[[GPT, Device], object]] = {
+    "step zero": lambda model, device: check_step_zero(
+        model, [TrainBatches(Split(TOKENS), 8, 4, seed=0)(0)], V, device
     ),
-    "evaluation": lambda model, dist: evaluate(model, EvalText(Split(TOKENS), 8), dist),
-    "scoring": lambda model, dist: score(
-        predict(model, EvalText(Split(TOKENS), 8).batches(), dist), [0.5, 1.0]
+    "evaluation": lambda model, device: evaluate(model, EvalText(Split(TOKENS), 8), device),
+    "scoring": lambda model, device: score(
+        predict(model, EvalText(Split(TOKENS), 8).batches(), device), [0.5, 1.0]
     ),
-    "sampling": lambda model, dist: list(
-        generate(for_prediction(model, dist), [1], dist, num_samples=2, top_k=3, max_new_tokens=12)
+    "sampling": lambda model, device: list(
+        generate(
+            for_prediction(model, device), [1], device, num_samples=2, top_k=3, max_new_tokens=12
+        )
     ),
 }
 
@@ -106,30 +106,30 @@ def test_a_training_step_is_in_float32(
     if chunked:
         monkeypatch.setattr(loss, "MAX_LOGITS", 0)
     with Watch() as watch:
-        train_a_step(Distributed(CPU, torch.float32), *FORMS[form])
+        train_a_step(Device(CPU, torch.float32), *FORMS[form])
     assert watch.in_16_bits == set()
 
 
 @pytest.mark.parametrize("form", ["muon", "all parts"])
 @pytest.mark.parametrize("use", USES)
 def test_a_prediction_is_in_float32(use: str, form: str) -> None:
-    dist = Distributed(CPU, torch.float32)
-    model = train_a_step(dist, *FORMS[form])
+    device = Device(CPU, torch.float32)
+    model = train_a_step(device, *FORMS[form])
     with Watch() as watch:
-        USES[use](model, dist)
+        USES[use](model, device)
     assert watch.in_16_bits == set()
 
 
 def test_bfloat16_is_used_where_it_is_asked_for() -> None:
     """The watch sees it: in the products of the model, of the gradient, of Muon, and of every use."""
-    dist = Distributed(CPU, torch.bfloat16)
+    device = Device(CPU, torch.bfloat16)
     with Watch() as watch:
-        model = train_a_step(dist)
+        model = train_a_step(device)
     assert {"aten.mm.default", "aten.baddbmm.default"} <= watch.in_16_bits
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     for use in USES.values():
         with Watch() as watch:
-            use(model, dist)
+            use(model, device)
         assert "aten.linear.default" in watch.in_16_bits
 
 
@@ -137,21 +137,21 @@ def test_bfloat16_is_used_where_it_is_asked_for() -> None:
 def test_auto_is_what_the_hardware_multiplies(
     has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.distributed._has_bfloat16", lambda kind: has_bfloat16)
-    dist = setup_distributed("cpu", "auto")
-    assert (dist.dtype, dist.is_emulated) == (
+    monkeypatch.setattr("engine.device._has_bfloat16", lambda kind: has_bfloat16)
+    device = setup_device("cpu", "auto")
+    assert (device.dtype, device.is_emulated) == (
         torch.bfloat16 if has_bfloat16 else torch.float32,
         False,
     )
-    assert setup_distributed("cpu", "float32").dtype == torch.float32
-    asked_for = setup_distributed("cpu", "bfloat16")
+    assert setup_device("cpu", "float32").dtype == torch.float32
+    asked_for = setup_device("cpu", "bfloat16")
     assert (asked_for.dtype, asked_for.is_emulated) == (torch.bfloat16, not has_bfloat16)
 
 
 def test_a_device_that_is_not_there_is_a_mistake() -> None:
     for device in ("cuda:99", "gpu", "cpu:1"):
         with pytest.raises(UserError, match=f"device={device}"):
-            setup_distributed(device, "auto")
+            setup_device(device, "auto")
 
 
 AUTO = [option for option in TINY if "dtype" not in option]
@@ -163,7 +163,9 @@ def without_pictures_and_long_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     for place in ("train", "report.trainlog"):
         monkeypatch.setattr(
             f"{place}.generate_texts",
-            lambda model, corpus, dist, **_: generate_texts(model, corpus, dist, max_new_tokens=3),
+            lambda model, corpus, device, **_: generate_texts(
+                model, corpus, device, max_new_tokens=3
+            ),
         )
 
 
@@ -171,11 +173,11 @@ def test_whole_commands_follow_the_hardware(data_dir, monkeypatch: pytest.Monkey
     """Training, resuming, evaluating and sampling without bfloat16; resuming keeps the dtype on a
     CPU with it.
     """
-    monkeypatch.setattr("engine.distributed._has_bfloat16", lambda kind: False)
+    monkeypatch.setattr("engine.device._has_bfloat16", lambda kind: False)
     without_pictures_and_long_samples(monkeypatch)
     with Watch() as watch:
         call("train.py", "--corpus=text.txt", "--out_dir=out/run", "--device=cpu", *AUTO)
-        monkeypatch.setattr("engine.distributed._has_bfloat16", lambda kind: True)
+        monkeypatch.setattr("engine.device._has_bfloat16", lambda kind: True)
         call("train.py", "out/run", "--init_from=resume", "--max_iters=8")
         call("evaluate.py", "out/run")
         call("sample.py", "out/run", "--device=cpu", "--max_new_tokens=5")
@@ -187,13 +189,13 @@ def test_a_run_in_bfloat16_that_moves_to_a_cpu_without_it_keeps_it_and_says_so(
     data_dir, monkeypatch
 ) -> None:
     without_pictures_and_long_samples(monkeypatch)
-    monkeypatch.setattr("engine.distributed._has_bfloat16", lambda kind: True)
+    monkeypatch.setattr("engine.device._has_bfloat16", lambda kind: True)
     first = call(
         "train.py", "--corpus=text.txt", "--out_dir=out/run", "--device=cpu", *AUTO, "--max_iters=2"
     ).stdout
     assert 'dtype = "bfloat16"' in (data_dir / "out/run/config.toml").read_text()
     assert "emulates" not in first
-    monkeypatch.setattr("engine.distributed._has_bfloat16", lambda kind: False)
+    monkeypatch.setattr("engine.device._has_bfloat16", lambda kind: False)
     resumed = call("train.py", "out/run", "--init_from=resume", "--max_iters=3").stdout
     assert "warning: this cpu has no bfloat16 products and emulates them" in resumed
     assert 'dtype = "bfloat16"' in (data_dir / "out/run/config.toml").read_text()
@@ -210,20 +212,20 @@ def test_every_tensor_is_made_on_the_device_of_the_model(
     # which this device does not know
     monkeypatch.setattr("torch.is_autocast_enabled", lambda device: False)
     monkeypatch.setattr("torch.autocast", lambda *_, **__: nullcontext())
-    config, _ = load_config([*TINY, *FORMS[form]])
+    cfg, _ = load_config([*TINY, *FORMS[form]])
     meta = torch.device("meta")
-    model = GPT(config.model, vocab_size).to(meta)
-    tokens = torch.zeros(4, config.model.block_size, dtype=torch.int64, device=meta)
-    sums = model(tokens, tokens, make_objective(config))
+    model = GPT(cfg.model, vocab_size).to(meta)
+    tokens = torch.zeros(4, cfg.model.block_size, dtype=torch.int64, device=meta)
+    sums = model(tokens, tokens, make_objective(cfg))
     assert {number.device for number in sums} == {meta}
     sums.objective.backward()
-    for optimizer in make_optimizers(model, config.optim):
+    for optimizer in make_optimizers(model, cfg.optim):
         if isinstance(optimizer, Muon):  # AdamW is PyTorch's
             optimizer.step()
     model.eval()
-    window = Window(model, 4, Distributed(meta, torch.float32))
+    window = Window(model, 4, Device(meta, torch.float32))
     with torch.inference_mode():
-        for _ in range(2 * config.model.block_size):  # it moves on once
+        for _ in range(2 * cfg.model.block_size):  # it moves on once
             assert window.next_logits(tokens[:, :1]).shape == (4, vocab_size)
 
 
@@ -244,28 +246,26 @@ def test_what_auto_is_on_a_gpu(
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
     precisions: list[str] = []
     monkeypatch.setattr("torch.set_float32_matmul_precision", precisions.append)
-    dist = setup_distributed("auto", "auto")
-    assert (dist.device.type, dist.dtype, dist.is_emulated, precisions) == (
+    device = setup_device("auto", "auto")
+    assert (device.torch_device.type, device.dtype, device.is_emulated, precisions) == (
         "cuda",
         dtype,
         False,
         ["high"],
     )
-    assert dist.eval_batch_tokens > setup_distributed("cpu", "float32").eval_batch_tokens
+    assert device.eval_batch_tokens > setup_device("cpu", "float32").eval_batch_tokens
 
 
 def test_float16_trains_with_a_loss_scale() -> None:
     """Gradients come out as in float32; one that is too large for float16 changes nothing, and
     halves the scale.
     """
-    config, _ = load_config([*TINY, "--zero_init=false"])
+    cfg, _ = load_config([*TINY, "--zero_init=false"])
     batch, gradients = TrainBatches(Split(TOKENS), 8, 4, seed=0)(0), []
     for dtype in (torch.float32, torch.float16):
         torch.manual_seed(0)
-        model = GPT(config.model, V)
-        assert train_step(
-            model, [], batch, config, Distributed(CPU, dtype), 0, None, 2.0**15
-        ).is_valid
+        model = GPT(cfg.model, V)
+        assert train_step(model, [], batch, cfg, Device(CPU, dtype), 0, None, 2.0**15).is_valid
         gradients.append(
             torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         )
@@ -274,10 +274,8 @@ def test_float16_trains_with_a_loss_scale() -> None:
 
     model.zero_grad()
     before, state = [p.detach().clone() for p in model.parameters()], TrainState()
-    optimizers = make_optimizers(model, config.optim, Distributed(CPU, torch.float16))
-    result = train_step(
-        model, optimizers, batch, config, Distributed(CPU, torch.float16), 0, None, 2.0**40
-    )
+    optimizers = make_optimizers(model, cfg.optim, Device(CPU, torch.float16))
+    result = train_step(model, optimizers, batch, cfg, Device(CPU, torch.float16), 0, None, 2.0**40)
     state.count_step(result)
     assert not result.is_valid
     assert state.loss_scale == 2.0**14

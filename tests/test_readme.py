@@ -146,7 +146,7 @@ def test_the_examples_work_one_after_another(small: Path) -> None:
 def test_the_command_is_one(command: str, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its script is there, and it has these options."""
     # without fetching a model to start from
-    monkeypatch.setattr("config.cli.adopt_shape", lambda config: config)
+    monkeypatch.setattr("config.cli.adopt_shape", lambda cfg: cfg)
     script, *words = shlex.split(command)
     words = [PLACEHOLDERS.get(word, word) for word in words if word not in ("...", "OTHER_RUN")]
     assert (ROOT / script).is_file()

@@ -90,18 +90,18 @@ def make_state(records: list[Record], **changes: object) -> TrainState:
 def judge(
     records: list[Record],
     info: CorpusInfo,
-    config: Config = DEFAULTS,
+    cfg: Config = DEFAULTS,
     epochs: float = 0.5,
     **state: object,
 ) -> str:
     final = records[-1] if "best_val_nll" in records[-1] else None
-    return words.verdict(records, final, info, config, make_state(records, **state), epochs)
+    return words.verdict(records, final, info, cfg, make_state(records, **state), epochs)
 
 
 def verdict(
-    records: list[Record], config: Config = DEFAULTS, epochs: float = 0.5, **state: object
+    records: list[Record], cfg: Config = DEFAULTS, epochs: float = 0.5, **state: object
 ) -> str:
-    return judge(records, make_info(), config, epochs, **state)
+    return judge(records, make_info(), cfg, epochs, **state)
 
 
 def test_the_baselines_are_listed_from_the_worst_to_the_best() -> None:
@@ -310,8 +310,8 @@ def test_a_run_that_diverged() -> None:
 
 def test_advice_names_no_option_that_has_such_a_value_already() -> None:
     optim = OptimConfig(grad_clip=0, optimizer="adamw", warmup_iters=100)
-    config = Config(optim=optim).with_run(dtype="bfloat16")
-    said = verdict(make_records(4.17, 300.0, train=500.0), config)
+    cfg = Config(optim=optim).with_run(dtype="bfloat16")
+    said = verdict(make_records(4.17, 300.0, train=500.0), cfg)
     assert "Try smaller steps: --learning_rate=0.0025, --grad_clip=1, --dtype=float32." in said
 
 
@@ -361,8 +361,8 @@ def test_samples_are_told_from_their_prompt() -> None:
 
 
 def test_the_options_that_differ_are_named() -> None:
-    config = Config().with_run(seed=2, out_dir="out/x")
-    assert words.describe_options(config) == "options that differ from the defaults: seed=2"
+    cfg = Config().with_run(seed=2, out_dir="out/x")
+    assert words.describe_options(cfg) == "options that differ from the defaults: seed=2"
     assert words.describe_options(Config()).endswith(": none")
 
 
@@ -397,14 +397,14 @@ def test_a_damaged_line_of_metrics_is_left_out() -> None:
 def test_half_the_memory_counts_the_micro_batches_of_all_cores(
     monkeypatch: pytest.MonkeyPatch, cores: int, options: dict[str, object], advice: str
 ) -> None:
-    monkeypatch.setattr("engine.distributed.count_workers", lambda: cores)
+    monkeypatch.setattr("engine.device.count_workers", lambda: cores)
     assert f"use {advice}" in words.less_memory(Config().with_run(device="cpu", **options))
 
 
 def test_less_memory() -> None:
-    config = Config()
-    assert "--micro_batch_size=2, which gives the same result" in words.less_memory(config)
-    assert "--micro_batch_size" not in words.less_memory(config.with_run(micro_batch_size=1))
+    cfg = Config()
+    assert "--micro_batch_size=2, which gives the same result" in words.less_memory(cfg)
+    assert "--micro_batch_size" not in words.less_memory(cfg.with_run(micro_batch_size=1))
 
 
 def test_next_commands_quote_the_name_of_the_run() -> None:

@@ -69,10 +69,10 @@ def test_fine_tuning_resumes_itself(again: list[str], tuned: Path) -> None:
 
 def test_a_run_is_a_recipe_that_starts_as_it_did(tuned: Path) -> None:
     Path("elsewhere").rename("origin")
-    config, _ = load_config(["whole", "--out_dir=new"])
-    assert config.run.source == "origin"
-    assert config.data.tokenizer == "origin"
-    assert config.model.n_embd == 16
+    cfg, _ = load_config(["whole", "--out_dir=new"])
+    assert cfg.run.source == "origin"
+    assert cfg.data.tokenizer == "origin"
+    assert cfg.model.n_embd == 16
     Path("origin").rename("elsewhere")
 
 
@@ -80,7 +80,7 @@ def test_what_is_not_named_comes_from_the_run(data_dir: Path) -> None:
     """Also text and shape, where a recipe says something else; then a line tells it."""
     call("train.py", "--corpus=text.txt", "--out_dir=out/run", *TINY)
     run = data_dir / "out/run"
-    before = open_run(run).config
+    before = open_run(run).cfg
     Path("other.toml").write_text(
         'data.corpus = "more.txt"\nmodel.n_layer = 5\noptim.max_iters = 8\n'
     )
@@ -93,6 +93,6 @@ def test_what_is_not_named_comes_from_the_run(data_dir: Path) -> None:
     )
     assert "resuming out/run at step 6\n  max_iters was 6 and is now 8\n" in printed
     optim = before.optim.model_copy(update={"max_iters": 8})
-    assert open_run(run).config == before.model_copy(update={"optim": optim})
+    assert open_run(run).cfg == before.model_copy(update={"optim": optim})
     done = call(*command, "--n_layer=5", check=False)
     assert "n_layer was 2 and is now 5: that would be another model or text" in done.stderr

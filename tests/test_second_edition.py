@@ -49,7 +49,7 @@ def test_it_resumes(saved: Path, name: str) -> None:
     call("train.py", f"runs/{name}", "--init_from=resume", "--max_iters=16")
     lines = (saved / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
-    last = {}
+    last: dict[str, float] = {}
     for record in records:
         if record["step"] == 16:
             last |= record

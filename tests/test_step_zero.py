@@ -14,14 +14,14 @@ from config.schema import Config
 from data.baselines import Baseline
 from data.batches import IGNORE_INDEX, Batch, TrainBatches, cut
 from data.documents import Split
-from engine.distributed import Distributed
+from engine.device import Device
 from engine.optim import make_optimizers
 from model import GPT
 from report.step_zero import FIRST_BATCHES, check_first_losses, check_step_zero, is_early
 from tests.conftest import TINY, call, make_text, train_in
 from train import train_step
 
-CPU = Distributed(torch.device("cpu"), torch.float32)
+CPU = Device(torch.device("cpu"), torch.float32)
 SOUND = "as it should be, the model knows nothing yet"
 VOCABULARY, TOKENS = np.unique(
     np.frombuffer(make_text().encode(), dtype=np.uint8), return_inverse=True
@@ -49,11 +49,11 @@ def look(
     change: Callable[[GPT], object] = lambda model: None,
 ) -> str:
     """What is said of a new model that has the given faults."""
-    config, _ = load_config(list(argv))
+    cfg, _ = load_config(list(argv))
     torch.manual_seed(seed)
-    model = GPT(config.model, vocab_size)
+    model = GPT(cfg.model, vocab_size)
     change(model)
-    said = check_step_zero(model, batches or sound_batches(config), V, CPU)
+    said = check_step_zero(model, batches or sound_batches(cfg), V, CPU)
     assert model.training
     return said
 
@@ -62,8 +62,8 @@ def first_batches(get_batch: TrainBatches) -> Batches:
     return [get_batch(number * get_batch.batch_size) for number in range(FIRST_BATCHES)]
 
 
-def sound_batches(config: Config, batch_size: int = 16) -> Batches:
-    return first_batches(TrainBatches(Split(TOKENS), config.model.block_size, batch_size, seed=0))
+def sound_batches(cfg: Config, batch_size: int = 16) -> Batches:
+    return first_batches(TrainBatches(Split(TOKENS), cfg.model.block_size, batch_size, seed=0))
 
 
 def relabel(new_targets: Callable[[Batch], np.ndarray], batch_size: int = 16) -> Batches:
@@ -102,9 +102,9 @@ def test_what_is_sound_is_called_so(argv: list[str]) -> None:
 def test_random_logits_cost_half_their_variance() -> None:
     """log E[exp z] is s^2 / 2 for Gaussian logits of variance s^2; the expected loss counts it."""
     for std in (0.03, 0.06):
-        config = Config()
+        cfg = Config()
         torch.manual_seed(0)
-        model = GPT(config.model, 5000)
+        model = GPT(cfg.model, 5000)
         torch.nn.init.normal_(model.lm_head.weight, std=std)
         tokens = np.random.default_rng(0).integers(5000, size=50_000)
         batches = first_batches(TrainBatches(Split(tokens), 64, 64, seed=0))
@@ -114,7 +114,7 @@ def test_random_logits_cost_half_their_variance() -> None:
         )
         assert numbers
         nll, uniform, cost = map(float, numbers.groups())
-        variance = config.model.n_embd * std**2
+        variance = cfg.model.n_embd * std**2
         assert uniform == pytest.approx(math.log(5000), abs=1e-4)
         assert nll - uniform == pytest.approx(cost, abs=3 * (variance / 64**2) ** 0.5)
         assert cost == pytest.approx(variance / 2, rel=0.1)
@@ -234,13 +234,13 @@ def test_weights_that_start_too_large(argv: list[str], change: Callable[[GPT], o
 
 def test_weights_that_are_trained_already() -> None:
     def learn(model: GPT) -> None:
-        config, _ = load_config(["--max_iters=15"])
+        cfg, _ = load_config(["--max_iters=15"])
         optimizers, batches = (
-            make_optimizers(model, config.optim),
+            make_optimizers(model, cfg.optim),
             TrainBatches(Split(TOKENS), 64, 16, seed=1),
         )
         for step in range(15):
-            train_step(model, optimizers, batches(16 * step), config, CPU, step)
+            train_step(model, optimizers, batches(16 * step), cfg, CPU, step)
 
     said = look("--n_layer=1", change=learn)
     assert (
@@ -258,7 +258,7 @@ def test_logits_that_favour_tokens_that_do_not_come() -> None:
         # a constant direction
         model.norm = torch.nn.Sequential(model.norm, torch.nn.Hardtanh(1.0, 1.001))
         with torch.no_grad():
-            model.lm_head.weight[torch.from_numpy(common)] = -0.9 / model.config.n_embd
+            model.lm_head.weight[torch.from_numpy(common)] = -0.9 / model.cfg.n_embd
 
     assert "favour tokens that do not come" in look(change=misplace)
 
@@ -312,8 +312,8 @@ def test_training_says_it(data_dir, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_has_time_to_pass_the_unigram(
     options: list[str], step: int, tokens: int, early: bool
 ) -> None:
-    config, _ = load_config(options)
-    assert is_early({"step": step, "tokens": tokens}, 65, config) == early
+    cfg, _ = load_config(options)
+    assert is_early({"step": step, "tokens": tokens}, 65, cfg) == early
 
 
 def test_no_model_has_to_pass_the_unigram_of_a_text_without_order() -> None:

@@ -127,8 +127,8 @@ def test_errors_that_repeat_a_config_are_not_obeyed(theirs: Path, change: str, c
         f"\\u{ord(character):04x}" if CONTROL.match(character) else character
         for character in change
     )
-    config = (path / "config.toml").read_text().replace("seed = 1337\n", "")
-    (path / "config.toml").write_text(config.replace("[run]", f"[run]\n{escaped}"))
+    cfg = (path / "config.toml").read_text().replace("seed = 1337\n", "")
+    (path / "config.toml").write_text(cfg.replace("[run]", f"[run]\n{escaped}"))
     for command in ("sample.py", "evaluate.py", "curves.py", "train.py"):
         printed = shown(command, str(path), code=code)
         assert printed.startswith(f"error: {path}/config.toml: ")

@@ -67,7 +67,7 @@ SAMPLE = "  First <b>line</b>,\n\nthird & last: naïve 日本"
 class Tracked(NamedTuple):
     """What a tracker has of a run."""
 
-    config: dict[str, str]
+    cfg: dict[str, str]
     numbers: list[tuple[int, str, float]]  # step, name, value
     texts: list[tuple[int, str]]
 
@@ -156,8 +156,8 @@ def read_wandb(run: Path) -> Iterator[Tracked]:
             if record.HasField("run"):
                 assert record.run.project == "surprisal"
                 tracked = found.setdefault(record.run.run_id, Tracked({}, [], []))
-                for item in record.run.config.update:
-                    tracked.config[item.key] = str(json.loads(item.value_json))
+                for item in record.run.cfg.update:
+                    tracked.cfg[item.key] = str(json.loads(item.value_json))
             elif record.HasField("history"):
                 line = {
                     tuple(item.nested_key): json.loads(item.value_json)
@@ -227,10 +227,10 @@ def read_mlflow(run: Path) -> Iterator[Tracked]:
     for tracked in client.search_runs([experiment.experiment_id], order_by=["start_time"]):
         assert tracked.info.status == "FINISHED"
         (artifacts,) = (run.parent / "mlruns").glob(f"{tracked.info.run_id}/artifacts")
-        config = flatten((artifacts / "config.toml").read_text(encoding="utf-8"))
-        assert set(tracked.data.params) - set(config) == {"out_dir", "init_from"}
+        cfg = flatten((artifacts / "config.toml").read_text(encoding="utf-8"))
+        assert set(tracked.data.params) - set(cfg) == {"out_dir", "init_from"}
         yield Tracked(
-            config,
+            cfg,
             [
                 (metric.step, key, metric.value)
                 for key in tracked.data.metrics
@@ -277,9 +277,9 @@ def rounded(numbers: list[tuple[int, str, float]]) -> Counter[tuple[int, str, fl
 def assert_same(tracked: Tracked, files: Tracked) -> None:
     assert rounded(tracked.numbers) == rounded(files.numbers)
     # MLflow keeps one of each step
-    kept = {*files.texts} if files.config["tracker"] == "mlflow" else files.texts
+    kept = {*files.texts} if files.cfg["tracker"] == "mlflow" else files.texts
     assert sorted(tracked.texts) == sorted(kept)
-    assert files.config.items() <= tracked.config.items()
+    assert files.cfg.items() <= tracked.cfg.items()
 
 
 # What is tracked.
@@ -306,7 +306,7 @@ def test_a_tracker_has_what_the_files_have_also_after_resuming(name: str, data_d
     shutil.copy(run / "previous.safetensors", run / "last.safetensors")
     assert "at step 2\n" in call("train.py", str(run), "--init_from=resume", "--max_iters=6").stdout
     files = read_files(run)
-    assert (files.config["max_iters"], files.config["tracker"]) == ("6", name)
+    assert (files.cfg["max_iters"], files.cfg["tracker"]) == ("6", name)
     stays = [number for number in first.numbers if number[0] > 2 and name != "tensorboard"]
     texts = [text for text in first.texts if text[0] > 2]  # TensorBoard drops numbers only
     (tracked,) = read_tracked(name, run)
@@ -506,7 +506,7 @@ def test_a_tracker_that_was_given_up_is_not_told_again(
     fake.fails_in, fake.hangs = "init", True
     told: list[str] = []
     tracked = tracker.Tracker(
-        replace(finished, config=finished.config.with_run(tracker="trackio")), 0, told.append, 0
+        replace(finished, cfg=finished.cfg.with_run(tracker="trackio")), 0, told.append, 0
     )
     tracked.close()
     fake.released.set()
@@ -532,10 +532,10 @@ def test_a_stopped_run_lets_its_tracker_finish(
 
 
 def test_only_rank_0_tracks(fake: Fake, finished: Run) -> None:
-    config = finished.config.with_run(tracker="trackio")
+    cfg = finished.cfg.with_run(tracker="trackio")
     for rank in (1, 0):
         assert fake.told == []
-        tracked = tracker.Tracker(replace(finished, config=config), 0, print, rank)
+        tracked = tracker.Tracker(replace(finished, cfg=cfg), 0, print, rank)
         tracked.log({"step": 1, "lr": 0.1})
         tracked.close()
     assert [function for function, *_ in fake.told] == ["init", "log", "finish"]

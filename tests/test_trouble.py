@@ -30,7 +30,7 @@ from config.files import write_atomically
 from config.schema import Config, ModelConfig, OptimConfig
 from data.batches import Batch, TrainBatches
 from engine.checkpoint import _hash, load_model, save_checkpoint
-from engine.distributed import Distributed
+from engine.device import Device
 from engine.optim import make_optimizers
 from engine.run import Record, append_line, lock_run, open_run
 from engine.state import SPIKE_STEPS, StepResult, TrainState
@@ -52,7 +52,7 @@ from tests.processes import Process, assert_same_checkpoints, read_checkpoint
 from tests.test_checkpoints import forge
 from train import train_step
 
-CPU = Distributed(torch.device("cpu"), torch.float32)
+CPU = Device(torch.device("cpu"), torch.float32)
 RUN = ["--corpus=text.txt", "--out_dir=out/run", *TINY]
 STEPS = [*range(7), 6]  # in the lines of metrics of such a run; the last line is the best model's
 
@@ -156,15 +156,15 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             optimizers: Any,
             batch: Any,
             cfg: Config,
-            dist: Distributed,
+            device: Device,
             number: int,
             *others: Any,
         ) -> StepResult:
             if number not in chosen:
-                return train_step(model, optimizers, batch, cfg, dist, number, *others)
+                return train_step(model, optimizers, batch, cfg, device, number, *others)
             weight = model.wte.weight.detach().clone()
             model.wte.weight.data.fill_(math.nan)
-            result = train_step(model, optimizers, batch, cfg, dist, number, *others)
+            result = train_step(model, optimizers, batch, cfg, device, number, *others)
             model.wte.weight.data.copy_(weight)
             return result
 
@@ -594,8 +594,8 @@ def test_what_may_change_is_changed_and_noted(finished: Path) -> None:
     assert "changes" not in first
     assert {name: now for name, (_, now) in second["changes"].items()} == changes
     assert second["changes"]["max_iters"] == [6, 9]
-    config = open_run(finished).config
-    assert (config.optim.max_iters, config.run.init_from) == (9, "scratch")
+    cfg = open_run(finished).cfg
+    assert (cfg.optim.max_iters, cfg.run.init_from) == (9, "scratch")
     assert steps(finished)[-1] == 9
     assert read_metrics(finished)[-1]["best_step"] > 6  # losses on other targets do not compare
 
@@ -615,7 +615,7 @@ def test_a_new_seed_or_batch_size_has_to_be_named(finished: Path, option: str) -
     assert done.stderr.endswith(f"; if you want that, add --{option}=5\n")
     assert files(finished) == before
     call("train.py", "other.toml", "--out_dir=out/run", "--init_from=resume", f"--{option}=5")
-    assert open_run(finished).config.options()[option] == 5
+    assert open_run(finished).cfg.options()[option] == 5
 
 
 def forget_windows(path: Path) -> None:
@@ -680,10 +680,10 @@ def test_a_new_dtype_has_to_be_named(finished: Path) -> None:
         f"error: out/run: dtype was {was} and is now {now}: the arithmetic changes; if you want"
         in done.stderr
     )
-    assert open_run(finished).config.run.dtype == was
+    assert open_run(finished).cfg.run.dtype == was
     printed = call("train.py", *options, f"--dtype={now}").stdout
     assert f"\n  dtype was {was} and is now {now}\n" in printed
-    assert open_run(finished).config.run.dtype == now
+    assert open_run(finished).cfg.run.dtype == now
 
 
 def test_auto_resumes_a_run_or_starts_one(data_dir: Path) -> None:
@@ -796,7 +796,7 @@ def test_a_config_that_was_edited_by_hand_still_works(finished: Path) -> None:
     assert call("sample.py", "out/run", "--max_new_tokens=5").stdout
     call("train.py", "out/run", "--init_from=resume")
     assert steps(finished) == [*range(8), 7]
-    assert open_run(finished).config.run.eval_interval == 7
+    assert open_run(finished).cfg.run.eval_interval == 7
     for old, new, says in (
         ("max_iters = 7", 'max_iters = "many"', "error: out/run/config.toml: max_iters=many: "),
         ("seed = ", "sead = ", "error: out/run/config.toml: run.sead: no such option"),

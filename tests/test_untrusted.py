@@ -243,10 +243,10 @@ def test_a_recipe_is_data(tmp_path) -> None:
     (tmp_path / "theirs.toml").write_text(
         "[data]\ncorpus = '''__import__('os').mkdir('executed')'''"
     )
-    config, _ = load_config(
+    cfg, _ = load_config(
         [str(tmp_path / "theirs.toml"), "--device=__import__('os').mkdir('executed')"]
     )
-    assert config.data.corpus == "__import__('os').mkdir('executed')"
+    assert cfg.data.corpus == "__import__('os').mkdir('executed')"
     assert not Path("executed").exists()
 
 

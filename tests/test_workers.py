@@ -30,7 +30,7 @@ OPTIONS = [
 
 def train_with(count: int, name: str, monkeypatch: pytest.MonkeyPatch, *options: str) -> Path:
     """A training by so many workers."""
-    monkeypatch.setattr("engine.distributed.count_workers", lambda: count)
+    monkeypatch.setattr("engine.device.count_workers", lambda: count)
     call("train.py", *OPTIONS, f"--out_dir=out/{name}", *options)
     return Path("out") / name
 

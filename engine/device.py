@@ -39,14 +39,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Distributed:
+class Device:
     """The device, the dtype, and which rank of how many this is.
 
     With several ranks, all of them must make the same calls of these methods, and wait there for
     each other.
     """
 
-    device: torch.device
+    torch_device: torch.device
     dtype: torch.dtype
     rank: int = 0
     world_size: int = 1
@@ -61,7 +61,7 @@ class Distributed:
         """The hardware has no such products, and emulates them: up to 100 times slower than
         float32.
         """
-        kind = self.device.type
+        kind = self.torch_device.type
         return {torch.bfloat16: not _has_bfloat16(kind), torch.float16: kind == "cpu"}.get(
             self.dtype, False
         )
@@ -71,16 +71,16 @@ class Distributed:
         """Tokens in one forward pass of an evaluation: few enough for a CPU's cache, or enough to
         fill a GPU.
         """
-        return 2**11 if self.device.type == "cpu" else 2**16
+        return 2**11 if self.torch_device.type == "cpu" else 2**16
 
     def autocast(self) -> AbstractContextManager[object]:
         """Matrix products in `dtype`; weights, sums and the loss stay float32."""
         if self.dtype == torch.float32:
             return nullcontext()
         # The cache would share one thread's casts with the graphs of the others.
-        return torch.autocast(self.device.type, self.dtype, cache_enabled=False)
+        return torch.autocast(self.torch_device.type, self.dtype, cache_enabled=False)
 
-    def without_workers(self) -> "Distributed":
+    def without_workers(self) -> "Device":
         """The same, but all cores of a CPU share each operation."""
         return replace(self, workers=Workers(1))
 
@@ -90,11 +90,13 @@ class Distributed:
 
     def to_device(self, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
         tensors = [torch.from_numpy(array) for array in arrays]
-        if self.device.type == "cuda":  # only pinned memory can be copied while the GPU computes
+        if (
+            self.torch_device.type == "cuda"
+        ):  # only pinned memory can be copied while the GPU computes
             return tuple(
-                tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors
+                tensor.pin_memory().to(self.torch_device, non_blocking=True) for tensor in tensors
             )
-        return tuple(tensor.to(self.device) for tensor in tensors)
+        return tuple(tensor.to(self.torch_device) for tensor in tensors)
 
     def on_rank0(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Rank 0 calls the function; every rank gets its result, or its UserError or OSError."""
@@ -172,19 +174,17 @@ class Distributed:
     def __str__(self) -> str:
         ranks, where = (
             f"{self.world_size} ranks of " if self.world_size > 1 else "",
-            str(self.device),
+            str(self.torch_device),
         )
-        if self.device.type == "cuda":
-            where = torch.cuda.get_device_name(self.device)
-        elif self.device.type == "cpu":
+        if self.torch_device.type == "cuda":
+            where = torch.cuda.get_device_name(self.torch_device)
+        elif self.torch_device.type == "cpu":
             threads = torch.get_num_threads()
             where = f"cpu with {threads} thread{'s' * (threads > 1)}, {torch.backends.cpu.get_cpu_capability()}"
         return f"{ranks}{where}, {self.dtype_name}"
 
 
-def setup_distributed(
-    device: str, dtype: str, options: dict[str, Any] | None = None
-) -> Distributed:
+def setup_device(device: str, dtype: str, options: dict[str, Any] | None = None) -> Device:
     """The device and dtype that were asked for; `auto` takes the fastest. UserError if they are not
     available.
 
@@ -231,7 +231,7 @@ def setup_distributed(
         }
         _join("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", (options or {}) | same)
     workers = Workers(count_workers() if kind == "cpu" else 1)
-    return Distributed(torch.device(device), getattr(torch, dtype), RANK, WORLD_SIZE, workers)
+    return Device(torch.device(device), getattr(torch, dtype), RANK, WORLD_SIZE, workers)
 
 
 def count_devices() -> dict[str, int]:
@@ -243,27 +243,27 @@ def count_devices() -> dict[str, int]:
     }
 
 
-def micro_batch_size(config: Config) -> int:
+def micro_batch_size(cfg: Config) -> int:
     """Sequences in one forward pass: as many as were asked for, or what suits the device.
 
     On a CPU, whose cores take a micro-batch each, a batch is cut into 2, or 4, 8, ... parts of at
     least CPU_TOKENS tokens: that depends on the options only. On a GPU it is a rank's share of the
     batch.
     """
-    batch_size = config.optim.batch_size
-    if config.run.micro_batch_size:
-        return config.run.micro_batch_size
-    if not _is_on_cpu(config.run):
+    batch_size = cfg.optim.batch_size
+    if cfg.run.micro_batch_size:
+        return cfg.run.micro_batch_size
+    if not _is_on_cpu(cfg.run):
         return math.ceil(batch_size / WORLD_SIZE)
     parts = 2
-    while 2 * parts * CPU_TOKENS <= batch_size * config.model.block_size:
+    while 2 * parts * CPU_TOKENS <= batch_size * cfg.model.block_size:
         parts *= 2
     return math.ceil(batch_size / parts)
 
 
-def micro_batches_at_once(config: Config) -> int:
+def micro_batches_at_once(cfg: Config) -> int:
     """Micro-batches that a process may have in memory together, if a step has so many."""
-    return count_workers() if _is_on_cpu(config.run) and not config.run.compile else 1
+    return count_workers() if _is_on_cpu(cfg.run) and not cfg.run.compile else 1
 
 
 def _is_on_cpu(run: RunConfig) -> bool:
