@@ -28,7 +28,7 @@ FORMAT = (
 )
 
 # The limits, and what is wanted in the end where that is less.
-TOKENS_A_LINE = {"": 8.6, "train.py": 8.5, "model.py": 12.6, "loss.py": 11.0}
+TOKENS_A_LINE = {"": 8.6, "train.py": 8.5, "model.py": 13.3, "loss.py": 11.0}
 DENSE = 24  # tokens; a line of code with more has to be read twice
 DENSEST = 32
 MAX_DENSE_SHARE = 0.035

@@ -156,7 +156,7 @@ def read_wandb(run: Path) -> Iterator[Tracked]:
             if record.HasField("run"):
                 assert record.run.project == "surprisal"
                 tracked = found.setdefault(record.run.run_id, Tracked({}, [], []))
-                for item in record.run.cfg.update:
+                for item in record.run.config.update:
                     tracked.cfg[item.key] = str(json.loads(item.value_json))
             elif record.HasField("history"):
                 line = {
