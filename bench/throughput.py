@@ -144,7 +144,7 @@ def main(argv: list[str]) -> None:
     rows = {"data": parts["data"], f"gradients of {found['micro_batches']} micro-batches": rest}
     rows |= {name: parts[name] for name in optimizers}
     print(
-        f"GPT with {found['parameters']:,} parameters\n{found["device"]}: steps of {found['tokens']:,} tokens\n"
+        f"GPT with {found['parameters']:,} parameters\n{found['device']}: steps of {found['tokens']:,} tokens\n"
     )
     print(f"{'part':<32}{'ms':>9}{'share':>8}")
     for name, value in rows.items():
