@@ -15,8 +15,8 @@ from config.files import check_place, is_run
 from config.schema import FileName, Page, Section
 from config.terminal import print_styled
 from engine.run import Run, open_run
+from page.page import describe_runs, write_page
 from report.figures import draw_png, draw_terminal
-from report.page import describe_runs, write_page
 
 
 class CurveOptions(Section):

@@ -117,7 +117,8 @@ if __name__ == "__main__":
 
 from engine.checkpoint import load_model
 from engine.device import setup_device
-from report import analysis, measures, page, records
+from page import page
+from report import analysis, measures, records
 from report.evaluation import describe, unknown_lines
 from report.explain import show_costs
 from surprisal import nats_to_bits

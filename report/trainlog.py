@@ -25,12 +25,13 @@ from engine.state import BEST, StepResult, TrainState
 from engine.step import evaluate_parts, validation_record
 from loss import mean_loss, sum_losses
 from model import GPT
-from report import figures, measures, page, words
+from page import page
+from report import figures, measures, words
 from report.analysis import BLOCKS
 from report.gpu import gpu_record
 from report.step_zero import check_first_losses, is_early
-from report.tracker import Tracker
 from surprisal import smoothed_entropy
+from trackers import Tracker
 
 # What a finished run has, besides checkpoints and the last line of metrics.
 OUTCOME = (

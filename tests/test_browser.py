@@ -16,7 +16,7 @@ import pytest
 
 from data.baselines import EQUAL
 from engine.run import open_run
-from report.page import describe_runs, write_data, write_live_page, write_page
+from page.page import describe_runs, write_data, write_live_page, write_page
 from tests.conftest import TINY, call, read_metrics
 
 CHROMIUM = (

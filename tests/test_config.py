@@ -528,7 +528,7 @@ def test_every_option_changes_something(
         with pytest.raises(UserError, match="this machine"):
             observe(("--device=cuda:99",))
         return
-    if option == "tracker":  # test_tracker.py has what it shows
+    if option == "tracker":  # test_trackers.py has what it shows
         monkeypatch.setitem(sys.modules, "wandb", None)
         with pytest.raises(UserError, match="needs its package"):
             observe(("--tracker=wandb",))

@@ -22,9 +22,9 @@ from data.info import CorpusInfo, SplitInfo
 from data.tokenizer import char_tokenizer
 from engine.run import Record, Run, open_run, unique_names
 from engine.step import is_eval_step
+from page.page import describe_runs
 from report import figures
 from report.figures import Picture, find_baselines
-from report.page import describe_runs
 from tests.conftest import call
 
 PLAYS = {

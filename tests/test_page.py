@@ -20,8 +20,8 @@ from data.tokenizer import char_tokenizer
 from engine.checkpoint import load_model
 from engine.device import setup_device
 from engine.run import open_run
+from page.page import describe_runs, write_data
 from report.measures import cut_passage
-from report.page import describe_runs, write_data
 from report.records import PASSAGE_TEMPERATURES, read_passages
 from tests.conftest import TINY, call, read_metrics
 

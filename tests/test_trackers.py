@@ -33,11 +33,11 @@ import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
+import trackers
 from config.cli import load_config
 from config.errors import UserError
 from config.schema import RunConfig
 from engine.run import Run, open_run
-from report import tracker
 from tests.conftest import ROOT, TINY, call, read_metrics
 from tests.processes import Process
 
@@ -83,7 +83,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
     if "TRACKIO_DIR" not in os.environ:  # the package reads it once
         os.environ["TRACKIO_DIR"] = str(tmp_path_factory.mktemp("trackio"))
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr(tracker, "PATIENCE", 120.0)  # for a slow machine
+    monkeypatch.setattr(trackers, "PATIENCE", 120.0)  # for a slow machine
     monkeypatch.setattr(
         "report.trainlog.figures", SimpleNamespace(draw_png=lambda runs, path: path.touch())
     )
@@ -338,10 +338,10 @@ def test_variables_of_wandb_are_respected(
     }
     for variable, value in theirs.items():
         monkeypatch.setenv(f"WANDB_{variable}", value)
-    with contextmanager(tracker.open_wandb)(finished, 0):
+    with contextmanager(trackers.open_wandb)(finished, 0):
         settings = wandb.run.settings
         # W&B's own are 90 s, and none
-        assert (settings.init_timeout, settings.finish_timeout) == (7, tracker.PATIENCE)
+        assert (settings.init_timeout, settings.finish_timeout) == (7, trackers.PATIENCE)
     wandb.teardown()
     (log,) = tmp_path.glob("theirs/wandb/offline-run-*/run-theirs0.wandb")
     assert not (finished.path / "wandb").exists()
@@ -354,7 +354,7 @@ def test_variables_of_mlflow_are_respected(
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/theirs.db")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "theirs")
-    with contextmanager(tracker.open_mlflow)(finished, 0):
+    with contextmanager(trackers.open_mlflow)(finished, 0):
         pass
     experiment = mlflow.MlflowClient().get_experiment_by_name("theirs")
     (tracked,) = mlflow.search_runs([experiment.experiment_id], output_format="list")
@@ -485,7 +485,7 @@ def test_a_tracker_that_fails_or_hangs_warns_once_and_stops_nothing(
 ) -> None:
     fake.fails_in, fake.hangs = function, hangs
     if hangs:
-        monkeypatch.setattr(tracker, "PATIENCE", 0.2)
+        monkeypatch.setattr(trackers, "PATIENCE", 0.2)
     done = call("train.py", *TRAIN, "--out_dir=out/run", "--tracker=trackio")
     says = (
         "trackio is not done after 0 s, and may lack the last lines"
@@ -502,10 +502,10 @@ def test_a_tracker_that_fails_or_hangs_warns_once_and_stops_nothing(
 def test_a_tracker_that_was_given_up_is_not_told_again(
     fake: Fake, finished: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracker, "PATIENCE", 0.2)
+    monkeypatch.setattr(trackers, "PATIENCE", 0.2)
     fake.fails_in, fake.hangs = "init", True
     told: list[str] = []
-    tracked = tracker.Tracker(
+    tracked = trackers.Tracker(
         replace(finished, cfg=finished.cfg.with_run(tracker="trackio")), 0, told.append, 0
     )
     tracked.close()
@@ -535,7 +535,7 @@ def test_only_rank_0_tracks(fake: Fake, finished: Run) -> None:
     cfg = finished.cfg.with_run(tracker="trackio")
     for rank in (1, 0):
         assert fake.told == []
-        tracked = tracker.Tracker(replace(finished, cfg=cfg), 0, print, rank)
+        tracked = trackers.Tracker(replace(finished, cfg=cfg), 0, print, rank)
         tracked.log({"step": 1, "lr": 0.1})
         tracked.close()
     assert [function for function, *_ in fake.told] == ["init", "log", "finish"]
@@ -566,7 +566,7 @@ def test_a_server_that_never_answers_stops_nothing(clone: Path) -> None:
             "mlflow": {"MLFLOW_TRACKING_URI": address},
         }
         # so short that mlflow's imports may take longer
-        prelude = "import report.tracker; report.tracker.PATIENCE = 1"
+        prelude = "import trackers; trackers.PATIENCE = 1"
         if find_spec("IPython"):
             prelude += "; import IPython"
         processes = {

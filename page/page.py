@@ -1,7 +1,7 @@
 """The losses of runs as a page for any browser, which needs no network: its data and Bokeh's
 JavaScript are in it.
 
-The files in report/web/ draw; here is what they draw, as JSON. A live page has its data beside it,
+The files in page/web/ draw; here is what they draw, as JSON. A live page has its data beside it,
 in report.js, and reads it again and again, so that it follows the training.
 """
 
