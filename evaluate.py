@@ -23,8 +23,8 @@ from config.errors import UserError, run_command
 from config.files import check_place
 from config.schema import Count, FileName, Page, Section, Text, UnknownCharacters
 from config.terminal import print_styled, printable, progress_bar
-from data.batches import EvalText
 from data.documents import Split, encode_documents, split_documents
+from data.eval_text import EvalText
 from data.prepare import read_all_documents, read_source
 from data.unknown import Unknown, known_to, replace_in_documents
 from engine.run import Run, open_run

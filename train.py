@@ -75,9 +75,9 @@ def train(cfg: Config, named: set[str]) -> int:
         cfg.optim.batch_size,
         cfg.run.seed,
         eos,
-        micro_batch_size(cfg),
-        device.rank,
-        device.world_size,
+        micro_batch_size=micro_batch_size(cfg),
+        rank=device.rank,
+        world_size=device.world_size,
     )
     if cfg.run.explain_batch:
         print(

@@ -36,7 +36,8 @@ from bench.results import cpu_name
 from config.cli import load_config, load_options
 from config.errors import UserError, run_command
 from config.schema import ModelConfig, Positive, Section
-from data.batches import EvalText, TrainBatches
+from data.batches import TrainBatches
+from data.eval_text import EvalText
 from data.prepare import prepare_corpus
 from engine.checkpoint import for_prediction
 from engine.device import micro_batch_size, setup_device

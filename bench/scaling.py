@@ -24,7 +24,8 @@ from pydantic import Field
 from config.cli import load_options
 from config.errors import UserError, run_command
 from config.schema import Config, ModelConfig, OptimConfig, RunConfig, Section
-from data.batches import EvalText, TrainBatches
+from data.batches import TrainBatches
+from data.eval_text import EvalText
 from data.prepare import prepare_corpus
 from engine.device import micro_batch_size, setup_device
 from engine.optim import make_optimizers

@@ -41,8 +41,8 @@ from config.pretrained import (
 from config.recipe import load_saved, to_toml
 from config.resume import MUST_STAY
 from config.schema import TOKENIZERS, Config, DataConfig, RunConfig
-from data.batches import EvalText
 from data.documents import Split
+from data.eval_text import EvalText
 from data.huggingface import read_tokenizer
 from data.info import CorpusInfo, SplitInfo, read_info
 from data.prepare import Corpus, prepare_corpus

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from config.errors import UserError
 from config.schema import Config
-from data.batches import Batch, EvalText
+from data.batches import Batch
+from data.eval_text import EvalText
 from data.prepare import Corpus
 from engine.checkpoint import read_model
 from engine.device import Device

@@ -11,10 +11,12 @@ import numpy as np
 
 from config.files import write_atomically
 from data.baselines import MAX_TRAIN_TOKENS, find_passage
-from data.batches import Batch, EvalText, TrainBatches, count_targets
+from data.batches import Batch, TrainBatches
 from data.documents import Split
+from data.eval_text import EvalText
 from data.prepare import Corpus
 from data.tokenizer import Tokenizer
+from data.windows import count_targets
 from engine.device import Device
 from engine.run import Record, Run
 from engine.scoring import explain, predict, score

@@ -28,8 +28,9 @@ from bench.normalisation import compare, masked
 from config.cli import load_config
 from config.errors import UserError, run_command
 from config.schema import Config, ModelConfig, OptimConfig
-from data.batches import IGNORE_INDEX, Batch, EvalText, TrainBatches
+from data.batches import IGNORE_INDEX, Batch, TrainBatches
 from data.documents import Split
+from data.eval_text import EvalText
 from engine import device as device_module
 from engine.device import Device, lost_ranks, setup_device
 from engine.optim import make_optimizers

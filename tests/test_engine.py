@@ -17,8 +17,9 @@ import torch
 import engine.step
 from config.errors import UserError
 from config.schema import Config, ModelConfig, OptimConfig, RunConfig
-from data.batches import IGNORE_INDEX, Batch, EvalText, TrainBatches
+from data.batches import IGNORE_INDEX, Batch, TrainBatches
 from data.documents import Split
+from data.eval_text import EvalText
 from engine.checkpoint import load_checkpoint, load_model, read_model, save_checkpoint
 from engine.device import Device, setup_device
 from engine.generate import generate, sample_token

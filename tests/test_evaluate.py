@@ -17,8 +17,9 @@ import torch
 import evaluate
 from config.errors import UserError
 from config.schema import ModelConfig
-from data.batches import IGNORE_INDEX, EvalText
+from data.batches import IGNORE_INDEX
 from data.documents import Split
+from data.eval_text import EvalText
 from data.tokenizer import char_tokenizer
 from engine import scoring
 from engine.checkpoint import load_model

@@ -145,7 +145,8 @@ import numpy as np
 import torch
 import evaluate, sample
 from config.schema import Config, ModelConfig
-from data.batches import Batch, EvalText
+from data.batches import Batch
+from data.eval_text import EvalText
 from data.documents import Split
 from engine.device import setup_device
 from engine.generate import generate

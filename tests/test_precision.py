@@ -17,8 +17,9 @@ from torch.utils._pytree import tree_leaves
 import loss
 from config.cli import load_config
 from config.errors import UserError
-from data.batches import EvalText, TrainBatches
+from data.batches import TrainBatches
 from data.documents import Split
+from data.eval_text import EvalText
 from engine.checkpoint import for_prediction
 from engine.device import Device, setup_device
 from engine.generate import Window, generate, generate_texts
