@@ -748,21 +748,25 @@ def test_a_run_without_a_finite_loss_is_finished_too(
     assert files(data_dir / "out") == before
 
 
-@pytest.mark.parametrize("name", [*OUTCOME, "metrics.jsonl"])
+@pytest.mark.parametrize("name", [*OUTCOME, "metrics.jsonl", "report.html", "report.js"])
 def test_an_outcome_that_could_not_be_written_is_written_on_resuming(
     name: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt = TrainLog.attempt
 
-    def fail(self: TrainLog, file: str, write: Callable[..., object], *arguments: Any) -> bool:
-        def refuse(*_: Any) -> None:
-            raise OSError(28, "No space left on device")
+    def refuse(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
 
-        fails = file == name and (self.state.step == 6 or name == "report.html")
+    def fail(self: TrainLog, file: str, write: Callable[..., object], *arguments: Any) -> bool:
+        fails = file == name and self.state.step == 6
         return attempt(self, file, refuse if fails else write, *arguments)
+
+    def fail_of_page(path: Path, content: bytes) -> None:
+        (refuse if path.name == name else write_atomically)(path, content)
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainLog, "attempt", fail)
+        patch.setattr("page.page.write_atomically", fail_of_page)
         told = train(returns=2).stderr
     assert (
         f"error: out/run: {name} could not be written; make room, and finish the run with: "
