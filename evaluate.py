@@ -117,10 +117,11 @@ if __name__ == "__main__":
 
 from engine.checkpoint import load_model
 from engine.device import setup_device
+from engine.evaluation import measure_passage, score_text
 from page import page
-from report import analysis, measures, records
+from report import analysis
 from report.evaluation import describe, unknown_lines
-from report.explain import show_costs
+from report.tokens import show_costs
 from surprisal import nats_to_bits
 
 
@@ -140,7 +141,7 @@ class Scored(NamedTuple):
     columns: analysis.Columns  # what is known of each target
     tempered: np.ndarray  # the mean NLL at each of TEMPERATURES
     # the first PAGE_TOKENS tokens, for a page; None if all of them are masked
-    passage: records.Passage | None
+    passage: analysis.Passage | None
 
 
 def main(argv: list[str]) -> None:
@@ -225,7 +226,7 @@ def evaluate(
     run, (about, columns, tempered, _) = runs[0], scored[0]
     # With a text of one's own, the corpus may be elsewhere.
     train = None if options.text else run.corpus.train
-    details = measures.summarise(columns, tempered, texts[0], run.tokenizer, train)
+    details = analysis.summarise(columns, tempered, texts[0], run.tokenizer, train)
 
     of_val = options.split == "val" and not options.text
     of_whole_val = of_val and about["targets"] == about["of_targets"]
@@ -318,7 +319,9 @@ def score(run: Run, text: EvalText, options: EvaluateOptions) -> Scored:
             disable=False,
         )
 
-    columns, tempered = measures.score_targets(model, text, run.tokenizer, device, show_progress)
+    columns, tempered = score_text(
+        model, text, run.tokenizer, analysis.TEMPERATURES, device, progress=show_progress
+    )
     about = {
         "run": str(run.path),
         "checkpoint": options.checkpoint,
@@ -334,7 +337,8 @@ def score(run: Run, text: EvalText, options: EvaluateOptions) -> Scored:
     start = text.split.first(PAGE_TOKENS - 1)
     if options.html and start.num_targets():
         whole = replace(text, split=start, max_tokens=0)
-        passage = measures.measure_passage(model, whole, 0, device, state.step)
+        costs = measure_passage(model, whole, 0, analysis.PASSAGE_TEMPERATURES, device)
+        passage = analysis.Passage(step=state.step, **costs)
     return Scored(about, columns, tempered, passage)
 
 

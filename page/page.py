@@ -19,9 +19,10 @@ import numpy as np
 from config.files import write_atomically
 from data.baselines import passed_and_ahead
 from engine.run import Record, Run, find_best, parse_record, unique_names
+from page.records import describe_text, read_evaluation, read_passages
 from report import analysis
+from report.analysis import Evaluation, Passage
 from report.figures import middles, thin
-from report.records import Evaluation, Passage, describe_text, read_evaluation, read_passages
 from surprisal import perplexity
 
 WEB = Path(__file__).with_name("web")

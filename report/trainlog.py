@@ -18,16 +18,29 @@ from data.batches import TrainBatches
 from data.prepare import Corpus
 from engine.checkpoint import Optimizers, load_checkpoint, save_checkpoint
 from engine.device import Device
+from engine.evaluation import (
+    cut_passage,
+    measure_all,
+    measure_passage,
+    measure_training_text,
+    score_text,
+)
 from engine.generate import generate_texts
 from engine.run import Record, Run, append_line, kept_options, start_run
 from engine.signals import Stopped, StopSignal
 from engine.state import BEST, StepResult, TrainState
-from engine.step import evaluate_parts, validation_record
 from engine.watchers import Watchers
 from loss import mean_loss, sum_losses
 from model import GPT
-from report import figures, measures, words
-from report.analysis import BLOCKS
+from report import figures, words
+from report.analysis import (
+    PASSAGE_TEMPERATURES,
+    TEMPERATURES,
+    Passage,
+    max_targets,
+    summarise,
+    write_evaluation,
+)
 from report.gpu import gpu_record
 from report.step_zero import check_first_losses, is_early
 from surprisal import smoothed_entropy
@@ -53,7 +66,7 @@ class TrainLog:
             state,
             corpus.info,
         )
-        self.passage_text = measures.cut_passage(run, corpus)
+        self.passage_text = cut_passage(run.eval_text(corpus.val), corpus.tokenizer)
         self.bar = progress_bar(
             total=run.cfg.optim.max_iters,
             initial=state.step,
@@ -193,13 +206,10 @@ class TrainLog:
     def write_passage(self, path: Path) -> None:
         """Append what each token of a passage costs now."""
         with suppress(UserError):  # it diverged
-            append_line(
-                path,
-                measures.measure_passage(
-                    self.model, *self.passage_text, self.device, self.state.step
-                ),
+            costs = measure_passage(
+                self.model, *self.passage_text, PASSAGE_TEMPERATURES, self.device
             )
-        self.model.train()
+            append_line(path, Passage(step=self.state.step, **costs))
 
     def append(self, name: str, line: dict[str, Any]) -> None:
         """Append a line to a .jsonl file, and show it to the watchers."""
@@ -378,18 +388,23 @@ def measure_best(model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatc
     """Measure the best model on all validation text; returns the last line of metrics."""
     run, device = log.run, log.device
     best = load_checkpoint(run.path / "best.safetensors", model)
-    # So many batches, for the interval of a difference.
-    val_text = replace(run.eval_text(corpus.val), min_batches=BLOCKS)
-    parts = evaluate_parts(model, val_text, device)
-    exact = validation_record(mean_loss(sum_losses(parts)), val_text, corpus)
+    exact, parts = measure_all(model, run.eval_text(corpus.val), corpus, device)
+
+    def write(path: Path) -> None:
+        text = run.eval_text(corpus.val, max_targets(corpus.tokenizer.vocab_size))
+        columns, tempered = score_text(model, text, corpus.tokenizer, TEMPERATURES, device)
+        summary = summarise(columns, tempered, text, corpus.tokenizer, corpus.train)
+        write_evaluation(path, summary, parts)
+
     with suppress(UserError):  # some predictions are not finite
-        log.attempt("evaluation.json", measures.write_evaluation, run, model, parts, corpus, device)
+        log.attempt("evaluation.json", write)
     # 0 in files of earlier editions
     windows = best.windows or best.step * run.cfg.optim.batch_size
     found = exact | {"epochs": get_batch.epochs(windows)}
     if not run.was_changed("seed"):  # else other windows were read than those of this seed
         max_tokens = run.cfg.run.eval_tokens or corpus.val.num_targets()
         train_text = run.eval_text(corpus.train, max_tokens)
-        found |= measures.measure_training_text(model, train_text, get_batch, windows, device)
+        read, unread = get_batch.read_and_unread(windows)
+        found |= measure_training_text(model, train_text, read, unread, device)
     final: Record = {"step": log.state.step, "best_step": best.step}
     return final | {f"best_{name}": value for name, value in found.items()}

@@ -17,7 +17,7 @@ from data.windows import find_windows
 from engine.device import Device
 from engine.scoring import predict, score
 from model import GPT
-from report.explain import show_costs, show_masks
+from report.tokens import show_costs, show_masks
 from tests.conftest import TINY, call
 
 CPU = Device(torch.device("cpu"), torch.float32)

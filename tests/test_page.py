@@ -19,10 +19,11 @@ from data.documents import Split
 from data.tokenizer import char_tokenizer
 from engine.checkpoint import load_model
 from engine.device import setup_device
+from engine.evaluation import cut_passage
 from engine.run import open_run
 from page.page import describe_runs, write_data
-from report.measures import cut_passage
-from report.records import PASSAGE_TEMPERATURES, read_passages
+from page.records import read_passages
+from report.analysis import PASSAGE_TEMPERATURES
 from tests.conftest import TINY, call, read_metrics
 
 
@@ -185,7 +186,7 @@ def test_each_evaluation_keeps_what_a_passage_costs(own: Path, data_dir: Path) -
     last, where = passages[0], find_passage(run.corpus.val, run.tokenizer)
     assert last.tokens == run.corpus.val.tokens[where].tolist()
     assert len(last.tokens) == PASSAGE == len(run.info.baselines[1].passage_nll)
-    text, skip = cut_passage(run, run.corpus)
+    text, skip = cut_passage(run.eval_text(run.corpus.val), run.tokenizer)
     assert text.split.tokens[skip:].tolist() == last.tokens
     device = setup_device("cpu", "float32")
     model, _ = load_model(run, "last", device)
