@@ -118,7 +118,7 @@ if __name__ == "__main__":
 from engine.checkpoint import load_model
 from engine.device import setup_device
 from engine.evaluation import measure_passage, score_text
-from page import page
+from engine.watchers import load_wing
 from report import analysis
 from report.evaluation import describe, unknown_lines
 from report.tokens import show_costs
@@ -160,10 +160,9 @@ def main(argv: list[str]) -> None:
         found = evaluate(runs, chosen, scored, options)
         print(json.dumps(found, indent=1) if options.json_ else describe(found))
     if options.html:
-        targets, passages = [each.columns for each in scored], [each.passage for each in scored]
-        page.write_page(
-            Path(options.html), page.describe_evaluation(runs, targets, passages, name, found)
-        )
+        scored_texts = [(each.columns, each.passage) for each in scored]
+        write_text_page = load_wing("page of a text")
+        write_text_page(Path(options.html), runs, scored_texts, name, found)
         print(options.html, file=sys.stderr if options.json_ else sys.stdout)
 
 
