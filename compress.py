@@ -22,7 +22,6 @@ from pydantic import Field
 from config.cli import load_options
 from config.errors import DIVERGED, UserError, not_text, run_command
 from config.files import check_place, check_regular, write_atomically
-from config.pretrained import is_hugging_face
 from config.schema import Section, Text
 from config.terminal import progress_bar
 from data.baselines import COMPRESSORS
@@ -65,8 +64,6 @@ def read_arguments(argv: list[str]) -> Arguments:
         CompressOptions, argv, "RUN FILE", 2, "a run's directory; a text, or a .srp file"
     )
     run, path = open_run(Path(paths[0])), Path(paths[1])
-    if is_hugging_face(run.path):
-        raise UserError(f"{run.path}: is in Hugging Face's format; name the run of a training")
     check_regular(path)
     content, tokens, out = path.read_bytes(), None, path.with_suffix("")
     known = known_to([run.tokenizer])

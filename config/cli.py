@@ -8,9 +8,8 @@ from typing import Any, NoReturn, get_args
 
 from config.errors import UserError
 from config.files import check_entries, is_run, short_name
-from config.pretrained import adopt_shape
 from config.recipe import Options, merge, sections
-from config.resume import resume_config, unused_options
+from config.resume import adopt_shape, resume_config, unused_options
 from config.schema import Config, RunConfig, Section
 
 

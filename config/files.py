@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import os
+import shlex
 import stat
 import sys
 import time
@@ -22,11 +23,18 @@ TEMPORARY = ".*tmp*"
 
 # That make a directory a run; the first is written last.
 RUN_FILES = ("config.toml", "corpus.json", "tokenizer.json")
+# The models that convert.py makes runs of by name.
+GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 
 def is_run(path: Path) -> bool:
     """Whether a directory is that of a run, which can be opened and resumed."""
     return all((path / name).is_file() for name in RUN_FILES)
+
+
+def is_hugging_face(path: Path) -> bool:
+    """Whether a directory holds a model in Hugging Face's format, of which convert.py makes a run."""
+    return (path / "config.json").is_file() and not (path / "config.toml").is_file()
 
 
 def short_name(name: str, longest: int = LONGEST_NAME) -> str:
@@ -69,12 +77,21 @@ def check_regular(path: Path) -> None:
 
 
 def nearest_run(path: Path) -> str:
-    """A question that names the run which may be meant by a directory that is not there; "" if none
-    is near.
+    """Say which run may be meant by a path that is none, or how to make one of a Hugging Face
+    model; "" if nothing is near.
     """
+    if str(path) in GPT2_NAMES or is_hugging_face(path):
+        run = Path("out") / path.name
+        if is_run(run):
+            return f"; did you mean {run}?"
+        command = shlex.join(["python", "convert.py", str(path), str(run)])
+        return f"; `{command}` makes a run of it: then name {run}"
+    if path.exists():
+        return ""
     places = {path.parent, Path("out")}
     runs = [cfg.parent for place in places for cfg in sorted(place.glob("*/config.toml"))]
-    return did_you_mean(path.name, {run.name: str(run) for run in runs})
+    known = {name: name for name in GPT2_NAMES} | {run.name: str(run) for run in runs}
+    return did_you_mean(path.name, known)
 
 
 def check_entries(folder: Path) -> None:

@@ -1,12 +1,16 @@
-"""What a resumed run takes from its directory: every option that is not named."""
+"""What a training takes from the directory of a run: one that it resumes, or starts from."""
 
 from pathlib import Path
 
+from config.errors import UserError, did_you_mean
+from config.files import is_run, nearest_run
 from config.recipe import load_saved
 from config.schema import Config, DataConfig, ModelConfig
 
 # These stay on resume: with others it would be another model or text.
 MUST_STAY = {*DataConfig.model_fields, *ModelConfig.model_fields, "optimizer"} - {"dropout"}
+# These may be named where a training starts with the model of a run.
+MAY_DIFFER = {"dropout", "zero_init"}
 
 
 def resume_config(asked: Config, named: set[str], path: Path) -> Config:
@@ -37,3 +41,35 @@ def unused_options(recipe: Config, cfg: Config, named: set[str]) -> list[str]:
             if value != kept:
                 lines.append(f"{name}={value} of the recipe is not used: the run has {name}={kept}")
     return lines
+
+
+def adopt_shape(cfg: Config) -> Config:
+    """The configuration with the shape and the tokens of the run that it starts from.
+
+    UserError for options that ask for another model; only `dropout` and a smaller `block_size` may
+    differ.
+    """
+    source = cfg.run.source
+    if not is_run(Path(source)):
+        meant = did_you_mean(source, ("scratch", "resume", "auto")) or nearest_run(Path(source))
+        raise UserError(
+            f"init_from={source}: should be scratch, resume, auto, or the directory of a run{meant}"
+        )
+    shape = load_saved(Path(source) / "config.toml").model.model_dump()
+    asked = cfg.model.model_dump(exclude_unset=True)
+    kept = {}
+    wrong = []
+    for name, value in asked.items():
+        is_smaller = name == "block_size" and value < shape[name]
+        if name in MAY_DIFFER or is_smaller:
+            kept[name] = value
+        elif value != shape[name]:
+            wrong.append(f"{name}={value}: {source} has {name}={shape[name]}")
+    tokenizer = cfg.data.tokenizer
+    if "tokenizer" in cfg.data.model_fields_set and tokenizer != source:
+        wrong.append(f"tokenizer={tokenizer}: {source} has tokens of its own")
+    if wrong:
+        raise UserError("\n  ".join(wrong))
+    model = cfg.model.model_copy(update=shape | kept)
+    data = cfg.data.model_copy(update={"tokenizer": source})
+    return cfg.model_copy(update={"model": model, "data": data})

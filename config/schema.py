@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError, from_json
 
 from config.errors import WORLD_SIZE, did_you_mean
-from config.files import nearest_run
+from config.files import is_run, nearest_run
 
 # by their names
 CORPORA = ("shakespeare", "tinyshakespeare", "words", "dialogue", "two_gentlemen", "markov")
@@ -70,15 +70,14 @@ class DataConfig(Section):
 
     corpus: FileName = Field(
         "shakespeare",
-        min_length=1,
         description=f"{', '.join(CORPORA)}; a folder or a pattern of "
         "files; or a UTF-8 file: .jsonl with texts, or with prompts and completions; else text",
     )
     tokenizer: FileName = Field(
         "char",
         min_length=1,
-        description="what a token is: char, bpe, gpt2, or the directory "
-        "of a run or of a model in Hugging Face's format, whose tokens are used",
+        description="what a token is: char, bpe, gpt2, or the directory of a run whose tokens are "
+        "used",
     )
     vocab_size: int = Field(
         1024, ge=257, le=1_000_000, description="tokens that bpe learns from the training split"
@@ -112,7 +111,7 @@ class DataConfig(Section):
         data/sources.py.
         """
         path, name = Path(self.corpus), self.corpus.lower()
-        if self.corpus in CORPORA:
+        if self.corpus in ("", *CORPORA):
             return False
         if name.startswith("hf:") or name.endswith((".gz", ".zst", ".parquet")) or path.is_dir():
             return True
@@ -258,9 +257,8 @@ class RunConfig(Section):
         "scratch",
         min_length=1,
         description="scratch, or resume the run in out_dir; auto = resume "
-        "if there is one, else start as the recipe says; or a model to start from: a run's "
-        "directory, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a directory in Hugging Face's "
-        "format",
+        "if there is one, else start as the recipe says; or the directory of a run, to start "
+        "with its model",
     )
     seed: int = Field(1337, ge=0, lt=2**32, description="of weights, batches and dropout")
     device: Text = Field("auto", min_length=1, description="auto, cpu, mps, cuda or cuda:N")
@@ -406,13 +404,15 @@ class Config(Section):
         )
         if (
             data.tokenizer not in TOKENIZERS
-            and not Path(data.tokenizer).is_dir()
+            and not is_run(Path(data.tokenizer))
             and not run.resumes
         ):
             meant = did_you_mean(data.tokenizer, TOKENIZERS) or nearest_run(Path(data.tokenizer))
             found.append(
-                f"tokenizer={data.tokenizer}: should be char, bpe, gpt2, or the directory of a model{meant}"
+                f"tokenizer={data.tokenizer}: should be char, bpe, gpt2, or the directory of a run{meant}"
             )
+        if not data.corpus:  # as in the config.toml of a converted model
+            found.append("corpus is empty: name a text, --corpus=FILE")
         if optim.batch_size < WORLD_SIZE:
             found.append(
                 f"batch_size={optim.batch_size} with {WORLD_SIZE} ranks: each needs a sequence of its own"

@@ -45,7 +45,7 @@ class CorpusInfo(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     name: Name
-    sha256: str  # of the text
+    sha256: str  # of the text; empty where the text is unknown
     tokenizer: Name
     vocab_size: int = Field(ge=1, le=MAX_VOCABULARY)
     train: SplitInfo
@@ -54,6 +54,11 @@ class CorpusInfo(BaseModel):
     baselines: list[Baseline] = Field(max_length=MAX_BASELINES)
     entropy_rate: Nats | None = None  # of the text's source, in nats per token, where it is known
     source_nll: Nats | None = None  # the source's own loss on the validation split, likewise
+
+    @property
+    def has_text(self) -> bool:
+        """Whether it is known what a run was trained on; that of a converted model is not."""
+        return self.sha256 != ""
 
     @property
     def bytes_per_target(self) -> float:
@@ -110,6 +115,6 @@ def read_info(path: Path) -> CorpusInfo:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise DamagedError(f"{path}: damaged: {where} {first['msg'].lower()}") from None
-    if UNIFORM not in (each.name for each in info.baselines):
+    if info.has_text and UNIFORM not in (each.name for each in info.baselines):
         raise DamagedError(f"{path}: damaged: the baseline {UNIFORM!r} is missing")
     return info

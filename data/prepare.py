@@ -30,11 +30,11 @@ import numpy as np
 from config.cli import load_config
 from config.errors import DamagedError, UserError, out_of_memory, run_command
 from config.files import LONGEST_NAME, lock_of, locked, short_name, write_atomically
-from config.pretrained import find_source
 from config.schema import TOKENIZERS, DataConfig
 from config.terminal import progress_bar
 from data.arrays import write_array
 from data.baselines import measure_baselines
+from data.batches import describe_empty_windows
 from data.checksums import is_hashed, is_sound, write_checksums
 from data.corpora import DATA, read_corpus
 from data.documents import (
@@ -45,14 +45,12 @@ from data.documents import (
     read_documents,
     split_documents,
 )
-from data.huggingface import read_tokenizer
 from data.info import CorpusInfo, SplitInfo, read_info
 from data.large import describe_files, prepare_large
 from data.markov import LENGTH, MarkovSource
 from data.shards import load_split
 from data.sources import Text, read_whole_texts
-from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, with_eos
-from data.windows import describe_empty_windows
+from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, read_tokenizer, with_eos
 
 FORMAT = 11  # of prepared files; those of an older one are not used
 WAIT = 600  # seconds that another process may take to prepare the same corpus
@@ -89,7 +87,7 @@ def prepare_corpus(cfg: DataConfig, tokenizer: Tokenizer | None = None) -> Corpu
         options, given = cfg.model_dump_json(exclude={"corpus"}), None
         if cfg.tokenizer not in TOKENIZERS:
             given = with_eos(
-                tokenizer or read_tokenizer(find_source(cfg.tokenizer)), cfg.eos_text, cfg.tokenizer
+                tokenizer or read_tokenizer(Path(cfg.tokenizer)), cfg.eos_text, cfg.tokenizer
             )
             options = cfg.model_dump_json(exclude={"corpus", "tokenizer"}) + given.model_dump_json()
         source = Source("") if cfg.is_large else read_source(cfg)

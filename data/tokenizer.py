@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from config.errors import DamagedError, UserError
+from config.files import check_entries
 from config.schema import DataConfig
 from data.sources import Text
 
@@ -232,6 +233,12 @@ def load_tokenizer(path: Path) -> Tokenizer:
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise DamagedError(f"{path}: not a tokenizer of this program ({reason})") from None
+
+
+def read_tokenizer(run: Path) -> Tokenizer:
+    """Read the tokenizer in the directory of a run."""
+    check_entries(run)
+    return load_tokenizer(run / "tokenizer.json")
 
 
 def check_tokens(tokenizer: Tokenizer) -> None:

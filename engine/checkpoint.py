@@ -17,23 +17,19 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from config.errors import DamagedError, UserError
 from config.files import replacing
-from config.pretrained import is_hugging_face
-from config.schema import Config, ModelConfig
+from config.schema import Config
 from data.tokenizer import Tokenizer
 from engine.device import Device
-from engine.huggingface import from_hugging_face
 from engine.optim import state_shapes
 from engine.run import Run, kept_options, open_run
 from engine.state import TrainState
 from model import GPT
 
-WEIGHTS = "model.safetensors"  # of a directory in Hugging Face's format,
-INDEX = f"{WEIGHTS}.index.json"  # and, for several files, which weights are in which
 Optimizers = list[torch.optim.Optimizer]
 State = dict[int, dict[str, Tensor]]  # of an optimizer, by the number of the parameter
 
@@ -291,8 +287,6 @@ def read_model(run: Run, checkpoint: str) -> tuple[GPT, TrainState]:
 
     UserError if it is missing or damaged, or config.toml describes another model.
     """
-    if is_hugging_face(run.path):
-        return _load_hugging_face(run.path, run.cfg.model, run.info.vocab_size), TrainState()
     other = "best" if checkpoint == "last" else "last"
     try:
         saved = open_checkpoint(run.path / f"{checkpoint}.safetensors")
@@ -310,63 +304,6 @@ def read_model(run: Run, checkpoint: str) -> tuple[GPT, TrainState]:
         return model, copy_checkpoint(saved, model)
     except UserError as error:
         raise UserError(f"{error}; try --checkpoint={other}") from None
-
-
-def _load_hugging_face(path: Path, cfg: ModelConfig, vocab_size: int) -> GPT:
-    """The model of a directory in Hugging Face's format, built when its weights are known to be
-    there.
-
-    Rows of a padded vocabulary, and those of added tokens that are left out, are left out too.
-    """
-    try:
-        tensors: dict[str, Tensor] = {}
-        for file, names in _weight_files(path).items():
-            inside = load_file(path / file)
-            tensors |= {name: inside[name] for name in names or inside}
-        weights = from_hugging_face(cfg, tensors)
-        rows = len(weights["wte.weight"])
-        if rows < vocab_size:
-            raise UserError(
-                f"{path}: its tokenizer.json has {vocab_size:,} tokens, and its embedding has "
-                f"{rows:,} rows: they do not belong together"
-            )
-        for name in {"wte.weight", "lm_head.weight"} & weights.keys():
-            weights[name] = weights[name][:vocab_size]
-        model = GPT(cfg, vocab_size)
-        model.load_state_dict(weights, strict=not cfg.tied)
-        return model
-    except (SafetensorError, OSError, LookupError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"{path}: its .safetensors do not hold the model of its config.json ({error!s:.200})"
-        ) from None
-
-
-def _weight_files(path: Path) -> dict[str, list[str]]:
-    """The files that hold a model's weights, with the names of the weights in each; no names = all
-    in it.
-
-    Other .safetensors beside them are copies, or something else.
-    """
-    index = path / INDEX
-    if not index.is_file():
-        if not (path / WEIGHTS).is_file():
-            raise UserError(
-                f"{path}: has no {WEIGHTS} and no {INDEX}; other formats are not read: save it with "
-                "save_pretrained of transformers"
-            )
-        return {WEIGHTS: []}
-    files: dict[str, list[str]] = {}
-    try:
-        for name, file in json.loads(index.read_bytes())["weight_map"].items():
-            if Path(file).name != file or not (path / file).is_file():
-                raise UserError(
-                    f"{index}: names {file}, which is not there; get the file, or, if {WEIGHTS} is the "
-                    "whole model, remove the index"
-                )
-            files.setdefault(file, []).append(name)
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise UserError(f"{index}: cannot be used ({error!s:.200})") from None
-    return files
 
 
 def for_prediction(model: GPT, device: Device) -> GPT:

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import from_json
 
-from config.errors import RANK, DamagedError, UserError, did_you_mean
+from config.errors import RANK, DamagedError, UserError
 from config.files import (
     RUN_FILES,
     TEMPORARY,
@@ -31,22 +31,14 @@ from config.files import (
     nearest_run,
     write_atomically,
 )
-from config.pretrained import (
-    NAMES,
-    find_source,
-    is_hugging_face,
-    read_documents_options,
-    read_shape,
-)
 from config.recipe import load_saved, to_toml
 from config.resume import MUST_STAY
-from config.schema import TOKENIZERS, Config, DataConfig, RunConfig
+from config.schema import TOKENIZERS, Config
+from data.batches import EvalText
 from data.documents import Split
-from data.eval_text import EvalText
-from data.huggingface import read_tokenizer
-from data.info import CorpusInfo, SplitInfo, read_info
+from data.info import CorpusInfo, read_info
 from data.prepare import Corpus, prepare_corpus
-from data.tokenizer import Tokenizer
+from data.tokenizer import Tokenizer, load_tokenizer
 
 Record = dict[str, float]  # a line of metrics.jsonl
 
@@ -109,7 +101,7 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        tokenizer = read_tokenizer(self.path)
+        tokenizer = load_tokenizer(self.path / "tokenizer.json")
         if tokenizer.vocab_size != self.info.vocab_size:
             raise UserError(
                 f"{self.path}/tokenizer.json: has {tokenizer.vocab_size:,} tokens, and corpus.json says "
@@ -121,7 +113,7 @@ class Run:
     def corpus(self) -> Corpus:
         """The prepared corpus of the run; UserError if its text has changed or cannot be found."""
         name = self.cfg.data.corpus
-        if is_hugging_face(self.path):
+        if not self.info.has_text:
             raise UserError(
                 f"{self.path}: came without the text that it was trained on; use --text=FILE"
             )
@@ -261,15 +253,10 @@ def kept_options(cfg: Config) -> dict[str, Any]:
 def open_run(path: Path) -> Run:
     """The run in a directory; UserError if there is none, or its files are not what train.py
     writes.
-
-    Also a model in Hugging Face's format, or a GPT-2 by its name, as a run that has no text.
     """
-    if is_hugging_face(path) or (str(path) in NAMES and not path.exists()):
-        return _open_hugging_face(find_source(str(path)))
     if missing := [name for name in RUN_FILES if not (path / name).is_file()]:
-        meant = "" if path.exists() else did_you_mean(str(path), NAMES) or nearest_run(path)
         raise UserError(
-            f"{path}: not a run of train.py, which is a directory with {', '.join(missing)}{meant}"
+            f"{path}: not a run of train.py, which is a directory with {', '.join(missing)}{nearest_run(path)}"
         )
     check_entries(path)
     try:
@@ -277,29 +264,6 @@ def open_run(path: Path) -> Run:
     except DamagedError as error:
         raise UserError(f"{error}; copy it from a backup, or train again") from None
     return Run(path, load_saved(path / "config.toml"), info)
-
-
-def _open_hugging_face(path: Path) -> Run:
-    tokenizer, nothing = read_tokenizer(path), SplitInfo(tokens=0, documents=0, targets=0)
-    # How it was trained is unknown, and its weights are float32: so is its loss, unless told
-    # otherwise.
-    documents = read_documents_options(path).model_dump(exclude={"eos_text"})
-    data = DataConfig(tokenizer=str(path), **documents)
-    cfg = Config(model=read_shape(path), data=data, run=RunConfig(dtype="float32"))
-    return Run(
-        path,
-        cfg,
-        CorpusInfo(
-            name=path.name,
-            sha256="",
-            tokenizer=tokenizer.kind,
-            train=nothing,
-            val=nothing,
-            vocab_size=tokenizer.vocab_size,
-            prompt="",
-            baselines=[],
-        ),
-    )
 
 
 @contextmanager
@@ -362,6 +326,11 @@ def create_or_resume(cfg: Config, named: set[str], corpus: Corpus) -> Run:
         if before[name] != after[name] and name not in ("corpus", "out_dir", "init_from")
     }
     problems = []
+    if not run.info.has_text:
+        raise UserError(
+            f"{path}: came without the text that it was trained on, so it cannot be resumed; "
+            f"train another run from it: --init_from={path}"
+        )
     if corpus.info.sha256 != run.info.sha256:
         problems.append(
             f"its text has changed (sha256 was {run.info.sha256[:8]} and is now {corpus.info.sha256[:8]})"

@@ -131,7 +131,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("clone")
     for source in [*ROOT.glob("*.py"), ROOT / "README.md", ROOT / "Makefile"]:
         shutil.copy(source, path)
-    for folder in ("config", "engine", "data", "report", "page", "bench", "docs"):
+    folders = ("config", "engine", "data", "report", "page", "huggingface", "bench", "docs")
+    for folder in folders:
         for source in (ROOT / folder).rglob("*"):
             if (
                 source.suffix in (".py", ".toml", ".html", ".js", ".ipynb")

@@ -168,7 +168,7 @@ def test_a_file_may_have_the_longest_name_and_a_longer_one_is_told_first(tmp_pat
         (["--learning_rate=nan"], "learning_rate=nan: .*finite"),
         (
             ["--tokenizer=word"],
-            "tokenizer=word: should be char, bpe, gpt2, or the directory of a model",
+            "tokenizer=word: should be char, bpe, gpt2, or the directory of a run",
         ),
         (
             ["--n_embd=130", "--n_head=4"],

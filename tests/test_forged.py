@@ -33,7 +33,7 @@ COMMANDS = {
     "evaluate": ["evaluate.py", "out/run", "--max_tokens=50"],
     "curves": ["curves.py", "out/run", "--terminal"],
     "page": ["curves.py", "out/run", "--html=page.html"],
-    "export": ["export.py", "out/run", "model"],
+    "export": ["convert.py", "out/run", "model"],
     "resume": ["train.py", "out/run", "--init_from=resume", "--max_iters=3"],
 }
 
@@ -302,12 +302,13 @@ def test_its_tokens_are_those_that_a_run_may_have(theirs: Path) -> None:
         others = [each for each in vocabulary if each not in ("a", name)]
         found["model"]["vocab"] = {each: number for number, each in enumerate([name, *others])}
         path.write_text(json.dumps(found))
-        done = call("sample.py", "model", check=False)
+        done = call("convert.py", "model", "out/model", check=False)
         assert done.returncode == 2
         assert "model/tokenizer.json: cannot be used: a token " in done.stderr
     found["model"]["vocab"] = {each: number for number, each in enumerate(["[UNK]", *others])}
     path.write_text(json.dumps(found))
-    assert call("sample.py", "model", "--max_new_tokens=2").stdout
+    call("convert.py", "model", "out/model")
+    assert call("sample.py", "out/model", "--max_new_tokens=2").stdout
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool])
@@ -317,7 +318,7 @@ def test_weights_that_are_no_real_numbers(theirs: Path, dtype: torch.dtype) -> N
     weights = load_file(path)
     weights["lm_head.weight"] = weights["lm_head.weight"].to(dtype)
     save_file(weights, path, {"format": "pt"})
-    done = call("sample.py", "model", check=False)
+    done = call("convert.py", "model", "out/model", check=False)
     assert done.returncode == 2
     assert done.stderr == (
         "error: model: its .safetensors do not hold the model of its config.json "

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -14,19 +15,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from config import pretrained
 from config.cli import load_config
 from config.errors import UserError
-from config.pretrained import read_shape
 from config.schema import ModelConfig
-from data.huggingface import from_json, to_json
 from data.tokenizer import EOS, Tokenizer, char_tokenizer, train_bpe
 from engine.checkpoint import read_model
 from engine.device import Device
 from engine.generate import generate
-from engine.huggingface import from_hugging_face, to_hugging_face
 from engine.run import open_run
-from export import model_card
+from huggingface.directory import fetch, read_shape
+from huggingface.export import model_card
+from huggingface.tokens import from_tokenizer_json, to_tokenizer_json
+from huggingface.weights import from_hugging_face, to_hugging_face
 from model import GPT
 from tests.conftest import TINY, call, make_text, train_in, training_in, without_clocks
 
@@ -124,7 +124,9 @@ def test_same_tokens(name: str, tmp_path: Path) -> None:
     about.
     """
     tokenizer, rng = TOKENIZERS[name], random.Random(0)
-    (tmp_path / "tokenizer.json").write_text(json.dumps(to_json(tokenizer)), encoding="utf-8")
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps(to_tokenizer_json(tokenizer)), encoding="utf-8"
+    )
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
     known = sorted(
         {
@@ -154,7 +156,7 @@ def test_same_tokens(name: str, tmp_path: Path) -> None:
                 == tokenizer.decode(tokens)
                 == text
             )
-    again = from_json(json.loads((tmp_path / "tokenizer.json").read_bytes()), name)
+    again = from_tokenizer_json(json.loads((tmp_path / "tokenizer.json").read_bytes()), name)
     assert (again.kind, again.token_bytes[:-1]) == (tokenizer.kind, tokenizer.token_bytes[:-1])
     assert again.token_bytes[-1] == (
         EOS if tokenizer.eos is not None else tokenizer.token_bytes[-1]
@@ -163,14 +165,14 @@ def test_same_tokens(name: str, tmp_path: Path) -> None:
 
 def gpt2_json(**changes: Any) -> dict[str, Any]:
     """As OpenAI's own file is: without the type of the model, merges as text."""
-    found = to_json(TOKENIZERS["gpt2"])
+    found = to_tokenizer_json(TOKENIZERS["gpt2"])
     del found["model"]["type"]
     found["model"]["merges"] = [" ".join(merge) for merge in found["model"]["merges"]]
     return found | changes
 
 
 def test_the_tokenizer_of_the_hub_is_read() -> None:
-    assert from_json(gpt2_json(), "gpt2") == TOKENIZERS["gpt2"]
+    assert from_tokenizer_json(gpt2_json(), "gpt2") == TOKENIZERS["gpt2"]
 
 
 @pytest.mark.parametrize(
@@ -193,12 +195,12 @@ def test_the_tokenizer_of_the_hub_is_read() -> None:
 )
 def test_other_tokenizers_are_refused(change: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        from_json(gpt2_json(**change), "a tokenizer")
+        from_tokenizer_json(gpt2_json(**change), "a tokenizer")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of several kinds, and what each was exported to."""
+    """Runs of several kinds, what each was exported to, and the runs that were made of that."""
     folder = tmp_path_factory.mktemp("huggingface")
     with training_in(folder):
         Path("part.txt").write_text(make_text(100), encoding="utf-8")
@@ -208,7 +210,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ["bpe", "--tokenizer=bpe", "--vocab_size=300", *GPT2_FORM],
         ):
             call("train.py", "--corpus=text.txt", f"--out_dir={name}", *TINY, *arguments)
-            call("export.py", name, f"{name}_exported")
+            call("convert.py", name, f"{name}_exported")
+            call("convert.py", f"{name}_exported", f"{name}_back")
     return folder
 
 
@@ -246,21 +249,20 @@ def test_transformers_loads_what_is_exported(name: str, here: Path) -> None:
 @pytest.mark.parametrize("name", ["char", "lines", "bpe"])
 def test_an_exported_model_comes_back(name: str, here: Path) -> None:
     before, after = (
-        read_model(open_run(here / folder), "best")[0].eval()
-        for folder in (name, f"{name}_exported")
+        read_model(open_run(here / folder), "best")[0].eval() for folder in (name, f"{name}_back")
     )
     tokens = torch.randint(before.vocab_size, (2, before.cfg.block_size))
     with torch.inference_mode():
         assert torch.allclose(before(tokens), after(tokens), atol=1e-6)
     assert call(
-        "sample.py", f"{name}_exported", "--prompt=the", "--max_new_tokens=5"
+        "sample.py", f"{name}_back", "--prompt=the", "--max_new_tokens=5"
     ).stdout.startswith("the")
     if name != "lines":  # of which the exported model does not know that they are documents
         losses = [
             json.loads(
                 call("evaluate.py", each, "--text=part.txt", "--dtype=float32", "--json").stdout
             )["loss"]["nats_per_token"]
-            for each in (name, f"{name}_exported")
+            for each in (name, f"{name}_back")
         ]
         assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
@@ -268,6 +270,24 @@ def test_an_exported_model_comes_back(name: str, here: Path) -> None:
 def loss_on(run: Path | str, text: str = "part.txt") -> dict[str, float]:
     done = call("evaluate.py", str(run), f"--text={text}", "--dtype=float32", "--json")
     return {unit: interval["value"] for unit, interval in json.loads(done.stdout)["loss"].items()}
+
+
+def back(folder: Path) -> Path:
+    """A run made of a directory in their format."""
+    run = folder.with_name(f"{folder.name}_back")
+    shutil.rmtree(run, ignore_errors=True)
+    call("convert.py", str(folder), str(run))
+    return run
+
+
+def assert_refused(folder: Path, says: str) -> None:
+    """No run can be made of a directory; nothing is left of the attempt."""
+    before = sorted(folder.parent.iterdir())
+    done = call("convert.py", str(folder), str(folder.with_name("refused")), check=False)
+    assert (done.returncode, done.stdout) == (2, ""), done.stdout
+    assert re.search(says, done.stderr), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert sorted(folder.parent.iterdir()) == before
 
 
 def copy_of(name: str, to: Path) -> Path:
@@ -287,12 +307,9 @@ def test_other_files_of_weights_are_ignored(here: Path, tmp_path: Path) -> None:
     for name in ("model (copy).safetensors", "zz.safetensors", "model-00001-of-00002.safetensors"):
         save_file({key: tensor + 1 for key, tensor in tensors.items()}, folder / name)
     (folder / "._model.safetensors").write_bytes(b"\0")
-    assert loss_on(folder) == loss_on("char_exported")
+    assert loss_on(back(folder)) == loss_on("char_back")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(
-        UserError, match=r"has no model.safetensors and no model.safetensors.index.json"
-    ):
-        read_model(open_run(folder), "best")
+    assert_refused(folder, r"has no model.safetensors and no model.safetensors.index.json")
 
 
 def test_the_index_says_which_files_count(here: Path, tmp_path: Path) -> None:
@@ -305,7 +322,7 @@ def test_the_index_says_which_files_count(here: Path, tmp_path: Path) -> None:
     save_file({"transformer.wte.weight": torch.zeros(2, 2)}, folder / "zz.safetensors")
     stale = load_file(shards[0])
     save_file({name: tensor + 1 for name, tensor in stale.items()}, folder / "model.safetensors")
-    assert loss_on(folder) == loss_on("bpe_exported")
+    assert loss_on(back(folder)) == loss_on("bpe_back")
     index = folder / "model.safetensors.index.json"
     content = json.loads(index.read_bytes())
     name = next(iter(content["weight_map"]))
@@ -316,21 +333,19 @@ def test_the_index_says_which_files_count(here: Path, tmp_path: Path) -> None:
     ):
         content["weight_map"][name] = wrong
         index.write_text(json.dumps(content))
-        with pytest.raises(UserError, match=says):
-            read_model(open_run(folder), "best")
+        assert_refused(folder, says)
     for damaged in ("[]", "{", '{"weight_map": []}'):
         index.write_text(damaged)
-        with pytest.raises(UserError, match=r"index.json: cannot be used"):
-            read_model(open_run(folder), "best")
+        assert_refused(folder, r"index.json: cannot be used")
 
 
 def test_an_exported_model_of_documents_keeps_its_eos(here: Path, tmp_path: Path) -> None:
     """Its prompts start with it, its texts end with it, and documents are read as in training."""
-    before, after = open_run(Path("lines")), open_run(Path("lines_exported"))
+    before, after = open_run(Path("lines")), open_run(Path("lines_back"))
     assert after.tokenizer == before.tokenizer
     assert after.tokenizer.encode_prompt("") == [after.tokenizer.vocab_size - 1]
     assert after.cfg.data.documents == "lines"
-    assert loss_on("lines_exported") == pytest.approx(loss_on("lines"), abs=1e-6)
+    assert loss_on("lines_back") == pytest.approx(loss_on("lines"), abs=1e-6)
     call(
         "train.py",
         "--corpus=part.txt",
@@ -340,9 +355,10 @@ def test_an_exported_model_of_documents_keeps_its_eos(here: Path, tmp_path: Path
         "--max_iters=1",
         "--out_dir=padded",
     )
-    call("export.py", "padded", str(tmp_path / "padded"))
-    assert open_run(tmp_path / "padded").cfg.data.padded
-    assert loss_on(tmp_path / "padded") == pytest.approx(loss_on("padded"), abs=1e-6)
+    call("convert.py", "padded", str(tmp_path / "padded"))
+    run = back(tmp_path / "padded")
+    assert open_run(run).cfg.data.padded
+    assert loss_on(run) == pytest.approx(loss_on("padded"), abs=1e-6)
 
 
 def test_a_text_ends_with_a_foreign_eos_too(
@@ -355,7 +371,8 @@ def test_a_text_ends_with_a_foreign_eos_too(
     cfg = json.loads((folder / "config.json").read_bytes())
     del cfg["surprisal"]
     (folder / "config.json").write_text(json.dumps(cfg))
-    tokenizer = open_run(folder).tokenizer
+    run = back(folder)
+    tokenizer = open_run(run).tokenizer
     assert (tokenizer.eos, tokenizer.end) == (None, tokenizer.vocab_size - 1)
     ends: list[int] = []
 
@@ -364,11 +381,10 @@ def test_a_text_ends_with_a_foreign_eos_too(
         yield from ([3], [eos])
 
     monkeypatch.setattr("sample.generate", generate_little)
-    assert call("sample.py", str(folder), "--prompt=t").stdout == f"t{tokenizer.decode([3])}\n"
+    assert call("sample.py", str(run), "--prompt=t").stdout == f"t{tokenizer.decode([3])}\n"
     assert ends == [tokenizer.end]
     change_config(folder, surprisal={"documents": "pages"})
-    with pytest.raises(UserError, match=r"config.json: surprisal: cannot be used"):
-        open_run(folder)
+    assert_refused(folder, r"config.json: surprisal: cannot be used")
 
 
 @pytest.mark.parametrize("name", ["char", "lines", "bpe"])
@@ -380,14 +396,11 @@ def test_a_padded_vocabulary_is_cut(name: str, here: Path, tmp_path: Path) -> No
             weights[key] = torch.cat([tensor, torch.randn(7, tensor.shape[1])])
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     change_config(folder, vocab_size=open_run(Path(name)).info.vocab_size + 7)
-    assert loss_on(folder) == loss_on(f"{name}_exported")
+    assert loss_on(back(folder)) == loss_on(f"{name}_back")
     save_file(
         {key: tensor[:9].clone() for key, tensor in weights.items()}, folder / "model.safetensors"
     )
-    with pytest.raises(
-        UserError, match=r"tokenizer.json has \d+ tokens, and its embedding has 9 rows"
-    ):
-        read_model(open_run(folder), "best")
+    assert_refused(folder, r"tokenizer.json has \d+ tokens, and its embedding has 9 rows")
 
 
 @pytest.mark.parametrize("name", ["char", "lines", "bpe"])
@@ -400,15 +413,15 @@ def test_an_added_padding_token_is_left_out(name: str, here: Path, tmp_path: Pat
     model.resize_token_embeddings(len(tokenizer))
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
-    run = open_run(folder)
-    assert run.tokenizer == open_run(Path(f"{name}_exported")).tokenizer
-    assert loss_on(folder) == pytest.approx(loss_on(f"{name}_exported"), abs=1e-6)
+    run = open_run(back(folder))
+    assert run.tokenizer == open_run(Path(f"{name}_back")).tokenizer
+    assert loss_on(run.path) == pytest.approx(loss_on(f"{name}_back"), abs=1e-6)
     if name == "lines":
         call(
             "train.py",
             "--corpus=part.txt",
             "--documents=lines",
-            f"--init_from={folder}",
+            f"--init_from={run.path}",
             "--max_iters=1",
             f"--out_dir={tmp_path / 'further'}",
         )
@@ -421,21 +434,21 @@ def test_the_eos_token_has_to_be_the_last() -> None:
         added_tokens=[*found["added_tokens"], {"id": last + 1, "content": "[PAD]", "special": True}]
     )
     for eos in (None, last, [last], 50256, [5, last]):
-        assert from_json(with_pad, "gpt2", eos) == TOKENIZERS["gpt2"]
+        assert from_tokenizer_json(with_pad, "gpt2", eos) == TOKENIZERS["gpt2"]
     both = gpt2_json(
         added_tokens=[*found["added_tokens"], {"id": last + 1, "content": "</s>", "special": True}]
     )
-    tokens = from_json(both, "gpt2", last + 1).token_bytes
+    tokens = from_tokenizer_json(both, "gpt2", last + 1).token_bytes
     assert (len(tokens), tokens[-1]) == (last + 2, EOS)
-    first = to_json(TOKENIZERS["char"])
+    first = to_tokenizer_json(TOKENIZERS["char"])
     first["added_tokens"] = [{"id": 0, "content": "\n", "special": True}]
     with pytest.raises(
         UserError, match=r"its eos token is number 0 of .*; here it can only be the last one"
     ):
-        from_json(first, "char", 0)
+        from_tokenizer_json(first, "char", 0)
 
 
-@pytest.mark.parametrize("source", ["char", "char_exported", "bpe_exported"])
+@pytest.mark.parametrize("source", ["char", "char_back", "bpe_back"])
 def test_training_starts_with_its_weights(source: str, here: Path) -> None:
     printed = call(
         "train.py",
@@ -463,12 +476,12 @@ def test_training_starts_with_its_weights(source: str, here: Path) -> None:
 
 def test_a_smaller_block_size_may_be_named_and_nothing_else(here: Path) -> None:
     shape = read_shape(Path("bpe_exported"))
-    smaller = load_config(["--init_from=bpe_exported", "--block_size=3", "--dropout=0.2"])[0]
+    smaller = load_config(["--init_from=bpe_back", "--block_size=3", "--dropout=0.2"])[0]
     assert smaller.model == shape.model_copy(update={"block_size": 3, "dropout": 0.2})
     printed = call(
         "train.py",
         "--corpus=part.txt",
-        "--init_from=bpe_exported",
+        "--init_from=bpe_back",
         "--block_size=3",
         "--max_iters=1",
         "--out_dir=smaller",
@@ -477,7 +490,7 @@ def test_a_smaller_block_size_may_be_named_and_nothing_else(here: Path) -> None:
     with pytest.raises(UserError) as told:
         load_config(
             [
-                "--init_from=bpe_exported",
+                "--init_from=bpe_back",
                 "--block_size=99",
                 "--n_layer=7",
                 "--tokenizer=char",
@@ -486,11 +499,11 @@ def test_a_smaller_block_size_may_be_named_and_nothing_else(here: Path) -> None:
             ]
         )
     for line in (
-        f"block_size=99: bpe_exported has block_size={shape.block_size}",
-        "n_layer=7: bpe_exported has n_layer=2",
-        "tied=True: bpe_exported has tied=False",
-        "ngram_embedding=3: bpe_exported has ngram_embedding=0",
-        "tokenizer=char: bpe_exported has tokens of its own",
+        f"block_size=99: bpe_back has block_size={shape.block_size}",
+        "n_layer=7: bpe_back has n_layer=2",
+        "tied=True: bpe_back has tied=False",
+        "ngram_embedding=3: bpe_back has ngram_embedding=0",
+        "tokenizer=char: bpe_back has tokens of its own",
     ):
         assert line in str(told.value)
 
@@ -543,15 +556,74 @@ def test_a_run_that_dies_before_its_first_evaluation_has_its_weights(
     assert without_clocks(Path("died")) == without_clocks(Path("whole"))
 
 
-def test_a_model_in_their_format_has_a_page_but_compresses_nothing(here: Path) -> None:
-    call("evaluate.py", "char_exported", "--text=part.txt", "--html=page.html", "--against=char")
-    assert "char_exported" in Path("page.html").read_text(encoding="utf-8")
-    call("evaluate.py", "char_exported", "--explain=the cat", "--html=page.html")
-    done = call("compress.py", "char_exported", "part.txt", check=False)
-    assert (done.returncode, done.stderr) == (
-        2,
-        "error: char_exported: is in Hugging Face's format; name the run of a training\n",
-    )
+def test_a_model_in_their_format_has_a_page_and_compresses(here: Path) -> None:
+    call("evaluate.py", "char_back", "--text=part.txt", "--html=page.html", "--against=char")
+    assert "char_back" in Path("page.html").read_text(encoding="utf-8")
+    call("evaluate.py", "char_back", "--explain=the cat", "--html=page.html")
+    text = Path("part.txt").read_bytes()
+    call("compress.py", "char_back", "part.txt", "--overwrite")
+    Path("part.txt").rename("before.txt")
+    call("compress.py", "char_back", "part.txt.srp")
+    assert Path("part.txt").read_bytes() == text
+
+
+def test_a_run_without_a_text_says_so(here: Path) -> None:
+    """What needs the text, the metrics or the last checkpoint of a training."""
+    for command, says in (
+        (["evaluate.py", "char_back"], "came without the text that it was trained on; use --text"),
+        (["curves.py", "char_back"], "no metrics yet"),
+        (["sample.py", "char_back", "--checkpoint=last"], "no such checkpoint; try --checkpoint=b"),
+        (["train.py", "char_back"], "corpus is empty: name a text"),
+        (
+            ["train.py", "char_back", "--init_from=resume", "--corpus=part.txt"],
+            "train another run from it: --init_from=char_back",
+        ),
+    ):
+        done = call(*command, check=False)
+        assert (done.returncode, says in done.stderr) == (2, True), done.stderr
+    assert {path.name for path in Path("char_back").iterdir()} == {
+        "config.toml",
+        "corpus.json",
+        "tokenizer.json",
+        "best.safetensors",
+        "history.jsonl",
+    }
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train.py", "--corpus=part.txt", "--init_from=MODEL"],
+        ["train.py", "--corpus=part.txt", "--tokenizer=MODEL"],
+        ["train.py", "--corpus=part.txt", "--teacher=MODEL"],
+        ["train.py", "MODEL"],
+        ["sample.py", "MODEL"],
+        ["evaluate.py", "MODEL", "--text=part.txt"],
+        ["compress.py", "MODEL", "part.txt"],
+        ["curves.py", "MODEL"],
+    ],
+    ids=" ".join,
+)
+def test_a_model_that_is_no_run_is_told_how_to_become_one(command: list[str], here: Path) -> None:
+    for model in ("gpt2-medium", "char_exported"):
+        done = call(*(word.replace("MODEL", model) for word in command), check=False)
+        assert done.returncode == 2
+        assert f"`python convert.py {model} out/{model}` makes a run of it" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nothing", "to"], "nothing: should be the directory of a run"),
+        (["char", "bpe"], "bpe: exists already"),
+        (["char_exported", "to", "--checkpoint=last"], "char_exported is no run"),
+        (["part.txt", "to"], "part.txt: should be"),
+    ],
+)
+def test_mistakes_in_converting(arguments: list[str], says: str, here: Path) -> None:
+    done = call("convert.py", *arguments, check=False)
+    assert (done.returncode, says in done.stderr) == (2, True), done.stderr
+    assert not Path("to").exists()
 
 
 def test_the_card_has_the_loss_of_the_weights_in_it(here: Path) -> None:
@@ -594,7 +666,7 @@ def test_the_card_says_the_dtype_of_its_loss(
 
 def test_an_exported_model_is_evaluated_in_float32_unless_told_otherwise(here: Path) -> None:
     def device(*options: str) -> str:
-        done = call("evaluate.py", "char_exported", "--text=part.txt", "--json", *options)
+        done = call("evaluate.py", "char_back", "--text=part.txt", "--json", *options)
         return json.loads(done.stdout)["device"]
 
     assert device().endswith("float32")
@@ -604,7 +676,7 @@ def test_an_exported_model_is_evaluated_in_float32_unless_told_otherwise(here: P
 def test_an_eos_token_that_this_text_does_not_need(here: Path) -> None:
     Path("line.txt").write_text("the cat sat on a mat; " * 40, encoding="utf-8")
     call("train.py", "--corpus=line.txt", "--init_from=lines", "--max_iters=1", "--out_dir=plain")
-    assert "kind of character" in call("evaluate.py", "lines_exported", "--text=line.txt").stdout
+    assert "kind of character" in call("evaluate.py", "lines_back", "--text=line.txt").stdout
 
 
 @pytest.mark.parametrize(
@@ -631,7 +703,7 @@ def test_what_cannot_be_expressed_is_refused(
         f"--out_dir={tmp_path / 'odd'}",
     ]
     call("train.py", *text, option)
-    done = call("export.py", str(tmp_path / "odd"), str(tmp_path / "to"), check=False)
+    done = call("convert.py", str(tmp_path / "odd"), str(tmp_path / "to"), check=False)
     assert (done.returncode, named in done.stderr) == (2, True), done.stderr
     assert not (tmp_path / "to").exists()
 
@@ -656,12 +728,12 @@ def test_what_cannot_be_expressed_is_refused(
 def test_other_models_are_refused(
     change: dict[str, Any], says: str, here: Path, tmp_path: Path
 ) -> None:
-    make_theirs("gpt2", vocab_size=open_run(Path("bpe")).info.vocab_size).save_pretrained(tmp_path)
-    (tmp_path / "tokenizer.json").write_bytes(Path("bpe_exported/tokenizer.json").read_bytes())
-    path = tmp_path / "config.json"
+    folder = tmp_path / "model"
+    make_theirs("gpt2", vocab_size=open_run(Path("bpe")).info.vocab_size).save_pretrained(folder)
+    shutil.copy("bpe_exported/tokenizer.json", folder)
+    path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_bytes()) | change), encoding="utf-8")
-    with pytest.raises(UserError, match=says):
-        read_model(open_run(tmp_path), "best")
+    assert_refused(folder, says)
 
 
 def test_gpt2_by_name(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -671,7 +743,7 @@ def test_gpt2_by_name(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         UserError,
         match=r"'.\[huggingface\]'; or put config.json, tokenizer.json, model.safetensors",
     ):
-        pretrained.find_source("gpt2")
+        fetch("gpt2")
     hub = ModuleType("huggingface_hub")
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
 
@@ -683,15 +755,17 @@ def test_gpt2_by_name(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         UserError,
         match=r"could not be fetched \(ConnectionError\); connect to the network once, or",
     ):
-        pretrained.find_source("gpt2-xl")
+        fetch("gpt2-xl")
     hub.snapshot_download = lambda name, allow_patterns: {  # type: ignore[attr-defined]
         "openai-community/gpt2": str(here / "bpe_exported")
     }[name]
-    assert call("sample.py", "gpt2", "--prompt=the", "--max_new_tokens=2").stdout.startswith("the")
-    assert "nats per token" in call("evaluate.py", "gpt2", "--text=part.txt").stdout
-    assert "came without the text" in call("evaluate.py", "gpt2", check=False).stderr
+    assert "16,032 parameters of gpt2" in call("convert.py", "gpt2", "out/gpt2").stdout
+    sampled = call("sample.py", "out/gpt2", "--prompt=the", "--max_new_tokens=2").stdout
+    assert sampled.startswith("the")
+    with pytest.raises(UserError, match=r"init_from=gpt2: .*; did you mean out/gpt2\?"):
+        load_config(["--init_from=gpt2"])
     with pytest.raises(
-        UserError, match=r"init_from=nothing_here: should be scratch, resume, auto, the"
+        UserError, match=r"init_from=nothing_here: should be scratch, resume, auto, or the"
     ):
         load_config(["--init_from=nothing_here"])
 

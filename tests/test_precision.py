@@ -17,17 +17,15 @@ from torch.utils._pytree import tree_leaves
 import loss
 from config.cli import load_config
 from config.errors import UserError
-from data.batches import TrainBatches
+from data.batches import EvalText, TrainBatches
 from data.documents import Split
-from data.eval_text import EvalText
 from engine.checkpoint import for_prediction
 from engine.device import Device, setup_device
-from engine.evaluation import measure_loss
 from engine.generate import Window, generate, generate_texts
 from engine.optim import Muon, make_optimizers
 from engine.scoring import predict, score
 from engine.state import TrainState
-from engine.step import make_objective
+from engine.step import evaluate, make_objective
 from model import GPT
 from report.step_zero import check_step_zero
 from tests.conftest import TINY, call, read_metrics
@@ -88,7 +86,7 @@ USES: dict[str, Callable[[GPT, Device], object]] = {
     "step zero": lambda model, device: check_step_zero(
         model, [TrainBatches(Split(TOKENS), 8, 4, seed=0)(0)], V, device
     ),
-    "evaluation": lambda model, device: measure_loss(model, EvalText(Split(TOKENS), 8), device),
+    "evaluation": lambda model, device: evaluate(model, EvalText(Split(TOKENS), 8), device),
     "scoring": lambda model, device: score(
         predict(model, EvalText(Split(TOKENS), 8).batches(), device), [0.5, 1.0]
     ),
@@ -311,9 +309,10 @@ def test_every_command_works_in_each_dtype(dtype: str, data_dir: Path) -> None:
 
     assert evaluate_split("out/run") == pytest.approx(final, abs=1e-6)
     assert evaluate_split("out/run", "--dtype=float32") == pytest.approx(final, abs=0.01)
-    call("export.py", "out/run", "exported")
-    exact = evaluate_split("exported", "--text=text.txt", "--dtype=float32")
-    assert evaluate_split("exported", "--text=text.txt", f"--dtype={dtype}") == pytest.approx(
+    call("convert.py", "out/run", "exported")
+    call("convert.py", "exported", "out/back")
+    exact = evaluate_split("out/back", "--text=text.txt", "--dtype=float32")
+    assert evaluate_split("out/back", "--text=text.txt", f"--dtype={dtype}") == pytest.approx(
         exact, abs=0.01
     )
 

@@ -16,9 +16,9 @@ import tomli_w
 from compress import CompressOptions
 from config.cli import load_config, load_options
 from config.schema import Config, Section
+from convert import ConvertOptions
 from curves import CurveOptions
 from evaluate import EvaluateOptions
-from export import ExportOptions
 from sample import SampleOptions
 from tests.conftest import ROOT, TINY, call
 
@@ -155,7 +155,7 @@ def test_the_command_is_one(command: str, small: Path, monkeypatch: pytest.Monke
         "evaluate.py": EvaluateOptions,
         "curves.py": CurveOptions,
         "compress.py": CompressOptions,
-        "export.py": ExportOptions,
+        "convert.py": ConvertOptions,
     }
     if script.startswith("bench/"):
         importlib.import_module(script.removesuffix(".py").replace("/", "."))
@@ -182,6 +182,7 @@ def test_every_file_named_is_there_and_every_module_is_on_the_map() -> None:
             "data/*.py",
             "engine/*",
             "report/*",
+            "huggingface/*",
             "page/*",
             "bench/*",
             "docs/*",
@@ -209,7 +210,7 @@ def test_every_file_named_is_there_and_every_module_is_on_the_map() -> None:
         if (
             name.endswith(".py")
             and name != "__init__.py"
-            and folder in ("", "config", "data", "engine", "report", "page")
+            and folder in ("", "config", "data", "engine", "report", "page", "huggingface")
         ):
             assert re.search(rf"\b{name}", house), f"{file} is not on the map"
 

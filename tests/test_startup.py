@@ -29,7 +29,7 @@ COMMANDS = [
     "evaluate.py",
     "compress.py",
     "curves.py",
-    "export.py",
+    "convert.py",
     "data/prepare.py",
 ]
 

@@ -64,7 +64,9 @@ FORMS = {
 NEVER = {"rope_theta": 10_000.0, "rope_scaling": None, "partial_rotary_factor": 1.0}
 
 
-def to_json(model: ModelConfig, vocab_size: int, eos: int | None, name: str) -> dict[str, Any]:
+def to_config_json(
+    model: ModelConfig, vocab_size: int, eos: int | None, name: str
+) -> dict[str, Any]:
     """What config.json says of a model; UserError that names what a model there cannot have."""
     kind = "gpt2" if model.position == "learned" else "nanochat"
     form = FORMS[kind]
@@ -100,7 +102,7 @@ def to_json(model: ModelConfig, vocab_size: int, eos: int | None, name: str) -> 
     }
 
 
-def from_json(cfg: dict[str, Any], name: str) -> dict[str, Any]:
+def from_config_json(cfg: dict[str, Any], name: str) -> dict[str, Any]:
     """The options in [model] of a model there; UserError for one that this repository does not
     have.
     """

@@ -1,15 +1,23 @@
 """The weights of a GPT under the names that they have in Hugging Face's transformers, and back.
 
-The models are those of config/huggingface.py. There, GPT-2 stores the weights of its linear layers
+The models are those of huggingface/options.py. There, GPT-2 stores the weights of its linear layers
 as (in, out), and nanochat's queries, keys and values are three layers.
 """
 
+import json
+from pathlib import Path
+
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
+from config.errors import UserError
 from config.schema import ModelConfig
 from model import GPT
 
+WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"  # for several files: which weights are in which
 # of each module here, the modules there whose rows follow one another in it
 Names = dict[str, list[str]]
 LINEAR = ("attn.qkv", "attn.proj", "mlp.fc", "mlp.proj")
@@ -46,7 +54,7 @@ def module_names(cfg: ModelConfig) -> Names:
 
 
 def to_hugging_face(model: GPT) -> dict[str, Tensor]:
-    """The weights of a model that config.huggingface.to_json can describe, by their names there."""
+    """The weights of a model that huggingface.options.to_config_json can describe, by their names there."""
     cfg = model.cfg
     if cfg.position == "learned" and not cfg.bias:  # there GPT-2 has biases: these are zero
         plain, model = model, GPT(cfg.model_copy(update={"bias": True}), model.vocab_size)
@@ -89,3 +97,61 @@ def _turn(cfg: ModelConfig, module: str, tensor: Tensor) -> Tensor:
     """From (out, in) to (in, out) and back, where it is a GPT-2's."""
     turns = cfg.position == "learned" and tensor.ndim == 2 and module.endswith(LINEAR)
     return tensor.mT if turns else tensor
+
+
+def load_weights(path: Path, cfg: ModelConfig, vocab_size: int) -> GPT:
+    """The model of a directory in Hugging Face's format, built when its weights are known to be
+    there.
+
+    Rows of a padded vocabulary, and those of added tokens that are left out, are left out too.
+    """
+    try:
+        tensors: dict[str, Tensor] = {}
+        for file, names in _weight_files(path).items():
+            inside = load_file(path / file)
+            tensors |= {name: inside[name] for name in names or inside}
+        weights = from_hugging_face(cfg, tensors)
+        rows = len(weights["wte.weight"])
+        if rows < vocab_size:
+            raise UserError(
+                f"{path}: its tokenizer.json has {vocab_size:,} tokens, and its embedding has "
+                f"{rows:,} rows: they do not belong together"
+            )
+        for name in {"wte.weight", "lm_head.weight"} & weights.keys():
+            weights[name] = weights[name][:vocab_size]
+        model = GPT(cfg, vocab_size)
+        model.load_state_dict(weights, strict=not cfg.tied)
+        return model
+    except (SafetensorError, OSError, LookupError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: its .safetensors do not hold the model of its config.json ({reason:.200})"
+        ) from None
+
+
+def _weight_files(path: Path) -> dict[str, list[str]]:
+    """The files that hold a model's weights, with the names of the weights in each; no names = all
+    in it.
+
+    Other .safetensors beside them are copies, or something else.
+    """
+    index = path / INDEX
+    if not index.is_file():
+        if not (path / WEIGHTS).is_file():
+            raise UserError(
+                f"{path}: has no {WEIGHTS} and no {INDEX}; other formats are not read: save it with "
+                "save_pretrained of transformers"
+            )
+        return {WEIGHTS: []}
+    files: dict[str, list[str]] = {}
+    try:
+        for name, file in json.loads(index.read_bytes())["weight_map"].items():
+            if Path(file).name != file or not (path / file).is_file():
+                raise UserError(
+                    f"{index}: names {file}, which is not there; get the file, or, if {WEIGHTS} is the "
+                    "whole model, remove the index"
+                )
+            files.setdefault(file, []).append(name)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise UserError(f"{index}: cannot be used ({error!s:.200})") from None
+    return files

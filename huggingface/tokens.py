@@ -1,14 +1,10 @@
 """A tokenizer in Hugging Face's tokenizer.json, and back: the same tokens for every text."""
 
-import json
 import math
-from pathlib import Path
 from typing import Any, Literal
 
 from config.errors import UserError
-from config.files import check_entries
-from config.pretrained import is_hugging_face, read_config, read_documents_options
-from data.tokenizer import EOS, PATTERNS, Tokenizer, check_tokens, load_tokenizer, with_eos
+from data.tokenizer import EOS, PATTERNS, Tokenizer, check_tokens
 
 # GPT-2's name for each byte: printable bytes are themselves, the others characters from U+0100 on.
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -18,7 +14,7 @@ BYTE_NAMES = {byte: chr(byte) for byte in PRINTABLE} | {
 }
 
 
-def to_json(tokenizer: Tokenizer) -> dict[str, Any]:
+def to_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """What tokenizer.json says of a tokenizer."""
     tokens, by_regex = (
         tokenizer.token_bytes,
@@ -95,7 +91,7 @@ def find_merge(token: bytes, ids: dict[Any, int]) -> list[bytes]:
     return parts
 
 
-def from_json(found: dict[str, Any], name: str, eos: object = None) -> Tokenizer:
+def from_tokenizer_json(found: dict[str, Any], name: str, eos: object = None) -> Tokenizer:
     """The tokenizer that such a file describes; UserError if it makes other tokens than this
     repository can.
 
@@ -179,21 +175,3 @@ def kind_of(model: str, splits: dict[str, Any]) -> Literal["char", "bpe", "gpt2"
         if (model, patterns) == expected:
             return kind
     raise ValueError("it splits text in another way than gpt2 and this repository's char and bpe")
-
-
-def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a run, or of a model in Hugging Face's format."""
-    path = folder / "tokenizer.json"
-    if not is_hugging_face(folder):
-        check_entries(folder)
-        return load_tokenizer(path)
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path}: is no file")
-    try:
-        tokenizer = from_json(
-            json.loads(path.read_bytes()), str(path), read_config(folder).get("eos_token_id")
-        )
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    eos_text = read_documents_options(folder).eos_text
-    return tokenizer if eos_text is None else with_eos(tokenizer, eos_text, str(folder))
