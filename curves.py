@@ -15,7 +15,7 @@ from config.files import check_place, is_run
 from config.schema import FileName, Page, Section
 from config.terminal import print_styled
 from engine.run import Run, open_run
-from page.page import describe_runs, write_page
+from engine.watchers import load_wing
 from report.figures import draw_png, draw_terminal
 
 
@@ -52,7 +52,8 @@ def main(argv: list[str]) -> None:
             raise UserError(
                 f"{', '.join(sorted(others))}: no use with html; who looks at the page chooses there"
             )
-        write_page(Path(options.html), describe_runs(runs))
+        write_runs_page = load_wing("page of runs")
+        write_runs_page(Path(options.html), runs)
         print(options.html)
     elif options.terminal:
         print_styled(draw_terminal(runs, options.x, options.scale, options.unit))

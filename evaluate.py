@@ -23,8 +23,8 @@ from config.errors import UserError, run_command
 from config.files import check_place
 from config.schema import Count, FileName, Page, Section, Text, UnknownCharacters
 from config.terminal import print_styled, printable, progress_bar
-from data.batches import EvalText
 from data.documents import Split, encode_documents, split_documents
+from data.eval_text import EvalText
 from data.prepare import read_all_documents, read_source
 from data.unknown import Unknown, known_to, replace_in_documents
 from engine.run import Run, open_run
@@ -115,10 +115,11 @@ if __name__ == "__main__":
 
 from engine.checkpoint import load_model
 from engine.device import setup_device
-from page import page
-from report import analysis, measures, records
+from engine.evaluation import measure_passage, score_text
+from engine.watchers import load_wing
+from report import analysis
 from report.evaluation import describe, unknown_lines
-from report.explain import show_costs
+from report.tokens import show_costs
 from surprisal import nats_to_bits
 
 
@@ -138,7 +139,7 @@ class Scored(NamedTuple):
     columns: analysis.Columns  # what is known of each target
     tempered: np.ndarray  # the mean NLL at each of TEMPERATURES
     # the first PAGE_TOKENS tokens, for a page; None if all of them are masked
-    passage: records.Passage | None
+    passage: analysis.Passage | None
 
 
 def main(argv: list[str]) -> None:
@@ -157,10 +158,9 @@ def main(argv: list[str]) -> None:
         found = evaluate(runs, chosen, scored, options)
         print(json.dumps(found, indent=1) if options.json_ else describe(found))
     if options.html:
-        targets, passages = [each.columns for each in scored], [each.passage for each in scored]
-        page.write_page(
-            Path(options.html), page.describe_evaluation(runs, targets, passages, name, found)
-        )
+        scored_texts = [(each.columns, each.passage) for each in scored]
+        write_text_page = load_wing("page of a text")
+        write_text_page(Path(options.html), runs, scored_texts, name, found)
         print(options.html, file=sys.stderr if options.json_ else sys.stdout)
 
 
@@ -223,7 +223,7 @@ def evaluate(
     run, (about, columns, tempered, _) = runs[0], scored[0]
     # With a text of one's own, the corpus may be elsewhere.
     train = None if options.text else run.corpus.train
-    details = measures.summarise(columns, tempered, texts[0], run.tokenizer, train)
+    details = analysis.summarise(columns, tempered, texts[0], run.tokenizer, train)
 
     of_val = options.split == "val" and not options.text
     of_whole_val = of_val and about["targets"] == about["of_targets"]
@@ -316,7 +316,9 @@ def score(run: Run, text: EvalText, options: EvaluateOptions) -> Scored:
             disable=False,
         )
 
-    columns, tempered = measures.score_targets(model, text, run.tokenizer, device, show_progress)
+    columns, tempered = score_text(
+        model, text, run.tokenizer, analysis.TEMPERATURES, device, progress=show_progress
+    )
     about = {
         "run": str(run.path),
         "checkpoint": options.checkpoint,
@@ -332,7 +334,8 @@ def score(run: Run, text: EvalText, options: EvaluateOptions) -> Scored:
     start = text.split.first(PAGE_TOKENS - 1)
     if options.html and start.num_targets():
         whole = replace(text, split=start, max_tokens=0)
-        passage = measures.measure_passage(model, whole, 0, device, state.step)
+        costs = measure_passage(model, whole, 0, analysis.PASSAGE_TEMPERATURES, device)
+        passage = analysis.Passage(step=state.step, **costs)
     return Scored(about, columns, tempered, passage)
 
 

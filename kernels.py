@@ -1,5 +1,5 @@
-"""Small operations, faster than PyTorch's on a CPU: three with hand-written gradients, dropout,
-attention.
+"""Small operations, faster than PyTorch's on a CPU: RMSNorm and ReLU^2 with hand-written gradients,
+dropout, attention.
 
 A model this small waits for memory, not for arithmetic: autograd would read and write the
 activations more often than these do (bench/NOTES.md has figures). Inside torch.compile, which fuses
@@ -49,19 +49,6 @@ def rms_norm(x: Tensor) -> Tensor:
     if use_plain():
         return x * _scale(x)
     y: Tensor = _RMSNorm.apply(x)  # type: ignore[no-untyped-call]
-    return y
-
-
-def rotary(x: Tensor, cos: Tensor, sin: Tensor, head_width: int) -> Tensor:
-    """Rotary position embedding (Su et al. 2021), in the direction that nanochat turns.
-
-    x is (B, T, n D): n heads of width D side by side. Feature i of a head and feature i + D/2 are a
-    pair (a, b), which becomes (a cos + b sin, b cos - a sin). cos and sin are (T, n D); the second
-    half of each head in sin already has the minus sign.
-    """
-    if use_plain():
-        return _rotate(x, cos, sin, head_width)
-    y: Tensor = _Rotary.apply(x, cos, sin, head_width)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -160,21 +147,3 @@ def _scale(x: Tensor) -> Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
     return norm.square_().div_(x.shape[-1]).add_(EPS).rsqrt_().to(x.dtype)
-
-
-class _Rotary(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, head_width: int) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        ctx.head_width = head_width
-        return _rotate(x, cos, sin, head_width)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        cos, sin = ctx.saved_tensors  # the gradient is turned back
-        return _rotate(grads[0], cos, -sin, ctx.head_width), None, None, None
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, head_width: int) -> Tensor:
-    swapped = x.view(*x.shape[:-1], -1, head_width).roll(head_width // 2, -1).view(x.shape)
-    return torch.addcmul(x * cos, swapped, sin)

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config.schema import ModelConfig
-from kernels import attention, causal_mask, dropout, relu2, rms_norm, rotary
+from kernels import attention, causal_mask, dropout, relu2, rms_norm
 from loss import PLAIN, LossSums, Objective, next_token_loss, soft_cap
 
-# cos and sin for the features of q and k side by side, (T, 2 C) each
-Rotary = tuple[Tensor, Tensor]
+# cos and sin of the angles by which each position turns its pairs of features, (T, 1, D / 2) each
+Rotation = tuple[Tensor, Tensor]
 
 
 class KVCache:
@@ -48,6 +48,16 @@ class KVCache:
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
 
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of (B, T, H, D), in nanochat's direction (Su et al. 2021).
+
+    Feature i and feature i + D / 2 of a head are a pair (a, b), which is turned by the position's
+    angle: q k depends on the distance between two positions only.
+    """
+    a, b = x.type_as(cos).chunk(2, dim=-1)
+    return torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1)
+
+
 class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x)
@@ -65,20 +75,21 @@ class CausalSelfAttention(nn.Module):
         self.proj = nn.Linear(cfg.n_embd, cfg.n_embd, bias=cfg.bias)
 
     def forward(
-        self, x: Tensor, rotation: Rotary, cache: KVCache | None, mask: Tensor | None
+        self, x: Tensor, rotation: Rotation | None, cache: KVCache | None, mask: Tensor | None
     ) -> Tensor:
-        (B, T, C), H = x.shape, self.cfg.n_head
-        # q and k together, as 2 H heads: one call rotates both
+        B, T, C = x.shape
+        H = self.cfg.n_head
+        # queries and keys are rotated and normalised together, as 2 H heads
         qk, v = self.qkv(x).split((2 * C, C), dim=-1)
-        if self.cfg.position == "rotary":
-            qk = rotary(qk, *rotation, head_width=C // H)
         qk = qk.view(B, T, 2 * H, C // H)
+        v = v.view(B, T, H, C // H)
+        if rotation is not None:
+            qk = rotate(qk, *rotation)
         if self.cfg.qk_norm:
             qk = rms_norm(qk)
-        # Under autocast, rotary and norm are in float32; attention's products are in the dtype of
-        # v.
+        # Under autocast qk is float32 by now; attention multiplies in the dtype of v.
         q, k = qk.type_as(v).transpose(1, 2).chunk(2, dim=1)  # (B, H, T, D)
-        v = v.view(B, T, H, C // H).transpose(1, 2)
+        v = v.transpose(1, 2)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
         y = attention(q, k, v, self.cfg.dropout if self.training else 0.0, mask)
@@ -108,7 +119,7 @@ class Block(nn.Module):
         self.mlp = MLP(cfg)
 
     def forward(
-        self, x: Tensor, rotation: Rotary, cache: KVCache | None, mask: Tensor | None
+        self, x: Tensor, rotation: Rotation | None, cache: KVCache | None, mask: Tensor | None
     ) -> Tensor:
         x = x + self.attn(self.norm1(x), rotation, cache, mask)
         return x + self.mlp(self.norm2(x))
@@ -132,17 +143,12 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(cfg.n_embd, vocab_size, bias=False)
         if cfg.tied:
             self.lm_head.weight = self.wte.weight
-        # In each head, the halves (a, b) become (a cos + b sin, b cos - a sin): the second half's
-        # sin has the minus.
+        # the first pair of a head turns by 1 radian a position, the last by about 1 / 10,000
         D = cfg.n_embd // cfg.n_head
-        angles = torch.arange(cfg.block_size)[:, None] * 10_000.0 ** -(torch.arange(0, D, 2) / D)
-        cos, sin = (
-            torch.cat([angles, angles], dim=1).cos(),
-            torch.cat([angles, -angles], dim=1).sin(),
-        )
-        # (block_size, 2 C)
-        self.register_buffer("cos", cos.repeat(1, 2 * cfg.n_head), persistent=False)
-        self.register_buffer("sin", sin.repeat(1, 2 * cfg.n_head), persistent=False)
+        frequencies = 10_000.0 ** -(torch.arange(0, D, 2) / D)
+        angles = torch.arange(cfg.block_size)[:, None, None] * frequencies  # (block_size, 1, D / 2)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
         self.init_weights()
 
     def forward(
@@ -174,7 +180,10 @@ class GPT(nn.Module):
         if self.cfg.embedding_norm:
             x = rms_norm(x)
         x = dropout(x, self.cfg.dropout, self.training)
-        rotation = (self.cos[start : start + T].type_as(x), self.sin[start : start + T].type_as(x))
+        rotation = None
+        if self.cfg.position == "rotary":
+            cos, sin = self.cos[start : start + T], self.sin[start : start + T]
+            rotation = cos.type_as(x), sin.type_as(x)
         mask = self.document_mask(context, T) if self.cfg.document_attention else None
         for block in self.blocks:
             x = block(x, rotation, cache, mask)

@@ -26,6 +26,7 @@ from data.batches import Batch, TrainBatches
 from data.prepare import prepare_corpus
 from engine.checkpoint import Optimizers, load_start, load_teacher
 from engine.device import Device, lost_ranks, micro_batch_size, setup_device
+from engine.evaluation import remeasure_best, validate
 from engine.generate import generate_texts
 from engine.memory import check_memory
 from engine.optim import make_optimizers, set_lr
@@ -37,15 +38,14 @@ from engine.step import (
     compile_model,
     is_eval_step,
     make_objective,
-    remeasure_best,
     seed_dropout,
     teacher_logits,
-    validate,
 )
 from loss import LossSums, sum_losses
 from model import GPT
-from report import explain, words
+from report import words
 from report.step_zero import FIRST_BATCHES, check_step_zero
+from report.tokens import show_masks
 from report.trainlog import TrainLog, finish
 
 
@@ -75,17 +75,12 @@ def train(cfg: Config, named: set[str]) -> int:
         cfg.optim.batch_size,
         cfg.run.seed,
         eos,
-        micro_batch_size(cfg),
-        device.rank,
-        device.world_size,
+        micro_batch_size=micro_batch_size(cfg),
+        rank=device.rank,
+        world_size=device.world_size,
     )
     if cfg.run.explain_batch:
-        print(
-            *(
-                explain.show_masks(micro, corpus.tokenizer, cfg.data.padded)
-                for micro in get_batch(0)[:1]
-            )
-        )
+        print(*(show_masks(micro, corpus.tokenizer, cfg.data.padded) for micro in get_batch(0)[:1]))
         return 0
     print(words.describe_options(cfg), corpus.info.describe(), sep="\n\n", end="\n\n")
 

@@ -36,14 +36,15 @@ from bench.results import cpu_name
 from config.cli import load_config, load_options
 from config.errors import UserError, run_command
 from config.schema import ModelConfig, Positive, Section
-from data.batches import EvalText, TrainBatches
+from data.batches import TrainBatches
+from data.eval_text import EvalText
 from data.prepare import prepare_corpus
 from engine.checkpoint import for_prediction
 from engine.device import micro_batch_size, setup_device
+from engine.evaluation import measure_loss
 from engine.generate import generate
 from engine.optim import make_optimizers
 from engine.run import open_run
-from engine.step import evaluate
 from model import GPT
 from train import train_step
 
@@ -223,7 +224,7 @@ def evaluation_rates(recipe: str) -> dict[str, float]:
         batch = get_batch(step * cfg.optim.batch_size)
         train_step(model, optimizers, batch, cfg, device, step)
     trained = time.perf_counter()
-    evaluated = evaluate(model, text, device).num_targets
+    evaluated = measure_loss(model, text, device).num_targets
     tokens = cfg.optim.batch_size * cfg.model.block_size * STEPS_BESIDE
     return {
         "training": tokens / (trained - began),

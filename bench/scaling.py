@@ -24,12 +24,13 @@ from pydantic import Field
 from config.cli import load_options
 from config.errors import UserError, run_command
 from config.schema import Config, ModelConfig, OptimConfig, RunConfig, Section
-from data.batches import EvalText, TrainBatches
+from data.batches import TrainBatches
+from data.eval_text import EvalText
 from data.prepare import prepare_corpus
 from engine.device import micro_batch_size, setup_device
+from engine.evaluation import measure_loss
 from engine.optim import make_optimizers
 from engine.run import Record, append_line, parse_record
-from engine.step import evaluate
 from model import GPT
 from surprisal import LN2
 from train import train_step
@@ -89,7 +90,7 @@ def train(n_layer: int, width: int, batch_size: int, steps: int, seed: int) -> R
         "width": width,
         "N": model.num_params(),
         "D": steps * batch_size * block,
-        "val_nll": evaluate(model, EvalText(corpus.val, block, max_tokens=32_768), device).nll,
+        "val_nll": measure_loss(model, EvalText(corpus.val, block, max_tokens=32_768), device).nll,
         "seconds": seconds,
     }
 

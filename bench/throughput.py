@@ -75,7 +75,12 @@ def measure(cfg: Config, steps: int) -> dict[str, Any]:
     eos = corpus.tokenizer.eos if cfg.data.padded else None
     batch_size = cfg.optim.batch_size
     batches = TrainBatches(
-        corpus.train, cfg.model.block_size, batch_size, cfg.run.seed, eos, micro_batch_size(cfg)
+        corpus.train,
+        cfg.model.block_size,
+        batch_size,
+        cfg.run.seed,
+        eos,
+        micro_batch_size=micro_batch_size(cfg),
     )
     torch.manual_seed(cfg.run.seed)
     model = GPT(cfg.model, corpus.tokenizer.vocab_size).to(device.torch_device)

@@ -34,7 +34,6 @@ from config.schema import TOKENIZERS, DataConfig
 from config.terminal import progress_bar
 from data.arrays import write_array
 from data.baselines import measure_baselines
-from data.batches import describe_empty_windows
 from data.checksums import is_hashed, is_sound, write_checksums
 from data.corpora import DATA, read_corpus
 from data.documents import (
@@ -51,6 +50,7 @@ from data.markov import LENGTH, MarkovSource
 from data.shards import load_split
 from data.sources import Text, read_whole_texts
 from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, read_tokenizer, with_eos
+from data.windows import describe_empty_windows
 
 FORMAT = 11  # of prepared files; those of an older one are not used
 WAIT = 600  # seconds that another process may take to prepare the same corpus

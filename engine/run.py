@@ -34,8 +34,8 @@ from config.files import (
 from config.recipe import load_saved, to_toml
 from config.resume import MUST_STAY
 from config.schema import TOKENIZERS, Config
-from data.batches import EvalText
 from data.documents import Split
+from data.eval_text import EvalText
 from data.info import CorpusInfo, read_info
 from data.prepare import Corpus, prepare_corpus
 from data.tokenizer import Tokenizer, load_tokenizer

@@ -6,8 +6,10 @@ names what can be done with a run besides.
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeGuard
 
+from config.errors import UserError
 from engine.run import Record, Run
 
 WINGS = {  # where each is: a module, and a class or a function in it
@@ -32,13 +34,17 @@ class Watcher(Protocol):
 
 
 class Watchers:
-    """Tells each watcher of the lines. One that fails is named once, and never stops a training."""
+    """Tells each watcher of the lines. One that fails is named once, and never stops a training.
+
+    A watcher raises a UserError that says all, or an OSError with the name of a run's file, which
+    it tries to write again.
+    """
 
     def __init__(
         self, names: Sequence[str], run: Run, step: int, say: Callable[[str], object]
     ) -> None:
         self.say = say
-        self.failed: set[str] = set()
+        self.failed: dict[str, BaseException] = {}  # what the last call of a watcher raised
         self.watchers: dict[str, Watcher] = {}
         for name in names:
             self._attempt(name, self._start, name, run, step)
@@ -54,15 +60,32 @@ class Watchers:
     def _start(self, name: str, run: Run, step: int) -> None:
         self.watchers[name] = load_wing(name)(run, step)
 
+    def unwritten(self) -> list[str]:
+        """Return the names of the run's files that could not be written the last time."""
+        errors = self.failed.values()
+        return [Path(error.filename).name for error in errors if is_of_file(error)]
+
     def _attempt(self, name: str, function: Callable[..., object], *arguments: object) -> None:
         try:
             function(*arguments)
         except (Exception, SystemExit) as error:  # of packages, networks and disks: many kinds
             if name not in self.failed:
-                self.say(
-                    f"warning: {name} failed, and training continues without it: {error!r:.200}"
-                )
-            self.failed.add(name)
+                self.say(f"warning: {explain_failure(name, error)}")
+            self.failed[name] = error
+        else:
+            self.failed.pop(name, None)
+
+
+def is_of_file(error: BaseException) -> TypeGuard[OSError]:
+    return isinstance(error, OSError) and error.filename is not None
+
+
+def explain_failure(name: str, error: BaseException) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    if is_of_file(error):
+        return f"{error.filename} could not be written ({error.strerror})"
+    return f"{name} failed, and training continues without it: {error!r:.200}"
 
 
 def load_wing(name: str) -> Any:

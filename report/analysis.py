@@ -1,17 +1,25 @@
-"""From the surprisal of each token to statements: intervals, calibration, and where the loss comes
-from.
+"""From the loss of each target to statements: where the loss comes from, calibration, intervals.
 
-Columns have a value for each target of a text, (N,), in its order; NLL in nats.
+Columns have a value for each target of a text, (N,), in its order; NLL in nats. Needs no torch: the
+page reads evaluation.json, whose shape is here, without it.
 """
 
 import math
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
+from config.files import write_atomically
+from data.baselines import MAX_TRAIN_TOKENS
+from data.documents import Split
+from data.eval_text import EvalText
+from data.tokenizer import Tokenizer
+from report.tokens import show_token
 from surprisal import LN2
 
 RESAMPLES = 2000
@@ -37,8 +45,169 @@ CHARACTER_KINDS = {
     "S": "punctuation",
 }
 
+PASSAGE_LENGTH = 64  # targets in a passage that is called hard or easy
+EXAMPLES = 3  # hard passages, and as many easy ones
+MAX_TARGETS = 32_768  # scored for evaluation.json: about a second
+MAX_LOGITS = 2**25  # of these targets
+PASSAGE_TEMPERATURES = (0.5, 0.7, 0.85, 1.2, 1.5, 2.0)  # of the predictions in passage.jsonl
+
 Columns = dict[str, np.ndarray]
 Estimate = dict[str, float]  # a value, and the ends "low" and "high" of 95% of its resamples
+
+
+# The shapes of a line of passage.jsonl, and of evaluation.json.
+
+
+class Passage(BaseModel):
+    """A line of passage.jsonl: what each token of a text costs at a step; None where it is masked."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    step: int
+    tokens: list[int]
+    nll: list[float | None]
+    rank: list[int | None]
+    top: list[list[int] | None]
+    log_q: list[list[float] | None]
+    log_z: list[list[float] | None]
+
+
+class Group(BaseModel):
+    """Some targets, and their part in the loss."""
+
+    name: str
+    tokens: int
+    share: float  # of all targets
+    nats_per_token: float
+    share_of_nats: float
+    top1: float
+    confidence: float | None = None  # of groups that do not depend on which token came
+
+
+class HardOrEasy(BaseModel):
+    """A passage, as its tokens look, and what each costs; None where it is masked."""
+
+    nats_per_token: float
+    tokens: list[str]
+    nll: list[float | None]
+
+
+class Calibration(BaseModel):
+    """How sure the model is, and what `calibrate` finds."""
+
+    confidence: float
+    ece: float
+    temperature: float
+    at_end: bool = False  # a temperature beyond those that were tried may be better
+    nats_gained: float
+
+
+class Summary(BaseModel):
+    """What `summarise` finds."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    targets: int
+    calibration: Calibration
+    groups: dict[str, list[Group]]
+    passages: dict[str, list[HardOrEasy]]
+
+
+class Evaluation(Summary):
+    """evaluation.json: the best model on a part of the validation text, and its loss on all of it,
+    part by part.
+    """
+
+    part_nll: list[float]  # sums, in nats
+    part_targets: list[float]
+
+
+# What is behind a loss.
+
+
+def max_targets(vocab_size: int) -> int:
+    """How many targets are scored for evaluation.json, about."""
+    return min(MAX_TARGETS, MAX_LOGITS // vocab_size)
+
+
+def summarise(
+    columns: Columns,
+    tempered: np.ndarray,
+    text: EvalText,
+    tokenizer: Tokenizer,
+    train: Split | None,
+) -> Summary:
+    """Calibration, groups of targets, and passages.
+
+    Without the training split, there is no group by how often a token was a target in training.
+    """
+    groups = {
+        "confidence": group(*confidence_bins(columns["confidence"]), columns),
+        "context length": group(*number_ranges(columns["context_len"], DOUBLING), columns),
+    }
+    target = columns["target"]
+    if tokenizer.kind == "char":
+        kinds = ["eos"] * tokenizer.vocab_size
+        for character, token in tokenizer.ids.items():
+            if len(character) == 1:
+                kinds[token] = character_kind(character)
+        names, number = np.unique(kinds, return_inverse=True)
+        groups["kind of character"] = group(names.tolist(), number[target], columns, True)
+    if train is not None:
+        train_targets = train.last(MAX_TRAIN_TOKENS).targets()
+        times = np.bincount(train_targets, minlength=tokenizer.vocab_size)[target]
+        ranges = number_ranges(times, TENFOLD)
+        groups["times in training"] = group(*ranges, columns, True)
+    confidence = groups["confidence"]
+    return Summary.model_validate(
+        {
+            "targets": len(columns["nll"]),
+            "calibration": calibrate(confidence, tempered),
+            "groups": groups,
+            "passages": find_passages(columns["nll"], text, tokenizer),
+        }
+    )
+
+
+def write_evaluation(path: Path, summary: Summary, parts: Sequence[tuple[float, float]]) -> None:
+    """Write evaluation.json; each part of the text has a sum of nats, and a number of targets."""
+    part_nll, part_targets = zip(*parts, strict=True)
+    evaluation = Evaluation(**summary.model_dump(), part_nll=part_nll, part_targets=part_targets)
+    write_atomically(path, evaluation.model_dump_json().encode())
+
+
+def find_passages(
+    nll: np.ndarray, text: EvalText, tokenizer: Tokenizer
+) -> dict[str, list[HardOrEasy]]:
+    """The hardest and the easiest passages of PASSAGE_LENGTH targets."""
+    count = len(nll) // PASSAGE_LENGTH
+    means = nll[: count * PASSAGE_LENGTH].reshape(count, PASSAGE_LENGTH).mean(axis=1)
+    positions = text.positions[: count * PASSAGE_LENGTH].reshape(count, PASSAGE_LENGTH)
+    first, last = positions[:, [0, -1]].T
+    # the others jump from one part of the text to another
+    whole = np.flatnonzero(last - first < 2 * PASSAGE_LENGTH)
+    order = whole[means[whole].argsort()]
+
+    def describe(number: int) -> HardOrEasy:
+        start = int(first[number])
+        tokens = text.split.tokens[start : last[number] + 1]
+        costs: list[float | None] = [None] * len(tokens)
+        for target in range(number * PASSAGE_LENGTH, (number + 1) * PASSAGE_LENGTH):
+            costs[text.positions[target] - start] = round(float(nll[target]), 3)
+        return HardOrEasy(
+            nats_per_token=float(means[number]),
+            nll=costs,
+            tokens=[show_token(tokenizer, token) for token in tokens],
+        )
+
+    shown = min(EXAMPLES, len(order) // 2)
+    return {
+        "hardest": [describe(number) for number in order[::-1][:shown].tolist()],
+        "easiest": [describe(number) for number in order[:shown].tolist()],
+    }
+
+
+# Intervals.
 
 
 class Blocks(NamedTuple):

@@ -23,8 +23,8 @@ from engine.device import setup_device
 from engine.generate import generate
 from engine.run import Run, open_run, unique_names
 from engine.scoring import predict, score
-from report.explain import paint_costs, show_costs, show_token
 from report.figures import X_LABELS, Y_LABELS, draw_terminal, make_figure
+from report.tokens import paint_costs, show_costs, show_token
 from surprisal import LN2, bits_per_byte, perplexity
 
 ROOT = Path(__file__).resolve().parent.parent

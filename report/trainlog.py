@@ -18,30 +18,35 @@ from data.batches import TrainBatches
 from data.prepare import Corpus
 from engine.checkpoint import Optimizers, load_checkpoint, save_checkpoint
 from engine.device import Device
+from engine.evaluation import (
+    cut_passage,
+    measure_all,
+    measure_passage,
+    measure_training_text,
+    score_text,
+)
 from engine.generate import generate_texts
 from engine.run import Record, Run, append_line, kept_options, start_run
 from engine.signals import Stopped, StopSignal
 from engine.state import BEST, StepResult, TrainState
-from engine.step import evaluate_parts, validation_record
+from engine.watchers import Watchers
 from loss import mean_loss, sum_losses
 from model import GPT
-from page import page
-from report import figures, measures, words
-from report.analysis import BLOCKS
+from report import figures, words
+from report.analysis import (
+    PASSAGE_TEMPERATURES,
+    TEMPERATURES,
+    Passage,
+    max_targets,
+    summarise,
+    write_evaluation,
+)
 from report.gpu import gpu_record
 from report.step_zero import check_first_losses, is_early
 from surprisal import smoothed_entropy
-from trackers import Tracker
 
 # What a finished run has, besides checkpoints and the last line of metrics.
-OUTCOME = (
-    "evaluation.json",
-    "curves.png",
-    "verdict.txt",
-    "samples.jsonl",
-    "report.html",
-    "report.js",
-)
+OUTCOME = ("evaluation.json", "curves.png", "verdict.txt", "samples.jsonl")
 
 
 class TrainLog:
@@ -61,7 +66,7 @@ class TrainLog:
             state,
             corpus.info,
         )
-        self.passage_text = measures.cut_passage(run, corpus)
+        self.passage_text = cut_passage(run.eval_text(corpus.val), corpus.tokenizer)
         self.bar = progress_bar(
             total=run.cfg.optim.max_iters,
             initial=state.step,
@@ -76,7 +81,6 @@ class TrainLog:
         self.checked_first_losses = False
         # this start measures other targets than the last one, or in another dtype
         self.is_remeasured = False
-        self.next_page = 0.0  # the time from which on the page may be written again
         # before it is a run: so resuming it always finds the weights that it starts with
         if run.cfg.run.source:
             device.on_rank0(
@@ -88,9 +92,13 @@ class TrainLog:
                 kept_options(run.cfg),
             )
         device.on_rank0(start_run, run, state.step, str(device))
-        self.attempt("report.html", page.write_live_page)
         self.logged_step, self.passed, self.lost_best = device.on_rank0(self.read_progress)
-        self.tracker = Tracker(run, state.step, self.say, device.rank)
+        names = []
+        if device.rank == 0:
+            names = ["page", run.cfg.run.tracker]
+        if run.cfg.run.tracker == "none":
+            names = names[:1]
+        self.watchers = Watchers(names, run, state.step, self.say)
 
     def read_progress(self) -> tuple[float, int, bool]:
         """Of a resumed run, the step of the last line, and how many baselines were passed.
@@ -148,6 +156,8 @@ class TrainLog:
         Returns whether an evaluation passed a baseline that none passed before, or is the first;
         then it says so.
         """
+        if "val_nll" in record:
+            self.attempt("passage.jsonl", self.write_passage)
         self.append("metrics.jsonl", without_nonfinite(record))
         self.results.clear()
         self.logged_step = record["step"]
@@ -159,9 +169,6 @@ class TrainLog:
             self.passed,
             max(self.passed, self.count_passed(record.get("val_nll"))),
         )
-        if "val_nll" in record:
-            self.attempt("passage.jsonl", self.write_passage)
-            self.write_page(self.run)
         if self.passed > before:
             self.say(words.standing(record["val_nll"], self.info.baselines))
         if "val_nll" in record and not self.checked_first_losses:
@@ -199,37 +206,15 @@ class TrainLog:
     def write_passage(self, path: Path) -> None:
         """Append what each token of a passage costs now."""
         with suppress(UserError):  # it diverged
-            append_line(
-                path,
-                measures.measure_passage(
-                    self.model, *self.passage_text, self.device, self.state.step
-                ),
+            costs = measure_passage(
+                self.model, *self.passage_text, PASSAGE_TEMPERATURES, self.device
             )
-        self.model.train()
+            append_line(path, Passage(step=self.state.step, **costs))
 
     def append(self, name: str, line: dict[str, Any]) -> None:
-        """Append a line to a .jsonl file, and send it to the tracker."""
+        """Append a line to a .jsonl file, and show it to the watchers."""
         self.attempt(name, append_line, line)
-        self.tracker.log(line)
-
-    def close(self) -> None:
-        """Say in the page that training has ended, and let the tracker finish."""
-        self.write_page(self.run, live=False)
-        self.tracker.close()
-
-    def write_page(self, run: Run, live: bool = True) -> None:
-        """Replace what report.html shows; while training goes on, at most a fiftieth of the time is
-        for that.
-        """
-
-        def write(path: Path) -> None:
-            started = time.perf_counter()
-            if started >= self.next_page or not live:
-                status = f"step {self.state.step:,} of {self.run.cfg.optim.max_iters:,}"
-                page.write_data(path, run, status, live)
-                self.next_page = started + 50 * (time.perf_counter() - started)
-
-        self.attempt("report.js", write)
+        self.watchers.update(line)
 
     def keep_best(self, record: Record, model: GPT, epochs: float) -> None:
         """Count an evaluation, and save the model if it is the best.
@@ -332,7 +317,7 @@ def finish(
         return show_outcome(model, corpus, log, get_batch)
     except Stopped:
         if log.device.world_size == 1:  # ranks may have stopped at different places
-            log.close()
+            log.watchers.close()
         return 128 + stop.own
     finally:
         stop.close()
@@ -343,7 +328,7 @@ def show_stop(stop: StopSignal, log: TrainLog) -> int:
     saved = "last.safetensors" not in log.failing
     name = signal.Signals(stop.received).name
     print("\n" + words.stopped(log.run, name, log.state, log.device, saved), flush=True)
-    log.close()
+    log.watchers.close()
     return 128 + stop.received
 
 
@@ -373,19 +358,19 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatc
     if not state.nonfinite_in_a_row:
         num_samples = 1 if corpus.tokenizer.eos is None else 5
         texts = generate_texts(model, corpus, log.device, num_samples=num_samples)
-    if final and texts:
+    if final is not None and texts:
         step = final["best_step"]
         log.append("samples.jsonl", {"step": step, "best_step": step, "text": texts[0]})
-    if "report.html" in log.failing:  # it is written at the start only
-        log.attempt("report.html", page.write_live_page)
-    log.write_page(run, live=False)
+    # Where no loss was finite, there is no best model.
+    final = final or {"step": state.step, "finished": 1}
+    log.watchers.update(without_nonfinite(final))
+    log.watchers.close()
     lost = [name for name in OUTCOME if name in log.failing]
+    lost += log.device.on_rank0(log.watchers.unwritten)
     if not lost:
-        # Where no loss was finite, there is no best model.
-        log.write(final or {"step": state.step, "finished": 1})
+        log.write(final)
         if "metrics.jsonl" in log.failing:
             lost = ["metrics.jsonl"]
-    log.tracker.close()
     if lost:
         raise UserError(
             f"{run.path}: {', '.join(lost)} could not be written; make room, and "
@@ -403,18 +388,23 @@ def measure_best(model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatc
     """Measure the best model on all validation text; returns the last line of metrics."""
     run, device = log.run, log.device
     best = load_checkpoint(run.path / "best.safetensors", model)
-    # So many batches, for the interval of a difference.
-    val_text = replace(run.eval_text(corpus.val), min_batches=BLOCKS)
-    parts = evaluate_parts(model, val_text, device)
-    exact = validation_record(mean_loss(sum_losses(parts)), val_text, corpus)
+    exact, parts = measure_all(model, run.eval_text(corpus.val), corpus, device)
+
+    def write(path: Path) -> None:
+        text = run.eval_text(corpus.val, max_targets(corpus.tokenizer.vocab_size))
+        columns, tempered = score_text(model, text, corpus.tokenizer, TEMPERATURES, device)
+        summary = summarise(columns, tempered, text, corpus.tokenizer, corpus.train)
+        write_evaluation(path, summary, parts)
+
     with suppress(UserError):  # some predictions are not finite
-        log.attempt("evaluation.json", measures.write_evaluation, run, model, parts, corpus, device)
+        log.attempt("evaluation.json", write)
     # 0 in files of earlier editions
     windows = best.windows or best.step * run.cfg.optim.batch_size
     found = exact | {"epochs": get_batch.epochs(windows)}
     if not run.was_changed("seed"):  # else other windows were read than those of this seed
         max_tokens = run.cfg.run.eval_tokens or corpus.val.num_targets()
         train_text = run.eval_text(corpus.train, max_tokens)
-        found |= measures.measure_training_text(model, train_text, get_batch, windows, device)
+        read, unread = get_batch.read_and_unread(windows)
+        found |= measure_training_text(model, train_text, read, unread, device)
     final: Record = {"step": log.state.step, "best_step": best.step}
     return final | {f"best_{name}": value for name, value in found.items()}

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from config.schema import OVERFITTING_RISE, Config, ModelConfig, OptimConfig
 from data.baselines import Baseline, passed_and_ahead
-from data.batches import EvalText, TrainBatches, describe_empty_windows
+from data.batches import TrainBatches
+from data.eval_text import EvalText
 from data.info import CorpusInfo, end_of_prompt
+from data.windows import describe_empty_windows
 from engine.device import Device, micro_batch_size, micro_batches_at_once
 from engine.optim import get_lr_scale
 from engine.run import Record, Run

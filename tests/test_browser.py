@@ -16,7 +16,8 @@ import pytest
 
 from data.baselines import EQUAL
 from engine.run import open_run
-from page.page import describe_runs, write_data, write_live_page, write_page
+from page.content import content_of_runs
+from page.page import write_data, write_live_page, write_page, write_runs
 from tests.conftest import TINY, call, read_metrics
 
 CHROMIUM = (
@@ -84,7 +85,7 @@ def own(trained, tmp_path: Path) -> Path:
 @pytest.fixture
 def tab(browser: Any, own: Path) -> Iterator[Tab]:
     """A page of one run."""
-    write_page(own / "whole.html", describe_runs([open_run(own)]))
+    write_runs(own / "whole.html", [open_run(own)])
     tab = Tab(browser, own / "whole.html")
     yield tab
     tab.close()
@@ -267,7 +268,7 @@ def test_the_lines_add_up(tab: Tab) -> None:
 
 def test_a_run_may_have_the_name_of_a_baseline(own: Path, browser: Any) -> None:
     named = Path(shutil.copytree(own, own.with_name("unigram")))
-    write_page(own / "page.html", describe_runs([open_run(named)]))
+    write_runs(own / "page.html", [open_run(named)])
     rows = "[...document.querySelectorAll('#lines tr')].map(row => [...row.cells].map(each => each.textContent))"
     title, *_, last = Tab(browser, own / "page.html")(rows)
     assert title[1:3] == ["unigram (run)", "unigram"]
@@ -346,7 +347,7 @@ def test_a_strangers_text_stays_text(browser: Any, own: Path) -> None:
     tokens = json.loads((evil / "tokenizer.json").read_text())
     assert tokens["kind"] == "char"
     run = open_run(evil)
-    data = describe_runs([run, run])
+    data = content_of_runs([run, run])
     for each in data["runs"]:
         each["text"]["tokens"][3] = each["text"]["names"][run.info.vocab_size - 1] = EVIL
         each["evaluation"]["passages"]["hardest"] = [
@@ -368,7 +369,7 @@ def test_a_strangers_text_stays_text(browser: Any, own: Path) -> None:
 @pytest.mark.parametrize(("width", "scheme"), [(380, "light"), (1200, "dark")])
 def test_it_fits_a_phone_and_the_dark(browser: Any, own: Path, width: int, scheme: str) -> None:
     run = open_run(own)
-    write_page(own / "whole.html", describe_runs([run, run]))
+    write_runs(own / "whole.html", [run, run])
     tab = Tab(browser, own / "whole.html", width, color_scheme=scheme)
     assert tab("document.documentElement.scrollWidth") <= width
     background = tab("getComputedStyle(byId('token')).backgroundColor")
@@ -421,7 +422,7 @@ def edited(own: Path, change: Any) -> Path:
     """A page of the run whose records of metrics.jsonl are changed first."""
     records = change(read_metrics(own))
     (own / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    write_page(own / "whole.html", describe_runs([open_run(own)]))
+    write_runs(own / "whole.html", [open_run(own)])
     return own / "whole.html"
 
 
@@ -478,7 +479,7 @@ def test_small_plots_have_ticks_of_their_axis_and_are_used_again(tab: Tab) -> No
 
 
 def test_a_tap_tells_what_is_there(browser: Any, own: Path) -> None:
-    write_page(own / "whole.html", describe_runs([open_run(own)]))
+    write_runs(own / "whole.html", [open_run(own)])
     tab = Tab(browser, own / "whole.html", 390, has_touch=True, is_mobile=True)
     y_of(tab, 1)
     box = tab.page.locator("#loss").bounding_box()

@@ -16,8 +16,9 @@ from config.errors import UserError
 from config.schema import DataConfig
 from data import baselines, corpora
 from data.baselines import distinct, measure_baselines, ngram_nll
-from data.batches import IGNORE_INDEX, Batch, EvalText, TrainBatches, cut
+from data.batches import IGNORE_INDEX, Batch, TrainBatches, cut
 from data.documents import Split
+from data.eval_text import EvalText
 from data.prepare import prepare_corpus
 from data.tokenizer import Tokenizer, char_tokenizer, load_tokenizer, train_bpe
 from tests.conftest import make_text
@@ -214,7 +215,15 @@ def test_each_rank_makes_its_own_micro_batches(
     split = Split(np.arange(1000, dtype=np.uint16))
     whole = TrainBatches(split, 8, 10, seed=1)(120)[0]  # from two epochs
     ranks = [
-        TrainBatches(split, 8, 10, 1, None, micro_batch_size, rank, world_size)
+        TrainBatches(
+            split,
+            8,
+            10,
+            seed=1,
+            micro_batch_size=micro_batch_size,
+            rank=rank,
+            world_size=world_size,
+        )
         for rank in range(world_size)
     ]
     made = sorted((micro for rank in ranks for micro in rank(120)), key=lambda micro: micro.number)

@@ -28,15 +28,16 @@ from bench.normalisation import compare, masked
 from config.cli import load_config
 from config.errors import UserError, run_command
 from config.schema import Config, ModelConfig, OptimConfig
-from data.batches import IGNORE_INDEX, Batch, EvalText, TrainBatches
+from data.batches import IGNORE_INDEX, Batch, TrainBatches
 from data.documents import Split
+from data.eval_text import EvalText
 from engine import device as device_module
 from engine.device import Device, lost_ranks, setup_device
+from engine.evaluation import measure_loss
 from engine.optim import make_optimizers
 from engine.run import Run
 from engine.signals import StopSignal
 from engine.state import StepResult, TrainState
-from engine.step import evaluate
 from model import GPT
 from report import words
 from tests.conftest import (
@@ -212,9 +213,9 @@ def test_ranks_share_an_evaluation(size: int) -> None:
         make_model(),
     )
     assert len(list(text.batches())) == 3
-    whole = evaluate(model, text, CPU)
+    whole = measure_loss(model, text, CPU)
     assert whole.num_targets == 4_999
-    for loss in in_ranks(size, partial(evaluate, model, text)):
+    for loss in in_ranks(size, partial(measure_loss, model, text)):
         assert loss == pytest.approx(whole, rel=1e-12)
 
 

@@ -12,8 +12,9 @@ import torch
 from config.errors import UserError
 from config.schema import DataConfig, ModelConfig
 from data import corpora
-from data.batches import IGNORE_INDEX, EvalText, TrainBatches
+from data.batches import IGNORE_INDEX, TrainBatches
 from data.documents import Split
+from data.eval_text import EvalText
 from data.prepare import Corpus, prepare_corpus
 from model import GPT, KVCache
 from tests.conftest import TINY, call

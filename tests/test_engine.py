@@ -14,23 +14,23 @@ import numpy as np
 import pytest
 import torch
 
-import engine.step
+import engine.evaluation
 from config.errors import UserError
 from config.schema import Config, ModelConfig, OptimConfig, RunConfig
-from data.batches import IGNORE_INDEX, Batch, EvalText, TrainBatches
+from data.batches import IGNORE_INDEX, Batch, TrainBatches
 from data.documents import Split
+from data.eval_text import EvalText
 from engine.checkpoint import load_checkpoint, load_model, read_model, save_checkpoint
 from engine.device import Device, setup_device
+from engine.evaluation import measure_loss, measure_training_text, standard_error
 from engine.generate import generate, sample_token
 from engine.optim import Muon, get_lr_scale, make_optimizers, set_lr
 from engine.run import find_best, open_run
 from engine.state import StepResult, TrainState
-from engine.step import evaluate
 from loss import LossSums, mean_loss, sum_losses
 from model import GPT
 from report import words
 from report.figures import Picture
-from report.measures import measure_training_text, standard_error
 from tests.conftest import (
     TINY,
     Done,
@@ -123,7 +123,7 @@ def test_skipped_steps_are_counted_also_after_a_resume(
 def test_evaluation_is_exact_and_unsmoothed() -> None:
     """It equals the loss of each token computed on its own window, one at a time, without dropout."""
     model, tokens = make_model(dropout=0.5), make_batch()[0].inputs.reshape(-1)
-    loss = evaluate(model, EvalText(Split(tokens), 8), CPU)
+    loss = measure_loss(model, EvalText(Split(tokens), 8), CPU)
     model.eval()
     nll = correct = 0.0
     for i in range(1, len(tokens)):
@@ -369,22 +369,22 @@ def test_the_loss_on_training_text_is_of_what_was_read_and_of_what_was_not() -> 
     get_batch = TrainBatches(Split(tokens), 8, 10, seed=1)
     model = make_model()
     text = EvalText(Split(tokens), 8)
-    found = measure_training_text(model, text, get_batch, 100, CPU)
+    found = measure_training_text(model, text, *get_batch.read_and_unread(100), CPU)
     batches = [get_batch(first)[0] for first in range(0, 100, 10)]
     by_hand = mean_loss(sum_losses(model(*CPU.to_device(*batch[:2])) for batch in batches)).nll
     assert found["train_read_nll"] == pytest.approx(by_hand, rel=1e-5)
-    whole = evaluate(
+    whole = measure_loss(
         model, replace(text, only=np.concatenate(get_batch.read_and_unread(100))), CPU
     ).nll
     share = 100 / get_batch.windows_per_epoch
     assert share * by_hand + (1 - share) * found["train_unread_nll"] == pytest.approx(
         whole, rel=1e-5
     )
-    assert set(measure_training_text(model, text, get_batch, 20, CPU)) == {
+    assert set(measure_training_text(model, text, *get_batch.read_and_unread(20), CPU)) == {
         "train_unread_nll",
         "train_unread_error",
     }
-    assert set(measure_training_text(model, text, get_batch, 480, CPU)) == {
+    assert set(measure_training_text(model, text, *get_batch.read_and_unread(480), CPU)) == {
         "train_read_nll",
         "train_read_error",
     }
@@ -521,9 +521,9 @@ def test_the_best_model_is_measured_again_where_losses_do_not_compare(
     train()
     assert best() == (2, 2.0)
     set_losses({2: 2.2, 8: 2.3, 10: 2.25})
-    validated = vars(engine.step)["validate"]
+    validated = vars(engine.evaluation)["validate"]
     monkeypatch.setattr(
-        engine.step, "validate", lambda *arguments: validated(*arguments) | {"val_nll": 2.2}
+        engine.evaluation, "validate", lambda *arguments: validated(*arguments) | {"val_nll": 2.2}
     )
     resumed = train("--init_from=resume", "--max_iters=8", change).stdout
     assert "the best model, of step 2, has 2.2000 as this start measures it" in resumed
@@ -558,7 +558,7 @@ def test_a_run_of_an_earlier_edition_measures_its_best_model_again(data_dir: Pat
     saved = read_checkpoint(run.path / "best.safetensors")[1]
     old = TrainState.model_validate(state.model_dump(exclude=new))
     text = run.eval_text(run.corpus.val, run.cfg.run.eval_tokens)
-    record = engine.step.remeasure_best(run, old, text, run.corpus, AS_TRAINED)
+    record = engine.evaluation.remeasure_best(run, old, text, run.corpus, AS_TRAINED)
     assert record["remeasured_step"] == old.best_step == state.best_step
     assert old.best_nll == pytest.approx(state.best_nll, rel=1e-6)
     assert old.mean_after_best == saved["mean"]
@@ -572,7 +572,7 @@ def test_resuming_with_fewer_targets_measures_what_it_says(data_dir: Path) -> No
     (line,) = [line for line in read_metrics(path) if "remeasured_val_nll" in line]
     run = open_run(path)
     model, _ = load_model(run, "last", AS_TRAINED)
-    by_hand = evaluate(model, run.eval_text(run.corpus.val, 100), AS_TRAINED).nll
+    by_hand = measure_loss(model, run.eval_text(run.corpus.val, 100), AS_TRAINED).nll
     last = next(line for line in read_metrics(path) if line["step"] == 8)
     assert last["val_nll"] == pytest.approx(by_hand, rel=1e-6)
     assert line["remeasured_val_nll"] != pytest.approx(
@@ -592,7 +592,7 @@ def test_a_finished_run_is_evaluated_on_the_targets_of_its_best_model(data_dir: 
     run = open_run(path)
     model, state = load_model(run, "last", AS_TRAINED)
     *_, evaluation, _ = run.read_metrics()
-    by_hand = evaluate(model, run.eval_text(run.corpus.val, 100), AS_TRAINED).nll
+    by_hand = measure_loss(model, run.eval_text(run.corpus.val, 100), AS_TRAINED).nll
     assert evaluation["step"] == 6
     assert evaluation["val_nll"] == pytest.approx(by_hand, rel=1e-6)
     assert state.eval_step == 6

@@ -17,17 +17,18 @@ import torch
 import evaluate
 from config.errors import UserError
 from config.schema import ModelConfig
-from data.batches import IGNORE_INDEX, EvalText
+from data.batches import IGNORE_INDEX
 from data.documents import Split
+from data.eval_text import EvalText
 from data.tokenizer import char_tokenizer
-from engine import scoring
+from engine import evaluation, scoring
 from engine.checkpoint import load_model
 from engine.device import Device
 from engine.run import open_run
 from engine.scoring import Predictions, predict, score
 from evaluate import EvaluateOptions
 from model import GPT
-from report import analysis, measures
+from report import analysis
 from report.analysis import (
     TEMPERATURES,
     Blocks,
@@ -565,7 +566,7 @@ def test_what_resamples_say_depends_on_the_documents(runs) -> None:
 @pytest.mark.parametrize("chunk", [1, 50, 2**24])
 @pytest.mark.parametrize("name", ["out/bpe", "out/bpe_lines"])
 def test_columns_know_where_tokens_and_documents_are(runs, name, chunk, monkeypatch) -> None:
-    monkeypatch.setattr(measures, "CHUNK", chunk)
+    monkeypatch.setattr(evaluation, "CHUNK", chunk)
     run = open_run(Path(name))
     val, token_bytes = run.corpus.val.tokens, run.tokenizer.token_bytes
     of_each = evaluate.score(run, EvalText(run.corpus.val, 8), EvaluateOptions()).columns
@@ -640,7 +641,7 @@ def test_no_group_shows_a_fault_of_a_perfectly_calibrated_model() -> None:
         target=scores.targets,
         context_len=context_len,
     )
-    summary = measures.summarise(of_each, scores.tempered / n, text, tokenizer, text.split)
+    summary = analysis.summarise(of_each, scores.tempered / n, text, tokenizer, text.split)
 
     by_outcome = {"kind of character", "times in training"}
     assert set(summary.groups) == {"confidence", "context length", *by_outcome}

@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from config.schema import DataConfig, ModelConfig
-from data.batches import IGNORE_INDEX, Batch, EvalText, cut, find_windows
+from data.batches import IGNORE_INDEX, Batch, cut
 from data.documents import Split, apply_mask, encode_documents
+from data.eval_text import EvalText
 from data.tokenizer import char_tokenizer
+from data.windows import find_windows
 from engine.device import Device
 from engine.scoring import predict, score
 from model import GPT
-from report.explain import show_costs, show_masks
+from report.tokens import show_costs, show_masks
 from tests.conftest import TINY, call
 
 CPU = Device(torch.device("cpu"), torch.float32)

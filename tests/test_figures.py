@@ -22,7 +22,7 @@ from data.info import CorpusInfo, SplitInfo
 from data.tokenizer import char_tokenizer
 from engine.run import Record, Run, open_run, unique_names
 from engine.step import is_eval_step
-from page.page import describe_runs
+from page.content import content_of_runs
 from report import figures
 from report.figures import Picture, find_baselines
 from tests.conftest import call
@@ -347,7 +347,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> Non
         assert len(set(labels)) == 2
         baselines = dict(find_baselines(runs, "nats"))
         assert [value for name, value in baselines.items() if "bigram" in name] == [2.3, 2.484]
-        data = describe_runs(runs)
+        data = content_of_runs(runs)
         assert [run["name"] for run in data["runs"]] == names
         assert data["title"] == ", ".join(names)
     # too long to be shortened

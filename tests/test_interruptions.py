@@ -91,7 +91,7 @@ import time, report.trainlog
 def measure(*arguments):
     print("measuring", flush=True)
     time.sleep(60)
-report.trainlog.evaluate_parts = measure
+report.trainlog.measure_all = measure
 """
 # And so does what has to be done when it is interrupted.
 STUCK_OUTCOME = """
@@ -101,7 +101,7 @@ def never(*arguments):
     finally:
         print("cleaning up", flush=True)
         time.sleep(60)
-report.trainlog.evaluate_parts = never
+report.trainlog.measure_all = never
 """
 
 

@@ -10,7 +10,7 @@ from config.errors import UserError
 from config.schema import DataConfig
 from data import markov
 from data.baselines import ENTROPY_RATE
-from data.batches import EvalText
+from data.eval_text import EvalText
 from data.markov import MarkovSource
 from data.prepare import prepare_corpus
 from engine.run import open_run

@@ -9,7 +9,7 @@ from torch import Tensor
 from config.schema import ModelConfig
 from kernels import attention
 from loss import IGNORE_INDEX, LossSums, Objective, cross_entropy
-from model import GPT, KVCache, hash_ngrams
+from model import GPT, KVCache, hash_ngrams, rotate
 
 V = 11
 MODERN = ModelConfig(block_size=16, n_layer=2, n_head=2, n_embd=32)
@@ -30,7 +30,7 @@ GPT2 = ModelConfig(
 NGRAMS = MODERN.model_copy(update={"ngram_embedding": 4, "ngram_rows": 512})
 DOCUMENTS = MODERN.model_copy(update={"document_attention": True})
 FORMS = pytest.mark.parametrize(
-    "config", [MODERN, GPT2, NGRAMS, DOCUMENTS], ids=["modern", "gpt2", "ngrams", "documents"]
+    "cfg", [MODERN, GPT2, NGRAMS, DOCUMENTS], ids=["modern", "gpt2", "ngrams", "documents"]
 )
 
 
@@ -113,6 +113,16 @@ def test_positions_matter(cfg: ModelConfig) -> None:
     assert not torch.allclose(
         last, model.hidden_states(torch.tensor([[2, 1, 3, 4, 5, 6]]))[:, -1], atol=1e-3
     )
+
+
+def test_rotating_multiplies_by_a_complex_number() -> None:
+    """(a, b), as a + i b, turns by e^(-i angle); features i and i + D / 2 are a pair."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 2, 8, dtype=torch.float64)
+    angles = torch.rand(3, 1, 4, dtype=torch.float64)
+    turned = torch.complex(x[..., :4], x[..., 4:]) * torch.exp(-1j * angles)
+    expected = torch.cat([turned.real, turned.imag], dim=-1)
+    torch.testing.assert_close(rotate(x, angles.cos(), angles.sin()), expected)
 
 
 def test_rotary_positions_are_relative() -> None:

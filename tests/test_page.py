@@ -19,10 +19,12 @@ from data.documents import Split
 from data.tokenizer import char_tokenizer
 from engine.checkpoint import load_model
 from engine.device import setup_device
+from engine.evaluation import cut_passage
 from engine.run import open_run
-from page.page import describe_runs, write_data
-from report.measures import cut_passage
-from report.records import PASSAGE_TEMPERATURES, read_passages
+from page.content import content_of_runs
+from page.page import write_data
+from page.records import read_passages
+from report.analysis import PASSAGE_TEMPERATURES
 from tests.conftest import TINY, call, read_metrics
 
 
@@ -72,7 +74,7 @@ def test_the_page_says_overfitting_where_the_training_did(own: Path) -> None:
 
     def overfits() -> bool:
         (own / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in rising))
-        shown: bool = describe_runs([open_run(own)])["runs"][0]["overfits"]
+        shown: bool = content_of_runs([open_run(own)])["runs"][0]["overfits"]
         return shown
 
     assert not overfits()
@@ -94,14 +96,14 @@ def test_flops_count_what_was_computed_masked_or_not(data_dir: Path) -> None:
     records = read_metrics(run.path)
     assert all(record["tokens"] < record["positions"] for record in records if record.get("tokens"))
     expected = [per_position * 8 * (6 * 4 + 2 * 6), per_position * 8 * 6 * 4]
-    assert describe_runs([run])["runs"][0]["val"]["flops"][:-3:-1] == pytest.approx(
+    assert content_of_runs([run])["runs"][0]["val"]["flops"][:-3:-1] == pytest.approx(
         expected, rel=1e-5
     )
     old = [
         {name: value for name, value in record.items() if name != "positions"} for record in records
     ]
     (run.path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in old))
-    assert describe_runs([run])["runs"][0]["val"]["flops"][-1] == pytest.approx(
+    assert content_of_runs([run])["runs"][0]["val"]["flops"][-1] == pytest.approx(
         per_position * 8 * 8 * 6, rel=1e-5
     )
 
@@ -111,7 +113,7 @@ def test_a_page_of_several_runs_says_what_differs(own: Path, data_dir: Path) -> 
     cfg = (other / "config.toml").read_text()
     (other / "config.toml").write_text(cfg.replace("seed = 1337", "seed = 7"))
     call("curves.py", str(own), str(other), f"--html={own}/both.html")
-    data = describe_runs([open_run(own), open_run(other)])
+    data = content_of_runs([open_run(own), open_run(other)])
     assert data["differences"] == {"seed": ["1337", "7"]}
     mistake = call("curves.py", str(own), "--html=a.html", "--unit=bits_per_byte", check=False)
     assert mistake.stderr == "error: unit: no use with html; who looks at the page chooses there\n"
@@ -132,7 +134,7 @@ def test_bits_per_byte_are_those_of_the_targets(data_dir: Path) -> None:
         *TINY,
     )
     run, final = open_run(Path("out/m")), read_metrics(Path("out/m"))[-1]
-    (shown,) = describe_runs([run])["runs"]
+    (shown,) = content_of_runs([run])["runs"]
     bits = final["best_val_nll"] / math.log(2) / shown["bytes_per_target"]
     assert bits == pytest.approx(final["best_val_bits_per_byte"])
     assert run.tokenizer.byte_lengths[run.corpus.val.tokens].mean() != pytest.approx(
@@ -185,7 +187,7 @@ def test_each_evaluation_keeps_what_a_passage_costs(own: Path, data_dir: Path) -
     last, where = passages[0], find_passage(run.corpus.val, run.tokenizer)
     assert last.tokens == run.corpus.val.tokens[where].tolist()
     assert len(last.tokens) == PASSAGE == len(run.info.baselines[1].passage_nll)
-    text, skip = cut_passage(run, run.corpus)
+    text, skip = cut_passage(run.eval_text(run.corpus.val), run.tokenizer)
     assert text.split.tokens[skip:].tolist() == last.tokens
     device = setup_device("cpu", "float32")
     model, _ = load_model(run, "last", device)
@@ -245,7 +247,7 @@ def test_the_difference_of_two_runs_is_that_of_evaluate(data_dir: Path) -> None:
             f"--out_dir=out/{seed}",
         )
     runs = [open_run(data_dir / "out" / seed) for seed in ("1", "2")]
-    shown = describe_runs(runs)["runs"][1]["difference"]
+    shown = content_of_runs(runs)["runs"][1]["difference"]
     assert not shown["of_documents"]  # parts of one text: the page claims nothing about others
     found = json.loads(call("evaluate.py", "out/2", "--against=out/1", "--json").stdout)["against"][
         "difference"
@@ -274,11 +276,11 @@ def test_damaged_files_of_a_run_are_left_out(own: Path) -> None:
         (own / "passage.jsonl").write_bytes(damaged)
         (own / "evaluation.json").write_bytes(damaged)
         (own / "verdict.txt").write_bytes(damaged)
-        (shown,) = describe_runs([open_run(own)])["runs"]
+        (shown,) = content_of_runs([open_run(own)])["runs"]
         assert shown["text"] is None
         assert shown["evaluation"] is None
     (own / "passage.jsonl").write_bytes(b"".join([lines[0], b"torn", lines[1]]))
-    (shown,) = describe_runs([open_run(own)])["runs"]
+    (shown,) = content_of_runs([open_run(own)])["runs"]
     assert [each["step"] for each in shown["text"]["evaluations"]] == [0]
 
 
@@ -287,7 +289,7 @@ def test_a_page_of_many_evaluations_stays_small(own: Path) -> None:
     (own / "passage.jsonl").write_text(
         "".join(lines[0].replace('"step":0', f'"step":{step}') for step in range(200))
     )
-    (shown,) = describe_runs([open_run(own)])["runs"]
+    (shown,) = content_of_runs([open_run(own)])["runs"]
     steps = [each["step"] for each in shown["text"]["evaluations"]]
     assert len(steps) <= 41
     assert steps[-1] == 199

@@ -17,15 +17,17 @@ from torch.utils._pytree import tree_leaves
 import loss
 from config.cli import load_config
 from config.errors import UserError
-from data.batches import EvalText, TrainBatches
+from data.batches import TrainBatches
 from data.documents import Split
+from data.eval_text import EvalText
 from engine.checkpoint import for_prediction
 from engine.device import Device, setup_device
+from engine.evaluation import measure_loss
 from engine.generate import Window, generate, generate_texts
 from engine.optim import Muon, make_optimizers
 from engine.scoring import predict, score
 from engine.state import TrainState
-from engine.step import evaluate, make_objective
+from engine.step import make_objective
 from model import GPT
 from report.step_zero import check_step_zero
 from tests.conftest import TINY, call, read_metrics
@@ -86,7 +88,7 @@ USES: dict[str, Callable[[GPT, Device], object]] = {
     "step zero": lambda model, device: check_step_zero(
         model, [TrainBatches(Split(TOKENS), 8, 4, seed=0)(0)], V, device
     ),
-    "evaluation": lambda model, device: evaluate(model, EvalText(Split(TOKENS), 8), device),
+    "evaluation": lambda model, device: measure_loss(model, EvalText(Split(TOKENS), 8), device),
     "scoring": lambda model, device: score(
         predict(model, EvalText(Split(TOKENS), 8).batches(), device), [0.5, 1.0]
     ),

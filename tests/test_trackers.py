@@ -20,8 +20,6 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +36,7 @@ from config.cli import load_config
 from config.errors import UserError
 from config.schema import RunConfig
 from engine.run import Run, open_run
+from engine.watchers import Watchers
 from tests.conftest import ROOT, TINY, call, read_metrics
 from tests.processes import Process
 
@@ -338,10 +337,11 @@ def test_variables_of_wandb_are_respected(
     }
     for variable, value in theirs.items():
         monkeypatch.setenv(f"WANDB_{variable}", value)
-    with contextmanager(trackers.open_wandb)(finished, 0):
-        settings = wandb.run.settings
-        # W&B's own are 90 s, and none
-        assert (settings.init_timeout, settings.finish_timeout) == (7, trackers.PATIENCE)
+    tracker = trackers.WandB(finished, 0)
+    settings = tracker.tracked.settings
+    # W&B's own are 90 s, and none
+    assert (settings.init_timeout, settings.finish_timeout) == (7, trackers.PATIENCE)
+    tracker.close()
     wandb.teardown()
     (log,) = tmp_path.glob("theirs/wandb/offline-run-*/run-theirs0.wandb")
     assert not (finished.path / "wandb").exists()
@@ -354,8 +354,7 @@ def test_variables_of_mlflow_are_respected(
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/theirs.db")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "theirs")
-    with contextmanager(trackers.open_mlflow)(finished, 0):
-        pass
+    trackers.MLflow(finished, 0).close()
     experiment = mlflow.MlflowClient().get_experiment_by_name("theirs")
     (tracked,) = mlflow.search_runs([experiment.experiment_id], output_format="list")
     assert tracked.info.run_name == "run"
@@ -505,12 +504,10 @@ def test_a_tracker_that_was_given_up_is_not_told_again(
     monkeypatch.setattr(trackers, "PATIENCE", 0.2)
     fake.fails_in, fake.hangs = "init", True
     told: list[str] = []
-    tracked = trackers.Tracker(
-        replace(finished, cfg=finished.cfg.with_run(tracker="trackio")), 0, told.append, 0
-    )
-    tracked.close()
+    watchers = Watchers(["trackio"], finished, 0, told.append)
+    watchers.close()
     fake.released.set()
-    tracked.thread.join()
+    watchers.close()
     assert told == ["warning: trackio is not done after 0 s, and may lack the last lines"]
 
 
@@ -529,16 +526,6 @@ def test_a_stopped_run_lets_its_tracker_finish(
         == 143
     )
     assert fake.told[-2:] == [("log", 3), ("finish",)]
-
-
-def test_only_rank_0_tracks(fake: Fake, finished: Run) -> None:
-    cfg = finished.cfg.with_run(tracker="trackio")
-    for rank in (1, 0):
-        assert fake.told == []
-        tracked = trackers.Tracker(replace(finished, cfg=cfg), 0, print, rank)
-        tracked.log({"step": 1, "lr": 0.1})
-        tracked.close()
-    assert [function for function, *_ in fake.told] == ["init", "log", "finish"]
 
 
 def test_wandb_without_a_key_is_told(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import engine.step
+import engine.evaluation
 import report.trainlog
 from config.cli import load_config
 from config.errors import UserError, out_of_memory
@@ -205,13 +205,13 @@ def test_too_many_nonfinite_steps_stop_training(data_dir: Path, spoil: Callable[
 def test_a_validation_loss_that_is_not_finite_is_never_the_best(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate, calls = engine.step.evaluate, iter(range(100))
+    measure_loss, calls = engine.evaluation.measure_loss, iter(range(100))
 
     def fail(*arguments: Any) -> LossMeans:
-        loss = evaluate(*arguments)
+        loss = measure_loss(*arguments)
         return loss if next(calls) == 1 else loss._replace(nll=math.nan)
 
-    monkeypatch.setattr(engine.step, "evaluate", fail)
+    monkeypatch.setattr(engine.evaluation, "measure_loss", fail)
     train()
     assert read_checkpoint(data_dir / "out/run/best.safetensors")[1]["step"] == 1
 
@@ -737,9 +737,11 @@ def test_a_run_without_a_finite_loss_is_finished_too(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has no best model. Starting it again adds neither a line nor a sample."""
-    evaluate = engine.step.evaluate
+    measure_loss = engine.evaluation.measure_loss
     monkeypatch.setattr(
-        engine.step, "evaluate", lambda *arguments: evaluate(*arguments)._replace(nll=math.nan)
+        engine.evaluation,
+        "measure_loss",
+        lambda *arguments: measure_loss(*arguments)._replace(nll=math.nan),
     )
     assert "No loss was finite" in train().stdout
     assert steps(data_dir / "out/run") == STEPS
@@ -748,21 +750,25 @@ def test_a_run_without_a_finite_loss_is_finished_too(
     assert files(data_dir / "out") == before
 
 
-@pytest.mark.parametrize("name", [*OUTCOME, "metrics.jsonl"])
+@pytest.mark.parametrize("name", [*OUTCOME, "metrics.jsonl", "report.html", "report.js"])
 def test_an_outcome_that_could_not_be_written_is_written_on_resuming(
     name: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt = TrainLog.attempt
 
-    def fail(self: TrainLog, file: str, write: Callable[..., object], *arguments: Any) -> bool:
-        def refuse(*_: Any) -> None:
-            raise OSError(28, "No space left on device")
+    def refuse(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
 
-        fails = file == name and (self.state.step == 6 or name == "report.html")
+    def fail(self: TrainLog, file: str, write: Callable[..., object], *arguments: Any) -> bool:
+        fails = file == name and self.state.step == 6
         return attempt(self, file, refuse if fails else write, *arguments)
+
+    def fail_of_page(path: Path, content: bytes) -> None:
+        (refuse if path.name == name else write_atomically)(path, content)
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainLog, "attempt", fail)
+        patch.setattr("page.page.write_atomically", fail_of_page)
         told = train(returns=2).stderr
     assert (
         f"error: out/run: {name} could not be written; make room, and finish the run with: "

@@ -1,4 +1,4 @@
-"""What report/measures.py finds, as a run's files keep it and as the page shows it. Needs no torch.
+"""What the page reads of a run's evaluations.
 
 passage.jsonl has, of each evaluation, what each token of one passage of the validation text costs;
 evaluation.json has what is behind the loss of the best model.
@@ -9,84 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from data.tokenizer import Tokenizer
-from report.explain import show_token
-
-PASSAGE_TEMPERATURES = (0.5, 0.7, 0.85, 1.2, 1.5, 2.0)  # of its predictions, besides 1
-
-
-class Passage(BaseModel):
-    """A text's tokens, and what engine.scoring.Details has of each; None where a token is masked."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
-
-    step: int
-    tokens: list[int]
-    nll: list[float | None]
-    rank: list[int | None]
-    top: list[list[int] | None]
-    log_q: list[list[float] | None]
-    log_z: list[list[float] | None]
-
-    def fits(self, tokenizer: Tokenizer) -> bool:
-        """Whether a tokenizer has these tokens, and each token has its numbers."""
-        columns = (self.nll, self.rank, self.top, self.log_q, self.log_z)
-        ids = {*self.tokens, *(token for row in self.top for token in row or [])}
-        return all(len(column) == len(self.tokens) for column in columns) and all(
-            0 <= token < tokenizer.vocab_size for token in ids
-        )
-
-
-class Group(BaseModel):
-    """Some targets, and their part in the loss."""
-
-    name: str
-    tokens: int
-    share: float  # of all targets
-    nats_per_token: float
-    share_of_nats: float
-    top1: float
-    confidence: float | None = None  # of groups that do not depend on which token came
-
-
-class HardOrEasy(BaseModel):
-    """A passage, as its tokens look, and what each costs; None where it is masked."""
-
-    nats_per_token: float
-    tokens: list[str]
-    nll: list[float | None]
-
-
-class Calibration(BaseModel):
-    """How sure the model is, and what report.analysis.calibrate finds."""
-
-    confidence: float
-    ece: float
-    temperature: float
-    at_end: bool = False  # a temperature beyond those that were tried may be better
-    nats_gained: float
-
-
-class Summary(BaseModel):
-    """What `summarise` finds."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
-
-    targets: int
-    calibration: Calibration
-    groups: dict[str, list[Group]]
-    passages: dict[str, list[HardOrEasy]]
-
-
-class Evaluation(Summary):
-    """evaluation.json: the best model on a part of the validation text, and its loss on all of it,
-    part by part.
-    """
-
-    part_nll: list[float]  # sums, in nats
-    part_targets: list[float]
+from report.analysis import PASSAGE_TEMPERATURES, Evaluation, Passage
+from report.tokens import show_token
 
 
 def read_passages(
@@ -109,8 +36,19 @@ def read_passages(
         except ValidationError:
             continue
         first = first or passage.tokens
-        if passage.tokens == first and passage.fits(tokenizer):
+        if passage.tokens == first and fits(passage, tokenizer):
             yield passage
+
+
+def fits(passage: Passage, tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer has the tokens of a passage, and each token has its numbers."""
+    columns = (passage.nll, passage.rank, passage.top, passage.log_q, passage.log_z)
+    if any(len(column) != len(passage.tokens) for column in columns):
+        return False
+    ids = set(passage.tokens)
+    for row in passage.top:
+        ids.update(row or [])
+    return all(0 <= token < tokenizer.vocab_size for token in ids)
 
 
 def describe_text(

@@ -1,0 +1,285 @@
+"""Losses of texts under a model: the mean, that of each part, and that of each target.
+
+`validate` makes the losses of a line of metrics.jsonl. At the end of a training the best model is
+measured on all of the validation text, and on training text that it read and did not read.
+"""
+
+import itertools
+import math
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from config.errors import UserError
+from data.baselines import find_passage
+from data.batches import Batch
+from data.documents import Split
+from data.eval_text import EvalText
+from data.prepare import Corpus
+from data.tokenizer import Tokenizer
+from data.windows import count_targets
+from engine.checkpoint import read_model
+from engine.device import Device
+from engine.run import Record, Run
+from engine.scoring import explain, predict, score
+from engine.state import TrainState
+from loss import LossMeans, LossSums, mean_loss, sum_losses
+from model import GPT
+from surprisal import bits_per_byte, perplexity
+
+MAX_PARTS = 250  # of a text; curves.py compares runs part by part
+MIN_PARTS = 50  # of a text whose loss gets an interval or a standard error
+MIN_TARGETS = 500  # for a standard error
+CHUNK = 2**24  # tokens whose bytes are counted at once
+
+Columns = dict[str, np.ndarray]  # a value for each target of a text, (N,), in its order
+
+
+# The loss of a text.
+
+
+def measure_parts(model: GPT, text: EvalText, device: Device) -> list[LossSums]:
+    """Measure the loss of contiguous parts of a text, without dropout and smoothing.
+
+    Ranks share the batches, and so do a CPU's cores. All ranks call it.
+    """
+
+    @torch.inference_mode()
+    def measure(batch: Batch) -> LossSums:
+        inputs, targets = device.to_device(batch.inputs, batch.targets)
+        with device.autocast():
+            sums: LossSums = model(inputs, targets)
+        return sums
+
+    model.eval()
+    text = replace(text, batch_tokens=device.eval_batch_tokens)
+    batches_per_part = math.ceil(text.num_batches / MAX_PARTS)
+    num_parts = math.ceil(text.num_batches / batches_per_part)
+    parts: list[list[LossSums]] = [[] for _ in range(num_parts)]
+    numbers = range(device.rank, text.num_batches, device.world_size)  # of this rank's batches
+    batches = itertools.islice(text.batches(), device.rank, None, device.world_size)
+    for number, sums in zip(numbers, device.map(measure, batches), strict=True):
+        parts[number // batches_per_part].append(sums)
+    model.train()
+    return [sum_losses(part, device.all_reduce) for part in parts]
+
+
+def measure_loss(model: GPT, text: EvalText, device: Device) -> LossMeans:
+    """Measure the mean loss on a text."""
+    return mean_loss(sum_losses(measure_parts(model, text, device)))
+
+
+def validate(model: GPT, text: EvalText, corpus: Corpus, device: Device) -> Record:
+    """Measure the loss on (a part of) the validation split in every unit, for metrics.jsonl."""
+    return make_loss_record(measure_loss(model, text, device), text, corpus)
+
+
+def make_loss_record(loss: LossMeans, text: EvalText, corpus: Corpus) -> Record:
+    """Express a loss on validation text in every unit.
+
+    `kl_gap` is the loss above that of the text's source on the same tokens, where that is known:
+    the estimate of KL(source || model) with the least noise.
+    """
+    targets = text.split.tokens[text.positions]
+    bytes_per_token = float(corpus.tokenizer.byte_lengths[targets].mean())
+    record = {
+        "val_nll": loss.nll,
+        "val_perplexity": perplexity(loss.nll),
+        "val_accuracy": loss.accuracy,
+        "val_bits_per_byte": bits_per_byte(loss.nll, max(bytes_per_token, 1e-9)),
+    }
+    if corpus.source_nll is not None:
+        source_nll = corpus.source_nll[text.positions - 1]
+        record["kl_gap"] = loss.nll - float(source_nll.mean())
+    return record
+
+
+# The loss of the best model.
+
+
+def remeasure_best(
+    run: Run, state: TrainState, text: EvalText, corpus: Corpus, device: Device
+) -> Record:
+    """Measure the best model again where its loss is of other targets, or of another dtype.
+
+    Otherwise that loss would not compare with those of this start. Returns a line for
+    metrics.jsonl, {} if nothing was to be measured. All ranks call it.
+    """
+    measured_on = zlib.crc32(device.dtype_name.encode(), zlib.crc32(text.positions.tobytes()))
+    is_measured = state.best_nll is None or state.measured_on == measured_on
+    state.measured_on = measured_on
+    if is_measured:
+        return {}
+    try:
+        model, best = read_model(run, "best")
+        record = validate(model.to(device.torch_device), text, corpus, device)
+    except UserError:  # it is damaged
+        record = {"val_nll": math.nan}
+    if not math.isfinite(record["val_nll"]):
+        state.forget_best()
+        return {}
+    state.best_nll = record["val_nll"]
+    state.forget_rises()
+    if state.mean_after_best is None:  # also in a checkpoint of an earlier edition
+        state.best_step = min(best.step, state.step)
+        state.mean_before_best = best.mean
+        state.mean_after_best = best.mean
+    remeasured = {f"remeasured_{name}": value for name, value in record.items()}
+    return {"step": state.step, "remeasured_step": best.step} | remeasured
+
+
+def measure_all(
+    model: GPT, text: EvalText, corpus: Corpus, device: Device
+) -> tuple[Record, list[tuple[float, float]]]:
+    """Measure the exact loss on all of the validation text: in every unit, and of each part.
+
+    A part is a sum of nats and a number of targets. There are at least MIN_PARTS parts, if the text
+    has so many windows.
+    """
+    text = replace(text, max_tokens=0, min_batches=MIN_PARTS)
+    parts = measure_parts(model, text, device)
+    record = make_loss_record(mean_loss(sum_losses(parts)), text, corpus)
+    return record, [(float(part.nll), float(part.num_targets)) for part in parts]
+
+
+def measure_training_text(
+    model: GPT, text: EvalText, read: np.ndarray, unread: np.ndarray, device: Device
+) -> Record:
+    """Measure the loss on training text that a model read, and on text that it did not read.
+
+    `read` and `unread` are windows (N, 3) of the text. Returns "train_read_nll" and
+    "train_unread_nll" in nats per token, each with its standard error; without that of which there
+    is too little. Both are spread over the whole text, so that they compare.
+    """
+    record: Record = {}
+    for name, windows in (("read", read), ("unread", unread)):
+        if count_targets(text.split, windows).sum() < MIN_TARGETS:
+            continue
+        part = replace(text, only=windows, min_batches=MIN_PARTS)
+        losses = measure_parts(model, part, device)
+        if len(losses) > 1:
+            record[f"train_{name}_nll"] = mean_loss(sum_losses(losses)).nll
+            record[f"train_{name}_error"] = standard_error(losses)
+    return record
+
+
+def standard_error(parts: Sequence[LossSums]) -> float:
+    """The standard error of the mean loss, in nats per token, from how the parts of a text differ."""
+    nll = np.array([float(part.nll) for part in parts])
+    targets = np.array([float(part.num_targets) for part in parts])
+    deviations = nll - targets * nll.sum() / targets.sum()
+    variance = len(parts) / (len(parts) - 1) * (deviations**2).sum()
+    return float(np.sqrt(variance) / targets.sum())
+
+
+# The loss of each target.
+
+
+def score_text(
+    model: GPT,
+    text: EvalText,
+    tokenizer: Tokenizer,
+    temperatures: Sequence[float],
+    device: Device,
+    *,
+    progress: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
+) -> tuple[Columns, np.ndarray]:
+    """Measure each target of a text: a column for each quantity, in the order of the text.
+
+    Also returns the mean NLL with the logits divided by each of the temperatures, (K,). UserError
+    if the model diverged.
+    """
+    scores = score(predict(model, progress(text.batches()), device), temperatures)
+    n_bytes = tokenizer.byte_lengths[text.split.tokens[text.positions]]
+    offset, document = byte_offsets(text, tokenizer)
+    columns = {
+        "target": scores.targets,
+        "context_len": scores.context_len,
+        "tokens": np.ones(len(n_bytes)),
+        "bytes": n_bytes,
+        "offset": offset,
+        "document": document,
+        "nll": scores.nll,
+        "top1": scores.top(1),
+        "top5": scores.top(5),
+        "confidence": scores.confidence,
+    }
+    return columns, scores.tempered / len(n_bytes)
+
+
+def byte_offsets(text: EvalText, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Count the bytes of the text before each target, (N,), and before its document, (N,)."""
+    offsets = np.empty(len(text.positions), dtype=np.int64)
+    documents = np.empty(len(text.positions), dtype=np.int64)
+    before = 0  # bytes before this chunk
+    document = 0  # bytes before the document that is open where this chunk begins
+    eos = -1 if tokenizer.eos is None else tokenizer.eos  # -1 is no token: the text is one document
+    for start in range(0, len(text.split.tokens), CHUNK):
+        tokens = text.split.take(slice(start, start + CHUNK))
+        ends = before + np.cumsum(tokenizer.byte_lengths[tokens])
+        here = slice(*np.searchsorted(text.positions, [start, start + CHUNK]))
+        places = text.positions[here] - start
+        offsets[here] = ends[places] - tokenizer.byte_lengths[tokens[places]]
+        is_eos = tokens == eos
+        begins = np.append(document, ends[is_eos])  # the open document, and those after each eos
+        number = np.cumsum(is_eos) - is_eos  # an eos token belongs to the document that it ends
+        documents[here] = begins[number[places]]
+        document = int(begins[-1])
+        before = int(ends[-1])
+    return offsets, documents
+
+
+# The passage of the validation text whose tokens a watcher shows one by one.
+
+
+def cut_passage(val_text: EvalText, tokenizer: Tokenizer) -> tuple[EvalText, int]:
+    """Cut the passage out of the validation text, with half a block before it as its context.
+
+    Also returns the number of tokens in that context: near the text's start they are fewer.
+    """
+    val = val_text.split
+    passage = find_passage(val, tokenizer)
+    half_block = math.ceil(val_text.block_size / 2)
+    start = max(0, passage.start - half_block)
+    part = slice(start, passage.stop)
+    unmasked = None if val.unmasked is None else val.unmasked[part]
+    split = Split(val.tokens[part], unmasked)
+    text = replace(val_text, split=split, stride=half_block, max_tokens=0)
+    return text, passage.start - start
+
+
+def measure_passage(
+    model: GPT, text: EvalText, skip: int, temperatures: Sequence[float], device: Device
+) -> dict[str, list[Any]]:
+    """Measure what each token of a short text costs, without the first `skip`, which are context.
+
+    Returns the columns of a line of passage.jsonl, besides the step: a value for each token, None
+    where it is masked. UserError if the model diverged.
+    """
+    try:
+        details = explain(predict(model, text.batches(), device), temperatures)
+    finally:
+        model.train()
+    tokens = text.split.tokens[skip:].tolist()
+    is_shown = text.positions >= skip
+    places = (text.positions[is_shown] - skip).tolist()
+    columns: dict[str, list[Any]] = {"tokens": tokens}
+    for name, values in details._asdict().items():
+        column: list[Any] = [None] * len(tokens)
+        for place, value in zip(places, values[is_shown].tolist(), strict=True):
+            column[place] = round_to_four_digits(value)
+        columns[name] = column
+    return columns
+
+
+def round_to_four_digits(value: Any) -> Any:
+    """Round the floats among numbers, also in lists: a page has hundreds of thousands of them."""
+    if isinstance(value, list):
+        return [round_to_four_digits(each) for each in value]
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    return value

@@ -1,0 +1,305 @@
+"""Collects what a page shows, as JSON. The scripts in page/web/ draw it."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.baselines import passed_and_ahead
+from engine.run import Record, Run, find_best, parse_record, unique_names
+from page.records import describe_text, read_evaluation, read_passages
+from report import analysis
+from report.analysis import Evaluation, Passage
+from report.figures import middles, thin
+from surprisal import perplexity
+
+PLACES = ["step", "tokens", "seconds", "flops"]  # that a loss can be drawn against
+VAL = ["val_nll", "kl_gap"]
+TRAIN = ["train_nll", "lr", "grad_norm", "tokens_per_second"]
+PARTS = ["smoothing", "z_loss", "distillation"]  # of the objective, besides the NLL
+MAX_PASSAGES = 72  # in a page, of all its runs, but at least the last of each
+MAX_PASSAGES_PER_RUN = 40
+MAX_PASSAGES_WHILE_LIVE = 8
+
+Content = dict[str, Any]
+
+
+def content_of_runs(runs: Sequence[Run], status: str = "", live: bool = False) -> Content:
+    """Collect what a page of some runs shows; all but the first are compared with the first."""
+    max_passages = MAX_PASSAGES_PER_RUN
+    if live:
+        max_passages = MAX_PASSAGES_WHILE_LIVE
+    max_passages = min(max_passages, max(1, MAX_PASSAGES // len(runs)))
+    names = unique_names([run.path for run in runs])
+    evaluations = [read_evaluation(run.path / "evaluation.json") for run in runs]
+    shown = []
+    for number, (run, evaluation) in enumerate(zip(runs, evaluations, strict=True)):
+        content = content_of_run(run, max_passages)
+        content["name"] = names[number]
+        content["evaluation"] = None
+        if evaluation is not None:
+            content["evaluation"] = evaluation.model_dump(exclude={"part_nll", "part_targets"})
+        if number > 0:
+            content["difference"] = compare(run, evaluation, runs[0], evaluations[0])
+        shown.append(content)
+    title = f"{len(runs)} runs"
+    if len(runs) <= 3:
+        title = ", ".join(names)
+    return {
+        "title": title,
+        "curves": True,
+        "runs": shown,
+        "differences": differing_options(runs),
+        "status": status,
+        "live": live,
+        "few_targets": analysis.FEW,
+        "written": round(time.time(), 3),
+    }
+
+
+def content_of_text(
+    runs: Sequence[Run],
+    scored: Sequence[tuple[analysis.Columns, Passage | None]],
+    name: str,
+    found: dict[str, Any] | None,
+) -> Content:
+    """Collect what a page of a text shows that one or two runs have read.
+
+    `scored` has the targets of the text by each run, and a passage; `found` is what evaluate.py
+    says of the text.
+    """
+    content = content_of_runs(runs)
+    content["title"] = f"{name}, read by {content['title']}"
+    content["curves"] = False
+    content["versus"] = ""
+    for run, (columns, passage), shown in zip(runs, scored, content["runs"], strict=True):
+        shown["best_nll"] = columns["nll"].mean()
+        shown["bytes_per_target"] = columns["bytes"].mean()
+        shown["targets"] = len(columns["nll"])
+        shown["text"] = None
+        if passage is not None:
+            shown["text"] = describe_text(run.tokenizer, [passage], {})
+        shown["evaluation"] = None
+        shown["difference"] = None
+    if found is not None:
+        content["runs"][0]["evaluation"] = found
+    if len(runs) > 1:
+        content["versus"] = content["runs"][-1]["name"]
+    if found is not None and found["against"] is not None:
+        content["runs"][1]["difference"] = difference_in_text(found)
+    return content
+
+
+def difference_in_text(found: dict[str, Any]) -> Content:
+    """Return how much higher the second run's loss of a text is than the first's."""
+    differences = found["against"]["difference"]  # of the first run from the second
+    unit = "bits_per_byte"
+    if "nats_per_token" in differences:
+        unit = "nats_per_token"
+    return {
+        "unit": unit,
+        "value": -differences[unit]["value"],
+        "low": -differences[unit]["high"],
+        "high": -differences[unit]["low"],
+        "of_documents": found["blocks"]["of_documents"],
+    }
+
+
+def differing_options(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Return the options that differ, with their value in each run."""
+    options = [run.cfg.options() for run in runs]
+    differing = {}
+    for name in options[0]:
+        values = [str(own[name]) for own in options]
+        if len(set(values)) > 1:
+            differing[name] = values
+    return differing
+
+
+def content_of_run(run: Run, max_passages: int) -> Content:
+    """Collect a run's curves, its best evaluation, the baselines, and its texts."""
+    lines = run.read_metrics()
+    records = [line for line in lines if "tokens" in line and "seconds" in line]
+    add_flops(records, run)
+    evaluations = [record for record in records if "val_nll" in record]
+    # a line that lacks its place on an axis tells no best model
+    best = find_best(line for line in lines if "val_nll" not in line or "flops" in line)
+    best_point = None
+    if best:
+        best_point = {name: best[name] for name in [*PLACES, "val_nll"]}
+    outcomes = [line["best_val_nll"] for line in lines if "best_val_nll" in line]
+    best_nll = None
+    if outcomes:
+        best_nll = outcomes[-1]
+    seconds = 0.0
+    if records:
+        seconds = records[-1]["seconds"]
+    options = [f"{name}={value}" for name, value in run.cfg.changed().items()]
+    return {
+        "val": content_of_val(evaluations),
+        "train": content_of_train(records),
+        "best_nll": best_nll,
+        "best": best_point,
+        "overfits": bool(evaluations and evaluations[-1].get("overfitting")),
+        "seconds": seconds,
+        "options": ", ".join(options),
+        "corpus": run.info.name,
+        "tokenizer": run.info.tokenizer,
+        "bytes_per_target": run.info.bytes_per_target,
+        **content_of_baselines(run, evaluations, best, best_nll),
+        "samples": read_samples(run.path / "samples.jsonl"),
+        "verdict": read_verdict(run.path / "verdict.txt"),
+        "text": content_of_passages(run, max_passages, best.get("step", 0)),
+    }
+
+
+def add_flops(records: Sequence[Record], run: Run) -> None:
+    """Add the number of operations up to each record."""
+    per_position = run.cfg.model.flops_per_token(run.info.vocab_size)
+    step_positions = run.cfg.optim.batch_size * run.cfg.model.block_size
+    for record in records:
+        # files of earlier editions have no positions
+        positions = record.get("positions", record["step"] * step_positions)
+        record["flops"] = float(per_position * positions)
+
+
+def content_of_val(evaluations: Sequence[Record]) -> dict[str, list[float]]:
+    return shorten_all(to_columns(evaluations, VAL))
+
+
+def content_of_train(records: Sequence[Record]) -> dict[str, list[float]]:
+    """Return the columns of the training losses.
+
+    The objective and its parts are shown if it is more than the NLL.
+    """
+    trained = [record for record in records if "train_nll" in record]
+    names = TRAIN
+    if any(part in record for record in trained for part in PARTS):
+        names = [*TRAIN, "objective", *PARTS]
+    columns = to_columns(trained, names)
+    if trained:
+        for place in PLACES:
+            columns[place] = middles(records[0][place], columns[place])
+    return shorten_all(columns)
+
+
+def to_columns(records: Sequence[Record], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the values by name; a name that a record lacks is left out."""
+    columns = {}
+    for name in [*PLACES, *names]:
+        if all(name in record for record in records):
+            columns[name] = np.array([record[name] for record in records])
+    return columns
+
+
+def shorten_all(columns: dict[str, np.ndarray]) -> dict[str, list[float]]:
+    """Leave few enough values for a page, with six digits."""
+    shortened = {}
+    for name, values in columns.items():
+        shortened[name] = [float(f"{value:.6g}") for value in thin(values)]
+    return shortened
+
+
+def content_of_baselines(
+    run: Run, evaluations: Sequence[Record], best: Record, best_nll: float | None
+) -> Content:
+    """Collect the baselines, those that the best model passed and when, and those ahead of it."""
+    baselines = run.info.baselines
+    if best_nll is None:
+        best_nll = best.get("val_nll", math.inf)
+    passed, ahead = passed_and_ahead(best_nll, baselines)
+    steps = []
+    for baseline in passed:
+        step = best.get("step")  # if only the exact loss at the end passes it
+        for record in evaluations:
+            if passed_and_ahead(record["val_nll"], [baseline])[0]:
+                step = record["step"]
+                break
+        steps.append([baseline.name, step])
+    shown = []
+    for baseline in baselines:
+        nats = baseline.nats_per_token
+        shown.append(
+            {
+                "name": baseline.name,
+                "nats": nats,
+                "bits_per_byte": baseline.bits_per_byte,
+                "perplexity": perplexity(nats),
+            }
+        )
+    return {"baselines": shown, "passed": steps, "ahead": [baseline.name for baseline in ahead]}
+
+
+def content_of_passages(run: Run, at_most: int, best_step: float) -> Content | None:
+    """Collect what a passage of the validation text costs, at each evaluation that is shown."""
+    newest_first = read_passages(run.path / "passage.jsonl", run.tokenizer, at_most, best_step)
+    passages = list(newest_first)[::-1]
+    others = {baseline.name: baseline.passage_nll for baseline in run.info.baselines}
+    return describe_text(run.tokenizer, passages, others)
+
+
+def read_samples(path: Path) -> list[Content]:
+    """Return what the model wrote at which steps; damaged lines are left out."""
+    samples: list[Content] = []
+    if not path.exists():
+        return samples
+    for line in path.read_bytes().split(b"\n"):
+        record = parse_record(line)
+        if record:
+            text = json.loads(line).get("text", "")
+            samples.append({"step": record["step"], "text": str(text)})
+    return samples
+
+
+def read_verdict(path: Path) -> str:
+    if not path.exists():
+        return ""
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def compare(
+    run: Run, evaluation: Evaluation | None, first: Run, first_evaluation: Evaluation | None
+) -> Content | None:
+    """Return how much higher a run's loss is than the first run's, with its interval.
+
+    None if their targets differ, or one was not evaluated.
+    """
+    if evaluation is None or first_evaluation is None:
+        return None
+    if targets_of(run) != targets_of(first):
+        return None
+    parts = [part_columns(run, evaluation), part_columns(first, first_evaluation)]
+    (losses, first_losses), blocks = analysis.measure_losses(parts)
+    unit = "bits_per_byte"
+    if run.tokenizer == first.tokenizer:
+        unit = "nats_per_token"
+    estimates = analysis.intervals({unit: losses[unit] - first_losses[unit]}, blocks)
+    return {"unit": unit, **estimates[unit], "of_documents": blocks.of_documents}
+
+
+def targets_of(run: Run) -> tuple[object, ...]:
+    """Return what decides which bytes are validation targets."""
+    data = run.cfg.data
+    return (run.info.sha256, data.val_fraction, data.documents, data.mask, data.predict_eos)
+
+
+def part_columns(run: Run, evaluation: Evaluation) -> analysis.Columns:
+    """Return the parts of the validation text in the form of tokens."""
+    targets = np.array(evaluation.part_targets)
+    num_bytes = targets * run.info.bytes_per_target
+    offset = np.cumsum(num_bytes) - num_bytes
+    nothing = np.zeros(len(targets))
+    return {
+        "tokens": targets,
+        "bytes": num_bytes,
+        "offset": offset.astype(int),
+        # parts end where batches do, within documents: they are parts of one text
+        "document": nothing.astype(int),
+        "nll": np.array(evaluation.part_nll),
+        "top1": nothing,
+        "top5": nothing,
+    }

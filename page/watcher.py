@@ -1,0 +1,60 @@
+"""The page that follows a training: report.html, which reads report.js again and again."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from engine.run import Run
+from page.page import write_data, write_live_page
+
+TIME_SHARE = 0.02  # of a training, that is for the page at most
+
+
+class PageWatcher:
+    """Writes report.html at the start, and report.js after evaluations and at the end.
+
+    It raises an OSError with the file's name where there is no room, or the run's directory was
+    moved. What could not be written is tried again later.
+    """
+
+    def __init__(self, run: Run, step: int) -> None:
+        self.run = run
+        self.step = step
+        self.next_time = 0.0  # from which on report.js may be written again
+        self.has_page = False
+        with suppress(OSError):  # what comes next tries again, and raises it
+            self._write_page()
+
+    def update(self, record: dict[str, Any]) -> None:
+        self.step = int(record["step"])
+        if "best_val_nll" in record:  # the last line, which metrics.jsonl may not have yet
+            self.run = replace(self.run, final=record)
+        started = time.perf_counter()
+        if "val_nll" in record and started >= self.next_time:
+            self._write(live=True)
+            seconds = time.perf_counter() - started
+            self.next_time = started + seconds / TIME_SHARE
+
+    def close(self) -> None:
+        self._write(live=False)
+
+    def _write(self, live: bool) -> None:
+        if not self.has_page:
+            self._write_page()
+        status = f"step {self.step:,} of {self.run.cfg.optim.max_iters:,}"
+        self._attempt("report.js", write_data, self.run, status, live)
+
+    def _write_page(self) -> None:
+        self._attempt("report.html", write_live_page)
+        self.has_page = True
+
+    def _attempt(self, name: str, write: Callable[..., None], *arguments: Any) -> None:
+        path = self.run.path / name
+        try:
+            if not self.run.is_there():
+                raise OSError("somebody moved or replaced its directory")
+            write(path, *arguments)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
