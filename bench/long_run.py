@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 from bench.output import write_results
 from config.cli import load_config
 from config.errors import UserError, run_command
-from engine.run import parse_record
+from engine.metrics import parse_record
 
 OPTIONS = [
     "--n_layer=2",

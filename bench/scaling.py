@@ -29,8 +29,8 @@ from data.eval_text import EvalText
 from data.prepare import prepare_corpus
 from engine.device import micro_batch_size, setup_device
 from engine.evaluation import measure_loss
+from engine.metrics import Record, append_line, parse_record
 from engine.optim import make_optimizers
-from engine.run import Record, append_line, parse_record
 from model import GPT
 from surprisal import LN2
 from train import train_step

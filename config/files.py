@@ -7,7 +7,7 @@ import shlex
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -92,6 +92,23 @@ def nearest_run(path: Path) -> str:
     runs = [cfg.parent for place in places for cfg in sorted(place.glob("*/config.toml"))]
     known = {name: name for name in GPT2_NAMES} | {run.name: str(run) for run in runs}
     return did_you_mean(path.name, known)
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """The name of each path, or as much of its end as tells it from the other paths.
+
+    >>> unique_names([Path("/out/x/run"), Path("/out/y/run"), Path("/out/y/other")])
+    ['x/run', 'y/run', 'other']
+    """
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
+    names = []
+    for own in parts:
+        others = [other for other in parts if other != own]
+        length = 1
+        while length < len(own) and any(other[-length:] == own[-length:] for other in others):
+            length += 1
+        names.append(str(Path(*own[-length:])))
+    return names
 
 
 def check_entries(folder: Path) -> None:

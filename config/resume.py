@@ -1,6 +1,7 @@
 """What a training takes from the directory of a run: one that it resumes, or starts from."""
 
 from pathlib import Path
+from typing import Any
 
 from config.errors import UserError, did_you_mean
 from config.files import is_run, nearest_run
@@ -11,6 +12,20 @@ from config.schema import Config, DataConfig, ModelConfig
 MUST_STAY = {*DataConfig.model_fields, *ModelConfig.model_fields, "optimizer"} - {"dropout"}
 # These may be named where a training starts with the model of a run.
 MAY_DIFFER = {"dropout", "zero_init"}
+
+# What a checkpoint keeps with the weights: a text may move, and zero_init is for the first step.
+KEPT = MUST_STAY - {"corpus", "tokenizer", "zero_init"}
+# What changes on resume only if it is named on the command line.
+BY_NAME = {
+    "seed": "the weights stay, batches and dropout change",
+    "batch_size": "the rest of the text is divided into other batches",
+    "dtype": "the arithmetic changes",
+}
+
+
+def kept_options(cfg: Config) -> dict[str, Any]:
+    """Return the options that weights belong to: with others they would be another model or text."""
+    return {name: value for name, value in cfg.options().items() if name in KEPT}
 
 
 def resume_config(asked: Config, named: set[str], path: Path) -> Config:

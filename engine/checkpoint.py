@@ -22,11 +22,12 @@ from torch import Tensor
 
 from config.errors import DamagedError, UserError
 from config.files import replacing
+from config.resume import kept_options
 from config.schema import Config
 from data.tokenizer import Tokenizer
 from engine.device import Device
 from engine.optim import state_shapes
-from engine.run import Run, kept_options, open_run
+from engine.run import Run, open_run
 from engine.state import TrainState
 from model import GPT
 

@@ -24,7 +24,8 @@ from data.tokenizer import Tokenizer
 from data.windows import count_targets
 from engine.checkpoint import read_model
 from engine.device import Device
-from engine.run import Record, Run
+from engine.metrics import Record
+from engine.run import Run
 from engine.scoring import explain, predict, score
 from engine.state import TrainState
 from loss import LossMeans, LossSums, mean_loss, sum_losses

@@ -4,11 +4,8 @@ each file holds.
 
 import hashlib
 import itertools
-import json
-import math
 import os
-from codecs import BOM_UTF8  # which editors on Windows write
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
 from pydantic_core import from_json
 
 from config.errors import RANK, DamagedError, UserError
@@ -32,27 +28,16 @@ from config.files import (
     write_atomically,
 )
 from config.recipe import load_saved, to_toml
-from config.resume import MUST_STAY
+from config.resume import BY_NAME, MUST_STAY
 from config.schema import TOKENIZERS, Config
 from data.documents import Split
 from data.eval_text import EvalText
 from data.info import CorpusInfo, read_info
 from data.prepare import Corpus, prepare_corpus
 from data.tokenizer import Tokenizer, load_tokenizer
+from engine.metrics import Record, append_line, cut_after, is_outcome, read_records
 
-Record = dict[str, float]  # a line of metrics.jsonl
-
-LARGEST = 1e100  # number that is read from metrics.jsonl
-COUNTED = {"step": 2**53, "best_step": 2**53, "tokens": 2**63, "seconds": 1e12}  # and the largest
 CHECKPOINTS = ("last.safetensors", "previous.safetensors")
-# What a checkpoint keeps with the weights: a text may move, and zero_init is for the first step.
-KEPT = MUST_STAY - {"corpus", "tokenizer", "zero_init"}
-# What changes on resume only if it is named on the command line.
-BY_NAME = {
-    "seed": "the weights stay, batches and dropout change",
-    "batch_size": "the rest of the text is divided into other batches",
-    "dtype": "the arithmetic changes",
-}
 
 
 @dataclass(frozen=True)
@@ -154,67 +139,13 @@ class Run:
         return any(self._records())
 
     def _records(self) -> Iterator[Record]:
-        path = self.path / "metrics.jsonl"
-        if path.exists():
-            with path.open("rb") as lines:
-                yield from filter(None, map(parse_record, lines))
+        yield from read_records(self.path / "metrics.jsonl")
         if self.final is not None:
             yield self.final
 
     def has_outcome(self) -> bool:
         """Whether the last line of metrics is there: then all of the outcome is there too."""
         return any(is_outcome(record) for record in self._records())
-
-
-def unique_names(paths: Sequence[Path]) -> list[str]:
-    """The name of each path, or as much of its end as tells it from the other paths.
-
-    >>> unique_names([Path("/out/x/run"), Path("/out/y/run"), Path("/out/y/other")])
-    ['x/run', 'y/run', 'other']
-    """
-    parts = [Path(os.path.abspath(path)).parts for path in paths]
-    names = []
-    for own in parts:
-        others = [other for other in parts if other != own]
-        length = 1
-        while length < len(own) and any(other[-length:] == own[-length:] for other in others):
-            length += 1
-        names.append(str(Path(*own[-length:])))
-    return names
-
-
-def find_best(records: Iterable[Record]) -> Record:
-    """The evaluation of the best model; {} without one.
-
-    Its losses are the last that were measured of this model on a part of the validation split: a
-    resumed run measures it again, where its own evaluations are on other targets.
-    """
-    evaluations: dict[float, Record] = {}
-    best: Record = {}
-    for record in records:
-        if "val_nll" in record:
-            evaluations[record["step"]] = record
-            if not best or record["val_nll"] < best["val_nll"]:
-                best = record
-        elif "remeasured_val_nll" in record and record.get("remeasured_step") in evaluations:
-            losses = {
-                name.removeprefix("remeasured_"): value
-                for name, value in record.items()
-                if name.startswith(("remeasured_val_", "remeasured_kl_"))
-            }
-            best = evaluations[record["remeasured_step"]] | losses
-        elif "best_step" in record:
-            best = (
-                best
-                if best.get("step") == record["best_step"]
-                else evaluations.get(record["best_step"], best)
-            )
-    return best
-
-
-def is_outcome(record: Record) -> bool:
-    """Whether a line of metrics.jsonl or samples.jsonl was written after the last step."""
-    return "best_step" in record or "finished" in record
 
 
 def _read_changes(line: bytes) -> dict[str, Any]:
@@ -224,30 +155,6 @@ def _read_changes(line: bytes) -> dict[str, Any]:
     except (ValueError, AttributeError):
         return {}
     return changes if isinstance(changes, dict) else {}
-
-
-def parse_record(line: bytes) -> Record | None:
-    """The numbers of a line of metrics.jsonl or samples.jsonl; None if it is damaged.
-
-    Those out of their range are left out. The step is a whole number, 0 to 2^53.
-    """
-    try:
-        found = from_json(line.removeprefix(BOM_UTF8)).items()  # five times as fast as json.loads
-    except (ValueError, AttributeError):
-        return None
-    numbers: Record = {
-        key: value for key, value in found if type(value) in (int, float) and abs(value) < LARGEST
-    }
-    for key, most in COUNTED.items():
-        if not 0 <= numbers.get(key, 0) <= most:
-            del numbers[key]
-    step = numbers.get("step", 0.5)
-    return numbers if step == int(step) else None
-
-
-def kept_options(cfg: Config) -> dict[str, Any]:
-    """The options that weights belong to: with others they would be another model or text."""
-    return {name: value for name, value in cfg.options().items() if name in KEPT}
 
 
 def open_run(path: Path) -> Run:
@@ -389,7 +296,7 @@ def start_run(run: Run, step: int, device: str) -> None:
     for outcome in ("verdict.txt", "evaluation.json"):
         (run.path / outcome).unlink(missing_ok=True)
     for name in ("metrics.jsonl", "samples.jsonl", "passage.jsonl"):
-        _truncate(run.path / name, step)
+        cut_after(run.path / name, step)
     append_line(
         run.path / "history.jsonl",
         {
@@ -400,41 +307,3 @@ def start_run(run: Run, step: int, device: str) -> None:
         }
         | ({"changes": run.changes} if run.changes else {}),
     )
-
-
-def append_line(path: Path, record: dict[str, Any] | BaseModel) -> None:
-    """Append a line to a .jsonl file. OSError if the disk has no room for it: then the file is as
-    it was.
-    """
-    size = path.stat().st_size if path.exists() else 0
-    try:
-        with path.open("ab") as file:
-            line = (
-                json.dumps(record, ensure_ascii=False)
-                if isinstance(record, dict)
-                else record.model_dump_json()
-            )
-            file.write(f"{line}\n".encode())
-    except OSError as error:
-        with suppress(OSError):  # the first error is the one to tell; perhaps there is no file
-            os.truncate(path, size)
-        if error.errno is not None and error.filename is None:  # a full disk has no name
-            error.filename = str(path)
-        raise
-
-
-def _truncate(path: Path, step: int) -> None:
-    """Cut a .jsonl file after its last line of `step` or before, without the outcome of a finished
-    run.
-
-    Step 0 is measured anew. Damaged lines in between stay: nobody reads them.
-    """
-    if path.exists():
-        lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line end is torn
-        records = [parse_record(line) or {"step": math.inf} for line in lines]
-        kept = [
-            number
-            for number, record in enumerate(records, start=1)
-            if 0 < step >= record["step"] and not is_outcome(record)
-        ]
-        os.truncate(path, sum(len(line) + 1 for line in lines[: max(kept, default=0)]))

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol, TypeGuard
 
 from config.errors import UserError
-from engine.run import Record, Run
+from engine.metrics import Record
+from engine.run import Run
 
 WINGS = {  # where each is: a module, and a class or a function in it
     "page": ("page.watcher", "PageWatcher"),

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from config.files import write_atomically
 from config.recipe import to_toml
+from config.resume import kept_options
 from config.schema import Config, DataConfig, RunConfig
 from data.info import CorpusInfo, SplitInfo
 from engine.checkpoint import save_checkpoint
-from engine.run import append_line, kept_options
+from engine.metrics import append_line
 from engine.state import TrainState
 from huggingface.directory import (
     fetch,

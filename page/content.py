@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from config.files import unique_names
 from data.baselines import passed_and_ahead
-from engine.run import Record, Run, find_best, parse_record, unique_names
+from engine.metrics import Record, find_best, parse_record
+from engine.run import Run
 from page.records import describe_text, read_evaluation, read_passages
 from report import analysis
 from report.analysis import Evaluation, Passage

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from config.errors import UserError
-from config.files import replacing
+from config.files import replacing, unique_names
 from config.terminal import one_line
 from data.baselines import ENTROPY_RATE, UNIFORM
-from engine.run import Record, Run, find_best, unique_names
+from engine.metrics import Record, find_best
+from engine.run import Run
 from surprisal import bits_per_byte, perplexity
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import torch
 
 from config.schema import OptimConfig
 from engine.device import Device
-from engine.run import Record
+from engine.metrics import Record
 from engine.state import StepResult
 from model import GPT
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from config.errors import UserError
-from config.files import is_run
+from config.files import is_run, unique_names
 from config.schema import UnknownCharacters
 from data.documents import Split
 from data.info import end_of_prompt
@@ -21,7 +21,7 @@ from data.unknown import Unknown, known_to
 from engine.checkpoint import read_model
 from engine.device import setup_device
 from engine.generate import generate
-from engine.run import Run, open_run, unique_names
+from engine.run import Run, open_run
 from engine.scoring import predict, score
 from report.figures import X_LABELS, Y_LABELS, draw_terminal, make_figure
 from report.tokens import paint_costs, show_costs, show_token

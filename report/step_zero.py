@@ -16,7 +16,7 @@ from config.schema import Config
 from data.baselines import Baseline
 from data.batches import IGNORE_INDEX, Batch
 from engine.device import Device
-from engine.run import Record
+from engine.metrics import Record
 from model import GPT
 from surprisal import uniform_nll
 

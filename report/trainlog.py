@@ -11,6 +11,7 @@ from typing import Any
 
 from config.errors import UserError
 from config.files import write_atomically
+from config.resume import kept_options
 from config.schema import LossConfig
 from config.terminal import progress_bar
 from data.baselines import passed_and_ahead
@@ -26,7 +27,8 @@ from engine.evaluation import (
     score_text,
 )
 from engine.generate import generate_texts
-from engine.run import Record, Run, append_line, kept_options, start_run
+from engine.metrics import Record, append_line
+from engine.run import Run, start_run
 from engine.signals import Stopped, StopSignal
 from engine.state import BEST, StepResult, TrainState
 from engine.watchers import Watchers

@@ -14,8 +14,9 @@ from data.eval_text import EvalText
 from data.info import CorpusInfo, end_of_prompt
 from data.windows import describe_empty_windows
 from engine.device import Device, micro_batch_size, micro_batches_at_once
+from engine.metrics import Record
 from engine.optim import get_lr_scale
-from engine.run import Record, Run
+from engine.run import Run
 from engine.state import StepResult, TrainState
 from surprisal import nats_to_bits, perplexity, uniform_nll
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from config.errors import run_command
-from engine.run import Record, parse_record
+from engine.metrics import Record, parse_record
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [

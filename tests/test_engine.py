@@ -24,8 +24,9 @@ from engine.checkpoint import load_checkpoint, load_model, read_model, save_chec
 from engine.device import Device, setup_device
 from engine.evaluation import measure_loss, measure_training_text, standard_error
 from engine.generate import generate, sample_token
+from engine.metrics import find_best
 from engine.optim import Muon, get_lr_scale, make_optimizers, set_lr
-from engine.run import find_best, open_run
+from engine.run import open_run
 from engine.state import StepResult, TrainState
 from loss import LossSums, mean_loss, sum_losses
 from model import GPT

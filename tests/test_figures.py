@@ -15,12 +15,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from config.files import unique_names
 from config.recipe import to_toml
 from config.schema import Config
 from data.baselines import Baseline
 from data.info import CorpusInfo, SplitInfo
 from data.tokenizer import char_tokenizer
-from engine.run import Record, Run, open_run, unique_names
+from engine.metrics import Record
+from engine.run import Run, open_run
 from engine.step import is_eval_step
 from page.content import content_of_runs
 from report import figures

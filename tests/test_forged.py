@@ -23,7 +23,7 @@ from config.schema import DataConfig
 from data.checksums import write_checksums
 from data.prepare import prepare_corpus
 from data.tokenizer import load_tokenizer
-from engine.run import parse_record
+from engine.metrics import parse_record
 from tests.conftest import call, make_text
 
 Forge = Callable[[Path], object]

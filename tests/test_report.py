@@ -8,7 +8,7 @@ import pytest
 from config.schema import Config, OptimConfig, RunConfig
 from data.baselines import Baseline
 from data.info import CorpusInfo, SplitInfo
-from engine.run import Record, parse_record
+from engine.metrics import Record, parse_record
 from engine.state import TrainState
 from report import words
 

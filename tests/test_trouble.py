@@ -31,8 +31,9 @@ from config.schema import Config, ModelConfig, OptimConfig
 from data.batches import Batch, TrainBatches
 from engine.checkpoint import _hash, load_model, save_checkpoint
 from engine.device import Device
+from engine.metrics import Record, append_line
 from engine.optim import make_optimizers
-from engine.run import Record, append_line, lock_run, open_run
+from engine.run import lock_run, open_run
 from engine.state import SPIKE_STEPS, StepResult, TrainState
 from loss import LossMeans, LossSums
 from model import GPT
