@@ -23,9 +23,10 @@ from config.errors import UserError, run_command
 from config.files import check_place
 from config.schema import Count, FileName, Page, Section, Text, UnknownCharacters
 from config.terminal import print_styled, printable, progress_bar
+from data.corpora import read_corpus_text
 from data.documents import Split, encode_documents, split_documents
 from data.eval_text import EvalText
-from data.prepare import read_all_documents, read_source
+from data.sources import read_all_documents
 from data.unknown import Unknown, known_to, replace_in_documents
 from engine.run import Run, open_run
 
@@ -280,7 +281,7 @@ def read_texts(runs: list[Run], options: EvaluateOptions) -> Chosen:
 
     def encode(own: Run) -> Split:
         if documents is None:
-            of_split = split_documents(read_source(cfg).text, cfg)[options.split]
+            of_split = split_documents(read_corpus_text(cfg).text, cfg)[options.split]
             return encode_documents(of_split, own.tokenizer, cfg, name)
         return encode_documents(documents, own.tokenizer, cfg, name)
 

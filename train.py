@@ -45,7 +45,6 @@ from loss import LossSums, sum_losses
 from model import GPT
 from report import words
 from report.step_zero import FIRST_BATCHES, check_step_zero
-from report.tokens import show_masks
 from report.trainlog import TrainLog, finish
 
 
@@ -79,9 +78,6 @@ def train(cfg: Config, named: set[str]) -> int:
         rank=device.rank,
         world_size=device.world_size,
     )
-    if cfg.run.explain_batch:
-        print(*(show_masks(micro, corpus.tokenizer, cfg.data.padded) for micro in get_batch(0)[:1]))
-        return 0
     print(words.describe_options(cfg), corpus.info.describe(), sep="\n\n", end="\n\n")
 
     # model

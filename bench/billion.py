@@ -29,6 +29,7 @@ from config.schema import Config
 from data import prepare
 from data.batches import TrainBatches
 from data.checksums import write_checksums
+from large.prepare import prepare_large
 
 SIZES = [10_000_000, 100_000_000, 1_000_000_000]
 SHARD = 95_000_000  # tokens: 190 MB
@@ -45,7 +46,7 @@ def make_up(folder: Path, cfg: Config, tokens: int) -> None:
             for number in range(RECORDS)
         )
     )
-    corpus = prepare.prepare_corpus(cfg.data)
+    corpus = prepare_large(cfg.data)
     (prepared,) = folder.glob("texts-*")
     (prepared / "checksums.json").unlink()
     rng = np.random.default_rng(0)

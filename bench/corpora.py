@@ -33,10 +33,10 @@ from config.cli import load_options
 from config.errors import run_command
 from config.schema import DataConfig, Positive, Section
 from data.corpora import read_corpus
-from data.large import BPE_CHARACTERS
-from data.shards import write_shards
-from data.sources import read_texts
+from data.sources import read_pieces
 from data.tokenizer import Tokenizer, make_tokenizer
+from large.prepare import choose_texts
+from large.shards import write_shards
 
 BATCH = 10_000  # documents that tiktoken gets at once
 
@@ -64,7 +64,7 @@ def write_text(path: Path, megabytes: int) -> None:
 def ours(corpus: Path, tokenizer: Tokenizer) -> float:
     with tempfile.TemporaryDirectory(dir=corpus.parent) as folder:
         began = time.perf_counter()
-        list(write_shards(read_texts(str(corpus), tqdm(disable=True)), tokenizer, Path(folder)))
+        list(write_shards(read_pieces(str(corpus), tqdm(disable=True)), tokenizer, Path(folder)))
         return time.perf_counter() - began
 
 
@@ -78,8 +78,8 @@ def theirs(corpus: Path, tokenizer: Tokenizer) -> float:
         tokenizer.encoding.encode_ordinary_batch(batch, num_threads=os.cpu_count())
         return time.perf_counter() - began
 
-    for text in read_texts(str(corpus), tqdm(disable=True)):
-        batch.append(text.text)
+    for piece in read_pieces(str(corpus), tqdm(disable=True)):
+        batch.append(piece.text)
         if len(batch) == BATCH:
             seconds += encode()
             batch = []
@@ -97,7 +97,8 @@ def main(argv: list[str]) -> None:
         cfg = DataConfig(
             corpus=str(corpus.parent), tokenizer=options.tokenizer, vocab_size=options.vocab_size
         )
-        tokenizer = make_tokenizer(cfg, read_texts(str(corpus), tqdm(disable=True)), BPE_CHARACTERS)
+        texts = choose_texts(read_pieces(str(corpus), tqdm(disable=True)), cfg.tokenizer)
+        tokenizer = make_tokenizer(cfg.tokenizer, texts, cfg.vocab_size, cfg.eos_text)
         for _ in range(options.rounds):
             times["Surprisal"].append(ours(corpus, tokenizer))
             times["tiktoken"].append(theirs(corpus, tokenizer))
@@ -113,7 +114,7 @@ def main(argv: list[str]) -> None:
         subprocess.run(
             [
                 sys.executable,
-                "data/prepare.py",
+                "large/prepare.py",
                 f"--corpus={corpus.parent}",
                 "--val_fraction=0.01",
                 f"--tokenizer={options.tokenizer}",

@@ -7,6 +7,7 @@ import shlex
 import stat
 import sys
 import time
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -126,6 +127,11 @@ def check_entries(folder: Path) -> None:
         is_special = not path.is_file() and not path.is_dir()
         if is_special and path.exists():  # else a training has replaced it meanwhile
             raise UserError(f"{path}: is neither a file nor a directory; remove it")
+
+
+def without_bom(content: bytes) -> bytes:
+    """UTF-8 without the byte order mark that editors on Windows write."""
+    return content.removeprefix(BOM_UTF8)
 
 
 def read_text(path: Path) -> str:

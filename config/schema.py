@@ -6,7 +6,6 @@ description says so.
 """
 
 import os
-from codecs import BOM_UTF8
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -15,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError, from_json
 
 from config.errors import WORLD_SIZE, did_you_mean
-from config.files import is_run, nearest_run
+from config.files import is_run, nearest_run, without_bom
 
 # by their names
 CORPORA = ("shakespeare", "tinyshakespeare", "words", "dialogue", "two_gentlemen", "markov")
@@ -39,7 +38,7 @@ def _holds_texts(path: Path) -> bool:
     """
     try:
         with path.open("rb") as lines:
-            record = from_json(next(filter(bytes.strip, lines)).removeprefix(BOM_UTF8))
+            record = from_json(without_bom(next(filter(bytes.strip, lines))))
     except (OSError, StopIteration, ValueError):
         return False
     return (

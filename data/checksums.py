@@ -1,6 +1,4 @@
-"""Whether a folder of prepared files is complete, and as it was written: its checksums.json, the
-last file.
-"""
+"""checksums.json, the last prepared file: it says that the others are complete, and as written."""
 
 import hashlib
 import json
@@ -14,6 +12,7 @@ from data.arrays import check_whole
 
 LARGE = 50_000_000  # bytes
 SUMS = TypeAdapter(dict[str, tuple[int, int, str]])  # size, time and SHA-256 of each file
+TEXT_FILES = TypeAdapter(dict[str, list[int]])  # size and time of each file of a large corpus
 
 
 def is_sound(folder: Path) -> bool:
@@ -27,11 +26,10 @@ def is_sound(folder: Path) -> bool:
         before = SUMS.validate_json((folder / "checksums.json").read_bytes())
         if not before.keys() >= {"meta.json", "tokenizer.json"}:
             return False
-        if any(Path(name).name != name for name in before):
+        if any(Path(name).name != name for name in before):  # a path that leads elsewhere
             return False
-        if {name for name in before if name.endswith(".npy")} != {
-            path.name for path in folder.glob("[!.]*.npy")
-        }:
+        arrays = {path.name for path in folder.glob("[!.]*.npy")}
+        if arrays != {name for name in before if name.endswith(".npy")}:
             return False
         check_sizes(folder)  # earlier editions took the hash of what a full disk had left
         return all(_is_unchanged(folder / name, *sums) for name, sums in before.items())
@@ -43,6 +41,25 @@ def _is_unchanged(path: Path, size: int, time: int, sha256: str) -> bool:
     if not is_hashed(size) and [size, time] == size_and_time(path):
         return True
     return sha256 == hash_file(path)
+
+
+def has_same_files(folder: Path) -> bool:
+    """Whether the files of a large corpus have the sizes and times that they had when prepared."""
+    before = read_text_files(folder)
+    if before is None:
+        return False
+    try:
+        return all(size_and_time(Path(path)) == sums for path, sums in before.items())
+    except OSError:
+        return False
+
+
+def read_text_files(folder: Path) -> dict[str, list[int]] | None:
+    """The size and time of each file of a large corpus when it was prepared; None if not known."""
+    try:
+        return TEXT_FILES.validate_json((folder / "files.json").read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def is_hashed(size: int) -> bool:
@@ -66,15 +83,16 @@ def hash_file(path: Path) -> str:
 
 
 def write_checksums(folder: Path, known: dict[str, str] | None = None) -> None:
-    """The last file: without it a folder counts as incomplete.
+    """Writes the last file; without it a folder counts as incomplete.
 
     `known` are hashes that need not be computed. OSError if an array has not the size that it
     should have: its hash would say that it is sound.
     """
     check_sizes(folder)
-    sums = {
-        path.name: [*size_and_time(path), (known or {}).get(path.name) or hash_file(path)]
-        for path in folder.glob("[!.]*")
-        if path.suffix in (".npy", ".json") and path.name != "checksums.json"
-    }
+    known = known or {}
+    sums = {}
+    for path in folder.glob("[!.]*"):
+        if path.suffix in (".npy", ".json") and path.name != "checksums.json":
+            sha256 = known.get(path.name) or hash_file(path)
+            sums[path.name] = [*size_and_time(path), sha256]
     write_atomically(folder / "checksums.json", json.dumps(sums, indent=1).encode())

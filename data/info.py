@@ -1,12 +1,12 @@
 """What is known of a prepared corpus: its sizes, its tokens and its baselines."""
 
-from codecs import BOM_UTF8  # which editors on Windows write
 from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from config.errors import DamagedError
+from config.files import without_bom
 from config.schema import Count
 from data.baselines import MAX_TRAIN_TOKENS, MAX_VAL_TOKENS, UNIFORM, Baseline, Name, Nats
 from surprisal import nats_to_bits
@@ -110,7 +110,7 @@ class CorpusInfo(BaseModel):
 def read_info(path: Path) -> CorpusInfo:
     """What a file says of a corpus; DamagedError if it is not what preparing one writes."""
     try:
-        info = CorpusInfo.model_validate_json(path.read_bytes().removeprefix(BOM_UTF8))
+        info = CorpusInfo.model_validate_json(without_bom(path.read_bytes()))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

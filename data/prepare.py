@@ -1,21 +1,24 @@
-"""Text to token arrays, once: `python data/prepare.py [RECIPE] [--corpus=NAME ...]`, with the
-arguments of train.py.
+"""Text to token arrays, once: `python data/prepare.py [RECIPE] [--corpus=NAME ...]`.
 
-train.py does it by itself when a corpus is new. In data/<corpus>-<tokenizer>-<hash of the text and
-the options>/ it writes train.npy and val.npy, token ids (uint16 or uint32); train_unmasked.npy and
-val_unmasked.npy (bool) if there is a mask; tokenizer.json; meta.json with sizes and baselines; and
-checksums.json, the last one. A corpus of many or compressed files becomes several of each .npy:
-large.py.
+It takes the arguments of train.py, which prepares a new corpus by itself. --show_batch also shows
+the first batch of a training, with what is masked in [brackets].
+
+In data/<corpus>-<tokenizer>-<hash of the text and the options>/ it writes train.npy and val.npy,
+token ids (uint16 or uint32); train_unmasked.npy and val_unmasked.npy (bool) if there is a mask;
+tokenizer.json; meta.json with sizes and baselines; and checksums.json, the last one. A corpus of
+many or compressed files has several of each .npy: large/prepare.py writes them.
 """
 
 import hashlib
 import itertools
+import os
 import re
+import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 # Python looks for modules beside this file: let it look in the repository
 if __name__ == "__main__":
@@ -34,26 +37,20 @@ from config.schema import TOKENIZERS, DataConfig
 from config.terminal import progress_bar
 from data.arrays import write_array
 from data.baselines import measure_baselines
-from data.checksums import is_hashed, is_sound, write_checksums
-from data.corpora import DATA, read_corpus
-from data.documents import (
-    Document,
-    Split,
-    apply_mask,
-    encode_documents,
-    read_documents,
-    split_documents,
-)
+from data.batches import TrainBatches
+from data.checksums import has_same_files, is_hashed, is_sound, write_checksums
+from data.corpora import DATA, CorpusText, read_corpus_text
+from data.documents import Document, Split, encode_documents, split_documents
 from data.info import CorpusInfo, SplitInfo, read_info
-from data.large import describe_files, prepare_large
-from data.markov import LENGTH, MarkovSource
 from data.shards import load_split
-from data.sources import Text, read_whole_texts
+from data.show import show_masks
 from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, read_tokenizer, with_eos
 from data.windows import describe_empty_windows
 
 FORMAT = 11  # of prepared files; those of an older one are not used
 WAIT = 600  # seconds that another process may take to prepare the same corpus
+TOO_LARGE = "the corpus is too large for this machine; use a smaller text"
+SHOW_BATCH = "--show_batch"
 
 
 @dataclass(frozen=True)
@@ -67,64 +64,62 @@ class Corpus:
     source_nll: np.ndarray | None = None  # of val[1:] in nats, where the source is known
 
 
-class Source(NamedTuple):
-    """The text of a corpus and, where its source is known, the entropy rate and the source's own
-    NLL, in nats.
-    """
-
-    text: str
-    entropy_rate: float | None = None  # per character
-    nll: np.ndarray | None = None  # of each character
-
-
 def prepare_corpus(cfg: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
-    """The prepared corpus; it is prepared again only if it is missing or damaged, or its text has
-    changed.
+    """Opens the prepared corpus; first writes it if it is not there, or damaged.
 
-    The tokens are those of `tokenizer`, or what cfg.tokenizer says.
+    Another text or other options are another corpus. The tokens are those of `tokenizer`, if
+    cfg.tokenizer names a run or a model. UserError for a large corpus that is not prepared.
     """
-    with out_of_memory("the corpus is too large for this machine; use a smaller text"):
-        options, given = cfg.model_dump_json(exclude={"corpus"}), None
-        if cfg.tokenizer not in TOKENIZERS:
-            given = with_eos(
-                tokenizer or read_tokenizer(Path(cfg.tokenizer)), cfg.eos_text, cfg.tokenizer
-            )
-            options = cfg.model_dump_json(exclude={"corpus", "tokenizer"}) + given.model_dump_json()
-        source = Source("") if cfg.is_large else read_source(cfg)
-        sha256 = (
-            describe_files(cfg.corpus)
-            if cfg.is_large
-            else hashlib.sha256(source.text.encode()).hexdigest()
-        )
-        key = hashlib.sha256(f"{FORMAT} {sha256} {options}".encode()).hexdigest()[:8]
-        # with room for the rest
-        name = short_name(re.sub(r"[^\w.-]+", "_", cfg.corpus_name), LONGEST_NAME - 40)
-        folder = DATA / f"{name}-{given.kind if given else cfg.tokenizer}-{key}"
-        corpus = open_sound(folder)
-        if corpus is None:
-            with locked(lock_of(folder), f"{folder}: another process prepares it", WAIT):
-                if open_sound(folder) is None:  # else the other process prepared it
-                    if (folder / "checksums.json").exists() or (
-                        folder.exists() and not cfg.is_large
-                    ):
-                        print(
-                            f"{folder}: incomplete or damaged; preparing it again", file=sys.stderr
-                        )
-                        # else it would say that they are there
-                        (folder / "shards.jsonl").unlink(missing_ok=True)
-                        shutil.rmtree(folder)
-                    if cfg.is_large:
-                        prepare_large(folder, cfg, given)
-                    else:
-                        _prepare(source, sha256, folder, cfg, given)
-            corpus = open_prepared(folder)
-        if source.nll is not None:
-            corpus = replace(corpus, source_nll=source.nll[1 - len(corpus.val.tokens) :])
+    with out_of_memory(TOO_LARGE):
+        tokenizer = choose_tokenizer(cfg, tokenizer)
+        if cfg.is_large:
+            return open_large(cfg, tokenizer)
+        text = read_corpus_text(cfg)
+        folder = choose_folder(cfg, text.sha256, tokenizer)
+        corpus = open_or_write(folder, lambda: write_corpus(folder, text, cfg, tokenizer))
+        return replace(corpus, source_nll=text.nll_of_last(len(corpus.val.tokens)))
+
+
+def choose_tokenizer(cfg: DataConfig, tokenizer: Tokenizer | None) -> Tokenizer | None:
+    """The tokenizer of a run or a model; None if it is to be made: char, bpe or gpt2."""
+    if cfg.tokenizer in TOKENIZERS:
+        return None
+    if tokenizer is None:
+        tokenizer = read_tokenizer(Path(cfg.tokenizer))
+    return with_eos(tokenizer, cfg.eos_text, cfg.tokenizer)
+
+
+def choose_folder(cfg: DataConfig, text: str, tokenizer: Tokenizer | None) -> Path:
+    """The folder of a prepared corpus: another one for another text, options or tokenizer.
+
+    `text` tells one text from others.
+    """
+    if tokenizer is None:
+        kind = cfg.tokenizer
+        options = cfg.model_dump_json(exclude={"corpus"})
+    else:
+        kind = tokenizer.kind
+        options = cfg.model_dump_json(exclude={"corpus", "tokenizer"})
+        options += tokenizer.model_dump_json()
+    key = hashlib.sha256(f"{FORMAT} {text} {options}".encode()).hexdigest()[:8]
+    name = re.sub(r"[^\w.-]+", "_", cfg.corpus_name)
+    name = short_name(name, LONGEST_NAME - 40)  # with room for the rest
+    return DATA / f"{name}-{kind}-{key}"
+
+
+def open_or_write(folder: Path, write: Callable[[], None]) -> Corpus:
+    """Opens a prepared folder; if it is not sound, writes it first, one process at a time."""
+    corpus = open_sound(folder)
+    if corpus is not None:
         return corpus
+    with locked(lock_of(folder), f"{folder}: another process prepares it", WAIT):
+        if open_sound(folder) is None:  # else the other process has written it
+            write()
+    return open_prepared(folder)
 
 
 def open_sound(folder: Path) -> Corpus | None:
-    """The corpus in a prepared folder; None if it is incomplete, or not as it was written."""
+    """Opens a prepared folder; None if it is incomplete, or not as it was written."""
     if not is_sound(folder):
         return None
     try:
@@ -134,92 +129,98 @@ def open_sound(folder: Path) -> Corpus | None:
 
 
 def open_prepared(folder: Path) -> Corpus:
-    """The corpus in a prepared folder; DamagedError if its files do not belong together."""
-    info, tokenizer = read_info(folder / "meta.json"), load_tokenizer(folder / "tokenizer.json")
+    """Opens a prepared folder; DamagedError if its files do not belong together."""
+    info = read_info(folder / "meta.json")
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
     if (info.vocab_size, info.tokenizer) != (tokenizer.vocab_size, tokenizer.kind):
         raise DamagedError(f"{folder}: meta.json and tokenizer.json belong to different corpora")
-    splits = {name: load_split(folder, name, info.vocab_size) for name in ("train", "val")}
-    for name, split in splits.items():
-        size: SplitInfo = getattr(info, name)
-        if (size.tokens, size.targets) != (len(split.tokens), split.num_targets()):
-            raise DamagedError(
-                f"{folder}: its {name} split has {len(split.tokens):,} tokens and "
-                f"{split.num_targets():,} targets, and meta.json says "
-                f"{size.tokens:,} and {size.targets:,}"
-            )
-        if size.targets < 1:
-            raise DamagedError(f"{folder}: its {name} split has no targets")
-        # Of larger files, Split.take looks at what is read.
-        is_read = is_hashed(size.tokens * split.tokens.dtype.itemsize)
-        if is_read and split.tokens.max() >= info.vocab_size:
-            raise DamagedError(f"{folder}: its {name} split has tokens of another vocabulary")
-    return Corpus(info, tokenizer, splits["train"], splits["val"])
+    train = load_split(folder, "train", info.vocab_size)
+    val = load_split(folder, "val", info.vocab_size)
+    check_split(train, info.train, f"{folder}: its train split")
+    check_split(val, info.val, f"{folder}: its val split")
+    return Corpus(info, tokenizer, train, val)
 
 
-def read_source(cfg: DataConfig) -> Source:
-    """UserError for a large corpus, whose text is nowhere in one piece."""
-    if cfg.is_large:
-        raise UserError(
-            f"corpus {cfg.corpus}: is read in pieces; name one file of text, not compressed"
+def check_split(split: Split, expected: SplitInfo, name: str) -> None:
+    """DamagedError if a split does not have the tokens and targets that meta.json says."""
+    tokens = len(split.tokens)
+    targets = split.num_targets()
+    if (tokens, targets) != (expected.tokens, expected.targets):
+        raise DamagedError(
+            f"{name} has {tokens:,} tokens and {targets:,} targets, and meta.json says "
+            f"{expected.tokens:,} and {expected.targets:,}"
         )
-    if cfg.corpus != "markov":
-        return Source(read_corpus(cfg.corpus))
-    markov = MarkovSource(cfg.markov_order, cfg.markov_alphabet, cfg.markov_temperature)
-    text, nll = markov.sample(LENGTH)
-    return Source(text, markov.entropy_rate, nll)
+    if targets < 1:
+        raise DamagedError(f"{name} has no targets")
+    # Of larger files, Split.take looks at what is read.
+    is_read = is_hashed(tokens * split.tokens.dtype.itemsize)
+    if is_read and split.tokens.max() >= split.vocab_size:
+        raise DamagedError(f"{name} has tokens of another vocabulary")
 
 
-def read_all_documents(cfg: DataConfig) -> list[Document]:
-    """The documents of any corpus, all in memory: of a text to evaluate."""
-    if cfg.is_large:
-        return [apply_mask(text, cfg.mask) for text in read_whole_texts(cfg.corpus)]
-    return read_documents(read_source(cfg).text, cfg)
+def open_large(cfg: DataConfig, tokenizer: Tokenizer | None) -> Corpus:
+    """Opens what large/prepare.py wrote; UserError with its command if that is not there."""
+    folder = choose_large_folder(cfg, tokenizer)
+    corpus = open_sound(folder)
+    if corpus is None or not has_same_files(folder):
+        defaults = DataConfig()
+        command = ["python", "large/prepare.py"]
+        for name, value in cfg:
+            if value != getattr(defaults, name):
+                command.append(f"--{name}={value}")
+        raise UserError(
+            f"corpus {cfg.corpus}: is not prepared, or its files changed since; prepare it: "
+            f"{shlex.join(command)}"
+        )
+    return corpus
 
 
-def _prepare(
-    source: Source, text_sha256: str, folder: Path, cfg: DataConfig, tokenizer: Tokenizer | None
+def choose_large_folder(cfg: DataConfig, tokenizer: Tokenizer | None) -> Path:
+    """The folder of a large corpus, which its place tells from others, not its text."""
+    is_on_hub = cfg.corpus.startswith("hf:")
+    place = cfg.corpus if is_on_hub else os.path.abspath(cfg.corpus)
+    return choose_folder(cfg, place, tokenizer)
+
+
+def write_corpus(
+    folder: Path, text: CorpusText, cfg: DataConfig, tokenizer: Tokenizer | None
 ) -> None:
-    """Write everything to the folder; without checksums.json, the last file, it counts as
-    incomplete.
-    """
-    documents = split_documents(source.text, cfg)
+    """Writes all files of a corpus; without checksums.json, the last file, it is incomplete."""
+    if folder.exists():
+        print(f"{folder}: incomplete or damaged; preparing it again", file=sys.stderr)
+        shutil.rmtree(folder)
+    documents = split_documents(text.text, cfg)
     if cfg.mask and all(is_target for document in documents["train"] for _, is_target in document):
         raise UserError(f"mask={cfg.mask}: matches nothing in the training split of {cfg.corpus}")
-    tokenizer = tokenizer or make_tokenizer(
-        cfg,
-        (
-            Text("".join(text for text, _ in document), is_val=name == "val")
-            for name, part in documents.items()
-            for document in part
-        ),
-    )
+    if tokenizer is None:
+        learned_from = documents["train"]
+        if cfg.tokenizer == "char":  # all characters are known
+            learned_from = documents["train"] + documents["val"]
+        texts = map(text_of, learned_from)
+        tokenizer = make_tokenizer(cfg.tokenizer, texts, cfg.vocab_size, cfg.eos_text)
     splits = {
         name: encode_documents(part, tokenizer, cfg, f"corpus {cfg.corpus}, {name} split")
         for name, part in documents.items()
     }
-    baselines = measure_baselines(splits["train"], splits["val"], tokenizer, source.entropy_rate)
-    progress = progress_bar(baselines, f"preparing {cfg.corpus}", unit=" baselines")
     sizes = {
         name: SplitInfo(
             tokens=len(split.tokens), documents=len(documents[name]), targets=split.num_targets()
         )
         for name, split in splits.items()
     }
-    opening = itertools.takewhile(
-        lambda segment: not segment[1], documents["val"][0] if cfg.eos_text else []
-    )
+    baselines = measure_baselines(splits["train"], splits["val"], tokenizer, text.entropy_rate)
+    source_nll = text.nll_of_last(len(splits["val"].tokens))
     info = CorpusInfo(
         name=cfg.corpus_name,
-        sha256=text_sha256,
+        sha256=text.sha256,
         tokenizer=tokenizer.kind,
         vocab_size=tokenizer.vocab_size,
-        prompt="".join(text for text, _ in opening),
-        baselines=list(progress),
-        entropy_rate=source.entropy_rate,
-        source_nll=None
-        if source.nll is None
-        else float(source.nll[1 - sizes["val"].tokens :].mean()),
-        **sizes,
+        train=sizes["train"],
+        val=sizes["val"],
+        prompt=find_prompt(documents["val"][0]) if cfg.eos_text else "",
+        baselines=list(progress_bar(baselines, f"preparing {cfg.corpus}", unit=" baselines")),
+        entropy_rate=text.entropy_rate,
+        source_nll=None if source_nll is None else float(source_nll.mean()),
     )
     folder.mkdir(parents=True, exist_ok=True)
     for name, split in splits.items():
@@ -231,15 +232,30 @@ def _prepare(
     write_checksums(folder)
 
 
+def text_of(document: Document) -> str:
+    return "".join(text for text, _ in document)
+
+
+def find_prompt(document: Document) -> str:
+    """The masked text that a document starts with."""
+    masked = itertools.takewhile(lambda segment: not segment[1], document)
+    return text_of(list(masked))
+
+
 def main(argv: list[str]) -> None:
-    cfg, _ = load_config(argv)
+    shows_batch = SHOW_BATCH in argv
+    if "--help" in argv or "-h" in argv:
+        print(f"{SHOW_BATCH}: also show the first batch of a training, and what of it is masked")
+    cfg, _ = load_config([word for word in argv if word != SHOW_BATCH])
     corpus = prepare_corpus(cfg.data)
     eos = corpus.tokenizer.eos if cfg.data.padded else None
-    print(
-        corpus.info.describe(),
-        *describe_empty_windows(corpus.train, cfg.model.block_size, eos),
-        sep="\n",
-    )
+    block_size = cfg.model.block_size
+    lines = [corpus.info.describe()]
+    lines += describe_empty_windows(corpus.train, block_size, eos)
+    if shows_batch:
+        get_batch = TrainBatches(corpus.train, block_size, cfg.optim.batch_size, cfg.run.seed, eos)
+        lines += ["", show_masks(get_batch(0)[0], corpus.tokenizer, cfg.data.padded)]
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

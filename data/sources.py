@@ -15,16 +15,19 @@ import os
 import re
 import sys
 import zlib
-from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from pydantic_core import from_json
 from tqdm import tqdm
 
 from config.errors import UserError, not_text
+from config.files import without_bom
+from config.schema import DataConfig
+from data.corpora import read_corpus_text
+from data.documents import Document, apply_mask, read_documents
 
 if sys.version_info >= (3, 14):
     from compression import zstd as zstd  # "as": compress.py takes it from here
@@ -36,8 +39,8 @@ SUFFIXES = (
     ".parquet",
 )
 UNPACK: dict[str, Any] = {".gz": gzip.open, ".zst": zstd.open}
-ROUNDING = 1e-9  # 49 x (1 / 49) is less than 1
-PIECE = 2**22  # characters of a .txt file that are read at once; it is cut after a line
+PROGRESS_INTERVAL = 1000  # records between two updates of the progress
+PIECE_CHARACTERS = 2**22  # of a .txt file, that are read at once
 
 
 class FoundFiles(NamedTuple):
@@ -48,23 +51,12 @@ class FoundFiles(NamedTuple):
     others: list[Path]  # files of a kind that is not read here, and folders that may not be opened
 
 
-class Text(NamedTuple):
-    """A document, or a piece of one."""
+class Piece(NamedTuple):
+    """A document, or a part of one."""
 
     text: str
     ends: bool = True  # the document
     is_val: bool = False  # its file is named as validation
-
-
-def choose_split(texts: Iterable[Text], fraction: float) -> Iterator[Text]:
-    """So many documents, evenly spread, are validation: for 0.1 each tenth; for 0 as the names of
-    their files say.
-    """
-    document = 0
-    for text in texts:
-        before, after = (int(number * fraction + ROUNDING) for number in (document, document + 1))
-        yield text._replace(is_val=before < after) if fraction else text
-        document += text.ends
 
 
 def find_files(corpus: str) -> list[Path]:
@@ -190,104 +182,119 @@ def is_validation(path: Path, corpus: str) -> bool:
     return bool(re.search(r"(?<![a-z])val(id(ation)?)?(?![a-z])", name))
 
 
-def read_texts(corpus: str, progress: "tqdm[Any]") -> Iterator[Text]:
-    """All documents; `progress` counts the bytes that were read from files. UserError says what
-    cannot be read.
+def read_all_documents(cfg: DataConfig) -> list[Document]:
+    """Reads the documents of any corpus, all in memory: a text to evaluate."""
+    if cfg.is_large:
+        return [apply_mask(text, cfg.mask) for text in read_whole_texts(cfg.corpus)]
+    return read_documents(read_corpus_text(cfg).text, cfg)
+
+
+def read_whole_texts(corpus: str) -> Iterator[str]:
+    """Reads all documents, each in one piece."""
+    parts: list[str] = []
+    for piece in read_pieces(corpus, tqdm(disable=True)):
+        parts.append(piece.text)
+        if piece.ends:
+            yield "".join(parts)
+            parts.clear()
+
+
+def read_pieces(corpus: str, progress: "tqdm[Any]") -> Iterator[Piece]:
+    """Reads all documents; `progress` counts the bytes that were read from files.
+
+    UserError says what cannot be read.
     """
     if corpus.startswith("hf:"):
-        for record in check_texts(read_hub(corpus.removeprefix("hf:")), corpus):
-            progress.update(len(record))  # about its bytes: how many there are in all, nobody knows
-            yield Text(record)
+        for text in check_texts(read_hub(corpus.removeprefix("hf:")), corpus):
+            progress.update(len(text))  # about its bytes: how many there are in all, nobody knows
+            yield Piece(text)
         return
     for path in find_files(corpus):
         is_val = is_validation(path, corpus)
         try:
-            if path.suffix.lower() == ".parquet":
-                texts: Iterator[Text] = map(
-                    Text, check_texts(read_parquet(path, progress), str(path))
-                )
-            else:
-                texts = read_file(path, progress)
-            for text in texts:
-                yield text._replace(is_val=is_val)
+            for piece in read_file(path, progress):
+                yield piece._replace(is_val=is_val)
         except UnicodeDecodeError as error:
             raise not_text(f"corpus {path}", error) from None
         except (OSError, EOFError, zlib.error, zstd.ZstdError) as error:
             raise UserError(f"corpus {path}: cannot be read: {error}") from None
 
 
-def read_whole_texts(corpus: str) -> Iterator[str]:
-    """All documents, each in one piece."""
-    pieces: list[str] = []
-    for text in read_texts(corpus, tqdm(disable=True)):
-        pieces.append(text.text)
-        if text.ends:
-            yield "".join(pieces)
-            pieces.clear()
+def read_file(path: Path, progress: "tqdm[Any]") -> Iterator[Piece]:
+    """Reads the documents of a .parquet file, of a .jsonl file, or the one of a .txt file."""
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        yield from map(Piece, check_texts(read_parquet(path, progress), str(path)))
+        return
+    unpack = UNPACK.get(kind, nullcontext)
+    with path.open("rb") as raw, unpack(raw) as content:
+        read = read_txt if is_txt(path) else read_jsonl
+        done = 0
+        for number, piece in enumerate(read(content, str(path)), start=1):
+            if number % PROGRESS_INTERVAL == 0 or not piece.ends:
+                progress.update(raw.tell() - done)
+                done = raw.tell()
+            yield piece
+        progress.update(raw.tell() - done)
+
+
+def read_txt(content: IO[bytes], name: str) -> Iterator[Piece]:
+    """Reads a document in pieces, which are cut after a line."""
+    lines = io.TextIOWrapper(content, encoding="utf-8-sig")
+    while text := lines.read(PIECE_CHARACTERS) + lines.readline(PIECE_CHARACTERS):
+        yield Piece(text, ends=False)
+    lines.detach()  # else `content` would be closed with it
+    yield Piece("", ends=True)
+
+
+def read_jsonl(content: IO[bytes], name: str) -> Iterator[Piece]:
+    """Reads a document from each line."""
+    for number, line in enumerate(content, start=1):  # bytes, which is faster
+        if line.strip():
+            yield Piece(text_of(without_bom(line), f"corpus {name}, line {number}"))
+
+
+def text_of(line: bytes, where: str) -> str:
+    """The field `text` of a record; a record without a text is an empty document."""
+    try:
+        text = from_json(line)["text"]
+    except (ValueError, LookupError, TypeError):
+        pass
+    else:
+        if isinstance(text, str | None):
+            return text or ""
+    raise UserError(
+        f'{where}: should be {{"text": "..."}}, with any other fields beside it; prompts and '
+        "completions are read from one .jsonl file that has nothing else"
+    )
 
 
 def check_texts(texts: Iterable[object], name: str) -> Iterator[str]:
-    """The same; UserError if one is not a text. A record without one is an empty document."""
+    """Passes texts on, and nothing else; a record without a text is an empty document."""
     for text in texts:
         if not isinstance(text, str | None):
             raise UserError(f"corpus {name}: its `text` is {type(text).__name__}; should be text")
         yield text or ""
 
 
-def read_file(path: Path, progress: "tqdm[Any]") -> Iterator[Text]:
-    with path.open("rb") as raw, UNPACK.get(path.suffix.lower(), nullcontext)(raw) as content:
-        done = 0
-
-        def count() -> None:
-            nonlocal done
-            progress.update(raw.tell() - done)
-            done = raw.tell()
-
-        if is_txt(path):
-            lines = io.TextIOWrapper(content, encoding="utf-8-sig")
-            while text := lines.read(PIECE) + lines.readline(PIECE):
-                count()
-                yield Text(text, ends=False)
-            yield Text("", ends=True)
-            return
-        for number, line in enumerate(content, start=1):  # bytes, which is faster
-            if number % 1000 == 0:
-                count()
-            if line.strip():
-                yield Text(text_of(line.removeprefix(BOM_UTF8), f"corpus {path}, line {number}"))
-        count()
-
-
-def text_of(line: bytes, where: str) -> str:
-    try:
-        text = from_json(line)["text"]
-        if isinstance(text, str | None):
-            return text or ""  # a record without a text is an empty document
-    except (ValueError, LookupError, TypeError):
-        pass
-    raise UserError(
-        f'{where}: should be {{"text": "..."}}, with any other fields beside it; prompts and completions '
-        "are read from one .jsonl file that has nothing else"
-    )
-
-
 def read_parquet(path: Path, progress: "tqdm[Any]") -> Iterator[object]:
+    """Reads the column `text`."""
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
         raise UserError(f"corpus {path}: needs a package: pip install -e '.[corpora]'") from None
     try:
         file = parquet.ParquetFile(path)
-        rows, size = max(1, file.metadata.num_rows), path.stat().st_size
+        bytes_of_row = path.stat().st_size / max(1, file.metadata.num_rows)
         for batch in file.iter_batches(1024, columns=["text"]):
-            progress.update(size * len(batch) / rows)
+            progress.update(len(batch) * bytes_of_row)
             yield from batch.column(0).to_pylist()
     except (ArrowException, IndexError) as error:
         raise UserError(f"corpus {path}: has no readable column `text`: {error!s:.200}") from None
 
 
 def read_hub(name: str) -> Iterator[object]:
-    """The field `text` of the training split of a dataset: owner/name[:configuration][@revision]."""
+    """Reads the field `text` of a dataset's training split: owner/name[:configuration][@revision]."""
     try:
         from datasets import load_dataset
     except ImportError:
@@ -295,9 +302,10 @@ def read_hub(name: str) -> Iterator[object]:
     dataset, _, revision = name.partition("@")
     dataset, _, configuration = dataset.partition(":")
     try:
-        for row in load_dataset(
+        rows = load_dataset(
             dataset, configuration or None, split="train", streaming=True, revision=revision or None
-        ):
+        )
+        for row in rows:
             yield row["text"]
     except Exception as error:  # of the network, the hub, the dataset: many kinds
         raise UserError(

@@ -1,8 +1,6 @@
 """Text to tokens and back, exactly. A run keeps its tokenizer as tokenizer.json."""
 
-import math
 import re
-from codecs import BOM_UTF8
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from config.errors import DamagedError, UserError
-from config.files import check_entries
-from config.schema import DataConfig
-from data.sources import Text
+from config.files import check_entries, without_bom
 
 PATTERNS = {
     # Words with the space before them, numbers, punctuation, line ends, other spaces: every
@@ -174,25 +170,18 @@ def train_bpe(text: str, vocab_size: int, eos_text: str | None = None) -> Tokeni
     )
 
 
-def make_tokenizer(cfg: DataConfig, texts: Iterable[Text], most: float = math.inf) -> Tokenizer:
-    """char reads all texts to know their characters; bpe learns from those for training, up to
-    `most` characters.
-    """
-    if cfg.tokenizer == "char":
-        characters: set[str] = set()
-        for text in texts:
-            characters.update(text.text)
-        return char_tokenizer(characters, cfg.eos_text)
-    if cfg.tokenizer == "gpt2":
-        return load_gpt2(cfg.eos_text)
-    learned: list[str] = []
+def make_tokenizer(
+    kind: str, texts: Iterable[str], vocab_size: int, eos_text: str | None
+) -> Tokenizer:
+    """Makes char from the characters of some texts, or learns bpe from them; gpt2 is fetched."""
+    if kind == "gpt2":
+        return load_gpt2(eos_text)
+    if kind == "bpe":
+        return train_bpe("\n".join(texts), vocab_size, eos_text)
+    characters: set[str] = set()
     for text in texts:
-        if not text.is_val:
-            learned.append(text.text)
-            most -= len(text.text)
-        if most <= 0:
-            break
-    return train_bpe("\n".join(learned), cfg.vocab_size, cfg.eos_text)
+        characters.update(text)
+    return char_tokenizer(characters, eos_text)
 
 
 def load_gpt2(eos_text: str | None = None) -> Tokenizer:
@@ -227,7 +216,7 @@ def with_eos(tokenizer: Tokenizer, eos_text: str | None, name: str) -> Tokenizer
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a prepared corpus or a run; DamagedError if the file is not one."""
     try:
-        tokenizer = Tokenizer.model_validate_json(path.read_bytes().removeprefix(BOM_UTF8))
+        tokenizer = Tokenizer.model_validate_json(without_bom(path.read_bytes()))
         check_tokens(tokenizer)
         return tokenizer
     except ValueError as error:

@@ -2,7 +2,6 @@
 
 import json
 import os
-from codecs import BOM_UTF8  # which editors on Windows write
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 from pydantic_core import from_json
+
+from config.files import without_bom
 
 Record = dict[str, float]  # a line of metrics.jsonl
 
@@ -23,7 +24,7 @@ def parse_record(line: bytes) -> Record | None:
     Numbers out of their range are left out. The step is a whole number, 0 to 2^53.
     """
     try:
-        found = from_json(line.removeprefix(BOM_UTF8)).items()  # five times as fast as json.loads
+        found = from_json(without_bom(line)).items()  # five times as fast as json.loads
     except (ValueError, AttributeError):
         return None
     numbers: Record = {}

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -194,17 +194,11 @@ def lock_run(cfg: Config) -> Iterator[None]:
         )
     if cfg.loss.teacher:
         open_run(Path(cfg.loss.teacher))  # tells mistakes before a corpus is prepared
-    # nothing is trained; or rank 0 holds the lock for all
-    needs_no_lock = cfg.run.explain_batch or RANK > 0
-    with (
-        nullcontext()
-        if needs_no_lock
-        else locked(
-            lock_of(real),
-            f"out_dir={path}: another process is training there; wait for it, or "
-            "choose another --out_dir",
-        )
-    ):
+    if RANK > 0:  # rank 0 holds the lock for all
+        yield
+        return
+    taken = f"out_dir={path}: another process is training there; wait for it, or choose another --out_dir"
+    with locked(lock_of(real), taken):
         yield
 
 

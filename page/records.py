@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from data.show import show_token
 from data.tokenizer import Tokenizer
 from report.analysis import PASSAGE_TEMPERATURES, Evaluation, Passage
-from report.tokens import show_token
 
 
 def read_passages(

@@ -18,8 +18,8 @@ from config.files import write_atomically
 from data.baselines import MAX_TRAIN_TOKENS
 from data.documents import Split
 from data.eval_text import EvalText
+from data.show import show_token
 from data.tokenizer import Tokenizer
-from report.tokens import show_token
 from surprisal import LN2
 
 RESAMPLES = 2000

@@ -16,6 +16,7 @@ from config.files import is_run, unique_names
 from config.schema import UnknownCharacters
 from data.documents import Split
 from data.info import end_of_prompt
+from data.show import show_token
 from data.tokenizer import Tokenizer
 from data.unknown import Unknown, known_to
 from engine.checkpoint import read_model
@@ -24,7 +25,7 @@ from engine.generate import generate
 from engine.run import Run, open_run
 from engine.scoring import predict, score
 from report.figures import X_LABELS, Y_LABELS, draw_terminal, make_figure
-from report.tokens import paint_costs, show_costs, show_token
+from report.tokens import paint_costs, show_costs
 from surprisal import LN2, bits_per_byte, perplexity
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -182,5 +182,6 @@ def check_first_losses(record: Record, baselines: Sequence[Baseline]) -> str:
         f"unigram's, {unigram:.3f}:\n"
         "  the model has not learned more than how often each token comes. Its learning rate is far "
         "too low\n"
-        "  or too high, or its targets do not belong to its inputs: --explain_batch shows some"
+        "  or too high, or its targets do not belong to its inputs: data/prepare.py --show_batch"
+        "\n  shows some"
     )

@@ -1,45 +1,17 @@
-"""Tokens for the eye: which of a batch are masked, and what each token of a text cost."""
+"""Tokens for the eye: what each token of a text cost."""
 
 import html
-import itertools
 import sys
 from collections.abc import Sequence
 
 import numpy as np
 
-from data.batches import IGNORE_INDEX, Batch
+from data.show import show_token
 from data.tokenizer import Tokenizer
 from surprisal import nats_to_bits, uniform_nll
 
 SHADES = (22, 28, 64, 100, 136, 130, 124, 160)  # of a terminal's 256 colours, from green to red
-ROWS = 6  # of a batch that are shown
 COLUMNS = 6  # of the list of tokens
-
-
-def show_masks(batch: Batch, tokenizer: Tokenizer, padded: bool = False) -> str:
-    """Some rows of a batch as text, with masked tokens in [brackets]."""
-    is_target = batch.targets != IGNORE_INDEX
-    lines = [
-        f"{is_target.sum():,} of {is_target.size:,} tokens are targets, {is_target.mean():.1%}; the others are "
-        "masked, in [brackets] here",
-        "",
-    ]
-    for inputs, targets in zip(batch.inputs[:ROWS], batch.targets[:ROWS], strict=True):
-        tokens, masked = np.append(inputs, targets[-1]), np.append(True, targets == IGNORE_INDEX)
-        # a masked target is known from the next input, but for the last
-        end = len(tokens) - masked[-1]
-        if padded:  # the padding repeats the first token
-            end = 1 + int(
-                np.flatnonzero(~masked[:end] | (tokens[:end] != tokens[0])).max(initial=0)
-            )
-        line = ""
-        for is_masked, indices in itertools.groupby(range(end), key=masked.__getitem__):
-            text = "".join(show_token(tokenizer, tokens[i]) for i in indices)
-            line += f"[{text}]" if is_masked else text
-        lines.append(line)
-    if len(batch.inputs) > ROWS:
-        lines.append(f"... and {len(batch.inputs) - ROWS} more")
-    return "\n".join(lines)
 
 
 def show_costs(
@@ -96,14 +68,6 @@ def paint_costs(
         f'<span title="context, not scored" style="opacity: 0.4">{context}</span>{"".join(painted)}</div>'
         f"<p>{''.join(legend)} bits; {most:.1f} bits are a guess among all {V:,} tokens</p>"
     )
-
-
-def show_token(tokenizer: Tokenizer, token: int) -> str:
-    """A token within a line: line ends become visible, and an eos token has its name."""
-    if token == tokenizer.eos:
-        return "<|eos|>"
-    text = tokenizer.decode([int(token)]).replace("\n", "⏎").replace("\t", "⇥")
-    return "".join(character if character.isprintable() else "�" for character in text)
 
 
 def _shade(text: str, level: int) -> str:

@@ -131,7 +131,17 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("clone")
     for source in [*ROOT.glob("*.py"), ROOT / "README.md", ROOT / "Makefile"]:
         shutil.copy(source, path)
-    folders = ("config", "engine", "data", "report", "page", "huggingface", "bench", "docs")
+    folders = [
+        "config",
+        "engine",
+        "data",
+        "report",
+        "page",
+        "large",
+        "huggingface",
+        "bench",
+        "docs",
+    ]
     for folder in folders:
         for source in (ROOT / folder).rglob("*"):
             if (

@@ -52,7 +52,7 @@ def runs(tmp_path_factory):
     directory = tmp_path_factory.mktemp("evaluate")
     with pytest.MonkeyPatch.context() as patch:
         work_in(directory, patch)
-        patch.setattr("data.prepare.LENGTH", 3000)  # of the markov corpus
+        patch.setattr("data.corpora.LENGTH", 3000)  # of the markov corpus
         patch.setattr("report.figures.draw_png", lambda runs, path: path.touch())
         for module in ("train", "report.trainlog"):
             patch.setattr(f"{module}.generate_texts", lambda *_, **__: [""])

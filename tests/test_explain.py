@@ -1,4 +1,4 @@
-"""What --explain_batch and --explain show is the batch and the text: what of it is a target, and
+"""What --show_batch and --explain show is the batch and the text: what of it is a target, and
 what it cost.
 """
 
@@ -12,12 +12,13 @@ from config.schema import DataConfig, ModelConfig
 from data.batches import IGNORE_INDEX, Batch, cut
 from data.documents import Split, apply_mask, encode_documents
 from data.eval_text import EvalText
+from data.show import show_masks
 from data.tokenizer import char_tokenizer
 from data.windows import find_windows
 from engine.device import Device
 from engine.scoring import predict, score
 from model import GPT
-from report.tokens import show_costs, show_masks
+from report.tokens import show_costs
 from tests.conftest import TINY, call
 
 CPU = Device(torch.device("cpu"), torch.float32)
@@ -101,10 +102,12 @@ def test_a_long_text_is_read_in_windows_side_by_side() -> None:
 @pytest.mark.parametrize(
     "options", [["--mask=^the"], ["--documents=lines", "--padded"]], ids=" ".join
 )
-def test_the_command_shows_the_first_batch_and_trains_nothing(options: list[str], data_dir) -> None:
-    shown = call(
-        "train.py", "--corpus=text.txt", "--out_dir=out/run", "--explain_batch", *TINY, *options
-    ).stdout
+def test_the_command_shows_the_first_batch(options: list[str], data_dir) -> None:
+    arguments = ["--corpus=text.txt", *TINY, *options]
+    without = call("data/prepare.py", *arguments).stdout
+    shown = call("data/prepare.py", "--show_batch", *arguments).stdout
+    assert shown.startswith(without)
     assert "tokens are targets" in shown
-    assert "[" in shown.split("\n\n")[1]
+    assert "tokens are targets" not in without
+    assert "[" in shown.removeprefix(without).split("\n\n")[1]
     assert not (data_dir / "out/run").exists()

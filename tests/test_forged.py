@@ -24,6 +24,7 @@ from data.checksums import write_checksums
 from data.prepare import prepare_corpus
 from data.tokenizer import load_tokenizer
 from engine.metrics import parse_record
+from large.prepare import prepare_large
 from tests.conftest import call, make_text
 
 Forge = Callable[[Path], object]
@@ -506,16 +507,16 @@ def test_forged_logs_of_a_preparation(data_dir: Path, content: str) -> None:
     (data_dir / "texts").mkdir()
     for number in range(3):
         (data_dir / f"texts/{number}.txt").write_text(make_text(20), encoding="utf-8")
-    corpus = prepare_corpus(DataConfig(corpus="texts"))
+    corpus = prepare_large(DataConfig(corpus="texts"))
     folder = next(data_dir.glob("data/texts-char-*"))
     (folder / "checksums.json").unlink()
     (folder / "shards.jsonl").write_bytes(content.encode("latin1") + b"\n")
     before = sorted(path.name for path in folder.iterdir())
     with pytest.raises(UserError, match=r"texts-char.*; remove "):
-        prepare_corpus(DataConfig(corpus="texts"))
+        prepare_large(DataConfig(corpus="texts"))
     assert sorted(path.name for path in folder.iterdir()) == before
     shutil.rmtree(folder)
-    assert prepare_corpus(DataConfig(corpus="texts")).info == corpus.info
+    assert prepare_large(DataConfig(corpus="texts")).info == corpus.info
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")

@@ -21,13 +21,17 @@ from packaging.requirements import Requirement
 
 from config.errors import UserError
 from config.schema import DataConfig
-from data import large, shards, sources
+from data import sources
 from data.batches import TrainBatches
 from data.documents import Split
 from data.prepare import Corpus, prepare_corpus
-from data.shards import Shards, write_shards
-from data.sources import choose_split, zstd
+from data.shards import Shards
+from data.sources import zstd
 from data.tokenizer import Tokenizer, char_tokenizer
+from large import prepare as large
+from large import shards
+from large.prepare import choose_split, prepare_large
+from large.shards import write_shards
 from tests.conftest import ROOT, TINY, call, make_text
 
 DOCUMENTS = make_text(60).strip().split("\n")
@@ -45,7 +49,8 @@ def folder(data_dir: Path) -> Path:
 
 
 def prepare(corpus: str = "texts", **options: Any) -> Corpus:
-    return prepare_corpus(DataConfig(corpus=corpus, **options))
+    cfg = DataConfig(corpus=corpus, **options)
+    return prepare_large(cfg) if cfg.is_large else prepare_corpus(cfg)
 
 
 def documents_of(tokens: np.ndarray, tokenizer: Tokenizer) -> list[str]:
@@ -206,6 +211,7 @@ def test_a_file_of_records_can_be_evaluated(folder: Path, monkeypatch: pytest.Mo
     )
     write(folder / "a.jsonl", RECORDS)
     write(folder / "a.jsonl.gz", RECORDS)
+    prepare("texts/a.jsonl")
     call("train.py", "--corpus=texts/a.jsonl", "--out_dir=out/run", *TINY)
     found = [
         json.loads(call("evaluate.py", "out/run", f"--text=texts/{name}", "--json").stdout)
@@ -246,8 +252,8 @@ def test_pieces_and_shards_do_not_change_the_tokens(
     write(folder / "a.jsonl", RECORDS)
     write(folder / "b.txt", make_text(300))
     whole = prepare()
-    monkeypatch.setattr(shards, "PIECE", piece)
-    monkeypatch.setattr(sources, "PIECE", piece)
+    monkeypatch.setattr(shards, "CHUNK_CHARACTERS", piece)
+    monkeypatch.setattr(sources, "PIECE_CHARACTERS", piece)
     monkeypatch.setattr(shards, "SHARD_BYTES", 3000)
     monkeypatch.setattr(large, "BPE_CHARACTERS", 1)
     write(folder / "b.txt", make_text(300))  # a new time: prepared anew
@@ -286,21 +292,21 @@ def test_parts_of_shards(tmp_path: Path) -> None:
 
 def test_a_stopped_preparation_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It encodes no document again whose shard is done."""
-    monkeypatch.setattr(shards, "PIECE", 50)
+    monkeypatch.setattr(shards, "CHUNK_CHARACTERS", 50)
     monkeypatch.setattr(shards, "SHARD_BYTES", 1500)
     write(folder / "a.jsonl", RECORDS)
     whole = prepare()
-    encoded: list[list[sources.Text]] = []
-    encode = shards.encode_piece
+    encoded: list[list[sources.Piece]] = []
+    encode = shards.encode_chunk
     write(folder / "a.jsonl", RECORDS)
 
-    def stopping(piece: list[sources.Text], tokenizer: Tokenizer) -> object:
-        encoded.append(piece)
+    def stopping(chunk: list[sources.Piece], tokenizer: Tokenizer) -> object:
+        encoded.append(chunk)
         if len(encoded) == STOP:
             raise KeyboardInterrupt
-        return encode(piece, tokenizer)
+        return encode(chunk, tokenizer)
 
-    monkeypatch.setattr(shards, "encode_piece", stopping)
+    monkeypatch.setattr(shards, "encode_chunk", stopping)
     with pytest.raises(KeyboardInterrupt):
         prepare()
     before = len(encoded)
@@ -313,8 +319,8 @@ def test_a_stopped_preparation_goes_on(folder: Path, monkeypatch: pytest.MonkeyP
     assert done
     (half / ".train-00009-0.npy.77.tmp").write_bytes(b"torn")
     corpus = prepare()
-    pieces = len(list(shards.make_pieces(map(sources.Text, DOCUMENTS))))
-    assert len(encoded) - before == pieces - done[-1]["pieces"]
+    chunks = len(list(shards.make_chunks(map(sources.Piece, DOCUMENTS))))
+    assert len(encoded) - before == chunks - done[-1]["chunks"]
     for name in ("train", "val"):
         assert np.array_equal(getattr(corpus, name).tokens[:], getattr(whole, name).tokens[:])
     assert not list(half.glob(".*tmp*"))
@@ -328,8 +334,9 @@ def test_a_killed_preparation_goes_on(clone: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-c",
-        "import data.shards; data.shards.PIECE = 2**13; data.shards.SHARD_BYTES = 2**17; "
-        "from data.prepare import main; main(['--corpus=many'])",
+        "import large.shards; large.shards.CHUNK_CHARACTERS = 2**13; "
+        "large.shards.SHARD_BYTES = 2**17; "
+        "from large.prepare import main; main(['--corpus=many'])",
     ]
     process = subprocess.Popen(command, cwd=clone)
     while (
@@ -346,7 +353,7 @@ def test_a_killed_preparation_goes_on(clone: Path, tmp_path: Path) -> None:
         "training and"
         in subprocess.run(command, cwd=clone, capture_output=True, text=True, check=True).stdout
     )
-    assert done["pieces"] > 1
+    assert done["chunks"] > 1
     assert sum(path.stat().st_mtime_ns == time for path, time in before.items()) >= 2
     tokens = json.loads((logs[0].parent / "meta.json").read_bytes())
     assert tokens["train"]["documents"] + tokens["val"]["documents"] == 500 * len(DOCUMENTS)
@@ -394,7 +401,7 @@ def test_shards_that_are_gone_or_short_are_made_again(
 
 @pytest.mark.parametrize("fraction", [0.02, 0.1, 0.3, 0.4, 0.5, 0.9, 1 / 49, 0.999])
 def test_the_validation_split_is_as_large_as_asked(fraction: float) -> None:
-    kinds = [text.is_val for text in choose_split([sources.Text("")] * 1000, fraction)]
+    kinds = [text.is_val for text in choose_split([sources.Piece("")] * 1000, fraction)]
     assert sum(kinds) == int(1000 * fraction + 1e-9)
     assert not kinds[0]
     assert all(abs(sum(kinds[:n]) - n * fraction) < 1 for n in range(1000))  # evenly
@@ -446,7 +453,7 @@ def test_mistakes(name: str, text: str | None, says: str, folder: Path) -> None:
         else zstd.compress(RECORDS.encode() * 9)[:-9]
     )
     for corpus in ("texts", f"texts/{name}") if text is None else ("texts",):
-        done = call("data/prepare.py", f"--corpus={corpus}", check=False)
+        done = call("large/prepare.py", f"--corpus={corpus}", check=False)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert says in done.stderr
 
@@ -454,7 +461,7 @@ def test_mistakes(name: str, text: str | None, says: str, folder: Path) -> None:
 def test_options_for_one_file_are_refused(folder: Path) -> None:
     write(folder / "a.jsonl", RECORDS)
     for option in ("--mask=a", "--documents=lines", "--padded", "--predict_eos=false"):
-        said = call("data/prepare.py", "--corpus=texts", option, check=False).stderr
+        said = call("large/prepare.py", "--corpus=texts", option, check=False).stderr
         assert "needs one file of text, not compressed" in said
 
 
@@ -501,22 +508,57 @@ def test_a_dataset_of_the_hub(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_training_on_shards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With several shards, training, resuming, evaluation and sampling work as on one file."""
-    monkeypatch.setattr(shards, "PIECE", 100)
+    monkeypatch.setattr(shards, "CHUNK_CHARACTERS", 100)
     monkeypatch.setattr(shards, "SHARD_BYTES", 2000)
     write(folder / "a.jsonl.zst", RECORDS)
+    prepare()
     call("train.py", "--corpus=texts", "--out_dir=run", *TINY, "--document_attention")
     call("train.py", "run", "--init_from=resume", "--max_iters=8")
     assert "nats per token" in call("evaluate.py", "run").stdout
     assert call("sample.py", "run", "--max_new_tokens=5").stdout
 
 
+@pytest.mark.parametrize("script", ["train.py", "data/prepare.py"])
+def test_the_command_that_prepares_a_corpus_is_told(script: str, folder: Path) -> None:
+    """Where it is not prepared, damaged, or its text has changed; then the command helps."""
+    write(folder / "a.jsonl", RECORDS)
+    arguments = ["--corpus=texts", "--val_fraction=0.2", *TINY, "--max_iters=1"]
+    command = "python large/prepare.py --corpus=texts --val_fraction=0.2\n"
+
+    def refuses() -> bool:
+        done = call(script, *arguments, check=False)
+        said = f"error: corpus texts: is not prepared, or its files changed since; prepare it: {command}"
+        assert (done.returncode, done.stderr) in ((2, said), (0, "")), done.stderr
+        return done.returncode == 2
+
+    assert refuses()
+    assert not list(Path(".").glob("out/*"))
+    call(*command.split()[1:])
+    assert not refuses()
+    write(folder / "a.jsonl", RECORDS * 2)
+    assert refuses()
+    assert "its text has changed; preparing it again" in call(*command.split()[1:]).stderr
+    assert not refuses()
+    write(folder / "b.jsonl", RECORDS)  # what is new the command notices
+    assert "its text has changed; preparing it again" in call(*command.split()[1:]).stderr
+    (file,) = Path("data").glob("texts-*/val-00000-0.npy")
+    file.write_bytes(file.read_bytes()[:-2])
+    assert refuses()
+
+
+def test_one_text_is_not_prepared_as_a_large_corpus(data_dir: Path) -> None:
+    done = call("large/prepare.py", "--corpus=text.txt", check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "corpus text.txt: is one text; train.py and data/prepare.py prepare it" in done.stderr
+
+
 def test_write_shards_says_what_it_did(tmp_path: Path) -> None:
     tokenizer = char_tokenizer("ab", "\n")
     texts = [
-        sources.Text("ab"),
-        sources.Text("b"),
-        sources.Text("a", ends=False),
-        sources.Text("bb"),
+        sources.Piece("ab"),
+        sources.Piece("b"),
+        sources.Piece("a", ends=False),
+        sources.Piece("bb"),
     ]
     (shard,) = write_shards(choose_split(texts, 0.5), tokenizer, tmp_path)
     assert shard == shards.Shard(1, {"train": 2, "val": 1}, {"train": 8, "val": 3})

@@ -102,7 +102,7 @@ def test_temperature_is_disorder() -> None:
 @pytest.fixture
 def short(data_dir, monkeypatch):
     """A markov corpus of a few thousand characters, in a temporary directory."""
-    monkeypatch.setattr("data.prepare.LENGTH", 6000)
+    monkeypatch.setattr("data.corpora.LENGTH", 6000)
     return data_dir
 
 

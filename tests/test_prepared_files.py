@@ -12,7 +12,7 @@ from data import checksums
 from data.arrays import check_whole, write_array
 from data.checksums import hash_file, size_and_time
 from data.prepare import prepare_corpus
-from tests.conftest import TINY, call, make_text
+from tests.conftest import TINY, Done, call, make_text
 from tests.test_trouble import files_of_at_most
 
 CORPORA = {
@@ -31,6 +31,11 @@ def options(request: pytest.FixtureRequest, data_dir: Path) -> list[str]:
     return CORPORA[request.param]
 
 
+def prepare(options: list[str], check: bool = True) -> Done:
+    script = "large/prepare.py" if options == CORPORA["large"] else "data/prepare.py"
+    return call(script, *options, check=check)
+
+
 def prepared() -> Path:
     (folder,) = (path.parent for path in Path("data").glob("*/checksums.json"))
     return folder
@@ -43,19 +48,19 @@ def arrays(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("missing", [1, 100, 5000])
 def test_a_full_disk_while_a_corpus_is_prepared(options: list[str], missing: int) -> None:
     """One clear line; when there is room again, it is prepared as if nothing had happened."""
-    call("data/prepare.py", *options)
+    prepare(options)
     folder = prepared()
     whole = arrays(folder)
     for path in [*folder.iterdir()]:
         path.unlink()
     folder.rmdir()
     with files_of_at_most(max(map(len, whole.values())) - missing):
-        done = call("data/prepare.py", *options, check=False)
+        done = prepare(options, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith("error: ")
     assert ".npy: File too large\n" in done.stderr
     assert not (folder / "checksums.json").exists()
-    assert call("data/prepare.py", *options).returncode == 0
+    assert prepare(options).returncode == 0
     assert arrays(prepared()) == whole
     assert not list(prepared().glob(".*"))
 
@@ -79,7 +84,7 @@ def test_no_error_of_a_write_is_lost(n: int, tmp_path: Path) -> None:
 
 def test_a_short_array_whose_checksum_is_right_is_prepared_again(options: list[str]) -> None:
     """As earlier editions left it, when a disk was full."""
-    call("data/prepare.py", *options)
+    prepare(options)
     folder = prepared()
     whole = arrays(folder)
     sums = json.loads((folder / "checksums.json").read_bytes())
@@ -87,7 +92,7 @@ def test_a_short_array_whose_checksum_is_right_is_prepared_again(options: list[s
         (folder / name).write_bytes(whole[name][:-10])
         sums[name] = [*size_and_time(folder / name), hash_file(folder / name)]
     (folder / "checksums.json").write_text(json.dumps(sums))
-    assert "incomplete or damaged; preparing it again" in call("data/prepare.py", *options).stderr
+    assert "incomplete or damaged; preparing it again" in prepare(options).stderr
     assert arrays(prepared()) == whole
 
 
@@ -96,7 +101,7 @@ def test_a_token_that_is_not_in_the_vocabulary(
     name: str, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a file is too large to be hashed at each start, and has its size and its time."""
-    call("data/prepare.py", *options)
+    prepare(options)
     folder = prepared()
     monkeypatch.setattr(checksums, "LARGE", 1000)
     (path,) = folder.glob(f"{name}[.-]*npy")

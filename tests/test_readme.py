@@ -74,6 +74,7 @@ OF_OTHERS = {
     "quick",
     "minutes",
     "help",
+    "show_batch",
     "name",
     "logdir",
     "project",
@@ -161,7 +162,7 @@ def test_the_command_is_one(command: str, small: Path, monkeypatch: pytest.Monke
         importlib.import_module(script.removesuffix(".py").replace("/", "."))
     elif words == ["--help"]:
         assert "--" in call(script, "--help").stdout
-    elif script in ("train.py", "data/prepare.py"):
+    elif script in ("train.py", "data/prepare.py", "large/prepare.py"):
         resumed = [word for word in words if word == "out/shakespeare_char"]
         load_config([word for word in words if word not in resumed])
     else:
@@ -183,6 +184,7 @@ def test_every_file_named_is_there_and_every_module_is_on_the_map() -> None:
             "engine/*",
             "report/*",
             "huggingface/*",
+            "large/*",
             "page/*",
             "bench/*",
             "docs/*",
@@ -210,7 +212,7 @@ def test_every_file_named_is_there_and_every_module_is_on_the_map() -> None:
         if (
             name.endswith(".py")
             and name != "__init__.py"
-            and folder in ("", "config", "data", "engine", "report", "page", "huggingface")
+            and folder in ("", "config", "data", "engine", "report", "page", "large", "huggingface")
         ):
             assert re.search(rf"\b{name}", house), f"{file} is not on the map"
 

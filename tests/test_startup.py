@@ -31,6 +31,7 @@ COMMANDS = [
     "curves.py",
     "convert.py",
     "data/prepare.py",
+    "large/prepare.py",
 ]
 
 
