@@ -16,7 +16,8 @@ from config.schema import FileName, Page, Section
 from config.terminal import print_styled
 from engine.run import Run, open_run
 from engine.watchers import load_wing
-from report.figures import draw_png, draw_terminal
+from report.characters import draw_terminal
+from report.figures import draw_png
 
 
 class CurveOptions(Section):

@@ -16,7 +16,7 @@ from engine.run import Run
 from page.records import describe_text, read_evaluation, read_passages
 from report import analysis
 from report.analysis import Evaluation, Passage
-from report.figures import middles, thin
+from report.picture import middles, thin
 from surprisal import perplexity
 
 PLACES = ["step", "tokens", "seconds", "flops"]  # that a loss can be drawn against

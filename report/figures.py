@@ -1,134 +1,30 @@
-"""Loss curves of runs beside their baselines, as pictures and in the terminal. Needs no torch."""
+"""Draws loss curves with matplotlib. Needs no torch."""
 
-import itertools
 import math
-import shutil
-import string
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from config.errors import UserError
-from config.files import replacing, unique_names
-from config.terminal import one_line
-from data.baselines import ENTROPY_RATE, UNIFORM
-from engine.metrics import Record, find_best
+from config.files import replacing
+from data.baselines import ENTROPY_RATE
 from engine.run import Run
-from surprisal import bits_per_byte, perplexity
+from report.picture import X_LABELS, Y_LABELS, Curve, Picture, show_number, spread
+from surprisal import perplexity
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-POINTS = 1000  # of a curve that can be told apart
-FEW = 5  # runs whose training losses are drawn too
-# in the terminal
-MARKERS = {"braille": "⠒⠒", "dot": "••", **{mark: 2 * mark for mark in "x+" + string.ascii_letters}}
-ROWS = 21  # of the picture in the terminal
-X_LABELS = {"step": "steps", "tokens": "training targets", "seconds": "seconds"}
-Y_LABELS = {
-    "nats": "cross-entropy, nats per token",
-    "bits_per_byte": "cross-entropy, bits per byte",
-}
-
-Series = tuple[list[float], list[float]]  # where losses were measured, and the losses
-
-
-class Curve:
-    """A run's losses in the unit of the picture."""
-
-    def __init__(self, run: Run, name: str, x: str, unit: str) -> None:
-        records = run.read_metrics()
-        key = "val_nll" if unit == "nats" else "val_bits_per_byte"
-        # a unit alone tells no best model
-        evaluations = [record for record in records if "val_nll" in record]
-        self.val, self.gap = _series(evaluations, x, key), _series(evaluations, x, "kl_gap")
-        ends, train = _series(records, x, "train_nll")
-        scale = 1.0 if unit == "nats" else bits_per_byte(1.0, run.info.bytes_per_target)
-        first = records[0].get(x, 0.0) if records else 0.0
-        self.train = thin(middles(first, ends)), [scale * nll for nll in thin(train)]
-        self.best: Series = [], []  # one point
-        self.label = f"no evaluation  {name}"
-        if self.val[1]:
-            final: Record = next(
-                (record for record in reversed(records) if "best_val_nll" in record), {}
-            )
-            best = find_best(
-                each for each in records if "val_nll" not in each or (x in each and key in each)
-            )
-            self.best = [best[x]], [final.get(f"best_{key}", best[key])]
-            gap = final.get("best_kl_gap", best.get("kl_gap"))
-            kl = "" if gap is None else f", KL {gap:.4f}"
-            self.label = f"best {self.best[1][0]:.4f}{kl}  {name}"
-
-
-class Picture:
-    """The curves of some runs, the baselines, and the axes."""
-
-    def __init__(self, runs: Sequence[Run], x: str, scale: str, unit: str) -> None:
-        names = _shorten_all(unique_names([run.path for run in runs]), 48)
-        self.curves = [Curve(run, name, x, unit) for run, name in zip(runs, names, strict=True)]
-        self.baselines = find_baselines(runs, unit)
-        places = [place for curve in self.curves for place in curve.val[0] + curve.train[0]]
-        self.left = min(places, default=0.0) if scale == "log" else 0.0
-        self.right = max(places, default=0.0)
-        if self.right == self.left:  # a single point; 1 more would be lost beside a very large step
-            self.right += max(1.0, 1e-3 * self.left)
-        self.first = min(
-            (place for curve in self.curves for place in curve.val[0] if place > 0),
-            default=self.right,
-        )
-        powers = [10.0**power for power in range(-3, 16)]
-        between = (
-            [tick for tick in powers if max(self.first, 1.8 * self.left) <= tick < self.right / 1.8]
-            if scale == "log"
-            else [self.right * part / 4 for part in (1, 2, 3)]
-        )
-        self.ticks = [self.left, *between, self.right]
-        values = [value for _, value in self.baselines]
-        self.low = min(
-            values + [loss for curve in self.curves for loss in curve.val[1] + curve.train[1]]
-        )
-        self.high = max(
-            [*values, *(loss for curve in self.curves for loss in curve.best[1]), self.low + 1e-3]
-        )
-
-
-def find_baselines(runs: Sequence[Run], unit: str) -> list[tuple[str, float]]:
-    """Names and losses of the baselines up to log|V|, and the entropy rate, from the lowest to the
-    highest.
-
-    A name that means different losses says whose each is: by the corpus, the tokens, or the first
-    of the runs.
-    """
-    values = [
-        {
-            each.name: each.nats_per_token if unit == "nats" else each.bits_per_byte
-            for each in run.info.baselines
-        }
-        for run in runs
-    ]
-    by_corpus = [run.info.name for run in runs]
-    by_tokens = [run.info.tokenizer for run in runs]
-    for owners in (by_corpus, by_tokens, unique_names([run.path for run in runs])):
-        if all(
-            values[owners.index(owner)] == own for owner, own in zip(owners, values, strict=True)
-        ):
-            break
-    owners = _shorten_all(owners, 16)
-    found: dict[str, float] = {}
-    for number, (own, owner) in enumerate(zip(values, owners, strict=True)):
-        for name, value in own.items() if own not in values[:number] else []:
-            shared = all(
-                math.isclose(other.get(name, math.nan), value, rel_tol=1e-3) for other in values
-            )
-            if value <= own[UNIFORM]:
-                found[name if shared else f"{name} ({owner})"] = value
-    return sorted(found.items(), key=lambda pair: pair[1])
+LINE_STYLES = ("-", "--", ":")
+# in inches
+WIDTH = 7.2
+MIN_HEIGHT = 3.9  # of the axes
+NAME_HEIGHT = 0.18  # of a baseline
+LEGEND_ROW = 0.2
+GAP_HEIGHT = 1.5
+MARGIN = 0.7
 
 
 def draw_png(
@@ -140,14 +36,16 @@ def draw_png(
     with replacing(path) as new:
         figure = make_figure(runs, x, scale, unit)
         figure.savefig(new, format=path.suffix[1:])
-    return [text.get_text() for text in figure.legends[0].get_texts()[: len(runs)]]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    return labels[: len(runs)]
 
 
 def make_figure(
     runs: Sequence[Run], x: str = "step", scale: str = "log", unit: str = "nats"
 ) -> "Figure":
-    """Training and validation loss of each run, a star at the best model, and the baselines as
-    lines.
+    """Draw the training and validation loss of each run, a star at the best model, and baselines.
+
+    Where the source of the text is known, a panel below has the gap to its entropy rate.
     """
     import matplotlib
     from matplotlib.figure import Figure  # without pyplot: no window, nothing global
@@ -155,215 +53,148 @@ def make_figure(
     # instead of what the font does not have, there is a box
     warnings.filterwarnings("ignore", "Glyph")
     picture = Picture(runs, x, scale, unit)
-    curves, left, right, low, high = (
-        picture.curves,
-        picture.left,
-        picture.right,
-        picture.low,
-        picture.high,
-    )
-    few, has_gap = len(curves) <= FEW, any(curve.gap[0] for curve in curves)
-    columns = max(1, min(3, 118 // (12 + max(len(curve.label) for curve in curves))))
-    height = max(3.9, 0.18 * len(picture.baselines))  # of the axes, in inches
+    columns = count_legend_columns(picture)
+    heights = [max(MIN_HEIGHT, NAME_HEIGHT * len(picture.baselines))]
+    if picture.shows_gap:
+        heights.append(GAP_HEIGHT)
+    rows = math.ceil((len(picture.curves) + picture.shows_train) / columns)
+    height = sum(heights) + MARGIN + LEGEND_ROW * rows
     with matplotlib.rc_context({"text.parse_math": False}):
-        figure = Figure(
-            (7.2, height + 0.7 + 0.2 * -(-(len(curves) + few) // columns) + 1.5 * has_gap),
-            dpi=160,
-            layout="constrained",
-        )
-        axes, *panels = figure.subplots(
-            1 + has_gap, 1, sharex=True, squeeze=False, height_ratios=[height, 1.5][: 1 + has_gap]
+        figure = Figure((WIDTH, height), dpi=160, layout="constrained")
+        panels = figure.subplots(
+            len(heights), 1, sharex=True, squeeze=False, height_ratios=heights
         )[:, 0]
-        handles: list[Any] = []  # what stands beside the labels in the legend
-        labels = [curve.label for curve in curves]
-        for number, curve in enumerate(curves):
-            look: dict[str, Any] = {
-                "color": f"C{number % 10}",
-                "linestyle": ("-", "--", ":")[number // 10 % 3],
-            }
-            if few:
-                (thin,) = axes.plot(*curve.train, **look, linewidth=0.8, alpha=0.45)
-            (line,) = axes.plot(*curve.val, **look, linewidth=2)
-            (star,) = axes.plot(
-                *curve.best,
-                "*",
-                color=look["color"],
-                markersize=12 if few else 9,
-                markeredgecolor="white",
-                zorder=4,
-                clip_on=False,
-            )
-            for panel in panels:
-                panel.plot(*curve.gap, **look, linewidth=2)
-            handles.append((line, star))
-        if few and any(curve.train[0] for curve in curves):
-            handles, labels = (
-                [*handles, thin],
-                [*labels, "thin: training text, before it is learned from"],
-            )
+        axes = panels[0]
+        handles, labels = draw_curves(axes, picture)
         figure.legend(
             handles, labels, loc="outside lower center", frameon=False, fontsize=9, ncols=columns
         )
-        if scale == "log":  # also from 0
-            axes.set_xscale("symlog", linthresh=picture.first, linscale=0.3)
-        axes.set_xlim(left, right)
-        axes.set_xticks(picture.ticks, map(_number, picture.ticks))
-        axes.minorticks_off()
-        # Right of the curves are the names of the baselines, one above the other; a line leads from
-        # each to its loss.
-        names = [f"{name}  {value:.3f}" for name, value in picture.baselines]
-        width = 0.05 + 0.0108 * max(map(len, names))  # of the axes
-        start, end = axes.transData.transform([(left, 0), (right, 0)])[:, 0]
-        axes.set_xlim(
-            left, axes.transData.inverted().transform((start + (end - start) / (1 - width), 0))[0]
-        )
-        axes.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
-        values = [value for _, value in picture.baselines]
-        for name, value, y in zip(
-            names, values, _spread(values, 0.18 / height * (high - low)), strict=True
-        ):
-            color, dashes = ("0", ()) if name.startswith(ENTROPY_RATE) else ("0.45", (4, 3))
-            axes.plot(
-                [left, right],
-                [value, value],
-                color=color,
-                linewidth=0.8,
-                linestyle=(0, dashes),
-                zorder=1,
-            )
-            axes.annotate(
-                name,
-                (right, value),
-                (1.03 - width, y),
-                textcoords=("axes fraction", "data"),
-                fontsize=8.5,
-                va="center",
-                color="0.2",
-                arrowprops={
-                    "arrowstyle": "-",
-                    "color": color,
-                    "linewidth": 0.6,
-                    "shrinkB": 0,
-                    "relpos": (0, 0.5),
-                },
-            )
-        for each in (axes, *panels):
-            each.spines[["top", "right"]].set_visible(False)
-            each.spines["bottom"].set_bounds(left, right)
-            each.grid(axis="x", alpha=0.15)
-        each.set_xlabel(X_LABELS[x])
-        axes.set_ylabel(Y_LABELS[unit])
+        set_x_axis(axes, picture, scale)
+        draw_baselines(axes, picture, NAME_HEIGHT / heights[0])
         for panel in panels:
-            panel.set(yscale="log", ylabel="KL(source || model)")
-            panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            panel.spines[["top", "right"]].set_visible(False)
+            panel.spines["bottom"].set_bounds(picture.left, picture.right)
+            panel.grid(axis="x", alpha=0.15)
+        panels[-1].set_xlabel(X_LABELS[x])
+        axes.set_ylabel(Y_LABELS[unit])
+        if picture.shows_gap:
+            draw_gap(panels[1], picture)
         if unit == "nats":
-            bottom, top = (perplexity(nats) for nats in axes.get_ylim())
-            numbers = [digit * 10**power for power in range(6) for digit in (1, 1.5, 2, 3, 5, 7)]
-            ticks = [number for number in numbers if bottom <= number <= top]
-            second = axes.secondary_yaxis("right")
-            second.set_yticks(
-                [math.log(number) for number in ticks], [f"{number:,g}" for number in ticks]
-            )
-            second.set_ylabel("perplexity")
+            add_perplexity(axes)
     return figure
 
 
-def draw_terminal(
-    runs: Sequence[Run], x: str = "step", scale: str = "log", unit: str = "nats"
-) -> str:
-    """The same picture in characters; baselines are the marks of the y axis."""
-    import plotext
-
-    picture = Picture(runs, x, scale, unit)
-    low, step = picture.low, (picture.high - picture.low) / (ROWS - 1)
-
-    def place(value: float) -> float:
-        return math.log10(value / picture.first + 1) if scale == "log" else value
-
-    plotext.clear_figure()
-    plotext.limit_size(False, False)
-    plotext.plot_size(None, ROWS + 3)  # with the frame and the marks of the x axis
-    plotext.theme("clear")
-    lines = []
-    for (marker, shown), curve in zip(
-        itertools.cycle(MARKERS.items()), picture.curves, strict=False
-    ):
-        if curve.val[0]:
-            plotext.plot(
-                [*map(place, curve.val[0])],
-                [min(loss, 2 * picture.high) for loss in curve.val[1]],
-                marker=marker,
-            )
-        lines.append(f"{shown:>8}  {curve.label}")
-    plotext.xlim(place(picture.left), place(picture.right))
-    plotext.ylim(low, picture.high)
-    plotext.xticks([*map(place, picture.ticks)], [*map(_number, picture.ticks)])
-    names: dict[int, list[str]] = {}  # of the baselines in each row
-    for name, value in reversed(picture.baselines):
-        names.setdefault(round((value - low) / step), []).append(f"{name} {value:.3f}")
-    for row in names:
-        plotext.hline(low + row * step, "gray")
-    labels, half = (
-        [", ".join(group) for group in names.values()],
-        shutil.get_terminal_size().columns // 2,
-    )
-    plotext.yticks(
-        [low + row * step for row in names],
-        [label if len(label) <= half else f"{label[: half - 1]}…" for label in labels],
-    )
-    drawn = plotext.build()
-    return "\n".join(
-        [
-            f"{Y_LABELS[unit]}, against {X_LABELS[x]}",
-            drawn if sys.stdout.isatty() else plotext.uncolorize(drawn),
-            *lines,
-        ]
-    )
+def count_legend_columns(picture: Picture) -> int:
+    """Return how many labels fit beside each other, at most 3."""
+    longest = max(len(curve.label) for curve in picture.curves)
+    return max(1, min(3, 118 // (12 + longest)))
 
 
-def _series(records: Sequence[Record], x: str, key: str) -> Series:
-    found = [(record[x], record[key]) for record in records if x in record and key in record]
-    return [place for place, _ in found], [loss for _, loss in found]
+def draw_curves(axes: "Axes", picture: Picture) -> tuple[list[Any], list[str]]:
+    """Draw the losses of each run; returns what the legend shows, and its labels."""
+    handles: list[Any] = []
+    labels = []
+    for number, curve in enumerate(picture.curves):
+        style = line_style(number)
+        if picture.shows_train:
+            (thin_line,) = axes.plot(*curve.train, **style, linewidth=0.8, alpha=0.45)
+        (line,) = axes.plot(*curve.val, **style, linewidth=2)
+        size = 9
+        if picture.shows_train:
+            size = 12
+        handles.append((line, draw_star(axes, curve, style["color"], size)))
+        labels.append(curve.label)
+    if picture.shows_train and any(curve.train[0] for curve in picture.curves):
+        handles.append(thin_line)
+        labels.append("thin: training text, before it is learned from")
+    return handles, labels
 
 
-def middles(start: float, ends: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Where training losses stand: each is the mean of the steps since the line before."""
-    return (np.append(start, ends[:-1])[: len(ends)] + ends) / 2
+def line_style(number: int) -> dict[str, Any]:
+    """Return the look of a run's lines: ten colours, then other dashes."""
+    dashes = LINE_STYLES[number // 10 % len(LINE_STYLES)]
+    return {"color": f"C{number % 10}", "linestyle": dashes}
 
 
-def thin(values: Sequence[float] | np.ndarray) -> list[float]:
-    """Means of neighbouring points where there are more than can be told apart."""
-    starts = np.arange(0, len(values), -(-len(values) // POINTS) or 1)
-    sizes = np.diff(starts, append=len(values))
-    return (np.add.reduceat(values, starts) / sizes).tolist() if len(values) else []
+def draw_star(axes: "Axes", curve: Curve, color: str, size: int) -> Any:
+    """Draw a star at the best model."""
+    look: dict[str, Any] = {"color": color, "markersize": size, "markeredgecolor": "white"}
+    (star,) = axes.plot(*curve.best, "*", **look, zorder=4, clip_on=False)
+    return star
 
 
-def _spread(values: Sequence[float], gap: float) -> list[float]:
-    """The positions nearest to ascending values that are at least `gap` apart: an isotonic
-    regression.
+def set_x_axis(axes: "Axes", picture: Picture, scale: str) -> None:
+    if scale == "log":  # also from 0
+        axes.set_xscale("symlog", linthresh=picture.first, linscale=0.3)
+    axes.set_xlim(picture.left, picture.right)
+    axes.set_xticks(picture.ticks, [show_number(tick) for tick in picture.ticks])
+    axes.minorticks_off()
+
+
+def draw_baselines(axes: "Axes", picture: Picture, name_height: float) -> None:
+    """Draw a line for each baseline, and its name.
+
+    The names stand right of the curves, one above the other; a line leads from each to its loss.
+    `name_height` is a part of the axes.
     """
-    groups: list[list[float]] = []  # of values that share a mean, each less the gaps below it
-    for number, value in enumerate(values):
-        groups.append([value - number * gap])
-        while len(groups) > 1 and fmean(groups[-2]) > fmean(groups[-1]):
-            groups[-2:] = [groups[-2] + groups[-1]]
-    return [
-        mean + number * gap
-        for number, mean in enumerate(fmean(group) for group in groups for _ in group)
-    ]
+    names = [f"{name}  {value:.3f}" for name, value in picture.baselines]
+    values = [value for _, value in picture.baselines]
+    width = 0.05 + 0.0108 * max(len(name) for name in names)  # of the axes
+    make_room(axes, picture, width)
+    range_of_y = picture.high - picture.low
+    margin = 0.04 * range_of_y
+    axes.set_ylim(picture.low - margin, picture.high + margin)
+    places = spread(values, name_height * range_of_y)
+    for name, value, place in zip(names, values, places, strict=True):
+        color = "0.45"
+        dashes: tuple[int, ...] = (4, 3)
+        if name.startswith(ENTROPY_RATE):
+            color = "0"
+            dashes = ()
+        axes.plot(
+            [picture.left, picture.right],
+            [value, value],
+            color=color,
+            linewidth=0.8,
+            linestyle=(0, dashes),
+            zorder=1,
+        )
+        arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.6}
+        axes.annotate(
+            name,
+            (picture.right, value),
+            (1.03 - width, place),
+            textcoords=("axes fraction", "data"),
+            fontsize=8.5,
+            va="center",
+            color="0.2",
+            arrowprops={**arrow, "shrinkB": 0, "relpos": (0, 0.5)},
+        )
 
 
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def make_room(axes: "Axes", picture: Picture, width: float) -> None:
+    """Extend the x axis, so that a part of so much is right of the curves."""
+    ends = [(picture.left, 0), (picture.right, 0)]
+    start, end = axes.transData.transform(ends)[:, 0]
+    new_end = start + (end - start) / (1 - width)
+    right, _ = axes.transData.inverted().transform((new_end, 0))
+    axes.set_xlim(picture.left, right)
 
 
-def _shorten_all(names: list[str], length: int) -> list[str]:
-    """The names, shortened if they stay different."""
-    short = [_shorten(name, length) for name in names]
-    return short if len(set(short)) == len(set(names)) else names
+def draw_gap(panel: "Axes", picture: Picture) -> None:
+    """Draw how far each run's loss is above the source's own."""
+    for number, curve in enumerate(picture.curves):
+        panel.plot(*curve.gap, **line_style(number), linewidth=2)
+    panel.set(yscale="log", ylabel="KL(source || model)")
+    panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
-def _shorten(name: str, length: int) -> str:
-    """A name on one line, of at most so many characters."""
-    name = one_line(name)
-    return name if len(name) <= length else f"{name[: length // 2]}…{name[1 - length // 2 :]}"
+def add_perplexity(axes: "Axes") -> None:
+    """Add an axis on the right that says the perplexity of nats."""
+    bottom, top = (perplexity(nats) for nats in axes.get_ylim())
+    numbers = [digit * 10**power for power in range(6) for digit in (1, 1.5, 2, 3, 5, 7)]
+    ticks = [number for number in numbers if bottom <= number <= top]
+    labels = [f"{tick:,g}" for tick in ticks]
+    second = axes.secondary_yaxis("right")
+    second.set_yticks([math.log(tick) for tick in ticks], labels)
+    second.set_ylabel("perplexity")

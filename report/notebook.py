@@ -24,7 +24,9 @@ from engine.device import setup_device
 from engine.generate import generate
 from engine.run import Run, open_run
 from engine.scoring import predict, score
-from report.figures import X_LABELS, Y_LABELS, draw_terminal, make_figure
+from report.characters import draw_terminal
+from report.figures import make_figure
+from report.picture import X_LABELS, Y_LABELS
 from report.tokens import paint_costs, show_costs
 from surprisal import LN2, bits_per_byte, perplexity
 

@@ -31,7 +31,7 @@ from engine.state import StepResult, TrainState
 from loss import LossSums, mean_loss, sum_losses
 from model import GPT
 from report import words
-from report.figures import Picture
+from report.picture import Picture
 from tests.conftest import (
     TINY,
     Done,

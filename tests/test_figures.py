@@ -26,7 +26,8 @@ from engine.run import Run, open_run
 from engine.step import is_eval_step
 from page.content import content_of_runs
 from report import figures
-from report.figures import Picture, find_baselines
+from report.characters import draw_terminal
+from report.picture import Picture, find_baselines, show_number, spread
 from tests.conftest import call
 
 PLAYS = {
@@ -218,12 +219,12 @@ def test_no_name_overwrites_another_in_the_terminal(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     runs = make_runs(tmp_path, what)
-    drawn = figures.draw_terminal(runs, **options)
+    drawn = draw_terminal(runs, **options)
     for name, value in find_baselines(runs, options.get("unit", "nats")):
         assert drawn.count(f"{name} {value:.3f}") == 1
     marks = drawn.split("└")[1].splitlines()[1].split()
     picture = Picture(runs, options.get("x", "step"), options.get("scale", "log"), "nats")
-    assert marks == [figures._number(tick) for tick in picture.ticks]
+    assert marks == [show_number(tick) for tick in picture.ticks]
     legend = drawn.splitlines()[-len(runs) :]
     assert len({line.split()[0] for line in legend}) == len(runs)  # each run has a mark of its own
     for line, curve in zip(legend, picture.curves, strict=True):
@@ -234,7 +235,7 @@ def test_no_name_overwrites_another_in_the_terminal(
 
 def test_each_baseline_is_in_the_row_of_its_loss(tmp_path: Path) -> None:
     """A curve that ends between two baselines ends between their rows."""
-    drawn = figures.draw_terminal([make_run(tmp_path / "run", best=2.0)]).splitlines()
+    drawn = draw_terminal([make_run(tmp_path / "run", best=2.0)]).splitlines()
     end = max(
         row
         for row, line in enumerate(drawn)
@@ -331,7 +332,7 @@ def test_where_the_source_is_known_a_panel_has_the_gap(tmp_path: Path) -> None:
     assert "best 0.8100, KL 0.0430  markov" in [
         label.get_text() for label in figure.legends[0].get_texts()
     ]
-    assert "best 0.8100, KL 0.0430  markov" in figures.draw_terminal([run])
+    assert "best 0.8100, KL 0.0430  markov" in draw_terminal([run])
     assert len(figures.make_figure([make_run(tmp_path / "plain")]).axes) == 1
 
 
@@ -393,13 +394,13 @@ def test_runs_that_went_badly_are_drawn_too(records: list[Record], tmp_path: Pat
         low, high = figure.axes[0].get_ylim()
         assert -1 < low < 1.5
         assert 4.3 < high < 10
-        assert "uniform, log|V| 4.234" in figures.draw_terminal([run], x, scale)
+        assert "uniform, log|V| 4.234" in draw_terminal([run], x, scale)
 
 
 def test_close_names_move_apart_and_others_stay() -> None:
-    assert figures._spread([1.0, 2.0, 5.0], 0.5) == [1.0, 2.0, 5.0]
-    assert figures._spread([1.0, 1.0, 5.0], 0.5) == [0.75, 1.25, 5.0]
-    places = figures._spread([1.0, 1.1, 1.2, 1.3, 3.0], 0.5)
+    assert spread([1.0, 2.0, 5.0], 0.5) == [1.0, 2.0, 5.0]
+    assert spread([1.0, 1.0, 5.0], 0.5) == [0.75, 1.25, 5.0]
+    places = spread([1.0, 1.1, 1.2, 1.3, 3.0], 0.5)
     assert [b - a for a, b in itertools.pairwise(places)] == pytest.approx([0.5, 0.5, 0.5, 1.1])
     assert sum(places) == pytest.approx(1.0 + 1.1 + 1.2 + 1.3 + 3.0)
 

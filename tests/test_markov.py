@@ -14,7 +14,8 @@ from data.eval_text import EvalText
 from data.markov import MarkovSource
 from data.prepare import prepare_corpus
 from engine.run import open_run
-from report.figures import draw_png, draw_terminal
+from report.characters import draw_terminal
+from report.figures import draw_png
 from surprisal import entropy
 from tests.conftest import TINY, call
 

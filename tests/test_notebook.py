@@ -12,7 +12,7 @@ import torch
 from config.errors import UserError
 from data.tokenizer import char_tokenizer
 from engine.run import open_run
-from report.figures import draw_terminal
+from report.characters import draw_terminal
 from report.notebook import Model, SampledText, ScoredText
 from surprisal import LN2
 from tests.conftest import ROOT, call, trained_dtype

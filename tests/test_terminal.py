@@ -16,7 +16,7 @@ from config.errors import UserError, run_command
 from config.terminal import CONTROL, Terminal, one_line, print_styled, printable, progress_bar
 from data.tokenizer import load_tokenizer
 from engine.run import open_run
-from report.figures import draw_terminal
+from report.characters import draw_terminal
 from report.tokens import show_costs
 from tests.conftest import TINY, call, make_text, training_in
 

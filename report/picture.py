@@ -1,0 +1,222 @@
+"""Collects what a picture of loss curves shows: the curves of runs, the baselines, and the axes."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from config.files import unique_names
+from config.terminal import one_line
+from data.baselines import UNIFORM
+from data.info import CorpusInfo
+from engine.metrics import Record, find_best
+from engine.run import Run
+from surprisal import bits_per_byte
+
+POINTS = 1000  # of a curve that can be told apart
+MAX_TRAIN_CURVES = 5  # of more runs only the validation losses are drawn
+X_LABELS = {"step": "steps", "tokens": "training targets", "seconds": "seconds"}
+Y_LABELS = {
+    "nats": "cross-entropy, nats per token",
+    "bits_per_byte": "cross-entropy, bits per byte",
+}
+VAL_NAMES = {"nats": "val_nll", "bits_per_byte": "val_bits_per_byte"}
+
+Series = tuple[list[float], list[float]]  # where losses were measured, and the losses
+
+
+class Curve:
+    """A run's losses in the unit of the picture, and its name in the legend."""
+
+    def __init__(self, run: Run, name: str, x: str, unit: str) -> None:
+        records = run.read_metrics()
+        evaluations = [record for record in records if "val_nll" in record]
+        val_name = VAL_NAMES[unit]
+        self.val = read_series(evaluations, x, val_name)
+        self.gap = read_series(evaluations, x, "kl_gap")
+        nat = 1.0
+        if unit == "bits_per_byte":
+            nat = bits_per_byte(1.0, run.info.bytes_per_target)
+        self.train = read_train_series(records, x, nat)
+        self.best: Series = ([], [])  # one point
+        self.label = f"no evaluation  {name}"
+        if self.val[1]:
+            self._set_best(records, name, x, val_name)
+
+    def _set_best(self, records: Sequence[Record], name: str, x: str, val_name: str) -> None:
+        """Find the best model: its loss on all validation text, or on a part if there is no more."""
+        needed = {x, val_name}
+        usable = [record for record in records if "val_nll" not in record or needed <= {*record}]
+        best = find_best(usable)
+        final: Record = {}
+        for record in records:
+            if "best_val_nll" in record:
+                final = record
+        loss = final.get(f"best_{val_name}", best[val_name])
+        gap = final.get("best_kl_gap", best.get("kl_gap"))
+        self.best = ([best[x]], [loss])
+        self.label = f"best {loss:.4f}  {name}"
+        if gap is not None:
+            self.label = f"best {loss:.4f}, KL {gap:.4f}  {name}"
+
+
+class Picture:
+    """The curves of some runs, the baselines, and the ends and ticks of the axes."""
+
+    def __init__(self, runs: Sequence[Run], x: str, scale: str, unit: str) -> None:
+        names = shorten_all(unique_names([run.path for run in runs]), 48)
+        self.curves = [Curve(run, name, x, unit) for run, name in zip(runs, names, strict=True)]
+        self.baselines = find_baselines(runs, unit)
+        self.shows_train = len(runs) <= MAX_TRAIN_CURVES
+        self.shows_gap = any(curve.gap[0] for curve in self.curves)
+        self._set_x_axis(scale)
+        self._set_y_axis()
+
+    def _set_x_axis(self, scale: str) -> None:
+        places = [place for curve in self.curves for place in curve.val[0] + curve.train[0]]
+        self.left = 0.0
+        if scale == "log":
+            self.left = min(places, default=0.0)
+        self.right = max(places, default=0.0)
+        if self.right == self.left:  # a single point
+            # 1 more would be lost beside a very large step
+            self.right += max(1.0, 1e-3 * self.left)
+        evaluated = [place for curve in self.curves for place in curve.val[0] if place > 0]
+        self.first = min(evaluated, default=self.right)  # evaluation after the start
+        between = [self.right * part / 4 for part in (1, 2, 3)]
+        if scale == "log":
+            start = max(self.first, 1.8 * self.left)
+            powers = [10.0**power for power in range(-3, 16)]
+            between = [power for power in powers if start <= power < self.right / 1.8]
+        self.ticks = [self.left, *between, self.right]
+
+    def _set_y_axis(self) -> None:
+        values = [value for _, value in self.baselines]
+        losses = [loss for curve in self.curves for loss in curve.val[1] + curve.train[1]]
+        best = [loss for curve in self.curves for loss in curve.best[1]]
+        self.low = min(values + losses)
+        self.high = max([*values, *best, self.low + 1e-3])
+
+
+def read_series(records: Sequence[Record], x: str, name: str) -> Series:
+    """Return the values of a name, and where they stand; records that lack one are left out."""
+    complete = [record for record in records if x in record and name in record]
+    return [record[x] for record in complete], [record[name] for record in complete]
+
+
+def read_train_series(records: Sequence[Record], x: str, nat: float) -> Series:
+    """Return the training losses, where one nat is so much in the unit of the picture."""
+    ends, losses = read_series(records, x, "train_nll")
+    start = 0.0
+    if records:
+        start = records[0].get(x, 0.0)
+    return thin(middles(start, ends)), [nat * loss for loss in thin(losses)]
+
+
+def middles(start: float, ends: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Return where training losses stand: each is the mean of the steps since the line before.
+
+    >>> middles(0, [1, 2, 4]).tolist()
+    [0.5, 1.5, 3.0]
+    """
+    starts = np.append(start, ends[:-1])[: len(ends)]
+    return (starts + ends) / 2
+
+
+def thin(values: Sequence[float] | np.ndarray) -> list[float]:
+    """Return means of neighbouring values where there are more than can be told apart."""
+    if len(values) == 0:
+        return []
+    size = math.ceil(len(values) / POINTS)
+    starts = np.arange(0, len(values), size)
+    sizes = np.diff(starts, append=len(values))
+    means: list[float] = (np.add.reduceat(values, starts) / sizes).tolist()
+    return means
+
+
+def find_baselines(runs: Sequence[Run], unit: str) -> list[tuple[str, float]]:
+    """Return the names and losses of the baselines, from the lowest to the highest.
+
+    They include the entropy rate; one above log|V| says nothing, and is left out. A name that
+    means different losses says whose each is.
+    """
+    values = [read_baselines(run.info, unit) for run in runs]
+    owners = shorten_all(find_owners(runs, values), 16)
+    found: dict[str, float] = {}
+    for number, (own, owner) in enumerate(zip(values, owners, strict=True)):
+        if own in values[:number]:  # they are those of an earlier run
+            continue
+        for name, value in own.items():
+            label = name
+            if not is_shared(name, value, values):
+                label = f"{name} ({owner})"
+            if value <= own[UNIFORM]:
+                found[label] = value
+    return sorted(found.items(), key=lambda pair: pair[1])
+
+
+def read_baselines(info: CorpusInfo, unit: str) -> dict[str, float]:
+    if unit == "nats":
+        return {baseline.name: baseline.nats_per_token for baseline in info.baselines}
+    return {baseline.name: baseline.bits_per_byte for baseline in info.baselines}
+
+
+def find_owners(runs: Sequence[Run], values: Sequence[dict[str, float]]) -> list[str]:
+    """Name what each run's baselines belong to: the corpus, the tokens, or the first such run."""
+    by_corpus = [run.info.name for run in runs]
+    by_tokens = [run.info.tokenizer for run in runs]
+    for owners in (by_corpus, by_tokens):
+        first = [values[owners.index(owner)] for owner in owners]
+        if first == list(values):
+            return owners
+    return unique_names([run.path for run in runs])
+
+
+def is_shared(name: str, value: float, values: Sequence[dict[str, float]]) -> bool:
+    """Tell whether a baseline has the same loss in all runs."""
+    return all(math.isclose(other.get(name, math.nan), value, rel_tol=1e-3) for other in values)
+
+
+def spread(values: Sequence[float], gap: float) -> list[float]:
+    """Return the positions nearest to ascending values that are at least `gap` apart.
+
+    This is an isotonic regression.
+
+    >>> spread([1.0, 1.0, 5.0], 0.5)
+    [0.75, 1.25, 5.0]
+    """
+    groups: list[list[float]] = []  # of values that share a mean, each less the gaps below it
+    for number, value in enumerate(values):
+        group = [value - number * gap]
+        while groups and mean(groups[-1]) > mean(group):
+            group = groups.pop() + group
+        groups.append(group)
+    shared = [mean(group) for group in groups for _ in group]
+    return [middle + number * gap for number, middle in enumerate(shared)]
+
+
+def mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def show_number(value: float) -> str:
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def shorten_all(names: list[str], length: int) -> list[str]:
+    """Shorten the names if they stay different."""
+    short = [shorten(name, length) for name in names]
+    if len(set(short)) < len(set(names)):
+        return names
+    return short
+
+
+def shorten(name: str, length: int) -> str:
+    """Return a name on one line, of at most so many characters."""
+    name = one_line(name)
+    if len(name) <= length:
+        return name
+    half = length // 2
+    return f"{name[:half]}…{name[1 - half :]}"
