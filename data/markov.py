@@ -1,5 +1,6 @@
-"""Text from a random Markov source, whose entropy rate is known: no model can have a lower expected
-loss.
+"""Text from a random Markov source, whose entropy rate is known.
+
+No model can have a lower expected loss than the entropy rate.
 """
 
 import string
@@ -15,8 +16,7 @@ LENGTH = 2_000_000  # symbols of text
 
 
 class MarkovSource:
-    """After each context, the last `order` symbols, comes one of a few symbols, each with its own
-    probability.
+    """Draws one of a few symbols after each context, the last `order` symbols.
 
     The space, symbol 0, may follow every context. So any context can reach the context of spaces
     only, and that can follow itself: the chain has one recurrent class without a period, and its
@@ -29,61 +29,65 @@ class MarkovSource:
         # a context is a number, and the symbols in it are its digits
         contexts = np.arange(alphabet**order)
         rng = np.random.default_rng(SEED)
-        others = rng.random((len(contexts), alphabet - 1)).argsort(axis=1)[:, : SUCCESSORS - 1] + 1
-        logits = rng.standard_normal((len(contexts), others.shape[1] + 1)) / temperature
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        units = (
-            np.rint(UNITS * weights / weights.sum(axis=1, keepdims=True))
-            .clip(min=1)
-            .astype(np.int64)
-        )
-        units[contexts, logits.argmax(axis=1)] += UNITS - units.sum(axis=1)
-        self.successors = np.pad(others, ((0, 0), (1, 0)))  # (contexts, S) symbols
-        self.units = units  # (contexts, S)
+        ranks = rng.random((len(contexts), alphabet - 1)).argsort(axis=1)
+        others = 1 + ranks[:, : SUCCESSORS - 1]  # symbols besides the space
+        self.successors = np.pad(others, ((0, 0), (1, 0)))  # (contexts, S)
+        self.units = draw_units(self.successors.shape, temperature, rng)  # (contexts, S)
         # p(s | c) of each context c and each of its S successors s
-        self.probabilities = units / UNITS
+        self.probabilities = self.units / UNITS
+        # the oldest symbol leaves the context, and the successor enters it
         self.next_contexts = (contexts[:, None] * alphabet + self.successors) % len(contexts)
         self.stationary = self._find_stationary()  # (contexts,)
 
     @property
     def entropy_rate(self) -> float:
         """H = sum over contexts c of pi(c) H(p(. | c)), in nats per symbol, to machine precision."""
-        return float(
-            -self.stationary @ (self.probabilities * np.log(self.probabilities)).sum(axis=1)
-        )
+        p = self.probabilities
+        return float(-self.stationary @ (p * np.log(p)).sum(axis=1))
 
     def _find_stationary(self) -> np.ndarray:
-        """pi = pi P, (contexts,): apply P until only rounding changes."""
-        pi, change = np.full(len(self.units), 1 / len(self.units)), 1.0
+        """pi = pi P, (contexts,): applies P until only rounding changes."""
+        num_contexts = len(self.units)
+        pi = np.full(num_contexts, 1 / num_contexts)
+        change = 1.0
         while change > 1e-14:  # the sum of |pi P - pi|
-            flow = (pi[:, None] * self.probabilities).ravel()
-            moved = np.bincount(self.next_contexts.ravel(), flow, minlength=len(pi))
+            flow = pi[:, None] * self.probabilities
+            moved = np.bincount(self.next_contexts.ravel(), flow.ravel(), minlength=num_contexts)
             change = float(np.abs(moved - pi).sum())
             pi = moved / moved.sum()
         return pi
 
     def sample(self, length: int) -> tuple[str, np.ndarray]:
-        """A text in the stationary state, and the source's own surprisal at each symbol, in nats,
-        (length,).
+        """Draws a text in the stationary state.
+
+        Also returns the source's own surprisal at each symbol, in nats, (length,).
         """
         rng = np.random.default_rng(SEED + 1)
-        drawn_by = (
-            np.repeat(self.successors.ravel(), self.units.ravel())
-            .astype(np.uint8)
-            .reshape(-1, UNITS)
-        )
-        table, alphabet, contexts = (
-            [row.tobytes() for row in drawn_by],
-            self.alphabet,
-            len(drawn_by),
-        )
-        path = [context := int(rng.choice(contexts, p=self.stationary))]
-        path += [
-            context := (context * alphabet + table[context][byte]) % contexts
-            for byte in rng.bytes(length)
-        ]
-        before, after = np.array(path[:-1]), np.array(path[1:])
-        chosen = self.next_contexts[before] == after[:, None]  # (length, S), true once in a row
-        symbols = (after % self.alphabet).astype(np.uint8)
-        text = np.frombuffer(ALPHABET.encode(), dtype=np.uint8)[symbols].tobytes().decode()
-        return text, -np.log(self.probabilities[before][chosen])
+        # the successor that each of the 256 bytes draws in each context
+        drawn = np.repeat(self.successors.ravel(), self.units.ravel()).astype(np.uint8)
+        tables = [row.tobytes() for row in drawn.reshape(-1, UNITS)]
+
+        alphabet = self.alphabet
+        num_contexts = len(tables)
+        context = int(rng.choice(num_contexts, p=self.stationary))
+        path = [context]
+        for byte in rng.bytes(length):
+            context = (context * alphabet + tables[context][byte]) % num_contexts
+            path.append(context)
+
+        before = np.array(path[:-1])
+        after = np.array(path[1:])
+        is_drawn = self.next_contexts[before] == after[:, None]  # (length, S), true once in a row
+        symbols = np.frombuffer(ALPHABET.encode(), dtype=np.uint8)[after % alphabet]
+        return symbols.tobytes().decode(), -np.log(self.probabilities[before][is_drawn])
+
+
+def draw_units(shape: tuple[int, ...], temperature: float, rng: np.random.Generator) -> np.ndarray:
+    """Draws probabilities (contexts, S), in whole numbers of 1 / UNITS, at least 1."""
+    logits = rng.standard_normal(shape) / temperature
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares = weights / weights.sum(axis=1, keepdims=True)
+    units = np.rint(UNITS * shares).clip(min=1).astype(np.int64)
+    # the likeliest successor gets what rounding took or gave
+    units[np.arange(len(units)), logits.argmax(axis=1)] += UNITS - units.sum(axis=1)
+    return units

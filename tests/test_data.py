@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from config.errors import UserError
 from config.schema import DataConfig
 from data import baselines, corpora
-from data.baselines import distinct, measure_baselines, ngram_nll
+from data.baselines import measure_baselines
 from data.batches import IGNORE_INDEX, Batch, TrainBatches, cut
 from data.documents import Split
 from data.eval_text import EvalText
+from data.ngrams import distinct, ngram_nll
 from data.prepare import prepare_corpus
 from data.tokenizer import Tokenizer, char_tokenizer, load_tokenizer, train_bpe
 from tests.conftest import make_text

@@ -29,7 +29,7 @@ from config.errors import UserError, run_command
 from config.recipe import to_toml
 from config.schema import Config, DataConfig
 from data import prepare
-from data.documents import read_records
+from data.documents import read_exchanges
 from engine.generate import generate_texts
 
 FIELDS = {}
@@ -233,7 +233,7 @@ def test_recipes(recipe, cut, garbage) -> None:
 def test_records(value, raw) -> None:
     line = str(value) if raw else json.dumps(value)
     with contextlib.suppress(UserError):
-        for record in read_records(line, "fuzz.jsonl"):
+        for record in read_exchanges(line, "fuzz.jsonl"):
             assert isinstance(record.prompt, str)
             assert record.completion
 

@@ -23,7 +23,7 @@ from config.errors import UserError
 from config.schema import DataConfig
 from data import corpora
 from data.checksums import write_checksums
-from data.documents import read_records
+from data.documents import read_exchanges
 from data.prepare import prepare_corpus
 from data.tokenizer import load_tokenizer
 from engine.checkpoint import _hash
@@ -268,7 +268,7 @@ def test_a_recipe_is_data(tmp_path) -> None:
 )
 def test_false_records_are_refused(line) -> None:
     with pytest.raises(UserError, match=r"corpus theirs\.jsonl, line 2: "):
-        read_records('{"prompt": "a", "completion": "b"}\n' + line, "theirs.jsonl")
+        read_exchanges('{"prompt": "a", "completion": "b"}\n' + line, "theirs.jsonl")
 
 
 def test_pickled_token_files_are_not_read(data_dir, marker, monkeypatch) -> None:
