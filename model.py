@@ -1,6 +1,6 @@
 """A GPT: by default nanochat's, with rotary positions, RMSNorm also after the embedding, QK-norm,
-ReLU^2 and an untied lm_head; with other options GPT-2, with learned positions, LayerNorm, GELU and
-tied embeddings.
+ReLU^2 and an untied lm_head; or GPT-2's, with learned positions, LayerNorm, GELU and tied
+embeddings.
 
 Shapes: B sequences, T tokens, C = n_embd, H heads of width D = C / H, V tokens in the vocabulary.
 With a KV cache, S = cached tokens + T; else S = T.
@@ -64,15 +64,15 @@ class RMSNorm(nn.Module):
 
 
 def make_norm(cfg: ModelConfig) -> nn.Module:
-    return nn.LayerNorm(cfg.n_embd, bias=cfg.bias) if cfg.norm == "layernorm" else RMSNorm()
+    return nn.LayerNorm(cfg.n_embd, bias=cfg.has_bias) if cfg.is_gpt2 else RMSNorm()
 
 
 class CausalSelfAttention(nn.Module):
     def __init__(self, cfg: ModelConfig, layer: int) -> None:
         super().__init__()
         self.cfg, self.layer = cfg, layer
-        self.qkv = nn.Linear(cfg.n_embd, 3 * cfg.n_embd, bias=cfg.bias)
-        self.proj = nn.Linear(cfg.n_embd, cfg.n_embd, bias=cfg.bias)
+        self.qkv = nn.Linear(cfg.n_embd, 3 * cfg.n_embd, bias=cfg.has_bias)
+        self.proj = nn.Linear(cfg.n_embd, cfg.n_embd, bias=cfg.has_bias)
 
     def forward(
         self, x: Tensor, rotation: Rotation | None, cache: KVCache | None, mask: Tensor | None
@@ -102,12 +102,12 @@ class MLP(nn.Module):
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.fc = nn.Linear(cfg.n_embd, 4 * cfg.n_embd, bias=cfg.bias)
-        self.proj = nn.Linear(4 * cfg.n_embd, cfg.n_embd, bias=cfg.bias)
+        self.fc = nn.Linear(cfg.n_embd, 4 * cfg.n_embd, bias=cfg.has_bias)
+        self.proj = nn.Linear(4 * cfg.n_embd, cfg.n_embd, bias=cfg.has_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc(x)
-        x = relu2(x) if self.cfg.activation == "relu2" else F.gelu(x, approximate="tanh")
+        x = F.gelu(x, approximate="tanh") if self.cfg.is_gpt2 else relu2(x)
         return dropout(self.proj(x), self.cfg.dropout, self.training)
 
 
@@ -134,7 +134,7 @@ class GPT(nn.Module):
         super().__init__()
         self.cfg, self.vocab_size = cfg, vocab_size
         self.wte = nn.Embedding(vocab_size, cfg.n_embd)
-        self.wpe = nn.Embedding(cfg.block_size, cfg.n_embd) if cfg.position == "learned" else None
+        self.wpe = nn.Embedding(cfg.block_size, cfg.n_embd) if cfg.is_gpt2 else None
         self.ngrams = nn.ModuleList(
             nn.Embedding(cfg.ngram_rows, cfg.n_embd) for _ in range(2, cfg.ngram_embedding + 1)
         )
@@ -181,7 +181,7 @@ class GPT(nn.Module):
             x = rms_norm(x)
         x = dropout(x, self.cfg.dropout, self.training)
         rotation = None
-        if self.cfg.position == "rotary":
+        if not self.cfg.is_gpt2:
             cos, sin = self.cos[start : start + T], self.sin[start : start + T]
             rotation = cos.type_as(x), sin.type_as(x)
         mask = self.document_mask(context, T) if self.cfg.document_attention else None
@@ -209,12 +209,12 @@ class GPT(nn.Module):
         """GPT-2's normal(0, 0.02), divided by sqrt(2 n_layer) in output projections; biases and
         n-gram tables are zero.
 
-        With `zero_init`, output projections and an untied lm_head are also zero: the first loss is
-        exactly log V.
+        In nanochat's form, output projections and an untied lm_head are also zero: the first loss
+        is exactly log V.
         """
         for name, p in self.named_parameters():  # a tied lm_head is wte, and has no name of its own
             projects = name.endswith("proj.weight")
-            zero = self.cfg.zero_init and (projects or name == "lm_head.weight")
+            zero = not self.cfg.is_gpt2 and (projects or name == "lm_head.weight")
             if zero or name.startswith("ngrams") or name.endswith("bias"):
                 nn.init.zeros_(p)
             elif p.ndim == 2:

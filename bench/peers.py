@@ -157,7 +157,7 @@ def nanogpt_model(path: str, cfg: ModelConfig) -> Any:
             n_head=cfg.n_head,
             n_embd=cfg.n_embd,
             dropout=0.0,
-            bias=cfg.bias,
+            bias=cfg.has_bias,
         )
     ).eval()
 

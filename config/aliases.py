@@ -20,7 +20,10 @@ ELSEWHERE = {
     "hidden d_model dim model_dim width n_hidden",
     "--dropout": "drop dropout_rate dropout_prob p_drop attn_pdrop resid_pdrop embd_pdrop",
     "--tied": "tie_weights weight_tying tie_word_embeddings tie_embeddings tied_weights",
-    "--position": "pos_emb pos_embedding position_embedding rope rotary",
+    "--form": "architecture arch model_type",
+    "--form, which says which positions, norms and activation": "pos_emb pos_embedding "
+    "position_embedding rope rotary norm_type layernorm rmsnorm act activation_function hidden_act",
+    "--form=gpt2, which has biases, or nanogpt, which has none": "use_bias linear_bias",
     "--label_smoothing": "smoothing label_smoothing_factor ls",
     "--teacher": "teacher_model distill distillation",
     "--batch_size": "bs batch batchsize train_batch_size global_batch_size total_batch_size n_batch mini_batch_size",
@@ -58,8 +61,8 @@ ELSEWHERE = {
     "--log_interval": "log_every log_steps logging_steps log_freq print_every print_freq log_every_n_steps",
     "--checkpoint_interval": "save_every save_interval save_steps save_freq checkpoint_every ckpt_interval "
     "always_save_checkpoint save_strategy",
-    "--tracker=wandb": "wandb wandb_log use_wandb log_wandb wandb_project wandb_run_name wandb_entity",
-    "--tracker": "report_to logger log_with tensorboard mlflow trackio",
+    "--watchers=page,wandb": "wandb wandb_log use_wandb log_wandb wandb_project wandb_run_name wandb_entity",
+    "--watchers": "report_to logger log_with tensorboard mlflow trackio",
     "--patience": "early_stopping early_stop early_stopping_patience",
     "torchrun --nproc_per_node=N train.py": "gpus num_gpus n_gpus ngpus nproc nproc_per_node devices world_size "
     "num_devices backend ddp",

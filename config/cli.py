@@ -8,6 +8,7 @@ from typing import Any, NoReturn, get_args
 
 from config.errors import UserError
 from config.files import check_entries, is_run, short_name
+from config.old_options import take_old_words, todays_words
 from config.recipe import Options, merge, sections
 from config.resume import adopt_shape, resume_config, unused_options
 from config.schema import Config, RunConfig, Section
@@ -21,6 +22,7 @@ def load_config(argv: list[str]) -> tuple[Config, set[str]]:
     """
     path, given = _parse_training(argv)
     cfg = merge(Config, path, given)
+    given |= todays_words(take_old_words(given), cfg)
     if not cfg.run.out_dir:
         cfg = cfg.with_run(out_dir=str(_choose_out_dir(path, given, cfg.run)))
     run = Path(cfg.run.out_dir)
@@ -102,6 +104,7 @@ def _parse(
     names = {"-h", "--help", "--"}
     for section in sections(schema).values():
         group = parser.add_argument_group((section.__doc__ or "").rstrip("."))
+        defaults = section()
         for name, field in section.model_fields.items():
             choices = ", ".join(filter(None, get_args(field.annotation)))
             is_flag: dict[str, Any] = (
@@ -111,7 +114,7 @@ def _parse(
                 f"--{field.alias or name}",
                 default=argparse.SUPPRESS,
                 **is_flag,
-                metavar=str(field.default).lower() or '""',
+                metavar=str(getattr(defaults, name)).lower() or '""',
                 help=f"{field.description} ({choices})" if choices else field.description,
             )
             names.add(f"--{field.alias or name}")

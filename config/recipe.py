@@ -7,72 +7,78 @@ from typing import Any, TypeVar
 
 import tomli_w
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from config.aliases import name_here
 from config.errors import UserError, did_you_mean
 from config.files import check_entries, check_regular, nearest_run, read_text
+from config.old_options import SECTIONS, take_old_words, translate
 from config.schema import Config, Section
 from config.terminal import one_line
 
 Options = TypeVar("Options", bound=Section)
-
-# Options of earlier editions, and what to write instead. A run that names one still opens: none of
-# them changed what a model computes.
-REMOVED = {"parallel": "torchrun's ranks always divide each batch"}
 
 PROBLEMS = 10  # that are told; the others are counted
 
 
 def merge(schema: type[Options], path: Path | None, given: dict[str, str]) -> Options:
     """Validate a recipe's values and the command line's together; UserError with all mistakes."""
-    problems = []
-    untold = 0
+    problems: list[str] = []
     values: dict[str, Any] = {}
-    try:
-        if path:
+    if path:
+        try:
             values = _read_toml(path)
-    except UserError as error:
-        # perhaps a word meant for an option that is not there, as in --lr 0.1
-        problems.append(str(error))
-    if path and path.name == "config.toml":  # of a run
-        drop_removed(values)
-    section_of = {
-        field.alias or name: section
-        for section, options in sections(schema).items()
-        for name, field in options.model_fields.items()
-    }
-    for name, text in given.items():
-        table = values.setdefault(section_of[name], {}) if section_of.get(name) else values
-        if isinstance(table, dict):  # else the recipe has a mistake
-            table[name] = text
+        except UserError as error:
+            # perhaps a word meant for an option that is not there, as in --lr 0.1
+            problems.append(str(error))
+    given = given.copy()
+    if schema is Config:
+        _put(take_old_words(given), values, SECTIONS)
+    _put(given, values, section_of(schema))
+    if schema is Config:
+        is_saved = path is not None and path.name == "config.toml"  # of a run
+        for section in values.values():
+            if isinstance(section, dict):
+                problems += translate(section, is_saved)
     try:
         options = schema.model_validate(values)
         if not problems:
             return options
     except ValidationError as error:
-        untold = error.error_count() - PROBLEMS
-        for e in error.errors()[:PROBLEMS]:
-            name = str(e["loc"][-1])
-            where = f"{path}: " if path and name not in given else ""
-            option = name.split("=")[0].strip("-").replace("-", "_")
-            if e["type"] == "extra_forbidden" and option in REMOVED:
-                problems.append(f"{where}{name}: this option is gone: {REMOVED[option]}")
-            elif e["type"] == "extra_forbidden":
-                is_section = name not in given and isinstance(e["input"], dict)
-                if is_section:
-                    nearest = did_you_mean(name, list(sections(schema)))
-                else:
-                    nearest = _nearest(name, section_of, on_command_line=name in given)
-                problems.append(
-                    f"{where}{'.'.join(map(str, e['loc'])):.80}: no such option{nearest}"
-                )
-            else:
-                problems.append(
-                    f"{where}{name}={e['input']!s:.80}: {e['msg'][0].lower()}{e['msg'][1:]}"
-                )
-    if untold > 0:
-        problems.append(f"... and {untold:,} more")
+        # Defaults that depend on the form are not made where another option is wrong.
+        found = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
+        problems += [_describe(e, schema, path, given) for e in found[:PROBLEMS]]
+        if len(found) > PROBLEMS:
+            problems.append(f"... and {len(found) - PROBLEMS:,} more")
     raise UserError("\n  ".join(map(one_line, problems))) from None
+
+
+def _put(options: dict[str, str], values: dict[str, Any], section_of: dict[str, str]) -> None:
+    """Put the command line's options into the sections of a recipe's values."""
+    for name, text in options.items():
+        section = section_of.get(name)
+        table = values.setdefault(section, {}) if section else values
+        if isinstance(table, dict):  # else the recipe has a mistake
+            table[name] = text
+
+
+def _describe(
+    error: ErrorDetails, schema: type[Options], path: Path | None, given: dict[str, str]
+) -> str:
+    """A mistake in a recipe or on the command line, in a line."""
+    name = str(error["loc"][-1])
+    where = ""
+    if path and name not in given:
+        where = f"{path}: "
+    if error["type"] != "extra_forbidden":
+        message = error["msg"][0].lower() + error["msg"][1:]
+        return f"{where}{name}={error['input']!s:.80}: {message}"
+    if name not in given and isinstance(error["input"], dict):
+        nearest = did_you_mean(name, list(sections(schema)))
+    else:
+        nearest = _nearest(name, section_of(schema), on_command_line=name in given)
+    full_name = ".".join(map(str, error["loc"]))
+    return f"{where}{full_name:.80}: no such option{nearest}"
 
 
 def load_saved(path: Path) -> Config:
@@ -87,31 +93,23 @@ def load_saved(path: Path) -> Config:
     return cfg
 
 
-def drop_removed(values: dict[str, Any]) -> None:
-    """Leave out the options of [run] that an earlier edition saved, and that are gone."""
-    section = values.get("run")
-    if isinstance(section, dict):
-        for name in REMOVED:
-            section.pop(name, None)
-
-
 def to_toml(cfg: Config) -> str:
     """A recipe with the value of every option but out_dir; of init_from only a model's name."""
     left_out = {"out_dir"} if cfg.run.source else {"out_dir", "init_from"}
     return tomli_w.dumps(cfg.model_dump(exclude={"run": left_out}))
 
 
-def _nearest(word: str, section_of: dict[str, str], on_command_line: bool) -> str:
+def _nearest(word: str, places: dict[str, str], on_command_line: bool) -> str:
     """What to write instead of an option that is not there, on the command line or in a recipe."""
     name = word.split("=")[0].strip("-").replace("-", "_")
-    here = name_here(name.lower(), set(section_of))
-    if here and name not in section_of:
+    here = name_here(name.lower(), set(places))
+    if here and name not in places:
         return f"; here it is {here}"
     if on_command_line:
-        places = {option: f"--{option}" for option in section_of}
+        shown = {option: f"--{option}" for option in places}
     else:
-        places = {option: f"{option} in [{section}]" for option, section in section_of.items()}
-    return did_you_mean(name, places) or "; --help lists them all"
+        shown = {option: f"{option} in [{section}]" for option, section in places.items()}
+    return did_you_mean(name, shown) or "; --help lists them all"
 
 
 def _nearest_recipe(path: Path) -> str:
@@ -133,6 +131,15 @@ def sections(schema: type[Section]) -> dict[str, type[Section]]:
     if schema is not Config:
         return {"": schema}
     return {name: type(field.default) for name, field in schema.model_fields.items()}
+
+
+def section_of(schema: type[Section]) -> dict[str, str]:
+    """The section of each option; "" without sections."""
+    return {
+        field.alias or name: section
+        for section, options in sections(schema).items()
+        for name, field in options.model_fields.items()
+    }
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

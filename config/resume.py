@@ -11,10 +11,10 @@ from config.schema import Config, DataConfig, ModelConfig
 # These stay on resume: with others it would be another model or text.
 MUST_STAY = {*DataConfig.model_fields, *ModelConfig.model_fields, "optimizer"} - {"dropout"}
 # These may be named where a training starts with the model of a run.
-MAY_DIFFER = {"dropout", "zero_init"}
+MAY_DIFFER = {"dropout"}
 
-# What a checkpoint keeps with the weights: a text may move, and zero_init is for the first step.
-KEPT = MUST_STAY - {"corpus", "tokenizer", "zero_init"}
+# What a checkpoint keeps with the weights: a text may move.
+KEPT = MUST_STAY - {"corpus", "tokenizer"}
 # What changes on resume only if it is named on the command line.
 BY_NAME = {
     "seed": "the weights stay, batches and dropout change",

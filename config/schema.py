@@ -6,6 +6,7 @@ description says so.
 """
 
 import os
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -18,6 +19,7 @@ from config.files import is_run, nearest_run, without_bom
 
 # by their names
 CORPORA = ("shakespeare", "tinyshakespeare", "words", "dialogue", "two_gentlemen", "markov")
+WATCHERS = ("page", "tensorboard", "wandb", "trackio", "mlflow")
 TOKENIZERS = ("char", "bpe", "gpt2")
 UnknownCharacters = Literal["refuse", "replace"]
 OVERFITTING_RISE = 0.01  # nats: a smaller change of a loss may be noise
@@ -48,10 +50,42 @@ def _holds_texts(path: Path) -> bool:
     )
 
 
+def parse_markov(corpus: str) -> tuple[int, int, float] | None:
+    """The order, the alphabet and the temperature that a corpus's name has; None for other corpora.
+
+    >>> parse_markov("markov"), parse_markov("markov-1-5-2")
+    ((2, 27, 0.5), (1, 5, 2.0))
+    """
+    if corpus == "markov":
+        return 2, 27, 0.5
+    found = re.fullmatch(r"markov-(\d{1,9})-(\d{1,9})-(\d{1,9}\.?\d{0,9})", corpus)
+    if found is None:
+        return None
+    return int(found[1]), int(found[2]), float(found[3])
+
+
+def _check_markov(corpus: str) -> str:
+    order, alphabet, temperature = parse_markov(corpus) or (2, 27, 0.5)
+    if not 1 <= order <= 3 or not 2 <= alphabet <= 63 or not 0.01 <= temperature <= 100:
+        raise PydanticCustomError(
+            "markov",
+            "a corpus markov-ORDER-ALPHABET-TEMPERATURE has an order of 1 to 3, an alphabet of 2 "
+            "to 63 and a temperature of 0.01 to 100",
+        )
+    return corpus
+
+
 def _check_page(name: str) -> str:
     if name and (Path(name).suffix != ".html" or Path(name).is_dir()):
         raise PydanticCustomError("page", "the name of a page ends in .html, as in page.html")
     return name
+
+
+def _check_watchers(names: str) -> str:
+    for name in names.split(","):
+        if name not in ("", *WATCHERS):
+            raise PydanticCustomError("watchers", f"should be one of {', '.join(WATCHERS)}")
+    return names
 
 
 # so that no page replaces a text or a checkpoint
@@ -67,7 +101,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """[data] Which text, and what its tokens are."""
 
-    corpus: FileName = Field(
+    corpus: Annotated[FileName, AfterValidator(_check_markov)] = Field(
         "shakespeare",
         description=f"{', '.join(CORPORA)}; a folder or a pattern of "
         "files; or a UTF-8 file: .jsonl with texts, or with prompts and completions; else text",
@@ -98,11 +132,11 @@ class DataConfig(Section):
     mask: Text = Field(
         "", description="regular expression; what it matches is masked (^ and $ match at line ends)"
     )
-    markov_order: int = Field(2, ge=1, le=3, description="the next character depends on this many")
-    markov_alphabet: int = Field(
-        27, ge=2, le=63, description="different characters, the space among them"
-    )
-    markov_temperature: float = Field(0.5, ge=0.01, le=100, description="low = predictable text")
+
+    @property
+    def markov(self) -> tuple[int, int, float] | None:
+        """The order, the alphabet and the temperature of a markov corpus."""
+        return parse_markov(self.corpus)
 
     @property
     def is_large(self) -> bool:
@@ -110,7 +144,7 @@ class DataConfig(Section):
         data/sources.py.
         """
         path, name = Path(self.corpus), self.corpus.lower()
-        if self.corpus in ("", *CORPORA):
+        if self.corpus in ("", *CORPORA) or self.markov:
             return False
         if name.startswith("hf:") or name.endswith((".gz", ".zst", ".parquet")) or path.is_dir():
             return True
@@ -138,30 +172,36 @@ class DataConfig(Section):
         return {"lines": "\n", "paragraphs": "\n\n"}.get(self.documents, between)
 
 
-class ModelConfig(Section):
-    """[model] A GPT. The defaults are nanochat's form; config/nanogpt_cpu.toml is GPT-2's."""
+def _is_nanochat(options: dict[str, Any]) -> bool:
+    return bool(options["form"] == "nanochat")
 
+
+def _is_gpt2(options: dict[str, Any]) -> bool:
+    return not _is_nanochat(options)
+
+
+class ModelConfig(Section):
+    """[model] A GPT. The form decides on the defaults of qk_norm, embedding_norm and tied."""
+
+    form: Literal["nanochat", "gpt2", "nanogpt"] = Field(
+        "nanochat",
+        description="nanochat has rotary positions, RMSNorm and ReLU^2, and starts at zero; gpt2 "
+        "has learned positions, LayerNorm, GELU and biases; nanogpt is gpt2 without biases",
+    )
     block_size: Size = Field(256, description="context length in tokens")
     n_layer: Size = Field(3, description="transformer blocks")
     n_head: Size = Field(2, description="attention heads per block")
     n_embd: Size = Field(96, description="width of the residual stream")
     dropout: Fraction = Field(0.0, description="probability of dropping an activation in training")
-    bias: bool = Field(False, description="biases in linear layers and LayerNorms")
-    position: Literal["rotary", "learned"] = Field("rotary", description="position embedding")
-    norm: Literal["rmsnorm", "layernorm"] = Field(
-        "rmsnorm", description="normalisation; rmsnorm has no weights"
+    qk_norm: bool = Field(default_factory=_is_nanochat, description="RMSNorm of queries and keys")
+    embedding_norm: bool = Field(
+        default_factory=_is_nanochat, description="RMSNorm after the token embedding"
     )
-    activation: Literal["relu2", "gelu"] = Field(
-        "relu2", description="activation of the MLP; relu2 = ReLU squared"
+    tied: bool = Field(
+        default_factory=_is_gpt2, description="lm_head shares the weights of the token embedding"
     )
-    qk_norm: bool = Field(True, description="RMSNorm of queries and keys")
-    embedding_norm: bool = Field(True, description="RMSNorm after the token embedding")
-    tied: bool = Field(False, description="lm_head shares the weights of the token embedding")
     softcap: Rate = Field(
         0.0, description="logits z become softcap tanh(z / softcap); 0 = unchanged"
-    )
-    zero_init: bool = Field(
-        True, description="output projections and an untied lm_head start at zero"
     )
     document_attention: bool = Field(False, description="tokens attend to their own document only")
     ngram_embedding: int = Field(
@@ -171,19 +211,29 @@ class ModelConfig(Section):
         8192, description="rows in the table of each n; n-grams are hashed to them"
     )
 
+    @property
+    def is_gpt2(self) -> bool:
+        """GPT-2's form, with biases or without."""
+        return self.form != "nanochat"
+
+    @property
+    def has_bias(self) -> bool:
+        """Biases in linear layers and LayerNorms."""
+        return self.form == "gpt2"
+
     def num_params(self, vocab_size: int) -> int:
         """The parameters of the GPT with these options, which need not be built for that."""
         width = self.n_embd
         layer_norm = 0  # RMSNorm has no weights
-        if self.norm == "layernorm":
-            layer_norm = 2 * width if self.bias else width
+        if self.is_gpt2:
+            layer_norm = 2 * width if self.has_bias else width
         block = 12 * width**2 + 2 * layer_norm
-        if self.bias:
+        if self.has_bias:
             block += 9 * width
         tables = vocab_size
         if not self.tied:
             tables += vocab_size  # lm_head
-        if self.position == "learned":
+        if self.is_gpt2:
             tables += self.block_size
         if self.ngram_embedding > 1:
             tables += (self.ngram_embedding - 1) * self.ngram_rows
@@ -280,10 +330,11 @@ class RunConfig(Section):
     )
     log_interval: Positive = Field(10, description="steps between lines of metrics.jsonl")
     checkpoint_interval: Positive = Field(100, description="steps between checkpoints")
-    tracker: Literal["none", "tensorboard", "wandb", "trackio", "mlflow"] = Field(
-        "none", description="shows the run there too"
+    watchers: Annotated[Text, AfterValidator(_check_watchers)] = Field(
+        "page",
+        description=f"show the run as it trains: {', '.join(WATCHERS)}, or several with commas "
+        "between; empty = none",
     )
-    explain_batch: bool = Field(False, description="show the first batch and its masks, and stop")
     max_nonfinite_steps: Positive = Field(
         10, description="stop after so many nonfinite losses or gradients in a row"
     )
@@ -292,6 +343,10 @@ class RunConfig(Section):
         description="stop after so many evaluations in a row, at least 20 steps apart, that "
         "show overfitting; 0 = never",
     )
+
+    @property
+    def watcher_names(self) -> list[str]:
+        return [name for name in self.watchers.split(",") if name]
 
     @property
     def resumes(self) -> bool:
@@ -321,7 +376,8 @@ class Config(Section):
 
     def changed(self) -> dict[str, Any]:
         """The options that differ from their defaults, but for those that are said beside a run."""
-        defaults = Config().options()
+        defaults = Config(model=ModelConfig(form=self.model.form)).options()
+        defaults["form"] = "nanochat"
         return {
             name: value
             for name, value in self.options().items()
@@ -340,13 +396,8 @@ class Config(Section):
             [
                 ("vocab_size", data.tokenizer == "bpe", "--tokenizer=bpe"),
                 (
-                    "markov_order markov_alphabet markov_temperature",
-                    data.corpus == "markov",
-                    "--corpus=markov",
-                ),
-                (
                     "tokenizer documents mask",
-                    data.corpus != "markov",
+                    not data.markov,
                     "another corpus: the entropy of markov is known per "
                     "character of the whole text only",
                 ),
@@ -392,15 +443,13 @@ class Config(Section):
                     data.eos_text,
                     "documents: use --documents=lines or paragraphs, or a .jsonl corpus",
                 ),
-                # A folder of that name, such as the one that wandb writes, has no origin: it is not the
-                # package.
-                (
-                    "tracker",
-                    getattr(find_spec(run.tracker), "origin", None),
-                    f"its package: pip install -e '.[{run.tracker}]'",
-                ),
             ]
         )
+        for name in run.watcher_names:
+            # A folder of that name, such as the one that wandb writes, has no origin: it is not
+            # the package.
+            if name != "page" and not getattr(find_spec(name), "origin", None):
+                found.append(f"watchers={name} needs its package: pip install -e '.[{name}]'")
         if (
             data.tokenizer not in TOKENIZERS
             and not is_run(Path(data.tokenizer))

@@ -56,9 +56,9 @@ def read_corpus_text(cfg: DataConfig) -> CorpusText:
         raise UserError(
             f"corpus {cfg.corpus}: is read in pieces; name one file of text, not compressed"
         )
-    if cfg.corpus != "markov":
+    if cfg.markov is None:
         return CorpusText(read_corpus(cfg.corpus))
-    source = MarkovSource(cfg.markov_order, cfg.markov_alphabet, cfg.markov_temperature)
+    source = MarkovSource(*cfg.markov)
     text, nll = source.sample(LENGTH)
     return CorpusText(text, source.entropy_rate, nll)
 

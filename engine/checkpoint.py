@@ -22,6 +22,7 @@ from torch import Tensor
 
 from config.errors import DamagedError, UserError
 from config.files import replacing
+from config.old_options import translate
 from config.resume import kept_options
 from config.schema import Config
 from data.tokenizer import Tokenizer
@@ -112,6 +113,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             raise ValueError("its content does not match its sha256")
         state = TrainState.model_validate_json(metadata["state"], strict=True)
         options = dict(json.loads(metadata.get("options", "{}")))
+        translate(options, is_saved=True)  # of an earlier edition
         return Checkpoint(path, state, options, tensors)
 
 

@@ -21,14 +21,7 @@ FORMS = {
     "gpt2": Form(
         "GPT2LMHeadModel",
         {"n_positions": "block_size", "n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd"},
-        {
-            "position": "learned",
-            "norm": "layernorm",
-            "activation": "gelu",
-            "qk_norm": False,
-            "embedding_norm": False,
-            "softcap": 0.0,
-        },
+        {"qk_norm": False, "embedding_norm": False, "softcap": 0.0},
         {
             "activation_function": "gelu_new",
             "layer_norm_epsilon": 1e-5,
@@ -44,14 +37,7 @@ FORMS = {
             "num_attention_heads": "n_head",
             "hidden_size": "n_embd",
         },
-        {
-            "position": "rotary",
-            "norm": "rmsnorm",
-            "activation": "relu2",
-            "qk_norm": True,
-            "embedding_norm": True,
-            "bias": False,
-        },
+        {"qk_norm": True, "embedding_norm": True},
         {
             "hidden_act": "relu2",
             "rms_norm_eps": 1e-6,
@@ -68,7 +54,7 @@ def to_config_json(
     model: ModelConfig, vocab_size: int, eos: int | None, name: str
 ) -> dict[str, Any]:
     """What config.json says of a model; UserError that names what a model there cannot have."""
-    kind = "gpt2" if model.position == "learned" else "nanochat"
+    kind = "gpt2" if model.is_gpt2 else "nanochat"
     form = FORMS[kind]
     own = model.model_dump()
     others = [
@@ -137,7 +123,7 @@ def from_config_json(cfg: dict[str, Any], name: str) -> dict[str, Any]:
         model
         | form.options
         | {
-            "bias": is_gpt2,
+            "form": kind,
             "tied": bool(cfg.get("tie_word_embeddings", is_gpt2)),
             # their default
             "softcap": 0.0 if is_gpt2 else cfg.get("final_logit_softcapping", 15.0) or 0.0,

@@ -27,7 +27,7 @@ def module_names(cfg: ModelConfig) -> Names:
     """Without the prefix `transformer.` or `model.` of the modules there, which some files have and
     others do not.
     """
-    if cfg.position == "learned":
+    if cfg.is_gpt2:
         outer: Names = {"wte": ["wte"], "wpe": ["wpe"], "norm": ["ln_f"]}
         block: Names = {
             "norm1": ["ln_1"],
@@ -45,7 +45,7 @@ def module_names(cfg: ModelConfig) -> Names:
             "mlp.fc": ["mlp.fc1"],
             "mlp.proj": ["mlp.fc2"],
         }
-    blocks = "h" if cfg.position == "learned" else "layers"
+    blocks = "h" if cfg.is_gpt2 else "layers"
     return outer | {
         f"blocks.{layer}.{ours}": [f"{blocks}.{layer}.{each}" for each in theirs]
         for layer in range(cfg.n_layer)
@@ -56,10 +56,10 @@ def module_names(cfg: ModelConfig) -> Names:
 def to_hugging_face(model: GPT) -> dict[str, Tensor]:
     """The weights of a model that huggingface.options.to_config_json can describe, by their names there."""
     cfg = model.cfg
-    if cfg.position == "learned" and not cfg.bias:  # there GPT-2 has biases: these are zero
-        plain, model = model, GPT(cfg.model_copy(update={"bias": True}), model.vocab_size)
+    if cfg.form == "nanogpt":  # there GPT-2 has biases: these are zero
+        plain, model = model, GPT(cfg.model_copy(update={"form": "gpt2"}), model.vocab_size)
         model.load_state_dict(plain.state_dict(), strict=False)
-    prefix, names = "transformer" if cfg.position == "learned" else "model", module_names(cfg)
+    prefix, names = "transformer" if cfg.is_gpt2 else "model", module_names(cfg)
     tensors = {}
     for name, p in model.named_parameters():
         module, _, kind = name.rpartition(".")
@@ -85,7 +85,7 @@ def from_hugging_face(cfg: ModelConfig, tensors: dict[str, Tensor]) -> dict[str,
         for kind in ("weight", "bias") if f"{theirs[0]}.bias" in tensors else ("weight",):
             parts = [_turn(cfg, module, tensors[f"{each}.{kind}"]) for each in theirs]
             weights[f"{module}.{kind}"] = parts[0] if len(parts) == 1 else torch.cat(parts)
-    if cfg.position == "learned":
+    if cfg.is_gpt2:
         weights["wpe.weight"] = weights["wpe.weight"][: cfg.block_size]
     for name, tensor in weights.items():
         if not tensor.is_floating_point():
@@ -95,7 +95,7 @@ def from_hugging_face(cfg: ModelConfig, tensors: dict[str, Tensor]) -> dict[str,
 
 def _turn(cfg: ModelConfig, module: str, tensor: Tensor) -> Tensor:
     """From (out, in) to (in, out) and back, where it is a GPT-2's."""
-    turns = cfg.position == "learned" and tensor.ndim == 2 and module.endswith(LINEAR)
+    turns = cfg.is_gpt2 and tensor.ndim == 2 and module.endswith(LINEAR)
     return tensor.mT if turns else tensor
 
 

@@ -95,11 +95,9 @@ class TrainLog:
             )
         device.on_rank0(start_run, run, state.step, str(device))
         self.logged_step, self.passed, self.lost_best = device.on_rank0(self.read_progress)
-        names = []
+        names: list[str] = []
         if device.rank == 0:
-            names = ["page", run.cfg.run.tracker]
-        if run.cfg.run.tracker == "none":
-            names = names[:1]
+            names = run.cfg.run.watcher_names
         self.watchers = Watchers(names, run, state.step, self.say)
 
     def read_progress(self) -> tuple[float, int, bool]:

@@ -82,7 +82,7 @@ def test_recipes_are_sound_and_survive_saving(recipe: Path, tmp_path: Path) -> N
     [
         ([], "out/default"),
         (["--n_layer=1"], "out/default,n_layer=1"),
-        (["--n_layer=1", "--bias"], "out/default,n_layer=1,bias=true"),
+        (["--n_layer=1", "--tied"], "out/default,n_layer=1,tied=true"),
         (["--corpus=../my text/b.txt"], "out/default,corpus=.._my_text_b.txt"),
         (["config/words.toml"], "out/words"),
         (["config/words.toml", "--n_layer=1"], "out/words,n_layer=1"),
@@ -319,9 +319,6 @@ def test_mistakes_in_a_recipe(toml: str, message: str, tmp_path: Path) -> None:
     ("argv", "message"),
     [
         (["--vocab_size=300"], "vocab_size=300 needs --tokenizer=bpe"),
-        (["--markov_order=1"], "markov_order=1 needs --corpus=markov"),
-        (["--markov_alphabet=5"], "markov_alphabet=5 needs --corpus=markov"),
-        (["--markov_temperature=2"], "markov_temperature=2.0 needs --corpus=markov"),
         (
             ["--muon_learning_rate=0.1", "--optimizer=adamw"],
             "muon_learning_rate=0.1 needs --optimizer=muon",
@@ -417,22 +414,15 @@ CHANGES: dict[str, tuple[list[str], list[str]]] = {
     "predict_eos": (["--predict_eos=false"], ["--documents=lines"]),
     "mask": (["--mask=^the"], []),
     "document_attention": (["--document_attention"], ["--documents=lines", "--block_size=64"]),
-    "markov_order": (["--markov_order=1"], ["--corpus=markov"]),
-    "markov_alphabet": (["--markov_alphabet=5"], ["--corpus=markov"]),
-    "markov_temperature": (["--markov_temperature=2"], ["--corpus=markov"]),
     "block_size": (["--block_size=16"], []),
     "n_layer": (["--n_layer=1"], []),
     "n_head": (["--n_head=1"], []),
     "n_embd": (["--n_embd=32"], []),
     "dropout": (["--dropout=0.3"], []),
-    "bias": (["--bias"], []),
-    "position": (["--position=learned"], []),
-    "norm": (["--norm=layernorm"], []),
-    "activation": (["--activation=gelu"], []),
+    "form": (["--form=gpt2"], []),
     "qk_norm": (["--qk_norm=false"], []),
     "embedding_norm": (["--embedding_norm=false"], []),
     "tied": (["--tied"], []),
-    "zero_init": (["--zero_init=false"], []),
     "softcap": (["--softcap=2"], []),
     "ngram_embedding": (["--ngram_embedding=2"], []),
     "ngram_rows": (["--ngram_rows=5"], ["--ngram_embedding=2"]),
@@ -467,13 +457,7 @@ CHANGES: dict[str, tuple[list[str], list[str]]] = {
     "checkpoint_interval": (["--checkpoint_interval=1"], ["--log_interval=6"]),
     "max_nonfinite_steps": (
         ["--max_nonfinite_steps=2"],
-        [
-            "--optimizer=adamw",
-            "--learning_rate=1e38",
-            "--norm=layernorm",
-            "--qk_norm=false",
-            "--grad_clip=0",
-        ],
+        ["--optimizer=adamw", "--learning_rate=1e38", "--form=nanogpt", "--grad_clip=0"],
     ),
     "patience": (["--patience=1"], OVERFITS),
 }
@@ -515,18 +499,16 @@ def test_every_option_changes_something(
 ) -> None:
     if option == "compile":  # the compiler itself would take longer than all of these tests
         monkeypatch.setattr(torch, "compile", lambda model: print("compiling") or model)
-    if option == "explain_batch":  # is gone: data/prepare.py --show_batch
-        return
     if option == "init_from":
         observe(("--out_dir=out/run",))
     if option == "device":  # no second device here: asking for one must at least be answered
         with pytest.raises(UserError, match="this machine"):
             observe(("--device=cuda:99",))
         return
-    if option == "tracker":  # test_trackers.py has what it shows
+    if option == "watchers":  # test_trackers.py has what it shows
         monkeypatch.setitem(sys.modules, "wandb", None)
         with pytest.raises(UserError, match="needs its package"):
-            observe(("--tracker=wandb",))
+            observe(("--watchers=wandb",))
         return
     change, base = CHANGES[option]
     assert observe((*base, "--out_dir=out/run", *change)) != observed_base(observe, tuple(base))
@@ -548,7 +530,7 @@ def test_a_run_of_an_earlier_edition_opens(tmp_path: Path) -> None:
     """
     (tmp_path / "config.toml").write_text('[run]\nparallel = "ddp"\nseed = 5\n', encoding="utf-8")
     assert load_config([str(tmp_path)])[0].run.seed == 5
-    with pytest.raises(UserError, match=r"^--parallel=fsdp: this option is gone: torchrun's ranks"):
+    with pytest.raises(UserError, match=r"^parallel=fsdp: this option is gone: torchrun's ranks"):
         load_config(["--parallel=fsdp"])
 
 

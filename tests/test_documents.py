@@ -133,7 +133,7 @@ def test_padding_is_as_if_it_were_not_there(data_dir) -> None:
     corpus = prepare(PLAY, documents="paragraphs")
     torch.manual_seed(0)
     model = GPT(
-        ModelConfig(block_size=64, n_layer=2, n_head=2, n_embd=16, zero_init=False),
+        ModelConfig(block_size=64, n_layer=2, n_head=2, n_embd=16, form="nanogpt"),
         corpus.tokenizer.vocab_size,
     )
     batch = next(EvalText(corpus.val, 64, corpus.tokenizer.eos).batches())
@@ -146,20 +146,15 @@ def test_padding_is_as_if_it_were_not_there(data_dir) -> None:
     assert padded.nll.item() == pytest.approx(alone, rel=1e-5)
 
 
-@pytest.mark.parametrize("position", ["rotary", "learned"])
-def test_with_document_attention_nothing_leaks(position) -> None:
+@pytest.mark.parametrize("form", ["nanochat", "gpt2"])
+def test_with_document_attention_nothing_leaks(form) -> None:
     """Tokens of an earlier document change nothing in a later one; cached or not, in one piece or
     many.
     """
     torch.manual_seed(0)
     model = GPT(
         ModelConfig(
-            block_size=16,
-            n_layer=2,
-            n_head=2,
-            n_embd=32,
-            document_attention=True,
-            position=position,
+            block_size=16, n_layer=2, n_head=2, n_embd=32, document_attention=True, form=form
         ),
         11,
     ).eval()
@@ -178,7 +173,7 @@ def test_with_document_attention_nothing_leaks(position) -> None:
         model.hidden_states(tokens[:, a:b], cache) for a, b in [(0, 4), (4, 5), (5, 7), (7, 16)]
     ]
     torch.testing.assert_close(torch.cat(pieces, dim=1), before, atol=1e-5, rtol=1e-5)
-    if position == "rotary":  # only distances count, so the document could as well stand alone
+    if form == "nanochat":  # only distances count, so the document could as well stand alone
         torch.testing.assert_close(
             model.hidden_states(tokens[:1, 5:]), before[:1, 5:], atol=1e-5, rtol=1e-5
         )

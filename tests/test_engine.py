@@ -142,7 +142,7 @@ def test_evaluation_is_exact_and_unsmoothed() -> None:
 
 
 def test_every_parameter_has_one_optimizer() -> None:
-    model = make_model(bias=True, norm="layernorm", position="learned", ngram_embedding=2)
+    model = make_model(form="gpt2", ngram_embedding=2)
     for kind in ("muon", "adamw"):
         groups = [
             group
@@ -695,7 +695,7 @@ def test_one_token_stays_however_small_top_p_is(top_p: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "model_options", [{"position": "rotary"}, {"position": "learned"}, {"ngram_embedding": 3}]
+    "model_options", [{"form": "nanochat"}, {"form": "gpt2"}, {"ngram_embedding": 3}]
 )
 @pytest.mark.parametrize(
     "options", [{"temperature": 0.0}, {"temperature": 1.3}, {"top_k": 3, "top_p": 0.8}]

@@ -83,7 +83,7 @@ def runs(tmp_path_factory):
                 "--eval_tokens=0",
             ],
             ["records", "--corpus=records.jsonl", "--predict_eos=false", "--eval_tokens=0"],
-            ["markov", "--corpus=markov", "--markov_alphabet=3", "--eval_tokens=0"],
+            ["markov", "--corpus=markov-2-3-0.5", "--eval_tokens=0"],
         ):
             call("train.py", "--corpus=text.txt", f"--out_dir=out/{out}", *TINY, *arguments)
         yield directory

@@ -62,7 +62,7 @@ def test_a_large_batch_and_one_without_targets() -> None:
 def test_each_token_has_its_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = GPT(
-        ModelConfig(block_size=12, n_layer=1, n_head=2, n_embd=8, zero_init=False),
+        ModelConfig(block_size=12, n_layer=1, n_head=2, n_embd=8, form="nanogpt"),
         TOKENIZER.vocab_size,
     )
     tokens = TOKENIZER.encode_prompt("ab:\nef")
@@ -91,7 +91,7 @@ def test_each_token_has_its_cost(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_long_text_is_read_in_windows_side_by_side() -> None:
     torch.manual_seed(0)
     model = GPT(
-        ModelConfig(block_size=4, n_layer=1, n_head=2, n_embd=8, zero_init=False),
+        ModelConfig(block_size=4, n_layer=1, n_head=2, n_embd=8, form="nanogpt"),
         TOKENIZER.vocab_size,
     )
     tokens = [1, 2, 3, 4, 5, 6, 7]

@@ -40,13 +40,7 @@ TOKENIZERS = {
     "bpe with eos": BPE,
     "gpt2": Tokenizer(kind="gpt2", token_bytes=[*BPE.token_bytes[:-1], EOS]),
 }
-GPT2_FORM = [
-    "--position=learned",
-    "--norm=layernorm",
-    "--activation=gelu",
-    "--qk_norm=false",
-    "--embedding_norm=false",
-]
+GPT2_FORM = ["--form=nanogpt", "--tied=false"]
 GPT2 = {
     "vocab_size": 61,
     "n_positions": 16,
@@ -687,9 +681,11 @@ def test_an_eos_token_that_this_text_does_not_need(here: Path) -> None:
             "NanoChatForCausalLM, the nearest model of transformers, has no ngram_embedding=3",
         ),
         ("--document_attention", "has no document_attention"),
-        ("--bias", "has no bias=True"),
-        ("--activation=gelu", "has no activation=gelu"),
-        ("--position=learned", "GPT2LMHeadModel"),
+        ("--qk_norm=false", "has no qk_norm=False"),
+        (
+            "--form=gpt2 --qk_norm",
+            "GPT2LMHeadModel, the nearest model of transformers, has no qk_norm",
+        ),
     ],
 )
 def test_what_cannot_be_expressed_is_refused(
@@ -702,7 +698,7 @@ def test_what_cannot_be_expressed_is_refused(
         "--max_iters=1",
         f"--out_dir={tmp_path / 'odd'}",
     ]
-    call("train.py", *text, option)
+    call("train.py", *text, *option.split())
     done = call("convert.py", str(tmp_path / "odd"), str(tmp_path / "to"), check=False)
     assert (done.returncode, named in done.stderr) == (2, True), done.stderr
     assert not (tmp_path / "to").exists()
@@ -780,10 +776,7 @@ def test_the_file_holds_a_gpt2_of_the_hub(tmp_path: Path) -> None:
     }
     tensors["h.0.attn.bias"] = torch.ones(1, 1, 16, 16).tril()
     weights = from_hugging_face(
-        ModelConfig(
-            n_layer=2, n_head=3, n_embd=24, block_size=9, position="learned", bias=True, tied=True
-        ),
-        tensors,
+        ModelConfig(n_layer=2, n_head=3, n_embd=24, block_size=9, form="gpt2"), tensors
     )
     assert weights["wpe.weight"].shape == (9, 24)
     assert torch.equal(

@@ -108,11 +108,11 @@ def short(data_dir, monkeypatch):
 
 
 def test_the_corpus_knows_its_entropy_rate(short) -> None:
-    corpus = prepare_corpus(DataConfig(corpus="markov", markov_alphabet=5))
+    corpus = prepare_corpus(DataConfig(corpus="markov-2-5-0.5"))
     source = MarkovSource(2, 5, 0.5)
     text, nll = source.sample(6000)
     assert corpus.tokenizer.decode(corpus.val.tokens) == text[5400:]
-    assert corpus.info.name == "markov"
+    assert corpus.info.name == "markov-2-5-0.5"
     assert corpus.info.entropy_rate == source.entropy_rate
     assert corpus.info.source_nll == pytest.approx(nll[5401:].mean())
     assert corpus.source_nll is not None
@@ -121,22 +121,17 @@ def test_the_corpus_knows_its_entropy_rate(short) -> None:
     assert found.nats_per_token == pytest.approx(source.entropy_rate)
     assert found.perplexity == pytest.approx(math.exp(source.entropy_rate))
     assert found.bits_per_byte == pytest.approx(source.entropy_rate / math.log(2))
-    again = prepare_corpus(DataConfig(corpus="markov", markov_alphabet=5))
+    again = prepare_corpus(DataConfig(corpus="markov-2-5-0.5"))
     assert again.source_nll is not None
     assert again.source_nll.tolist() == corpus.source_nll.tolist()
-    assert (
-        prepare_corpus(DataConfig(corpus="markov", markov_alphabet=6)).info.sha256
-        != corpus.info.sha256
-    )
+    assert prepare_corpus(DataConfig(corpus="markov-2-6-0.5")).info.sha256 != corpus.info.sha256
     assert prepare_corpus(DataConfig(corpus="text.txt")).source_nll is None
 
 
 def test_training_shows_the_gap(short) -> None:
     """The first gap is log|V| less the loss of the source on the same targets."""
     recipe = [
-        "--corpus=markov",
-        "--markov_order=1",
-        "--markov_alphabet=4",
+        "--corpus=markov-1-4-0.5",
         "--out_dir=out/run",
         *TINY,
         "--max_iters=60",
@@ -167,7 +162,7 @@ def test_training_shows_the_gap(short) -> None:
         best["best_val_nll"] - corpus.source_nll.mean(), abs=1e-9
     )
     assert f", KL {best['best_kl_gap']:.4f}" in picture
-    done = call("train.py", *recipe, "--init_from=resume", "--markov_temperature=0.4", check=False)
+    done = call("train.py", *recipe, "--init_from=resume", "--corpus=markov-1-4-0.4", check=False)
     assert (done.returncode, "its text has changed" in done.stderr) == (2, True)
 
 
@@ -177,12 +172,18 @@ def test_training_shows_the_gap(short) -> None:
         (
             ["--tokenizer=bpe"],
             "tokenizer=bpe needs another corpus: the entropy of markov is known per character",
-        ),
-        (["--markov_order=4"], "markov_order=4: .*less than or equal to 3"),
-        (["--markov_alphabet=64"], "markov_alphabet=64: .*less than or equal to 63"),
-        (["--markov_temperature=0"], "markov_temperature=0: .*greater than or equal to 0.01"),
+        )
     ],
 )
 def test_mistakes(argv, message) -> None:
     with pytest.raises(UserError, match=message):
         load_config(["--corpus=markov", *argv])
+
+
+@pytest.mark.parametrize(
+    "corpus",
+    ["markov-0-27-0.5", "markov-4-27-0.5", "markov-2-1-1", "markov-2-64-1", "markov-1-9-0"],
+)
+def test_a_name_of_a_source_that_cannot_be(corpus: str) -> None:
+    with pytest.raises(UserError, match="has an order of 1 to 3, an alphabet of 2 to 63"):
+        load_config([f"--corpus={corpus}"])

@@ -23,19 +23,11 @@ CPU = torch.device("cpu")
     [
         {},
         {"tied": True},
-        {"bias": True},
-        {"norm": "layernorm"},
-        {"norm": "layernorm", "bias": True},
-        {"position": "learned", "tied": True},
+        {"form": "gpt2"},
+        {"form": "nanogpt"},
+        {"form": "nanogpt", "tied": False},
         {"ngram_embedding": 1},
         {"ngram_embedding": 4, "ngram_rows": 7},
-        {
-            "position": "learned",
-            "norm": "layernorm",
-            "bias": True,
-            "activation": "gelu",
-            "qk_norm": False,
-        },
     ],
     ids=str,
 )

@@ -13,20 +13,7 @@ from model import GPT, KVCache, hash_ngrams, rotate
 
 V = 11
 MODERN = ModelConfig(block_size=16, n_layer=2, n_head=2, n_embd=32)
-GPT2 = ModelConfig(
-    block_size=16,
-    n_layer=2,
-    n_head=2,
-    n_embd=32,
-    bias=True,
-    position="learned",
-    norm="layernorm",
-    activation="gelu",
-    qk_norm=False,
-    embedding_norm=False,
-    tied=True,
-    zero_init=False,
-)
+GPT2 = ModelConfig(block_size=16, n_layer=2, n_head=2, n_embd=32, form="gpt2")
 NGRAMS = MODERN.model_copy(update={"ngram_embedding": 4, "ngram_rows": 512})
 DOCUMENTS = MODERN.model_copy(update={"document_attention": True})
 FORMS = pytest.mark.parametrize(
@@ -62,7 +49,7 @@ def in_pieces(model: GPT, tokens: Tensor) -> Tensor:
 def test_an_untrained_model_knows_nothing(cfg: ModelConfig) -> None:
     model, tokens = make_model(cfg, trained=False), make_tokens(8)
     sums = model(tokens, tokens.roll(-1, 1))
-    exact = cfg.zero_init and not cfg.tied
+    exact = cfg.form == "nanochat"
     assert sums.nll.item() / sums.num_targets.item() == pytest.approx(
         math.log(V), abs=1e-6 if exact else 0.02
     )
@@ -166,10 +153,8 @@ def test_dropout_drops_attention_as_it_should() -> None:
 
 
 def test_counts() -> None:
-    model = make_model(
-        ModelConfig(block_size=16, n_layer=2, n_head=2, n_embd=32, tied=True, position="learned")
-    )
-    assert model.num_params() == V * 32 + 16 * 32 + 2 * 12 * 32 * 32
+    model = make_model(ModelConfig(block_size=16, n_layer=2, n_head=2, n_embd=32, form="nanogpt"))
+    assert model.num_params() == V * 32 + 16 * 32 + 2 * 12 * 32 * 32 + 5 * 32  # of LayerNorms
     matrices = V * 32 + 2 * 12 * 32 * 32
     assert model.flops_per_token() == 6 * matrices + 6 * 2 * 16 * 32
     assert make_model(MODERN).num_params() == 2 * V * 32 + 2 * 12 * 32 * 32

@@ -38,13 +38,7 @@ V = 13
 FORMS = {
     "muon": [],
     "adamw": ["--optimizer=adamw"],
-    "gpt2": [
-        "--position=learned",
-        "--norm=layernorm",
-        "--activation=gelu",
-        "--tied",
-        "--embedding_norm=false",
-    ],
+    "gpt2": ["--form=nanogpt", "--qk_norm"],
     "all parts": [
         "--ngram_embedding=3",
         "--label_smoothing=0.1",
@@ -262,7 +256,7 @@ def test_float16_trains_with_a_loss_scale() -> None:
     """Gradients come out as in float32; one that is too large for float16 changes nothing, and
     halves the scale.
     """
-    cfg, _ = load_config([*TINY, "--zero_init=false"])
+    cfg, _ = load_config([*TINY, "--form=nanogpt"])
     batch, gradients = TrainBatches(Split(TOKENS), 8, 4, seed=0)(0), []
     for dtype in (torch.float32, torch.float16):
         torch.manual_seed(0)

@@ -27,17 +27,8 @@ VOCABULARY, TOKENS = np.unique(
     np.frombuffer(make_text().encode(), dtype=np.uint8), return_inverse=True
 )
 V = len(VOCABULARY)
-NORMAL_INIT = ["--zero_init=false"]
-GPT2 = [
-    *NORMAL_INIT,
-    "--tied",
-    "--norm=layernorm",
-    "--position=learned",
-    "--activation=gelu",
-    "--qk_norm=false",
-    "--embedding_norm=false",
-    "--bias",
-]
+NORMAL_INIT = ["--form=nanogpt", "--tied=false"]
+GPT2 = ["--form=gpt2"]
 Batches = Sequence[list[Batch]]
 
 
@@ -78,7 +69,7 @@ def relabel(new_targets: Callable[[Batch], np.ndarray], batch_size: int = 16) ->
     [
         [],
         NORMAL_INIT,
-        [*NORMAL_INIT, "--tied", "--embedding_norm=false"],
+        ["--form=nanogpt"],
         [*NORMAL_INIT, "--softcap=2"],
         GPT2,
         ["--ngram_embedding=3"],

@@ -1,4 +1,4 @@
-"""--tracker: each tracker has what the run's files have, also after resuming, and none of them
+"""--watchers: each tracker has what the run's files have, also after resuming, and none of them
 stops a training.
 
 The tests with the real packages (requirements-ci.txt) are offline, and skipped where a package is
@@ -25,7 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from textwrap import dedent
 from types import ModuleType, SimpleNamespace
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ from packaging.requirements import Requirement
 import trackers
 from config.cli import load_config
 from config.errors import UserError
-from config.schema import RunConfig
+from config.schema import WATCHERS
 from engine.run import Run, open_run
 from engine.watchers import Watchers
 from tests.conftest import ROOT, TINY, call, read_metrics
@@ -43,9 +43,7 @@ from tests.processes import Process
 # mlflow's calls of sqlalchemy
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-TRACKERS = [
-    name for name in get_args(RunConfig.model_fields["tracker"].annotation) if name != "none"
-]
+TRACKERS = [name for name in WATCHERS if name != "page"]
 TRAIN = ["--corpus=text.txt", *TINY, "--schedule=constant"]
 VARIABLES = (
     "WANDB_PROJECT",
@@ -276,7 +274,7 @@ def rounded(numbers: list[tuple[int, str, float]]) -> Counter[tuple[int, str, fl
 def assert_same(tracked: Tracked, files: Tracked) -> None:
     assert rounded(tracked.numbers) == rounded(files.numbers)
     # MLflow keeps one of each step
-    kept = {*files.texts} if files.cfg["tracker"] == "mlflow" else files.texts
+    kept = {*files.texts} if files.cfg["watchers"] == "mlflow" else files.texts
     assert sorted(tracked.texts) == sorted(kept)
     assert files.cfg.items() <= tracked.cfg.items()
 
@@ -291,7 +289,7 @@ def test_a_tracker_has_what_the_files_have_also_after_resuming(name: str, data_d
     What W&B, Trackio and MLflow have of later steps stays there, and what is measured again stands
     beside it.
     """
-    run, train = data_dir / f"out/mine{name}", [*TRAIN, f"--tracker={name}"]
+    run, train = data_dir / f"out/mine{name}", [*TRAIN, f"--watchers={name}"]
     out = f"--out_dir={run}"
     assert "warning" not in call("train.py", *train, out, "--max_iters=4").stdout
     first = read_files(run)
@@ -305,7 +303,7 @@ def test_a_tracker_has_what_the_files_have_also_after_resuming(name: str, data_d
     shutil.copy(run / "previous.safetensors", run / "last.safetensors")
     assert "at step 2\n" in call("train.py", str(run), "--init_from=resume", "--max_iters=6").stdout
     files = read_files(run)
-    assert (files.cfg["max_iters"], files.cfg["tracker"]) == ("6", name)
+    assert (files.cfg["max_iters"], files.cfg["watchers"]) == ("6", name)
     stays = [number for number in first.numbers if number[0] > 2 and name != "tensorboard"]
     texts = [text for text in first.texts if text[0] > 2]  # TensorBoard drops numbers only
     (tracked,) = read_tracked(name, run)
@@ -372,13 +370,13 @@ def test_a_missing_package_is_one_line_before_anything_is_prepared(data_dir: Pat
         f"sys.path.insert(0, {str(ROOT)!r}); runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "--corpus=text.txt", "--tracker=wandb"],
+        [sys.executable, "-c", code, "--corpus=text.txt", "--watchers=wandb"],
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert done.returncode == 2
-    assert done.stderr == "error: tracker=wandb needs its package: pip install -e '.[wandb]'\n"
+    assert done.stderr == "error: watchers=wandb needs its package: pip install -e '.[wandb]'\n"
     assert done.stdout == "False\n"
     assert [path.name for path in data_dir.iterdir()] == ["text.txt"]
 
@@ -399,9 +397,9 @@ def test_each_missing_package_is_told(
     for arguments in ([], ["--init_from=auto"]):
         with pytest.raises(
             UserError,
-            match=re.escape(f"tracker={name} needs its package: pip install -e '.[{name}]'"),
+            match=re.escape(f"watchers={name} needs its package: pip install -e '.[{name}]'"),
         ):
-            load_config([f"--tracker={name}", *arguments])
+            load_config([f"--watchers={name}", *arguments])
 
 
 def test_the_extras_are_the_trackers() -> None:
@@ -485,7 +483,7 @@ def test_a_tracker_that_fails_or_hangs_warns_once_and_stops_nothing(
     fake.fails_in, fake.hangs = function, hangs
     if hangs:
         monkeypatch.setattr(trackers, "PATIENCE", 0.2)
-    done = call("train.py", *TRAIN, "--out_dir=out/run", "--tracker=trackio")
+    done = call("train.py", *TRAIN, "--out_dir=out/run", "--watchers=trackio")
     says = (
         "trackio is not done after 0 s, and may lack the last lines"
         if hangs
@@ -522,7 +520,7 @@ def test_a_stopped_run_lets_its_tracker_finish(
 
     monkeypatch.setattr("engine.signals.StopSignal.requested", request)
     assert (
-        call("train.py", *TRAIN, "--out_dir=out/run", "--tracker=trackio", check=False).returncode
+        call("train.py", *TRAIN, "--out_dir=out/run", "--watchers=trackio", check=False).returncode
         == 143
     )
     assert fake.told[-2:] == [("log", 3), ("finish",)]
@@ -535,7 +533,7 @@ def test_wandb_without_a_key_is_told(data_dir: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("NETRC", str(data_dir / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(data_dir))
-    done = call("train.py", *TRAIN, "--out_dir=out/run", "--tracker=wandb")
+    done = call("train.py", *TRAIN, "--out_dir=out/run", "--watchers=wandb")
     wandb.teardown()
     assert re.findall("warning: .*", done.stdout) == [
         "warning: wandb failed, and training continues without it: RuntimeError('no API key: run `wandb login`, or set "
@@ -561,7 +559,7 @@ def test_a_server_that_never_answers_stops_nothing(clone: Path) -> None:
                 clone,
                 *TRAIN,
                 f"--out_dir=out/waits-{name}",
-                f"--tracker={name}",
+                f"--watchers={name}",
                 prelude=prelude,
                 **variables[name],
             )

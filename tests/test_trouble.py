@@ -828,13 +828,11 @@ def edit(run: Path, name: str, value: str) -> None:
 
 EDITS = {
     "n_head": "4",
-    "activation": '"gelu"',
+    "form": '"gpt2"',
     "qk_norm": "false",
     "embedding_norm": "false",
     "block_size": "16",
     "softcap": "3.0",
-    "position": '"learned"',
-    "norm": '"layernorm"',
     "tied": "true",
     "n_layer": "999999",
     "n_embd": "32",
@@ -896,10 +894,9 @@ def test_every_command_notices_an_edited_config(
 def test_what_may_be_edited_in_a_config(finished: Path) -> None:
     edits = {
         "dropout": "0.1",
-        "zero_init": "false",
         "learning_rate": "0.02",
         "corpus": '"text.txt#"',
-        "tracker": '"mlflow"',
+        "watchers": '"page,mlflow"',
         "teacher": '"out/gone"',
     }
     for name, value in edits.items():
