@@ -25,7 +25,7 @@ from config.files import check_place, check_regular, write_atomically
 from config.schema import Section, Text
 from config.terminal import progress_bar
 from data.baselines import COMPRESSORS
-from data.unknown import Unknown, known_to, unpack_list
+from data.unknown import Replacer, known_to, unpack_list
 from engine.run import Run, open_run
 from surprisal import LN2
 
@@ -55,7 +55,7 @@ class Arguments(NamedTuple):
     out: Path  # the one to write
     content: bytes  # of the file
     tokens: np.ndarray | None  # (N,) of a text; None = the file is a .srp
-    unknown: Unknown  # characters of the text that the run does not know
+    unknown: Replacer  # characters of the text that the run does not know
 
 
 def read_arguments(argv: list[str]) -> Arguments:
@@ -67,7 +67,7 @@ def read_arguments(argv: list[str]) -> Arguments:
     check_regular(path)
     content, tokens, out = path.read_bytes(), None, path.with_suffix("")
     known = known_to([run.tokenizer])
-    unknown = Unknown(known or frozenset())
+    unknown = Replacer(known or frozenset())
     header = HEADER.unpack(content[: HEADER.size].ljust(HEADER.size))
     checksums = header[:2]
     if path.suffix != ".srp":
@@ -186,7 +186,7 @@ def main(argv: list[str]) -> None:
         f"{path}: {len(text):,} bytes, {num_tokens:,} tokens in {streams} streams; written: {out}"
     )
     if unknown.characters:
-        print(f"{unknown.describe()}; the list gives them back")
+        print(f"{unknown.summary()}; the list gives them back")
     print(describe_bits(coded, 8 * len(file), 8 * list_size))
     if text:
         print(

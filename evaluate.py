@@ -10,8 +10,7 @@ end_on_interrupt(__name__)
 
 import json
 import sys
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from config.cli import load_options
-from config.errors import UserError, run_command
+from config.errors import UserError, run_command, slow_imports
 from config.files import check_place
 from config.schema import Count, FileName, Page, Section, Text, UnknownCharacters
 from config.terminal import print_styled, printable, progress_bar
@@ -27,8 +26,13 @@ from data.corpora import read_corpus_text
 from data.documents import Split, encode_documents, split_documents
 from data.eval_text import EvalText
 from data.sources import read_all_documents
-from data.unknown import Unknown, known_to, replace_in_documents
+from data.unknown import Replacer, make_replacer, replace_in_documents
 from engine.run import Run, open_run
+from engine.watchers import load_wing
+from report import analysis
+from report.evaluation import in_words, unknown_lines
+from report.tokens import show_costs
+from surprisal import nats_to_bits
 
 
 class EvaluateOptions(Section):
@@ -72,70 +76,33 @@ class EvaluateOptions(Section):
     json_: bool = Field(False, alias="json", description="print JSON, and nothing else")
 
 
+# pairs of options that contradict each other
 EXCLUSIVE = [
     {"split", "text"},
     {"against", "max_tokens"},
-    *({"explain", other} for other in ("text", "json_", "split", "max_tokens", "stride")),
+    {"explain", "text"},
+    {"explain", "json_"},
+    {"explain", "split"},
+    {"explain", "max_tokens"},
+    {"explain", "stride"},
 ]
 PAGE_TOKENS = 2000  # of a text, that a page shows one by one
 
 
-def read_arguments(argv: list[str]) -> tuple[list[Run], EvaluateOptions]:
-    """The run, or two, and the options."""
-    paths, options = load_options(EvaluateOptions, argv, "RUN", None, "the directory of a run")
-    runs = [
-        open_run(Path(path))
-        for path in (paths if not options.against else [*paths, options.against])
-    ]
-    for run in runs:
-        if options.stride > run.cfg.model.block_size:
-            raise UserError(
-                f"stride={options.stride} is more than block_size={run.cfg.model.block_size} of "
-                f"{run.path}: the tokens between windows would be left out"
-            )
-    for pair in EXCLUSIVE:
-        if pair <= options.model_fields_set:
-            raise UserError(
-                f"{' and '.join(sorted(pair)).rstrip('_')}: use one of them"
-                + (
-                    "; two runs are compared on all of the text"
-                    if pair == {"against", "max_tokens"}
-                    else ""
-                )
-            )
-    if options.unknown == "refuse":
-        for run in runs:
-            run.tokenizer.encode_prompt(options.explain)  # tells unknown characters
-    if options.html:
-        check_place(Path(options.html))
-    return runs, options
-
-
-if __name__ == "__main__":
-    run_command(read_arguments)  # mistakes are answered here, because importing torch takes seconds
-
-from engine.checkpoint import load_model
-from engine.device import setup_device
-from engine.evaluation import measure_passage, score_text
-from engine.watchers import load_wing
-from report import analysis
-from report.evaluation import describe, unknown_lines
-from report.tokens import show_costs
-from surprisal import nats_to_bits
-
-
 class Chosen(NamedTuple):
-    """The text to evaluate, for each run."""
+    """The text to evaluate."""
 
     name: str
-    texts: list[EvalText]
-    unknown: Unknown | None = None  # characters that were replaced in targets,
-    masked: Unknown | None = None  # and in masked text
+    splits: list[Split]  # in each run's tokens
+    replaced: Replacer | None = None  # unknown characters in targets,
+    replaced_masked: Replacer | None = None  # and in masked text
 
 
-class Scored(NamedTuple):
+class RunScores(NamedTuple):
     """What a run's model makes of a text."""
 
+    run: Run
+    text: EvalText
     about: dict[str, Any]  # which model, which text
     columns: analysis.Columns  # what is known of each target
     tempered: np.ndarray  # the mean NLL at each of TEMPERATURES
@@ -145,167 +112,153 @@ class Scored(NamedTuple):
 
 def main(argv: list[str]) -> None:
     runs, options = read_arguments(argv)
-    chosen = sentences(runs, options) if options.explain else read_texts(runs, options)
-    name, texts, unknown, _ = chosen
-    scored = [score(run, text, options) for run, text in zip(runs, texts, strict=True)]
-    found = None
+
+    # the text
+    chosen = choose_text(runs, options)
+
+    # the scores of its tokens
+    pairs = zip(runs, chosen.splits, strict=True)
+    scores = [score(run, split, options) for run, split in pairs]
+
+    # what they add up to
+    evaluation = None
     if options.explain:
-        print_styled(explain(runs, texts, scored))
-        if unknown is not None:
-            losses, _ = analysis.measure_losses([scored[0].columns])
-            cost = describe_unknown(unknown, texts[0], losses[0]["bits_per_byte"][0], runs[0])
-            print("\n".join(unknown_lines(cost)))
+        print_styled(explain_sentence(scores, chosen.replaced))
     else:
-        found = evaluate(runs, chosen, scored, options)
-        print(json.dumps(found, indent=1) if options.json_ else describe(found))
+        evaluation = add_up(scores, chosen, options)
+        if options.json_:
+            print(json.dumps(evaluation, indent=1))
+        else:
+            print(in_words(evaluation))
     if options.html:
-        scored_texts = [(each.columns, each.passage) for each in scored]
-        write_text_page = load_wing("page of a text")
-        write_text_page(Path(options.html), runs, scored_texts, name, found)
-        print(options.html, file=sys.stderr if options.json_ else sys.stdout)
+        write_page = load_wing("page of a text")
+        shown = [(each.columns, each.passage) for each in scores]
+        write_page(Path(options.html), runs, shown, chosen.name, evaluation)
+        stream = sys.stderr if options.json_ else sys.stdout
+        print(options.html, file=stream)
 
 
-def sentences(runs: list[Run], options: EvaluateOptions) -> Chosen:
-    """The sentence to explain, in each run's tokens."""
-    sentence, unknown = options.explain, None
-    known = known_to(run.tokenizer for run in runs)
-    if options.unknown == "replace" and known is not None:
-        unknown = Unknown(known)
-        sentence = unknown.replace(sentence)
+def read_arguments(argv: list[str]) -> tuple[list[Run], EvaluateOptions]:
+    """Read which run, or two, and the options. UserError for what cannot be done."""
+    paths, options = load_options(EvaluateOptions, argv, "RUN", None, "the directory of a run")
+    if options.against:
+        paths.append(options.against)
+    runs = [open_run(Path(path)) for path in paths]
+    for run in runs:
+        block_size = run.cfg.model.block_size
+        if options.stride > block_size:
+            raise UserError(
+                f"stride={options.stride} is more than block_size={block_size} of {run.path}: the "
+                "tokens between windows would be left out"
+            )
+    for pair in EXCLUSIVE:
+        if pair <= options.model_fields_set:
+            names = " and ".join(sorted(pair)).rstrip("_")
+            why = "; two runs are compared on all of the text" if "against" in pair else ""
+            raise UserError(f"{names}: use one of them{why}")
+    if options.unknown == "refuse":
+        for run in runs:
+            run.tokenizer.encode_prompt(options.explain)  # tells unknown characters
+    if options.html:
+        check_place(Path(options.html))
+    return runs, options
+
+
+# The text.
+
+
+def choose_text(runs: list[Run], options: EvaluateOptions) -> Chosen:
+    """Read the text to evaluate: a sentence, a text of one's own, or a split of the corpus."""
+    if options.explain:
+        return read_sentence(runs, options)
+    if options.text:
+        return read_text(runs, options)
+    return read_split(runs, options.split)
+
+
+def read_sentence(runs: list[Run], options: EvaluateOptions) -> Chosen:
+    """Read the sentence to explain."""
+    tokenizers = [run.tokenizer for run in runs]
+    replacer = make_replacer(tokenizers, options.unknown)
+    sentence = options.explain
+    if replacer is not None:
+        sentence = replacer.replace(sentence)
         if not sentence:
             raise UserError(
                 "explain: nothing is left of the sentence: the run knows none of its characters"
             )
-    tokens = [np.array(run.tokenizer.encode_after_context(sentence)) for run in runs]
-    texts = [run.eval_text(Split(own)) for run, own in zip(runs, tokens, strict=True)]
-    return Chosen("a sentence", texts, unknown)
+    tokens = [tokenizer.encode_after_context(sentence) for tokenizer in tokenizers]
+    return Chosen("a sentence", [Split(np.array(own)) for own in tokens], replacer)
 
 
-def describe_unknown(
-    unknown: Unknown, text: EvalText, bits_per_byte: float, run: Run
-) -> dict[str, Any] | None:
-    """What was replaced in a text, and what it costs to give it back; None if every character is
-    known.
+def read_text(runs: list[Run], options: EvaluateOptions) -> Chosen:
+    """Read a text of one's own. The options of the first run say what its documents are."""
+    cfg = runs[0].cfg.data.model_copy(update={"corpus": options.text})
+    documents = read_all_documents(cfg)
+    tokenizers = [run.tokenizer for run in runs]
+    in_targets = make_replacer(tokenizers, options.unknown)
+    in_masked = make_replacer(tokenizers, options.unknown)
+    if in_targets is not None and in_masked is not None:
+        documents = replace_in_documents(documents, in_targets, in_masked)
+
+    def encode(run: Run) -> Split:
+        return encode_documents(documents, run.tokenizer, cfg, options.text)
+
+    splits = in_tokens_of_each(runs, encode(runs[0]), encode)
+    return Chosen(options.text, splits, in_targets, in_masked)
+
+
+def read_split(runs: list[Run], name: Literal["val", "train"]) -> Chosen:
+    """Read a split of the first run's corpus."""
+    run = runs[0]
+    cfg = run.cfg.data
+    title = f"the {name} split of {run.info.name}"
+
+    def encode(other: Run) -> Split:
+        documents = split_documents(read_corpus_text(cfg), cfg)[name]
+        return encode_documents(documents, other.tokenizer, cfg, title)
+
+    split = run.corpus.val if name == "val" else run.corpus.train
+    return Chosen(title, in_tokens_of_each(runs, split, encode))
+
+
+def in_tokens_of_each(runs: list[Run], first: Split, encode: Callable[[Run], Split]) -> list[Split]:
+    """Give each run the text in its tokens. Runs with the same tokens share one split.
+
+    `first` is the text in the tokens of the first run, which decides what the targets are.
     """
-    if not unknown.characters:
-        return None
-    bits = 8 * len(unknown.pack())
-    read = run.tokenizer.count_bytes(text.split.targets())  # bytes that the run read
-    whole = (bits_per_byte * read + bits) / (read + unknown.added_bytes)
-    return {"says": unknown.describe(), "bits": bits, "bits_per_byte": whole}
-
-
-def explain(runs: list[Run], texts: list[EvalText], scored: list[Scored]) -> str:
-    """What each token of a sentence costs, and what all of them cost each run."""
-    parts = [
-        show_costs(texts[0].split.tokens.tolist(), scored[0].columns["nll"], runs[0].tokenizer),
-        "",
-    ]
-    for run, (about, columns, *_) in zip(runs, scored, strict=True):
-        name = printable(str(run.path))
-        nll = columns["nll"]
-        (loss,), _ = analysis.measure_losses([columns])
-        parts.append(
-            f"{nll.sum():.2f} nats, {nats_to_bits(nll.sum()):.2f} bits, for {len(nll)} tokens: "
-            f"{loss['nats_per_token'][0]:.4f} nats per token, perplexity {loss['perplexity'][0]:.2f}, "
-            f"{loss['bits_per_byte'][0]:.3f} bits per byte ({name}, step {about['step']:,})"
-        )
-    return "\n".join(parts)
-
-
-def evaluate(
-    runs: list[Run], chosen: Chosen, scored: list[Scored], options: EvaluateOptions
-) -> dict[str, Any]:
-    """What there is to know about the first run's loss, and how the second's compares: what
-    `--json` prints.
-    """
-    name, texts, unknown, masked = chosen
-    losses, blocks = analysis.measure_losses([each.columns for each in scored])
-    run, (about, columns, tempered, _) = runs[0], scored[0]
-    # With a text of one's own, the corpus may be elsewhere.
-    train = None if options.text else run.corpus.train
-    details = analysis.summarise(columns, tempered, texts[0], run.tokenizer, train)
-
-    of_val = options.split == "val" and not options.text
-    of_whole_val = of_val and about["targets"] == about["of_targets"]
-    source_nll = run.corpus.source_nll if of_val else None  # where the source of the text is known
-    found = {
-        "text": name,
-        **about,
-        "loss": analysis.intervals(losses[0], blocks),
-        "blocks": blocks._asdict(),
-        "kl_gap": None
-        if source_nll is None
-        else np.mean(columns["nll"] - source_nll[texts[0].positions - 1]),
-        "baselines": [each.model_dump(exclude={"passage_nll"}) for each in run.info.baselines]
-        if of_whole_val
-        else [],
-        **details.model_dump(exclude={"targets"}),
-        "against": None,
-    }
-    if unknown is not None:
-        found["unknown"] = describe_unknown(unknown, texts[0], losses[0]["bits_per_byte"][0], run)
-    if masked is not None and masked.characters:
-        found["unknown_masked"] = masked.describe()
-    if len(runs) == 2:
-        units = ["nats_per_token"] * (texts[0].split is texts[1].split) + ["bits_per_byte"]
-        difference = {unit: losses[0][unit] - losses[1][unit] for unit in units}
-        splits = {
-            (each.info.sha256, each.cfg.data.val_fraction, each.cfg.data.documents) for each in runs
-        }
-        found["against"] = {
-            **scored[1].about,
-            "loss": analysis.intervals(losses[1], blocks),
-            "difference": analysis.intervals(difference, blocks),
-            "other_targets": len({each.cfg.data.mask for each in runs}) > 1,
-            "may_have_seen_it": len(splits) > 1 and not options.text,
-        }
-    return found
-
-
-def read_texts(runs: list[Run], options: EvaluateOptions) -> Chosen:
-    """The name of the text, and the text in each run's tokens. The first run decides which are
-    targets.
-    """
-    run, cfg = runs[0], runs[0].cfg.data
-    name = options.text or f"the {options.split} split of {run.info.name}"
-    if options.text:
-        cfg = cfg.model_copy(update={"corpus": options.text})
-
-    documents, unknown, masked = None, None, None
-    if options.text:
-        documents = read_all_documents(cfg)
-        known = known_to(own.tokenizer for own in runs)
-        if options.unknown == "replace" and known is not None:
-            documents, unknown, masked = replace_in_documents(documents, known)
-
-    def encode(own: Run) -> Split:
-        if documents is None:
-            of_split = split_documents(read_corpus_text(cfg).text, cfg)[options.split]
-            return encode_documents(of_split, own.tokenizer, cfg, name)
-        return encode_documents(documents, own.tokenizer, cfg, name)
-
-    splits = [encode(run) if options.text else getattr(run.corpus, options.split)]
-    for other in runs[1:]:
+    run, *others = runs
+    splits = [first]
+    for other in others:
         if other.tokenizer.eos_text != run.tokenizer.eos_text:
             raise UserError(
-                f"against={other.path}: its eos token stands for {other.tokenizer.eos_text!r}, and that of "
-                f"{run.path} for {run.tokenizer.eos_text!r}: they do not predict the same bytes"
+                f"against={other.path}: its eos token stands for {other.tokenizer.eos_text!r}, and "
+                f"that of {run.path} for {run.tokenizer.eos_text!r}: they do not predict the same "
+                "bytes"
             )
-        splits.append(splits[0] if other.tokenizer == run.tokenizer else encode(other))
-    # two runs are compared on all of the text
-    max_tokens = options.max_tokens if len(runs) == 1 else 0
-    texts = [
-        own.eval_text(split, max_tokens, options.stride)
-        for own, split in zip(runs, splits, strict=True)
-    ]
-    return Chosen(name, texts, unknown, masked)
+        if other.tokenizer == run.tokenizer:
+            splits.append(first)
+        else:
+            splits.append(encode(other))
+    return splits
 
 
-def score(run: Run, text: EvalText, options: EvaluateOptions) -> Scored:
+# The scores of its tokens.
+
+
+def score(run: Run, split: Split, options: EvaluateOptions) -> RunScores:
+    """Score each target of a text with a run's model."""
+    with slow_imports():
+        from engine.checkpoint import load_model
+        from engine.device import setup_device
+        from engine.evaluation import measure_passage, score_text
+
     where = options.device or run.cfg.run.device
     device = setup_device(where, options.dtype or run.cfg.run.dtype)
     model, state = load_model(run, options.checkpoint, device)
+    # two runs are compared on all of the text
+    max_tokens = 0 if options.against or options.explain else options.max_tokens
+    text = run.eval_text(split, max_tokens, options.stride)
 
     def show_progress(batches: Iterable[Any]) -> Any:
         return progress_bar(
@@ -328,16 +281,130 @@ def score(run: Run, text: EvalText, options: EvaluateOptions) -> Scored:
         "block_size": text.block_size,
         "stride": text.stride or text.block_size,
         "targets": len(columns["nll"]),
-        "of_targets": text.split.num_targets(),
+        "of_targets": split.num_targets(),
         "bytes": int(columns["bytes"].sum()),
     }
     passage = None
-    start = text.split.first(PAGE_TOKENS - 1)
-    if options.html and start.num_targets():
-        whole = replace(text, split=start, max_tokens=0)
-        costs = measure_passage(model, whole, 0, analysis.PASSAGE_TEMPERATURES, device)
+    start = split.first(PAGE_TOKENS - 1)
+    if options.html and start.num_targets() > 0:
+        start_text = run.eval_text(start, stride=options.stride)
+        costs = measure_passage(model, start_text, 0, analysis.PASSAGE_TEMPERATURES, device)
         passage = analysis.Passage(step=state.step, **costs)
-    return Scored(about, columns, tempered, passage)
+    return RunScores(run, text, about, columns, tempered, passage)
+
+
+# What they add up to.
+
+
+def explain_sentence(scores: list[RunScores], replaced: Replacer | None) -> str:
+    """Show what each token of a sentence costs the first run, and what all of them cost each run."""
+    first = scores[0]
+    tokens = first.text.split.tokens.tolist()
+    lines = [show_costs(tokens, first.columns["nll"], first.run.tokenizer), ""]
+    for each in scores:
+        nats = each.columns["nll"].sum()
+        (losses,), _ = analysis.measure_losses([each.columns])
+        loss = {unit: values[0] for unit, values in losses.items()}
+        lines.append(
+            f"{nats:.2f} nats, {nats_to_bits(nats):.2f} bits, for {each.about['targets']} tokens: "
+            f"{loss['nats_per_token']:.4f} nats per token, perplexity {loss['perplexity']:.2f}, "
+            f"{loss['bits_per_byte']:.3f} bits per byte "
+            f"({printable(str(each.run.path))}, step {each.about['step']:,})"
+        )
+    if replaced is not None:
+        (losses,), _ = analysis.measure_losses([first.columns])
+        lines += unknown_lines(cost_of_replaced(replaced, first, losses["bits_per_byte"][0]))
+    return "\n".join(lines)
+
+
+def cost_of_replaced(
+    replaced: Replacer, scores: RunScores, bits_per_byte: float
+) -> dict[str, Any] | None:
+    """Compute what it costs to give replaced characters back; None if every character is known."""
+    if not replaced.characters:
+        return None
+    list_bits = 8 * len(replaced.pack())
+    bytes_read = scores.run.tokenizer.count_bytes(scores.text.split.targets())
+    bits = bits_per_byte * bytes_read + list_bits
+    return {
+        "says": replaced.summary(),
+        "bits": list_bits,
+        "bits_per_byte": bits / (bytes_read + replaced.added_bytes),
+    }
+
+
+def add_up(scores: list[RunScores], chosen: Chosen, options: EvaluateOptions) -> dict[str, Any]:
+    """Say all about the first run's loss, and how the second's compares: what `--json` prints."""
+    first = scores[0]
+    run = first.run
+    losses, blocks = analysis.measure_losses([each.columns for each in scores])
+    # With a text of one's own, the corpus may be elsewhere.
+    train = None if options.text else run.corpus.train
+    summary = analysis.summarise(
+        first.columns, first.tempered, first.text, run.tokenizer, train
+    ).model_dump(exclude={"targets"})
+    is_val = options.split == "val" and not options.text
+    evaluation = {
+        "text": chosen.name,
+        **first.about,
+        "loss": analysis.intervals(losses[0], blocks),
+        "blocks": blocks._asdict(),
+        "kl_gap": measure_kl_gap(first) if is_val else None,
+        "baselines": list_baselines(first) if is_val else [],
+        **summary,
+        "against": None,
+    }
+    if chosen.replaced is not None:
+        bits_per_byte = losses[0]["bits_per_byte"][0]
+        evaluation["unknown"] = cost_of_replaced(chosen.replaced, first, bits_per_byte)
+    if chosen.replaced_masked is not None and chosen.replaced_masked.characters:
+        evaluation["unknown_masked"] = chosen.replaced_masked.summary()
+    if len(scores) == 2:
+        evaluation["against"] = compare(scores, losses, blocks) | {
+            "may_have_seen_it": not options.text and have_other_splits(scores)
+        }
+    return evaluation
+
+
+def measure_kl_gap(scores: RunScores) -> float | None:
+    """Measure the loss above that of the text's source; None where the source is not known."""
+    source_nll = scores.run.corpus.source_nll
+    if source_nll is None:
+        return None
+    return float(np.mean(scores.columns["nll"] - source_nll[scores.text.positions - 1]))
+
+
+def list_baselines(scores: RunScores) -> list[dict[str, Any]]:
+    """List the baselines, which compare with a loss on all of the validation split only."""
+    if scores.about["targets"] < scores.about["of_targets"]:
+        return []
+    return [each.model_dump(exclude={"passage_nll"}) for each in scores.run.info.baselines]
+
+
+def compare(
+    scores: list[RunScores], losses: list[analysis.Columns], blocks: analysis.Blocks
+) -> dict[str, Any]:
+    """Compare two runs: the second's loss, and how much higher the first's is, in shared units."""
+    first, second = scores
+    units = ["bits_per_byte"]
+    if first.text.split is second.text.split:
+        units = ["nats_per_token", "bits_per_byte"]
+    difference = {unit: losses[0][unit] - losses[1][unit] for unit in units}
+    return {
+        **second.about,
+        "loss": analysis.intervals(losses[1], blocks),
+        "difference": analysis.intervals(difference, blocks),
+        "other_targets": first.run.cfg.data.mask != second.run.cfg.data.mask,
+    }
+
+
+def have_other_splits(scores: list[RunScores]) -> bool:
+    """Whether two runs were trained on other texts, or other splits of one text."""
+    splits = set()
+    for each in scores:
+        cfg = each.run.cfg.data
+        splits.add((each.run.info.sha256, cfg.val_fraction, cfg.documents))
+    return len(splits) > 1
 
 
 if __name__ == "__main__":

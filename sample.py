@@ -11,11 +11,11 @@ from typing import Literal
 from pydantic import Field
 
 from config.cli import load_options
-from config.errors import UserError, run_command
+from config.errors import UserError, run_command, slow_imports
 from config.files import check_regular, read_text
 from config.schema import Count, FileName, Positive, Rate, Section, Text, UnknownCharacters
 from data.info import end_of_prompt
-from data.unknown import Unknown, known_to
+from data.unknown import make_replacer
 from engine.run import Run, open_run
 
 
@@ -48,8 +48,52 @@ class SampleOptions(Section):
     )
 
 
+def main(argv: list[str]) -> None:
+    run, options, prompt = read_arguments(argv)
+    with slow_imports():
+        from engine.checkpoint import load_model
+        from engine.device import setup_device
+        from engine.generate import generate
+
+    device = setup_device(options.device, options.dtype)
+    model, _ = load_model(run, options.checkpoint, device)
+    tokenizer = run.tokenizer
+    shown = prompt
+    if not options.prompt and not options.prompt_file:
+        shown = end_of_prompt(prompt)  # the corpus's own may be long
+    steps = generate(
+        model,
+        tokenizer.encode_prompt(prompt),
+        device,
+        num_samples=options.num_samples,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+        eos=tokenizer.end,
+    )
+
+    # all samples grow together; the first is shown as it grows
+    print(shown, end="", flush=True)
+    samples: list[list[int]] = [[] for _ in range(options.num_samples)]
+    # a token may end within a character
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for tokens in steps:
+        for sample, token in zip(samples, tokens, strict=True):
+            if token != tokenizer.end:  # a sample that has ended stays there
+                sample.append(token)
+        if tokens[0] != tokenizer.end:
+            print(decoder.decode(tokenizer.token_bytes[tokens[0]]), end="", flush=True)
+    print(decoder.decode(b"", final=True))
+
+    for sample in samples[1:]:
+        print("-" * 40)
+        print(shown + tokenizer.decode(sample))
+
+
 def read_arguments(argv: list[str]) -> tuple[Run, SampleOptions, str]:
-    """The run, the options and the prompt."""
+    """Read the run, the options and the prompt. UserError for what cannot be done."""
     paths, options = load_options(SampleOptions, argv, "RUN", None, "the directory of a run")
     run = open_run(Path(paths[0]))
     prompt = options.prompt or run.info.prompt
@@ -61,55 +105,11 @@ def read_arguments(argv: list[str]) -> tuple[Run, SampleOptions, str]:
             prompt = read_text(Path(options.prompt_file))
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"prompt_file={options.prompt_file}: {error}") from None
-    known = known_to([run.tokenizer])
-    if options.unknown == "replace" and known is not None:
-        prompt = Unknown(known).replace(prompt)
+    replacer = make_replacer([run.tokenizer], options.unknown)
+    if replacer is not None:
+        prompt = replacer.replace(prompt)
     run.tokenizer.encode_prompt(prompt)  # tells unknown characters
     return run, options, prompt
-
-
-if __name__ == "__main__":
-    run_command(read_arguments)  # mistakes are answered here, because importing torch takes seconds
-
-from engine.checkpoint import load_model
-from engine.device import setup_device
-from engine.generate import generate
-
-
-def main(argv: list[str]) -> None:
-    run, options, prompt = read_arguments(argv)
-    tokenizer = run.tokenizer
-    device = setup_device(options.device, options.dtype)
-    model, _ = load_model(run, options.checkpoint, device)
-    steps = []
-    # a token may end within a character
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    shown = prompt
-    if not options.prompt and not options.prompt_file:
-        shown = end_of_prompt(prompt)  # the corpus's own may be long
-    print(shown, end="", flush=True)
-    for tokens in generate(
-        model,
-        tokenizer.encode_prompt(prompt),
-        device,
-        num_samples=options.num_samples,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        seed=options.seed,
-        eos=tokenizer.end,
-    ):
-        steps.append(tokens)  # all samples grow together; the first is shown as it grows
-        if tokens[0] != tokenizer.end:
-            print(decoder.decode(tokenizer.token_bytes[tokens[0]]), end="", flush=True)
-    print(decoder.decode(b"", final=True))
-    for sample in list(zip(*steps, strict=True))[1:]:  # a sample that has ended stays at eos
-        print(
-            "-" * 40,
-            shown + tokenizer.decode(token for token in sample if token != tokenizer.end),
-            sep="\n",
-        )
 
 
 if __name__ == "__main__":

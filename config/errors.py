@@ -119,6 +119,20 @@ def _on_interrupt(handler: Callable[..., object]) -> None:
 
 
 @contextmanager
+def slow_imports() -> Iterator[None]:
+    """Around imports of torch, which take seconds: Ctrl-C ends the program at once.
+
+    As an exception it would print many lines there.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    _on_interrupt(lambda *_: os._exit(130))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def out_of_memory(remedy: str) -> Iterator[None]:
     """Where memory runs out, on any device, raise a UserError that says what to do."""
     try:

@@ -69,6 +69,16 @@ def passed_and_ahead(
     return passed, ordered[len(passed) :]
 
 
+def beside_baselines(nll: float, baselines: Sequence[Baseline]) -> list[str]:
+    """Say which baselines a loss beats, and which are ahead."""
+    passed, ahead = passed_and_ahead(nll, baselines)
+    names = ", ".join(each.name for each in passed) or "none of the baselines"
+    if not ahead:
+        return [f"It beats {names}: all of the baselines."]
+    losses = ", ".join(f"{each.name} ({each.nats_per_token:.3f})" for each in ahead)
+    return [f"It beats {names}.", f"It does not beat {losses}."]
+
+
 def measure_baselines(
     train: Split, val: Split, tokenizer: Tokenizer, entropy_rate: float | None = None
 ) -> Iterator[Baseline]:

@@ -1,10 +1,9 @@
-"""What evaluate.py found, in words and small tables."""
+"""What evaluate.py measured, in words and small tables."""
 
 from typing import Any
 
-from data.baselines import Baseline
+from data.baselines import Baseline, beside_baselines
 from report.analysis import FEW, RESAMPLES, Blocks
-from report.words import beside_baselines
 
 UNITS = [
     ("nats per token", "nats_per_token", ".4f"),
@@ -16,31 +15,34 @@ UNITS = [
 ]
 
 
-def describe(found: dict[str, Any]) -> str:
-    """All of it, part by part; `found` is what `--json` prints."""
-    part = (
-        ""
-        if found["targets"] == found["of_targets"]
-        else (f" of {found['of_targets']:,}, spread evenly (--max_tokens=0 evaluates all)")
-    )
-    moves = (
-        ""
-        if found["stride"] == found["block_size"]
-        else f" that moves on by {found['stride']:,} tokens"
-    )
+def in_words(evaluation: dict[str, Any]) -> str:
+    """Say all of an evaluation, part by part; `--json` prints the same."""
     parts = [
-        [
-            f"{found['run']}, {found['checkpoint']} checkpoint of step {found['step']:,}, on {found['text']}: "
-            f"{found['targets']:,} targets{part}, {found['bytes']:,} bytes,",
-            f"each once, in a window of {found['block_size']:,}{moves}; {found['device']}",
-        ],
-        _losses(found["loss"], Blocks(**found["blocks"])),
-        _remarks(found),
-        _comparison(found),
-        _calibration(found),
-        *(_table(kind, groups) for kind, groups in found["groups"].items()),
+        _headline(evaluation),
+        _losses(evaluation["loss"], Blocks(**evaluation["blocks"])),
+        _remarks(evaluation),
+        _comparison(evaluation),
+        _calibration(evaluation),
     ]
+    for kind, groups in evaluation["groups"].items():
+        parts.append(_table(kind, groups))
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
+
+
+def _headline(evaluation: dict[str, Any]) -> list[str]:
+    part = ""
+    if evaluation["targets"] < evaluation["of_targets"]:
+        of_targets = evaluation["of_targets"]
+        part = f" of {of_targets:,}, spread evenly (--max_tokens=0 evaluates all)"
+    moves = ""
+    if evaluation["stride"] < evaluation["block_size"]:
+        moves = f" that moves on by {evaluation['stride']:,} tokens"
+    return [
+        f"{evaluation['run']}, {evaluation['checkpoint']} checkpoint of step "
+        f"{evaluation['step']:,}, on {evaluation['text']}: {evaluation['targets']:,} targets{part}, "
+        f"{evaluation['bytes']:,} bytes,",
+        f"each once, in a window of {evaluation['block_size']:,}{moves}; {evaluation['device']}",
+    ]
 
 
 def _losses(loss: dict[str, Any], blocks: Blocks) -> list[str]:
@@ -53,7 +55,7 @@ def _losses(loss: dict[str, Any], blocks: Blocks) -> list[str]:
 
 
 def claim(blocks: Blocks) -> list[str]:
-    """What the resamples of a text say, and about what."""
+    """Say what the resamples of a text show, and about what."""
     if blocks.of_documents:
         return [
             "The intervals are for other documents of the same source, if these are a random sample",
@@ -66,43 +68,45 @@ def claim(blocks: Blocks) -> list[str]:
     ]
 
 
-def _remarks(found: dict[str, Any]) -> list[str]:
-    lines = unknown_lines(found.get("unknown"))
-    if "unknown_masked" in found:
-        lines.append(f"In masked text, whose characters cost nothing: {found['unknown_masked']}.")
-    if found["kl_gap"] is not None:
+def _remarks(evaluation: dict[str, Any]) -> list[str]:
+    lines = unknown_lines(evaluation.get("unknown"))
+    if "unknown_masked" in evaluation:
+        masked = evaluation["unknown_masked"]
+        lines.append(f"In masked text, whose characters cost nothing: {masked}.")
+    if evaluation["kl_gap"] is not None:
         lines.append(
-            f"KL(source || model) is {found['kl_gap']:.4f}: the loss above that of the text's source."
+            f"KL(source || model) is {evaluation['kl_gap']:.4f}: the loss above that of the text's "
+            "source."
         )
-    if found["baselines"]:
-        nll = found["loss"]["nats_per_token"]["value"]
-        lines += beside_baselines(nll, [Baseline(**each) for each in found["baselines"]])
+    if evaluation["baselines"]:
+        nll = evaluation["loss"]["nats_per_token"]["value"]
+        baselines = [Baseline(**each) for each in evaluation["baselines"]]
+        lines += beside_baselines(nll, baselines)
     return lines
 
 
 def unknown_lines(unknown: dict[str, Any] | None) -> list[str]:
-    """What was replaced in a text, and what that costs."""
+    """Say what was replaced in a text, and what that costs."""
     if unknown is None:
         return []
     return [
         f"{unknown['says']}.",
-        f"The figures are of the text as it was read. A list of what the characters were takes {unknown['bits']:,} "
-        f"bits more (as in compress.py):",
+        "The figures are of the text as it was read. A list of what the characters were takes "
+        f"{unknown['bits']:,} bits more (as in compress.py):",
         f"with it, the text as it stands costs {unknown['bits_per_byte']:.4f} bits per byte.",
     ]
 
 
-def _comparison(found: dict[str, Any]) -> list[str]:
-    loss, against = found["loss"], found["against"]
+def _comparison(evaluation: dict[str, Any]) -> list[str]:
+    against = evaluation["against"]
     if against is None:
         return []
-    targets = (
-        "the same targets"
-        if found["bytes"] == against["bytes"]
-        else f"{against['bytes']:,} bytes, as their first tokens differ,"
-    )
+    targets = "the same targets"
+    if evaluation["bytes"] != against["bytes"]:
+        targets = f"{against['bytes']:,} bytes, as their first tokens differ,"
     lines = [
-        f"Compared with {against['run']} of step {against['step']:,}, on {targets} and the same resamples:"
+        f"Compared with {against['run']} of step {against['step']:,}, on {targets} and the same "
+        "resamples:"
     ]
     if against["other_targets"]:
         lines.append(
@@ -111,52 +115,56 @@ def _comparison(found: dict[str, Any]) -> list[str]:
     if against["may_have_seen_it"]:
         lines.append("  It was trained on another text or split, and may have seen this one.")
     for title, unit, _ in UNITS:
-        if less := against["difference"].get(unit):
+        if unit in against["difference"]:
+            own = evaluation["loss"][unit]["value"]
+            other = against["loss"][unit]["value"]
+            value, low, high = against["difference"][unit].values()
             lines.append(
-                f"  {title:<15}{loss[unit]['value']:.4f}, its {against['loss'][unit]['value']:.4f}, "
-                f"difference {less['value']:+.4f} ({less['low']:+.4f} to {less['high']:+.4f})"
+                f"  {title:<15}{own:.4f}, its {other:.4f}, "
+                f"difference {value:+.4f} ({low:+.4f} to {high:+.4f})"
             )
     if "nats_per_token" not in against["difference"]:
         lines.append("  The two use different tokens: only bits per byte can be compared.")
-    bits = against["difference"]["bits_per_byte"]
-    if found["targets"] < FEW:
-        return [
-            *lines,
-            f"  It is too short to tell whether the difference is noise: fewer than {FEW:,} targets.",
-        ]
-    is_noise = bits["low"] <= 0 <= bits["high"]
-    if found["blocks"]["of_documents"]:
-        noise = (
-            "may be noise: its interval contains 0."
-            if is_noise
-            else "is more than noise: its interval does not contain 0."
+    return [*lines, _judge_difference(evaluation)]
+
+
+def _judge_difference(evaluation: dict[str, Any]) -> str:
+    """Say whether the difference of two runs may be noise."""
+    if evaluation["targets"] < FEW:
+        return (
+            "  It is too short to tell whether the difference is noise: fewer than "
+            f"{FEW:,} targets."
         )
+    _, low, high = evaluation["against"]["difference"]["bits_per_byte"].values()
+    is_noise = low <= 0 <= high
+    if evaluation["blocks"]["of_documents"]:
         about = "This is about such documents, not about other seeds."
-        return [*lines, f"  The difference {noise} {about}"]
-    noise = (
-        "may be noise: its range contains 0."
-        if is_noise
-        else "is more than noise in this text: its range does not contain 0."
+        if is_noise:
+            return f"  The difference may be noise: its interval contains 0. {about}"
+        return f"  The difference is more than noise: its interval does not contain 0. {about}"
+    about = "Another text or another seed may differ."
+    if is_noise:
+        return f"  The difference may be noise: its range contains 0. {about}"
+    return (
+        f"  The difference is more than noise in this text: its range does not contain 0. {about}"
     )
-    return [*lines, f"  The difference {noise} Another text or another seed may differ."]
 
 
-def _calibration(found: dict[str, Any]) -> list[str]:
-    calibration, top1 = found["calibration"], found["loss"]["top1"]["value"]
-    end = ", the end of what was tried" if calibration["at_end"] else ""
+def _calibration(evaluation: dict[str, Any]) -> list[str]:
+    calibration = evaluation["calibration"]
+    top1 = evaluation["loss"]["top1"]["value"]
     excess = calibration["confidence"] - top1
-    few = (
-        [f"With fewer than {FEW:,} targets, these differ by chance."]
-        if found["targets"] < FEW
-        else []
-    )
-    return [
+    over = "over" if excess > 0 else "under"
+    end = ", the end of what was tried" if calibration["at_end"] else ""
+    lines = [
         f"Calibration: mean confidence {calibration['confidence']:.1%}, accuracy {top1:.1%}: "
-        f"{'over' if excess > 0 else 'under'}confident by {abs(excess):.1%}. ECE {calibration['ece']:.2%}.",
+        f"{over}confident by {abs(excess):.1%}. ECE {calibration['ece']:.2%}.",
         f"The temperature with the lowest loss is {calibration['temperature']:.3f}{end}; it gains "
         f"{calibration['nats_gained']:.4f} nats per token, but was fitted to this text.",
-        *few,
     ]
+    if evaluation["targets"] < FEW:
+        lines.append(f"With fewer than {FEW:,} targets, these differ by chance.")
+    return lines
 
 
 def _table(kind: str, groups: list[dict[str, Any]]) -> list[str]:
@@ -168,5 +176,7 @@ def _table(kind: str, groups: list[dict[str, Any]]) -> list[str]:
             f"  {each['name']:<20}{each['share']:15.1%}{each['nats_per_token']:13.4f}"
             f"{each['share_of_nats']:20.1%}{each['top1']:9.1%}"
         )
-        lines.append(f"{line}{each['confidence']:13.1%}" if has_confidence else line)
+        if has_confidence:
+            line += f"{each['confidence']:13.1%}"
+        lines.append(line)
     return lines

@@ -18,7 +18,7 @@ from data.documents import Split
 from data.info import end_of_prompt
 from data.show import show_token
 from data.tokenizer import Tokenizer
-from data.unknown import Unknown, known_to
+from data.unknown import make_replacer
 from engine.checkpoint import read_model
 from engine.device import setup_device
 from engine.generate import generate
@@ -73,8 +73,8 @@ class Model:
         return ScoredText(tokens, scores.nll, 1 + scores.higher, self.run.tokenizer)
 
     def _read(self, text: str, unknown: UnknownCharacters) -> str:
-        known = known_to([self.run.tokenizer])
-        return Unknown(known).replace(text) if unknown == "replace" and known is not None else text
+        replacer = make_replacer([self.run.tokenizer], unknown)
+        return text if replacer is None else replacer.replace(text)
 
     def sample(
         self,

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from config.schema import OVERFITTING_RISE, Config, ModelConfig, OptimConfig
-from data.baselines import Baseline, passed_and_ahead
+from data.baselines import Baseline, beside_baselines, passed_and_ahead
 from data.batches import TrainBatches
 from data.eval_text import EvalText
 from data.info import CorpusInfo, end_of_prompt
@@ -99,18 +99,6 @@ def standing(nll: float, baselines: Sequence[Baseline]) -> str:
         f"; next {ahead[0].name}, {ahead[0].nats_per_token:.3f}" if ahead else ": the last baseline"
     )
     return INDENT + says + after
-
-
-def beside_baselines(nll: float, baselines: Sequence[Baseline]) -> list[str]:
-    """Which baselines a loss beats, and which are ahead."""
-    passed, ahead = passed_and_ahead(nll, baselines)
-    names = ", ".join(each.name for each in passed) or "none of the baselines"
-    if not ahead:
-        return [f"It beats {names}: all of the baselines."]
-    return [
-        f"It beats {names}.",
-        f"It does not beat {', '.join(f'{each.name} ({each.nats_per_token:.3f})' for each in ahead)}.",
-    ]
 
 
 def sample_line(text: str) -> str:

@@ -569,7 +569,7 @@ def test_columns_know_where_tokens_and_documents_are(runs, name, chunk, monkeypa
     monkeypatch.setattr(evaluation, "CHUNK", chunk)
     run = open_run(Path(name))
     val, token_bytes = run.corpus.val.tokens, run.tokenizer.token_bytes
-    of_each = evaluate.score(run, EvalText(run.corpus.val, 8), EvaluateOptions()).columns
+    of_each = evaluate.score(run, run.corpus.val, EvaluateOptions()).columns
     text = run.tokenizer.decode_bytes(val)
     rows = zip(val[1:], *(of_each[name] for name in ("offset", "bytes", "document")), strict=True)
     for token, offset, length, document in rows:
