@@ -215,7 +215,7 @@ def read_split(runs: list[Run], name: Literal["val", "train"]) -> Chosen:
     title = f"the {name} split of {run.info.name}"
 
     def encode(other: Run) -> Split:
-        documents = split_documents(read_corpus_text(cfg), cfg)[name]
+        documents = split_documents(read_corpus_text(cfg).text, cfg)[name]
         return encode_documents(documents, other.tokenizer, cfg, title)
 
     split = run.corpus.val if name == "val" else run.corpus.train
