@@ -30,7 +30,7 @@ from engine.evaluation import remeasure_best, validate
 from engine.generate import generate_texts
 from engine.memory import check_memory
 from engine.optim import make_optimizers, set_lr
-from engine.run import create_or_resume, kept_tokenizer, lock_run
+from engine.run import Run, begin_run, lock_run
 from engine.signals import StopSignal
 from engine.state import StepResult
 from engine.step import (
@@ -52,12 +52,12 @@ def main(argv: list[str]) -> None:
     cfg, named = load_config(argv)  # `named`: the options on the command line
     for line in describe_unused(argv, cfg):
         print(line)
-    with lock_run(cfg), out_of_memory(words.less_memory(cfg)), lost_ranks():
-        sys.exit(train(cfg, named))
+    with lock_run(cfg) as earlier, out_of_memory(words.less_memory(cfg)), lost_ranks():
+        sys.exit(train(cfg, named, earlier))
 
 
-def train(cfg: Config, named: set[str]) -> int:
-    """Train from scratch or from the last checkpoint; returns the exit code."""
+def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
+    """Train a new run, or resume an earlier one; returns the exit code."""
     device = setup_device(cfg.run.device, cfg.run.dtype, cfg.options())
     if cfg.run.compile:
         device = device.without_workers()  # a compiled model shares the cores in each operation
@@ -66,7 +66,8 @@ def train(cfg: Config, named: set[str]) -> int:
     torch.manual_seed(cfg.run.seed)
 
     # data
-    corpus = device.rank0_first(prepare_corpus, cfg.data, kept_tokenizer(cfg))
+    tokenizer = earlier.tokenizer if earlier else None  # which may be that of another run
+    corpus = device.rank0_first(prepare_corpus, cfg.data, tokenizer)
     eos = corpus.tokenizer.eos if cfg.data.padded else None  # --padded: each row holds one document
     get_batch = TrainBatches(
         corpus.train,
@@ -91,7 +92,7 @@ def train(cfg: Config, named: set[str]) -> int:
     )
 
     # run: a new directory, or the one to resume
-    run = device.on_rank0(create_or_resume, cfg, named, corpus)
+    run = device.on_rank0(begin_run, earlier, cfg, named, corpus)
     state, remark = load_start(run, model, optimizers)
     device.check_same_start(model, corpus.info.sha256)
     val_text = run.eval_text(corpus.val, cfg.run.eval_tokens)

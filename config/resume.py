@@ -88,3 +88,32 @@ def adopt_shape(cfg: Config) -> Config:
     model = cfg.model.model_copy(update=shape | kept)
     data = cfg.data.model_copy(update={"tokenizer": source})
     return cfg.model_copy(update={"model": model, "data": data})
+
+
+def changed_options(before: Config, after: Config) -> dict[str, list[Any]]:
+    """Return the options of a resumed run that are not as before, as [before, after].
+
+    Where the text and the run are does not matter.
+    """
+    was = before.options()
+    changes = {}
+    for name, now in after.options().items():
+        if was[name] != now and name not in ("corpus", "out_dir", "init_from"):
+            changes[name] = [was[name], now]
+    return changes
+
+
+def refuse_changes(changes: dict[str, list[Any]], named: set[str]) -> list[str]:
+    """Return what is wrong with the changes of a resumed run; `named`: on the command line."""
+    problems = []
+    for name, (was, now) in changes.items():
+        if name in MUST_STAY:
+            problems.append(
+                f"{name} was {was} and is now {now}: that would be another model or text"
+            )
+        elif name in BY_NAME and name not in named:
+            problems.append(
+                f"{name} was {was} and is now {now}: {BY_NAME[name]}; if you want that, add "
+                f"--{name}={now}"
+            )
+    return problems

@@ -12,8 +12,9 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,11 +33,14 @@ from engine.run import Run, open_run
 from engine.state import TrainState
 from model import GPT
 
-Optimizers = list[torch.optim.Optimizer]
-State = dict[int, dict[str, Tensor]]  # of an optimizer, by the number of the parameter
+MODEL = "model."  # begins the names of a model's weights in a checkpoint
+OTHER_MODEL = "holds another model than the options describe"
+Optimizers = Sequence[torch.optim.Optimizer]
+OptimizerState = dict[int, dict[str, Tensor]]  # by the number of the parameter
 
 
-class Checkpoint(NamedTuple):
+@dataclass(frozen=True)
+class Checkpoint:
     """What a file holds. Its hash is right, but a forger can compute that."""
 
     path: Path
@@ -44,12 +48,86 @@ class Checkpoint(NamedTuple):
     options: dict[str, Any]  # that the weights belong to; empty in files of earlier editions
     tensors: dict[str, Tensor]
 
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Those of the model; the other tensors belong to the optimizers."""
+        return {name: p for name, p in self.tensors.items() if name.startswith(MODEL)}
+
+    def check_options(self, cfg: Config) -> None:
+        """Raise a UserError that names the options with which the weights would be another model."""
+        wrong = []
+        for name, now in kept_options(cfg).items():
+            saved = self.options.get(name, now)
+            if saved != now:
+                wrong.append(f"{name}={saved!s:.40}, not {name}={now!s:.40}")
+        if wrong:
+            raise UserError(
+                f"{self.path}: its weights belong to {'; '.join(wrong)}; set that back in "
+                f"{self.path.with_name('config.toml')}, or train another run"
+            )
+
+    def copy_to(self, model: GPT, optimizers: Optimizers = ()) -> None:
+        """Copy the weights and, if given, the optimizers' states.
+
+        DamagedError if they do not fit: then nothing is copied.
+        """
+        own = {f"{MODEL}{name}": p.detach() for name, p in model.named_parameters()}
+        with _damage(self.path):
+            shapes = {name: tensor.shape for name, tensor in self.weights.items()}
+            if shapes != {name: p.shape for name, p in own.items()}:
+                raise DamagedError(f"{self.path}: {OTHER_MODEL}")
+            for name, tensor in self.weights.items():
+                if tensor.dtype != torch.float32:
+                    raise ValueError(f"{name} is {tensor.dtype}")
+            states = self._read_optimizers(optimizers)
+            # All of it fits: only now is any of it used.
+            for name, p in own.items():
+                p.copy_(self.tensors[name])
+            for optimizer, state in zip(optimizers, states, strict=True):
+                optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+    def _read_optimizers(self, optimizers: Optimizers) -> list[OptimizerState]:
+        """The state of each optimizer; empty if none has made a step.
+
+        ValueError if there is not exactly what the optimizers keep of their parameters.
+        """
+        left = self.tensors.keys() - self.weights.keys()
+        has_states = bool(left) or self.state.applied_steps > 0
+        if not has_states or not optimizers:
+            return [{} for _ in optimizers]
+        states = []
+        for number, optimizer in enumerate(optimizers):
+            state: OptimizerState = {}
+            params = [p for group in optimizer.param_groups for p in group["params"]]
+            for index, p in enumerate(params):
+                state[index] = {}
+                for key, shape in state_shapes(optimizer, p).items():
+                    name = f"optimizer.{number}.{index}.{key}"
+                    state[index][key] = self._take_state(name, shape)
+                    left.discard(name)
+            states.append(state)
+        if left:
+            raise ValueError(f"{min(left)} belongs to no parameter")
+        return states
+
+    def _take_state(self, name: str, shape: torch.Size) -> Tensor:
+        """A tensor of an optimizer's state; ValueError if it is not there as expected."""
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            raise ValueError(f"{name} is missing")
+        if tensor.dtype != torch.float32 or tensor.shape != shape:
+            found = f"{tensor.dtype} {tuple(tensor.shape)}"
+            raise ValueError(f"{name} is {found}, not float32 {tuple(shape)}")
+        if name.endswith(".step") and not 1 <= tensor < math.inf:
+            raise ValueError(f"{name} is {float(tensor)}")
+        return tensor
+
 
 def save_checkpoint(
     path: Path,
     model: GPT,
     state: TrainState,
-    optimizers: Sequence[torch.optim.Optimizer] = (),
+    optimizers: Optimizers = (),
     options: dict[str, Any] | None = None,
 ) -> None:
     """Replace the checkpoint `path`; without optimizers it has only what evaluation needs.
@@ -57,16 +135,18 @@ def save_checkpoint(
     `options` are those that the weights belong to. The checkpoint that last.safetensors was becomes
     previous.safetensors. OSError if there is no room: then all checkpoints are as they were.
     """
-    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    tensors = {f"{MODEL}{name}": p.detach() for name, p in model.named_parameters()}
     for number, optimizer in enumerate(optimizers):
         for index, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{index}.{key}": value for key, value in values.items()}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     metadata = {"state": state.model_dump_json(), "options": json.dumps(options or {})}
-    with replacing(
-        path, path.with_name("previous.safetensors") if path.name == "last.safetensors" else None
-    ) as new:
-        write_tensors(new, tensors, metadata | {"sha256": _hash(tensors, metadata)})
+    metadata["sha256"] = _hash(tensors, metadata)
+    previous = None
+    if path.name == "last.safetensors":
+        previous = path.with_name("previous.safetensors")
+    with replacing(path, previous) as new:
+        write_tensors(new, tensors, metadata)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -78,13 +158,6 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         if told is None:
             raise OSError(errno.EIO, str(error)) from None
         raise OSError(int(told[2]), told[1]) from None
-
-
-def load_checkpoint(path: Path, model: GPT, optimizers: Optimizers | None = None) -> TrainState:
-    """Load the weights and, if given, the optimizers; returns the state. UserError if missing or
-    damaged.
-    """
-    return copy_checkpoint(open_checkpoint(path), model, optimizers)
 
 
 @contextmanager
@@ -101,8 +174,8 @@ def _damage(path: Path) -> Iterator[None]:
         raise DamagedError(f"{path}: damaged ({reason[0]})") from None
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """What a checkpoint holds. UserError if it is missing or damaged."""
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint. UserError if it is missing or damaged."""
     with _damage(path):
         # says why, where safetensors says "No such file" of all that it cannot open
         path.open("rb").close()
@@ -117,166 +190,111 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(path, state, options, tensors)
 
 
-def check_options(saved: Checkpoint, cfg: Config) -> None:
-    """UserError that names the options with which the weights would be another model."""
-    now = kept_options(cfg)
-    wrong = [
-        f"{name}={saved.options[name]!s:.40}, not {name}={now[name]!s:.40}"
-        for name in now
-        if name in saved.options and saved.options[name] != now[name]
-    ]
-    if wrong:
-        raise UserError(
-            f"{saved.path}: its weights belong to {'; '.join(wrong)}; set that back in "
-            f"{saved.path.with_name('config.toml')}, or train another run"
-        )
+def load_start(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState, str]:
+    """Load what a training starts with: its last checkpoint, or the weights of another run.
 
-
-def copy_checkpoint(
-    saved: Checkpoint, model: GPT, optimizers: Optimizers | None = None
-) -> TrainState:
-    """Copy the weights and, if given, the optimizers' states; returns the state.
-
-    DamagedError if they do not fit: then nothing is copied.
-    """
-    with _damage(saved.path):
-        own = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
-        weights = {
-            name: tensor for name, tensor in saved.tensors.items() if name.startswith("model.")
-        }
-        shapes = {name: tensor.shape for name, tensor in weights.items()}
-        if shapes != {name: p.shape for name, p in own.items()}:
-            raise DamagedError(f"{saved.path}: holds another model than the options describe")
-        for name, tensor in weights.items():
-            if tensor.dtype != torch.float32:
-                raise ValueError(f"{name} is {tensor.dtype}")
-        has_states = saved.state.applied_steps > 0
-        optimizer_states = _read_optimizers(saved.tensors, optimizers or [], has_states)
-        # All of it fits: only now is any of it used.
-        for name, p in own.items():
-            p.copy_(weights[name])
-        for optimizer, values in zip(optimizers or [], optimizer_states, strict=True):
-            optimizer.load_state_dict(optimizer.state_dict() | {"state": values})
-        return saved.state
-
-
-def _read_optimizers(
-    tensors: dict[str, Tensor], optimizers: Optimizers, has_states: bool
-) -> list[State]:
-    """The state of each optimizer, from the tensors of a checkpoint; empty if none has made a step:
-    not `has_states`.
-
-    ValueError if there is not exactly what the optimizers keep of their parameters.
-    """
-    found = {name: tensor for name, tensor in tensors.items() if not name.startswith("model.")}
-    if not optimizers or not (found or has_states):
-        return [{} for _ in optimizers]
-    states: list[State] = []
-    for number, optimizer in enumerate(optimizers):
-        params = [p for group in optimizer.param_groups for p in group["params"]]
-        state: State = {}
-        for index, p in enumerate(params):
-            state[index] = {}
-            for key, shape in state_shapes(optimizer, p).items():
-                name = f"optimizer.{number}.{index}.{key}"
-                state[index][key] = _take(found, name, shape)
-        states.append(state)
-    if found:
-        raise ValueError(f"{min(found)} belongs to no parameter")
-    return states
-
-
-def _take(tensors: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
-    """Remove a tensor of an optimizer's state; ValueError if it is not there as expected."""
-    tensor = tensors.pop(name, None)
-    if tensor is None:
-        raise ValueError(f"{name} is missing")
-    if tensor.dtype != torch.float32 or tensor.shape != shape:
-        found = f"{tensor.dtype} {tuple(tensor.shape)}"
-        raise ValueError(f"{name} is {found}, not float32 {tuple(shape)}")
-    if name.endswith(".step") and not 1 <= tensor < math.inf:
-        raise ValueError(f"{name} is {float(tensor)}")
-    return tensor
-
-
-def load_last(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState, str]:
-    """The newest whole checkpoint of a run to resume, and what the user should know about it.
-
-    If last is damaged, that is previous; if that is damaged too, best, whose optimizers start anew.
+    Returns the state, and what the user should know about it.
     """
     remarks: list[str] = []
+    if run.is_resumed:
+        state = _load_last(run, model, optimizers, remarks)
+        if state is not None:
+            return state, "; ".join(remarks)
+        remarks = ["stopped before its first checkpoint"]
+    if run.source:
+        source = open_run(Path(run.source))
+        weights = dict(read_model(source, "best")[0].named_parameters())
+        for name, p in model.named_parameters():
+            # of positions, a smaller block_size needs the first ones only
+            p.detach().copy_(weights[name].detach()[: len(p)])
+        remarks.append(f"starts with the weights of {source.path}")
+    return TrainState(), "; ".join(remarks)
+
+
+def _load_last(
+    run: Run, model: GPT, optimizers: Optimizers, remarks: list[str]
+) -> TrainState | None:
+    """Load the newest whole checkpoint of a run; None if it stopped before its first.
+
+    Tries last, previous, best, in this order. best has no optimizer states. UserError if none is
+    whole. `remarks` gets what the user should know.
+    """
     for name in ("last", "previous", "best"):
         path = run.path / f"{name}.safetensors"
         if not path.exists():
             continue
+        has_optimizers = name != "best"
         try:
-            saved = open_checkpoint(path)
-            check_options(saved, run.cfg)
-            state = copy_checkpoint(saved, model, optimizers if name != "best" else None)
+            saved = read_checkpoint(path)
+            saved.check_options(run.cfg)
+            saved.copy_to(model, optimizers if has_optimizers else [])
         except DamagedError as error:
             remarks.append(str(error))
             continue
-        if remarks or name == "best":
-            remarks.append(
-                f"using {path.name} instead"
-                + ("; the optimizers start anew" if name == "best" else "")
-            )
-        state.nonfinite_in_a_row = 0  # a run that stopped for that has a new chance
-        if "windows" not in state.model_fields_set:  # a checkpoint of an earlier edition
-            batch_size, _ = run.changes.get("batch_size", [run.cfg.optim.batch_size, None])
-            state.windows = state.step * batch_size
-        best_step, lost = _read_best_step(run.path / "best.safetensors")
-        if best_step is None and state.best_nll is not None:
-            remarks.append(f"{lost}: the next model that is evaluated becomes the best")
-        if best_step is None or best_step > state.step:  # or it is of steps that are taken anew
-            state.forget_best()
-        # step 0 is the same as a new run
-        return state if state.step else TrainState(), "; ".join(remarks)
-    if remarks or (
-        run.cfg.run.init_from == "resume"
-        and any(record["step"] > 0 for record in run.read_metrics())
-    ):
+        if not has_optimizers:
+            remarks.append(f"using {path.name} instead; the optimizers start anew")
+        elif remarks:
+            remarks.append(f"using {path.name} instead")
+        _count_windows(saved.state, run)
+        _check_best(saved.state, run.path / "best.safetensors", remarks)
+        saved.state.nonfinite_in_a_row = 0  # a run that stopped for that has a new chance
+        if saved.state.step == 0:  # the same as a new run
+            return TrainState()
+        return saved.state
+    has_trained = any(record["step"] > 0 for record in run.read_metrics())
+    if has_trained and run.cfg.run.init_from == "resume" and not remarks:
+        remarks.append(f"{run.path}: its checkpoints are gone")
+    if remarks:
         raise UserError(
-            f"{'; '.join(remarks) or f'{run.path}: its checkpoints are gone'}; no whole checkpoint is "
-            "left: start again without --init_from=resume"
+            f"{'; '.join(remarks)}; no whole checkpoint is left: start again without "
+            "--init_from=resume"
         )
-    remark = "stopped before its first checkpoint"
-    if run.source:
-        remark += f"; {load_source(run, model)}"
-    return TrainState(), remark
+    return None
 
 
-def _read_best_step(path: Path) -> tuple[int | None, str]:
-    """The step of a checkpoint. If it is missing or damaged, None, and what is wrong.
+def _count_windows(state: TrainState, run: Run) -> None:
+    """Count the windows that were read, where a checkpoint of an earlier edition does not."""
+    if "windows" not in state.model_fields_set:
+        batch_size, _ = run.changes.get("batch_size", [run.cfg.optim.batch_size, None])
+        state.windows = state.step * batch_size
 
-    All of it is read: damage would otherwise show after the last step, where nothing can replace
-    it.
+
+def _check_best(state: TrainState, path: Path, remarks: list[str]) -> None:
+    """Forget the best model if its checkpoint is lost, or is of steps that are taken anew.
+
+    All of the checkpoint is read: damage would otherwise show after the last step, where nothing
+    can replace it.
     """
     try:
-        return open_checkpoint(path).state.step, ""
+        if read_checkpoint(path).state.step > state.step:
+            state.forget_best()
     except UserError as error:
-        return None, str(error)
+        if state.best_nll is not None:
+            remarks.append(f"{error}: the next model that is evaluated becomes the best")
+        state.forget_best()
 
 
-def load_start(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState, str]:
-    """Where training starts: at the last checkpoint, with the weights of another model, or from
-    scratch.
+def read_model(run: Run, checkpoint: str) -> tuple[GPT, TrainState]:
+    """The model of a run's `best` or `last` checkpoint, on the CPU in float32, and its state.
 
-    Returns the state, and what the user should know about it.
+    UserError if it is missing or damaged, or config.toml describes another model.
     """
-    if run.is_resumed:
-        return load_last(run, model, optimizers)
-    return TrainState(), load_source(run, model) if run.source else ""
-
-
-def load_source(run: Run, model: GPT) -> str:
-    """Load the weights of --init_from=MODEL; returns what to say."""
-    source = open_run(Path(run.source))
-    weights = dict(read_model(source, "best")[0].named_parameters())
-    # of positions, a smaller block_size needs the first ones only
-    for name, p in model.named_parameters():
-        p.detach().copy_(weights[name].detach()[: len(p)])
-    return f"starts with the weights of {source.path}"
+    other = {"best": "last", "last": "best"}[checkpoint]
+    try:
+        saved = read_checkpoint(run.path / f"{checkpoint}.safetensors")
+    except UserError as error:
+        raise UserError(f"{error}; try --checkpoint={other}") from None
+    saved.check_options(run.cfg)
+    num_params = sum(tensor.numel() for tensor in saved.weights.values())
+    # before it is built: it may be huge
+    if num_params != run.cfg.model.num_params(run.info.vocab_size):
+        raise UserError(f"{saved.path}: {OTHER_MODEL}")
+    model = GPT(run.cfg.model, run.info.vocab_size)
+    try:
+        saved.copy_to(model)
+    except UserError as error:
+        raise UserError(f"{error}; try --checkpoint={other}") from None
+    return model, saved.state
 
 
 def load_model(run: Run, checkpoint: str, device: Device) -> tuple[GPT, TrainState]:
@@ -285,45 +303,18 @@ def load_model(run: Run, checkpoint: str, device: Device) -> tuple[GPT, TrainSta
     return for_prediction(model.to(device.torch_device), device), state
 
 
-def read_model(run: Run, checkpoint: str) -> tuple[GPT, TrainState]:
-    """The model of a run's `best` or `last` checkpoint, on the CPU in float32, and its state.
-
-    UserError if it is missing or damaged, or config.toml describes another model.
-    """
-    other = "best" if checkpoint == "last" else "last"
-    try:
-        saved = open_checkpoint(run.path / f"{checkpoint}.safetensors")
-    except UserError as error:
-        raise UserError(f"{error}; try --checkpoint={other}") from None
-    check_options(saved, run.cfg)
-    num_params = sum(
-        tensor.numel() for name, tensor in saved.tensors.items() if name.startswith("model.")
-    )
-    # before it is built: it may be huge
-    if num_params != run.cfg.model.num_params(run.info.vocab_size):
-        raise UserError(f"{saved.path}: holds another model than the options describe")
-    model = GPT(run.cfg.model, run.info.vocab_size)
-    try:
-        return model, copy_checkpoint(saved, model)
-    except UserError as error:
-        raise UserError(f"{error}; try --checkpoint={other}") from None
-
-
 def for_prediction(model: GPT, device: Device) -> GPT:
-    """The model with the weights of its products in device.dtype, where autocast would cast them at
-    every call.
-    """
+    """Keep the weights of products in device.dtype, which autocast would cast at every call."""
     for module in model.modules():
-        if isinstance(module, torch.nn.Linear) and module.weight is not model.wte.weight:
-            module.to(device.dtype)
-            if (
-                device.torch_device.type == "cpu"
-                and device.dtype == torch.float32
-                and module.out_features > module.in_features
-            ):
-                # One token's product with a weight of many rows reads it twice as fast from the
-                # transposed layout.
-                module.weight.data = module.weight.data.t().contiguous().t()
+        if not isinstance(module, torch.nn.Linear) or module.weight is model.wte.weight:
+            continue
+        module.to(device.dtype)
+        is_cpu = device.torch_device.type == "cpu"
+        is_tall = module.out_features > module.in_features
+        if is_cpu and is_tall and device.dtype == torch.float32:
+            # One token's product with a weight of many rows reads it twice as fast from the
+            # transposed layout.
+            module.weight.data = module.weight.data.t().contiguous().t()
     return model.eval()
 
 

@@ -144,7 +144,7 @@ def state_shapes(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, torch
     return {"step": torch.Size(), "exp_avg": p.shape, "exp_avg_sq": p.shape}
 
 
-def set_lr(optimizers: list[torch.optim.Optimizer], cfg: OptimConfig, step: int) -> float:
+def set_lr(optimizers: Sequence[torch.optim.Optimizer], cfg: OptimConfig, step: int) -> float:
     """Set the learning rates of a step; returns AdamW's."""
     scale = get_lr_scale(cfg, step)
     for optimizer in optimizers:

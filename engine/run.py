@@ -3,11 +3,10 @@ each file holds.
 """
 
 import hashlib
-import itertools
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -28,8 +27,8 @@ from config.files import (
     write_atomically,
 )
 from config.recipe import load_saved, to_toml
-from config.resume import BY_NAME, MUST_STAY
-from config.schema import TOKENIZERS, Config
+from config.resume import changed_options, refuse_changes
+from config.schema import Config
 from data.documents import Split
 from data.eval_text import EvalText
 from data.info import CorpusInfo, read_info
@@ -118,6 +117,25 @@ class Run:
             raise UserError(f"{self.path}: its corpus, {name}, now has other tokens")
         return corpus
 
+    def start(self, step: int, device: str) -> None:
+        """Save the config of a run that starts at `step`, cut its files there, note the start."""
+        for temporary in filter(Path.is_file, self.path.glob(TEMPORARY)):  # of killed processes
+            temporary.unlink()
+        write_atomically(self.path / "config.toml", to_toml(self.recipe).encode())
+        for outcome in ("verdict.txt", "evaluation.json"):
+            (self.path / outcome).unlink(missing_ok=True)
+        for name in ("metrics.jsonl", "samples.jsonl", "passage.jsonl"):
+            cut_after(self.path / name, step)
+        line = {
+            "step": step,
+            "time": datetime.now(UTC).isoformat(),
+            "device": device,
+            "torch": version("torch"),
+        }
+        if self.changes:
+            line["changes"] = self.changes
+        append_line(self.path / "history.jsonl", line)
+
     def was_changed(self, option: str) -> bool:
         """Whether a start of this run had another value of an option than the start before."""
         lines: list[bytes] = []
@@ -174,19 +192,13 @@ def open_run(path: Path) -> Run:
 
 
 @contextmanager
-def lock_run(cfg: Config) -> Iterator[None]:
-    """Be the only process that trains in out_dir; UserError if it cannot be a run's directory."""
+def lock_run(cfg: Config) -> Iterator[Run | None]:
+    """Be the only process that trains in out_dir; gives the run to resume, or None for a new one.
+
+    UserError if out_dir cannot be a run's directory, or another process trains there.
+    """
     path = Path(cfg.run.out_dir)
-    real = path.resolve()
-    if not real.name or path.name in ("", ".."):
-        raise UserError(f"out_dir={path}: should be a directory of its own, such as out/mine")
-    # What a process that died while it made a run left there.
-    temporaries = [temporary.name for temporary in path.glob(TEMPORARY)]
-    unfinished = {*RUN_FILES[1:], *CHECKPOINTS, *temporaries}
-    if path.is_file() or (
-        path.is_dir() and not is_run(path) and {p.name for p in path.iterdir()} - unfinished
-    ):
-        raise UserError(f"out_dir={path}: exists and is not a run; choose another --out_dir")
+    _check_out_dir(path)
     if cfg.run.init_from == "resume" and not is_run(path):
         raise UserError(
             f"{path}: no run to resume; name the directory of one: python train.py out/RUN "
@@ -194,84 +206,77 @@ def lock_run(cfg: Config) -> Iterator[None]:
         )
     if cfg.loss.teacher:
         open_run(Path(cfg.loss.teacher))  # tells mistakes before a corpus is prepared
-    if RANK > 0:  # rank 0 holds the lock for all
-        yield
-        return
-    taken = f"out_dir={path}: another process is training there; wait for it, or choose another --out_dir"
-    with locked(lock_of(real), taken):
-        yield
+    earlier = None
+    with ExitStack() as stack:
+        if RANK == 0:  # which holds the lock for all
+            taken = (
+                f"out_dir={path}: another process is training there; wait for it, or choose "
+                "another --out_dir"
+            )
+            stack.enter_context(locked(lock_of(path.resolve()), taken))
+        if cfg.run.resumes and is_run(path):
+            earlier = open_run(path)
+        if earlier is not None and not earlier.info.has_text:
+            raise UserError(
+                f"{path}: came without the text that it was trained on, so it cannot be resumed; "
+                f"train another run from it: --init_from={path}"
+            )
+        yield earlier
 
 
-def kept_tokenizer(cfg: Config) -> Tokenizer | None:
-    """That of the run to resume, whose tokens came from a model; None if the corpus gives the
-    tokens.
+def _check_out_dir(path: Path) -> None:
+    """Raise a UserError if a directory cannot become, or is not, that of a run."""
+    if not path.resolve().name or path.name in ("", ".."):
+        raise UserError(f"out_dir={path}: should be a directory of its own, such as out/mine")
+    is_other = path.is_file()
+    if path.is_dir() and not is_run(path):
+        # a process that died while it made a run leaves such files
+        temporaries = [temporary.name for temporary in path.glob(TEMPORARY)]
+        unfinished = {*RUN_FILES[1:], *CHECKPOINTS, *temporaries}
+        is_other = any(file.name not in unfinished for file in path.iterdir())
+    if is_other:
+        raise UserError(f"out_dir={path}: exists and is not a run; choose another --out_dir")
+
+
+def begin_run(earlier: Run | None, cfg: Config, named: set[str], corpus: Corpus) -> Run:
+    """A new run in out_dir, or the one to resume with the options of this start.
+
+    `named` are the options on the command line. UserError if the run would continue with another
+    model or text.
     """
-    path, came = Path(cfg.run.out_dir), cfg.data.tokenizer not in TOKENIZERS
-    return open_run(path).tokenizer if came and cfg.run.resumes and is_run(path) else None
-
-
-def create_or_resume(cfg: Config, named: set[str], corpus: Corpus) -> Run:
-    """A new run in out_dir, or the one that is there; `named` are the options named on the command
-    line.
-
-    UserError if that would continue with another model or text.
-    """
-    path = Path(cfg.run.out_dir)
-    if not cfg.run.resumes or not is_run(path):
+    if earlier is None:
         return create_run(cfg, corpus)
-    run = open_run(path)
-    before, after = run.cfg.options(), cfg.options()
-    changes = {
-        name: [before[name], after[name]]
-        for name in before
-        if before[name] != after[name] and name not in ("corpus", "out_dir", "init_from")
-    }
     problems = []
-    if not run.info.has_text:
-        raise UserError(
-            f"{path}: came without the text that it was trained on, so it cannot be resumed; "
-            f"train another run from it: --init_from={path}"
-        )
-    if corpus.info.sha256 != run.info.sha256:
+    if corpus.info.sha256 != earlier.info.sha256:
         problems.append(
-            f"its text has changed (sha256 was {run.info.sha256[:8]} and is now {corpus.info.sha256[:8]})"
+            f"its text has changed (sha256 was {earlier.info.sha256[:8]} and is now "
+            f"{corpus.info.sha256[:8]})"
         )
-    elif corpus.tokenizer != run.tokenizer:
+    elif corpus.tokenizer != earlier.tokenizer:
         problems.append("the tokens of its text have changed")
-    for name, (was, now) in changes.items():
-        if name in MUST_STAY:
-            problems.append(
-                f"{name} was {was} and is now {now}: that would be another model or text"
-            )
-        elif name in BY_NAME and name not in named:
-            problems.append(
-                f"{name} was {was} and is now {now}: {BY_NAME[name]}; if you want that, add --{name}={now}"
-            )
+    changes = changed_options(earlier.cfg, cfg)
+    problems += refuse_changes(changes, named)
     if problems:
-        raise UserError(f"{path}: {'; '.join(problems)}")
-    return Run(
-        path,
-        cfg,
-        run.info,
+        raise UserError(f"{earlier.path}: {'; '.join(problems)}")
+    return replace(
+        earlier,
+        cfg=cfg,
         changes=changes,
         is_resumed=True,
-        source=run.cfg.run.source,
-        had_outcome=run.has_outcome(),
+        source=earlier.cfg.run.source,
+        had_outcome=earlier.has_outcome(),
     )
 
 
 def create_run(cfg: Config, corpus: Corpus) -> Run:
     """A new run; one that has its name already is renamed to NAME.1, NAME.2, ..."""
-    path, moved = Path(cfg.run.out_dir), None
+    path = Path(cfg.run.out_dir)
     real = path.resolve()  # a link stays a link, and lock_run has locked where it leads
+    moved = None
     if is_run(path):
-        aside = next(
-            aside
-            for n in itertools.count(1)
-            if not (aside := real.with_name(f"{real.name}.{n}")).exists()
-        )
-        real.rename(aside)
-        moved = aside if path.is_absolute() else Path(os.path.relpath(aside))
+        moved = _move_aside(real)
+        if not path.is_absolute():
+            moved = Path(os.path.relpath(moved))
     real.mkdir(parents=True, exist_ok=True)
     for name in CHECKPOINTS:  # of a start that failed
         (path / name).unlink(missing_ok=True)
@@ -280,24 +285,9 @@ def create_run(cfg: Config, corpus: Corpus) -> Run:
     return Run(path, cfg, corpus.info, moved, source=cfg.run.source)
 
 
-def start_run(run: Run, step: int, device: str) -> None:
-    """Save the config of a run that starts at `step`, cut off lines of later steps, and note the
-    start.
-    """
-    for temporary in filter(Path.is_file, run.path.glob(TEMPORARY)):  # of killed processes
-        temporary.unlink()
-    write_atomically(run.path / "config.toml", to_toml(run.recipe).encode())
-    for outcome in ("verdict.txt", "evaluation.json"):
-        (run.path / outcome).unlink(missing_ok=True)
-    for name in ("metrics.jsonl", "samples.jsonl", "passage.jsonl"):
-        cut_after(run.path / name, step)
-    append_line(
-        run.path / "history.jsonl",
-        {
-            "step": step,
-            "time": datetime.now(UTC).isoformat(),
-            "device": device,
-            "torch": version("torch"),
-        }
-        | ({"changes": run.changes} if run.changes else {}),
-    )
+def _move_aside(path: Path) -> Path:
+    """Rename a run's directory to the first free one of NAME.1, NAME.2, ...; returns that."""
+    n = 1
+    while path.with_name(f"{path.name}.{n}").exists():
+        n += 1
+    return path.rename(path.with_name(f"{path.name}.{n}"))

@@ -17,7 +17,7 @@ from config.terminal import progress_bar
 from data.baselines import passed_and_ahead
 from data.batches import TrainBatches
 from data.prepare import Corpus
-from engine.checkpoint import Optimizers, load_checkpoint, save_checkpoint
+from engine.checkpoint import Optimizers, read_checkpoint, save_checkpoint
 from engine.device import Device
 from engine.evaluation import (
     cut_passage,
@@ -28,7 +28,7 @@ from engine.evaluation import (
 )
 from engine.generate import generate_texts
 from engine.metrics import Record, append_line
-from engine.run import Run, start_run
+from engine.run import Run
 from engine.signals import Stopped, StopSignal
 from engine.state import BEST, StepResult, TrainState
 from engine.watchers import Watchers
@@ -93,7 +93,7 @@ class TrainLog:
                 (),
                 kept_options(run.cfg),
             )
-        device.on_rank0(start_run, run, state.step, str(device))
+        device.on_rank0(run.start, state.step, str(device))
         self.logged_step, self.passed, self.lost_best = device.on_rank0(self.read_progress)
         names: list[str] = []
         if device.rank == 0:
@@ -387,7 +387,9 @@ def show_outcome(model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatc
 def measure_best(model: GPT, corpus: Corpus, log: TrainLog, get_batch: TrainBatches) -> Record:
     """Measure the best model on all validation text; returns the last line of metrics."""
     run, device = log.run, log.device
-    best = load_checkpoint(run.path / "best.safetensors", model)
+    saved = read_checkpoint(run.path / "best.safetensors")
+    saved.copy_to(model)
+    best = saved.state
     exact, parts = measure_all(model, run.eval_text(corpus.val), corpus, device)
 
     def write(path: Path) -> None:

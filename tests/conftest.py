@@ -18,7 +18,10 @@ import pytest
 import torch
 
 from config.errors import run_command
+from engine.checkpoint import Optimizers, read_checkpoint
 from engine.metrics import Record, parse_record
+from engine.state import TrainState
+from model import GPT
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
@@ -77,6 +80,13 @@ def call(script: str, *arguments: str, check: bool = True) -> Done:
         sys.argv = argv
     assert not check or code == 0, err.getvalue()
     return Done(code, out.getvalue(), err.getvalue())
+
+
+def load_checkpoint(path: Path, model: GPT, optimizers: Optimizers = ()) -> TrainState:
+    """Load weights and, if given, optimizers; returns the state."""
+    saved = read_checkpoint(path)
+    saved.copy_to(model, optimizers)
+    return saved.state
 
 
 def read_metrics(run: Path) -> list[Record]:

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from config.errors import UserError
 from config.schema import ModelConfig, OptimConfig
-from engine.checkpoint import Optimizers, _hash, load_checkpoint, save_checkpoint
+from engine.checkpoint import Optimizers, _hash, save_checkpoint
 from engine.optim import make_optimizers
 from engine.state import TrainState
 from model import GPT
+from tests.conftest import load_checkpoint
 
 STEP = 7
 ADAM_FIRST = "optimizer.0.0"

@@ -20,7 +20,7 @@ from config.schema import Config, ModelConfig, OptimConfig, RunConfig
 from data.batches import IGNORE_INDEX, Batch, TrainBatches
 from data.documents import Split
 from data.eval_text import EvalText
-from engine.checkpoint import load_checkpoint, load_model, read_model, save_checkpoint
+from engine.checkpoint import load_model, read_model, save_checkpoint
 from engine.device import Device, setup_device
 from engine.evaluation import measure_loss, measure_training_text, standard_error
 from engine.generate import generate, sample_token
@@ -36,6 +36,7 @@ from tests.conftest import (
     TINY,
     Done,
     call,
+    load_checkpoint,
     other_dtype,
     read_metrics,
     trained_dtype,

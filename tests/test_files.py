@@ -16,12 +16,12 @@ from config.cli import load_config
 from config.errors import UserError
 from config.files import locked, replacing, write_atomically
 from config.schema import ModelConfig, OptimConfig
-from engine.checkpoint import Optimizers, load_checkpoint, save_checkpoint
+from engine.checkpoint import Optimizers, save_checkpoint
 from engine.optim import make_optimizers
 from engine.run import open_run
 from engine.state import TrainState
 from model import GPT
-from tests.conftest import ROOT, call, read_metrics
+from tests.conftest import ROOT, call, load_checkpoint, read_metrics
 
 HOLD = """
 import sys

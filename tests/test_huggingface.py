@@ -540,7 +540,7 @@ def test_a_run_that_dies_before_its_first_evaluation_has_its_weights(
         assert call(*command, "--out_dir=died", check=False).returncode == 9
     call("train.py", "died", "--init_from=resume")
     with monkeypatch.context() as patch:  # or before it is a run
-        patch.setattr("report.trainlog.start_run", lambda *_: sys.exit(9))
+        patch.setattr("engine.run.Run.start", lambda *_: sys.exit(9))
         for _ in range(3):
             assert call(*command, "--out_dir=again", check=False).returncode == 9
     with monkeypatch.context() as patch:
