@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from chunked_loss import next_token_loss
 from config.schema import ModelConfig
 from kernels import attention, causal_mask, dropout, relu2, rms_norm
-from loss import PLAIN, LossSums, Objective, next_token_loss, soft_cap
+from loss import PLAIN, LossSums, Objective, soft_cap
 
 # cos and sin of the angles by which each position turns its pairs of features, (T, 1, D / 2) each
 Rotation = tuple[Tensor, Tensor]
@@ -163,7 +164,12 @@ class GPT(nn.Module):
         if targets is None:
             return self.logits(hidden)
         return next_token_loss(
-            hidden, self.lm_head.weight, targets, objective, self.cfg.softcap, teacher_logits
+            hidden,
+            self.lm_head.weight,
+            targets,
+            objective,
+            self.cfg.softcap,
+            teacher_logits=teacher_logits,
         )
 
     def hidden_states(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:

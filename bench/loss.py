@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from bench.output import write_results
+from chunked_loss import next_token_loss
 from engine.device import setup_device
-from loss import next_token_loss
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 CHUNK = 512  # tokens, of the checkpointed chunks

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from bench.output import write_results
+from chunked_loss import next_token_loss
 from config.cli import load_config
 from config.errors import run_command
 from config.schema import Config
@@ -28,7 +29,6 @@ from data.prepare import prepare_corpus
 from engine.device import Device, micro_batch_size, setup_device
 from engine.optim import make_optimizers
 from engine.step import compile_model, make_objective
-from loss import next_token_loss
 from model import GPT
 from train import train_step
 

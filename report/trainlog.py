@@ -292,14 +292,16 @@ def training_record(results: Sequence[StepResult], cfg: LossConfig, vocab_size: 
         "train_nll": loss.nll,
         "objective": loss.objective,
     }
-    parts = {"smoothing": cfg.label_smoothing, "z_loss": cfg.z_loss, "distillation": cfg.teacher}
-    record |= {part: getattr(loss, part) for part, is_used in parts.items() if is_used}
+    if cfg.z_loss:
+        record["z_loss"] = loss.z_loss
     if cfg.label_smoothing:
+        record["smoothing"] = loss.smoothing
         record["smoothed_entropy"] = smoothed_entropy(vocab_size, cfg.label_smoothing)
         record["smoothed_kl"] = loss.nll + loss.smoothing - record["smoothed_entropy"]
-    if cfg.teacher and cfg.alpha:
-        kl = loss.distillation / cfg.alpha + loss.nll + loss.smoothing
-        record["teacher_kl"] = kl / cfg.temperature**2
+    if cfg.teacher:
+        record["teacher_kl"] = loss.teacher_kl
+        # what the teacher changes of the objective; it may be negative
+        record["distillation"] = loss.objective - loss.nll - loss.smoothing - loss.z_loss
     return record
 
 

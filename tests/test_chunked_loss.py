@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import loss
-from loss import IGNORE_INDEX, LossSums, Objective, cross_entropy, next_token_loss, soft_cap
+import chunked_loss
+from chunked_loss import next_token_loss
+from loss import IGNORE_INDEX, LossSums, Objective, cross_entropy, soft_cap
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 12), st.integers(1, 70))  # N, C, V
 
@@ -56,7 +57,9 @@ def in_chunks(
     softcap: float,
     chunk: int,
 ) -> LossSums:
-    with mock.patch.multiple(loss, MAX_LOGITS=0, CHUNKS=10**9, MIN_CHUNK=chunk, CACHED_ROWS=chunk):
+    with mock.patch.multiple(
+        chunked_loss, MAX_LOGITS=0, CHUNKS=10**9, MIN_CHUNK=chunk, CACHED_ROWS=chunk
+    ):
         return next_token_loss(hidden[None], lm_head, targets[None], objective, softcap)
 
 
@@ -173,7 +176,7 @@ def test_a_target_outside_the_vocabulary_is_an_error(
         torch.randn(9, 4),
         torch.tensor([[0, target, IGNORE_INDEX]]),
     )
-    monkeypatch.setattr(loss, "MAX_LOGITS", threshold)
+    monkeypatch.setattr(chunked_loss, "MAX_LOGITS", threshold)
     with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
         next_token_loss(hidden, lm_head, targets)
 

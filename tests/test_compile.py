@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-import loss
+import chunked_loss
 from config.cli import load_config
 from data.batches import TrainBatches
 from data.documents import Split
@@ -70,8 +70,8 @@ def test_a_compiled_model_has_the_same_losses(
     chunked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if chunked:
-        monkeypatch.setattr(loss, "MAX_LOGITS", 0)
-        monkeypatch.setattr(loss, "MIN_CHUNK", 16)
+        monkeypatch.setattr(chunked_loss, "MAX_LOGITS", 0)
+        monkeypatch.setattr(chunked_loss, "MIN_CHUNK", 16)
     argv = ["--z_loss=0.01", "--ngram_embedding=2", "--ngram_rows=64"]
     losses, said = train(True, *argv)
     assert said == []

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import loss
+import chunked_loss
 from config.cli import load_config
 from config.errors import UserError
 from data.batches import TrainBatches
@@ -100,7 +100,7 @@ def test_a_training_step_is_in_float32(
     form: str, chunked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if chunked:
-        monkeypatch.setattr(loss, "MAX_LOGITS", 0)
+        monkeypatch.setattr(chunked_loss, "MAX_LOGITS", 0)
     with Watch() as watch:
         train_a_step(Device(CPU, torch.float32), *FORMS[form])
     assert watch.in_16_bits == set()
@@ -204,7 +204,7 @@ def test_every_tensor_is_made_on_the_device_of_the_model(
 ) -> None:
     """A dry run without data, where PyTorch refuses to mix devices: training, Muon and decoding."""
     # so that the large vocabulary takes the chunked path
-    monkeypatch.setattr(loss, "MAX_LOGITS", 64 * V + 1)
+    monkeypatch.setattr(chunked_loss, "MAX_LOGITS", 64 * V + 1)
     # which this device does not know
     monkeypatch.setattr("torch.is_autocast_enabled", lambda device: False)
     monkeypatch.setattr("torch.autocast", lambda *_, **__: nullcontext())
