@@ -105,7 +105,8 @@ def measure_baselines(
     most = MAX_ORDER if vocab_size < 500 else MAX_ORDER_OF_MANY
     longest = max(1, min(most, len(train.tokens) - 1))
     names = {longest: f"{longest}-gram", 1: "unigram", 2: "bigram"}
-    for order, nll in enumerate(ngram_nll(train, val.tokens, vocab_size, longest), start=1):
+    nll_by_order = ngram_nll(train, val.tokens, vocab_size, longest)
+    for order, nll in enumerate(nll_by_order, start=1):
         if order in names:
             of_targets = nll if val.unmasked is None else nll[val.unmasked[1:]]
             of_passage = nll[passage.start - 1 : passage.stop - 1]

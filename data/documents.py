@@ -90,7 +90,9 @@ def split_documents(text: str, cfg: DataConfig) -> dict[str, list[Document]]:
     """
     if cfg.eos_text is None:
         cut = int(len(text) * (1 - cfg.val_fraction))
-        return {"train": read_documents(text[:cut], cfg), "val": read_documents(text[cut:], cfg)}
+        train = read_documents(text[:cut], cfg)
+        val = read_documents(text[cut:], cfg)
+        return {"train": train, "val": val}
     documents = read_documents(text, cfg)
     if len(documents) < 2:
         raise UserError(

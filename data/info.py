@@ -62,48 +62,51 @@ class CorpusInfo(BaseModel):
 
     @property
     def bytes_per_target(self) -> float:
-        """Of the validation split, from a baseline in two units: masked tokens may be shorter or
-        longer.
+        """Bytes of a validation target, from a baseline in two units.
+
+        Masked tokens may be shorter or longer.
         """
-        one = max(self.baselines, key=lambda each: each.nats_per_token, default=None)
-        return (
-            nats_to_bits(one.nats_per_token) / one.bits_per_byte
-            if one and one.bits_per_byte
-            else 1.0
-        )
+        worst = max(self.baselines, key=lambda each: each.nats_per_token, default=None)
+        if worst is None or worst.bits_per_byte == 0:
+            return 1.0
+        return nats_to_bits(worst.nats_per_token) / worst.bits_per_byte
 
     def describe(self) -> str:
         """The corpus in a line or two, and its baselines, from the worst to the best."""
-        train, val = self.train, self.val
+        train = self.train
+        val = self.val
         lines = [
             f"{self.name}: {train.tokens:,} training and {val.tokens:,} validation tokens "
             f"({self.tokenizer}, |V| = {self.vocab_size:,})"
         ]
         if train.documents > 1:
             lines.append(
-                f"  in {train.documents:,} and {val.documents:,} documents, each followed by an eos token"
+                f"  in {train.documents:,} and {val.documents:,} documents, each followed by an "
+                "eos token"
             )
         if val.targets < val.tokens - 1:
             lines.append(
-                f"  of which {train.targets / train.tokens:.1%} and {val.targets / val.tokens:.1%} are "
-                "targets; the others are masked (compressors cannot be told, so there are none)"
+                f"  of which {train.targets / train.tokens:.1%} and "
+                f"{val.targets / val.tokens:.1%} are targets; the others are masked (compressors "
+                "cannot be told, so there are none)"
             )
         if train.tokens > MAX_TRAIN_TOKENS or val.tokens > MAX_VAL_TOKENS + 1:
             lines.append(
-                f"  baselines use at most the last {MAX_TRAIN_TOKENS:,} training tokens, and the first "
-                f"{MAX_VAL_TOKENS:,} validation tokens"
+                f"  baselines use at most the last {MAX_TRAIN_TOKENS:,} training tokens, and the "
+                f"first {MAX_VAL_TOKENS:,} validation tokens"
             )
         lines += ["", "  baseline            nats/token  bits/byte  perplexity"]
-        lines += [
-            f"  {each.name:<18} {each.nats_per_token:11.4f} {each.bits_per_byte:10.3f} {each.perplexity:11.2f}"
-            for each in sorted(self.baselines, key=lambda each: -each.nats_per_token)
-        ]
+        for each in sorted(self.baselines, key=lambda each: -each.nats_per_token):
+            lines.append(
+                f"  {each.name:<18} {each.nats_per_token:11.4f} {each.bits_per_byte:10.3f} "
+                f"{each.perplexity:11.2f}"
+            )
         if self.source_nll is not None:
-            lines += [
-                "",
-                f"  On this text the source itself has {self.source_nll:.4f}. No model has a lower expected "
-                "loss than the entropy rate.",
-            ]
+            lines.append("")
+            lines.append(
+                f"  On this text the source itself has {self.source_nll:.4f}. No model has a lower "
+                "expected loss than the entropy rate."
+            )
         return "\n".join(lines)
 
 

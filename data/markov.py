@@ -43,7 +43,8 @@ class MarkovSource:
     def entropy_rate(self) -> float:
         """H = sum over contexts c of pi(c) H(p(. | c)), in nats per symbol, to machine precision."""
         p = self.probabilities
-        return float(-self.stationary @ (p * np.log(p)).sum(axis=1))
+        entropies = (p * np.log(p)).sum(axis=1)  # of each context, times -1
+        return float(-self.stationary @ entropies)
 
     def _find_stationary(self) -> np.ndarray:
         """pi = pi P, (contexts,): applies P until only rounding changes."""
@@ -64,8 +65,9 @@ class MarkovSource:
         """
         rng = np.random.default_rng(SEED + 1)
         # the successor that each of the 256 bytes draws in each context
-        drawn = np.repeat(self.successors.ravel(), self.units.ravel()).astype(np.uint8)
-        tables = [row.tobytes() for row in drawn.reshape(-1, UNITS)]
+        drawn = np.repeat(self.successors.ravel(), self.units.ravel())
+        rows = drawn.astype(np.uint8).reshape(-1, UNITS)
+        tables = [row.tobytes() for row in rows]
 
         alphabet = self.alphabet
         num_contexts = len(tables)
@@ -79,7 +81,8 @@ class MarkovSource:
         after = np.array(path[1:])
         is_drawn = self.next_contexts[before] == after[:, None]  # (length, S), true once in a row
         symbols = np.frombuffer(ALPHABET.encode(), dtype=np.uint8)[after % alphabet]
-        return symbols.tobytes().decode(), -np.log(self.probabilities[before][is_drawn])
+        nll = -np.log(self.probabilities[before][is_drawn])
+        return symbols.tobytes().decode(), nll
 
 
 def draw_units(shape: tuple[int, ...], temperature: float, rng: np.random.Generator) -> np.ndarray:
@@ -89,5 +92,6 @@ def draw_units(shape: tuple[int, ...], temperature: float, rng: np.random.Genera
     shares = weights / weights.sum(axis=1, keepdims=True)
     units = np.rint(UNITS * shares).clip(min=1).astype(np.int64)
     # the likeliest successor gets what rounding took or gave
-    units[np.arange(len(units)), logits.argmax(axis=1)] += UNITS - units.sum(axis=1)
+    likeliest = logits.argmax(axis=1)
+    units[np.arange(len(units)), likeliest] += UNITS - units.sum(axis=1)
     return units

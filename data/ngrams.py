@@ -36,12 +36,14 @@ def ngram_nll(train: Split, val: np.ndarray, vocab_size: int, longest: int) -> I
         is_counted[0] = False  # nothing precedes it
 
     # The n-gram without tokens ends before each position, and after the last.
-    shorter = NGrams(np.zeros(len(tokens) + 1, np.int64), np.zeros(1, np.int64))
+    everywhere = np.zeros(len(tokens) + 1, np.int64)
+    shorter = NGrams(everywhere, contexts=np.zeros(1, np.int64))
     lower = np.full(num_scored, 1.0 / vocab_size)  # the probabilities by shorter n-grams
     for n in range(1, longest + 1):
         grams = find_ngrams(tokens[n - 1 :], shorter, vocab_size)
         in_train = grams.numbers[: len(is_counted) - (n - 1)]
-        counts = np.bincount(in_train[is_counted[n - 1 :]], minlength=len(grams.contexts))
+        counted = in_train[is_counted[n - 1 :]]
+        counts = np.bincount(counted, minlength=len(grams.contexts))
         if n > 1:
             continuations = count_continuations(grams, counts, shorter)
             lower = interpolate(continuations, shorter, lower)
@@ -91,10 +93,10 @@ def find_discounts(counts: np.ndarray) -> np.ndarray:
     occurrences = np.bincount(np.minimum(counts, 5), minlength=5)
     n1, n2, n3, n4 = occurrences[1:5].clip(1)
     y = n1 / (n1 + 2 * n2)
-    estimates = [0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]
-    discounts = np.clip(estimates, 0.01, [1, 1, 2, 3])
-    discounts[0] = 0
-    return discounts
+    discount1 = np.clip(1 - 2 * y * n2 / n1, 0.01, 1)
+    discount2 = np.clip(2 - 3 * y * n3 / n2, 0.01, 2)
+    discount3 = np.clip(3 - 4 * y * n4 / n3, 0.01, 3)
+    return np.array([0, discount1, discount2, discount3])
 
 
 def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,7 +111,7 @@ def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     pairs = np.sort(keys << bits | np.arange(len(keys)))
     position = pairs & (2**bits - 1)
     keys = pairs >> bits
-    is_new = np.concatenate([[True], keys[1:] != keys[:-1]])
+    is_new = np.append(True, keys[1:] != keys[:-1])
     index = np.empty_like(keys)
     index[position] = np.cumsum(is_new) - 1
     return keys[is_new], index

@@ -202,25 +202,27 @@ def write_corpus(
         name: encode_documents(part, tokenizer, cfg, f"corpus {cfg.corpus}, {name} split")
         for name, part in documents.items()
     }
-    sizes = {
-        name: SplitInfo(
-            tokens=len(split.tokens), documents=len(documents[name]), targets=split.num_targets()
-        )
-        for name, split in splits.items()
-    }
-    baselines = measure_baselines(splits["train"], splits["val"], tokenizer, text.entropy_rate)
-    source_nll = text.nll_of_last(len(splits["val"].tokens))
+    train = splits["train"]
+    val = splits["val"]
+    baselines = progress_bar(
+        measure_baselines(train, val, tokenizer, text.entropy_rate),
+        f"preparing {cfg.corpus}",
+        unit=" baselines",
+    )
+    prompt = find_prompt(documents["val"][0]) if cfg.eos_text else ""
+    source_nll = text.nll_of_last(len(val.tokens))
+    source_loss = None if source_nll is None else float(source_nll.mean())
     info = CorpusInfo(
         name=cfg.corpus_name,
         sha256=text.sha256,
         tokenizer=tokenizer.kind,
         vocab_size=tokenizer.vocab_size,
-        train=sizes["train"],
-        val=sizes["val"],
-        prompt=find_prompt(documents["val"][0]) if cfg.eos_text else "",
-        baselines=list(progress_bar(baselines, f"preparing {cfg.corpus}", unit=" baselines")),
+        train=measure_split(train, documents["train"]),
+        val=measure_split(val, documents["val"]),
+        baselines=list(baselines),
+        prompt=prompt,
         entropy_rate=text.entropy_rate,
-        source_nll=None if source_nll is None else float(source_nll.mean()),
+        source_nll=source_loss,
     )
     folder.mkdir(parents=True, exist_ok=True)
     for name, split in splits.items():
@@ -230,6 +232,12 @@ def write_corpus(
     write_atomically(folder / "tokenizer.json", tokenizer.model_dump_json().encode())
     write_atomically(folder / "meta.json", info.model_dump_json(indent=1).encode())
     write_checksums(folder)
+
+
+def measure_split(split: Split, documents: list[Document]) -> SplitInfo:
+    return SplitInfo(
+        tokens=len(split.tokens), documents=len(documents), targets=split.num_targets()
+    )
 
 
 def text_of(document: Document) -> str:
@@ -254,7 +262,8 @@ def main(argv: list[str]) -> None:
     lines += describe_empty_windows(corpus.train, block_size, eos)
     if shows_batch:
         get_batch = TrainBatches(corpus.train, block_size, cfg.optim.batch_size, cfg.run.seed, eos)
-        lines += ["", show_masks(get_batch(0)[0], corpus.tokenizer, cfg.data.padded)]
+        (batch,) = get_batch(0)
+        lines += ["", show_masks(batch, corpus.tokenizer, cfg.data.padded)]
     print("\n".join(lines))
 
 

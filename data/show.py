@@ -18,7 +18,9 @@ def show_masks(batch: Batch, tokenizer: Tokenizer, padded: bool = False) -> str:
         "the others are masked, in [brackets] here",
         "",
     ]
-    for inputs, targets in zip(batch.inputs[:ROWS], batch.targets[:ROWS], strict=True):
+    for row in range(min(ROWS, len(batch.inputs))):
+        inputs = batch.inputs[row]
+        targets = batch.targets[row]
         lines.append(_show_row(inputs, targets, tokenizer, padded))
     if len(batch.inputs) > ROWS:
         lines.append(f"... and {len(batch.inputs) - ROWS} more")
@@ -46,5 +48,9 @@ def show_token(tokenizer: Tokenizer, token: int) -> str:
     """Shows a token within a line: line ends become visible, and an eos token has its name."""
     if token == tokenizer.eos:
         return "<|eos|>"
-    text = tokenizer.decode([int(token)]).replace("\n", "⏎").replace("\t", "⇥")
-    return "".join(character if character.isprintable() else "�" for character in text)
+    text = tokenizer.decode([int(token)])
+    text = text.replace("\n", "⏎").replace("\t", "⇥")
+    for character in set(text):
+        if not character.isprintable():
+            text = text.replace(character, "�")
+    return text

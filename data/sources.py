@@ -9,7 +9,6 @@ file is one.
 import fnmatch
 import gzip
 import io
-import itertools
 import math
 import os
 import re
@@ -126,8 +125,12 @@ def find_root(corpus: str) -> Path:
     """The folder that is searched: a directory, or what stands before the first sign of a pattern."""
     if Path(corpus).is_dir():
         return Path(corpus)
-    literal = itertools.takewhile(lambda part: not has_wildcard(part), Path(corpus).parts[:-1])
-    return Path(*literal)
+    root = []
+    for part in Path(corpus).parts[:-1]:
+        if has_wildcard(part):
+            break
+        root.append(part)
+    return Path(*root)
 
 
 def has_wildcard(text: str) -> bool:
@@ -145,7 +148,8 @@ def matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     if not pattern:
         return not parts
     if pattern[0] == "**":
-        return any(matches(parts[n:], pattern[1:]) for n in range(len(parts) + 1))
+        rest = pattern[1:]
+        return any(matches(parts[n:], rest) for n in range(len(parts) + 1))
     if not parts or not fnmatch.fnmatch(parts[0], pattern[0]):
         return False
     return matches(parts[1:], pattern[1:])

@@ -28,9 +28,7 @@ EOS = b"<|endoftext|>"  # GPT-2's eos token, and that of any model in Hugging Fa
 
 
 class Tokenizer(BaseModel):
-    """char has a token for each character of the corpus; bpe and gpt2 are byte-pair encodings, run
-    by tiktoken.
-    """
+    """Makes tokens of text: of characters (char), or of pairs of bytes (bpe and gpt2, by tiktoken)."""
 
     model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
 
@@ -40,12 +38,11 @@ class Tokenizer(BaseModel):
     eos_text: str | None = None
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Tokenizer) and (self.kind, self.token_bytes, self.eos_text) == (
-            # pydantic would compare cached arrays, too
-            other.kind,
-            other.token_bytes,
-            other.eos_text,
-        )
+        # pydantic would compare cached arrays, too
+        return isinstance(other, Tokenizer) and self._identity() == other._identity()
+
+    def _identity(self) -> tuple[str, list[bytes], str | None]:
+        return self.kind, self.token_bytes, self.eos_text
 
     @property
     def vocab_size(self) -> int:
@@ -58,9 +55,7 @@ class Tokenizer(BaseModel):
 
     @property
     def end(self) -> int | None:
-        """The token that ends a text which a model writes: eos, or <|endoftext|> also where a text
-        has no documents.
-        """
+        """The token with which a model ends a text: eos, or <|endoftext|> without documents too."""
         has_end = self.eos is not None or self.token_bytes[-1:] == [EOS]
         return self.vocab_size - 1 if has_end else None
 
@@ -76,11 +71,10 @@ class Tokenizer(BaseModel):
     @cached_property
     def ids(self) -> dict[Any, int]:
         """The token of each character, or of each string of bytes; no text becomes the eos token."""
-        tokens = self.token_bytes[: self.eos]
-        return {
-            token.decode() if self.kind == "char" else token: number
-            for number, token in enumerate(tokens)
-        }
+        names: Iterable[Any] = self.token_bytes[: self.eos]
+        if self.kind == "char":
+            names = [token.decode() for token in names]
+        return {name: number for number, name in enumerate(names)}
 
     @cached_property
     def char_ids(self) -> np.ndarray:
@@ -108,30 +102,33 @@ class Tokenizer(BaseModel):
         """Token ids (N,); UserError for a character that is not in the vocabulary."""
         if self.kind != "char":
             return self.encoding.encode_to_numpy(text).astype(self.dtype)
-        tokens = self.char_ids[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")]
-        if (unknown := np.flatnonzero(tokens == UNKNOWN)).size:
+        code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+        tokens = self.char_ids[code_points]
+        unknown = np.flatnonzero(tokens == UNKNOWN)
+        if unknown.size:
             at = int(unknown[0])
             others = f", nor are {len(unknown) - 1:,} others after it" if len(unknown) > 1 else ""
             raise UserError(
-                f"the character {text[at]!r} (U+{ord(text[at]):04X}, at position {at}) is not in this char "
-                f"vocabulary of {len(self.ids)}{others}; leave it out, use --unknown=replace (evaluate.py, "
-                "sample.py), or train with --tokenizer=bpe"
+                f"the character {text[at]!r} (U+{ord(text[at]):04X}, at position {at}) is not in "
+                f"this char vocabulary of {len(self.ids)}{others}; leave it out, use "
+                "--unknown=replace (evaluate.py, sample.py), or train with --tokenizer=bpe"
             )
         return tokens.astype(self.dtype)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """At least one token to continue: a document starts with eos, an empty text with a new
-        line.
+        """Encodes a text to continue, as at least one token.
+
+        A document starts with eos, and an empty text with a new line.
         """
         tokens: list[int] = self.encode(text).tolist()
         if self.eos is not None:
             return [self.eos, *tokens]
-        return tokens or [self.token_bytes.index(b"\n") if b"\n" in self.token_bytes else 0]
+        if tokens:
+            return tokens
+        return [self.token_bytes.index(b"\n") if b"\n" in self.token_bytes else 0]
 
     def encode_after_context(self, text: str) -> list[int]:
-        """A token that is context, eos or a new line, and the tokens of the text: so each of these
-        can be scored.
-        """
+        """Encodes a text after a token of context, eos or a new line, so that all of it is scored."""
         return [*self.encode_prompt(""), *self.encode(text).tolist()]
 
     def decode(self, tokens: Iterable[int]) -> str:
@@ -147,27 +144,29 @@ class Tokenizer(BaseModel):
 
 
 def char_tokenizer(characters: Iterable[str], eos_text: str | None = None) -> Tokenizer:
-    """The vocabulary is these characters, in the order of code points."""
-    tokens = [*sorted(set(characters)), *([eos_text] if eos_text else [])]
+    """Makes a vocabulary of these characters, in the order of code points."""
+    tokens = sorted(set(characters))
+    if eos_text:
+        tokens.append(eos_text)
     return Tokenizer(
         kind="char", token_bytes=[token.encode() for token in tokens], eos_text=eos_text
     )
 
 
 def train_bpe(text: str, vocab_size: int, eos_text: str | None = None) -> Tokenizer:
-    """At most `vocab_size` tokens, the 256 bytes among them; a short text has fewer pairs to merge."""
+    """Learns at most `vocab_size` tokens, the 256 bytes among them.
+
+    A short text has fewer pairs to merge.
+    """
     import rustbpe
 
     trainer = rustbpe.Tokenizer()
     trainer.train_from_iterator([text], vocab_size - bool(eos_text), pattern=PATTERNS["bpe"])
-    tokens = [
-        bytes(token) for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
-    ]
-    return Tokenizer(
-        kind="bpe",
-        token_bytes=tokens + ([eos_text.encode()] if eos_text else []),
-        eos_text=eos_text,
-    )
+    ranks = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
+    tokens = [bytes(token) for token, _ in ranks]
+    if eos_text:
+        tokens.append(eos_text.encode())
+    return Tokenizer(kind="bpe", token_bytes=tokens, eos_text=eos_text)
 
 
 def make_tokenizer(
@@ -195,13 +194,15 @@ def load_gpt2(eos_text: str | None = None) -> Tokenizer:
             f"could not fetch the gpt2 vocabulary ({type(error).__name__}); connect to the network once, "
             "or set TIKTOKEN_CACHE_DIR to a folder that has it, or use --tokenizer=bpe"
         ) from None
-    tokenizer = Tokenizer(kind="gpt2", token_bytes=[*sorted(ranks, key=ranks.__getitem__), EOS])
+    tokens = sorted(ranks, key=ranks.__getitem__)
+    tokenizer = Tokenizer(kind="gpt2", token_bytes=[*tokens, EOS])
     return with_eos(tokenizer, eos_text, "gpt2")
 
 
 def with_eos(tokenizer: Tokenizer, eos_text: str | None, name: str) -> Tokenizer:
-    """The same tokens for a text whose documents `eos_text` separates; UserError if there is no eos
-    token for that.
+    """Makes the last token, eos, stand for what separates the documents of a text.
+
+    UserError if there is no eos token for that.
     """
     if tokenizer.eos_text == eos_text:
         return tokenizer
@@ -209,7 +210,8 @@ def with_eos(tokenizer: Tokenizer, eos_text: str | None, name: str) -> Tokenizer
         raise UserError(
             f"{name}: its tokens have no eos token, which the documents of this text need"
         )
-    tokens = [*tokenizer.token_bytes[:-1], EOS if eos_text is None else eos_text.encode()]
+    eos = EOS if eos_text is None else eos_text.encode()
+    tokens = [*tokenizer.token_bytes[:-1], eos]
     return Tokenizer(kind=tokenizer.kind, token_bytes=tokens, eos_text=eos_text)
 
 

@@ -51,11 +51,11 @@ def count_targets(split: Split, windows: np.ndarray) -> np.ndarray:
     if split.unmasked is None:
         return lengths - skips
     unmasked = np.asarray(split.unmasked)  # slices of a memory map itself take longer
-    firsts = (starts + skips + 1).tolist()  # the first token of each window that may be a target,
-    ends = (starts + lengths + 1).tolist()  # and the token after the last
-    counts = [
-        np.count_nonzero(unmasked[first:end]) for first, end in zip(firsts, ends, strict=True)
-    ]
+    firsts = starts + skips + 1  # the first token of each window that may be a target,
+    ends = starts + lengths + 1  # and the token after the last
+    counts = []
+    for first, end in zip(firsts.tolist(), ends.tolist(), strict=True):
+        counts.append(np.count_nonzero(unmasked[first:end]))
     return np.array(counts, dtype=np.int64)
 
 
@@ -67,7 +67,8 @@ def choose_windows(counts: np.ndarray, max_tokens: int) -> np.ndarray:
     """
     if len(np.unique(counts[1:-1])) <= 1:  # of a text without documents and masks
         wanted = max(1, round(len(counts) * max_tokens / counts.sum()))
-        return np.linspace(0, len(counts) - 1, wanted).round().astype(int)
+        evenly = np.linspace(0, len(counts) - 1, wanted)
+        return evenly.round().astype(int)
     # The first n multiples of the golden ratio, modulo 1, are spread evenly, whatever n is.
     order = np.argsort(np.arange(len(counts)) * GOLDEN_RATIO % 1)
     targets = np.cumsum(counts[order])  # in the first 1, 2, ... windows of that order

@@ -137,9 +137,10 @@ def write_large(
     for temporary in folder.glob(TEMPORARY):  # of a killed process
         temporary.unlink()
     hashes = {path.name: hash_file(path) for path in sorted(folder.glob("*.npy"))}
+    all_hashes = "".join(hashes.values()).encode()
     info = CorpusInfo(
         name=cfg.corpus_name,
-        sha256=hashlib.sha256("".join(hashes.values()).encode()).hexdigest(),
+        sha256=hashlib.sha256(all_hashes).hexdigest(),
         tokenizer=tokenizer.kind,
         vocab_size=tokenizer.vocab_size,
         prompt="",

@@ -101,10 +101,11 @@ def keep_whole(folder: Path) -> list[Shard]:
     """
     log = folder / "shards.jsonl"
     done = read_log(log)
-    whole = list(itertools.takewhile(lambda pair: is_whole(*pair, folder), enumerate(done)))
-    if len(whole) < len(done):
-        done = done[: len(whole)]
-        write_atomically(log, b"".join(map(to_line, done)))
+    for number, shard in enumerate(done):
+        if not is_whole(number, shard, folder):
+            done = done[:number]
+            write_atomically(log, b"".join(map(to_line, done)))
+            break
     return done
 
 
@@ -127,8 +128,9 @@ def read_log(path: Path) -> list[Shard]:
     """Reads the finished pairs of shards; DamagedError if a line is not what `flush` writes."""
     if not path.exists():
         return []
+    lines = path.read_bytes().split(b"\n")[:-1]
     try:
-        return [SHARD.validate_json(line) for line in path.read_bytes().split(b"\n")[:-1]]
+        return [SHARD.validate_json(line) for line in lines]
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise DamagedError(f"{path}: damaged ({reason}); remove {path.parent}") from None
