@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import Field
 
 from config.cli import load_options
-from config.errors import UserError, run_command
+from config.errors import UserError, run_command, slow_imports
 from config.files import is_run
 from config.schema import Section
 from engine.run import Run, open_run
@@ -44,14 +44,16 @@ def main(argv: list[str]) -> None:
         run = open_run(Path(source))
         check_form(run)
 
-        from huggingface.export import export
+        with slow_imports():
+            from huggingface.export import export
 
         print(export(run, to, options.checkpoint))
     elif is_model(source):
         if options.model_fields_set:
             raise UserError(f"checkpoint: {source} is no run, and has one model only")
 
-        from huggingface.adopt import adopt
+        with slow_imports():
+            from huggingface.adopt import adopt
 
         print(adopt(source, to))
     else:

@@ -1,5 +1,6 @@
-"""The options of a GPT in a Hugging Face config.json, and back: of GPT2LMHeadModel and of
-NanoChatForCausalLM.
+"""Translate the options of a GPT to Hugging Face's config.json, and back.
+
+The models are GPT2LMHeadModel and NanoChatForCausalLM of transformers.
 """
 
 from typing import Any, NamedTuple
@@ -53,18 +54,24 @@ NEVER = {"rope_theta": 10_000.0, "rope_scaling": None, "partial_rotary_factor": 
 def to_config_json(
     model: ModelConfig, vocab_size: int, eos: int | None, name: str
 ) -> dict[str, Any]:
-    """What config.json says of a model; UserError that names what a model there cannot have."""
-    kind = "gpt2" if model.is_gpt2 else "nanochat"
+    """Return config.json of a model; UserError that names what such a model cannot have there."""
+    kind = "nanochat"
+    if model.is_gpt2:
+        kind = "gpt2"
     form = FORMS[kind]
     own = model.model_dump()
-    others = [
-        f"{option}={own[option]}" for option, value in form.options.items() if own[option] != value
-    ]
-    others += [f"ngram_embedding={model.ngram_embedding}"] * (model.ngram_embedding > 1)
-    others += ["document_attention=true"] * model.document_attention
+    others = []
+    for option, value in form.options.items():
+        if own[option] != value:
+            others.append(f"{option}={own[option]}")
+    if model.ngram_embedding > 1:
+        others.append(f"ngram_embedding={model.ngram_embedding}")
+    if model.document_attention:
+        others.append("document_attention=true")
     if others:
         raise UserError(
-            f"{name}: {form.architecture}, the nearest model of transformers, has no {', '.join(others)}"
+            f"{name}: {form.architecture}, the nearest model of transformers, has no "
+            f"{', '.join(others)}"
         )
     cfg = {
         "architectures": [form.architecture],
@@ -89,43 +96,33 @@ def to_config_json(
 
 
 def from_config_json(cfg: dict[str, Any], name: str) -> dict[str, Any]:
-    """The options in [model] of a model there; UserError for one that this repository does not
-    have.
-    """
+    """Return the options in [model]; UserError for a model that this repository does not have."""
     kind = str(cfg.get("model_type", "model without model_type"))
     if kind not in FORMS:
         raise UserError(f"{name}: is a {kind}; should be one of {', '.join(FORMS)}")
     form = FORMS[kind]
-    if wrong := [theirs for theirs in form.sizes if type(cfg.get(theirs)) is not int]:
-        raise UserError(f"{name}/config.json: {wrong[0]} should be a whole number")
-    model = {ours: cfg[theirs] for theirs, ours in form.sizes.items()}
-    if model["n_embd"] % (2 * max(1, model["n_head"])):
+    model: dict[str, Any] = {}
+    for theirs, ours in form.sizes.items():
+        model[ours] = cfg.get(theirs)
+        if type(model[ours]) is not int:
+            raise UserError(f"{name}/config.json: {theirs} should be a whole number")
+    width = model["n_embd"]
+    heads = model["n_head"]
+    if width % (2 * max(1, heads)):
         raise UserError(
-            f"{name}/config.json: a width of {model['n_embd']} in {model['n_head']} heads: should be a "
-            "multiple of twice that"
+            f"{name}/config.json: a width of {width} in {heads} heads: should be a multiple of "
+            "twice that"
         )
-    fixed = (
-        form.fixed
-        | NEVER
-        | {
-            "n_inner": 4 * model["n_embd"],
-            "intermediate_size": 4 * model["n_embd"],
-            "num_key_value_heads": model["n_head"],
-        }
-    )
-    for option, value in fixed.items():
+    of_width = {"n_inner": 4 * width, "intermediate_size": 4 * width, "num_key_value_heads": heads}
+    for option, value in (form.fixed | NEVER | of_width).items():
         if cfg.get(option) not in (None, value):
             raise UserError(
                 f"{name}/config.json: {option} is {cfg[option]}; here it can only be {value}"
             )
+    model |= form.options | {"form": kind}
+    # the values that transformers takes where config.json has none
     is_gpt2 = kind == "gpt2"
-    return (
-        model
-        | form.options
-        | {
-            "form": kind,
-            "tied": bool(cfg.get("tie_word_embeddings", is_gpt2)),
-            # their default
-            "softcap": 0.0 if is_gpt2 else cfg.get("final_logit_softcapping", 15.0) or 0.0,
-        }
-    )
+    model["tied"] = bool(cfg.get("tie_word_embeddings", is_gpt2))
+    if not is_gpt2:
+        model["softcap"] = cfg.get("final_logit_softcapping", 15.0) or 0.0
+    return model

@@ -374,7 +374,7 @@ def test_a_text_ends_with_a_foreign_eos_too(
         ends.append(eos)
         yield from ([3], [eos])
 
-    monkeypatch.setattr("sample.generate", generate_little)
+    monkeypatch.setattr("engine.generate.generate", generate_little)
     assert call("sample.py", str(run), "--prompt=t").stdout == f"t{tokenizer.decode([3])}\n"
     assert ends == [tokenizer.end]
     change_config(folder, surprisal={"documents": "pages"})

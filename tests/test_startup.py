@@ -44,6 +44,27 @@ def test_ctrl_c_during_the_first_imports_prints_nothing(command: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
+TORCH = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print("torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("argument", ["--help", "--no_such_option"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_and_mistakes_are_answered_without_torch(command: str, argument: str) -> None:
+    """Importing it takes seconds."""
+    code = [sys.executable, "-c", TORCH, command, argument]
+    done = subprocess.run(code, cwd=ROOT, text=True, capture_output=True)
+    assert done.stdout.endswith("False\n")
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (0 if argument == "--help" else 2)
+
+
 def test_importing_a_command_leaves_ctrl_c_as_it_is() -> None:
     """A notebook stops a cell with it."""
     code = "import signal, curves; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
