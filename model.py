@@ -1,6 +1,7 @@
-"""A GPT: by default nanochat's, with rotary positions, RMSNorm also after the embedding, QK-norm,
-ReLU^2 and an untied lm_head; or GPT-2's, with learned positions, LayerNorm, GELU and tied
-embeddings.
+"""A GPT in nanochat's form or in GPT-2's.
+
+nanochat's has rotary positions, RMSNorm without weights, also of queries, keys and embeddings, and
+ReLU^2. GPT-2's has learned positions, LayerNorm, GELU and tied embeddings.
 
 Shapes: B sequences, T tokens, C = n_embd, H heads of width D = C / H, V tokens in the vocabulary.
 With a KV cache, S = cached tokens + T; else S = T.
@@ -15,38 +16,22 @@ from torch import Tensor, nn
 from chunked_loss import next_token_loss
 from config.schema import ModelConfig
 from kernels import attention, causal_mask, dropout, relu2, rms_norm
+from kv_cache import KVCache
 from loss import PLAIN, LossSums, Objective, soft_cap
 
 # cos and sin of the angles by which each position turns its pairs of features, (T, 1, D / 2) each
 Rotation = tuple[Tensor, Tensor]
 
 
-class KVCache:
-    """The tokens that the model has read, which n-grams and documents need, and each layer's keys
-    and values.
+class RMSNorm(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x)
 
-    GPT.hidden_states appends to it, and then moves `length` on.
-    """
 
-    def __init__(
-        self, cfg: ModelConfig, batch_size: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        shape = (batch_size, cfg.n_head, cfg.block_size, cfg.n_embd // cfg.n_head)
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(cfg.n_layer)]
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(cfg.n_layer)]
-        self.tokens = torch.zeros(batch_size, cfg.block_size, device=device, dtype=torch.int64)
-        self.length = 0  # tokens read
-
-    def append_tokens(self, tokens: Tensor) -> Tensor:
-        """Store new tokens (B, T); returns all tokens (B, S)."""
-        self.tokens[:, self.length : self.length + tokens.shape[1]] = tokens
-        return self.tokens[:, : self.length + tokens.shape[1]]
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a layer's new keys and values (B, H, T, D); returns all of them (B, H, S, D)."""
-        end, new = self.length + k.shape[2], slice(self.length, self.length + k.shape[2])
-        self.keys[layer][:, :, new], self.values[layer][:, :, new] = k, v
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+def make_norm(cfg: ModelConfig) -> nn.Module:
+    if cfg.is_gpt2:
+        return nn.LayerNorm(cfg.n_embd, bias=cfg.has_bias)
+    return RMSNorm()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -59,19 +44,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1)
 
 
-class RMSNorm(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x)
-
-
-def make_norm(cfg: ModelConfig) -> nn.Module:
-    return nn.LayerNorm(cfg.n_embd, bias=cfg.has_bias) if cfg.is_gpt2 else RMSNorm()
-
-
 class CausalSelfAttention(nn.Module):
     def __init__(self, cfg: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.cfg, self.layer = cfg, layer
+        self.cfg = cfg
+        self.layer = layer
         self.qkv = nn.Linear(cfg.n_embd, 3 * cfg.n_embd, bias=cfg.has_bias)
         self.proj = nn.Linear(cfg.n_embd, cfg.n_embd, bias=cfg.has_bias)
 
@@ -93,10 +70,10 @@ class CausalSelfAttention(nn.Module):
         v = v.transpose(1, 2)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
-        y = attention(q, k, v, self.cfg.dropout if self.training else 0.0, mask)
-        return dropout(
-            self.proj(y.transpose(1, 2).reshape(B, T, C)), self.cfg.dropout, self.training
-        )
+        dropout_p = self.cfg.dropout if self.training else 0.0
+        y = attention(q, k, v, dropout_p, mask)
+        y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side
+        return dropout(self.proj(y), self.cfg.dropout, self.training)
 
 
 class MLP(nn.Module):
@@ -115,7 +92,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     def __init__(self, cfg: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = make_norm(cfg), make_norm(cfg)
+        # saved states of optimizers follow this order
+        self.norm1 = make_norm(cfg)
+        self.norm2 = make_norm(cfg)
         self.attn = CausalSelfAttention(cfg, layer)
         self.mlp = MLP(cfg)
 
@@ -133,12 +112,15 @@ class GPT(nn.Module):
 
     def __init__(self, cfg: ModelConfig, vocab_size: int) -> None:
         super().__init__()
-        self.cfg, self.vocab_size = cfg, vocab_size
+        self.cfg = cfg
+        self.vocab_size = vocab_size
         self.wte = nn.Embedding(vocab_size, cfg.n_embd)
-        self.wpe = nn.Embedding(cfg.block_size, cfg.n_embd) if cfg.is_gpt2 else None
-        self.ngrams = nn.ModuleList(
-            nn.Embedding(cfg.ngram_rows, cfg.n_embd) for _ in range(2, cfg.ngram_embedding + 1)
-        )
+        self.wpe = None
+        if cfg.is_gpt2:
+            self.wpe = nn.Embedding(cfg.block_size, cfg.n_embd)
+        # one table for the last 2 tokens, one for the last 3, ...
+        sizes = range(2, cfg.ngram_embedding + 1)
+        self.ngrams = nn.ModuleList(nn.Embedding(cfg.ngram_rows, cfg.n_embd) for _ in sizes)
         self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layer))
         self.norm = make_norm(cfg)
         self.lm_head = nn.Linear(cfg.n_embd, vocab_size, bias=False)
@@ -159,7 +141,7 @@ class GPT(nn.Module):
         objective: Objective = PLAIN,
         teacher_logits: Tensor | None = None,
     ) -> Tensor | LossSums:
-        """Logits (B, T, V) of tokens (B, T); with targets (B, T), the sums of the loss."""
+        """Return logits (B, T, V) of tokens (B, T); with targets (B, T), the sums of the loss."""
         hidden = self.hidden_states(tokens)
         if targets is None:
             return self.logits(hidden)
@@ -173,75 +155,89 @@ class GPT(nn.Module):
         )
 
     def hidden_states(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """The last layer's output, normalised, (B, T, C). With a cache, `tokens` follow those that
-        it holds.
+        """Return the last layer's output, normalised, (B, T, C).
+
+        With a cache, `tokens` follow those that it holds.
         """
-        T, start = tokens.shape[1], cache.length if cache is not None else 0
-        context = cache.append_tokens(tokens) if cache is not None else tokens  # (B, S)
+        start = 0
+        context = tokens
+        if cache is not None:
+            start = cache.length
+            context = cache.append_tokens(tokens)  # (B, S)
+        end = context.shape[1]
+
         x = self.wte(tokens)
         for n, table in enumerate(self.ngrams, start=2):
-            x = x + table(hash_ngrams(context, n, self.cfg.ngram_rows)[:, start:])
+            rows = hash_ngrams(context, n, self.cfg.ngram_rows)
+            x = x + table(rows[:, start:])
         if self.wpe is not None:
-            x = x + self.wpe.weight[start : start + T]
+            x = x + self.wpe.weight[start:end]
         if self.cfg.embedding_norm:
             x = rms_norm(x)
         x = dropout(x, self.cfg.dropout, self.training)
+
         rotation = None
         if not self.cfg.is_gpt2:
-            cos, sin = self.cos[start : start + T], self.sin[start : start + T]
-            rotation = cos.type_as(x), sin.type_as(x)
-        mask = self.document_mask(context, T) if self.cfg.document_attention else None
+            rotation = self.cos[start:end].type_as(x), self.sin[start:end].type_as(x)
+        mask = None
+        if self.cfg.document_attention:
+            mask = self.document_mask(context, end - start)
         for block in self.blocks:
             x = block(x, rotation, cache, mask)
         if cache is not None:
-            cache.length += T
+            cache.length = end
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V), in float32, of hidden states (..., C)."""
+        """Return logits (..., V), in float32, of hidden states (..., C)."""
         return soft_cap(self.lm_head(hidden).float(), self.cfg.softcap)
 
-    def document_mask(self, context: Tensor, T: int) -> Tensor:
-        """Which of the tokens (B, S) each of the last T may attend to, (B, 1, T, S): those of its
-        own document.
+    def document_mask(self, tokens: Tensor, T: int) -> Tensor:
+        """Say which tokens (B, S) each of the last T may attend to, (B, 1, T, S).
 
-        Before each document there is an eos token, which is the last of the vocabulary.
+        These are the earlier ones of its document, and itself. Before each document there is an eos token, which is the last of the vocabulary.
         """
-        document = (context == self.vocab_size - 1).cumsum(dim=1)
-        same = document[:, None, -T:, None] == document[:, None, None, :]
-        return same & causal_mask(T, context.shape[1], context.device)
+        document = (tokens == self.vocab_size - 1).cumsum(dim=1)  # its number
+        is_same = document[:, None, -T:, None] == document[:, None, None, :]
+        return is_same & causal_mask(T, tokens.shape[1], tokens.device)
 
     def init_weights(self) -> None:
-        """GPT-2's normal(0, 0.02), divided by sqrt(2 n_layer) in output projections; biases and
-        n-gram tables are zero.
+        """Draw weights as in GPT-2, from normal(0, 0.02); biases and n-gram tables are zero.
 
-        In nanochat's form, output projections and an untied lm_head are also zero: the first loss
-        is exactly log V.
+        GPT-2 divides output projections by sqrt(2 n_layer). In nanochat's form these and lm_head
+        are zero: the first loss is exactly log V.
         """
+        is_nanochat = not self.cfg.is_gpt2
         for name, p in self.named_parameters():  # a tied lm_head is wte, and has no name of its own
-            projects = name.endswith("proj.weight")
-            zero = not self.cfg.is_gpt2 and (projects or name == "lm_head.weight")
-            if zero or name.startswith("ngrams") or name.endswith("bias"):
+            is_output = name.endswith("proj.weight")
+            if (
+                name.startswith("ngrams")
+                or name.endswith("bias")
+                or (is_nanochat and (is_output or name == "lm_head.weight"))
+            ):
                 nn.init.zeros_(p)
+            elif is_output:
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.cfg.n_layer))
             elif p.ndim == 2:
-                nn.init.normal_(p, std=0.02 / (math.sqrt(2 * self.cfg.n_layer) if projects else 1))
+                nn.init.normal_(p, std=0.02)
 
     def num_params(self) -> int:
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self) -> int:
-        """FLOPs of training per position."""
+        """Count the FLOPs of training per position."""
         return self.cfg.flops_per_token(self.vocab_size)
 
 
 def hash_ngrams(tokens: Tensor, n: int, rows: int) -> Tensor:
-    """For each position of tokens (B, S), a table's row for the last n tokens; before the first
-    come zeros.
+    """Choose a table's row for the last n tokens at each position of tokens (B, S).
 
-    It is a polynomial hash, so n-grams may share a row (modded-nanogpt's bigram hash embedding;
-    Engram, DeepSeek 2026).
+    Before the first token come zeros. It is a polynomial hash, so n-grams may share a row
+    (modded-nanogpt's bigram hash embedding; Engram, DeepSeek 2026).
     """
+    S = tokens.shape[1]
     key = tokens
     for i in range(1, n):
-        key = (key * 1_000_003 + F.pad(tokens, (i, 0))[:, :-i] + 1) % (2**31 - 1)
+        earlier = F.pad(tokens, (i, 0))[:, :S]  # the token i places before
+        key = (key * 1_000_003 + earlier + 1) % (2**31 - 1)
     return key % rows

@@ -10,7 +10,8 @@ from torch import Tensor
 from config.errors import DIVERGED, UserError
 from data.prepare import Corpus
 from engine.device import Device
-from model import GPT, KVCache
+from kv_cache import KVCache
+from model import GPT
 
 # times any float32 it is less than that: so no token of probability 0 is sampled
 ALMOST_ONE = 1 - 2**-23

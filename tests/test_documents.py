@@ -16,7 +16,8 @@ from data.batches import IGNORE_INDEX, TrainBatches
 from data.documents import Split
 from data.eval_text import EvalText
 from data.prepare import Corpus, prepare_corpus
-from model import GPT, KVCache
+from kv_cache import KVCache
+from model import GPT
 from tests.conftest import TINY, call
 
 PLAY = "\n\n".join(

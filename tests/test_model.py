@@ -8,8 +8,9 @@ from torch import Tensor
 
 from config.schema import ModelConfig
 from kernels import attention
+from kv_cache import KVCache
 from loss import IGNORE_INDEX, LossSums, Objective, cross_entropy
-from model import GPT, KVCache, hash_ngrams, rotate
+from model import GPT, hash_ngrams, rotate
 
 V = 11
 MODERN = ModelConfig(block_size=16, n_layer=2, n_head=2, n_embd=32)
