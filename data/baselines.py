@@ -60,8 +60,9 @@ class Baseline(BaseModel):
 def passed_and_ahead(
     nll: float, baselines: Sequence[Baseline]
 ) -> tuple[list[Baseline], list[Baseline]]:
-    """Divides the baselines into those that a loss has passed and those ahead, without the entropy
-    rate; each from the worst to the best.
+    """Divides the baselines into those that a loss has passed, and those ahead.
+
+    Each from the worst to the best. The entropy rate is in neither.
     """
     ordered = [each for each in baselines if each.name != ENTROPY_RATE]
     ordered.sort(key=lambda each: each.nats_per_token, reverse=True)
@@ -147,7 +148,7 @@ def find_passage(val: Split, tokenizer: Tokenizer) -> slice:
 
 
 def gzip_nll(tokens: np.ndarray, passage: slice, tokenizer: Tokenizer) -> np.ndarray:
-    """What each token of a passage adds to the compressed text before it, in nats.
+    """Measures what each token of a passage adds to the compressed text before it, in nats.
 
     gzip counts whole bytes.
     """

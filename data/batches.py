@@ -81,7 +81,7 @@ class TrainBatches:
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
 
     def __call__(self, first_window: int) -> list[Batch]:
-        """This rank's micro-batches of a step, (micro_batch_size, block_size) each.
+        """Makes this rank's micro-batches of a step, (micro_batch_size, block_size) each.
 
         `first_window` is the number of windows that were read in the steps before.
         """
@@ -100,7 +100,7 @@ class TrainBatches:
         return math.ceil(self.batch_size / self.micro_batch_size)
 
     def epochs(self, windows: int) -> float:
-        """How often the text was read when so many windows were."""
+        """Counts how often the text was read when so many windows were."""
         return windows / self.windows_per_epoch
 
     def read_and_unread(self, windows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -114,13 +114,13 @@ class TrainBatches:
         return self._windows_at(read, offset), self._windows_at(unread, offset)
 
     def _window(self, number: int) -> np.ndarray:
-        """The window that is read as number 0, 1, 2, ... of a training, (1, 3)."""
+        """Finds the window that is read as number 0, 1, 2, ... of a training, (1, 3)."""
         epoch, place = divmod(number, self.windows_per_epoch)
         order, offset = self._epoch(epoch)
         return self._windows_at(order[place : place + 1], offset)
 
     def _shuffle(self, epoch: int) -> tuple[np.ndarray, int]:
-        """Draws an epoch's order of windows, as places in the text, and the first window's offset."""
+        """Draws an epoch's order of windows, as places in the text, and their offset."""
         rng = np.random.default_rng((self.seed, epoch))
         offset = 0
         if self.documents is None:
@@ -132,7 +132,7 @@ class TrainBatches:
         return order.astype(np.min_scalar_type(self.windows_per_epoch)), offset
 
     def _windows_at(self, places: np.ndarray, offset: int) -> np.ndarray:
-        """The windows at these places in the text, (N, 3)."""
+        """Makes the windows at these places in the text, (N, 3)."""
         if self.documents is not None:
             return self.documents[places]
         windows = np.zeros((len(places), 3), np.int64)

@@ -55,7 +55,7 @@ def has_same_files(folder: Path) -> bool:
 
 
 def read_text_files(folder: Path) -> dict[str, list[int]] | None:
-    """The size and time of each file of a large corpus when it was prepared; None if not known."""
+    """Reads which sizes and times the files of a large corpus had; None if that is not known."""
     try:
         return TEXT_FILES.validate_json((folder / "files.json").read_bytes())
     except (OSError, ValueError):
@@ -68,7 +68,7 @@ def is_hashed(size: int) -> bool:
 
 
 def check_sizes(folder: Path) -> None:
-    """OSError if an array is shorter or longer than its header says."""
+    """Raises OSError if an array is shorter or longer than its header says."""
     for path in folder.glob("[!.]*.npy"):
         check_whole(path)
 

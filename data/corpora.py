@@ -46,7 +46,7 @@ class CorpusText:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     def nll_of_last(self, n: int) -> np.ndarray | None:
-        """The source's NLL of the last n characters but the first of them, in nats, (n - 1,)."""
+        """Gives the source's NLL of the last n - 1 characters, in nats, (n - 1,)."""
         return None if self.nll is None else self.nll[1 - n :]
 
 
@@ -104,7 +104,8 @@ def fetch_plays() -> bytes:
 def clean_play(markdown: str) -> str:
     """Keeps the speeches only: `NAME:`, its lines, and an empty line between speeches.
 
-    >>> clean_play("## ACT I\\n\\n_Enter CAT_\\n\\n**CAT**  \\nNot\\\\--  \\n_[Aside]_  \\nI.\\n\\n**DOG**  \\nWoof")
+    >>> play = "## ACT I\\n\\n_Enter CAT_\\n\\n**CAT**  \\nNot\\\\--  \\n_[Aside]_  \\nI."
+    >>> clean_play(play + "\\n\\n**DOG**  \\nWoof")
     'CAT:\\nNot--\\nI.\\n\\nDOG:\\nWoof'
     """
     for mistake, mended in MISTAKES.items():
@@ -136,7 +137,7 @@ _NOT_SPOKEN = re.compile(r"$|\d+\. |[*\[]")
 
 
 def find_last_play(plays: str) -> str:
-    """The Two Gentlemen of Verona: it comes last, so it is in the validation split of all plays."""
+    """Finds The Two Gentlemen of Verona: it comes last, so it is in the validation split."""
     return plays[plays.index("VALENTINE:\nCease to persuade, my loving Proteus") :]
 
 

@@ -32,7 +32,7 @@ class Split:
     file: Path | None = None  # that has the tokens, or a pattern of several
 
     def take(self, at: np.ndarray | slice) -> np.ndarray:
-        """Some of the tokens, as int64. UserError for one that is not in the vocabulary.
+        """Takes some of the tokens, as int64. UserError for one that is not in the vocabulary.
 
         The hash of a large file is not compared at each start: what is read of it is checked here.
         """
@@ -46,11 +46,11 @@ class Split:
         return tokens
 
     def first(self, n: int) -> "Split":
-        """The beginning, up to the n-th token that can be a target."""
+        """Keeps the beginning, up to the n-th token that can be a target."""
         return self._cut(slice(n + 1))
 
     def last(self, n: int) -> "Split":
-        """The last n tokens."""
+        """Keeps the last n tokens."""
         return self._cut(slice(-n, None))
 
     def _cut(self, part: slice) -> "Split":
@@ -58,13 +58,13 @@ class Split:
         return replace(self, tokens=self.tokens[part], unmasked=unmasked)
 
     def first_target(self) -> int:
-        """The place of the first target."""
+        """Finds the place of the first target."""
         if self.unmasked is None:
             return 1
         return 1 + int(np.argmax(self.unmasked[1:]))
 
     def targets(self) -> np.ndarray:
-        """The targets in order: all tokens but the masked ones, and the first, which has no context."""
+        """The targets in order: tokens that are not masked, and not the first of all."""
         after_first = self.tokens[1:]
         if self.unmasked is None:
             return after_first
@@ -134,7 +134,7 @@ def apply_mask(text: str, mask: str) -> Document:
 
 
 def find_matches(text: str, mask: str) -> list[tuple[int, int]]:
-    """Where each match of a regular expression starts and stops; UserError if it is none."""
+    """Finds where each match of a regular expression starts and stops; UserError if it is none."""
     if not mask:
         return []
     try:

@@ -42,7 +42,7 @@ class EvalText:
 
     @cached_property
     def windows(self) -> np.ndarray:
-        """The windows to evaluate, (N, 3), in order; each has a target. UserError if there is none."""
+        """The windows to evaluate, (N, 3), in order; each has a target. UserError without any."""
         if self.split.num_targets() == 0:
             raise UserError(
                 "nothing to evaluate: the text has no target; it is shorter than two "
@@ -77,7 +77,7 @@ class EvalText:
 
     @cached_property
     def positions(self) -> np.ndarray:
-        """The place in the split of each target, (N,)."""
+        """The place of each target in the split, (N,)."""
         of_each_window = []
         for start, length, skip in self.windows.tolist():
             of_each_window.append(np.arange(start + skip, start + length) + 1)

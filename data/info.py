@@ -19,9 +19,7 @@ PROMPT_SHOWN = 500  # characters
 
 
 def end_of_prompt(prompt: str) -> str:
-    """What is shown of a corpus's prompt: its end, which is also what a model sees of one longer
-    than a block.
-    """
+    """Shortens a corpus's prompt to its end, which is also what a model sees of a long one."""
     if len(prompt) <= PROMPT_SHOWN:
         return prompt
     return f"... {prompt[-PROMPT_SHOWN:]}"
@@ -72,7 +70,7 @@ class CorpusInfo(BaseModel):
         return nats_to_bits(worst.nats_per_token) / worst.bits_per_byte
 
     def describe(self) -> str:
-        """The corpus in a line or two, and its baselines, from the worst to the best."""
+        """Describes the corpus in a line or two, and lists its baselines, the best one last."""
         train = self.train
         val = self.val
         lines = [
@@ -111,7 +109,7 @@ class CorpusInfo(BaseModel):
 
 
 def read_info(path: Path) -> CorpusInfo:
-    """What a file says of a corpus; DamagedError if it is not what preparing one writes."""
+    """Reads what a file says of a corpus; DamagedError if it is not what preparing one writes."""
     try:
         info = CorpusInfo.model_validate_json(without_bom(path.read_bytes()))
     except ValidationError as error:

@@ -41,7 +41,7 @@ class MarkovSource:
 
     @property
     def entropy_rate(self) -> float:
-        """H = sum over contexts c of pi(c) H(p(. | c)), in nats per symbol, to machine precision."""
+        """H = sum over contexts c of pi(c) H(p(. | c)), in nats per symbol."""
         p = self.probabilities
         entropies = (p * np.log(p)).sum(axis=1)  # of each context, times -1
         return float(-self.stationary @ entropies)

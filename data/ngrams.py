@@ -19,7 +19,7 @@ class NGrams(NamedTuple):
 
 
 def ngram_nll(train: Split, val: np.ndarray, vocab_size: int, longest: int) -> Iterator[np.ndarray]:
-    """The NLL in nats of each token of val[1:], by n-grams of order 1, 2, ... `longest`.
+    """Yields the NLL of each token of val[1:], in nats, by n-grams of order 1, 2, ... `longest`.
 
     Under a mask only those n-grams of `train` count that end in a target. The text runs on from
     train into val, so every token has its whole context.
@@ -70,7 +70,7 @@ def count_continuations(grams: NGrams, counts: np.ndarray, shorter: NGrams) -> n
 
 
 def interpolate(counts: np.ndarray, grams: NGrams, lower: np.ndarray) -> np.ndarray:
-    """P(token | context) at the last positions (M,), given `lower`, that by shorter n-grams.
+    """Computes P(token | context) at the last positions, (M,); `lower` is that by shorter n-grams.
 
     P = (count - discount) / total(context) + freed(context) / total(context) x lower: what is
     discounted from the counts goes to the shorter context. A context without counts leaves it all.
@@ -89,7 +89,7 @@ def interpolate(counts: np.ndarray, grams: NGrams, lower: np.ndarray) -> np.ndar
 
 
 def find_discounts(counts: np.ndarray) -> np.ndarray:
-    """What is taken from counts of 0, 1, 2, and 3 or more: estimated from how many there are."""
+    """Estimates what to take from counts of 0, 1, 2, and 3 or more, (4,), by how many there are."""
     occurrences = np.bincount(np.minimum(counts, 5), minlength=5)
     n1, n2, n3, n4 = occurrences[1:5].clip(1)
     y = n1 / (n1 + 2 * n2)
@@ -100,7 +100,7 @@ def find_discounts(counts: np.ndarray) -> np.ndarray:
 
 
 def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct keys in order, and the index of each key among them.
+    """Finds the distinct keys, in order, and the index of each key among them.
 
     np.unique does the same in 4 times the time: NumPy sorts numbers several times faster than it
     finds their order. So each key carries its position in its low bits while it is sorted.

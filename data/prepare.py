@@ -71,7 +71,7 @@ def prepare_corpus(cfg: DataConfig, tokenizer: Tokenizer | None = None) -> Corpu
     cfg.tokenizer names a run or a model. UserError for a large corpus that is not prepared.
     """
     with out_of_memory(TOO_LARGE):
-        tokenizer = choose_tokenizer(cfg, tokenizer)
+        tokenizer = choose_tokenizer(cfg.tokenizer, cfg.eos_text, tokenizer)
         if cfg.is_large:
             return open_large(cfg, tokenizer)
         text = read_corpus_text(cfg)
@@ -80,17 +80,19 @@ def prepare_corpus(cfg: DataConfig, tokenizer: Tokenizer | None = None) -> Corpu
         return replace(corpus, source_nll=text.nll_of_last(len(corpus.val.tokens)))
 
 
-def choose_tokenizer(cfg: DataConfig, tokenizer: Tokenizer | None) -> Tokenizer | None:
-    """The tokenizer of a run or a model; None if it is to be made: char, bpe or gpt2."""
-    if cfg.tokenizer in TOKENIZERS:
+def choose_tokenizer(
+    name: str, eos_text: str | None, tokenizer: Tokenizer | None
+) -> Tokenizer | None:
+    """Finds the tokenizer of a run; None if it is to be made: char, bpe or gpt2."""
+    if name in TOKENIZERS:
         return None
     if tokenizer is None:
-        tokenizer = read_tokenizer(Path(cfg.tokenizer))
-    return with_eos(tokenizer, cfg.eos_text, cfg.tokenizer)
+        tokenizer = read_tokenizer(Path(name))
+    return with_eos(tokenizer, eos_text, name)
 
 
 def choose_folder(cfg: DataConfig, text: str, tokenizer: Tokenizer | None) -> Path:
-    """The folder of a prepared corpus: another one for another text, options or tokenizer.
+    """Names the folder of a prepared corpus after its text, its options and its tokenizer.
 
     `text` tells one text from others.
     """
@@ -142,7 +144,7 @@ def open_prepared(folder: Path) -> Corpus:
 
 
 def check_split(split: Split, expected: SplitInfo, name: str) -> None:
-    """DamagedError if a split does not have the tokens and targets that meta.json says."""
+    """Raises DamagedError if a split does not have the tokens and targets of meta.json."""
     tokens = len(split.tokens)
     targets = split.num_targets()
     if (tokens, targets) != (expected.tokens, expected.targets):
@@ -160,7 +162,7 @@ def check_split(split: Split, expected: SplitInfo, name: str) -> None:
 
 def open_large(cfg: DataConfig, tokenizer: Tokenizer | None) -> Corpus:
     """Opens what large/prepare.py wrote; UserError with its command if that is not there."""
-    folder = choose_large_folder(cfg, tokenizer)
+    folder = choose_folder(cfg, place_of_large(cfg.corpus), tokenizer)
     corpus = open_sound(folder)
     if corpus is None or not has_same_files(folder):
         defaults = DataConfig()
@@ -175,11 +177,10 @@ def open_large(cfg: DataConfig, tokenizer: Tokenizer | None) -> Corpus:
     return corpus
 
 
-def choose_large_folder(cfg: DataConfig, tokenizer: Tokenizer | None) -> Path:
-    """The folder of a large corpus, which its place tells from others, not its text."""
-    is_on_hub = cfg.corpus.startswith("hf:")
-    place = cfg.corpus if is_on_hub else os.path.abspath(cfg.corpus)
-    return choose_folder(cfg, place, tokenizer)
+def place_of_large(corpus: str) -> str:
+    """Names a large corpus by its place, because reading its text would take long."""
+    is_on_hub = corpus.startswith("hf:")
+    return corpus if is_on_hub else os.path.abspath(corpus)
 
 
 def write_corpus(
@@ -245,7 +246,7 @@ def text_of(document: Document) -> str:
 
 
 def find_prompt(document: Document) -> str:
-    """The masked text that a document starts with."""
+    """Finds the masked text that a document starts with."""
     masked = itertools.takewhile(lambda segment: not segment[1], document)
     return text_of(list(masked))
 

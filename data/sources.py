@@ -1,5 +1,4 @@
-"""The documents of a corpus of many or compressed files, one after another, without all of it in
-memory.
+"""Reads the documents of many or compressed files, one after another, not all into memory.
 
 A directory or a pattern of .txt, .jsonl and .parquet files, the first two also as .gz or .zst, or a
 dataset of the Hugging Face Hub, hf:owner/name. Of records, the field `text` is a document; a .txt
@@ -59,10 +58,9 @@ class Piece(NamedTuple):
 
 
 def find_files(corpus: str) -> list[Path]:
-    """The files of a directory or a pattern, in the order of their names; UserError if there is
-    none.
+    """Finds the files of a directory or a pattern, in the order of their names.
 
-    A dataset of the Hub has none here.
+    UserError if there is none. A dataset of the Hub has none here.
     """
     if corpus.startswith("hf:"):
         return []
@@ -76,7 +74,7 @@ def find_files(corpus: str) -> list[Path]:
 
 
 def look_for_files(corpus: str) -> FoundFiles:
-    """What a directory or a pattern holds, by one rule for both.
+    """Looks through a directory or a pattern, by one rule for both.
 
     Below the folder that is named, hidden files and folders are left out: they are copies that
     an editor keeps, or a program's own. Links are followed; a folder counts once.
@@ -122,7 +120,7 @@ def look_for_files(corpus: str) -> FoundFiles:
 
 
 def find_root(corpus: str) -> Path:
-    """The folder that is searched: a directory, or what stands before the first sign of a pattern."""
+    """Finds the folder to search: a directory, or what stands before a pattern's first sign."""
     if Path(corpus).is_dir():
         return Path(corpus)
     root = []
@@ -156,12 +154,12 @@ def matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def is_readable(path: Path) -> bool:
-    """Whether it is a file of a kind that is read here."""
+    """Whether a file is of a kind that is read here."""
     return path.name.lower().endswith(SUFFIXES) and path.is_file()
 
 
 def describe_left_out(corpus: str) -> str:
-    """How much of a directory or a pattern is not read, with an example of each kind; "" = nothing."""
+    """Says how much of a corpus is not read, with an example of each kind; "" = nothing."""
     if corpus.startswith("hf:"):
         return ""
     found = look_for_files(corpus)
@@ -174,14 +172,12 @@ def describe_left_out(corpus: str) -> str:
 
 
 def is_txt(path: Path) -> bool:
-    """A document, with .txt before what says how it is compressed."""
+    """Whether a file is one document: .txt stands before what says how it is compressed."""
     return path.name.lower().removesuffix(".gz").removesuffix(".zst").endswith(".txt")
 
 
 def is_validation(path: Path, corpus: str) -> bool:
-    """By its name or that of a folder in the corpus: val.txt, valid-001.jsonl.gz,
-    validation/c4.parquet ...
-    """
+    """Whether a file or its folder is named so: val.txt, valid-1.jsonl.gz, validation/a.txt."""
     name = str(path.relative_to(find_root(corpus))).lower()
     return bool(re.search(r"(?<![a-z])val(id(ation)?)?(?![a-z])", name))
 
@@ -259,7 +255,7 @@ def read_jsonl(content: IO[bytes], name: str) -> Iterator[Piece]:
 
 
 def text_of(line: bytes, where: str) -> str:
-    """The field `text` of a record; a record without a text is an empty document."""
+    """Reads the field `text` of a record; a record without a text is an empty document."""
     try:
         text = from_json(line)["text"]
     except (ValueError, LookupError, TypeError):
@@ -298,7 +294,7 @@ def read_parquet(path: Path, progress: "tqdm[Any]") -> Iterator[object]:
 
 
 def read_hub(name: str) -> Iterator[object]:
-    """Reads the field `text` of a dataset's training split: owner/name[:configuration][@revision]."""
+    """Reads the `text` of a dataset's training split: owner/name[:configuration][@revision]."""
     try:
         from datasets import load_dataset
     except ImportError:

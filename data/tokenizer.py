@@ -15,7 +15,8 @@ from config.files import check_entries, without_bom
 PATTERNS = {
     # Words with the space before them, numbers, punctuation, line ends, other spaces: every
     # character is in one of them. Pieces are short, so that merging them takes linear time.
-    "bpe": r" ?\p{L}{1,32}(?:'\p{L}{1,8})?| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]{1,16}|[\r\n]{1,16}|\s{1,16}",
+    "bpe": r" ?\p{L}{1,32}(?:'\p{L}{1,8})?| ?\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]{1,16}|[\r\n]{1,16}|\s{1,16}",
     # Radford et al. 2019
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
 }
@@ -28,7 +29,7 @@ EOS = b"<|endoftext|>"  # GPT-2's eos token, and that of any model in Hugging Fa
 
 
 class Tokenizer(BaseModel):
-    """Makes tokens of text: of characters (char), or of pairs of bytes (bpe and gpt2, by tiktoken)."""
+    """Makes tokens of characters (char), or of pairs of bytes (bpe and gpt2, by tiktoken)."""
 
     model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
 
@@ -70,7 +71,7 @@ class Tokenizer(BaseModel):
 
     @cached_property
     def ids(self) -> dict[Any, int]:
-        """The token of each character, or of each string of bytes; no text becomes the eos token."""
+        """The token of each character or string of bytes; no text becomes the eos token."""
         names: Iterable[Any] = self.token_bytes[: self.eos]
         if self.kind == "char":
             names = [token.decode() for token in names]
@@ -87,7 +88,7 @@ class Tokenizer(BaseModel):
 
     @property
     def characters(self) -> frozenset[str]:
-        """What a char tokenizer knows."""
+        """The characters that a char tokenizer knows."""
         return frozenset(name for name in self.ids if len(name) == 1)
 
     @cached_property
@@ -99,7 +100,7 @@ class Tokenizer(BaseModel):
         )
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids (N,); UserError for a character that is not in the vocabulary."""
+        """Encodes a text, (N,); UserError for a character that is not in the vocabulary."""
         if self.kind != "char":
             return self.encoding.encode_to_numpy(text).astype(self.dtype)
         code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
@@ -128,18 +129,18 @@ class Tokenizer(BaseModel):
         return [self.token_bytes.index(b"\n") if b"\n" in self.token_bytes else 0]
 
     def encode_after_context(self, text: str) -> list[int]:
-        """Encodes a text after a token of context, eos or a new line, so that all of it is scored."""
+        """Encodes a text after a token of context, eos or a new line: so all of it is scored."""
         return [*self.encode_prompt(""), *self.encode(text).tolist()]
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of some tokens; a character cut in two becomes U+FFFD."""
+        """Makes text of tokens; a character cut in two becomes U+FFFD."""
         return self.decode_bytes(tokens).decode("utf-8", errors="replace")
 
     def decode_bytes(self, tokens: Iterable[int]) -> bytes:
         return b"".join(self.token_bytes[token] for token in tokens)
 
     def count_bytes(self, tokens: np.ndarray) -> int:
-        """UTF-8 bytes of some tokens; bits per byte divide by it."""
+        """Counts the UTF-8 bytes of some tokens, by which bits per byte divide."""
         return int(np.bincount(tokens, minlength=self.vocab_size) @ self.byte_lengths)
 
 
@@ -184,15 +185,15 @@ def make_tokenizer(
 
 
 def load_gpt2(eos_text: str | None = None) -> Tokenizer:
-    """GPT-2's 50,257 tokens. The last, <|endoftext|>, is the eos token, where there are documents."""
+    """Fetches GPT-2's 50,257 tokens; the last, <|endoftext|>, is eos where there are documents."""
     import tiktoken
 
     try:
         ranks = tiktoken.get_encoding("gpt2")._mergeable_ranks
     except Exception as error:  # of requests, or of a cache that cannot be read
         raise UserError(
-            f"could not fetch the gpt2 vocabulary ({type(error).__name__}); connect to the network once, "
-            "or set TIKTOKEN_CACHE_DIR to a folder that has it, or use --tokenizer=bpe"
+            f"could not fetch the gpt2 vocabulary ({type(error).__name__}); connect to the network "
+            "once, or set TIKTOKEN_CACHE_DIR to a folder that has it, or use --tokenizer=bpe"
         ) from None
     tokens = sorted(ranks, key=ranks.__getitem__)
     tokenizer = Tokenizer(kind="gpt2", token_bytes=[*tokens, EOS])
@@ -216,7 +217,7 @@ def with_eos(tokenizer: Tokenizer, eos_text: str | None, name: str) -> Tokenizer
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a prepared corpus or a run; DamagedError if the file is not one."""
+    """Reads the tokenizer of a prepared corpus or a run; DamagedError if the file is not one."""
     try:
         tokenizer = Tokenizer.model_validate_json(without_bom(path.read_bytes()))
         check_tokens(tokenizer)
@@ -227,13 +228,13 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def read_tokenizer(run: Path) -> Tokenizer:
-    """Read the tokenizer in the directory of a run."""
+    """Reads the tokenizer in the directory of a run."""
     check_entries(run)
     return load_tokenizer(run / "tokenizer.json")
 
 
 def check_tokens(tokenizer: Tokenizer) -> None:
-    """ValueError if it is not what this program makes.
+    """Raises ValueError if a tokenizer is not what this program makes.
 
     tiktoken, in Rust, ends the process where one of the 256 bytes is missing, and takes very long
     where a token is very long.

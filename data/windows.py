@@ -14,7 +14,7 @@ GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 def find_windows(tokens: np.ndarray, block_size: int, eos: int | None, stride: int) -> np.ndarray:
-    """Cut a text into windows of block_size targets that move on by `stride`; returns (N, 3).
+    """Cuts a text into windows of block_size targets that move on by `stride`; returns (N, 3).
 
     With an `eos` token each document is cut by itself, from its eos token to the next one.
 

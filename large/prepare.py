@@ -33,10 +33,11 @@ from data.prepare import (
     TOO_LARGE,
     WAIT,
     Corpus,
-    choose_large_folder,
+    choose_folder,
     choose_tokenizer,
     open_prepared,
     open_sound,
+    place_of_large,
 )
 from data.shards import load_split
 from data.sources import Piece, describe_left_out, find_files, is_txt, is_validation, read_pieces
@@ -54,9 +55,9 @@ def prepare_large(cfg: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus
             f"corpus {cfg.corpus}: is one text; train.py and data/prepare.py prepare it"
         )
     with out_of_memory(TOO_LARGE):
-        tokenizer = choose_tokenizer(cfg, tokenizer)
+        tokenizer = choose_tokenizer(cfg.tokenizer, cfg.eos_text, tokenizer)
         files = find_files(cfg.corpus)
-        folder = choose_large_folder(cfg, tokenizer)
+        folder = choose_folder(cfg, place_of_large(cfg.corpus), tokenizer)
         with locked(lock_of(folder), f"{folder}: another process prepares it", WAIT):
             remove_unusable(folder, files)
             if not (folder / "checksums.json").exists():
@@ -84,7 +85,7 @@ def remove_unusable(folder: Path, files: list[Path]) -> None:
 
 
 def sizes_and_times(files: list[Path]) -> dict[str, list[int]]:
-    """The size and the time of each file, by which a change is noticed."""
+    """Lists the size and the time of each file, by which a change is noticed."""
     return {os.path.abspath(path): size_and_time(path) for path in files}
 
 
@@ -153,7 +154,7 @@ def write_large(
 
 
 def choose_val_fraction(files: list[Path], corpus: str, val_fraction: float) -> float:
-    """The share of the documents that is validation; 0 if files are named as validation."""
+    """Chooses the share of documents that is validation; 0 if files are named as validation."""
     if any(is_validation(path, corpus) for path in files):
         return 0.0
     if not files or not all(is_txt(path) for path in files):
@@ -182,7 +183,7 @@ def choose_split(pieces: Iterable[Piece], val_fraction: float) -> Iterator[Piece
 
 
 def choose_texts(pieces: Iterable[Piece], kind: str) -> Iterator[str]:
-    """The texts from which a tokenizer is made: for char all, for bpe the first of training's."""
+    """Chooses the texts to make a tokenizer from: for char all, for bpe the first of training."""
     characters = 0
     for piece in pieces:
         if kind == "char":

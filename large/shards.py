@@ -95,7 +95,7 @@ def write_shards(pieces: Iterable[Piece], tokenizer: Tokenizer, folder: Path) ->
 
 
 def keep_whole(folder: Path) -> list[Shard]:
-    """The pairs of shards that are done, before the first that is not as it was written.
+    """Keeps the pairs of shards that are done, up to the first that is not as it was written.
 
     A disk was full, or somebody removed a file: the others are encoded again.
     """

@@ -527,7 +527,8 @@ def test_the_command_that_prepares_a_corpus_is_told(script: str, folder: Path) -
 
     def refuses() -> bool:
         done = call(script, *arguments, check=False)
-        said = f"error: corpus texts: is not prepared, or its files changed since; prepare it: {command}"
+        said = "error: corpus texts: is not prepared, or its files changed since; prepare it: "
+        said += command
         assert (done.returncode, done.stderr) in ((2, said), (0, "")), done.stderr
         return done.returncode == 2
 
