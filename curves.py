@@ -46,10 +46,12 @@ def main(argv: list[str]) -> None:
         CurveOptions, argv, "RUN", "+", "directories of runs, or a directory with runs in it"
     )
     runs = [run for path in paths for run in open_runs(Path(path))]
-    if empty := [str(run.path) for run in runs if not run.has_metrics()]:
+    empty = [str(run.path) for run in runs if not run.has_metrics()]
+    if empty:
         raise UserError(f"{', '.join(empty)}: no metrics yet; train first")
     if options.html:
-        if others := options.model_fields_set - {"html"}:
+        others = options.model_fields_set - {"html"}
+        if others:
             raise UserError(
                 f"{', '.join(sorted(others))}: no use with html; who looks at the page chooses there"
             )
@@ -60,8 +62,9 @@ def main(argv: list[str]) -> None:
         print_styled(draw_terminal(runs, options.x, options.scale, options.unit))
     else:
         check_place(Path(options.out))
-        labels = draw_png(runs, Path(options.out), options.x, options.scale, options.unit)
-        print(*labels, options.out, sep="\n")
+        path = Path(options.out)
+        labels = draw_png(runs, path, options.x, options.scale, options.unit)
+        print(*labels, path, sep="\n")
 
 
 def open_runs(path: Path) -> list[Run]:

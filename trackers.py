@@ -130,21 +130,22 @@ class WandB(Tracker):
     def begin(self, run: Run, step: int) -> None:
         import wandb
 
-        if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False, verify=False):
-            # else it asks, and waits
+        is_online = wandb.setup().settings.mode == "online"
+        if is_online and not wandb.login(prompt=False, verify=False):  # else it asks, and waits
             raise RuntimeError("no API key: run `wandb login`, or set WANDB_MODE=offline")
-        settings = wandb.Settings(
-            init_timeout=float(environ.get("WANDB_INIT_TIMEOUT", PATIENCE)),
-            finish_timeout=float(environ.get("WANDB_FINISH_TIMEOUT", PATIENCE)),
-        )
+        init_timeout = float(environ.get("WANDB_INIT_TIMEOUT", PATIENCE))
+        finish_timeout = float(environ.get("WANDB_FINISH_TIMEOUT", PATIENCE))
+        identity = {
+            "project": environ.get("WANDB_PROJECT", "surprisal"),
+            "name": environ.get("WANDB_NAME", run.name),
+            "id": environ.get("WANDB_RUN_ID", run.id),
+            "resume": environ.get("WANDB_RESUME", "allow"),
+        }
         self.tracked = wandb.init(
-            project=environ.get("WANDB_PROJECT", "surprisal"),
-            name=environ.get("WANDB_NAME", run.name),
-            id=environ.get("WANDB_RUN_ID", run.id),
-            resume=environ.get("WANDB_RESUME", "allow"),
+            **identity,
             dir=environ.get("WANDB_DIR", run.path),
             config=run.cfg.options(),
-            settings=settings,
+            settings=wandb.Settings(init_timeout=init_timeout, finish_timeout=finish_timeout),
         )
         self.tracked.define_metric("*", step_metric="step")
         self.make_html = wandb.Html
@@ -171,7 +172,8 @@ class Trackio(Tracker):
         import trackio
 
         name = f"{run.name}-{run.id}"
-        self.tracked = trackio.init("surprisal", name, config=run.cfg.options(), resume="allow")
+        options = run.cfg.options()
+        self.tracked = trackio.init("surprisal", name, config=options, resume="allow")
         self.make_text = trackio.Markdown
 
     def log(self, numbers: dict[str, float], step: int) -> None:

@@ -11,11 +11,12 @@ import numpy as np
 
 from config.files import unique_names
 from data.baselines import passed_and_ahead
+from data.show import show_token
 from engine.metrics import Record, find_best, parse_record
 from engine.run import Run
-from page.records import describe_text, read_evaluation, read_passages
+from page.records import read_evaluation, read_passages
 from report import analysis
-from report.analysis import Evaluation, Passage
+from report.analysis import PASSAGE_TEMPERATURES, Columns, Evaluation, Passage
 from report.picture import middles, thin
 from surprisal import perplexity
 
@@ -65,7 +66,7 @@ def content_of_runs(runs: Sequence[Run], status: str = "", live: bool = False) -
 
 def content_of_text(
     runs: Sequence[Run],
-    scored: Sequence[tuple[analysis.Columns, Passage | None]],
+    scored: Sequence[tuple[Columns, Passage | None]],
     name: str,
     found: dict[str, Any] | None,
 ) -> Content:
@@ -78,13 +79,14 @@ def content_of_text(
     content["title"] = f"{name}, read by {content['title']}"
     content["curves"] = False
     content["versus"] = ""
-    for run, (columns, passage), shown in zip(runs, scored, content["runs"], strict=True):
+    for run, own, shown in zip(runs, scored, content["runs"], strict=True):
+        columns, passage = own
         shown["best_nll"] = columns["nll"].mean()
         shown["bytes_per_target"] = columns["bytes"].mean()
         shown["targets"] = len(columns["nll"])
         shown["text"] = None
         if passage is not None:
-            shown["text"] = describe_text(run.tokenizer, [passage], {})
+            shown["text"] = content_of_passages(run, [passage], {})
         shown["evaluation"] = None
         shown["difference"] = None
     if found is not None:
@@ -130,32 +132,48 @@ def content_of_run(run: Run, max_passages: int) -> Content:
     evaluations = [record for record in records if "val_nll" in record]
     # a line that lacks its place on an axis tells no best model
     best = find_best(line for line in lines if "val_nll" not in line or "flops" in line)
-    best_point = None
-    if best:
-        best_point = {name: best[name] for name in [*PLACES, "val_nll"]}
-    outcomes = [line["best_val_nll"] for line in lines if "best_val_nll" in line]
     best_nll = None
-    if outcomes:
-        best_nll = outcomes[-1]
-    seconds = 0.0
-    if records:
-        seconds = records[-1]["seconds"]
-    options = [f"{name}={value}" for name, value in run.cfg.changed().items()]
-    return {
+    for line in lines:
+        best_nll = line.get("best_val_nll", best_nll)  # on all validation text
+    content: Content = {
         "val": content_of_val(evaluations),
         "train": content_of_train(records),
         "best_nll": best_nll,
-        "best": best_point,
-        "overfits": bool(evaluations and evaluations[-1].get("overfitting")),
-        "seconds": seconds,
+        "best": None,
+        "overfits": False,
+        "seconds": 0.0,
+    }
+    if best:
+        content["best"] = {name: best[name] for name in [*PLACES, "val_nll"]}
+    if evaluations:
+        content["overfits"] = bool(evaluations[-1].get("overfitting"))
+    if records:
+        content["seconds"] = records[-1]["seconds"]
+    content |= content_of_options(run)
+    content |= content_of_baselines(run, evaluations, best, best_nll)
+    content |= content_of_texts(run, max_passages, best.get("step", 0))
+    return content
+
+
+def content_of_options(run: Run) -> Content:
+    options = [f"{name}={value}" for name, value in run.cfg.changed().items()]
+    return {
         "options": ", ".join(options),
         "corpus": run.info.name,
         "tokenizer": run.info.tokenizer,
         "bytes_per_target": run.info.bytes_per_target,
-        **content_of_baselines(run, evaluations, best, best_nll),
+    }
+
+
+def content_of_texts(run: Run, max_passages: int, best_step: float) -> Content:
+    """Collect what the model wrote, what training said at its end, and what a passage cost."""
+    path = run.path / "passage.jsonl"
+    passages = read_passages(path, run.tokenizer, max_passages, best_step)
+    others = {baseline.name: baseline.passage_nll for baseline in run.info.baselines}
+    return {
         "samples": read_samples(run.path / "samples.jsonl"),
         "verdict": read_verdict(run.path / "verdict.txt"),
-        "text": content_of_passages(run, max_passages, best.get("step", 0)),
+        "text": content_of_passages(run, passages, others),
     }
 
 
@@ -170,7 +188,7 @@ def add_flops(records: Sequence[Record], run: Run) -> None:
 
 
 def content_of_val(evaluations: Sequence[Record]) -> dict[str, list[float]]:
-    return shorten_all(to_columns(evaluations, VAL))
+    return round_all(to_columns(evaluations, VAL))
 
 
 def content_of_train(records: Sequence[Record]) -> dict[str, list[float]]:
@@ -186,10 +204,10 @@ def content_of_train(records: Sequence[Record]) -> dict[str, list[float]]:
     if trained:
         for place in PLACES:
             columns[place] = middles(records[0][place], columns[place])
-    return shorten_all(columns)
+    return round_all(columns)
 
 
-def to_columns(records: Sequence[Record], names: Sequence[str]) -> dict[str, np.ndarray]:
+def to_columns(records: Sequence[Record], names: Sequence[str]) -> Columns:
     """Return the values by name; a name that a record lacks is left out."""
     columns = {}
     for name in [*PLACES, *names]:
@@ -198,12 +216,12 @@ def to_columns(records: Sequence[Record], names: Sequence[str]) -> dict[str, np.
     return columns
 
 
-def shorten_all(columns: dict[str, np.ndarray]) -> dict[str, list[float]]:
+def round_all(columns: Columns) -> dict[str, list[float]]:
     """Leave few enough values for a page, with six digits."""
-    shortened = {}
+    rounded = {}
     for name, values in columns.items():
-        shortened[name] = [float(f"{value:.6g}") for value in thin(values)]
-    return shortened
+        rounded[name] = [float(f"{value:.6g}") for value in thin(values)]
+    return rounded
 
 
 def content_of_baselines(
@@ -236,12 +254,36 @@ def content_of_baselines(
     return {"baselines": shown, "passed": steps, "ahead": [baseline.name for baseline in ahead]}
 
 
-def content_of_passages(run: Run, at_most: int, best_step: float) -> Content | None:
-    """Collect what a passage of the validation text costs, at each evaluation that is shown."""
-    newest_first = read_passages(run.path / "passage.jsonl", run.tokenizer, at_most, best_step)
-    passages = list(newest_first)[::-1]
-    others = {baseline.name: baseline.passage_nll for baseline in run.info.baselines}
-    return describe_text(run.tokenizer, passages, others)
+def content_of_passages(
+    run: Run, passages: Sequence[Passage], others: dict[str, list[float]]
+) -> Content | None:
+    """Collect a text token by token, and what each token costs in the passages.
+
+    `others` has the NLL of each token by other models.
+    """
+    if not passages:
+        return None
+    tokens = passages[0].tokens
+    likely = set()  # tokens that a passage says were likely
+    for passage in passages:
+        for row in passage.top:
+            likely.update(row or [])
+    tokenizer = run.tokenizer
+    names = {token: show_token(tokenizer, token) for token in sorted(likely)}
+    evaluations = [passage.model_dump(exclude={"tokens"}) for passage in passages]
+    others = {name: nll for name, nll in others.items() if len(nll) == len(tokens)}
+    shown = [show_token(tokenizer, token) for token in tokens]
+    num_bytes = tokenizer.byte_lengths[tokens]
+    return {
+        "ids": tokens,
+        "tokens": shown,
+        "names": names,
+        "bytes": num_bytes.tolist(),
+        "vocab_size": tokenizer.vocab_size,
+        "temperatures": PASSAGE_TEMPERATURES,
+        "evaluations": evaluations,
+        "others": others,
+    }
 
 
 def read_samples(path: Path) -> list[Content]:
@@ -289,7 +331,7 @@ def targets_of(run: Run) -> tuple[object, ...]:
     return (run.info.sha256, data.val_fraction, data.documents, data.mask, data.predict_eos)
 
 
-def part_columns(run: Run, evaluation: Evaluation) -> analysis.Columns:
+def part_columns(run: Run, evaluation: Evaluation) -> Columns:
     """Return the parts of the validation text in the form of tokens."""
     targets = np.array(evaluation.part_targets)
     num_bytes = targets * run.info.bytes_per_target

@@ -1,9 +1,10 @@
 """The page that follows a training: report.html, which reads report.js again and again."""
 
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from engine.run import Run
@@ -44,17 +45,21 @@ class PageWatcher:
         if not self.has_page:
             self._write_page()
         status = f"step {self.step:,} of {self.run.cfg.optim.max_iters:,}"
-        self._attempt("report.js", write_data, self.run, status, live)
+        with self._writing("report.js") as path:
+            write_data(path, self.run, status, live)
 
     def _write_page(self) -> None:
-        self._attempt("report.html", write_live_page)
+        with self._writing("report.html") as path:
+            write_live_page(path)
         self.has_page = True
 
-    def _attempt(self, name: str, write: Callable[..., None], *arguments: Any) -> None:
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[Path]:
+        """Give the path of a file to write; an OSError then has its name."""
         path = self.run.path / name
         try:
             if not self.run.is_there():
                 raise OSError("somebody moved or replaced its directory")
-            write(path, *arguments)
+            yield path
         except OSError as error:
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error

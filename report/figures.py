@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LINE_STYLES = ("-", "--", ":")
+DIGITS = (1, 1.5, 2, 3, 5, 7)  # of the perplexities on the axis, times a power of ten
 # in inches
 WIDTH = 7.2
 MIN_HEIGHT = 3.9  # of the axes
@@ -92,6 +93,9 @@ def count_legend_columns(picture: Picture) -> int:
 
 def draw_curves(axes: "Axes", picture: Picture) -> tuple[list[Any], list[str]]:
     """Draw the losses of each run; returns what the legend shows, and its labels."""
+    star_size = 9
+    if picture.shows_train:
+        star_size = 12
     handles: list[Any] = []
     labels = []
     for number, curve in enumerate(picture.curves):
@@ -99,10 +103,8 @@ def draw_curves(axes: "Axes", picture: Picture) -> tuple[list[Any], list[str]]:
         if picture.shows_train:
             (thin_line,) = axes.plot(*curve.train, **style, linewidth=0.8, alpha=0.45)
         (line,) = axes.plot(*curve.val, **style, linewidth=2)
-        size = 9
-        if picture.shows_train:
-            size = 12
-        handles.append((line, draw_star(axes, curve, style["color"], size)))
+        star = draw_star(axes, curve, style["color"], star_size)
+        handles.append((line, star))
         labels.append(curve.label)
     if picture.shows_train and any(curve.train[0] for curve in picture.curves):
         handles.append(thin_line)
@@ -119,8 +121,8 @@ def line_style(number: int) -> dict[str, Any]:
 def draw_star(axes: "Axes", curve: Curve, color: str, size: int) -> Any:
     """Draw a star at the best model."""
     look: dict[str, Any] = {"color": color, "markersize": size, "markeredgecolor": "white"}
-    (star,) = axes.plot(*curve.best, "*", **look, zorder=4, clip_on=False)
-    return star
+    stars = axes.plot(*curve.best, "*", **look, zorder=4, clip_on=False)
+    return stars[0]
 
 
 def set_x_axis(axes: "Axes", picture: Picture, scale: str) -> None:
@@ -146,20 +148,13 @@ def draw_baselines(axes: "Axes", picture: Picture, name_height: float) -> None:
     axes.set_ylim(picture.low - margin, picture.high + margin)
     places = spread(values, name_height * range_of_y)
     for name, value, place in zip(names, values, places, strict=True):
-        color = "0.45"
-        dashes: tuple[int, ...] = (4, 3)
+        look: dict[str, Any] = {"color": "0.45", "linestyle": (0, (4, 3))}  # dashed
         if name.startswith(ENTROPY_RATE):
-            color = "0"
-            dashes = ()
-        axes.plot(
-            [picture.left, picture.right],
-            [value, value],
-            color=color,
-            linewidth=0.8,
-            linestyle=(0, dashes),
-            zorder=1,
-        )
-        arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.6}
+            look = {"color": "0", "linestyle": (0, ())}
+        ends = [picture.left, picture.right]
+        axes.plot(ends, [value, value], **look, linewidth=0.8, zorder=1)
+        arrow = {"arrowstyle": "-", "color": look["color"], "linewidth": 0.6}
+        arrow |= {"shrinkB": 0, "relpos": (0, 0.5)}
         axes.annotate(
             name,
             (picture.right, value),
@@ -168,7 +163,7 @@ def draw_baselines(axes: "Axes", picture: Picture, name_height: float) -> None:
             fontsize=8.5,
             va="center",
             color="0.2",
-            arrowprops={**arrow, "shrinkB": 0, "relpos": (0, 0.5)},
+            arrowprops=arrow,
         )
 
 
@@ -192,7 +187,7 @@ def draw_gap(panel: "Axes", picture: Picture) -> None:
 def add_perplexity(axes: "Axes") -> None:
     """Add an axis on the right that says the perplexity of nats."""
     bottom, top = (perplexity(nats) for nats in axes.get_ylim())
-    numbers = [digit * 10**power for power in range(6) for digit in (1, 1.5, 2, 3, 5, 7)]
+    numbers = [digit * 10**power for power in range(6) for digit in DIGITS]
     ticks = [number for number in numbers if bottom <= number <= top]
     labels = [f"{tick:,g}" for tick in ticks]
     second = axes.secondary_yaxis("right")

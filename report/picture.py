@@ -1,7 +1,7 @@
 """Collects what a picture of loss curves shows: the curves of runs, the baselines, and the axes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -22,6 +22,7 @@ Y_LABELS = {
 }
 VAL_NAMES = {"nats": "val_nll", "bits_per_byte": "val_bits_per_byte"}
 
+Baselines = dict[str, float]  # their losses by name
 Series = tuple[list[float], list[float]]  # where losses were measured, and the losses
 
 
@@ -45,9 +46,7 @@ class Curve:
 
     def _set_best(self, records: Sequence[Record], name: str, x: str, val_name: str) -> None:
         """Find the best model: its loss on all validation text, or on a part if there is no more."""
-        needed = {x, val_name}
-        usable = [record for record in records if "val_nll" not in record or needed <= {*record}]
-        best = find_best(usable)
+        best = find_best(read_complete(records, x, val_name))
         final: Record = {}
         for record in records:
             if "best_val_nll" in record:
@@ -64,8 +63,11 @@ class Picture:
     """The curves of some runs, the baselines, and the ends and ticks of the axes."""
 
     def __init__(self, runs: Sequence[Run], x: str, scale: str, unit: str) -> None:
-        names = shorten_all(unique_names([run.path for run in runs]), 48)
-        self.curves = [Curve(run, name, x, unit) for run, name in zip(runs, names, strict=True)]
+        names = unique_names([run.path for run in runs])
+        names = shorten_all(names, 48)
+        self.curves = []
+        for run, name in zip(runs, names, strict=True):
+            self.curves.append(Curve(run, name, x, unit))
         self.baselines = find_baselines(runs, unit)
         self.shows_train = len(runs) <= MAX_TRAIN_CURVES
         self.shows_gap = any(curve.gap[0] for curve in self.curves)
@@ -73,7 +75,9 @@ class Picture:
         self._set_y_axis()
 
     def _set_x_axis(self, scale: str) -> None:
-        places = [place for curve in self.curves for place in curve.val[0] + curve.train[0]]
+        places: list[float] = []
+        for curve in self.curves:
+            places += curve.val[0] + curve.train[0]
         self.left = 0.0
         if scale == "log":
             self.left = min(places, default=0.0)
@@ -92,10 +96,22 @@ class Picture:
 
     def _set_y_axis(self) -> None:
         values = [value for _, value in self.baselines]
-        losses = [loss for curve in self.curves for loss in curve.val[1] + curve.train[1]]
-        best = [loss for curve in self.curves for loss in curve.best[1]]
+        losses: list[float] = []
+        best: list[float] = []
+        for curve in self.curves:
+            losses += curve.val[1] + curve.train[1]
+            best += curve.best[1]
         self.low = min(values + losses)
-        self.high = max([*values, *best, self.low + 1e-3])
+        self.high = max(values + best)
+        self.high = max(self.high, self.low + 1e-3)
+
+
+def read_complete(records: Sequence[Record], x: str, val_name: str) -> Iterator[Record]:
+    """Give the records, without the evaluations that cannot be drawn: they tell no best model."""
+    for record in records:
+        can_be_drawn = x in record and val_name in record
+        if can_be_drawn or "val_nll" not in record:
+            yield record
 
 
 def read_series(records: Sequence[Record], x: str, name: str) -> Series:
@@ -130,8 +146,8 @@ def thin(values: Sequence[float] | np.ndarray) -> list[float]:
     size = math.ceil(len(values) / POINTS)
     starts = np.arange(0, len(values), size)
     sizes = np.diff(starts, append=len(values))
-    means: list[float] = (np.add.reduceat(values, starts) / sizes).tolist()
-    return means
+    sums = np.add.reduceat(values, starts)
+    return [float(mean) for mean in sums / sizes]
 
 
 def find_baselines(runs: Sequence[Run], unit: str) -> list[tuple[str, float]]:
@@ -142,10 +158,11 @@ def find_baselines(runs: Sequence[Run], unit: str) -> list[tuple[str, float]]:
     """
     values = [read_baselines(run.info, unit) for run in runs]
     owners = shorten_all(find_owners(runs, values), 16)
-    found: dict[str, float] = {}
-    for number, (own, owner) in enumerate(zip(values, owners, strict=True)):
+    found: Baselines = {}
+    for number, own in enumerate(values):
         if own in values[:number]:  # they are those of an earlier run
             continue
+        owner = owners[number]
         for name, value in own.items():
             label = name
             if not is_shared(name, value, values):
@@ -155,13 +172,13 @@ def find_baselines(runs: Sequence[Run], unit: str) -> list[tuple[str, float]]:
     return sorted(found.items(), key=lambda pair: pair[1])
 
 
-def read_baselines(info: CorpusInfo, unit: str) -> dict[str, float]:
+def read_baselines(info: CorpusInfo, unit: str) -> Baselines:
     if unit == "nats":
         return {baseline.name: baseline.nats_per_token for baseline in info.baselines}
     return {baseline.name: baseline.bits_per_byte for baseline in info.baselines}
 
 
-def find_owners(runs: Sequence[Run], values: Sequence[dict[str, float]]) -> list[str]:
+def find_owners(runs: Sequence[Run], values: Sequence[Baselines]) -> list[str]:
     """Name what each run's baselines belong to: the corpus, the tokens, or the first such run."""
     by_corpus = [run.info.name for run in runs]
     by_tokens = [run.info.tokenizer for run in runs]
@@ -172,9 +189,10 @@ def find_owners(runs: Sequence[Run], values: Sequence[dict[str, float]]) -> list
     return unique_names([run.path for run in runs])
 
 
-def is_shared(name: str, value: float, values: Sequence[dict[str, float]]) -> bool:
+def is_shared(name: str, value: float, values: Sequence[Baselines]) -> bool:
     """Tell whether a baseline has the same loss in all runs."""
-    return all(math.isclose(other.get(name, math.nan), value, rel_tol=1e-3) for other in values)
+    losses = [other.get(name, math.nan) for other in values]
+    return all(math.isclose(loss, value, rel_tol=1e-3) for loss in losses)
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:

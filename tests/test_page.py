@@ -177,14 +177,14 @@ def test_a_run_that_is_stopped_is_no_longer_live(data_dir: Path) -> None:
 
 def test_each_evaluation_keeps_what_a_passage_costs(own: Path, data_dir: Path) -> None:
     run, records = open_run(own), read_metrics(own)
-    passages = list(read_passages(own / "passage.jsonl", run.tokenizer, at_most=100, best_step=0))
-    assert [each.step for each in passages][::-1] == [
+    passages = read_passages(own / "passage.jsonl", run.tokenizer, at_most=100, best_step=0)
+    assert [each.step for each in passages] == [
         record["step"] for record in records if "val_nll" in record
     ]
     found = json.loads(
         call("evaluate.py", str(own), "--checkpoint=last", "--json", "--stride=4").stdout
     )
-    last, where = passages[0], find_passage(run.corpus.val, run.tokenizer)
+    last, where = passages[-1], find_passage(run.corpus.val, run.tokenizer)
     assert last.tokens == run.corpus.val.tokens[where].tolist()
     assert len(last.tokens) == PASSAGE == len(run.info.baselines[1].passage_nll)
     text, skip = cut_passage(run.eval_text(run.corpus.val), run.tokenizer)
