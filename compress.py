@@ -11,30 +11,63 @@ from config.startup import end_on_interrupt
 
 end_on_interrupt(__name__)
 
+import math
 import struct
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 from zlib import crc32
 
 import numpy as np
+from constriction import stream
 from pydantic import Field
 
 from config.cli import load_options
-from config.errors import DIVERGED, UserError, not_text, run_command
+from config.errors import DIVERGED, UserError, not_text, run_command, slow_imports
 from config.files import check_place, check_regular, write_atomically
 from config.schema import Section, Text
 from config.terminal import progress_bar
 from data.baselines import COMPRESSORS
+from data.sources import zstd
 from data.unknown import Replacer, known_to, unpack_list
 from engine.run import Run, open_run
 from surprisal import LN2
 
-# CRC-32 of all that follows, and of the text; tokens; bytes of the list; threads, streams, torch's
-# version; CRC-32 of the checkpoint, and of a trial of the arithmetic. After it come the coder's
-# words, and the list of unknown characters. It is small, because its bits count too.
+if TYPE_CHECKING:  # importing torch takes seconds
+    from torch import Tensor
+
+    from engine.device import Device
+    from model import GPT
+
+SUFFIX = ".srp"
+MAX_BYTES = 2**32  # of a text
+# A stream has at least MIN_STREAM tokens. There are at most MAX_STREAMS, and fewer with a large
+# model, of which each takes much memory.
+MIN_STREAM = 1024
+MAX_STREAMS = 128
+MAX_FLOPS = 2**32  # to train on a token of each stream
+CODER_BITS = 24  # of the coder's frequencies, none of which is 0: no token takes more bits
+CATEGORICAL = stream.model.Categorical(perfect=False)
+
+# A file is a header, the coder's words, and the list of unknown characters. The header is small,
+# because its bits count too.
 HEADER = struct.Struct("<4I4B2I")
-# tokens in a stream; streams; FLOPs to train on a token of each
-MIN_STREAM, MAX_STREAMS, MAX_FLOPS = 1024, 128, 2**32
+
+
+class Header(NamedTuple):
+    """What a file says before the coder's words."""
+
+    file_crc: int  # CRC-32 of all that follows
+    text_crc: int  # CRC-32 of the text
+    num_tokens: int
+    list_bytes: int  # of unknown characters
+    # what has to be the same here and there:
+    threads: int
+    streams: int
+    torch_major: int
+    torch_minor: int
+    checkpoint_crc: int  # CRC-32 of the checkpoint
+    trial_crc: int  # CRC-32 of a trial of the arithmetic
 
 
 class CompressOptions(Section):
@@ -46,154 +79,23 @@ class CompressOptions(Section):
     overwrite: bool = Field(False, description="replace an existing file that holds something else")
 
 
-class Arguments(NamedTuple):
-    """What a command line asks for."""
+class Job(NamedTuple):
+    """A text to compress, or a file to expand."""
 
     run: Run
     options: CompressOptions
-    path: Path  # the file
-    out: Path  # the one to write
-    content: bytes  # of the file
-    tokens: np.ndarray | None  # (N,) of a text; None = the file is a .srp
-    unknown: Replacer  # characters of the text that the run does not know
+    path: Path  # the text or the file
+    content: bytes  # of it
+    replacer: Replacer  # has the list of unknown characters
+    text_crc: int
+    num_tokens: int
+    tokens: np.ndarray | None = None  # (N,) of a text
+    header: Header | None = None  # of a file
 
-
-def read_arguments(argv: list[str]) -> Arguments:
-    """UserError for a file that cannot be compressed or expanded here."""
-    paths, options = load_options(
-        CompressOptions, argv, "RUN FILE", 2, "a run's directory; a text, or a .srp file"
-    )
-    run, path = open_run(Path(paths[0])), Path(paths[1])
-    check_regular(path)
-    content, tokens, out = path.read_bytes(), None, path.with_suffix("")
-    known = known_to([run.tokenizer])
-    unknown = Replacer(known or frozenset())
-    header = HEADER.unpack(content[: HEADER.size].ljust(HEADER.size))
-    checksums = header[:2]
-    if path.suffix != ".srp":
-        if run.tokenizer.eos is not None or run.cfg.data.mask or len(content) >= 2**32:
-            raise UserError(
-                f"{path}: 4 GiB or more, or {run.path} has documents or a mask: not all of it is predicted"
-            )
-        try:
-            text = content.decode()
-        except UnicodeDecodeError as error:
-            raise not_text(path, error) from None
-        if known is not None:  # else every character is known
-            text = unknown.replace(text)
-        tokens, out = run.tokenizer.encode(text), Path(f"{path}.srp")
-    else:
-        num_words = len(content) - HEADER.size - header[3]  # in bytes
-        if num_words < 0 or num_words % 4 or crc32(content[4:]) != checksums[0]:
-            raise UserError(f"{path}: damaged, or not a file of compress.py")
-        try:
-            unknown = unpack_list(content[HEADER.size + num_words :], unknown.known)
-        except ValueError:
-            raise UserError(
-                f"{path}: damaged: its list of unknown characters cannot be read"
-            ) from None
-    if (
-        out.exists()
-        and not options.overwrite
-        and (tokens is not None or crc32(out.read_bytes()) != checksums[1])
-    ):
-        raise UserError(
-            f"{out}: exists, and may hold something else; rename it, or use --overwrite"
-        )
-    check_place(out)
-    return Arguments(run, options, path, out, content, tokens, unknown)
-
-
-if __name__ == "__main__":
-    run_command(read_arguments)  # mistakes are answered here, because importing torch takes seconds
-
-import torch
-from constriction import stream
-
-from data.sources import zstd
-from engine.checkpoint import load_model
-from engine.device import setup_device
-from engine.generate import Window
-
-CODER_BITS = 24  # of the coder's frequencies, none of which is 0: no token takes more bits
-CATEGORICAL = stream.model.Categorical(perfect=False)
-
-
-def main(argv: list[str]) -> None:
-    run, options, path, out, content, tokens, unknown = read_arguments(argv)
-    characters = unknown.pack()
-    _, crc, num_tokens, list_size, threads, *theirs = (
-        HEADER.unpack_from(content)
-        if tokens is None
-        else (0, crc32(content), len(tokens), len(characters), min(255, torch.get_num_threads()))
-    )
-    torch.set_num_threads(max(1, threads))  # the order of sums depends on it
-    device = setup_device(options.device, options.dtype)
-    model, _ = load_model(run, options.checkpoint, device)
-    streams = max(
-        1, min(num_tokens // MIN_STREAM, MAX_STREAMS, MAX_FLOPS // model.flops_per_token())
-    )
-    first, trial = (
-        np.full(streams, run.tokenizer.encode_prompt("")[-1]),
-        np.arange(3 * streams) % model.vocab_size,
-    )
-    checkpoint, here = (
-        run.path / f"{options.checkpoint}.safetensors",
-        f"torch {torch.__version__}, {device}",
-    )
-    tried = code(Window(model, streams, device), first, len(trial), trial)
-    ours = [
-        streams,
-        *map(int, torch.__version__.split(".")[:2]),
-        crc32(checkpoint.read_bytes()),
-        crc32(f"{here} {tried[:3]}".encode()),
-    ]
-    if tokens is None and theirs != ours:
-        other = (
-            "checkpoint"
-            if theirs[3] != ours[3]
-            else f"device, dtype or version (torch {theirs[1]}.{theirs[2]})"
-        )
-        raise UserError(
-            f"{path}: made with another {other} than there is here: {checkpoint}, {here}"
-        )
-    try:
-        coded = code(
-            Window(model, streams, device),
-            first,
-            num_tokens,
-            tokens,
-            content[HEADER.size : len(content) - list_size],
-        )
-        text = run.tokenizer.decode_bytes(coded.tokens)
-        if unknown.characters:
-            text = unknown.restore(text.decode()).encode()
-        if crc32(text) != crc:
-            raise ValueError
-    except (AssertionError, IndexError, ValueError):  # the coder's, where the words are impossible
-        raise UserError(
-            f"{path}: the predictions of {checkpoint} do not give its text back"
-        ) from None
-    body = HEADER.pack(0, crc, num_tokens, list_size, threads, *ours)[4:] + coded.words + characters
-    file = crc32(body).to_bytes(4, "little") + body
-    # a private text stays private
-    write_atomically(out, text if tokens is None else file, like=path)
-    others = COMPRESSORS | {"zstd": lambda content: zstd.compress(content, 19)}
-    sizes = {"this model": len(file)} | {
-        name: len(compress(text)) for name, compress in others.items()
-    }
-    print(
-        f"{path}: {len(text):,} bytes, {num_tokens:,} tokens in {streams} streams; written: {out}"
-    )
-    if unknown.characters:
-        print(f"{unknown.summary()}; the list gives them back")
-    print(describe_bits(coded, 8 * len(file), 8 * list_size))
-    if text:
-        print(
-            "bits per byte:",
-            ", ".join(f"{name} {8 * size / len(text):.3f}" for name, size in sizes.items()),
-        )
-    print(f"The model itself, {model.num_params():,} parameters, is not counted.")
+    @property
+    def out(self) -> Path:
+        """What is written."""
+        return Path(f"{self.path}{SUFFIX}") if self.header is None else self.path.with_suffix("")
 
 
 class Coded(NamedTuple):
@@ -206,10 +108,238 @@ class Coded(NamedTuple):
     saved: float  # bits above 24 of these tokens
 
 
-def describe_bits(coded: Coded, in_file: int, in_list: int = 0) -> str:
-    """The bits by the loss, those of a list of unknown characters, and those in the file.
+# From the last token of each stream (S,), and the number n of streams that go on, to log q (n, V)
+# and the coder's q of their next tokens.
+Predictor = Callable[[np.ndarray, int], "tuple[Tensor, np.ndarray]"]
 
-    Also what the coder saves on unlikely tokens.
+
+def main(argv: list[str]) -> None:
+    job = read_arguments(argv)
+    run, options = job.run, job.options
+    with slow_imports():
+        import torch
+
+        from engine.checkpoint import load_model
+        from engine.device import setup_device
+
+    threads = min(255, torch.get_num_threads())
+    if job.header is not None:
+        threads = job.header.threads
+    torch.set_num_threads(max(1, threads))  # the order of sums depends on it
+    device = setup_device(options.device, options.dtype)
+    model, _ = load_model(run, options.checkpoint, device)
+    streams = count_streams(job.num_tokens, model.flops_per_token())
+    first = np.full(streams, run.tokenizer.encode_prompt("")[-1])
+
+    # what has to be the same here and there
+    trial = np.arange(3 * streams) % model.vocab_size
+    tried = code(make_predictor(model, device), first, len(trial), trial)
+    checkpoint = run.path / f"{options.checkpoint}.safetensors"
+    here = f"torch {torch.__version__}, {device}"
+    major, minor = torch.__version__.split(".")[:2]
+    unknown = job.replacer.pack()
+    header = Header(
+        file_crc=0,  # it is computed last
+        text_crc=job.text_crc,
+        num_tokens=job.num_tokens,
+        list_bytes=len(unknown),
+        threads=threads,
+        streams=streams,
+        torch_major=int(major),
+        torch_minor=int(minor),
+        checkpoint_crc=crc32(checkpoint.read_bytes()),
+        trial_crc=crc32(f"{here} {tried[:3]}".encode()),
+    )
+    words = b""
+    if job.header is not None:
+        check_same(job.path, job.header, header, f"{checkpoint}, {here}")
+        header = job.header
+        words = job.content[HEADER.size : len(job.content) - header.list_bytes]
+
+    # the text, from tokens or from words
+    try:
+        coded = code(make_predictor(model, device), first, job.num_tokens, job.tokens, words)
+        text = restore(job, coded.tokens)
+    except (AssertionError, IndexError, ValueError):  # the coder's, where the words are impossible
+        raise UserError(
+            f"{job.path}: the predictions of {checkpoint} do not give its text back"
+        ) from None
+
+    file = job.content
+    if job.header is None:
+        body = HEADER.pack(*header)[4:] + coded.words + unknown
+        file = crc32(body).to_bytes(4, "little") + body
+    # a private text stays private
+    write_atomically(job.out, file if job.header is None else text, like=job.path)
+
+    print(
+        f"{job.path}: {len(text):,} bytes, {job.num_tokens:,} tokens in {streams} streams; "
+        f"written: {job.out}"
+    )
+    if job.replacer.characters:
+        print(f"{job.replacer.summary()}; the list gives them back")
+    print(describe_bits(coded, 8 * len(file), 8 * header.list_bytes))
+    if text:
+        print(compare_sizes(text, len(file)))
+    print(f"The model itself, {model.num_params():,} parameters, is not counted.")
+
+
+def read_arguments(argv: list[str]) -> Job:
+    """Read what to do. UserError for a file that cannot be compressed or expanded here."""
+    paths, options = load_options(
+        CompressOptions, argv, "RUN FILE", 2, "a run's directory; a text, or a .srp file"
+    )
+    run = open_run(Path(paths[0]))
+    path = Path(paths[1])
+    check_regular(path)
+    content = path.read_bytes()
+    if path.suffix == SUFFIX:
+        job = read_file(run, options, path, content)
+    else:
+        job = read_text(run, options, path, content)
+    if job.out.exists() and not options.overwrite and not holds_the_same(job):
+        raise UserError(
+            f"{job.out}: exists, and may hold something else; rename it, or use --overwrite"
+        )
+    check_place(job.out)
+    return job
+
+
+def holds_the_same(job: Job) -> bool:
+    """Whether the text that a file would be expanded to is there already."""
+    return job.header is not None and crc32(job.out.read_bytes()) == job.text_crc
+
+
+def read_text(run: Run, options: CompressOptions, path: Path, content: bytes) -> Job:
+    """Read a text to compress, in tokens of the run."""
+    if run.tokenizer.eos is not None or run.cfg.data.mask or len(content) >= MAX_BYTES:
+        raise UserError(
+            f"{path}: 4 GiB or more, or {run.path} has documents or a mask: not all of it is "
+            "predicted"
+        )
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise not_text(path, error) from None
+    known = known_to([run.tokenizer])
+    replacer = Replacer(known or frozenset())
+    if known is not None:  # else every character is known
+        text = replacer.replace(text)
+    tokens = run.tokenizer.encode(text)
+    return Job(run, options, path, content, replacer, crc32(content), len(tokens), tokens)
+
+
+def read_file(run: Run, options: CompressOptions, path: Path, content: bytes) -> Job:
+    """Read a file to expand."""
+    header = Header._make(HEADER.unpack(content[: HEADER.size].ljust(HEADER.size)))
+    list_start = len(content) - header.list_bytes
+    word_bytes = list_start - HEADER.size
+    if word_bytes < 0 or word_bytes % 4 != 0 or crc32(content[4:]) != header.file_crc:
+        raise UserError(f"{path}: damaged, or not a file of compress.py")
+    try:
+        known = known_to([run.tokenizer]) or frozenset()
+        replacer = unpack_list(content[list_start:], known)
+    except ValueError:
+        raise UserError(f"{path}: damaged: its list of unknown characters cannot be read") from None
+    return Job(
+        run, options, path, content, replacer, header.text_crc, header.num_tokens, header=header
+    )
+
+
+def check_same(path: Path, there: Header, here: Header, description: str) -> None:
+    """UserError if a file was made with another checkpoint, or where sums are other sums."""
+    if there[4:] == here[4:]:
+        return
+    other = f"device, dtype or version (torch {there.torch_major}.{there.torch_minor})"
+    if there.checkpoint_crc != here.checkpoint_crc:
+        other = "checkpoint"
+    raise UserError(f"{path}: made with another {other} than there is here: {description}")
+
+
+def count_streams(num_tokens: int, flops_per_token: int) -> int:
+    """Count the streams into which a text is cut."""
+    streams = min(num_tokens // MIN_STREAM, MAX_STREAMS, MAX_FLOPS // flops_per_token)
+    return max(1, streams)
+
+
+def restore(job: Job, tokens: np.ndarray) -> bytes:
+    """Give back the text of tokens; ValueError if it is not the one that was compressed."""
+    text = job.run.tokenizer.decode_bytes(tokens)
+    if job.replacer.characters:
+        text = job.replacer.restore(text.decode()).encode()
+    if crc32(text) != job.text_crc:
+        raise ValueError("it is another text")
+    return text
+
+
+def make_predictor(model: "GPT", device: "Device") -> Predictor:
+    """Make a function that predicts the next tokens of streams, and remembers those before."""
+    import torch
+
+    from engine.generate import Window
+
+    window = Window(model, device)
+
+    @torch.inference_mode()
+    def predict(new: np.ndarray, n: int) -> "tuple[Tensor, np.ndarray]":
+        tokens = torch.from_numpy(new)[:, None].to(device.torch_device)
+        logits = window.prefill(tokens) if window.is_empty else window.decode(tokens)
+        log_q = logits[:n].cpu().double().log_softmax(dim=1)
+        if not log_q.isfinite().all():
+            raise UserError(DIVERGED)
+        # the coder wants two symbols or more
+        q = torch.nn.functional.pad(log_q.exp(), (0, 1))
+        return log_q, q.numpy()
+
+    return predict
+
+
+def code(
+    predict: Predictor,
+    first: np.ndarray,
+    num_tokens: int,
+    tokens: np.ndarray | None,
+    words: bytes = b"",
+) -> Coded:
+    """Encode tokens (N,), or decode N of them from words; streams start after `first` (S,)."""
+    coder = stream.queue.RangeEncoder()
+    if tokens is None:
+        coder = stream.queue.RangeDecoder(np.frombuffer(words, np.uint32))
+    length = math.ceil(num_tokens / len(first))  # of a stream; the last may be shorter
+    steps = progress_bar(
+        range(length), "coding", unit_scale=len(first), unit="token", mininterval=1
+    )
+    new = first
+    columns = []
+    bits = 0.0
+    unlikely = 0
+    saved = 0.0
+    for i in steps:
+        n = math.ceil((num_tokens - i) / length)  # streams that have a token i
+        log_q, q = predict(new, n)
+        new = new.copy()
+        if tokens is None:
+            new[:n] = coder.decode(CATEGORICAL, q)
+        else:
+            new[:n] = tokens[i::length]
+            coder.encode(new[:n].astype(np.int32), CATEGORICAL, q)
+        columns.append(new)
+
+        # what these tokens take
+        log_q_y = log_q[np.arange(n), new[:n]]
+        bits -= float(log_q_y.sum()) / LN2
+        excess = -log_q_y / LN2 - CODER_BITS
+        unlikely += int((excess > 0).sum())
+        saved += float(excess.clamp_min(0).sum())
+    if tokens is not None:
+        words = coder.get_compressed().tobytes()
+    return Coded(bits, np.ravel(columns, "F")[:num_tokens], words, unlikely, saved)
+
+
+def describe_bits(coded: Coded, in_file: int, in_list: int = 0) -> str:
+    """Compare the bits by the loss, and those of a list of unknown characters, with the file's.
+
+    Also says what the coder saves on unlikely tokens.
 
     >>> print(describe_bits(Coded(1000.0, np.zeros(9), b"", 0, 0.0), in_file=1100))
     1,000 bits by the loss, 1,100 bits in the file: 100 more
@@ -226,50 +356,20 @@ def describe_bits(coded: Coded, in_file: int, in_list: int = 0) -> str:
     ]
     if coded.unlikely:
         lines.append(
-            f"The coder raises probabilities below 2^-{CODER_BITS}, here of {coded.unlikely:,} tokens, "
-            f"to it: {coded.saved:,.0f} bits fewer than by the loss."
+            f"The coder raises probabilities below 2^-{CODER_BITS}, here of {coded.unlikely:,} "
+            f"tokens, to it: {coded.saved:,.0f} bits fewer than by the loss."
         )
     return "\n".join(lines)
 
 
-@torch.inference_mode()
-def code(
-    window: Window, new: np.ndarray, num_tokens: int, tokens: np.ndarray | None, words: bytes = b""
-) -> Coded:
-    """Encode tokens (N,), or decode N from words; streams start after `new` (S,)."""
-    # the last stream may be shorter
-    queue, length, bits, columns = stream.queue, -(-num_tokens // len(new)), 0.0, []
-    unlikely = 0
-    saved = 0.0
-    coder = (
-        queue.RangeEncoder()
-        if tokens is not None
-        else queue.RangeDecoder(np.frombuffer(words, np.uint32))
-    )
-    for i in progress_bar(
-        range(length), "coding", unit_scale=len(new), unit="token", mininterval=1
-    ):
-        new, n = new.copy(), -(-(num_tokens - i) // length)  # n streams have a token i
-        logits = window.next_logits(torch.from_numpy(new)[:, None].to(window.device.torch_device))
-        log_q = logits[:n].cpu().double().log_softmax(dim=1)
-        if not log_q.isfinite().all():
-            raise UserError(DIVERGED)
-        # the coder wants two symbols or more
-        q = torch.nn.functional.pad(log_q.exp(), (0, 1)).numpy()
-        if tokens is None:
-            new[:n] = coder.decode(CATEGORICAL, q)
-        else:
-            new[:n] = tokens[i::length]
-            coder.encode(new[:n].astype(np.int32), CATEGORICAL, q)
-        log_q_y = log_q[np.arange(n), new[:n]]
-        bits -= float(log_q_y.sum()) / LN2
-        excess = -log_q_y / LN2 - CODER_BITS
-        unlikely += int((excess > 0).sum())
-        saved += float(excess.clamp_min(0).sum())
-        columns.append(new)
-    if tokens is not None:
-        words = coder.get_compressed().tobytes()
-    return Coded(bits, np.ravel(columns, "F")[:num_tokens], words, unlikely, saved)
+def compare_sizes(text: bytes, file_bytes: int) -> str:
+    """Say what a file takes beside those of compressors."""
+    sizes = {"this model": file_bytes}
+    for name, compress in COMPRESSORS.items():
+        sizes[name] = len(compress(text))
+    sizes["zstd"] = len(zstd.compress(text, 19))
+    shown = [f"{name} {8 * size / len(text):.3f}" for name, size in sizes.items()]
+    return f"bits per byte: {', '.join(shown)}"
 
 
 if __name__ == "__main__":

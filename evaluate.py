@@ -118,7 +118,7 @@ def main(argv: list[str]) -> None:
 
     # the scores of its tokens
     pairs = zip(runs, chosen.splits, strict=True)
-    scores = [score(run, split, options) for run, split in pairs]
+    scores = [score_run(run, split, options) for run, split in pairs]
 
     # what they add up to
     evaluation = None
@@ -246,7 +246,7 @@ def in_tokens_of_each(runs: list[Run], first: Split, encode: Callable[[Run], Spl
 # The scores of its tokens.
 
 
-def score(run: Run, split: Split, options: EvaluateOptions) -> RunScores:
+def score_run(run: Run, split: Split, options: EvaluateOptions) -> RunScores:
     """Score each target of a text with a run's model."""
     with slow_imports():
         from engine.checkpoint import load_model

@@ -26,7 +26,7 @@ from engine.checkpoint import read_model
 from engine.device import Device
 from engine.metrics import Record
 from engine.run import Run
-from engine.scoring import explain, predict, score
+from engine.scoring import detail_targets, predict, score_targets
 from engine.state import TrainState
 from loss import LossMeans, LossSums, mean_loss, sum_losses
 from model import GPT
@@ -194,7 +194,7 @@ def score_text(
     Also returns the mean NLL with the logits divided by each of the temperatures, (K,). UserError
     if the model diverged.
     """
-    scores = score(predict(model, progress(text.batches()), device), temperatures)
+    scores = score_targets(predict(model, progress(text.batches()), device), temperatures)
     n_bytes = tokenizer.byte_lengths[text.split.tokens[text.positions]]
     offset, document = byte_offsets(text, tokenizer)
     columns = {
@@ -262,7 +262,7 @@ def measure_passage(
     where it is masked. UserError if the model diverged.
     """
     try:
-        details = explain(predict(model, text.batches(), device), temperatures)
+        details = detail_targets(predict(model, text.batches(), device), temperatures)
     finally:
         model.train()
     tokens = text.split.tokens[skip:].tolist()

@@ -1,7 +1,6 @@
 """Text from a model, token by token: prefill the KV cache with the prompt, then decode."""
 
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from engine.device import Device
 from kv_cache import KVCache
 from model import GPT
 
-# times any float32 it is less than that: so no token of probability 0 is sampled
+# Times any float32 it is less than that float32: so no token of probability 0 is sampled.
 ALMOST_ONE = 1 - 2**-23
 
 
@@ -40,20 +39,17 @@ def generate(
     model.eval()
     rngs = [np.random.default_rng((seed, i)) for i in range(num_samples)]
     ended = torch.zeros(num_samples, 1, dtype=torch.bool, device=device.torch_device)
-    window = Window(model, num_samples, device)
-    new = torch.tensor(prompt, device=device.torch_device).expand(num_samples, -1)[
-        :, -model.cfg.block_size :
-    ]
-    for _ in range(max_new_tokens):
-        logits = window.next_logits(new)
-        u = torch.tensor(
-            [rng.random() for rng in rngs], dtype=torch.float32, device=device.torch_device
-        )
-        new = sample_token(logits, u, temperature, top_k, top_p)[:, None]
+    tokens = torch.tensor(prompt, device=device.torch_device).expand(num_samples, -1)
+    window = Window(model, device)
+    for number in range(max_new_tokens):
+        logits = window.prefill(tokens) if number == 0 else window.decode(tokens)
+        u = torch.tensor([rng.random() for rng in rngs], dtype=torch.float32)
+        u = u.to(device.torch_device)
+        tokens = sample_token(logits, u, temperature, top_k, top_p)[:, None]
         if eos is not None:
-            new = new.masked_fill(ended, eos)
-            ended = ended | (new == eos)
-        yield new[:, 0].tolist()
+            tokens = tokens.masked_fill(ended, eos)
+            ended = ended | (tokens == eos)
+        yield tokens[:, 0].tolist()
         if ended.all():
             return
 
@@ -65,30 +61,46 @@ class Window:
     tokens.
     """
 
-    def __init__(self, model: GPT, batch_size: int, device: Device) -> None:
-        self.model, self.device = model, device
-        self.make_cache = partial(KVCache, model.cfg, batch_size, device.torch_device, device.dtype)
-        self.cache = self.make_cache()
+    def __init__(self, model: GPT, device: Device) -> None:
+        self.model = model
+        self.device = device
+        self.block_size = model.cfg.block_size
+        self.cache: KVCache | None = None
 
-    def next_logits(self, new: Tensor) -> Tensor:
-        """Append tokens (B, T); returns the logits (B, V) of the token after them."""
-        if self.cache.length == (block_size := self.model.cfg.block_size):
-            new, self.cache = (
-                torch.cat([self.cache.tokens, new], 1)[:, -max(1, block_size // 2) :],
-                self.make_cache(),
-            )
+    @property
+    def is_empty(self) -> bool:
+        return self.cache is None
+
+    def prefill(self, tokens: Tensor) -> Tensor:
+        """Read the last of tokens (B, T) anew; returns the logits (B, V) of the token after them."""
+        batch_size = len(tokens)
+        device = self.device
+        self.cache = KVCache(self.model.cfg, batch_size, device.torch_device, device.dtype)
+        return self._forward(tokens[:, -self.block_size :], self.cache)
+
+    def decode(self, new: Tensor) -> Tensor:
+        """Append tokens (B, 1); returns the logits (B, V) of the token after them."""
+        assert self.cache is not None, "prefill comes first"
+        if self.cache.length < self.block_size:
+            return self._forward(new, self.cache)
+        kept = max(1, self.block_size // 2)
+        recent = torch.cat([self.cache.tokens, new], dim=1)
+        return self.prefill(recent[:, -kept:])
+
+    def _forward(self, tokens: Tensor, cache: KVCache) -> Tensor:
         with self.device.autocast():
-            return self.model.logits(self.model.hidden_states(new, self.cache)[:, -1])
+            hidden = self.model.hidden_states(tokens, cache)
+            return self.model.logits(hidden[:, -1])
 
 
 def sample_token(logits: Tensor, u: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Token ids (B,) from logits (B, V) and uniform random numbers u (B,): the inverse of the
-    cumulative distribution.
+    """Sample token ids (B,) from logits (B, V) with uniform random numbers u (B,).
 
     Temperature 0 is greedy. `top_k` keeps the k most probable tokens (0 = all), and `top_p` the
     fewest whose probability reaches top_p (Holtzman et al. 2020).
 
-    >>> sample_token(torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([0.5]), temperature=0, top_k=0, top_p=1.0).tolist()
+    >>> logits, u = torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([0.5])
+    >>> sample_token(logits, u, temperature=0, top_k=0, top_p=1.0).tolist()
     [1]
     """
     if not logits.isfinite().all():
@@ -97,20 +109,26 @@ def sample_token(logits: Tensor, u: Tensor, temperature: float, top_k: int, top_
     logits = logits - logits.amax(dim=-1, keepdim=True)
     if temperature < 1e-30:  # too small to divide by
         return logits.argmax(dim=-1)
-    q, order = (logits / temperature).softmax(dim=-1), None
-    if top_k or top_p < 1:
-        q, order = q.sort(dim=-1, descending=True)
-        if top_k:
-            q[:, top_k:] = 0
-        is_enough = q.cumsum(dim=-1) - q >= top_p * q.sum(dim=-1, keepdim=True)
-        is_enough[:, 0] = False  # in float32 a small top_p may be 0, but one token always stays
-        q[is_enough] = 0
+    q = (logits / temperature).softmax(dim=-1)
+    if top_k == 0 and top_p == 1:
+        return draw(q, u)[:, 0]
+
+    # from the most to the least probable token: q is then what is left of the probabilities
+    q, order = q.sort(dim=-1, descending=True)
+    if top_k > 0:
+        q[:, top_k:] = 0
+    more_probable = q.cumsum(dim=-1) - q
+    is_enough = more_probable >= top_p * q.sum(dim=-1, keepdim=True)
+    is_enough[:, 0] = False  # in float32 a small top_p may be 0, but one token always stays
+    q[is_enough] = 0
+    return order.gather(-1, draw(q, u))[:, 0]
+
+
+def draw(q: Tensor, u: Tensor) -> Tensor:
+    """Invert the cumulative distribution of q (B, V), which need not sum to 1, at u (B,): (B, 1)."""
     cumulative = q.cumsum(dim=-1)
-    # (B, 1)
-    place = torch.searchsorted(
-        cumulative, u[:, None].clamp_max(ALMOST_ONE) * cumulative[:, -1:], right=True
-    )
-    return (place if order is None else order.gather(-1, place)).squeeze(-1)
+    total = cumulative[:, -1:]
+    return torch.searchsorted(cumulative, u[:, None].clamp_max(ALMOST_ONE) * total, right=True)
 
 
 def generate_texts(
@@ -121,7 +139,7 @@ def generate_texts(
     max_new_tokens: int = 300,
     seed: int = 1337,
 ) -> list[str]:
-    """Continuations of the corpus's prompt, without the prompt; each ends before its eos token."""
+    """Continue the corpus's prompt; returns the texts without the prompt and the eos token."""
     tokenizer = corpus.tokenizer
     steps = generate(
         model,
@@ -132,11 +150,10 @@ def generate_texts(
         seed=seed,
         eos=tokenizer.end,
     )
-    samples = [list(sample) for sample in zip(*steps, strict=True)]
+    samples: list[list[int]] = [[] for _ in range(num_samples)]
+    for tokens in steps:
+        for sample, token in zip(samples, tokens, strict=True):
+            if token != tokenizer.end:  # a sample that has ended stays there
+                sample.append(token)
     model.train()
-    return [
-        tokenizer.decode(
-            sample[: sample.index(tokenizer.end)] if tokenizer.end in sample else sample
-        )
-        for sample in samples
-    ]
+    return [tokenizer.decode(sample) for sample in samples]

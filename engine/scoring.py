@@ -1,6 +1,5 @@
-"""What a model predicted for each target: its surprisal, its rank, and the model's confidence."""
+"""From a model's predictions to a score of each target: its surprisal, its rank, the confidence."""
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -27,7 +26,7 @@ class Predictions(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Of each target, in the order of the text, (N,); NLL in nats."""
+    """The scores of N targets, in the order of the text, (N,) each; NLL in nats."""
 
     nll: np.ndarray  # float64
     targets: np.ndarray
@@ -38,14 +37,15 @@ class Scores(NamedTuple):
     tempered: np.ndarray  # (K,) total NLL with the logits divided by each of K temperatures
 
     def top(self, k: int) -> np.ndarray:
-        """Whether the target is among the k most probable tokens, 0 to 1: tied tokens share the
-        places.
+        """Whether the target is among the k most probable tokens, 0 to 1.
+
+        Tied tokens share the places.
         """
         return np.clip((k - self.higher) / self.ties, 0, 1)
 
 
 class Details(NamedTuple):
-    """Of each target, in the order of the text, what a page shows besides its surprisal."""
+    """What a page shows of N targets, in the order of the text."""
 
     nll: np.ndarray  # (N,) nats
     rank: np.ndarray  # (N,) 1 = the model held it most probable
@@ -57,82 +57,96 @@ class Details(NamedTuple):
 
 @torch.inference_mode()
 def predict(model: GPT, batches: Iterable[Batch], device: Device) -> Iterator[Predictions]:
-    """The predictions of all targets, in chunks whose size depends on the vocabulary only.
+    """Predict all targets, in chunks whose size depends on the vocabulary only.
 
-    On a CPU its cores compute the hidden states of batches side by side.
+    On a CPU its cores compute the hidden states of batches side by side. UserError if a prediction
+    is not finite.
     """
 
     @torch.inference_mode()
-    def read(batch: Batch) -> list[Tensor]:
+    def read(batch: Batch) -> tuple[Tensor, ...]:
         """Hidden states (n, C), targets (n,) and context lengths (n,) of the targets of a batch."""
         inputs, targets = device.to_device(batch.inputs, batch.targets)
         with device.autocast():
             hidden = model.hidden_states(inputs)  # (B, T, C)
-        context_len = torch.arange(1, targets.shape[1] + 1, device=device.torch_device).expand_as(
-            targets
-        )
-        return [part[targets != IGNORE_INDEX] for part in (hidden, targets, context_len)]
+        context_len = torch.arange(1, targets.shape[1] + 1, device=targets.device)
+        context_len = context_len.expand_as(targets)
+        is_target = targets != IGNORE_INDEX
+        return hidden[is_target], targets[is_target], context_len[is_target]
 
     model.eval()
     size = max(MIN_CHUNK, CHUNK_LOGITS // model.vocab_size)
-    left: list[Tensor] = []  # what is not yet in a chunk
-    for parts in itertools.chain(device.map(read, batches), [None]):
-        if parts is not None:
-            left = [torch.cat(pair) for pair in zip(left, parts, strict=True)] if left else parts
-        while left and len(left[1]) >= (size if parts is not None else 1):
-            (hidden, targets, context_len), left = (
-                [part[:size] for part in left],
-                [part[size:] for part in left],
-            )
-            with device.autocast():
-                logits = model.logits(hidden)
-            if not logits.isfinite().all():
-                raise UserError(DIVERGED)
-            yield Predictions(logits, targets, context_len)
+    for hidden, targets, context_len in regroup(device.map(read, batches), size):
+        with device.autocast():
+            logits = model.logits(hidden)
+        if not logits.isfinite().all():
+            raise UserError(DIVERGED)
+        yield Predictions(logits, targets, context_len)
 
 
-def score(predictions: Iterable[Predictions], temperatures: Sequence[float]) -> Scores:
-    """The scores of all targets; only one chunk of logits is in memory."""
-    *columns, tempered = zip(*(_score(part, temperatures) for part in predictions), strict=True)
-    return Scores._make([*map(np.concatenate, columns), np.sum(tempered, axis=0)])
+def regroup(parts: Iterable[tuple[Tensor, ...]], size: int) -> Iterator[tuple[Tensor, ...]]:
+    """Cut rows that come in parts of any size into groups of `size` rows; the last has the rest."""
+    left: tuple[Tensor, ...] = ()
+    for part in parts:
+        if left:
+            part = tuple(torch.cat(columns) for columns in zip(left, part, strict=True))
+        while len(part[0]) >= size:
+            yield tuple(column[:size] for column in part)
+            part = tuple(column[size:] for column in part)
+        left = part
+    if left and len(left[0]) > 0:
+        yield left
+
+
+def score_targets(predictions: Iterable[Predictions], temperatures: Sequence[float]) -> Scores:
+    """Score all targets; only one chunk of logits is in memory."""
+    chunks = [_score_chunk(chunk, temperatures) for chunk in predictions]
+    *columns, tempered = [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
+    return Scores._make([*columns, tempered.sum(axis=0)])
 
 
 @torch.inference_mode()
-def _score(predictions: Predictions, temperatures: Sequence[float]) -> Scores:
-    logits, y = predictions.logits, predictions.targets[:, None]
-    z_y, z_max = logits.gather(1, y), logits.amax(dim=1, keepdim=True)  # (n, 1)
-    higher, ties = (logits > z_y).sum(dim=1), (logits == z_y).sum(dim=1)
-    logits, z_y = logits - z_max, z_y - z_max  # so that no temperature overflows
+def _score_chunk(predictions: Predictions, temperatures: Sequence[float]) -> Scores:
+    """Score the targets of a chunk; `tempered` is (1, K), so that chunks can be joined."""
+    logits = predictions.logits
+    z_y = logits.gather(1, predictions.targets[:, None])  # (n, 1) logits of the targets
+    higher = (logits > z_y).sum(dim=1)
+    ties = (logits == z_y).sum(dim=1)
+
+    # The largest logit becomes 0, so that no temperature overflows.
+    z_max = logits.amax(dim=1, keepdim=True)
+    logits = logits - z_max
+    z_y = (z_y - z_max)[:, 0]
     exp_sum = logits.exp().sum(dim=1)
-    nll = exp_sum.log() - z_y[:, 0]
-    scaled = torch.empty_like(logits)
-    tempered = [
-        (torch.div(logits, T, out=scaled).exp_().sum(dim=1).log() - z_y[:, 0] / T)
-        .cpu()
-        .double()
-        .sum()
-        for T in temperatures
-    ]
-    columns = [
-        nll.cpu().double(),
-        predictions.targets,
-        higher,
-        ties,
-        1 / exp_sum,
-        predictions.context_len,
-        torch.stack(tempered),
-    ]
-    return Scores(*(column.cpu().numpy() for column in columns))
+    nll = exp_sum.log() - z_y
+
+    tempered = []
+    scaled = torch.empty_like(logits)  # one buffer for all temperatures
+    for T in temperatures:
+        torch.div(logits, T, out=scaled)
+        nll_at_T = scaled.exp_().sum(dim=1).log() - z_y / T
+        tempered.append(nll_at_T.cpu().double().sum())
+    return Scores(
+        nll=nll.cpu().double().numpy(),
+        targets=predictions.targets.cpu().numpy(),
+        higher=higher.cpu().numpy(),
+        ties=ties.cpu().numpy(),
+        confidence=(1 / exp_sum).cpu().numpy(),
+        context_len=predictions.context_len.cpu().numpy(),
+        tempered=torch.stack(tempered)[None].numpy(),
+    )
 
 
 @torch.inference_mode()
-def explain(predictions: Iterable[Predictions], temperatures: Sequence[float]) -> Details:
-    """The details of all targets of a short text."""
-    parts = []
+def detail_targets(predictions: Iterable[Predictions], temperatures: Sequence[float]) -> Details:
+    """Measure all targets of a short text in detail."""
+    chunks = []
     for logits, targets, _ in predictions:
         log_q = logits.log_softmax(dim=1)
-        nll = -log_q.gather(1, targets[:, None])[:, 0]
+        log_q_y = log_q.gather(1, targets[:, None])  # (n, 1)
+        rank = 1 + (log_q > log_q_y).sum(dim=1)
         top = log_q.topk(min(TOP, log_q.shape[1]), dim=1)
         log_z = torch.stack([(log_q / T).logsumexp(dim=1) for T in temperatures], dim=1)
-        parts.append([nll, 1 + (log_q > -nll[:, None]).sum(dim=1), top.indices, top.values, log_z])
-    return Details(*(torch.cat(columns).cpu().numpy() for columns in zip(*parts, strict=True)))
+        chunks.append((-log_q_y[:, 0], rank, top.indices, top.values, log_z))
+    columns = [torch.cat(parts) for parts in zip(*chunks, strict=True)]
+    return Details(*(column.cpu().numpy() for column in columns))

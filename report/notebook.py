@@ -23,7 +23,7 @@ from engine.checkpoint import read_model
 from engine.device import setup_device
 from engine.generate import generate
 from engine.run import Run, open_run
-from engine.scoring import predict, score
+from engine.scoring import predict, score_targets
 from report.characters import draw_terminal
 from report.figures import make_figure
 from report.picture import X_LABELS, Y_LABELS
@@ -69,7 +69,7 @@ class Model:
             raise UserError("score: the text is empty")
         tokens = self.run.tokenizer.encode_after_context(text)
         windows = self.run.eval_text(Split(np.array(tokens)))
-        scores = score(predict(self.gpt, windows.batches(), self.device), [1.0])
+        scores = score_targets(predict(self.gpt, windows.batches(), self.device), [1.0])
         return ScoredText(tokens, scores.nll, 1 + scores.higher, self.run.tokenizer)
 
     def _read(self, text: str, unknown: UnknownCharacters) -> str:

@@ -16,12 +16,11 @@ import pytest
 import torch
 from constriction import stream
 
-from compress import CATEGORICAL, HEADER, code
+from compress import CATEGORICAL, HEADER, code, make_predictor
 from config.errors import UserError
 from config.schema import ModelConfig
 from engine.checkpoint import load_model, read_model, save_checkpoint
 from engine.device import Device
-from engine.generate import Window
 from engine.run import open_run
 from model import GPT
 from tests.conftest import TINY, Done, call, make_text, training_in
@@ -156,7 +155,7 @@ def test_a_text_starts_after_a_new_line() -> None:
     assert (
         Path("a.txt.srp").read_bytes()[HEADER.size :]
         == code(
-            window(model, 1),
+            make_predictor(model, CPU),
             np.array([run.tokenizer.token_bytes.index(b"\n")]),
             len(tokens),
             tokens,
@@ -175,10 +174,6 @@ def random_model(vocab_size: int = 13, std: float = 0.3) -> GPT:
     return model.eval()
 
 
-def window(model: GPT, streams: int) -> Window:
-    return Window(model, streams, CPU)
-
-
 def surprisal(model: GPT, tokens: list[int], start: int) -> float:
     """Bits of tokens after `start`, each predicted from its window alone: block_size tokens, which
     move on by half.
@@ -194,7 +189,7 @@ def surprisal(model: GPT, tokens: list[int], start: int) -> float:
 
 def test_bits_by_the_loss_are_those_of_each_streams_own_window() -> None:
     model, tokens = random_model(), np.random.default_rng(0).integers(13, size=38)
-    bits, *_ = code(window(model, 3), np.full(3, 5), 38, tokens)
+    bits, *_ = code(make_predictor(model, CPU), np.full(3, 5), 38, tokens)
     with torch.no_grad():
         assert bits == pytest.approx(
             sum(
@@ -215,8 +210,8 @@ def test_extreme_vocabularies_and_predictions(vocab_size: int, num_tokens: int, 
         random_model(vocab_size, std),
         np.random.default_rng(1).integers(vocab_size, size=num_tokens),
     )
-    bits, _, words, *_ = code(window(model, 4), np.zeros(4, int), num_tokens, tokens)
-    assert (decoded := code(window(model, 4), np.zeros(4, int), num_tokens, None, words))[
+    bits, _, words, *_ = code(make_predictor(model, CPU), np.zeros(4, int), num_tokens, tokens)
+    assert (decoded := code(make_predictor(model, CPU), np.zeros(4, int), num_tokens, None, words))[
         1
     ].tolist() == tokens.tolist()
     assert decoded[0] == bits
@@ -470,7 +465,7 @@ def test_a_diverged_model_is_told() -> None:
     model = random_model()
     torch.nn.init.constant_(model.lm_head.weight, math.nan)
     with pytest.raises(UserError, match="not finite"):
-        code(window(model, 1), np.zeros(1, int), 3, np.zeros(3, int))
+        code(make_predictor(model, CPU), np.zeros(1, int), 3, np.zeros(3, int))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from engine import evaluation, scoring
 from engine.checkpoint import load_model
 from engine.device import Device
 from engine.run import open_run
-from engine.scoring import Predictions, predict, score
+from engine.scoring import Predictions, predict, score_targets
 from evaluate import EvaluateOptions
 from model import GPT
 from report import analysis
@@ -336,7 +336,7 @@ def test_each_token_is_scored_as_one_by_one_in_float64(
         ModelConfig(block_size=8, n_layer=2, n_head=2, n_embd=16, softcap=3.0, dropout=0.5)
     )
     tokens = np.random.default_rng(0).integers(13, size=100)
-    scores = score(
+    scores = score_targets(
         predict(model, EvalText(Split(tokens), 8, stride=5).batches(), CPU), TEMPERATURES
     )
     assert scores.targets.tolist() == tokens[1:].tolist()
@@ -407,7 +407,7 @@ def test_the_units_are_those_of_the_same_sums() -> None:
 
 
 def test_tied_tokens_share_the_places() -> None:
-    scores = score(
+    scores = score_targets(
         made(torch.tensor([[0.0, 1.0, 1.0, 1.0]]).expand(4, 4), torch.arange(4)), TEMPERATURES
     )
     assert scores.top(1).tolist() == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3])
@@ -569,7 +569,7 @@ def test_columns_know_where_tokens_and_documents_are(runs, name, chunk, monkeypa
     monkeypatch.setattr(evaluation, "CHUNK", chunk)
     run = open_run(Path(name))
     val, token_bytes = run.corpus.val.tokens, run.tokenizer.token_bytes
-    of_each = evaluate.score(run, run.corpus.val, EvaluateOptions()).columns
+    of_each = evaluate.score_run(run, run.corpus.val, EvaluateOptions()).columns
     text = run.tokenizer.decode_bytes(val)
     rows = zip(val[1:], *(of_each[name] for name in ("offset", "bytes", "document")), strict=True)
     for token, offset, length, document in rows:
@@ -600,7 +600,7 @@ def test_calibration_recovers_the_factor_by_which_logits_were_spoiled(factor: fl
     torch.manual_seed(0)
     honest = 1.5 * torch.randn(40_000, 10)
     targets = torch.multinomial(honest.softmax(-1), 1)[:, 0]
-    scores = score(made(factor * honest, targets), TEMPERATURES)
+    scores = score_targets(made(factor * honest, targets), TEMPERATURES)
     right = scores.top(1)
     calibration, bins = calibration_of(scores)
     assert calibration["temperature"] == pytest.approx(factor, rel=0.03)
@@ -631,7 +631,7 @@ def test_no_group_shows_a_fault_of_a_perfectly_calibrated_model() -> None:
     logits = 1.5 * torch.randn(n, V) - 0.25 * torch.arange(V)  # some tokens are rarer than others
     targets = torch.multinomial(logits.softmax(-1), 1)[:, 0]
     text = EvalText(Split(np.append(0, targets.numpy())), 8)
-    scores = score(made(logits, targets), TEMPERATURES)
+    scores = score_targets(made(logits, targets), TEMPERATURES)
     context_len = np.arange(n) % 8 + 1
     of_each = columns(
         np.arange(n),
@@ -692,7 +692,7 @@ def test_a_temperature_at_the_end_of_what_was_tried_is_told(best: float, at_end:
 
 
 def test_a_certain_and_right_model_is_calibrated() -> None:
-    scores = score(made(torch.tensor([[100.0, 0.0]]), torch.tensor([0])), TEMPERATURES)
+    scores = score_targets(made(torch.tensor([[100.0, 0.0]]), torch.tensor([0])), TEMPERATURES)
     calibration, bins = calibration_of(scores)
     assert (calibration["ece"], bins[0]["name"]) == (0, "93% to 100%")
 

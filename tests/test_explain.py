@@ -16,7 +16,7 @@ from data.show import show_masks
 from data.tokenizer import char_tokenizer
 from data.windows import find_windows
 from engine.device import Device
-from engine.scoring import predict, score
+from engine.scoring import predict, score_targets
 from model import GPT
 from report.tokens import show_costs
 from tests.conftest import TINY, call
@@ -30,7 +30,7 @@ SPLIT = encode_documents(
 
 def nll_of_tokens(model: GPT, tokens: list[int]) -> np.ndarray:
     text = EvalText(Split(np.array(tokens)), model.cfg.block_size)
-    return score(predict(model, text.batches(), CPU), [1.0]).nll
+    return score_targets(predict(model, text.batches(), CPU), [1.0]).nll
 
 
 def padded_batch() -> Batch:

@@ -25,7 +25,7 @@ from engine.device import Device, setup_device
 from engine.evaluation import measure_loss
 from engine.generate import Window, generate, generate_texts
 from engine.optim import Muon, make_optimizers
-from engine.scoring import predict, score
+from engine.scoring import predict, score_targets
 from engine.state import TrainState
 from engine.step import make_objective
 from model import GPT
@@ -83,7 +83,7 @@ USES: dict[str, Callable[[GPT, Device], object]] = {
         model, [TrainBatches(Split(TOKENS), 8, 4, seed=0)(0)], V, device
     ),
     "evaluation": lambda model, device: measure_loss(model, EvalText(Split(TOKENS), 8), device),
-    "scoring": lambda model, device: score(
+    "scoring": lambda model, device: score_targets(
         predict(model, EvalText(Split(TOKENS), 8).batches(), device), [0.5, 1.0]
     ),
     "sampling": lambda model, device: list(
@@ -219,10 +219,11 @@ def test_every_tensor_is_made_on_the_device_of_the_model(
         if isinstance(optimizer, Muon):  # AdamW is PyTorch's
             optimizer.step()
     model.eval()
-    window = Window(model, 4, Device(meta, torch.float32))
+    window = Window(model, Device(meta, torch.float32))
     with torch.inference_mode():
-        for _ in range(2 * cfg.model.block_size):  # it moves on once
-            assert window.next_logits(tokens[:, :1]).shape == (4, vocab_size)
+        window.prefill(tokens[:, :1])
+        for _ in range(2 * cfg.model.block_size):  # it moves on
+            assert window.decode(tokens[:, :1]).shape == (4, vocab_size)
 
 
 @pytest.mark.parametrize(
