@@ -11,73 +11,24 @@ import gzip
 import lzma
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Annotated
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from config.terminal import one_line
 from data.documents import Split
+from data.info import ENTROPY_RATE, MAX_TRAIN_TOKENS, MAX_VAL_TOKENS, PASSAGE, UNIFORM, Baseline
 from data.ngrams import ngram_nll
 from data.tokenizer import Tokenizer
 from surprisal import LN2, bits_per_byte, perplexity, uniform_nll
 
-UNIFORM = "uniform, log|V|"  # where every untrained model is
-ENTROPY_RATE = "entropy rate"  # of the text's source, where it is known: no model has a lower loss
-MAX_NATS = 1e6  # that a file may say of a token; a compressor's header can cost hundreds
-EQUAL = 1e-4  # nats that are rounding
 MAX_ORDER = 6  # tokens in the longest n-gram, for small vocabularies
 MAX_ORDER_OF_MANY = 4  # and for others
-MAX_TRAIN_TOKENS = 8_000_000  # counted; of a longer text, the last ones
-MAX_VAL_TOKENS = 1_000_000  # measured on; of a longer text, the first ones
-PASSAGE = 256  # tokens of the validation split that a run's page shows one by one
 GZIP_WINDOW = 2**15  # bytes that gzip looks back
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": lambda data: gzip.compress(data, 9, mtime=0),
     "bzip2": bz2.compress,
     "xz": lzma.compress,
 }
-
-
-Name = Annotated[str, AfterValidator(one_line)]  # from a file that somebody may have sent
-Nats = Annotated[float, Field(gt=-1e-3, le=MAX_NATS)]  # a certain prediction may round to below 0
-
-
-class Baseline(BaseModel):
-    """A predictor's name, and its loss on the validation split."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-
-    name: Name
-    nats_per_token: Nats
-    bits_per_byte: Nats
-    perplexity: float = Field(ge=0)
-    # In nats, of each token of the passage, where it is known.
-    passage_nll: list[Nats] = Field([], max_length=PASSAGE)
-
-
-def passed_and_ahead(
-    nll: float, baselines: Sequence[Baseline]
-) -> tuple[list[Baseline], list[Baseline]]:
-    """Divides the baselines into those that a loss has passed, and those ahead.
-
-    Each from the worst to the best. The entropy rate is in neither.
-    """
-    ordered = [each for each in baselines if each.name != ENTROPY_RATE]
-    ordered.sort(key=lambda each: each.nats_per_token, reverse=True)
-    passed = [each for each in ordered if nll < each.nats_per_token - EQUAL]
-    return passed, ordered[len(passed) :]
-
-
-def beside_baselines(nll: float, baselines: Sequence[Baseline]) -> list[str]:
-    """Say which baselines a loss beats, and which are ahead."""
-    passed, ahead = passed_and_ahead(nll, baselines)
-    names = ", ".join(each.name for each in passed) or "none of the baselines"
-    if not ahead:
-        return [f"It beats {names}: all of the baselines."]
-    losses = ", ".join(f"{each.name} ({each.nats_per_token:.3f})" for each in ahead)
-    return [f"It beats {names}.", f"It does not beat {losses}."]
 
 
 def measure_baselines(

@@ -1,16 +1,24 @@
 """What is known of a prepared corpus: its sizes, its tokens and its baselines."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from config.errors import DamagedError
 from config.files import without_bom
 from config.schema import Count
-from data.baselines import MAX_TRAIN_TOKENS, MAX_VAL_TOKENS, UNIFORM, Baseline, Name, Nats
+from config.terminal import one_line
 from surprisal import nats_to_bits
 
+UNIFORM = "uniform, log|V|"  # where every untrained model is
+ENTROPY_RATE = "entropy rate"  # of the text's source, where it is known: no model has a lower loss
+MAX_NATS = 1e6  # that a file may say of a token; a compressor's header can cost hundreds
+EQUAL = 1e-4  # nats that are rounding
+MAX_TRAIN_TOKENS = 8_000_000  # counted; of a longer text, the last ones
+MAX_VAL_TOKENS = 1_000_000  # measured on; of a longer text, the first ones
+PASSAGE = 256  # tokens of the validation split that a run's page shows one by one
 MAX_BASELINES = 100
 MAX_VOCABULARY = 2_000_000  # there are 1,114,112 code points
 
@@ -23,6 +31,46 @@ def end_of_prompt(prompt: str) -> str:
     if len(prompt) <= PROMPT_SHOWN:
         return prompt
     return f"... {prompt[-PROMPT_SHOWN:]}"
+
+
+Name = Annotated[str, AfterValidator(one_line)]  # from a file that somebody may have sent
+Nats = Annotated[float, Field(gt=-1e-3, le=MAX_NATS)]  # a certain prediction may round to below 0
+
+
+class Baseline(BaseModel):
+    """A predictor's name, and its loss on the validation split."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    name: Name
+    nats_per_token: Nats
+    bits_per_byte: Nats
+    perplexity: float = Field(ge=0)
+    # In nats, of each token of the passage, where it is known.
+    passage_nll: list[Nats] = Field([], max_length=PASSAGE)
+
+
+def passed_and_ahead(
+    nll: float, baselines: Sequence[Baseline]
+) -> tuple[list[Baseline], list[Baseline]]:
+    """Divides the baselines into those that a loss has passed, and those ahead.
+
+    Each from the worst to the best. The entropy rate is in neither.
+    """
+    ordered = [each for each in baselines if each.name != ENTROPY_RATE]
+    ordered.sort(key=lambda each: each.nats_per_token, reverse=True)
+    passed = [each for each in ordered if nll < each.nats_per_token - EQUAL]
+    return passed, ordered[len(passed) :]
+
+
+def beside_baselines(nll: float, baselines: Sequence[Baseline]) -> list[str]:
+    """Say which baselines a loss beats, and which are ahead."""
+    passed, ahead = passed_and_ahead(nll, baselines)
+    names = ", ".join(each.name for each in passed) or "none of the baselines"
+    if not ahead:
+        return [f"It beats {names}: all of the baselines."]
+    losses = ", ".join(f"{each.name} ({each.nats_per_token:.3f})" for each in ahead)
+    return [f"It beats {names}.", f"It does not beat {losses}."]
 
 
 class SplitInfo(BaseModel, frozen=True):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from config.files import unique_names
-from data.baselines import passed_and_ahead
+from data.info import passed_and_ahead
 from data.show import show_token
 from engine.metrics import Record, find_best, parse_record
 from engine.run import Run

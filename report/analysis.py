@@ -15,9 +15,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from config.files import write_atomically
-from data.baselines import MAX_TRAIN_TOKENS
 from data.documents import Split
 from data.eval_text import EvalText
+from data.info import MAX_TRAIN_TOKENS
 from data.show import show_token
 from data.tokenizer import Tokenizer
 from surprisal import LN2

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from data.baselines import Baseline, beside_baselines
+from data.info import Baseline, beside_baselines
 from report.analysis import FEW, RESAMPLES, Blocks
 
 UNITS = [

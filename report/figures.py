@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from config.errors import UserError
 from config.files import replacing
-from data.baselines import ENTROPY_RATE
+from data.info import ENTROPY_RATE
 from engine.run import Run
 from report.picture import X_LABELS, Y_LABELS, Curve, Picture, show_number, spread
 from surprisal import perplexity

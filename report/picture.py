@@ -7,8 +7,7 @@ import numpy as np
 
 from config.files import unique_names
 from config.terminal import one_line
-from data.baselines import UNIFORM
-from data.info import CorpusInfo
+from data.info import UNIFORM, CorpusInfo
 from engine.metrics import Record, find_best
 from engine.run import Run
 from surprisal import bits_per_byte

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from config.schema import Config
-from data.baselines import Baseline
 from data.batches import IGNORE_INDEX, Batch
+from data.info import Baseline
 from engine.device import Device
 from engine.metrics import Record
 from model import GPT

@@ -14,8 +14,8 @@ from config.files import write_atomically
 from config.resume import kept_options
 from config.schema import LossConfig
 from config.terminal import progress_bar
-from data.baselines import passed_and_ahead
 from data.batches import TrainBatches
+from data.info import passed_and_ahead
 from data.prepare import Corpus
 from engine.checkpoint import Optimizers, read_checkpoint, save_checkpoint
 from engine.device import Device

@@ -8,10 +8,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from config.schema import OVERFITTING_RISE, Config, ModelConfig, OptimConfig
-from data.baselines import Baseline, beside_baselines, passed_and_ahead
 from data.batches import TrainBatches
 from data.eval_text import EvalText
-from data.info import CorpusInfo, end_of_prompt
+from data.info import Baseline, CorpusInfo, beside_baselines, end_of_prompt, passed_and_ahead
 from data.windows import describe_empty_windows
 from engine.device import Device, micro_batch_size, micro_batches_at_once
 from engine.metrics import Record

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from data.baselines import EQUAL
+from data.info import EQUAL
 from engine.run import open_run
 from page.content import content_of_runs
 from page.page import write_data, write_live_page, write_page, write_runs

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from config.errors import UserError
 from config.schema import DataConfig
-from data import baselines, corpora
+from data import corpora
 from data.baselines import measure_baselines
 from data.batches import IGNORE_INDEX, Batch, TrainBatches, cut
 from data.documents import Split
 from data.eval_text import EvalText
+from data.info import Baseline
 from data.ngrams import distinct, ngram_nll
 from data.prepare import prepare_corpus
 from data.tokenizer import Tokenizer, char_tokenizer, load_tokenizer, train_bpe
@@ -456,7 +457,7 @@ def test_distinct_keys_are_found_also_if_they_are_large(largest: int) -> None:
         assert found.tolist() == expected.tolist()
 
 
-def measure(tokens: np.ndarray, tokenizer: Tokenizer) -> dict[str, baselines.Baseline]:
+def measure(tokens: np.ndarray, tokenizer: Tokenizer) -> dict[str, Baseline]:
     train, val = Split(tokens[:9000]), Split(tokens[9000:])
     return {each.name: each for each in measure_baselines(train, val, tokenizer)}
 

@@ -18,8 +18,7 @@ from matplotlib.text import Text
 from config.files import unique_names
 from config.recipe import to_toml
 from config.schema import Config
-from data.baselines import Baseline
-from data.info import CorpusInfo, SplitInfo
+from data.info import Baseline, CorpusInfo, SplitInfo
 from data.tokenizer import char_tokenizer
 from engine.metrics import Record
 from engine.run import Run, open_run

@@ -9,8 +9,8 @@ from config.cli import load_config
 from config.errors import UserError
 from config.schema import DataConfig
 from data import markov
-from data.baselines import ENTROPY_RATE
 from data.eval_text import EvalText
+from data.info import ENTROPY_RATE
 from data.markov import MarkovSource
 from data.prepare import prepare_corpus
 from engine.run import open_run

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from data.baselines import PASSAGE, find_passage
+from data.baselines import find_passage
 from data.documents import Split
+from data.info import PASSAGE
 from data.tokenizer import char_tokenizer
 from engine.checkpoint import load_model
 from engine.device import setup_device

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from config.schema import Config, OptimConfig, RunConfig
-from data.baselines import Baseline
-from data.info import CorpusInfo, SplitInfo
+from data.info import Baseline, CorpusInfo, SplitInfo
 from engine.metrics import Record, parse_record
 from engine.state import TrainState
 from report import words

@@ -11,9 +11,9 @@ import torch
 
 from config.cli import load_config
 from config.schema import Config
-from data.baselines import Baseline
 from data.batches import IGNORE_INDEX, Batch, TrainBatches, cut
 from data.documents import Split
+from data.info import Baseline
 from engine.device import Device
 from engine.optim import make_optimizers
 from model import GPT
