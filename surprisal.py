@@ -21,7 +21,9 @@ def surprisal(q: float) -> float:
     >>> round(nats_to_bits(surprisal(0.001)), 2), round(nats_to_bits(surprisal(0.01)), 2)
     (9.97, 6.64)
     """
-    return math.inf if q <= 0 else -math.log(q)
+    if q <= 0:
+        return math.inf
+    return -math.log(q)
 
 
 def entropy(p: Sequence[float]) -> float:
@@ -44,12 +46,15 @@ def cross_entropy(p: Sequence[float], q: Sequence[float]) -> float:
     >>> math.isclose(cross_entropy(p, q), entropy(p) + kl_divergence(p, q))
     True
     """
-    return math.fsum(pi * surprisal(qi) for pi, qi in zip(p, q, strict=True) if pi != 0)
+    terms = []
+    for p_i, q_i in zip(p, q, strict=True):
+        if p_i != 0:  # what never happens costs nothing, also where q is 0
+            terms.append(p_i * surprisal(q_i))
+    return math.fsum(terms)
 
 
 def smoothed_entropy(vocab_size: int, label_smoothing: float) -> float:
-    """H(p) of a smoothed target p = (1 - e) one_hot + e / V, in nats: the floor under its
-    cross-entropy.
+    """H(p) of a smoothed target p = (1 - e) one_hot + e / V, in nats: its lowest cross-entropy.
 
     What the loss is above it is exactly KL(p || q).
 
@@ -57,11 +62,11 @@ def smoothed_entropy(vocab_size: int, label_smoothing: float) -> float:
     >>> math.isclose(smoothed_entropy(4, 0.1), entropy(p))
     True
     """
-    others = label_smoothing / vocab_size
-    peak = 1 - label_smoothing + others
-    return peak * surprisal(peak) + (
-        (vocab_size - 1) * others * surprisal(others) if others else 0.0
-    )
+    other = label_smoothing / vocab_size  # the probability of each token but the target
+    peak = 1 - label_smoothing + other
+    if other == 0:
+        return peak * surprisal(peak)
+    return peak * surprisal(peak) + (vocab_size - 1) * other * surprisal(other)
 
 
 def kl_divergence(p: Sequence[float], q: Sequence[float]) -> float:
@@ -70,8 +75,13 @@ def kl_divergence(p: Sequence[float], q: Sequence[float]) -> float:
     >>> kl_divergence([0.5, 0.5], [0.5, 0.5])
     0.0
     """
-    pairs = zip(p, q, strict=True)
-    return math.fsum(math.inf if qi <= 0 else pi * math.log(pi / qi) for pi, qi in pairs if pi != 0)
+    terms = []
+    for p_i, q_i in zip(p, q, strict=True):
+        if p_i != 0 and q_i <= 0:
+            return math.inf
+        if p_i != 0:
+            terms.append(p_i * math.log(p_i / q_i))
+    return math.fsum(terms)
 
 
 def uniform_nll(vocab_size: int) -> float:
@@ -100,7 +110,9 @@ def perplexity(nats: float) -> float:
     >>> round(perplexity(3.32 * LN2)), round(perplexity(uniform_nll(10)))
     (10, 10)
     """
-    return math.inf if nats >= 709 else math.exp(nats)  # exp(709.8) is where float64 ends
+    if nats >= 709:  # exp(709.8) is where float64 ends
+        return math.inf
+    return math.exp(nats)
 
 
 def bits_per_byte(nats: float, n_bytes: float) -> float:

@@ -23,8 +23,8 @@ from data.tokenizer import Tokenizer
 from surprisal import LN2
 
 RESAMPLES = 2000
-# in a text; fewer and longer blocks give unsteady intervals, more give intervals that are too
-# narrow
+# In a text. Fewer and longer blocks give unsteady intervals, more give intervals that are too
+# narrow.
 BLOCKS = 50
 MIN_DOCUMENT_BLOCKS = 10  # blocks of whole documents that make an interval
 Z_95 = 1.645  # 95% of a normal distribution are below it
@@ -137,32 +137,27 @@ def summarise(
     tokenizer: Tokenizer,
     train: Split | None,
 ) -> Summary:
-    """Calibration, groups of targets, and passages.
+    """Find calibration, groups of targets, and passages.
 
     Without the training split, there is no group by how often a token was a target in training.
     """
-    groups = {
-        "confidence": group(*confidence_bins(columns["confidence"]), columns),
-        "context length": group(*number_ranges(columns["context_len"], DOUBLING), columns),
-    }
     target = columns["target"]
+    by_confidence = group_targets(*confidence_bins(columns["confidence"]), columns)
+    by_context = group_targets(*number_ranges(columns["context_len"], DOUBLING), columns)
+    groups = {"confidence": by_confidence, "context length": by_context}
     if tokenizer.kind == "char":
-        kinds = ["eos"] * tokenizer.vocab_size
-        for character, token in tokenizer.ids.items():
-            if len(character) == 1:
-                kinds[token] = character_kind(character)
-        names, number = np.unique(kinds, return_inverse=True)
-        groups["kind of character"] = group(names.tolist(), number[target], columns, True)
+        names, number = character_kinds(tokenizer)
+        by_kind = group_targets(names, number[target], columns, by_outcome=True)
+        groups["kind of character"] = by_kind
     if train is not None:
         train_targets = train.last(MAX_TRAIN_TOKENS).targets()
-        times = np.bincount(train_targets, minlength=tokenizer.vocab_size)[target]
-        ranges = number_ranges(times, TENFOLD)
-        groups["times in training"] = group(*ranges, columns, True)
-    confidence = groups["confidence"]
+        counts = np.bincount(train_targets, minlength=tokenizer.vocab_size)
+        names, number = number_ranges(counts[target], TENFOLD)
+        groups["times in training"] = group_targets(names, number, columns, by_outcome=True)
     return Summary.model_validate(
         {
-            "targets": len(columns["nll"]),
-            "calibration": calibrate(confidence, tempered),
+            "targets": len(target),
+            "calibration": calibrate(by_confidence, tempered),
             "groups": groups,
             "passages": find_passages(columns["nll"], text, tokenizer),
         }
@@ -179,32 +174,40 @@ def write_evaluation(path: Path, summary: Summary, parts: Sequence[tuple[float, 
 def find_passages(
     nll: np.ndarray, text: EvalText, tokenizer: Tokenizer
 ) -> dict[str, list[HardOrEasy]]:
-    """The hardest and the easiest passages of PASSAGE_LENGTH targets."""
-    count = len(nll) // PASSAGE_LENGTH
-    means = nll[: count * PASSAGE_LENGTH].reshape(count, PASSAGE_LENGTH).mean(axis=1)
-    positions = text.positions[: count * PASSAGE_LENGTH].reshape(count, PASSAGE_LENGTH)
-    first, last = positions[:, [0, -1]].T
+    """Find the hardest and the easiest passages of PASSAGE_LENGTH targets."""
+    shape = (len(nll) // PASSAGE_LENGTH, PASSAGE_LENGTH)
+    count = math.prod(shape)  # targets in whole passages
+    costs = nll[:count].reshape(shape)
+    positions = text.positions[:count].reshape(shape)
+    means = costs.mean(axis=1)
     # the others jump from one part of the text to another
-    whole = np.flatnonzero(last - first < 2 * PASSAGE_LENGTH)
-    order = whole[means[whole].argsort()]
+    lengths = positions[:, -1] - positions[:, 0]
+    whole = np.flatnonzero(lengths < 2 * PASSAGE_LENGTH)
+    from_easiest = whole[means[whole].argsort()]
+    shown = min(EXAMPLES, len(whole) // 2)
+    examples = {"hardest": from_easiest[::-1][:shown], "easiest": from_easiest[:shown]}
+    found: dict[str, list[HardOrEasy]] = {}
+    for kind, numbers in examples.items():
+        found[kind] = []
+        for number in numbers:
+            found[kind].append(show_passage(costs[number], positions[number], text, tokenizer))
+    return found
 
-    def describe(number: int) -> HardOrEasy:
-        start = int(first[number])
-        tokens = text.split.tokens[start : last[number] + 1]
-        costs: list[float | None] = [None] * len(tokens)
-        for target in range(number * PASSAGE_LENGTH, (number + 1) * PASSAGE_LENGTH):
-            costs[text.positions[target] - start] = round(float(nll[target]), 3)
-        return HardOrEasy(
-            nats_per_token=float(means[number]),
-            nll=costs,
-            tokens=[show_token(tokenizer, token) for token in tokens],
-        )
 
-    shown = min(EXAMPLES, len(order) // 2)
-    return {
-        "hardest": [describe(number) for number in order[::-1][:shown].tolist()],
-        "easiest": [describe(number) for number in order[:shown].tolist()],
-    }
+def show_passage(
+    costs: np.ndarray, positions: np.ndarray, text: EvalText, tokenizer: Tokenizer
+) -> HardOrEasy:
+    """Show the targets at some positions of a text, and the tokens between them."""
+    start = int(positions[0])
+    tokens = text.split.tokens[start : positions[-1] + 1]
+    nll: list[float | None] = [None] * len(tokens)
+    for position, cost in zip(positions, costs, strict=True):
+        nll[position - start] = round(float(cost), 3)
+    return HardOrEasy(
+        nats_per_token=float(costs.mean()),
+        nll=nll,
+        tokens=[show_token(tokenizer, token) for token in tokens],
+    )
 
 
 # Intervals.
@@ -218,8 +221,9 @@ class Blocks(NamedTuple):
 
 
 def measure_losses(runs: Sequence[Columns]) -> tuple[list[Columns], Blocks]:
-    """The loss of one or two runs in every unit, in the text and in resamples of it, (1 +
-    RESAMPLES,).
+    """Measure the loss of one or two runs in every unit, in a text and in resamples of it.
+
+    Each quantity is (1 + RESAMPLES,); the text itself comes first.
 
     A block is what begins in the same fiftieth of the text's bytes. Blocks of whole documents say
     what other documents would give. They are used if there are MIN_DOCUMENT_BLOCKS of them, and
@@ -238,35 +242,42 @@ def measure_losses(runs: Sequence[Columns]) -> tuple[list[Columns], Blocks]:
     if not of_documents:
         numbers, count = join_blocks([columns["offset"] // block_bytes for columns in runs])
 
-    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    weights = np.vstack([np.ones(count), drawn])  # the text itself comes first
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+    weights = np.vstack([np.ones(count), drawn])  # how often each block counts
     losses = []
     for number, columns in zip(numbers, runs, strict=True):
-        tokens, n_bytes, nll, top1, top5 = (
-            weights @ np.bincount(number, weights=columns[name])
-            for name in ("tokens", "bytes", "nll", "top1", "top5")
-        )
-        losses.append(
-            {
-                "nats_per_token": nll / tokens,
-                "bits_per_token": nll / tokens / LN2,
-                "bits_per_byte": nll / n_bytes / LN2,
-                "perplexity": np.exp(np.minimum(nll / tokens, 709)),  # where float64 ends
-                "top1": top1 / tokens,
-                "top5": top5 / tokens,
-            }
-        )
+        sums = {}
+        for name in ("tokens", "bytes", "nll", "top1", "top5"):
+            sums[name] = weights @ np.bincount(number, weights=columns[name])
+        losses.append(losses_in_units(sums))
     return losses, Blocks(of_documents, count)
 
 
-def join_blocks(numbers: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]:
-    """Of each target, the index of its block, from 0; and the number of blocks.
+def losses_in_units(sums: Columns) -> Columns:
+    """Divide sums over a text by its tokens or bytes."""
+    nats_per_token = sums["nll"] / sums["tokens"]
+    return {
+        "nats_per_token": nats_per_token,
+        "bits_per_token": nats_per_token / LN2,
+        "bits_per_byte": sums["nll"] / sums["bytes"] / LN2,
+        "perplexity": np.exp(np.minimum(nats_per_token, 709)),  # where float64 ends
+        "top1": sums["top1"] / sums["tokens"],
+        "top5": sums["top5"] / sums["tokens"],
+    }
 
-    `numbers` are those of the blocks of one or two runs. A block without a target of some run
-    joins the one before.
+
+def join_blocks(numbers: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]:
+    """Number the blocks of one or two runs from 0, and count them.
+
+    `numbers` has the number of each target's block. A block without a target of some run joins the
+    one before.
     """
     shared = np.intersect1d(numbers[0], numbers[-1])
-    joined = [np.searchsorted(shared, number, side="right").clip(min=1) - 1 for number in numbers]
+    joined = []
+    for number in numbers:
+        place = np.searchsorted(shared, number, side="right")
+        joined.append(place.clip(min=1) - 1)
     return joined, max(1, len(shared))
 
 
@@ -276,15 +287,18 @@ def neighbours_are_alike(block: np.ndarray, columns: Columns) -> bool:
     So it is with the lines or the speeches of a few plays: plays differ as wholes. `block` is the
     index of each target's block. Of random samples, 5% look so by chance.
     """
-    nll, tokens = (np.bincount(block, weights=columns[name]) for name in ("nll", "tokens"))
+    nll = np.bincount(block, weights=columns["nll"])
+    tokens = np.bincount(block, weights=columns["tokens"])
     count = len(tokens)
-    deviation = nll / tokens - (nll / tokens).mean()
-    correlation = (deviation[1:] @ deviation[:-1]) / ((deviation @ deviation) or 1.0)
-    return bool(correlation > Z_95 / math.sqrt(count) - 1 / count)
+    loss = nll / tokens
+    deviation = loss - loss.mean()
+    variance = float(deviation @ deviation) or 1.0
+    correlation = float(deviation[1:] @ deviation[:-1]) / variance
+    return correlation > Z_95 / math.sqrt(count) - 1 / count
 
 
 def intervals(quantities: Columns, blocks: Blocks) -> dict[str, Estimate]:
-    """The estimate of each quantity from its values in the text and in each resample."""
+    """Estimate each quantity from its values in the text and in each resample."""
     tail = tail_share(blocks.number)
     estimates = {}
     for name, values in quantities.items():
@@ -306,90 +320,113 @@ def tail_share(count: int) -> float:
     n = count - 1
     z = NormalDist().inv_cdf(0.975)
     # Student's t with n degrees of freedom, as a series in 1 / n.
-    t = z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    t = z + first / n + second / n**2
     return NormalDist().cdf(-t * math.sqrt(count / n))
 
 
-def group(
+def group_targets(
     names: Sequence[str], number: np.ndarray, columns: Columns, by_outcome: bool = False
 ) -> list[dict[str, Any]]:
-    """The groups that have tokens, and their part in the loss.
+    """Measure the part in the loss of each group that has tokens.
 
     `number` is the index of each target's group. Groups `by_outcome` depend on which token came.
     They have no confidence: where a rare token came, even a perfectly calibrated model is right
     less often than its confidence says, and where a frequent one came more often.
     """
-    tokens, nll, top1, confidence = (
-        np.bincount(number, weights=columns[name], minlength=len(names)).tolist()
-        for name in ("tokens", "nll", "top1", "confidence")
-    )
+    sums = {}
+    for name in ("tokens", "nll", "top1", "confidence"):
+        sums[name] = np.bincount(number, weights=columns[name], minlength=len(names)).tolist()
+    all_nats = sum(sums["nll"]) or 1.0
     groups = []
     for i, name in enumerate(names):
-        n = tokens[i]
+        n = sums["tokens"][i]
         if n == 0:
             continue
         found = {
             "name": name,
             "tokens": int(n),
             "share": n / len(number),
-            "nats_per_token": nll[i] / n,
-            "share_of_nats": nll[i] / (sum(nll) or 1.0),
-            "top1": top1[i] / n,
+            "nats_per_token": sums["nll"][i] / n,
+            "share_of_nats": sums["nll"][i] / all_nats,
+            "top1": sums["top1"][i] / n,
         }
         if not by_outcome:
-            found["confidence"] = confidence[i] / n
+            found["confidence"] = sums["confidence"][i] / n
         groups.append(found)
     return groups
 
 
 def confidence_bins(confidence: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Names for bins of equal width, and the index of each value's."""
+    """Name bins of equal width, and find the index of each value's."""
     names = [f"{i / BINS:.0%} to {(i + 1) / BINS:.0%}" for i in range(BINS)]
     return names, np.minimum((confidence * BINS).astype(int), BINS - 1)
 
 
 def number_ranges(values: np.ndarray, ends: Sequence[int]) -> tuple[list[str], np.ndarray]:
-    """Names for the ranges of whole numbers that end at `ends`, and the index of each value's.
+    """Name the ranges of whole numbers that end at `ends`, and find the index of each value's.
 
     >>> number_ranges(np.array([1, 2, 3, 4, 5, 6]), [1, 2, 4, 1000])
     (['1', '2', '3-4', '5-1,000'], array([0, 1, 2, 2, 3, 3]))
     """
-    starts = [ends[0], *(end + 1 for end in ends[:-1])]
-    names = [
-        f"{end:,}" if start == end else f"{start:,}-{end:,}"
-        for start, end in zip(starts, ends, strict=True)
-    ]
+    names = []
+    start = ends[0]
+    for end in ends:
+        names.append(f"{end:,}" if start == end else f"{start:,}-{end:,}")
+        start = end + 1
     return names, np.searchsorted(ends, values)
 
 
+def character_kinds(tokenizer: Tokenizer) -> tuple[list[str], np.ndarray]:
+    """Name the kinds of characters, and find the index of each token's."""
+    kinds = ["eos"] * tokenizer.vocab_size
+    for character, token in tokenizer.ids.items():
+        if len(character) == 1:
+            kinds[token] = character_kind(character)
+    names, number = np.unique(kinds, return_inverse=True)
+    return names.tolist(), number
+
+
 def character_kind(character: str) -> str:
+    """Say what kind a character is.
+
+    >>> [character_kind(character) for character in "aÉ日7"]
+    ['lower-case letter', 'upper-case letter', 'other letter', 'digit']
+    >>> [character_kind(character) for character in " \\n;$"]
+    ['space', 'new line', 'punctuation', 'punctuation']
     """
-    >>> [character_kind(character) for character in "aÉ日7 \\n;$"]  # doctest: +NORMALIZE_WHITESPACE
-    ['lower-case letter', 'upper-case letter', 'other letter', 'digit', 'space', 'new line', 'punctuation',
-     'punctuation']
-    """
+    if character in "\r\n":
+        return "new line"
     category = unicodedata.category(character)
-    kind = CHARACTER_KINDS.get(category) or CHARACTER_KINDS.get(category[0], "other")
-    return "new line" if character in "\r\n" else kind
+    return CHARACTER_KINDS.get(category) or CHARACTER_KINDS.get(category[0], "other")
 
 
 def calibrate(by_confidence: Sequence[dict[str, Any]], tempered: np.ndarray) -> dict[str, Any]:
-    """The expected calibration error, and the temperature with the lowest loss (Guo et al. 2017).
+    """Find the expected calibration error, and the temperature with the lowest loss.
 
     ECE is the mean distance of a bin's confidence and accuracy, weighted by its tokens. `tempered`
-    is the mean NLL at each of TEMPERATURES; a polynomial through the lowest five refines it.
+    is the mean NLL at each of TEMPERATURES; a polynomial through the lowest five refines it (Guo
+    et al. 2017).
     """
-    lowest = int(np.clip(tempered.argmin(), 2, len(tempered) - 3))
-    near = slice(lowest - 2, lowest + 3)
-    log_T, nll = np.polynomial.Polynomial.fit(
-        np.log(TEMPERATURES[near]), tempered[near], deg=4
-    ).linspace(2001)
+    confidence = 0.0
+    ece = 0.0
+    for each in by_confidence:
+        confidence += each["share"] * each["confidence"]
+        ece += each["share"] * abs(each["confidence"] - each["top1"])
+
+    # the temperature, on a fine grid around the lowest of those that were tried
+    middle = int(np.clip(tempered.argmin(), 2, len(tempered) - 3))
+    near = slice(middle - 2, middle + 3)
+    log_T = np.log(TEMPERATURES[near])
+    curve = np.polynomial.Polynomial.fit(log_T, tempered[near], deg=4)
+    fine_log_T, fine_nll = curve.linspace(2001)
+    lowest = int(fine_nll.argmin())
+    at_1 = tempered[len(tempered) // 2]
     return {
-        "confidence": sum(each["share"] * each["confidence"] for each in by_confidence),
-        "ece": sum(
-            each["share"] * abs(each["confidence"] - each["top1"]) for each in by_confidence
-        ),
-        "temperature": float(np.exp(log_T[nll.argmin()])),
-        "at_end": bool(nll.argmin() in (0, len(nll) - 1)),
-        "nats_gained": max(0.0, float(tempered[len(tempered) // 2] - nll.min())),
+        "confidence": confidence,
+        "ece": ece,
+        "temperature": float(np.exp(fine_log_T[lowest])),
+        "at_end": lowest in (0, len(fine_nll) - 1),
+        "nats_gained": max(0.0, float(at_1 - fine_nll[lowest])),
     }

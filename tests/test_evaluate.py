@@ -34,7 +34,7 @@ from report.analysis import (
     Blocks,
     calibrate,
     confidence_bins,
-    group,
+    group_targets,
     intervals,
     measure_losses,
 )
@@ -591,7 +591,7 @@ def test_a_text_of_a_few_tokens_has_intervals_that_are_numbers() -> None:
 
 def calibration_of(scores: scoring.Scores) -> tuple[dict[str, float], list[dict[str, Any]]]:
     of_each = columns(scores.targets, scores.nll, top1=scores.top(1), confidence=scores.confidence)
-    rows = group(*confidence_bins(scores.confidence), of_each)
+    rows = group_targets(*confidence_bins(scores.confidence), of_each)
     return calibrate(rows, scores.tempered / len(scores.nll)), rows
 
 
