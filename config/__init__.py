@@ -11,12 +11,12 @@ open_closed_streams()
 # faster. OpenMP reads this when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-if missing := [
-    name for name in ("numpy", "pydantic", "tomli_w", "torch", "tqdm") if not find_spec(name)
-]:
+needed = ("numpy", "pydantic", "tomli_w", "torch", "tqdm")
+missing = [name for name in needed if not find_spec(name)]
+if missing:
     print(
-        f"error: {sys.executable} has no {', '.join(missing)}; use .venv/bin/python, which `make train` installs, or "
-        "install with: python -m pip install -r requirements.txt",
+        f"error: {sys.executable} has no {', '.join(missing)}; use .venv/bin/python, which "
+        "`make train` installs, or install with: python -m pip install -r requirements.txt",
         file=sys.stderr,
     )
     sys.exit(2)

@@ -15,8 +15,7 @@ from config.schema import Config, RunConfig, Section
 
 
 def load_config(argv: list[str]) -> tuple[Config, set[str]]:
-    """The configuration of `train.py [RECIPE] [--name=value ...]`, and the options named on the
-    command line.
+    """The configuration of `train.py [RECIPE] [--name=value ...]`, and the options in argv.
 
     A run that is resumed keeps what is not named. UserError with all mistakes at once.
     """
@@ -52,9 +51,11 @@ def _parse_training(argv: list[str]) -> tuple[Path | None, dict[str, str]]:
         "none = all defaults"
     )
     paths, given = _parse(Config, argv, "[RECIPE]", "?", meaning)
-    path = Path(paths[0]) if paths else None
-    if path and path.is_dir():
-        path = path / "config.toml"  # of a run
+    if not paths:
+        return None, given
+    path = Path(paths[0])
+    if path.is_dir():
+        path /= "config.toml"  # of a run
         if os.path.lexists(path):
             check_entries(path.parent)
     return path, given
@@ -62,7 +63,9 @@ def _parse_training(argv: list[str]) -> tuple[Path | None, dict[str, str]]:
 
 def _recipe(path: Path | None, given: dict[str, str]) -> Config:
     """The same options, but with the model to start from that the recipe names."""
-    return merge(Config, path, {name: text for name, text in given.items() if name != "init_from"})
+    others = given.copy()
+    others.pop("init_from", None)
+    return merge(Config, path, others)
 
 
 def load_options(
@@ -74,72 +77,89 @@ def load_options(
 
 
 def _choose_out_dir(path: Path | None, given: dict[str, str], run: RunConfig) -> Path:
-    """out/RECIPE with the options that differ; beside a run that is the recipe, or that run itself
-    to resume it.
+    """Name a run out/RECIPE, followed by the options that differ.
+
+    Where the recipe is a run, the new one stands beside it, or it is that run which is resumed.
     """
-    base = Path("out") / (path.stem if path else "default")
-    if path and path.name == "config.toml":
+    base = Path("out/default")
+    if path and path.name == "config.toml":  # of a run
         base = path.parent
         if run.resumes:
             return base
-    telling = {"seed", "init_from"} if run.source else {"seed"}  # of [run], what changes the model
-    # in this order, whatever that of `given` is
-    differ = [
-        f"{name}={given[name]}"
-        for name in Config().options()
-        if name in given and (name in telling or name not in RunConfig.model_fields)
-    ]
-    name = re.sub(r"[^\w.,=+-]+", "_", ",".join([base.name, *differ]))
+    elif path:
+        base = Path("out") / path.stem
+    telling = {"seed"}  # of the options in [run], those that change the model
+    if run.source:
+        telling.add("init_from")
+    parts = [base.name]
+    for name in Config().options():  # in this order, whatever that of `given` is
+        changes_model = name in telling or name not in RunConfig.model_fields
+        if name in given and changes_model:
+            parts.append(f"{name}={given[name]}")
+    name = re.sub(r"[^\w.,=+-]+", "_", ",".join(parts))
     return base.parent / short_name(name)
 
 
 def _parse(
     schema: type[Section], argv: list[str], positional: str, nargs: str | int | None, meaning: str
 ) -> tuple[list[str], dict[str, str]]:
-    """Positional arguments and {option: text}, with the words that are neither among them; --help
-    shows the schema.
+    """Positional arguments and {option: text}; --help shows the schema.
+
+    Words that are no options of the schema are among {option: text}, with an empty text.
     """
     parser = _Parser(usage=f"%(prog)s {positional} [--name=value ...]", allow_abbrev=False)
     parser.add_argument(positional, nargs=nargs, help=meaning)
     names = {"-h", "--help", "--"}
     for section in sections(schema).values():
-        group = parser.add_argument_group((section.__doc__ or "").rstrip("."))
-        defaults = section()
-        for name, field in section.model_fields.items():
-            choices = ", ".join(filter(None, get_args(field.annotation)))
-            is_flag: dict[str, Any] = (
-                {"nargs": "?", "const": "true"} if field.annotation is bool else {}
-            )
-            group.add_argument(
-                f"--{field.alias or name}",
-                default=argparse.SUPPRESS,
-                **is_flag,
-                metavar=str(getattr(defaults, name)).lower() or '""',
-                help=f"{field.description} ({choices})" if choices else field.description,
-            )
-            names.add(f"--{field.alias or name}")
+        names |= _add_section(parser, section)
     found, unknown = parser.parse_known_args(_join_values(argv, names))
-    # bytes that are no text have no name
-    unknown = [word.encode(errors="replace").decode() for word in unknown]
     given = vars(found)
     paths = given.pop(positional)
-    if isinstance(paths, str):
+    if paths is None:
+        paths = []
+    elif isinstance(paths, str):
         paths = [paths]
-    return [os.path.expanduser(path) for path in paths or []], given | dict.fromkeys(unknown, "")
+    for word in unknown:
+        given[word.encode(errors="replace").decode()] = ""  # bytes that are no text have no name
+    return [os.path.expanduser(path) for path in paths], given
+
+
+def _add_section(parser: argparse.ArgumentParser, section: type[Section]) -> set[str]:
+    """Add the options of a section to a parser; returns their names, with --."""
+    group = parser.add_argument_group((section.__doc__ or "").rstrip("."))
+    defaults = section()
+    names = set()
+    for name, field in section.model_fields.items():
+        option = f"--{field.alias or name}"
+        names.add(option)
+        meaning = field.description or ""
+        choices = ", ".join(filter(None, get_args(field.annotation)))
+        if choices:
+            meaning += f" ({choices})"
+        default = str(getattr(defaults, name)).lower()
+        is_flag: dict[str, Any] = {}
+        if field.annotation is bool:
+            is_flag = {"nargs": "?", "const": "true"}
+        group.add_argument(
+            option, default=argparse.SUPPRESS, metavar=default or '""', help=meaning, **is_flag
+        )
+    return names
 
 
 def _join_values(argv: list[str], names: set[str]) -> list[str]:
-    """The same words, but --lr 0.1 becomes --lr=0.1 where there is no --lr: else 0.1 would be taken
-    for a recipe.
+    """Join an unknown option with the word after it: --lr 0.1 becomes --lr=0.1.
+
+    Else 0.1 would be taken for a recipe.
     """
     words: list[str] = []
+    last = ""
     for word in argv:
-        last = words[-1] if words else ""
-        is_unknown = bool(re.fullmatch(r"--?[a-zA-Z][\w-]*", last)) and last not in names
-        if is_unknown and not word.startswith("-"):
+        is_option = re.fullmatch(r"--?[a-zA-Z][\w-]*", last) is not None
+        if is_option and last not in names and not word.startswith("-"):
             words[-1] = f"{last}={word}"
         else:
             words.append(word)
+        last = words[-1]
     return words
 
 

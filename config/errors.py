@@ -59,7 +59,8 @@ def _read_number(environment: Mapping[str, str], name: str, least: int, most: in
 try:
     RANK, WORLD_SIZE = read_ranks(os.environ)
 except UserError:  # run_command tells it
-    RANK, WORLD_SIZE = 0, 1
+    RANK = 0
+    WORLD_SIZE = 1
 
 
 class DamagedError(UserError):
@@ -72,21 +73,24 @@ def not_text(what: object, error: UnicodeDecodeError) -> UserError:
 
 
 def did_you_mean(word: str, known: Iterable[str] | Mapping[str, str], n: int = 1) -> str:
-    """A question that names the n nearest of the known words, or what stands beside them; "" if
-    none is near.
+    """Ask for the n nearest of the known words; "" if none is near.
+
+    Of a mapping, the question names the values.
 
     >>> did_you_mean("shakespear", ["words", "shakespeare"])
     '; did you mean shakespeare?'
     """
-    shown = known if isinstance(known, Mapping) else {each: each for each in known}
-    nearest = [shown[each] for each in difflib.get_close_matches(word, shown, n)]
-    return f"; did you mean {' or '.join(nearest)}?" if nearest else ""
+    names = list(known)
+    nearest = difflib.get_close_matches(word, names, n)
+    if not nearest:
+        return ""
+    if isinstance(known, Mapping):
+        nearest = [known[name] for name in nearest]
+    return f"; did you mean {' or '.join(nearest)}?"
 
 
 def run_command(main: Callable[[list[str]], object]) -> None:
-    """Call main(argv); turn a UserError, an OSError or Ctrl-C into one line on stderr and an exit
-    code.
-    """
+    """Call main(argv); answer errors and Ctrl-C with an exit code, and errors with one line."""
     # else Python looks for garbage in all of torch as it exits: over half a second
     atexit.register(gc.freeze)
     if RANK > 0:  # only rank 0 speaks
@@ -106,7 +110,10 @@ def run_command(main: Callable[[list[str]], object]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        _fail(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
+        where = ""
+        if error.filename:
+            where = f"{error.filename}: "
+        _fail(f"error: {where}{error.strerror or error}")
     except UserError as error:
         _fail(f"error: {error}")
     except KeyboardInterrupt:
@@ -139,16 +146,18 @@ def out_of_memory(remedy: str) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         # torch.OutOfMemoryError, and what mps and CPUs raise
-        says = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if isinstance(error, MemoryError) or re.search(
-            r"out of memory|can't allocate memory", says
-        ):
-            raise UserError(f"out of memory: {remedy} ({says:.150})") from None
-        raise
+        lines = str(error).strip().splitlines()
+        says = type(error).__name__
+        if lines:
+            says = lines[0]
+        told = re.search(r"out of memory|can't allocate memory", says)
+        if told is None and not isinstance(error, MemoryError):
+            raise
+        raise UserError(f"out of memory: {remedy} ({says:.150})") from None
 
 
 def _fail(line: str) -> None:
-    """Print the line and exit with code 2. Under torchrun, its report at the end repeats the line."""
+    """Print the line and exit with code 2; under torchrun, its last report repeats the line."""
     line = printable(line)
     # all ranks meet the same mistake: rank 0 tells it, and torchrun then ends the others
     if RANK > 0:

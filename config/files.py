@@ -34,7 +34,7 @@ def is_run(path: Path) -> bool:
 
 
 def is_hugging_face(path: Path) -> bool:
-    """Whether a directory holds a model in Hugging Face's format, of which convert.py makes a run."""
+    """Whether a directory is in Hugging Face's format, of which convert.py makes a run."""
     return (path / "config.json").is_file() and not (path / "config.toml").is_file()
 
 
@@ -78,8 +78,9 @@ def check_regular(path: Path) -> None:
 
 
 def nearest_run(path: Path) -> str:
-    """Say which run may be meant by a path that is none, or how to make one of a Hugging Face
-    model; "" if nothing is near.
+    """Say which run may be meant by a path that is none; "" if no run is near.
+
+    For a Hugging Face model, say how to make a run of it.
     """
     if str(path) in GPT2_NAMES or is_hugging_face(path):
         run = Path("out") / path.name
@@ -89,9 +90,10 @@ def nearest_run(path: Path) -> str:
         return f"; `{command}` makes a run of it: then name {run}"
     if path.exists():
         return ""
-    places = {path.parent, Path("out")}
-    runs = [cfg.parent for place in places for cfg in sorted(place.glob("*/config.toml"))]
-    known = {name: name for name in GPT2_NAMES} | {run.name: str(run) for run in runs}
+    known = dict(zip(GPT2_NAMES, GPT2_NAMES, strict=True))
+    for place in {path.parent, Path("out")}:
+        for cfg in sorted(place.glob("*/config.toml")):
+            known[cfg.parent.name] = str(cfg.parent)
     return did_you_mean(path.name, known)
 
 
@@ -104,12 +106,16 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
     parts = [Path(os.path.abspath(path)).parts for path in paths]
     names = []
     for own in parts:
-        others = [other for other in parts if other != own]
         length = 1
-        while length < len(own) and any(other[-length:] == own[-length:] for other in others):
+        while length < len(own) and _is_shared(own[-length:], own, parts):
             length += 1
         names.append(str(Path(*own[-length:])))
     return names
+
+
+def _is_shared(end: tuple[str, ...], own: tuple[str, ...], paths: list[tuple[str, ...]]) -> bool:
+    """Whether another path than `own` has this end."""
+    return any(path[-len(end) :] == end for path in paths if path != own)
 
 
 def check_entries(folder: Path) -> None:
@@ -153,16 +159,16 @@ def read_text(path: Path) -> str:
             f"{path}: is a pipe that gives more than {PIPE_BYTES:,} bytes; write them "
             "into a file first"
         )
-    return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    text = content.decode("utf-8-sig")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 @contextmanager
 def replacing(path: Path, keep_as: Path | None = None, like: Path | None = None) -> Iterator[Path]:
-    """A name beside `path` to write to; the file then gets the name `path`, whole and on disk, or
-    stays away.
+    """Give a name beside `path` to write to; the file then gets the name `path`, whole and on disk.
 
-    The file that had the name before is lost, or becomes `keep_as`. The new one has the permissions
-    of `like`.
+    If writing fails, `path` stays as it was. The file that had the name before is lost, or becomes
+    `keep_as`. The new one has the permissions of `like`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     name = short_name(path.name, LONGEST_NAME - 20)
@@ -202,8 +208,9 @@ def _remove_leftovers(folder: Path, name: str) -> None:
 
 
 def _has_ended(process: int) -> bool:
-    """Whether there is no such process on this machine. On Windows, where asking would end it, that
-    is unknown.
+    """Whether there is no such process on this machine.
+
+    On Windows that is unknown, because asking would end the process.
     """
     if sys.platform == "win32":
         return False

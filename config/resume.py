@@ -24,7 +24,7 @@ BY_NAME = {
 
 
 def kept_options(cfg: Config) -> dict[str, Any]:
-    """Return the options that weights belong to: with others they would be another model or text."""
+    """Return the options that weights belong to: others mean another model or text."""
     return {name: value for name, value in cfg.options().items() if name in KEPT}
 
 
@@ -37,11 +37,10 @@ def resume_config(asked: Config, named: set[str], path: Path) -> Config:
     saved = load_saved(path / "config.toml")
     updates = {}
     for section, options in asked:
-        changes = {
-            name: getattr(options, name)
-            for name in options.model_fields_set
-            if name in named or name not in MUST_STAY
-        }
+        changes = {}
+        for name in options.model_fields_set:
+            if name in named or name not in MUST_STAY:
+                changes[name] = getattr(options, name)
         updates[section] = getattr(saved, section).model_copy(update=changes)
     return saved.model_copy(update=updates)
 

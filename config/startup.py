@@ -6,8 +6,7 @@ import sys
 
 
 def end_on_interrupt(module: str) -> None:
-    """If the module is the program that was started, Ctrl-C ends it with exit code 130 and without
-    a traceback.
+    """End a program on Ctrl-C with exit code 130 and no traceback; a module is left alone.
 
     run_command then answers Ctrl-C in its own way.
     """
@@ -22,12 +21,17 @@ def open_closed_streams() -> None:
     Else the next file that is opened, such as a checkpoint, would get the number of the stream, and
     with it the warnings of libraries.
     """
-    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        flags = os.O_WRONLY
+        mode = "w"
+        if name == "stdin":
+            flags = os.O_RDONLY
+            mode = "r"
         try:
             os.fstat(number)
         except OSError:
-            flags = os.O_RDONLY if mode == "r" else os.O_WRONLY
-            # the lowest free number, which is this one
+            # opening takes the lowest free number, which is this one
             os.set_inheritable(os.open(os.devnull, flags), True)
         if getattr(sys, name) is None:
-            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+            stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)

@@ -54,7 +54,7 @@ class Checkpoint:
         return {name: p for name, p in self.tensors.items() if name.startswith(MODEL)}
 
     def check_options(self, cfg: Config) -> None:
-        """Raise a UserError that names the options with which the weights would be another model."""
+        """Raise a UserError that names the options with which these weights are another model."""
         wrong = []
         for name, now in kept_options(cfg).items():
             saved = self.options.get(name, now)
@@ -227,7 +227,10 @@ def _load_last(
         try:
             saved = read_checkpoint(path)
             saved.check_options(run.cfg)
-            saved.copy_to(model, optimizers if has_optimizers else [])
+            if has_optimizers:
+                saved.copy_to(model, optimizers)
+            else:
+                saved.copy_to(model)
         except DamagedError as error:
             remarks.append(str(error))
             continue
@@ -319,14 +322,15 @@ def for_prediction(model: GPT, device: Device) -> GPT:
 
 
 def load_teacher(path: str, tokenizer: Tokenizer, block_size: int, device: Device) -> GPT:
-    """The best model of a run, to learn from; UserError if its tokens differ or its block_size is
-    smaller.
+    """The best model of a run, to learn from.
+
+    UserError if the tokenizer differs or block_size is smaller.
     """
     run = open_run(Path(path))
     if run.tokenizer != tokenizer:
         raise UserError(
-            f"teacher={path}: has other tokens than this corpus; it should be a run on the same corpus, "
-            "with the same tokenizer and documents"
+            f"teacher={path}: has other tokens than this corpus; it should be a run on the same "
+            "corpus, with the same tokenizer and documents"
         )
     if run.cfg.model.block_size < block_size:
         raise UserError(
@@ -340,5 +344,6 @@ def _hash(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        flat = tensor.cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -15,7 +15,8 @@ from config.files import without_bom
 Record = dict[str, float]  # a line of metrics.jsonl
 
 LARGEST = 1e100  # number that is read from metrics.jsonl
-COUNTED = {"step": 2**53, "best_step": 2**53, "tokens": 2**63, "seconds": 1e12}  # and the largest
+# Counts, and the largest that is read.
+COUNTED = {"step": 2**53, "best_step": 2**53, "tokens": 2**63, "seconds": 1e12}
 
 
 def parse_record(line: bytes) -> Record | None:

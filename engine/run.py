@@ -1,5 +1,6 @@
-"""A run's directory, without torch: create it, open it, resume it. docs/reliability.md says what
-each file holds.
+"""A run's directory, without torch: create it, open it, resume it.
+
+docs/reliability.md says what each file holds.
 """
 
 import hashlib
@@ -65,9 +66,7 @@ class Run:
 
     @cached_property
     def id(self) -> str:
-        """Stays when the run is resumed, or its directory renamed; a new run has a new one,
-        whatever its name.
-        """
+        """An id that survives resuming and renaming."""
         return self._read_id()
 
     def _read_id(self) -> str:
@@ -75,9 +74,7 @@ class Run:
         return hashlib.sha256(first_start).hexdigest()[:8]
 
     def is_there(self) -> bool:
-        """Whether its directory is still that of this run: nobody moved it, removed it, or put
-        another there.
-        """
+        """Whether nobody moved the directory of this run, removed it, or put another there."""
         try:
             return self.id == self._read_id()
         except OSError:
@@ -88,8 +85,8 @@ class Run:
         tokenizer = load_tokenizer(self.path / "tokenizer.json")
         if tokenizer.vocab_size != self.info.vocab_size:
             raise UserError(
-                f"{self.path}/tokenizer.json: has {tokenizer.vocab_size:,} tokens, and corpus.json says "
-                f"{self.info.vocab_size:,}: they belong to different runs"
+                f"{self.path}/tokenizer.json: has {tokenizer.vocab_size:,} tokens, and corpus.json "
+                f"says {self.info.vocab_size:,}: they belong to different runs"
             )
         return tokenizer
 
@@ -153,7 +150,7 @@ class Run:
         return list(self._records())
 
     def has_metrics(self) -> bool:
-        """Whether there is a line that is not damaged: the first is enough, of perhaps a million."""
+        """Whether there is a line that is not damaged; reads only as far as the first."""
         return any(self._records())
 
     def _records(self) -> Iterator[Record]:
@@ -169,16 +166,16 @@ class Run:
 def _read_changes(line: bytes) -> dict[str, Any]:
     """The options that a line of history.jsonl says were changed; none if it is damaged."""
     try:
-        changes = from_json(line).get("changes", {})
-    except (ValueError, AttributeError):
+        changes = from_json(line)["changes"]
+    except (ValueError, TypeError, LookupError):
         return {}
-    return changes if isinstance(changes, dict) else {}
+    if not isinstance(changes, dict):
+        return {}
+    return changes
 
 
 def open_run(path: Path) -> Run:
-    """The run in a directory; UserError if there is none, or its files are not what train.py
-    writes.
-    """
+    """The run in a directory; UserError if there is none, or its files are damaged."""
     if missing := [name for name in RUN_FILES if not (path / name).is_file()]:
         raise UserError(
             f"{path}: not a run of train.py, which is a directory with {', '.join(missing)}{nearest_run(path)}"

@@ -117,7 +117,7 @@ def from_tokenizer_json(found: dict[str, Any], name: str, eos: object = None) ->
 
 
 def _read_tokenizer(found: dict[str, Any], eos: object) -> Tokenizer:
-    """ValueError, or another error of what is not there, for a tokenizer that is not one of ours."""
+    """ValueError for a tokenizer that is not one of ours, or another error of what is missing."""
     model = found["model"]
     added = found["added_tokens"]
     vocabulary: dict[str, int] = model["vocab"] | {token["content"]: token["id"] for token in added}

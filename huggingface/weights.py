@@ -54,20 +54,26 @@ def module_names(cfg: ModelConfig) -> Names:
 
 
 def to_hugging_face(model: GPT) -> dict[str, Tensor]:
-    """The weights of a model that huggingface.options.to_config_json can describe, by their names there."""
+    """The weights of a model that options.to_config_json can describe, by their names there."""
     cfg = model.cfg
     if cfg.form == "nanogpt":  # there GPT-2 has biases: these are zero
-        plain, model = model, GPT(cfg.model_copy(update={"form": "gpt2"}), model.vocab_size)
-        model.load_state_dict(plain.state_dict(), strict=False)
-    prefix, names = "transformer" if cfg.is_gpt2 else "model", module_names(cfg)
+        weights = model.state_dict()
+        model = GPT(cfg.model_copy(update={"form": "gpt2"}), model.vocab_size)
+        model.load_state_dict(weights, strict=False)
+    prefix = "model"
+    if cfg.is_gpt2:
+        prefix = "transformer"
+    names = module_names(cfg)
     tensors = {}
     for name, p in model.named_parameters():
         module, _, kind = name.rpartition(".")
         if module == "lm_head":
             tensors[name] = p.detach().clone()
             continue
-        for theirs, part in zip(names[module], p.detach().chunk(len(names[module])), strict=True):
-            tensors[f"{prefix}.{theirs}.{kind}"] = _turn(cfg, module, part).clone().contiguous()
+        parts = p.detach().chunk(len(names[module]))
+        for theirs, part in zip(names[module], parts, strict=True):
+            turned = _turn(cfg, module, part)
+            tensors[f"{prefix}.{theirs}.{kind}"] = turned.clone().contiguous()
     return tensors
 
 
@@ -76,15 +82,21 @@ def from_hugging_face(cfg: ModelConfig, tensors: dict[str, Tensor]) -> dict[str,
 
     LookupError if one is missing, ValueError if one has no floating-point numbers.
     """
-    tensors = {
-        name.removeprefix("transformer.").removeprefix("model."): tensor
-        for name, tensor in tensors.items()
-    }
-    weights = {} if cfg.tied else {"lm_head.weight": tensors["lm_head.weight"]}
-    for module, theirs in module_names(cfg).items():
-        for kind in ("weight", "bias") if f"{theirs[0]}.bias" in tensors else ("weight",):
-            parts = [_turn(cfg, module, tensors[f"{each}.{kind}"]) for each in theirs]
-            weights[f"{module}.{kind}"] = parts[0] if len(parts) == 1 else torch.cat(parts)
+    theirs = {}
+    for name, tensor in tensors.items():
+        theirs[name.removeprefix("transformer.").removeprefix("model.")] = tensor
+    weights = {}
+    if not cfg.tied:
+        weights["lm_head.weight"] = theirs["lm_head.weight"]
+    for module, names in module_names(cfg).items():
+        for kind in ("weight", "bias"):
+            if kind == "bias" and f"{names[0]}.bias" not in theirs:
+                continue
+            parts = [_turn(cfg, module, theirs[f"{name}.{kind}"]) for name in names]
+            if len(parts) == 1:
+                weights[f"{module}.{kind}"] = parts[0]
+            else:
+                weights[f"{module}.{kind}"] = torch.cat(parts)
     if cfg.is_gpt2:
         weights["wpe.weight"] = weights["wpe.weight"][: cfg.block_size]
     for name, tensor in weights.items():
@@ -100,8 +112,7 @@ def _turn(cfg: ModelConfig, module: str, tensor: Tensor) -> Tensor:
 
 
 def load_weights(path: Path, cfg: ModelConfig, vocab_size: int) -> GPT:
-    """The model of a directory in Hugging Face's format, built when its weights are known to be
-    there.
+    """The model of a directory; it is built when its weights are known to be there.
 
     Rows of a padded vocabulary, and those of added tokens that are left out, are left out too.
     """
@@ -130,8 +141,7 @@ def load_weights(path: Path, cfg: ModelConfig, vocab_size: int) -> GPT:
 
 
 def _weight_files(path: Path) -> dict[str, list[str]]:
-    """The files that hold a model's weights, with the names of the weights in each; no names = all
-    in it.
+    """The files that hold a model's weights, with the names in each; no names = all in it.
 
     Other .safetensors beside them are copies, or something else.
     """
@@ -139,8 +149,8 @@ def _weight_files(path: Path) -> dict[str, list[str]]:
     if not index.is_file():
         if not (path / WEIGHTS).is_file():
             raise UserError(
-                f"{path}: has no {WEIGHTS} and no {INDEX}; other formats are not read: save it with "
-                "save_pretrained of transformers"
+                f"{path}: has no {WEIGHTS} and no {INDEX}; other formats are not read: save it "
+                "with save_pretrained of transformers"
             )
         return {WEIGHTS: []}
     files: dict[str, list[str]] = {}
@@ -148,8 +158,8 @@ def _weight_files(path: Path) -> dict[str, list[str]]:
         for name, file in json.loads(index.read_bytes())["weight_map"].items():
             if Path(file).name != file or not (path / file).is_file():
                 raise UserError(
-                    f"{index}: names {file}, which is not there; get the file, or, if {WEIGHTS} is the "
-                    "whole model, remove the index"
+                    f"{index}: names {file}, which is not there; get the file, or, if {WEIGHTS} "
+                    "is the whole model, remove the index"
                 )
             files.setdefault(file, []).append(name)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
