@@ -25,8 +25,8 @@ from pydantic import Field
 from config.cli import load_options
 from config.errors import DIVERGED, UserError, not_text, run_command, slow_imports
 from config.files import check_place, check_regular, write_atomically
-from config.schema import Section, Text
 from config.terminal import progress_bar
+from config.values import Section, Text
 from data.baselines import COMPRESSORS
 from data.sources import zstd
 from data.unknown import Replacer, known_to, unpack_list

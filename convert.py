@@ -17,7 +17,7 @@ from pydantic import Field
 from config.cli import load_options
 from config.errors import UserError, run_command, slow_imports
 from config.files import is_run
-from config.schema import Section
+from config.values import Section
 from engine.run import Run, open_run
 from huggingface.directory import describe_choices, is_model
 from huggingface.options import to_config_json

@@ -12,8 +12,8 @@ from pydantic import Field
 from config.cli import load_options
 from config.errors import UserError, run_command
 from config.files import check_place, is_run
-from config.schema import FileName, Page, Section
 from config.terminal import print_styled
+from config.values import FileName, Page, Section
 from engine.run import Run, open_run
 from engine.watchers import load_wing
 from report.characters import draw_terminal

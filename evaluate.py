@@ -20,8 +20,8 @@ from pydantic import Field
 from config.cli import load_options
 from config.errors import UserError, run_command, slow_imports
 from config.files import check_place
-from config.schema import Count, FileName, Page, Section, Text, UnknownCharacters
 from config.terminal import print_styled, printable, progress_bar
+from config.values import Count, FileName, Page, Section, Text, UnknownCharacters
 from data.corpora import read_corpus_text
 from data.documents import Split, encode_documents, split_documents
 from data.eval_text import EvalText

@@ -13,7 +13,7 @@ from pydantic import Field
 from config.cli import load_options
 from config.errors import UserError, run_command, slow_imports
 from config.files import check_regular, read_text
-from config.schema import Count, FileName, Positive, Rate, Section, Text, UnknownCharacters
+from config.values import Count, FileName, Positive, Rate, Section, Text, UnknownCharacters
 from data.info import end_of_prompt
 from data.unknown import make_replacer
 from engine.run import Run, open_run

@@ -31,7 +31,8 @@ from bench.output import write_results
 from bench.results import cpu_name
 from config.cli import load_options
 from config.errors import run_command
-from config.schema import DataConfig, Positive, Section
+from config.schema import DataConfig
+from config.values import Positive, Section
 from data.corpora import read_corpus
 from data.sources import read_pieces
 from data.tokenizer import Tokenizer, make_tokenizer

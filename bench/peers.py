@@ -35,7 +35,8 @@ from bench.output import write_results
 from bench.results import cpu_name
 from config.cli import load_config, load_options
 from config.errors import UserError, run_command
-from config.schema import ModelConfig, Positive, Section
+from config.schema import ModelConfig
+from config.values import Positive, Section
 from data.batches import TrainBatches
 from data.eval_text import EvalText
 from data.prepare import prepare_corpus

@@ -26,7 +26,7 @@ from pydantic import Field
 
 from config.cli import load_config, load_options
 from config.errors import UserError, run_command
-from config.schema import Section
+from config.values import Section
 from data.prepare import prepare_corpus
 from engine.run import open_run
 

@@ -23,7 +23,8 @@ from pydantic import Field
 
 from config.cli import load_options
 from config.errors import UserError, run_command
-from config.schema import Config, ModelConfig, OptimConfig, RunConfig, Section
+from config.schema import Config, ModelConfig, OptimConfig, RunConfig
+from config.values import Section
 from data.batches import TrainBatches
 from data.eval_text import EvalText
 from data.prepare import prepare_corpus

@@ -34,7 +34,7 @@ from bench.output import write_results
 from bench.peers import command, run_training
 from config.cli import load_config, load_options
 from config.errors import UserError, run_command
-from config.schema import Positive, Section
+from config.values import Positive, Section
 from data.prepare import prepare_corpus
 from engine.run import open_run
 

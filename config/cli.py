@@ -6,12 +6,14 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
+from config.checks import find_problems
 from config.errors import UserError
 from config.files import check_entries, is_run, short_name
 from config.old_options import take_old_words, todays_words
 from config.recipe import Options, merge, sections
 from config.resume import adopt_shape, resume_config, unused_options
-from config.schema import Config, RunConfig, Section
+from config.schema import Config, RunConfig
+from config.values import Section
 
 
 def load_config(argv: list[str]) -> tuple[Config, set[str]]:
@@ -31,7 +33,7 @@ def load_config(argv: list[str]) -> tuple[Config, set[str]]:
         cfg = cfg.with_run(init_from=_recipe(path, given).run.source or "auto")
     if cfg.run.source:
         cfg = adopt_shape(cfg)
-    if problems := cfg.problems():
+    if problems := find_problems(cfg):
         raise UserError("\n  ".join(problems))
     return cfg, set(given)
 

@@ -5,7 +5,8 @@ Each is translated, or refused in a line that says what to write instead.
 
 from typing import Any
 
-from config.schema import Config, parse_markov
+from config.schema import Config
+from config.values import parse_markov
 
 Options = dict[str, Any]
 

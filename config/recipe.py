@@ -10,11 +10,13 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from config.aliases import name_here
+from config.checks import find_conflicts
 from config.errors import UserError, did_you_mean
 from config.files import check_entries, check_regular, nearest_run, read_text
 from config.old_options import SECTIONS, take_old_words, translate
-from config.schema import Config, Section
+from config.schema import Config
 from config.terminal import one_line
+from config.values import Section
 
 Options = TypeVar("Options", bound=Section)
 
@@ -88,7 +90,7 @@ def load_saved(path: Path) -> Config:
     """
     check_entries(path.parent)
     cfg = merge(Config, path, {})
-    if conflicts := cfg.conflicts():
+    if conflicts := find_conflicts(cfg):
         raise UserError(f"{path}: {'; '.join(conflicts)}")
     return cfg
 

@@ -2,109 +2,44 @@
 
 `python train.py` without a recipe trains with these defaults. Names are unique across the sections,
 so the command line needs only the name: --label_smoothing=0.1. Where a 0 disables an option, its
-description says so.
+description says so. config/values.py has the types, config/checks.py what does not go together.
 """
 
 import os
-import re
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError, from_json
+from pydantic import Field
+from pydantic_core import from_json
 
-from config.errors import WORLD_SIZE, did_you_mean
-from config.files import is_run, nearest_run, without_bom
+from config.files import without_bom
+from config.values import (
+    CORPORA,
+    WATCHERS,
+    Corpus,
+    Count,
+    FileName,
+    Fraction,
+    Positive,
+    Rate,
+    Section,
+    Size,
+    Text,
+    Watchers,
+    parse_markov,
+)
 
-# by their names
-CORPORA = ("shakespeare", "tinyshakespeare", "words", "dialogue", "two_gentlemen", "markov")
-WATCHERS = ("page", "tensorboard", "wandb", "trackio", "mlflow")
-TOKENIZERS = ("char", "bpe", "gpt2")
-UnknownCharacters = Literal["refuse", "replace"]
 OVERFITTING_RISE = 0.01  # nats: a smaller change of a loss may be noise
-
-Count = Annotated[int, Field(ge=0, lt=2**63)]
-Positive = Annotated[int, Field(ge=1, lt=2**63)]
-Size = Annotated[int, Field(ge=1, le=1_000_000)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Rate = Annotated[float, Field(ge=0, le=1e38)]
-Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]  # no file name and no TOML file may have a NUL
-# ~ is the user's home, as in a shell
-FileName = Annotated[Text, AfterValidator(os.path.expanduser)]
-
-
-def _holds_texts(path: Path) -> bool:
-    """Whether the first record of a .jsonl file has a `text`, and neither a prompt nor a
-    completion.
-    """
-    try:
-        with path.open("rb") as lines:
-            record = from_json(without_bom(next(filter(bytes.strip, lines))))
-    except (OSError, StopIteration, ValueError):
-        return False
-    return (
-        isinstance(record, dict)
-        and "text" in record
-        and not record.keys() & {"prompt", "completion"}
-    )
-
-
-def parse_markov(corpus: str) -> tuple[int, int, float] | None:
-    """The order, the alphabet and the temperature that a corpus's name has; None for other corpora.
-
-    >>> parse_markov("markov"), parse_markov("markov-1-5-2")
-    ((2, 27, 0.5), (1, 5, 2.0))
-    """
-    if corpus == "markov":
-        return 2, 27, 0.5
-    found = re.fullmatch(r"markov-(\d{1,9})-(\d{1,9})-(\d{1,9}\.?\d{0,9})", corpus)
-    if found is None:
-        return None
-    return int(found[1]), int(found[2]), float(found[3])
-
-
-def _check_markov(corpus: str) -> str:
-    order, alphabet, temperature = parse_markov(corpus) or (2, 27, 0.5)
-    if not 1 <= order <= 3 or not 2 <= alphabet <= 63 or not 0.01 <= temperature <= 100:
-        raise PydanticCustomError(
-            "markov",
-            "a corpus markov-ORDER-ALPHABET-TEMPERATURE has an order of 1 to 3, an alphabet of 2 "
-            "to 63 and a temperature of 0.01 to 100",
-        )
-    return corpus
-
-
-def _check_page(name: str) -> str:
-    if name and (Path(name).suffix != ".html" or Path(name).is_dir()):
-        raise PydanticCustomError("page", "the name of a page ends in .html, as in page.html")
-    return name
-
-
-def _check_watchers(names: str) -> str:
-    for name in names.split(","):
-        if name not in ("", *WATCHERS):
-            raise PydanticCustomError("watchers", f"should be one of {', '.join(WATCHERS)}")
-    return names
-
-
-# so that no page replaces a text or a checkpoint
-Page = Annotated[FileName, AfterValidator(_check_page)]
-
-
-class Section(BaseModel):
-    """A group of options: typed, frozen, and closed to unknown names."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
     """[data] Which text, and what its tokens are."""
 
-    corpus: Annotated[FileName, AfterValidator(_check_markov)] = Field(
+    corpus: Corpus = Field(
         "shakespeare",
-        description=f"{', '.join(CORPORA)}; a folder or a pattern of "
-        "files; or a UTF-8 file: .jsonl with texts, or with prompts and completions; else text",
+        description=f"{', '.join(CORPORA)}, or markov-ORDER-ALPHABET-TEMPERATURE; a folder or a "
+        "pattern of files; or a UTF-8 file: .jsonl with texts, or with prompts and completions; "
+        "else text",
     )
     tokenizer: FileName = Field(
         "char",
@@ -330,7 +265,7 @@ class RunConfig(Section):
     )
     log_interval: Positive = Field(10, description="steps between lines of metrics.jsonl")
     checkpoint_interval: Positive = Field(100, description="steps between checkpoints")
-    watchers: Annotated[Text, AfterValidator(_check_watchers)] = Field(
+    watchers: Watchers = Field(
         "page",
         description=f"show the run as it trains: {', '.join(WATCHERS)}, or several with commas "
         "between; empty = none",
@@ -388,99 +323,18 @@ class Config(Section):
         """The same configuration with other values in [run]."""
         return self.model_copy(update={"run": self.run.model_copy(update=changes)})
 
-    def conflicts(self) -> list[str]:
-        """Combinations of options that make no sense on any machine, a line each."""
-        data, model, loss, optim = self.data, self.model, self.loss, self.optim
-        unit = 2 * model.n_head  # rotary positions need an even width of each head
-        found = self._unmet(
-            [
-                ("vocab_size", data.tokenizer == "bpe", "--tokenizer=bpe"),
-                (
-                    "tokenizer documents mask",
-                    not data.markov,
-                    "another corpus: the entropy of markov is known per "
-                    "character of the whole text only",
-                ),
-                (
-                    "document_attention",
-                    model.ngram_embedding < 2,
-                    "--ngram_embedding=0: n-grams look across documents",
-                ),
-                ("ngram_rows", model.ngram_embedding > 1, "--ngram_embedding=2 or more"),
-                ("alpha temperature", loss.teacher, "a --teacher"),
-                ("muon_learning_rate momentum", optim.optimizer == "muon", "--optimizer=muon"),
-                (
-                    "decay_fraction min_lr_ratio",
-                    optim.schedule != "constant",
-                    "--schedule=cosine or linear",
-                ),
-            ]
-        )
-        if model.n_embd % unit:
-            found.append(
-                f"n_embd={model.n_embd} is not a multiple of 2 n_head = {unit}; try n_embd="
-                f"{max(1, round(model.n_embd / unit)) * unit}"
-            )
-        return found
 
-    def problems(self) -> list[str]:
-        """The conflicts, and what this machine lacks for such a training, a line each."""
-        data, loss, optim, run = self.data, self.loss, self.optim, self.run
-        found = self.conflicts() + self._unmet(
-            [
-                (
-                    "documents",
-                    not data.is_jsonl,
-                    "another corpus: the documents of this one are its records already",
-                ),
-                (
-                    "documents mask padded predict_eos",
-                    not data.is_large,
-                    "one file of text, not compressed",
-                ),
-                (
-                    "padded predict_eos document_attention",
-                    data.eos_text,
-                    "documents: use --documents=lines or paragraphs, or a .jsonl corpus",
-                ),
-            ]
-        )
-        for name in run.watcher_names:
-            # A folder of that name, such as the one that wandb writes, has no origin: it is not
-            # the package.
-            if name != "page" and not getattr(find_spec(name), "origin", None):
-                found.append(f"watchers={name} needs its package: pip install -e '.[{name}]'")
-        if (
-            data.tokenizer not in TOKENIZERS
-            and not is_run(Path(data.tokenizer))
-            and not run.resumes
-        ):
-            meant = did_you_mean(data.tokenizer, TOKENIZERS) or nearest_run(Path(data.tokenizer))
-            found.append(
-                f"tokenizer={data.tokenizer}: should be char, bpe, gpt2, or the directory of a run{meant}"
-            )
-        if not data.corpus:  # as in the config.toml of a converted model
-            found.append("corpus is empty: name a text, --corpus=FILE")
-        if optim.batch_size < WORLD_SIZE:
-            found.append(
-                f"batch_size={optim.batch_size} with {WORLD_SIZE} ranks: each needs a sequence of its own"
-            )
-        if loss.teacher and os.path.abspath(loss.teacher) == os.path.abspath(run.out_dir):
-            found.append(f"teacher={loss.teacher} is out_dir too: a run cannot be its own teacher")
-        if run.source and os.path.abspath(run.source) == os.path.abspath(run.out_dir):
-            found.append(
-                f"init_from={run.source} is out_dir too: name another --out_dir, or resume with "
-                "--init_from=resume"
-            )
-        return found
-
-    def _unmet(self, needs: list[tuple[str, object, str]]) -> list[str]:
-        """The changed options without what they need: names, whether it is there, what it is."""
-        changed = self.changed()
-        return [
-            f"{name}={changed[name]} needs {what}"
-            for names, is_there, what in needs
-            if not is_there
-            for name in names.split()
-            if name in changed
-        ]
+def _holds_texts(path: Path) -> bool:
+    """Whether the first record of a .jsonl file has a `text`, and neither a prompt nor a
+    completion.
+    """
+    try:
+        with path.open("rb") as lines:
+            record = from_json(without_bom(next(filter(bytes.strip, lines))))
+    except (OSError, StopIteration, ValueError):
+        return False
+    return (
+        isinstance(record, dict)
+        and "text" in record
+        and not record.keys() & {"prompt", "completion"}
+    )

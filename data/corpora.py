@@ -21,7 +21,8 @@ import numpy as np
 
 from config.errors import UserError, did_you_mean, not_text
 from config.files import read_text, write_atomically
-from config.schema import CORPORA, DataConfig
+from config.schema import DataConfig
+from config.values import CORPORA
 from data.markov import LENGTH, MarkovSource
 
 DATA = Path(__file__).resolve().parent

@@ -8,8 +8,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from config.errors import DamagedError
 from config.files import without_bom
-from config.schema import Count
 from config.terminal import one_line
+from config.values import Count
 from surprisal import nats_to_bits
 
 UNIFORM = "uniform, log|V|"  # where every untrained model is

@@ -33,8 +33,9 @@ import numpy as np
 from config.cli import load_config
 from config.errors import DamagedError, UserError, out_of_memory, run_command
 from config.files import LONGEST_NAME, lock_of, locked, short_name, write_atomically
-from config.schema import TOKENIZERS, DataConfig
+from config.schema import DataConfig
 from config.terminal import progress_bar
+from config.values import TOKENIZERS
 from data.arrays import write_array
 from data.baselines import measure_baselines
 from data.batches import TrainBatches

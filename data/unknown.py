@@ -12,7 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable
 
-from config.schema import UnknownCharacters
+from config.values import UnknownCharacters
 from data.documents import Document
 from data.tokenizer import Tokenizer
 

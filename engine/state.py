@@ -6,7 +6,8 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from config.schema import OVERFITTING_RISE, Config, Count
+from config.schema import OVERFITTING_RISE, Config
+from config.values import Count
 from loss import LossSums
 
 SMOOTHING = 0.95  # of the running mean and variance of the training loss

@@ -11,7 +11,8 @@ from pydantic import Field, ValidationError
 
 from config.errors import UserError
 from config.files import GPT2_NAMES, is_hugging_face, nearest_run, short_name
-from config.schema import ModelConfig, Section
+from config.schema import ModelConfig
+from config.values import Section
 from data.tokenizer import Tokenizer, with_eos
 from huggingface.options import from_config_json
 from huggingface.tokens import from_tokenizer_json

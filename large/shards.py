@@ -21,7 +21,7 @@ from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from config.errors import DamagedError
 from config.files import write_atomically
-from config.schema import Count
+from config.values import Count
 from data.arrays import TOKENS, check_whole, load_array, write_array
 from data.sources import Piece
 from data.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ import torch
 
 from config.errors import UserError
 from config.files import is_run, unique_names
-from config.schema import UnknownCharacters
+from config.values import UnknownCharacters
 from data.documents import Split
 from data.info import end_of_prompt
 from data.show import show_token

@@ -25,6 +25,7 @@ from torch.distributed import HashStore, ReduceOp  # type: ignore[attr-defined]
 
 import config.errors
 from bench.normalisation import compare, masked
+from config.checks import find_problems
 from config.cli import load_config
 from config.errors import UserError, run_command
 from config.schema import Config, ModelConfig, OptimConfig
@@ -299,11 +300,11 @@ def test_only_a_lost_connection_means_that_a_process_is_gone(
 
 def test_several_ranks_are_refused_where_they_have_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(Device(CPU.torch_device, CPU.dtype, 1, 2)).startswith("2 ranks of cpu with ")
-    monkeypatch.setattr("config.schema.WORLD_SIZE", 3)
-    assert Config(optim=OptimConfig(batch_size=2)).problems() == [
+    monkeypatch.setattr("config.checks.WORLD_SIZE", 3)
+    assert find_problems(Config(optim=OptimConfig(batch_size=2))) == [
         "batch_size=2 with 3 ranks: each needs a sequence of its own"
     ]
-    assert not Config(optim=OptimConfig(batch_size=3)).problems()
+    assert not find_problems(Config(optim=OptimConfig(batch_size=3)))
     monkeypatch.setattr("engine.device.WORLD_SIZE", 3)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
     with pytest.raises(UserError, match="several ranks need --device=cpu, or --device=cuda"):

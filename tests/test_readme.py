@@ -15,7 +15,8 @@ import tomli_w
 
 from compress import CompressOptions
 from config.cli import load_config, load_options
-from config.schema import Config, Section
+from config.schema import Config
+from config.values import Section
 from convert import ConvertOptions
 from curves import CurveOptions
 from evaluate import EvaluateOptions

@@ -34,7 +34,7 @@ from packaging.requirements import Requirement
 import trackers
 from config.cli import load_config
 from config.errors import UserError
-from config.schema import WATCHERS
+from config.values import WATCHERS
 from engine.run import Run, open_run
 from engine.watchers import Watchers
 from tests.conftest import ROOT, TINY, call, read_metrics
