@@ -14,7 +14,7 @@ from config.errors import UserError, run_command
 from config.files import check_place, is_run
 from config.terminal import print_styled
 from config.values import FileName, Page, Section
-from engine.run import Run, open_run
+from engine.logged_run import LoggedRun, open_logged_run
 from engine.watchers import load_wing
 from report.characters import draw_terminal
 from report.figures import draw_png
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
                 f"{', '.join(sorted(others))}: no use with html; who looks at the page chooses there"
             )
         write_runs_page = load_wing("page of runs")
-        write_runs_page(Path(options.html), runs)
+        write_runs_page(Path(options.html), [run.path for run in runs])
         print(options.html)
     elif options.terminal:
         print_styled(draw_terminal(runs, options.x, options.scale, options.unit))
@@ -67,13 +67,14 @@ def main(argv: list[str]) -> None:
         print(*labels, path, sep="\n")
 
 
-def open_runs(path: Path) -> list[Run]:
-    """The run in a directory, or all runs in it that have metrics."""
-    if is_run(path):
-        return [open_run(path)]
-    inside = [open_run(each) for each in sorted(path.glob("*")) if is_run(each)]
-    # which says what is missing
-    return [run for run in inside if run.has_metrics()] or [open_run(path)]
+def open_runs(path: Path) -> list[LoggedRun]:
+    """Open the run in a directory, or all runs in it that have metrics."""
+    if not is_run(path):
+        inside = [open_logged_run(each) for each in sorted(path.glob("*")) if is_run(each)]
+        trained = [run for run in inside if run.has_metrics()]
+        if trained:
+            return trained
+    return [open_logged_run(path)]  # or it says what is missing
 
 
 if __name__ == "__main__":

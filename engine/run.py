@@ -16,11 +16,10 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from config.errors import RANK, DamagedError, UserError
+from config.errors import RANK, UserError
 from config.files import (
     RUN_FILES,
     TEMPORARY,
-    check_entries,
     is_run,
     lock_of,
     locked,
@@ -32,32 +31,25 @@ from config.resume import changed_options, refuse_changes
 from config.schema import Config
 from data.documents import Split
 from data.eval_text import EvalText
-from data.info import CorpusInfo, read_info
 from data.prepare import Corpus, prepare_corpus
 from data.tokenizer import Tokenizer, load_tokenizer
-from engine.metrics import Record, append_line, cut_after, is_outcome, read_records
+from engine.logged_run import LoggedRun, open_logged_run
+from engine.metrics import append_line, cut_after, is_outcome
 
 CHECKPOINTS = ("last.safetensors", "previous.safetensors")
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(LoggedRun):
     """A run's directory, its options and its corpus."""
 
-    path: Path
     cfg: Config
-    info: CorpusInfo
     moved: Path | None = None  # where the run went that had this path before
     # options [before, now] of a resumed run
     changes: dict[str, list[Any]] = field(default_factory=dict)
     is_resumed: bool = False
     source: str = ""  # the model that it started from, if any: also of a resumed run
     had_outcome: bool = False  # a resumed run that came to its end before
-    final: Record | None = None  # the last line of metrics.jsonl, where it is not written yet
-
-    @property
-    def name(self) -> str:
-        return self.path.name
 
     @property
     def recipe(self) -> Config:
@@ -145,22 +137,9 @@ class Run:
         eos = self.tokenizer.eos if self.cfg.data.padded else None
         return EvalText(split, self.cfg.model.block_size, eos, stride, max_tokens)
 
-    def read_metrics(self) -> list[Record]:
-        """The lines of metrics.jsonl; damaged ones are left out."""
-        return list(self._records())
-
-    def has_metrics(self) -> bool:
-        """Whether there is a line that is not damaged; reads only as far as the first."""
-        return any(self._records())
-
-    def _records(self) -> Iterator[Record]:
-        yield from read_records(self.path / "metrics.jsonl")
-        if self.final is not None:
-            yield self.final
-
     def has_outcome(self) -> bool:
         """Whether the last line of metrics is there: then all of the outcome is there too."""
-        return any(is_outcome(record) for record in self._records())
+        return any(is_outcome(record) for record in self.records())
 
 
 def _read_changes(line: bytes) -> dict[str, Any]:
@@ -175,17 +154,9 @@ def _read_changes(line: bytes) -> dict[str, Any]:
 
 
 def open_run(path: Path) -> Run:
-    """The run in a directory; UserError if there is none, or its files are damaged."""
-    if missing := [name for name in RUN_FILES if not (path / name).is_file()]:
-        raise UserError(
-            f"{path}: not a run of train.py, which is a directory with {', '.join(missing)}{nearest_run(path)}"
-        )
-    check_entries(path)
-    try:
-        info = read_info(path / "corpus.json")
-    except DamagedError as error:
-        raise UserError(f"{error}; copy it from a backup, or train again") from None
-    return Run(path, load_saved(path / "config.toml"), info)
+    """Open the run in a directory; UserError if there is none, or its files are not a run's."""
+    logged = open_logged_run(path)
+    return Run(path, logged.info, load_saved(path / "config.toml"))
 
 
 @contextmanager
@@ -279,7 +250,7 @@ def create_run(cfg: Config, corpus: Corpus) -> Run:
         (path / name).unlink(missing_ok=True)
     write_atomically(path / "tokenizer.json", corpus.tokenizer.model_dump_json().encode())
     write_atomically(path / "corpus.json", corpus.info.model_dump_json(indent=1).encode())
-    return Run(path, cfg, corpus.info, moved, source=cfg.run.source)
+    return Run(path, corpus.info, cfg, moved, source=cfg.run.source)
 
 
 def _move_aside(path: Path) -> Path:

@@ -11,7 +11,6 @@ from typing import Any, Protocol, TypeGuard
 
 from config.errors import UserError
 from engine.metrics import Record
-from engine.run import Run
 
 WINGS = {  # where each is: a module, and a class or a function in it
     "page": ("page.watcher", "PageWatcher"),
@@ -42,7 +41,7 @@ class Watchers:
     """
 
     def __init__(
-        self, names: Sequence[str], run: Run, step: int, say: Callable[[str], object]
+        self, names: Sequence[str], run: object, step: int, say: Callable[[str], object]
     ) -> None:
         self.say = say
         self.failed: dict[str, BaseException] = {}  # what the last call of a watcher raised
@@ -58,7 +57,7 @@ class Watchers:
         for name, watcher in self.watchers.items():
             self._attempt(name, watcher.close)
 
-    def _start(self, name: str, run: Run, step: int) -> None:
+    def _start(self, name: str, run: object, step: int) -> None:
         self.watchers[name] = load_wing(name)(run, step)
 
     def unwritten(self) -> list[str]:

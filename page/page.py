@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from config.files import write_atomically
-from engine.run import Run
+from engine.run import Run, open_run
 from page.content import Content, content_of_runs, content_of_text
 from report.analysis import Columns, Passage
 
@@ -20,8 +20,9 @@ WEB = Path(__file__).with_name("web")
 BOKEH = ["bokeh.min.js", "bokeh-api.min.js"]
 
 
-def write_runs(path: Path, runs: Sequence[Run]) -> None:
-    """Write a page of runs, for `curves.py --html`."""
+def write_runs(path: Path, folders: Sequence[Path]) -> None:
+    """Write a page of the runs in some directories, for `curves.py --html`."""
+    runs = [open_run(folder) for folder in folders]
     write_page(path, content_of_runs(runs))
 
 

@@ -7,7 +7,7 @@ import string
 import sys
 from collections.abc import Sequence
 
-from engine.run import Run
+from engine.logged_run import LoggedRun
 from report.picture import X_LABELS, Y_LABELS, Picture, show_number
 
 ROWS = 21  # of the picture
@@ -16,7 +16,7 @@ SHOWN_MARKERS = {"braille": "⠒⠒", "dot": "••"}  # in the legend; of the 
 
 
 def draw_terminal(
-    runs: Sequence[Run], x: str = "step", scale: str = "log", unit: str = "nats"
+    runs: Sequence[LoggedRun], x: str = "step", scale: str = "log", unit: str = "nats"
 ) -> str:
     """Return the picture of figures.py in characters; baselines are the marks of the y axis."""
     import plotext

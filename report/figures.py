@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from config.errors import UserError
 from config.files import replacing
 from data.info import ENTROPY_RATE
-from engine.run import Run
+from engine.logged_run import LoggedRun
 from report.picture import X_LABELS, Y_LABELS, Curve, Picture, show_number, spread
 from surprisal import perplexity
 
@@ -29,7 +29,7 @@ MARGIN = 0.7
 
 
 def draw_png(
-    runs: Sequence[Run], path: Path, x: str = "step", scale: str = "log", unit: str = "nats"
+    runs: Sequence[LoggedRun], path: Path, x: str = "step", scale: str = "log", unit: str = "nats"
 ) -> list[str]:
     """Save the picture as .png, .svg or .pdf; returns what its legend says of each run."""
     if path.suffix not in (".png", ".svg", ".pdf"):
@@ -42,7 +42,7 @@ def draw_png(
 
 
 def make_figure(
-    runs: Sequence[Run], x: str = "step", scale: str = "log", unit: str = "nats"
+    runs: Sequence[LoggedRun], x: str = "step", scale: str = "log", unit: str = "nats"
 ) -> "Figure":
     """Draw the training and validation loss of each run, a star at the best model, and baselines.
 

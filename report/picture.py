@@ -8,8 +8,8 @@ import numpy as np
 from config.files import unique_names
 from config.terminal import one_line
 from data.info import UNIFORM, CorpusInfo
+from engine.logged_run import LoggedRun
 from engine.metrics import Record, find_best
-from engine.run import Run
 from surprisal import bits_per_byte
 
 POINTS = 1000  # of a curve that can be told apart
@@ -28,7 +28,7 @@ Series = tuple[list[float], list[float]]  # where losses were measured, and the 
 class Curve:
     """A run's losses in the unit of the picture, and its name in the legend."""
 
-    def __init__(self, run: Run, name: str, x: str, unit: str) -> None:
+    def __init__(self, run: LoggedRun, name: str, x: str, unit: str) -> None:
         records = run.read_metrics()
         evaluations = [record for record in records if "val_nll" in record]
         val_name = VAL_NAMES[unit]
@@ -61,7 +61,7 @@ class Curve:
 class Picture:
     """The curves of some runs, the baselines, and the ends and ticks of the axes."""
 
-    def __init__(self, runs: Sequence[Run], x: str, scale: str, unit: str) -> None:
+    def __init__(self, runs: Sequence[LoggedRun], x: str, scale: str, unit: str) -> None:
         names = unique_names([run.path for run in runs])
         names = shorten_all(names, 48)
         self.curves = []
@@ -149,7 +149,7 @@ def thin(values: Sequence[float] | np.ndarray) -> list[float]:
     return [float(mean) for mean in sums / sizes]
 
 
-def find_baselines(runs: Sequence[Run], unit: str) -> list[tuple[str, float]]:
+def find_baselines(runs: Sequence[LoggedRun], unit: str) -> list[tuple[str, float]]:
     """Return the names and losses of the baselines, from the lowest to the highest.
 
     They include the entropy rate; one above log|V| says nothing, and is left out. A name that
@@ -177,7 +177,7 @@ def read_baselines(info: CorpusInfo, unit: str) -> Baselines:
     return {baseline.name: baseline.bits_per_byte for baseline in info.baselines}
 
 
-def find_owners(runs: Sequence[Run], values: Sequence[Baselines]) -> list[str]:
+def find_owners(runs: Sequence[LoggedRun], values: Sequence[Baselines]) -> list[str]:
     """Name what each run's baselines belong to: the corpus, the tokens, or the first such run."""
     by_corpus = [run.info.name for run in runs]
     by_tokens = [run.info.tokenizer for run in runs]

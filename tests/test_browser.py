@@ -85,7 +85,7 @@ def own(trained, tmp_path: Path) -> Path:
 @pytest.fixture
 def tab(browser: Any, own: Path) -> Iterator[Tab]:
     """A page of one run."""
-    write_runs(own / "whole.html", [open_run(own)])
+    write_runs(own / "whole.html", [own])
     tab = Tab(browser, own / "whole.html")
     yield tab
     tab.close()
@@ -268,7 +268,7 @@ def test_the_lines_add_up(tab: Tab) -> None:
 
 def test_a_run_may_have_the_name_of_a_baseline(own: Path, browser: Any) -> None:
     named = Path(shutil.copytree(own, own.with_name("unigram")))
-    write_runs(own / "page.html", [open_run(named)])
+    write_runs(own / "page.html", [named])
     rows = "[...document.querySelectorAll('#lines tr')].map(row => [...row.cells].map(each => each.textContent))"
     title, *_, last = Tab(browser, own / "page.html")(rows)
     assert title[1:3] == ["unigram (run)", "unigram"]
@@ -368,8 +368,7 @@ def test_a_strangers_text_stays_text(browser: Any, own: Path) -> None:
 
 @pytest.mark.parametrize(("width", "scheme"), [(380, "light"), (1200, "dark")])
 def test_it_fits_a_phone_and_the_dark(browser: Any, own: Path, width: int, scheme: str) -> None:
-    run = open_run(own)
-    write_runs(own / "whole.html", [run, run])
+    write_runs(own / "whole.html", [own, own])
     tab = Tab(browser, own / "whole.html", width, color_scheme=scheme)
     assert tab("document.documentElement.scrollWidth") <= width
     background = tab("getComputedStyle(byId('token')).backgroundColor")
@@ -422,7 +421,7 @@ def edited(own: Path, change: Any) -> Path:
     """A page of the run whose records of metrics.jsonl are changed first."""
     records = change(read_metrics(own))
     (own / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    write_runs(own / "whole.html", [open_run(own)])
+    write_runs(own / "whole.html", [own])
     return own / "whole.html"
 
 
@@ -479,7 +478,7 @@ def test_small_plots_have_ticks_of_their_axis_and_are_used_again(tab: Tab) -> No
 
 
 def test_a_tap_tells_what_is_there(browser: Any, own: Path) -> None:
-    write_runs(own / "whole.html", [open_run(own)])
+    write_runs(own / "whole.html", [own])
     tab = Tab(browser, own / "whole.html", 390, has_touch=True, is_mobile=True)
     y_of(tab, 1)
     box = tab.page.locator("#loss").bounding_box()

@@ -331,7 +331,7 @@ def test_ranks_without_work_are_told() -> None:
 def test_how_to_resume_on_several_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two, with two ranks each."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    run = Run(Path("out/it"), Config(), None)  # type: ignore[arg-type]
+    run = Run(Path("out/it"), None, Config())  # type: ignore[arg-type]
     stray = words.stopped(run, "SIGTERM", TrainState(), CPU, True)
     assert stray.endswith("  python train.py out/it --init_from=resume")
     assert words.stopped(

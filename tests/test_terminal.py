@@ -129,8 +129,9 @@ def test_errors_that_repeat_a_config_are_not_obeyed(theirs: Path, change: str, c
     )
     cfg = (path / "config.toml").read_text().replace("seed = 1337\n", "")
     (path / "config.toml").write_text(cfg.replace("[run]", f"[run]\n{escaped}"))
-    for command in ("sample.py", "evaluate.py", "curves.py", "train.py"):
-        printed = shown(command, str(path), code=code)
+    for command in ("sample.py", "evaluate.py", "curves.py --html=x.html", "train.py"):
+        script, *options = command.split()
+        printed = shown(script, str(path), *options, code=code)
         assert printed.startswith(f"error: {path}/config.toml: ")
         assert printed.count("\n") == 1
         assert "␛" in printed
