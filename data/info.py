@@ -21,8 +21,6 @@ MAX_VAL_TOKENS = 1_000_000  # measured on; of a longer text, the first ones
 PASSAGE = 256  # tokens of the validation split that a run's page shows one by one
 MAX_BASELINES = 100
 MAX_VOCABULARY = 2_000_000  # there are 1,114,112 code points
-
-
 PROMPT_SHOWN = 500  # characters
 
 

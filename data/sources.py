@@ -67,7 +67,8 @@ def find_files(corpus: str) -> list[Path]:
     files = look_for_files(corpus).files
     if not files:
         problem = f"corpus {corpus!r}: no files whose names end in {', '.join(SUFFIXES)}"
-        if left_out := describe_left_out(corpus):
+        left_out = describe_left_out(corpus)
+        if left_out:
             problem += f"; left out: {left_out}"
         raise UserError(problem)
     return files
@@ -80,13 +81,29 @@ def look_for_files(corpus: str) -> FoundFiles:
     an editor keeps, or a program's own. Links are followed; a folder counts once.
     """
     found = FoundFiles([], [], [])
-    if Path(corpus).is_file():
-        files = found.files if is_readable(Path(corpus)) else found.others
-        files.append(Path(corpus))
+    named = Path(corpus)
+    if named.is_file():
+        kind = found.files if is_readable(named) else found.others
+        kind.append(named)
         return found
     root = find_root(corpus)
-    pattern = Path(corpus).parts[len(root.parts) :] or ("**",)
+    pattern = named.parts[len(root.parts) :] or ("**",)
     depth = math.inf if "**" in pattern else len(pattern)
+    for folder, names in visit_folders(root, depth, found):
+        for path in map(folder.joinpath, names):
+            if not matches(path.parts[len(root.parts) :], pattern):
+                continue
+            is_hidden = path.name.startswith(".")
+            if is_readable(path):
+                kind = found.hidden if is_hidden else found.files
+                kind.append(path)
+            elif not is_hidden:  # .DS_Store and its like are nobody's text
+                found.others.append(path)
+    return FoundFiles(*map(sorted, found))
+
+
+def visit_folders(root: Path, depth: float, found: FoundFiles) -> Iterator[tuple[Path, list[str]]]:
+    """Visits a folder and those below it, `depth` levels in all; notes those that it leaves out."""
     seen = {os.path.realpath(root)}
 
     def note_unreadable(error: OSError) -> None:
@@ -94,29 +111,17 @@ def look_for_files(corpus: str) -> FoundFiles:
 
     for name, folders, names in os.walk(root, onerror=note_unreadable, followlinks=True):
         folder = Path(name)
-        level = len(folder.parts) - len(root.parts)
-        visible = []
-        for each in sorted(folders):
-            if level + 1 >= depth:
-                continue
-            if each.startswith("."):
-                found.hidden.append(folder / each)
-                continue
-            real = os.path.realpath(folder / each)
-            if real not in seen:  # else a link leads to where we are, or were
+        yield folder, names
+        level = 1 + len(folder.parts) - len(root.parts)
+        below = sorted(folders) if level < depth else []
+        folders.clear()  # os.walk goes on with those that are added now
+        for inner in below:
+            real = os.path.realpath(folder / inner)
+            if inner.startswith("."):
+                found.hidden.append(folder / inner)
+            elif real not in seen:  # else a link leads to where we are, or were
                 seen.add(real)
-                visible.append(each)
-        folders[:] = visible  # os.walk goes on with these
-        for path in map(folder.joinpath, names):
-            if not matches(path.parts[len(root.parts) :], pattern):
-                continue
-            is_hidden = path.name.startswith(".")
-            if is_readable(path):
-                files = found.hidden if is_hidden else found.files
-                files.append(path)
-            elif not is_hidden:  # .DS_Store and its like are nobody's text
-                found.others.append(path)
-    return FoundFiles(*map(sorted, found))
+                folders.append(inner)
 
 
 def find_root(corpus: str) -> Path:

@@ -42,7 +42,7 @@ from data.prepare import (
 from data.shards import load_split
 from data.sources import Piece, describe_left_out, find_files, is_txt, is_validation, read_pieces
 from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
-from large.shards import SPLITS, write_shards
+from large.shards import SPLITS, Shard, write_shards
 
 BPE_CHARACTERS = 50_000_000  # of the text, from which bpe learns its tokens
 ROUNDING = 1e-9  # 49 x (1 / 49) is less than 1
@@ -117,23 +117,12 @@ def write_large(
     write_atomically(path, tokenizer.model_dump_json().encode())
 
     shards = list(write_shards(read("encoding"), tokenizer, folder))
-    sizes = {}
-    splits = {}
-    for name in SPLITS:
-        tokens = sum(shard.tokens[name] for shard in shards)
-        documents = sum(shard.documents[name] for shard in shards)
-        if documents == 0:
-            raise UserError(
-                f"corpus {cfg.corpus}: has no document for the {name} split; it needs more "
-                "documents, another val_fraction, or files with `val` in their names and others "
-                "without"
-            )
-        sizes[name] = SplitInfo(tokens=tokens, documents=documents, targets=tokens - 1)
-        splits[name] = load_split(folder, name, tokenizer.vocab_size)
-        if len(splits[name].tokens) != tokens:
-            raise UserError(
-                f"{folder}: some of its shards are gone; remove the folder, and prepare it again"
-            )
+    sizes = {name: add_up(shards, name, cfg.corpus) for name in SPLITS}
+    splits = {name: load_split(folder, name, tokenizer.vocab_size) for name in SPLITS}
+    if any(len(splits[name].tokens) != sizes[name].tokens for name in SPLITS):
+        raise UserError(
+            f"{folder}: some of its shards are gone; remove the folder, and prepare it again"
+        )
     baselines = list(measure_baselines(splits["train"], splits["val"], tokenizer))
     for temporary in folder.glob(TEMPORARY):  # of a killed process
         temporary.unlink()
@@ -151,6 +140,18 @@ def write_large(
     )
     write_atomically(folder / "meta.json", info.model_dump_json(indent=1).encode())
     write_checksums(folder, hashes)
+
+
+def add_up(shards: list[Shard], split: str, corpus: str) -> SplitInfo:
+    """Adds the sizes of a split's shards; UserError if it has no document."""
+    tokens = sum(shard.tokens[split] for shard in shards)
+    documents = sum(shard.documents[split] for shard in shards)
+    if documents == 0:
+        raise UserError(
+            f"corpus {corpus}: has no document for the {split} split; it needs more documents, "
+            "another val_fraction, or files with `val` in their names and others without"
+        )
+    return SplitInfo(tokens=tokens, documents=documents, targets=tokens - 1)
 
 
 def choose_val_fraction(files: list[Path], corpus: str, val_fraction: float) -> float:
