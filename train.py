@@ -11,48 +11,48 @@ end_on_interrupt(__name__)
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from config.cli import describe_unused, load_config
 from config.errors import out_of_memory, run_command
 
 if __name__ == "__main__":
-    # answers --help and mistakes before torch is imported, which takes seconds
-    run_command(load_config)
+    run_command(load_config)  # answers --help and mistakes at once: importing torch takes seconds
 
 import torch
 
 from config.schema import Config
+from config.terminal import say
 from data.batches import Batch, TrainBatches
-from data.prepare import prepare_corpus
-from engine.checkpoint import Optimizers, load_start, load_teacher
+from data.prepare import Corpus, prepare_corpus
+from engine.checkpoint import load_start
 from engine.device import Device, lost_ranks, micro_batch_size, setup_device
 from engine.evaluation import remeasure_best, validate
 from engine.generate import generate_texts
 from engine.memory import check_memory
+from engine.metrics import Record
+from engine.objective import TrainingObjective, load_objective
 from engine.optim import make_optimizers, set_lr
 from engine.run import Run, begin_run, lock_run
+from engine.run_files import RunFiles
 from engine.signals import StopSignal
-from engine.state import StepResult
-from engine.step import (
-    add_gradients,
-    compile_model,
-    is_eval_step,
-    make_objective,
-    seed_dropout,
-    teacher_logits,
-)
+from engine.state import StepResult, TrainState
+from engine.step import add_gradients, compile_model, seed_dropout
 from loss import LossSums, sum_losses
 from model import GPT
 from report import words
-from report.step_zero import FIRST_BATCHES, check_step_zero
-from report.trainlog import TrainLog, finish
+from report.figures import draw_png
+from report.outcome import measure_best, write_passage
+from report.step_zero import check_start
+from report.trainlog import TrainLog
+from report.verdict import make_verdict
 
 
 def main(argv: list[str]) -> None:
     cfg, named = load_config(argv)  # `named`: the options on the command line
     for line in describe_unused(argv, cfg):
         print(line)
-    with lock_run(cfg) as earlier, out_of_memory(words.less_memory(cfg)), lost_ranks():
+    with lock_run(cfg) as earlier, out_of_memory(words.advise_less_memory(cfg)), lost_ranks():
         sys.exit(train(cfg, named, earlier))
 
 
@@ -68,13 +68,12 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
     # data
     tokenizer = earlier.tokenizer if earlier else None  # which may be that of another run
     corpus = device.rank0_first(prepare_corpus, cfg.data, tokenizer)
-    eos = corpus.tokenizer.eos if cfg.data.padded else None  # --padded: each row holds one document
     get_batch = TrainBatches(
         corpus.train,
         cfg.model.block_size,
         cfg.optim.batch_size,
         cfg.run.seed,
-        eos,
+        eos=corpus.tokenizer.eos if cfg.data.padded else None,
         micro_batch_size=micro_batch_size(cfg),
         rank=device.rank,
         world_size=device.world_size,
@@ -85,110 +84,114 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
     print(words.describe_model(cfg.model, corpus.info.vocab_size), flush=True)
     model = GPT(cfg.model, corpus.info.vocab_size).to(device.torch_device)
     optimizers = make_optimizers(model, cfg.optim, device)
-    teacher = (
-        load_teacher(cfg.loss.teacher, corpus.tokenizer, cfg.model.block_size, device)
-        if cfg.loss.teacher
-        else None
-    )
+    objective = load_objective(cfg.loss, corpus.tokenizer, cfg.model.block_size, device)
 
     # run: a new directory, or the one to resume
     run = device.on_rank0(begin_run, earlier, cfg, named, corpus)
     state, remark = load_start(run, model, optimizers)
     device.check_same_start(model, corpus.info.sha256)
     val_text = run.eval_text(corpus.val, cfg.run.eval_tokens)
-    print(words.describe_run(run, state, remark, device, get_batch, val_text), flush=True)
+    for line in words.describe_start(run, state, remark):
+        print(line)
     if run.had_outcome and state.is_finished(cfg):
+        print(words.describe_finished(state, cfg.optim.max_iters))
         return 0
+    for line in words.describe_plan(run, state, device, get_batch, val_text):
+        print(line, flush=True)
+
+    # before the first step
     remeasured = remeasure_best(run, state, val_text, corpus, device)
-    log = TrainLog(run, device, model, corpus, state)
-    stop = StopSignal(device, words.resume_command(run, device))
-    forward = (
-        compile_model(model, get_batch(0), make_objective(cfg), device, log.say)
-        if cfg.run.compile
-        else model
-    )
+    stop = StopSignal(device, words.resume_command(run.path, device))
+    files = RunFiles(run, device)
+    files.start(model, state)
+    log = TrainLog(files, corpus.info, state)
     log.add_remeasured(remeasured)
+    forward: torch.nn.Module = model
+    if cfg.run.compile:
+        forward = compile_model(model, get_batch(0), objective, device)
     if not run.is_resumed and not cfg.run.source:
-        first_batches = [
-            get_batch(number * cfg.optim.batch_size) for number in range(FIRST_BATCHES)
-        ]
         vocab_size = corpus.tokenizer.vocab_size
-        log.say(device.on_rank0(check_step_zero, model, first_batches, vocab_size, device) + "\n")
-    log.say(words.COLUMNS)
+        finding = device.on_rank0(check_start, model, get_batch, vocab_size, device)
+        say(f"{finding}\n")
 
     while True:
-        # log, evaluate, keep the best and the last
-        # all steps are done, or it overfits, or it diverged
-        ending = stop.requested() or state.is_finished(cfg)
-        evaluating = (
-            is_eval_step(state.step, cfg.run.eval_interval) or state.step == cfg.optim.max_iters
-        )
-        saving = state.step % cfg.run.checkpoint_interval == 0
-        logging = ending or evaluating or saving or state.step % cfg.run.log_interval == 0
-        if logging and log.lacks_this_step():  # a resumed run has logged its first step already
-            record = log.make_record()
-            if evaluating:
+        # once in a while: evaluate, log, keep the best model and the last
+        is_last = stop.requested() or state.is_finished(cfg)
+        if log.is_due(state, is_last):
+            record = log.make_record(state)
+            if log.is_eval_step(state):
                 record |= validate(model, val_text, corpus, device)
-                log.keep_best(record, model, get_batch.epochs(state.windows))
-            if log.write(record):  # the first evaluation, or one that passes a baseline
-                log.write_sample(generate_texts(model, corpus, device, max_new_tokens=80)[0])
-            ending = ending or state.is_finished(cfg)  # this evaluation may have shown overfitting
-            if ending or saving:
-                log.save("last", model, optimizers)
-        if ending:
+                files.keep_best(model, state, record, get_batch.epochs(state.windows))
+                if cfg.run.watchers:
+                    write_passage(model, corpus, files, state.step)
+            has_passed = log.write(record)
+            if has_passed:  # a baseline, or it is the first evaluation
+                sample = generate_texts(model, corpus, device, max_new_tokens=80)
+                log.add_sample(sample[0], state.step)
+            is_last = is_last or state.is_finished(cfg)  # it may have overfitted
+            if is_last or state.step % cfg.run.checkpoint_interval == 0:
+                files.save("last.safetensors", model, state, optimizers)
+        if is_last:
             break
+
+        # one training step
         started = time.perf_counter()
-        result = train_step(
-            forward,
-            optimizers,
-            get_batch(state.windows),
-            cfg,
-            device,
-            state.step,
-            teacher,
-            state.loss_scale,
-        )
+        batch = get_batch(state.windows)
+        result = train_step(forward, optimizers, batch, objective, device, cfg=cfg, state=state)
         result.seconds = time.perf_counter() - started
-        log.add(result, state.count_step(result))  # state.step += 1
+
+        # count it
+        state.step += 1
         state.windows += cfg.optim.batch_size
+        spike = state.count_step(result)
+        log.add(result, state, spike)
 
     log.bar.close()
-    return finish(stop, model, corpus, log, get_batch)
+    try:
+        if stop.received:
+            is_saved = "last.safetensors" not in files.failing
+            print(words.describe_stop(stop.received, state.step, is_saved, stop.resume_command))
+            return 128 + stop.received
+        with stop.at_once():  # all is saved: a signal ends it now
+            return finish(model, corpus, get_batch, log, state)
+    finally:
+        log.watchers.close()
 
 
 def train_step(
     model: torch.nn.Module,
-    optimizers: Optimizers,
+    optimizers: list[torch.optim.Optimizer],
     batch: list[Batch],
-    cfg: Config,
+    objective: TrainingObjective,
     device: Device,
-    step: int,
-    teacher: GPT | None = None,
-    loss_scale: float = 1.0,
+    *,
+    cfg: Config,
+    state: TrainState,
 ) -> StepResult:
-    """One step: sums over micro-batches and ranks, divided once by the number of targets in the
-    global batch.
+    """Take one step: sums over micro-batches and ranks, divided once by the global batch's targets.
 
     On a CPU its cores compute micro-batches side by side; gradients are added in the order of the
     micro-batches. A step without targets, or with a loss or gradient that is not finite, changes
     neither weights nor optimizers. In float16 the loss is scaled for backward, because small
     gradients would become zero.
     """
-    lr = set_lr(optimizers, cfg.optim, step)
-    num_targets = int(device.all_reduce(torch.tensor(sum(micro.num_targets for micro in batch))))
+    lr = set_lr(optimizers, cfg.optim, state.step)
+    own_targets = sum(micro.num_targets for micro in batch)
+    num_targets = int(device.all_reduce(torch.tensor(own_targets)))
     if num_targets == 0:
         batch = []  # nothing to learn from: only count the step
-    if device.dtype != torch.float16:
-        loss_scale = 1.0
+    loss_scale = 1.0
+    if device.dtype == torch.float16:
+        loss_scale = state.loss_scale
     parameters = list(model.parameters())
 
     def forward_backward(micro: Batch) -> tuple[LossSums, Sequence[torch.Tensor]]:
-        seed_dropout(cfg.run.seed, step, micro.number)
+        seed_dropout(cfg.run.seed, state.step, micro.number)
         inputs, targets = device.to_device(micro.inputs, micro.targets)
         with device.autocast():
-            loss = model(inputs, targets, make_objective(cfg), teacher_logits(teacher, inputs))
-        objective = loss.objective / num_targets * loss_scale
-        gradients = torch.autograd.grad(objective, parameters)
+            loss = objective.loss(model, inputs, targets)
+        mean = loss.objective / num_targets * loss_scale
+        gradients = torch.autograd.grad(mean, parameters)
         return loss.detach(), gradients
 
     sums = []
@@ -204,6 +207,43 @@ def train_step(
             optimizer.step()
         optimizer.zero_grad()
     return result
+
+
+def finish(
+    model: GPT, corpus: Corpus, get_batch: TrainBatches, log: TrainLog, state: TrainState
+) -> int:
+    """Measure the best model exactly, draw the curves, and say what came of the training.
+
+    Returns the exit code. The last line of metrics.jsonl is written last: where it is missing, a
+    resumed run comes here again.
+    """
+    files = log.files
+    files.check_saved()
+    final: Record = {
+        "step": state.step,
+        "finished": 1,
+    }  # if no loss was finite, no model is the best
+    if state.best_nll is not None:
+        final = measure_best(model, corpus, get_batch, files, state.step)
+    run = replace(files.run, final=final)  # before it is in metrics.jsonl
+    files.attempt("curves.png", lambda path: draw_png([run], path))
+    epochs = get_batch.epochs(state.windows)
+    verdict = make_verdict(
+        run.read_metrics(), final, corpus.info, cfg=run.recipe, state=state, epochs=epochs
+    )
+    print("\n" + verdict, flush=True)
+    files.write_text("verdict.txt", verdict)
+
+    texts = [""]
+    if not state.nonfinite_in_a_row:
+        num_samples = 1 if corpus.tokenizer.eos is None else 5
+        texts = generate_texts(model, corpus, files.device, num_samples=num_samples)
+    log.end(final, texts[0], words.resume_command(run.path, files.device))
+    if state.nonfinite_in_a_row:
+        return 1
+    print("\n" + words.show_samples(corpus.info.prompt, texts))
+    print("\n" + words.next_commands(run.path))
+    return 0
 
 
 if __name__ == "__main__":

@@ -65,7 +65,9 @@ def open_and_use(cfg: Config) -> dict[str, Any]:
     import torch
 
     from engine.device import micro_batch_size, setup_device
+    from engine.objective import load_objective
     from engine.optim import make_optimizers
+    from engine.state import TrainState
     from model import GPT
     from train import train_step
 
@@ -89,10 +91,12 @@ def open_and_use(cfg: Config) -> dict[str, Any]:
     torch.manual_seed(0)
     model = GPT(cfg.model, corpus.info.vocab_size).to(device.torch_device)
     optimizers = make_optimizers(model, cfg.optim, device)
+    objective = load_objective(cfg.loss, corpus.tokenizer, cfg.model.block_size, device)
     for step in range(STEPS):
         began = time.perf_counter()
         batch = get_batch(step * cfg.optim.batch_size)
-        train_step(model, optimizers, batch, cfg, device, step)
+        state = TrainState(step=step)
+        train_step(model, optimizers, batch, objective, device, cfg=cfg, state=state)
         steps.append(time.perf_counter() - began)
     return {
         "tokens": len(corpus.train.tokens),

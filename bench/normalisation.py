@@ -23,7 +23,9 @@ from config.schema import Config, DataConfig
 from data.batches import IGNORE_INDEX, Batch, TrainBatches
 from data.prepare import prepare_corpus
 from engine.device import Device, setup_device
+from engine.objective import load_objective
 from engine.optim import make_optimizers
+from engine.state import TrainState
 from model import GPT
 from train import train_step
 
@@ -76,6 +78,7 @@ def main(argv: list[str]) -> None:
     torch.manual_seed(cfg.run.seed)
     model = GPT(cfg.model, corpus.tokenizer.vocab_size).to(device.torch_device)
     optimizers = make_optimizers(model, cfg.optim)
+    objective = load_objective(cfg.loss, corpus.tokenizer, cfg.model.block_size, device)
     rows = []
     print(
         f"{cfg.optim.batch_size} sequences of {cfg.model.block_size} tokens\n\n"
@@ -100,7 +103,8 @@ def main(argv: list[str]) -> None:
                         flush=True,
                     )
         micro_batches = batches(step * cfg.optim.batch_size)
-        train_step(model, optimizers, micro_batches, cfg, device, step)
+        state = TrainState(step=step)
+        train_step(model, optimizers, micro_batches, objective, device, cfg=cfg, state=state)
     write_results("normalisation", rows)
 
 

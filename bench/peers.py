@@ -44,8 +44,10 @@ from engine.checkpoint import for_prediction
 from engine.device import micro_batch_size, setup_device
 from engine.evaluation import measure_loss
 from engine.generate import generate
+from engine.objective import load_objective
 from engine.optim import make_optimizers
 from engine.run import open_run
+from engine.state import TrainState
 from model import GPT
 from train import train_step
 
@@ -219,11 +221,13 @@ def evaluation_rates(recipe: str) -> dict[str, float]:
     torch.manual_seed(0)
     model = GPT(cfg.model, corpus.info.vocab_size)
     optimizers = make_optimizers(model, cfg.optim, device)
+    objective = load_objective(cfg.loss, corpus.tokenizer, cfg.model.block_size, device)
     for step in range(STEPS_BESIDE + 1):
         if step == 1:
             began = time.perf_counter()  # the first one warms up
         batch = get_batch(step * cfg.optim.batch_size)
-        train_step(model, optimizers, batch, cfg, device, step)
+        state = TrainState(step=step)
+        train_step(model, optimizers, batch, objective, device, cfg=cfg, state=state)
     trained = time.perf_counter()
     evaluated = measure_loss(model, text, device).num_targets
     tokens = cfg.optim.batch_size * cfg.model.block_size * STEPS_BESIDE

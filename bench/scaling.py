@@ -31,7 +31,9 @@ from data.prepare import prepare_corpus
 from engine.device import micro_batch_size, setup_device
 from engine.evaluation import measure_loss
 from engine.metrics import Record, append_line, parse_record
+from engine.objective import load_objective
 from engine.optim import make_optimizers
+from engine.state import TrainState
 from model import GPT
 from surprisal import LN2
 from train import train_step
@@ -78,12 +80,15 @@ def train(n_layer: int, width: int, batch_size: int, steps: int, seed: int) -> R
     torch.manual_seed(seed)
     model = GPT(cfg.model, corpus.info.vocab_size).to(device.torch_device)
     optimizers = make_optimizers(model, cfg.optim, device)
+    objective = load_objective(cfg.loss, corpus.tokenizer, cfg.model.block_size, device)
     get_batch = TrainBatches(
         corpus.train, block, batch_size, seed, micro_batch_size=micro_batch_size(cfg)
     )
     began = time.perf_counter()
     for step in range(steps):
-        train_step(model, optimizers, get_batch(step * batch_size), cfg, device, step)
+        batch = get_batch(step * batch_size)
+        state = TrainState(step=step)
+        train_step(model, optimizers, batch, objective, device, cfg=cfg, state=state)
     seconds = time.perf_counter() - began
     return {
         "step": steps,

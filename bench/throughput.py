@@ -27,8 +27,10 @@ from config.schema import Config
 from data.batches import Batch, TrainBatches
 from data.prepare import prepare_corpus
 from engine.device import Device, micro_batch_size, setup_device
+from engine.objective import load_objective
 from engine.optim import make_optimizers
-from engine.step import compile_model, make_objective
+from engine.state import TrainState
+from engine.step import compile_model
 from model import GPT
 from train import train_step
 
@@ -85,8 +87,9 @@ def measure(cfg: Config, steps: int) -> dict[str, Any]:
     torch.manual_seed(cfg.run.seed)
     model = GPT(cfg.model, corpus.tokenizer.vocab_size).to(device.torch_device)
     forward: torch.nn.Module = model
+    objective = load_objective(cfg.loss, corpus.tokenizer, cfg.model.block_size, device)
     if cfg.run.compile:
-        forward = compile_model(model, batches(0), make_objective(cfg), device, print)
+        forward = compile_model(model, batches(0), objective, device)
     optimizers = make_optimizers(model, cfg.optim, device)
 
     seconds: Times = {"data": [], "step": []}
@@ -98,7 +101,8 @@ def measure(cfg: Config, steps: int) -> dict[str, Any]:
     take_step = timed(train_step, seconds["step"], device)
     for step in range(WARM_UP + steps):
         batch = get_batch(step * batch_size)
-        take_step(forward, optimizers, batch, cfg, device, min(step, cfg.optim.max_iters - 1))
+        state = TrainState(step=min(step, cfg.optim.max_iters - 1))
+        take_step(forward, optimizers, batch, objective, device, cfg=cfg, state=state)
     alone = measure_micro_batch(model, batch[0], device, steps)
 
     medians = {

@@ -76,5 +76,12 @@ def progress_bar(items: Any = None, desc: str = "", **options: Any) -> Any:
     return tqdm(items, printable(desc), file=_unfiltered(sys.stderr), **options)
 
 
+def say(text: str) -> None:
+    """Print lines above the progress bars."""
+    from tqdm import tqdm
+
+    tqdm.write(text)
+
+
 def _unfiltered(stream: TextIO) -> TextIO:
     return stream._wrapped if isinstance(stream, Terminal) else stream

@@ -282,7 +282,7 @@ def read_model(run: Run, checkpoint: str) -> tuple[GPT, TrainState]:
 
     UserError if it is missing or damaged, or config.toml describes another model.
     """
-    other = {"best": "last", "last": "best"}[checkpoint]
+    other = "best" if checkpoint == "last" else "last"
     try:
         saved = read_checkpoint(run.path / f"{checkpoint}.safetensors")
     except UserError as error:

@@ -1,11 +1,12 @@
-"""SIGINT (Ctrl-C) and SIGTERM stop training after the current step.
+"""Stops a training at SIGINT (Ctrl-C) and SIGTERM: after the current step, when all is saved.
 
 After the last step, while the best model is measured, they stop it at once.
 """
 
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from engine.device import Device
@@ -24,8 +25,10 @@ class StopSignal:
     """
 
     def __init__(self, device: Device, resume_command: str) -> None:
-        self.device, self.resume_command = device, resume_command
-        self.own, self.received = 0, 0  # the signal that came to this rank; and to any
+        self.device = device
+        self.resume_command = resume_command
+        self.own = 0  # the signal that came to this rank; 0 = none
+        self.received = 0  # the signal that came to any rank
         self.is_saved = False  # nothing is lost if it stops now
         for number in NUMBERS:
             signal.signal(number, self._receive)
@@ -34,37 +37,47 @@ class StopSignal:
         self.own = number
         signal.signal(number, signal.SIG_DFL)
         if self.is_saved:
-            self.stop_at_once()
-        name = signal.Signals(number).name
+            self._stop()
         self._say(
-            f"{name}: training stops after this step; a second one stops it at once. "
+            f"{name_of(number)}: training stops after this step; a second one stops it at once. "
             f"To resume:\n  {self.resume_command}"
         )
 
     def requested(self) -> bool:
-        # ranks get signals at different steps, and must stop together
+        """Return whether to stop now. Ranks get signals at different steps, and stop together."""
         self.received = self.device.max(self.own)
         return self.received > 0
 
-    def expect_no_more_steps(self) -> None:
-        """From now on, the training is saved and a signal raises Stopped."""
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Run a block that a signal ends, with exit code 128 + its number: all is saved before."""
         self.is_saved = True
-        if self.own:
-            self.stop_at_once()
+        try:
+            if self.own:
+                self._stop()
+            yield
+        except Stopped:
+            sys.exit(128 + self.own)
+        finally:
+            self._reset()
 
-    def stop_at_once(self) -> None:
-        self.close()
-        name = signal.Signals(self.own).name
+    def _stop(self) -> None:
+        self._reset()
+        name = name_of(self.own)
         self._say(f"Stopped by {name} after the last step. To finish:\n  {self.resume_command}")
         raise Stopped
 
-    def close(self) -> None:
-        """From now on, a signal ends the process."""
+    def _reset(self) -> None:
+        """Let a signal end the process from now on."""
         for number in NUMBERS:
             signal.signal(number, signal.SIG_DFL)
 
     def _say(self, text: str) -> None:
         if self.device.rank == 0:
-            # It may be closed, or the signal interrupted another print.
+            # stderr may be closed, or the signal interrupted another print.
             with suppress(OSError, ValueError, RuntimeError):
                 print(f"\n{text}", file=sys.stderr, flush=True)
+
+
+def name_of(number: int) -> str:
+    return signal.Signals(number).name

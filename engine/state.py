@@ -1,8 +1,8 @@
-"""How far a training has come, and what it makes of its steps and evaluations."""
+"""Counts what a training has done: its steps, its evaluations, and what went wrong in them."""
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -26,7 +26,7 @@ TROUBLES = {"skipped_steps", "nonfinite_steps", "nonfinite_in_a_row", "loss_spik
 
 @dataclass
 class StepResult:
-    """What a step measured, over all ranks."""
+    """Holds what a step measured, over all ranks."""
 
     sums: LossSums  # float64, on the CPU
     grad_norm: float  # before clipping
@@ -44,21 +44,22 @@ class StepResult:
 
     @property
     def is_finite(self) -> bool:
-        return not self.num_targets or (
-            math.isfinite(self.sums.objective) and math.isfinite(self.grad_norm)
-        )
+        """Whether the loss and the gradient are; without targets there is neither."""
+        if self.num_targets == 0:
+            return True
+        return math.isfinite(self.sums.objective) and math.isfinite(self.grad_norm)
 
     @property
     def is_valid(self) -> bool:
-        """Otherwise the step changed neither weights nor optimizers."""
+        """Whether the step may change weights and optimizers."""
         return self.num_targets > 0 and self.is_finite
 
 
 class TrainState(BaseModel):
-    """What resuming needs besides weights. Batches follow from (seed, windows), dropout from (seed,
-    step).
+    """Holds what resuming needs besides weights and optimizers.
 
-    Read from a checkpoint, each number has to be in its range, so that counting on cannot fail.
+    Batches follow from (seed, windows), and dropout from (seed, step). Read from a checkpoint, each
+    number has to be in its range, so that counting on cannot fail.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -67,27 +68,29 @@ class TrainState(BaseModel):
     windows: Count = 0  # training windows that were read in them
     tokens: Count = 0  # targets in them
     seconds: float = Field(0.0, ge=0, le=1e12)
+
+    # The best evaluation.
     best_nll: Nats | None = None  # lowest validation loss, nats per token
     best_step: Count = 0  # when it was measured
     measured_on: Count = 0  # a checksum of the targets and the dtype of that loss
-    mean_before_best: Nats | None = None  # the running mean of the training loss then
-    # the mean of the training loss in the SMOOTHED_STEPS steps after
-    mean_after_best: Nats | None = None
-    peak: Rise = 0.0  # the largest rise of the validation loss above the best, since then
-    # the largest rise of it that it came back from, in later steps less and less
-    recovered: Rise = 0.0
+
+    # Overfitting: the validation loss rises while the training loss falls, both by more than noise.
+    mean_before_best: Nats | None = None  # running mean of the training loss at the best evaluation
+    mean_after_best: Nats | None = None  # its mean in the SMOOTHED_STEPS steps after
+    peak: Rise = 0.0  # largest rise of the validation loss above the best, since then
+    recovered: Rise = 0.0  # largest rise that it came back from; older ones count less
     eval_step: Count = 0  # the last evaluation
-    # evaluations that show it, SMOOTHED_STEPS apart, and none since the first does not
-    overfitting: Count = 0
+    overfitting: Count = 0  # evaluations in a row that show it, at least SMOOTHED_STEPS apart
     overfitting_step: Count = 0  # the last of them
+
+    # Trouble.
     skipped_steps: Count = 0  # steps without a target
     nonfinite_steps: Count = 0  # steps without a finite loss and gradient; they changed nothing
     nonfinite_in_a_row: Count = 0
     loss_spikes: Count = 0  # steps whose loss was far above those before
     mean: Nats = 0.0  # running mean of the training loss
     variance: float = Field(0.0, ge=0, le=1e80)
-    # Of the loss before backward, in float16.
-    loss_scale: float = Field(2.0**15, ge=MIN_SCALE, le=MAX_SCALE)
+    loss_scale: float = Field(2.0**15, ge=MIN_SCALE, le=MAX_SCALE)  # before backward, in float16
 
     @property
     def applied_steps(self) -> int:
@@ -105,47 +108,53 @@ class TrainState(BaseModel):
         return self
 
     def count_step(self, result: StepResult) -> float | None:
-        """Count a step; if its loss is a spike, returns by how many nats it is above the mean of
-        those before.
+        """Count what step number `step`, the last one, measured.
+
+        If its loss is a spike, returns by how many nats it is above the mean of those before.
         """
-        self.step += 1
         self.tokens += result.num_targets
         self.skipped_steps += not result.num_targets
         self.nonfinite_steps += not result.is_finite
-        self.nonfinite_in_a_row = 0 if result.is_finite else self.nonfinite_in_a_row + 1
-        if not result.is_finite:  # in float16 a gradient may have been too large
-            self.loss_scale = max(MIN_SCALE, self.loss_scale / 2)
-        elif self.step % SCALE_STEPS == 0:
-            self.loss_scale = min(MAX_SCALE, self.loss_scale * 2)
+        if result.is_finite:
+            self.nonfinite_in_a_row = 0
+        else:
+            self.nonfinite_in_a_row += 1
+        self._adapt_loss_scale(result.is_finite)
         if not result.is_valid:
             return None
         applied = self.applied_steps
         excess = result.nll - self.mean
-        is_spike = applied > SPIKE_STEPS and excess > max(
-            SPIKE_RISE, SPIKE_SIGMAS * self.variance**0.5
-        )
+        deviation = self.variance**0.5
+        is_large = excess > max(SPIKE_RISE, SPIKE_SIGMAS * deviation)
+        is_spike = is_large and applied > SPIKE_STEPS
         self.loss_spikes += is_spike
         share = max(1 - SMOOTHING, 1 / applied)  # a plain mean of the first steps
         self.mean += share * excess
         self.variance = (1 - share) * (self.variance + share * excess**2)
         steps_since_best = self.step - self.best_step
         if steps_since_best <= SMOOTHED_STEPS:
-            before = result.nll if self.mean_after_best is None else self.mean_after_best
-            self.mean_after_best = before + (result.nll - before) / steps_since_best
-        return excess if is_spike else None
+            if self.mean_after_best is None:
+                self.mean_after_best = result.nll
+            self.mean_after_best += (result.nll - self.mean_after_best) / steps_since_best
+        if is_spike:
+            return excess
+        return None
+
+    def _adapt_loss_scale(self, is_finite: bool) -> None:
+        """Halve the scale where a gradient may have been too large for float16; else try a larger."""
+        if not is_finite:
+            self.loss_scale = max(MIN_SCALE, self.loss_scale / 2)
+        elif self.step % SCALE_STEPS == 0:
+            self.loss_scale = min(MAX_SCALE, self.loss_scale * 2)
 
     @property
     def noise(self) -> float:
-        """Nats that the validation loss rises without a meaning: it has come back from such a rise
-        before.
-        """
+        """Nats that the validation loss rises without a meaning: it came back from as much before."""
         return max(OVERFITTING_RISE, self.recovered)
 
     @property
     def train_rise(self) -> float:
-        """Nats that the smoothed training loss rose since the best validation loss; 0 if that may
-        be noise.
-        """
+        """Nats that the smoothed training loss rose since the best evaluation; 0 if that may be noise."""
         if self.mean_after_best is None or self.step < self.best_step + SMOOTHED_STEPS:
             return 0.0
         around_best = self.mean_after_best
@@ -156,11 +165,12 @@ class TrainState(BaseModel):
         # of n is 1 / n.
         share = (1 - SMOOTHING) / (1 + SMOOTHING) + 1 / SMOOTHED_STEPS
         deviation = math.sqrt(share * self.variance)
-        return change if abs(change) > max(OVERFITTING_RISE, 2 * deviation) else 0.0
+        if abs(change) <= max(OVERFITTING_RISE, 2 * deviation):
+            return 0.0
+        return change
 
     def count_evaluation(self, record: dict[str, float], epochs: float) -> bool:
-        """Count an evaluation after so many `epochs` of training; returns whether it is the best so
-        far.
+        """Count an evaluation after so many `epochs`; returns whether it is the best so far.
 
         It shows overfitting if text was read again, and the validation loss has risen while the
         training loss has fallen, both by more than noise. Then the record gets "overfitting", how
@@ -171,15 +181,14 @@ class TrainState(BaseModel):
             self.overfitting = 0
             return False
         is_best = self.is_best(val_nll)
-        rise = 0.0 if is_best else val_nll - (self.best_nll or 0.0)
+        rise = 0.0
+        if self.best_nll is not None and not is_best:
+            rise = val_nll - self.best_nll
         self._count_rise(rise)
         if is_best:
-            self.best_nll = val_nll
-            self.best_step = self.step
-            self.mean_before_best = self.mean if self.step > 0 else None
-            self.mean_after_best = None
-            self.peak = 0.0
-        if not (epochs > 1 and rise > self.noise and self.train_rise < 0):
+            self._set_new_best(val_nll)
+        was_read_again = epochs > 1
+        if not (was_read_again and rise > self.noise and self.train_rise < 0):
             self.overfitting = 0
             return is_best
         if self.overfitting == 0 or self.step >= self.overfitting_step + SMOOTHED_STEPS:
@@ -188,43 +197,54 @@ class TrainState(BaseModel):
         record["overfitting"] = self.overfitting
         return False
 
+    def _set_new_best(self, val_nll: float) -> None:
+        self.best_nll = val_nll
+        self.best_step = self.step
+        self.mean_before_best = None
+        if self.step > 0:
+            self.mean_before_best = self.mean
+        self.mean_after_best = None
+        self.peak = 0.0
+
     def _count_rise(self, rise: float) -> None:
         """Count how far the validation loss is above the best. What it came back from was noise."""
         self.peak = max(self.peak, rise)
-        # a young training is less steady
+        # A young training is less steady: what it came back from then counts less and less.
         older = self.recovered * self.eval_step / max(1, self.step)
         self.recovered = max(older, self.peak - rise)
         self.eval_step = self.step
 
+    def best_so_far(self) -> dict[str, Any]:
+        """Return what `set_best` needs to take back a new best."""
+        return self.model_dump(include=BEST)
+
+    def set_best(self, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            setattr(self, name, value)
+
     def forget_best(self) -> None:
-        """The next model that is evaluated is the best."""
+        """Make the next model that is evaluated the best."""
         for name in BEST:
             setattr(self, name, TrainState.model_fields[name].default)
         self.forget_rises()
 
     def forget_rises(self) -> None:
-        """Forget how the validation loss rose and fell: its next values do not compare with the
-        last.
-        """
-        self.peak = self.recovered = 0.0
+        """Forget how the validation loss rose and fell: its next values do not compare."""
+        self.peak = 0.0
+        self.recovered = 0.0
         self.overfitting = 0
 
     def is_best(self, val_nll: float) -> bool:
         return math.isfinite(val_nll) and (self.best_nll is None or val_nll < self.best_nll)
 
     def is_finished(self, cfg: Config) -> bool:
-        """All steps are done, or it overfits, or it diverged."""
-        return (
-            self.step >= cfg.optim.max_iters
-            or self.nonfinite_in_a_row >= cfg.run.max_nonfinite_steps
-            or 0 < cfg.run.patience <= self.overfitting
-        )
+        """Return whether all steps are done, or it overfits, or it diverged."""
+        is_done = self.step >= cfg.optim.max_iters
+        overfits = 0 < cfg.run.patience <= self.overfitting
+        diverged = self.nonfinite_in_a_row >= cfg.run.max_nonfinite_steps
+        return is_done or overfits or diverged
 
     def record(self) -> dict[str, float]:
-        """The first numbers of a line of metrics; counts of trouble only if there was any."""
-        return {
-            "step": self.step,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            **self.model_dump(include=TROUBLES, exclude_defaults=True),
-        }
+        """Return the first numbers of a line of metrics; counts of trouble only if there was any."""
+        counts = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
+        return counts | self.model_dump(include=TROUBLES, exclude_defaults=True)

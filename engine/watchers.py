@@ -54,8 +54,10 @@ class Watchers:
             self._attempt(name, watcher.update, record)
 
     def close(self) -> None:
+        """Close the watchers, unless that was done."""
         for name, watcher in self.watchers.items():
             self._attempt(name, watcher.close)
+        self.watchers.clear()
 
     def _start(self, name: str, run: object, step: int) -> None:
         self.watchers[name] = load_wing(name)(run, step)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from config.schema import Config
-from data.batches import IGNORE_INDEX, Batch
+from data.batches import IGNORE_INDEX, Batch, TrainBatches
 from data.info import Baseline
 from engine.device import Device
 from engine.metrics import Record
@@ -27,33 +27,44 @@ LARGE = 0.5  # nats; logits that cost more by themselves start too large
 EARLY_STEPS = 40  # in which a model may still be above the unigram,
 EARLY_TOKENS = 20  # or until each token of the vocabulary came so many times, on average
 ORDER = 0.1  # nats that the bigram is below the unigram where the order of a text says something
-SHIFTED = {
+SHIFTED = {  # by the distance of target and input
     0: "each target is its own input",
     2: "each target is two tokens after its input",
     -1: "each target is the token before its input",
-}  # by the distance of target and input
+}
 
 
 class Start(NamedTuple):
-    """The loss of an untrained model, and what it should be, in nats per token."""
+    """Holds the loss of an untrained model, and what it should be, in nats per token."""
 
     nll: float
     uniform: float  # log|V|
     cost: float  # KL(uniform || softmax(logits)): what random logits cost
 
 
+def check_start(model: GPT, get_batch: TrainBatches, vocab_size: int, device: Device) -> str:
+    """Say whether a training that is about to start is as it should be: see `check_step_zero`."""
+    starts = range(0, FIRST_BATCHES * get_batch.batch_size, get_batch.batch_size)
+    first_batches = [get_batch(start) for start in starts]
+    return check_step_zero(model, first_batches, vocab_size, device)
+
+
 def check_step_zero(
     model: GPT, first_batches: Sequence[list[Batch]], vocab_size: int, device: Device
 ) -> str:
-    """Whether an untrained model, its loss and the first batches are as they should be, in words.
+    """Say whether an untrained model, its loss and the first batches are as they should be.
 
     `vocab_size` is the tokenizer's. Of first_batches, all micro-batches are looked at.
     """
-    batches = [micro for batch in first_batches for micro in batch if micro.num_targets > 0]
+    batches = []
+    for batch in first_batches:
+        batches += [micro for micro in batch if micro.num_targets > 0]
     if not batches:
         return "step 0: WRONG: no targets: every target of the first batches is masked"
     faults = check_vocabulary(model.vocab_size, vocab_size) + check_labels(batches)
-    largest = max(max(batch.inputs.max(), batch.targets.max()) for batch in batches)
+    largest_input = max(batch.inputs.max() for batch in batches)
+    largest_target = max(batch.targets.max() for batch in batches)
+    largest = max(largest_input, largest_target)
     if largest >= model.vocab_size:
         faults.append(
             f"token {largest} is in a batch, and the model knows tokens below "
@@ -74,7 +85,7 @@ def check_step_zero(
 
 
 def check_vocabulary(predicted: int, known: int) -> list[str]:
-    """Whether a model predicts as many tokens as its tokenizer knows."""
+    """Compare the number of tokens that a model predicts with that of its tokenizer."""
     if predicted == known:
         return []
     others = "more, which never come: a padded vocabulary, with a loss of log|V| that is too high"
@@ -87,24 +98,25 @@ def check_vocabulary(predicted: int, known: int) -> list[str]:
 
 
 def check_labels(batches: Sequence[Batch]) -> list[str]:
-    """Whether each target is the next input, where that is in the batch."""
-    wrong = checked = 0
-    same = dict.fromkeys(SHIFTED, 0)
-    targets_seen = 0
+    """Compare each target with the next input, where that is in the batch."""
+    wrong = 0
+    checked = 0
+    num_targets = 0
+    num_shifted = dict.fromkeys(SHIFTED, 0)  # targets that are at that distance of their input
     for batch in batches:
         has_next = find_next(batch)
         following = np.roll(batch.inputs, -1, axis=1)
         wrong += int((batch.targets != following)[has_next].sum())
         checked += int(has_next.sum())
         is_target = batch.targets != IGNORE_INDEX
-        targets_seen += int(is_target.sum())
+        num_targets += int(is_target.sum())
         for shift in SHIFTED:
-            shifted = np.roll(batch.inputs, -shift, axis=1)
-            same[shift] += int((batch.targets == shifted)[is_target].sum())
+            is_shifted = batch.targets == np.roll(batch.inputs, -shift, axis=1)
+            num_shifted[shift] += int(is_shifted[is_target].sum())
     if not wrong:
         return []
-    shift = max(same, key=same.__getitem__)
-    if same[shift] > targets_seen / 2:
+    shift = max(num_shifted, key=num_shifted.__getitem__)
+    if num_shifted[shift] > num_targets / 2:
         return [f"the labels are off by one: {SHIFTED[shift]}"]
     return [
         f"{wrong:,} of {checked:,} targets are not the next token of their input: the targets "
@@ -113,7 +125,7 @@ def check_labels(batches: Sequence[Batch]) -> list[str]:
 
 
 def find_next(batch: Batch) -> np.ndarray:
-    """Where there is a target whose token the next input should be, (B, T) bool.
+    """Mark the targets whose token the next input should be, (B, T) bool.
 
     Not at the end of a row, and not before the padding, which repeats the row's first token.
     """
@@ -128,22 +140,26 @@ def find_next(batch: Batch) -> np.ndarray:
 
 @torch.inference_mode()
 def measure_start(model: GPT, batch: Batch, device: Device) -> Start:
-    """The loss of an untrained model on the first rows of a batch that have a target."""
+    """Measure the loss of an untrained model on the first rows of a batch that have a target."""
     has_target = (batch.targets != IGNORE_INDEX).any(axis=1)
-    rows = np.flatnonzero(has_target)[: max(1, MAX_TOKENS // batch.inputs.shape[1])]
-    x, y = device.to_device(batch.inputs[rows], batch.targets[rows])
+    most_rows = max(1, MAX_TOKENS // batch.inputs.shape[1])
+    rows = np.flatnonzero(has_target)[:most_rows]
+    inputs, targets = device.to_device(batch.inputs[rows], batch.targets[rows])
+    is_target = targets != IGNORE_INDEX
     model.eval()
     with device.autocast():
-        logits = model.logits(model.hidden_states(x)[y != IGNORE_INDEX])  # (N, V)
+        hidden = model.hidden_states(inputs)[is_target]
+        logits = model.logits(hidden)  # (N, V)
     model.train()
-    nll = torch.nn.functional.cross_entropy(logits, y[y != IGNORE_INDEX]).item()
+    nll = torch.nn.functional.cross_entropy(logits, targets[is_target]).item()
     uniform = uniform_nll(logits.shape[1])
-    cost = (logits.logsumexp(dim=1) - logits.mean(dim=1)).mean().item() - uniform
-    return Start(nll, uniform, cost)
+    # What random logits z cost on average over all tokens: log sum exp z - mean z, less log|V|.
+    mean_cost = (logits.logsumexp(dim=1) - logits.mean(dim=1)).mean().item()
+    return Start(nll, uniform, mean_cost - uniform)
 
 
 def check_loss(start: Start) -> list[str]:
-    """Whether a loss is log|V| plus what random logits cost: half their variance if Gaussian."""
+    """Compare a loss with log|V| plus what random logits cost: half their variance if Gaussian."""
     nll, uniform, cost = start
     near = NEAR + math.sqrt(2 * max(cost, 0)) / 3
     if not math.isfinite(nll):
@@ -164,13 +180,13 @@ def check_loss(start: Start) -> list[str]:
 
 
 def is_early(record: Record, vocab_size: int, cfg: Config) -> bool:
-    """Whether a sound model may still be above the unigram at an evaluation."""
+    """Return whether a sound model may still be above the unigram at an evaluation."""
     steps = max(EARLY_STEPS, cfg.run.eval_interval, 2 * cfg.optim.warmup_iters)
     return record["step"] < steps or record["tokens"] < EARLY_TOKENS * vocab_size
 
 
 def check_first_losses(record: Record, baselines: Sequence[Baseline]) -> str:
-    """A warning if the loss of an evaluation is not below the unigram's; else ""."""
+    """Return a warning if the loss of an evaluation is not below the unigram's; else ""."""
     nats = {each.name: each.nats_per_token for each in baselines}
     unigram = nats.get("unigram", math.inf)
     bigram = nats.get("bigram", math.inf)

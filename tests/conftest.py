@@ -12,16 +12,21 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from config.errors import run_command
+from config.schema import Config
+from data.batches import Batch
 from engine.checkpoint import Optimizers, read_checkpoint
+from engine.device import Device
 from engine.metrics import Record, parse_record
-from engine.state import TrainState
+from engine.objective import TrainingObjective
+from engine.state import StepResult, TrainState
+from loss import Objective
 from model import GPT
+from train import train_step
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
@@ -216,11 +221,41 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def train_in(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """The same as work_in, but no pictures are drawn."""
+    """Do as work_in, but draw no pictures."""
     work_in(folder, patch)
-    patch.setattr(
-        "report.trainlog.figures", SimpleNamespace(draw_png=lambda runs, path: path.touch())
-    )
+    draw_nothing(patch)
+
+
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Let trainings leave an empty curves.png: a picture takes longer than a small training."""
+    patch.setattr("train.draw_png", lambda runs, path: path.touch())
+
+
+def only_numbers(patch: pytest.MonkeyPatch) -> None:
+    """Let trainings draw nothing and write no samples: that would take most of their time."""
+    draw_nothing(patch)
+    patch.setattr("train.generate_texts", lambda *_, **__: ["a sample"])
+
+
+def take_step(
+    model: torch.nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    batch: list[Batch],
+    cfg: Config,
+    device: Device,
+    *,
+    step: int = 0,
+    loss_scale: float = 2.0**15,
+    teacher: GPT | None = None,
+) -> StepResult:
+    """Call train.train_step as a training does before the step of that number."""
+    terms = Objective(cfg.loss.label_smoothing, cfg.loss.z_loss)
+    if teacher is not None:
+        terms = terms._replace(alpha=cfg.loss.alpha, temperature=cfg.loss.temperature)
+    state = TrainState(step=step)
+    state.loss_scale = loss_scale
+    objective = TrainingObjective(terms, teacher)
+    return train_step(model, optimizers, batch, objective, device, cfg=cfg, state=state)
 
 
 def work_in(folder: Path, patch: pytest.MonkeyPatch) -> None:

@@ -13,53 +13,57 @@ from config.cli import load_config
 from data.batches import TrainBatches
 from data.documents import Split
 from engine.device import Device
+from engine.objective import TrainingObjective
 from engine.optim import make_optimizers
-from engine.step import compile_model, make_objective
+from engine.step import compile_model
+from loss import Objective
 from model import GPT
-from train import train_step
 
 CPU = Device(torch.device("cpu"), torch.float32)
 V = 50
 HAS_COMPILER = (
     shutil.which("g++") is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
 )
+from tests.conftest import take_step
 
 
-def train(compiled: bool, *argv: str) -> tuple[list[float], list[str]]:
-    """The losses of some steps, and what compile_model says."""
+def train(compiled: bool, *argv: str) -> list[float]:
+    """Take some steps; returns their losses in nats per token."""
     cfg, _ = load_config(["--n_layer=1", "--n_embd=16", "--block_size=16", "--batch_size=4", *argv])
-    get_batch = TrainBatches(
-        Split(np.random.default_rng(0).integers(V, size=4000) // 2), 16, 4, seed=0
-    )
+    tokens = np.random.default_rng(0).integers(V, size=4000) // 2
+    get_batch = TrainBatches(Split(tokens), 16, 4, seed=0)
     torch.manual_seed(0)
-    model, said = GPT(cfg.model, V), list[str]()
+    model = GPT(cfg.model, V)
     optimizers = make_optimizers(model, cfg.optim)
-    train_model: torch.nn.Module = model
+    forward: torch.nn.Module = model
     if compiled:
-        train_model = compile_model(model, get_batch(0), make_objective(cfg), CPU, said.append)
+        forward = compile_model(model, get_batch(0), TrainingObjective(Objective()), CPU)
         assert all(p.grad is None for p in model.parameters())
-    return [
-        train_step(train_model, optimizers, get_batch(4 * step), cfg, CPU, step).nll
-        for step in range(5)
-    ], said
+    losses = []
+    for step in range(5):
+        result = take_step(forward, optimizers, get_batch(4 * step), cfg, CPU, step=step)
+        losses.append(result.nll)
+    return losses
 
 
-def test_a_failing_compiler_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_compiler_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Whether it fails at once, or when the model is called."""
 
     def fail(*_, **__):
         raise RuntimeError("no C++ compiler\nand a long story")
 
-    plain, _ = train(compiled=False)
+    plain = train(compiled=False)
     for compiler in (fail, lambda model: fail):
         monkeypatch.setattr(torch, "compile", compiler)
-        losses, said = train(compiled=True)
-        assert said == [
-            "warning: torch.compile failed, training continues without it: no C++ compiler"
-        ]
-        assert losses == plain
+        assert train(compiled=True) == plain
+        assert capsys.readouterr().out == (
+            "warning: torch.compile failed, training continues without it: no C++ compiler\n"
+        )
     monkeypatch.setattr(torch, "compile", lambda model: model)  # one that works
-    assert train(compiled=True) == (plain, [])
+    assert train(compiled=True) == plain
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.slow
@@ -67,12 +71,12 @@ def test_a_failing_compiler_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.filterwarnings("ignore")  # torch's own
 @pytest.mark.parametrize("chunked", [False, True], ids=["plain", "chunked"])
 def test_a_compiled_model_has_the_same_losses(
-    chunked: bool, monkeypatch: pytest.MonkeyPatch
+    chunked: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if chunked:
         monkeypatch.setattr(chunked_loss, "MAX_LOGITS", 0)
         monkeypatch.setattr(chunked_loss, "MIN_CHUNK", 16)
     argv = ["--z_loss=0.01", "--ngram_embedding=2", "--ngram_rows=64"]
-    losses, said = train(True, *argv)
-    assert said == []
-    assert losses == pytest.approx(train(False, *argv)[0], abs=1e-4)
+    losses = train(True, *argv)
+    assert capsys.readouterr().out == ""
+    assert losses == pytest.approx(train(False, *argv), abs=1e-4)

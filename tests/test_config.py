@@ -22,7 +22,7 @@ from config.schema import Config
 from curves import CurveOptions
 from engine.run import open_run
 from evaluate import EvaluateOptions
-from report import words
+from report.progress import COLUMNS
 from sample import SampleOptions
 from tests.conftest import ROOT, TINY, call, make_text, other_dtype, read_metrics, without_clocks
 
@@ -349,8 +349,7 @@ def test_help_has_every_option() -> None:
 
 def without_samples_and_pictures(patch: pytest.MonkeyPatch) -> None:
     """No option changes how they are made, and they take time."""
-    for place in ("train", "report.trainlog"):
-        patch.setattr(f"{place}.generate_texts", lambda *_, num_samples=1, **__: [""] * num_samples)
+    patch.setattr("train.generate_texts", lambda *_, num_samples=1, **__: [""] * num_samples)
     patch.setattr("report.figures.draw_png", lambda runs, path: path.touch())
 
 
@@ -475,7 +474,7 @@ def observe(tmp_path_factory: pytest.TempPathFactory):
             raise UserError(done.stderr)
         (run,) = directory.glob("out/*")
         files = sorted(path.name for path in run.iterdir())
-        options, printed = done.stdout.split(words.COLUMNS)[0].split("\n", maxsplit=1)
+        options, printed = done.stdout.split(COLUMNS)[0].split("\n", maxsplit=1)
         assert options.startswith("options that differ from the defaults: ")  # of course they do
         return run.name, without_clocks(run), files, printed
 
@@ -505,7 +504,7 @@ def test_every_option_changes_something(
     if option == "watchers":  # test_trackers.py has what it shows
         monkeypatch.setitem(sys.modules, "wandb", None)
         with pytest.raises(UserError, match="needs its package"):
-            observe(("--watchers=wandb",))
+            observe(("--watchers=page,wandb",))
         return
     change, base = CHANGES[option]
     assert observe((*base, "--out_dir=out/run", *change)) != observed_base(observe, tuple(base))

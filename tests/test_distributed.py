@@ -36,9 +36,8 @@ from engine import device as device_module
 from engine.device import Device, lost_ranks, setup_device
 from engine.evaluation import measure_loss
 from engine.optim import make_optimizers
-from engine.run import Run
 from engine.signals import StopSignal
-from engine.state import StepResult, TrainState
+from engine.state import StepResult
 from model import GPT
 from report import words
 from tests.conftest import (
@@ -50,8 +49,8 @@ from tests.conftest import (
     trained_dtype,
     without_clocks,
 )
+from tests.conftest import take_step as take_one
 from tests.processes import Process, start_ranks
-from train import train_step
 
 CPU = Device(torch.device("cpu"), torch.float32)
 T = TypeVar("T")
@@ -134,7 +133,7 @@ def take_step(
     cfg, _ = load_config(["--label_smoothing=0.1", "--grad_clip=0", f"--dropout={dropout}"])
     model = make_model(dropout)
     # without an optimizer the gradients stay
-    result = train_step(model, [], get_batch(24), cfg, device, step=3)
+    result = take_one(model, [], get_batch(24), cfg, device, step=3)
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), result
 
 
@@ -197,8 +196,8 @@ def test_a_step_without_targets_on_any_rank_changes_nothing() -> None:
 
     def step(device: Device) -> tuple[bool, GPT]:
         model = make_model()
-        return train_step(
-            model, make_optimizers(model, cfg.optim), batch, cfg, device, 0
+        return take_one(
+            model, make_optimizers(model, cfg.optim), batch, cfg, device
         ).is_valid, model
 
     for is_valid, model in in_ranks(2, step):
@@ -323,21 +322,19 @@ def test_ranks_without_work_are_told() -> None:
     """
     get_batch = batches(3)
     assert get_batch.num_micro_batches == len(get_batch(0)) == 3
-    assert words.idle_ranks(3, 3) == []
-    (warning,) = words.idle_ranks(get_batch.num_micro_batches, 4)
+    assert not list(words.warn_of_idle_ranks(3, 3))
+    (warning,) = words.warn_of_idle_ranks(get_batch.num_micro_batches, 4)
     assert "3 micro-batches, so 1 of the 4 ranks have nothing to do" in warning
 
 
 def test_how_to_resume_on_several_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two, with two ranks each."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    run = Run(Path("out/it"), None, Config())  # type: ignore[arg-type]
-    stray = words.stopped(run, "SIGTERM", TrainState(), CPU, True)
-    assert stray.endswith("  python train.py out/it --init_from=resume")
-    assert words.stopped(
-        run, "SIGTERM", TrainState(), Device(CPU.torch_device, CPU.dtype, 0, 4), True
-    ).endswith(
-        "  (on each machine, with the options of before) torchrun --nproc_per_node=2 train.py out/it "
+    stray = words.resume_command(Path("out/it"), CPU)
+    assert stray == "python train.py out/it --init_from=resume"
+    four = Device(CPU.torch_device, CPU.dtype, 0, 4)
+    assert words.resume_command(Path("out/it"), four) == (
+        "(on each machine, with the options of before) torchrun --nproc_per_node=2 train.py out/it "
         "--init_from=resume"
     )
 

@@ -30,20 +30,21 @@ from engine.run import open_run
 from engine.state import StepResult, TrainState
 from loss import LossSums, mean_loss, sum_losses
 from model import GPT
-from report import words
+from report.gpu import find_peak, measure_gpus
 from report.picture import Picture
 from tests.conftest import (
     TINY,
     Done,
     call,
     load_checkpoint,
+    only_numbers,
     other_dtype,
     read_metrics,
+    take_step,
     trained_dtype,
     without_clocks,
 )
 from tests.processes import assert_same_checkpoints, read_checkpoint
-from train import train_step
 
 CPU = Device(torch.device("cpu"), torch.float32)
 SMALL = ModelConfig(block_size=8, n_layer=2, n_head=2, n_embd=16)
@@ -51,11 +52,8 @@ PATIENT = Config(run=RunConfig(patience=3), optim=OptimConfig(max_iters=10**6))
 
 
 @pytest.fixture(autouse=True)
-def only_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw nothing and write no samples: that would take most of the time of these trainings."""
-    monkeypatch.setattr("report.figures.draw_png", lambda runs, path: path.touch())
-    for module in ("train", "report.trainlog"):
-        monkeypatch.setattr(f"{module}.generate_texts", lambda *_, **__: ["a sample"])
+def numbers_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    only_numbers(monkeypatch)
 
 
 def make_model(**options: Any) -> GPT:
@@ -88,11 +86,11 @@ def test_a_batch_without_targets_changes_nothing() -> None:
     """Neither weights, nor momentum, nor weight decay: as if there had been no step."""
     model = make_model()
     optimizers = make_optimizers(model, OptimConfig(weight_decay=0.1))
-    assert train_step(model, optimizers, make_batch(), Config(), CPU, step=0).is_valid
+    assert take_step(model, optimizers, make_batch(), Config(), CPU).is_valid
     before = copy.deepcopy(
         [model.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)]
     )
-    result = train_step(model, optimizers, without_targets(make_batch()), Config(), CPU, step=1)
+    result = take_step(model, optimizers, without_targets(make_batch()), Config(), CPU, step=1)
     assert (result.num_targets, result.is_valid, result.is_finite) == (0, False, True)
     assert result.lr > 0
     after = [model.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)]
@@ -110,7 +108,9 @@ def test_skipped_steps_are_counted_also_after_a_resume(
         return without_targets(batch) if first_window // self.batch_size in empty else batch
 
     monkeypatch.setattr(TrainBatches, "__call__", get_some)
-    assert train("--max_iters=4").stdout.count(words.SKIPPED) == len(empty & set(range(4)))
+    assert train("--max_iters=4").stdout.count(
+        "the step is skipped, and counts in skipped_steps"
+    ) == len(empty & set(range(4)))
     printed = train("--init_from=resume").stdout
     assert f"Steps that had no target, and were skipped: {len(empty)}." in printed
     assert "diverged" not in printed
@@ -194,14 +194,14 @@ def test_tokens_per_second_are_those_of_the_steps(
 
         return slow
 
-    import report.trainlog
+    import engine.run_files
     import train as script
 
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     for module, name, seconds in (
         (script, "validate", 3600),
         (script, "generate_texts", 3600),
-        (report.trainlog, "save_checkpoint", 3600),
+        (engine.run_files, "save_checkpoint", 3600),
         (script, "seed_dropout", 0.5),
         # the last two are called in each step
         (TrainBatches, "__call__", 0.25),
@@ -219,51 +219,47 @@ def test_tokens_per_second_are_those_of_the_steps(
 
 def test_what_each_gpu_does_is_logged(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What torch says of two GPUs is made up here."""
-    import report.gpu
-    import report.trainlog
-
-    model, steps = GPT(ModelConfig(), 65), [StepResult(None, 1.0, 0.1, 0.001)] * 3  # type: ignore[arg-type]
-    optim = OptimConfig(batch_size=8, max_iters=103)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(
         torch.cuda, "max_memory_allocated", {torch.device("cuda:1"): 33_100_000_000}.__getitem__
     )
-    two = Device(torch.device("cuda:1"), torch.bfloat16, 0, 2)
     monkeypatch.setattr(Device, "max", lambda self, number: number)
-    flops = 8 * 256 / 0.001 / 2 * model.flops_per_token()
-    assert report.gpu.gpu_record(two, model, steps, optim, 3) == pytest.approx(
+    two = Device(torch.device("cuda:1"), torch.bfloat16, 0, 2)
+    steps = [StepResult(None, 1.0, 0.1, 0.001)] * 3  # type: ignore[arg-type]
+    numbers = {"step_positions": 2048, "flops_per_position": 1000, "steps_left": 100}
+    assert measure_gpus(two, steps, **numbers) == pytest.approx(
         {
             "gpu_tokens_per_second": 1_024_000,
             "gpu_gigabytes": 33.1,
             "seconds_left": 0.1,
-            "mfu": flops / 989e12,
+            "mfu": 1_024_000 * 1000 / 989e12,
         }
     )
-    for name, known in (
+    assert measure_gpus(two, [], **numbers) == measure_gpus(CPU, steps, **numbers) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
         ("NVIDIA H100 PCIe", 756e12),
         ("NVIDIA L40", None),
         ("NVIDIA A100-SXM4-40GB", 312e12),
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("NVIDIA GeForce RTX 4090 D", None),
-    ):
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
-        found = report.gpu.gpu_record(two, model, steps, optim, 3)
-        assert found.get("mfu") == (pytest.approx(flops / known) if known else None)
-    assert (
-        report.gpu.gpu_record(two, model, [], optim, 0)
-        == report.gpu.gpu_record(CPU, model, steps, optim, 3)
-        == {}
-    )
+    ],
+)
+def test_the_best_of_a_gpu_is_known_by_its_name(name: str, peak: float | None) -> None:
+    assert find_peak(name) == peak
 
-    monkeypatch.setattr(
-        report.trainlog,
-        "gpu_record",
-        lambda device, model, results, *_: (
-            {"gpu_tokens_per_second": 1e6, "gpu_gigabytes": 33.1, "mfu": 0.41, "seconds_left": 3.0}
-            if results
-            else {}
-        ),
-    )
+
+def test_what_each_gpu_does_is_told(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"gpu_tokens_per_second": 1e6, "gpu_gigabytes": 33.1, "mfu": 0.41, "seconds_left": 3.0}
+
+    def measure(device: Device, results: list[StepResult], **_: int) -> dict[str, float]:
+        return found if results else {}
+
+    monkeypatch.setattr("report.trainlog.measure_gpus", measure)
     says = "each GPU: 1,000,000 tokens/s, 41% of its best (MFU), 33.1 GB at the peak; 0:00:03 left"
     assert train("--max_iters=8").stdout.count(says) == 5  # after steps 1, 2, 4, 6 and 8
     assert {record.get("mfu") for record in read_metrics(data_dir / "out/run")} == {None, 0.41}
@@ -289,6 +285,7 @@ def evaluations(
     state = TrainState()
     for train_nll, val_nll in losses:
         for _ in range(steps):
+            state.step += 1
             state.count_step(step_with(train_nll))
         state.count_evaluation({"val_nll": val_nll}, state.step / steps_per_epoch)
         if state.is_finished(PATIENT):
@@ -318,6 +315,7 @@ def test_the_training_loss_of_a_few_steps_shows_nothing() -> None:
     """It has to have fallen over some 20 steps, and by more than its noise."""
     state = evaluations(*FALLS[:2], *[(1.5, 1.9)] * 9)
     assert state.peak == pytest.approx(0.1)
+    state.step += 1
     state.count_step(step_with(0.5))
     state.count_evaluation({"val_nll": 1.9}, 10)
     assert state.overfitting == 0
@@ -325,6 +323,7 @@ def test_the_training_loss_of_a_few_steps_shows_nothing() -> None:
     for step in range(400):
         if step % 20 == 0:
             noisy.count_evaluation({"val_nll": 2.0 if step == 0 else 2.1}, 10)
+        noisy.step += 1
         noisy.count_step(step_with(2.0 - step / 20_000 + float(NOISE.normal(0, 0.2))))
     assert noisy.train_rise == 0
     assert noisy.overfitting == 0
@@ -355,12 +354,14 @@ def test_evaluations_at_every_step_are_not_counted_one_by_one() -> None:
     state = evaluations(*FALLS[:3])
     shown = []
     for _ in range(100):
+        state.step += 1
         state.count_step(step_with(1.2))
         record = {"val_nll": 1.9}
         state.count_evaluation(record, 10)
         shown.append(record.get("overfitting", 0))
     first = shown.index(1)
     assert shown[first : first + 41] == [1] * 20 + [2] * 20 + [3]
+    state.step += 1
     state.count_step(step_with(1.2))
     state.count_evaluation({"val_nll": 1.801}, 10)
     assert state.overfitting == 0
@@ -414,14 +415,14 @@ def test_the_standard_error_is_that_of_many_texts() -> None:
 def test_a_checkpoint_restores_all_of_a_training(tmp_path: Path) -> None:
     model = make_model()
     optimizers = make_optimizers(model, OptimConfig())
-    train_step(model, optimizers, make_batch(), Config(), CPU, step=0)
+    take_step(model, optimizers, make_batch(), Config(), CPU)
     saved = TrainState(step=7, tokens=123, best_nll=1.5, variance=0.1 + 0.2)
     save_checkpoint(tmp_path / "last.safetensors", model, saved, optimizers)
     other = make_model()
     restored = make_optimizers(other, OptimConfig())
     assert load_checkpoint(tmp_path / "last.safetensors", other, restored) == saved
     for m, o in ((model, optimizers), (other, restored)):
-        train_step(m, o, make_batch(1), Config(), CPU, step=1)
+        take_step(m, o, make_batch(1), Config(), CPU, step=1)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
 

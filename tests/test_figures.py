@@ -80,7 +80,7 @@ def evaluations(uniform: float, best: float, steps: int = 800) -> list[Record]:
     records: list[Record] = []
     for step in range(steps + 1):
         nll = best + (uniform - best) / (1 + step / 60) ** 1.5
-        if is_eval_step(step, 40) or step == steps:
+        if is_eval_step(step, 40, steps):
             train = {"train_nll": nll - 0.05} if step else {}
             records.append(
                 {

@@ -25,7 +25,7 @@ from data.prepare import prepare_corpus
 from data.tokenizer import load_tokenizer
 from engine.metrics import parse_record
 from large.prepare import prepare_large
-from tests.conftest import call, make_text
+from tests.conftest import call, draw_nothing, make_text
 
 Forge = Callable[[Path], object]
 DEEP = 100_000
@@ -42,7 +42,7 @@ COMMANDS = {
 @pytest.fixture
 def theirs(small_run: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the run, in the current directory."""
-    monkeypatch.setattr("report.trainlog.figures.draw_png", lambda runs, path: path.touch())
+    draw_nothing(monkeypatch)
     shutil.copytree(small_run, data_dir, dirs_exist_ok=True)
     return data_dir / "out/run"
 

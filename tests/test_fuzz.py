@@ -339,7 +339,7 @@ def test_whole_trainings(monkeypatch) -> None:
     ones.
     """
     codes: list[int] = []
-    monkeypatch.setattr("report.trainlog.generate_texts", partial(generate_texts, max_new_tokens=9))
+    monkeypatch.setattr("train.generate_texts", partial(generate_texts, max_new_tokens=9))
 
     def trainings(text, options) -> None:
         Path("fuzz.txt").write_bytes(

@@ -28,22 +28,22 @@ FORMAT = (
 )
 
 # The limits, and what is wanted in the end where that is less.
-TOKENS_A_LINE = {"": 8.6, "train.py": 8.5, "model.py": 13.3, "loss.py": 11.0}
+TOKENS_A_LINE = {"": 8.6, "train.py": 9.1, "model.py": 13.3, "loss.py": 11.0}
 DENSE = 24  # tokens; a line of code with more has to be read twice
 DENSEST = 32
 MAX_DENSE_SHARE = 0.04
 MAX_LONG_LINES = 213  # beyond 100 columns
 MAX_STATEMENT = 60  # tokens
-MODULES = {"train.py": 53, "sample.py": 39, "curves.py": 33}
-STORY_TOKENS = 64_600  # of train.py and all that it imports
-NAMES_IMPORTED = 46  # by train.py
+MODULES = {"train.py": 62, "sample.py": 39, "curves.py": 33}
+STORY_TOKENS = 66_000  # of train.py and all that it imports
+NAMES_IMPORTED = 51  # by train.py
 PARAMETERS = 5  # by position, and as many more by keyword
 MAX_LONG_STATEMENTS = 16
 MAX_GOLF = 170
 MAX_MANY_PARAMETERS = 11
 MAX_DENSEST_LINES = 25
 MAX_DENSE_LINES_ASIDE = 620
-ALL_TOKENS = 73_800
+ALL_TOKENS = 77_000
 
 
 def files(*folders: str) -> list[Path]:

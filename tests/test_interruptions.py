@@ -60,14 +60,14 @@ resource.setrlimit(resource.RLIMIT_FSIZE, ({}, {}))
 # Dies as it is about to change for the n-th time, after its last step, what is in its directory.
 DIE_AT_THE_END = """
 import os, re, signal, sys
-import report.trainlog
+import report.outcome
 left = 0
-measure_best = report.trainlog.measure_best
+measure_best = report.outcome.measure_best
 def measure(*arguments):
     global left
     left = {number}
     return measure_best(*arguments)
-report.trainlog.measure_best = measure
+report.outcome.measure_best = measure
 def watch(event, arguments):
     global left
     does = f"{{event}} {{' '.join(map(str, arguments))}}"
@@ -87,11 +87,11 @@ engine.step.seed_dropout = lambda seed, step, number: (seed_dropout(seed, step, 
 
 # Measuring the best model takes a minute.
 SLOW_OUTCOME = """
-import time, report.trainlog
+import time, report.outcome
 def measure(*arguments):
     print("measuring", flush=True)
     time.sleep(60)
-report.trainlog.measure_all = measure
+report.outcome.measure_all = measure
 """
 # And so does what has to be done when it is interrupted.
 STUCK_OUTCOME = """
@@ -101,7 +101,7 @@ def never(*arguments):
     finally:
         print("cleaning up", flush=True)
         time.sleep(60)
-report.trainlog.measure_all = never
+report.outcome.measure_all = never
 """
 
 

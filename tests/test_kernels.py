@@ -125,6 +125,9 @@ from data.batches import Batch
 from data.eval_text import EvalText
 from data.documents import Split
 from engine.device import setup_device
+from engine.objective import TrainingObjective
+from engine.state import TrainState
+from loss import Objective
 from engine.generate import generate
 from engine.scoring import predict
 from engine.optim import make_optimizers
@@ -135,7 +138,7 @@ list(generate(model, [1, 2], device, max_new_tokens=3))
 list(predict(model, EvalText(Split(np.arange(3)), 8).batches(), device))
 cfg = Config()
 optimizers, batch = make_optimizers(model, cfg.optim), [Batch(np.ones((1, 8), int), np.ones((1, 8), int))]
-assert train_step(model, optimizers, batch, cfg, device, 0).is_valid
+assert train_step(model, optimizers, batch, TrainingObjective(Objective()), device, cfg=cfg, state=TrainState()).is_valid
 for optimizer in optimizers:
     optimizer.load_state_dict(optimizer.state_dict())
 sys.exit("torch._dynamo" in sys.modules)"""

@@ -32,7 +32,7 @@ from large import prepare as large
 from large import shards
 from large.prepare import choose_split, prepare_large
 from large.shards import write_shards
-from tests.conftest import ROOT, TINY, call, make_text
+from tests.conftest import ROOT, TINY, call, draw_nothing, make_text
 
 DOCUMENTS = make_text(60).strip().split("\n")
 STOP = 18
@@ -206,9 +206,7 @@ def test_a_single_file_of_records_is_as_in_a_folder(folder: Path) -> None:
 
 
 def test_a_file_of_records_can_be_evaluated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "report.trainlog.figures", SimpleNamespace(draw_png=lambda runs, path: path.touch())
-    )
+    draw_nothing(monkeypatch)
     write(folder / "a.jsonl", RECORDS)
     write(folder / "a.jsonl.gz", RECORDS)
     prepare("texts/a.jsonl")

@@ -21,7 +21,8 @@ from data.shards import load_split
 from data.tokenizer import load_tokenizer
 from engine.checkpoint import save_checkpoint
 from engine.device import setup_device
-from engine.run import create_run
+from engine.run import Run, create_run
+from engine.run_files import RunFiles
 from engine.state import TrainState
 from model import GPT
 from report.trainlog import TrainLog
@@ -35,13 +36,21 @@ def processor_seconds() -> float:
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
 
 
+def start_log(run: Run, step: int = 0) -> TrainLog:
+    """Start or resume a run, and its log."""
+    files = RunFiles(run, setup_device("cpu", "float32"))
+    state = TrainState(step=step)
+    files.start(GPT(run.cfg.model, run.info.vocab_size), state)
+    return TrainLog(files, run.info, state)
+
+
 def test_metrics_are_appended_not_rewritten(data_dir) -> None:
     """Resuming truncates the file after the step of the checkpoint."""
     cfg, _ = load_config(["--corpus=text.txt", "--out_dir=out/run", *TINY])
-    corpus, device = prepare_corpus(cfg.data), setup_device("cpu", "float32")
+    corpus = prepare_corpus(cfg.data)
     run = create_run(cfg, corpus)
     metrics = run.path / "metrics.jsonl"
-    log = TrainLog(run, device, GPT(cfg.model, corpus.info.vocab_size), corpus, TrainState())
+    log = start_log(run)
     log.write({"step": 0})
     file, before = metrics.stat().st_ino, b""
     for step in range(1, 200):
@@ -52,9 +61,7 @@ def test_metrics_are_appended_not_rewritten(data_dir) -> None:
         before = content
     with metrics.open("ab") as torn:
         torn.write(b'{"step": 200, "trai')
-    log = TrainLog(
-        run, device, GPT(cfg.model, corpus.info.vocab_size), corpus, TrainState(step=150)
-    )
+    log = start_log(run, step=150)
     log.write({"step": 151})
     assert metrics.stat().st_ino == file
     assert [record["step"] for record in read_metrics(run.path)] == list(range(152))
@@ -64,17 +71,15 @@ def test_metrics_are_appended_not_rewritten(data_dir) -> None:
 def test_a_directory_that_was_moved_is_not_made_anew(data_dir, capsys) -> None:
     """Nor is that of another run touched, which somebody put in its place."""
     cfg, _ = load_config(["--corpus=text.txt", "--out_dir=out/run", *TINY])
-    corpus, device = prepare_corpus(cfg.data), setup_device("cpu", "float32")
+    corpus = prepare_corpus(cfg.data)
     run = create_run(cfg, corpus)
-    log = TrainLog(run, device, GPT(cfg.model, corpus.info.vocab_size), corpus, TrainState())
+    log = start_log(run)
     log.write({"step": 0})
     moved = run.path.rename(data_dir / "moved")
     log.write({"step": 1})
     assert not run.path.exists()
     other = create_run(cfg, corpus)
-    TrainLog(other, device, GPT(cfg.model, corpus.info.vocab_size), corpus, TrainState()).write(
-        {"step": 0}
-    )
+    start_log(other).write({"step": 0})
     for _ in range(2):
         log.write({"step": 2})
     assert len(read_metrics(other.path)) == 1
@@ -91,7 +96,7 @@ def test_checkpoints_leave_no_file_open(data_dir) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for step in range(20):
         save_checkpoint(data_dir / "last.safetensors", model, TrainState(step=step))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 @pytest.mark.slow

@@ -27,11 +27,9 @@ from engine.generate import Window, generate, generate_texts
 from engine.optim import Muon, make_optimizers
 from engine.scoring import predict, score_targets
 from engine.state import TrainState
-from engine.step import make_objective
 from model import GPT
 from report.step_zero import check_step_zero
-from tests.conftest import TINY, call, read_metrics
-from train import train_step
+from tests.conftest import TINY, call, read_metrics, take_step
 
 CPU = torch.device("cpu")
 V = 13
@@ -73,7 +71,9 @@ def train_a_step(device: Device, *argv: str) -> GPT:
     batches = TrainBatches(Split(TOKENS), 8, 4, seed=0)
     teacher = for_prediction(GPT(cfg.model, V), device) if cfg.loss.teacher else None
     for step in range(2):  # the second one has momentum
-        assert train_step(model, optimizers, batches(4 * step), cfg, device, step, teacher).is_valid
+        assert take_step(
+            model, optimizers, batches(4 * step), cfg, device, step=step, teacher=teacher
+        ).is_valid
     return model
 
 
@@ -156,13 +156,10 @@ AUTO = [option for option in TINY if "dtype" not in option]
 def without_pictures_and_long_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take time."""
     monkeypatch.setattr("report.figures.draw_png", lambda runs, path: path.touch())
-    for place in ("train", "report.trainlog"):
-        monkeypatch.setattr(
-            f"{place}.generate_texts",
-            lambda model, corpus, device, **_: generate_texts(
-                model, corpus, device, max_new_tokens=3
-            ),
-        )
+    monkeypatch.setattr(
+        "train.generate_texts",
+        lambda model, corpus, device, **_: generate_texts(model, corpus, device, max_new_tokens=3),
+    )
 
 
 def test_whole_commands_follow_the_hardware(data_dir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +209,7 @@ def test_every_tensor_is_made_on_the_device_of_the_model(
     meta = torch.device("meta")
     model = GPT(cfg.model, vocab_size).to(meta)
     tokens = torch.zeros(4, cfg.model.block_size, dtype=torch.int64, device=meta)
-    sums = model(tokens, tokens, make_objective(cfg))
+    sums = model(tokens, tokens)
     assert {number.device for number in sums} == {meta}
     sums.objective.backward()
     for optimizer in make_optimizers(model, cfg.optim):
@@ -253,6 +250,9 @@ def test_what_auto_is_on_a_gpu(
     assert device.eval_batch_tokens > setup_device("cpu", "float32").eval_batch_tokens
 
 
+HALF = Device(CPU, torch.float16)
+
+
 def test_float16_trains_with_a_loss_scale() -> None:
     """Gradients come out as in float32; one that is too large for float16 changes nothing, and
     halves the scale.
@@ -262,7 +262,7 @@ def test_float16_trains_with_a_loss_scale() -> None:
     for dtype in (torch.float32, torch.float16):
         torch.manual_seed(0)
         model = GPT(cfg.model, V)
-        assert train_step(model, [], batch, cfg, Device(CPU, dtype), 0, None, 2.0**15).is_valid
+        assert take_step(model, [], batch, cfg, Device(CPU, dtype)).is_valid
         gradients.append(
             torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         )
@@ -271,8 +271,9 @@ def test_float16_trains_with_a_loss_scale() -> None:
 
     model.zero_grad()
     before, state = [p.detach().clone() for p in model.parameters()], TrainState()
-    optimizers = make_optimizers(model, cfg.optim, Device(CPU, torch.float16))
-    result = train_step(model, optimizers, batch, cfg, Device(CPU, torch.float16), 0, None, 2.0**40)
+    optimizers = make_optimizers(model, cfg.optim, HALF)
+    result = take_step(model, optimizers, batch, cfg, HALF, loss_scale=2.0**40)
+    state.step += 1
     state.count_step(result)
     assert not result.is_valid
     assert state.loss_scale == 2.0**14

@@ -9,7 +9,8 @@ from config.schema import Config, OptimConfig, RunConfig
 from data.info import Baseline, CorpusInfo, SplitInfo
 from engine.metrics import Record, parse_record
 from engine.state import TrainState
-from report import words
+from report import progress, words
+from report.verdict import make_verdict
 
 DEFAULTS = Config()
 
@@ -93,8 +94,8 @@ def judge(
     epochs: float = 0.5,
     **state: object,
 ) -> str:
-    final = records[-1] if "best_val_nll" in records[-1] else None
-    return words.verdict(records, final, info, cfg, make_state(records, **state), epochs)
+    state_then = make_state(records, **state)
+    return make_verdict(records, records[-1], info, cfg=cfg, state=state_then, epochs=epochs)
 
 
 def verdict(
@@ -126,7 +127,7 @@ def test_the_baselines_are_listed_from_the_worst_to_the_best() -> None:
     ],
 )
 def test_standing(nll: float, said: str) -> None:
-    assert words.standing(nll, make_info().baselines).lstrip() == said
+    assert progress.describe_standing(nll, make_info().baselines).lstrip() == said
 
 
 def test_a_line_of_the_table_has_80_columns_also_with_large_numbers() -> None:
@@ -141,10 +142,12 @@ def test_a_line_of_the_table_has_80_columns_also_with_large_numbers() -> None:
         "lr": 9.1e-05,
         "tokens_per_second": 1_234_567,
     }
-    line = words.progress(record)
-    assert len(line) == len(words.COLUMNS) == 80
+    line = progress.describe_progress(record)
+    assert len(line) == len(progress.COLUMNS) == 80
     assert len(line.split()) == len(record)  # no two numbers touch
-    assert words.progress(record | {"kl_gap": -0.04}).endswith("   -0.0400 above the source")
+    assert progress.describe_progress(record | {"kl_gap": -0.04}).endswith(
+        "   -0.0400 above the source"
+    )
 
 
 def test_columns_stay_apart_where_a_run_diverges() -> None:
@@ -161,7 +164,7 @@ def test_columns_stay_apart_where_a_run_diverges() -> None:
             "lr": 1e38,
             "tokens_per_second": 123_456_789,
         }
-        line = words.progress(record)
+        line = progress.describe_progress(record)
         assert len(line) == 80
         assert len(line.split()) == len(record)
         assert float(line.split()[2]) == pytest.approx(nll, rel=0.5, nan_ok=True)
@@ -170,7 +173,9 @@ def test_columns_stay_apart_where_a_run_diverges() -> None:
 def test_the_entropy_rate_is_no_baseline_to_beat() -> None:
     rate = Baseline(name="entropy rate", nats_per_token=1.2, bits_per_byte=1.7, perplexity=3.3)
     info = make_info(rate, entropy_rate=1.2, source_nll=1.25)
-    assert words.standing(1.21, info.baselines).endswith("beats 6-gram, 1.520: the last baseline")
+    assert progress.describe_standing(1.21, info.baselines).endswith(
+        "beats 6-gram, 1.520: the last baseline"
+    )
     said = judge(make_records(4.17, 1.4), info)
     assert "all of the baselines" in said
     assert "1.4000 is the entropy rate 1.2000, +0.0500 of sampling error of this text" in said
@@ -353,10 +358,13 @@ def test_below_log_v_is_measured_from_log_v() -> None:
 
 
 def test_samples_are_told_from_their_prompt() -> None:
-    assert words.samples("", ["\nab\n"]) == "A sample:\n\nab"
-    assert words.samples("", ["ab", "cd"]) == "2 samples:\n\nab\n\ncd"
-    assert words.samples("CAT:\n", ["a\nb\n", "c"]) == "Prompt:\n\nCAT:\n\n2 samples:\n\na\nb\n\nc"
-    assert words.sample_line("ab\ncd\x1b[0m").endswith("writes: ab⏎cd [0m")
+    assert words.show_samples("", ["\nab\n"]) == "A sample:\n\nab"
+    assert words.show_samples("", ["ab", "cd"]) == "2 samples:\n\nab\n\ncd"
+    assert (
+        words.show_samples("CAT:\n", ["a\nb\n", "c"])
+        == "Prompt:\n\nCAT:\n\n2 samples:\n\na\nb\n\nc"
+    )
+    assert progress.describe_sample("ab\ncd\x1b[0m").endswith("writes: ab⏎cd [0m")
 
 
 def test_the_options_that_differ_are_named() -> None:
@@ -397,13 +405,13 @@ def test_half_the_memory_counts_the_micro_batches_of_all_cores(
     monkeypatch: pytest.MonkeyPatch, cores: int, options: dict[str, object], advice: str
 ) -> None:
     monkeypatch.setattr("engine.device.count_workers", lambda: cores)
-    assert f"use {advice}" in words.less_memory(Config().with_run(device="cpu", **options))
+    assert f"use {advice}" in words.advise_less_memory(Config().with_run(device="cpu", **options))
 
 
 def test_less_memory() -> None:
     cfg = Config()
-    assert "--micro_batch_size=2, which gives the same result" in words.less_memory(cfg)
-    assert "--micro_batch_size" not in words.less_memory(cfg.with_run(micro_batch_size=1))
+    assert "--micro_batch_size=2, which gives the same result" in words.advise_less_memory(cfg)
+    assert "--micro_batch_size" not in words.advise_less_memory(cfg.with_run(micro_batch_size=1))
 
 
 def test_next_commands_quote_the_name_of_the_run() -> None:

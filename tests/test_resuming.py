@@ -11,6 +11,7 @@ import pytest
 import train
 from config.cli import load_config
 from engine.run import open_run
+from engine.state import TrainState
 from tests.conftest import TINY, call, make_text, training_in, without_clocks
 
 TUNE = """
@@ -31,10 +32,10 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         call("train.py", "tune.toml", "--out_dir=whole")
         train_step = train.train_step
 
-        def die(*arguments: Any) -> Any:
-            if arguments[5] == 3:
+        def die(*arguments: Any, state: TrainState, **options: Any) -> Any:
+            if state.step == 3:
                 sys.exit(9)
-            return train_step(*arguments)
+            return train_step(*arguments, state=state, **options)
 
         with pytest.MonkeyPatch.context() as dying:
             dying.setattr("train.train_step", die)
@@ -43,7 +44,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert done.returncode == 9
         assert "starts with the weights of origin" in done.stdout  # as the recipe says
         Path("origin").rename("elsewhere")
-        patch.setattr("report.trainlog.generate_texts", lambda *_, **__: ["a sample"])
+        patch.setattr("train.generate_texts", lambda *_, **__: ["a sample"])
         yield folder
 
 

@@ -18,8 +18,7 @@ from engine.device import Device
 from engine.optim import make_optimizers
 from model import GPT
 from report.step_zero import FIRST_BATCHES, check_first_losses, check_step_zero, is_early
-from tests.conftest import TINY, call, make_text, train_in
-from train import train_step
+from tests.conftest import TINY, call, make_text, take_step, train_in
 
 CPU = Device(torch.device("cpu"), torch.float32)
 SOUND = "as it should be, the model knows nothing yet"
@@ -231,7 +230,7 @@ def test_weights_that_are_trained_already() -> None:
             TrainBatches(Split(TOKENS), 64, 16, seed=1),
         )
         for step in range(15):
-            train_step(model, optimizers, batches(16 * step), cfg, CPU, step)
+            take_step(model, optimizers, batches(16 * step), cfg, CPU, step=step)
 
     said = look("--n_layer=1", change=learn)
     assert (

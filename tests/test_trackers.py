@@ -24,7 +24,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import dedent
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,7 +37,7 @@ from config.errors import UserError
 from config.values import WATCHERS
 from engine.run import Run, open_run
 from engine.watchers import Watchers
-from tests.conftest import ROOT, TINY, call, read_metrics
+from tests.conftest import ROOT, TINY, call, draw_nothing, read_metrics
 from tests.processes import Process
 
 # mlflow's calls of sqlalchemy
@@ -81,11 +81,8 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
         os.environ["TRACKIO_DIR"] = str(tmp_path_factory.mktemp("trackio"))
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr(trackers, "PATIENCE", 120.0)  # for a slow machine
-    monkeypatch.setattr(
-        "report.trainlog.figures", SimpleNamespace(draw_png=lambda runs, path: path.touch())
-    )
-    for module in ("train", "report.trainlog"):
-        monkeypatch.setattr(f"{module}.generate_texts", lambda *_, **__: [SAMPLE])
+    draw_nothing(monkeypatch)
+    monkeypatch.setattr("train.generate_texts", lambda *_, **__: [SAMPLE])
 
 
 @pytest.fixture(params=TRACKERS)
@@ -274,7 +271,7 @@ def rounded(numbers: list[tuple[int, str, float]]) -> Counter[tuple[int, str, fl
 def assert_same(tracked: Tracked, files: Tracked) -> None:
     assert rounded(tracked.numbers) == rounded(files.numbers)
     # MLflow keeps one of each step
-    kept = {*files.texts} if files.cfg["watchers"] == "mlflow" else files.texts
+    kept = {*files.texts} if files.cfg["watchers"] == "page,mlflow" else files.texts
     assert sorted(tracked.texts) == sorted(kept)
     assert files.cfg.items() <= tracked.cfg.items()
 
@@ -289,7 +286,7 @@ def test_a_tracker_has_what_the_files_have_also_after_resuming(name: str, data_d
     What W&B, Trackio and MLflow have of later steps stays there, and what is measured again stands
     beside it.
     """
-    run, train = data_dir / f"out/mine{name}", [*TRAIN, f"--watchers={name}"]
+    run, train = data_dir / f"out/mine{name}", [*TRAIN, f"--watchers=page,{name}"]
     out = f"--out_dir={run}"
     assert "warning" not in call("train.py", *train, out, "--max_iters=4").stdout
     first = read_files(run)
@@ -303,7 +300,7 @@ def test_a_tracker_has_what_the_files_have_also_after_resuming(name: str, data_d
     shutil.copy(run / "previous.safetensors", run / "last.safetensors")
     assert "at step 2\n" in call("train.py", str(run), "--init_from=resume", "--max_iters=6").stdout
     files = read_files(run)
-    assert (files.cfg["max_iters"], files.cfg["watchers"]) == ("6", name)
+    assert (files.cfg["max_iters"], files.cfg["watchers"]) == ("6", f"page,{name}")
     stays = [number for number in first.numbers if number[0] > 2 and name != "tensorboard"]
     texts = [text for text in first.texts if text[0] > 2]  # TensorBoard drops numbers only
     (tracked,) = read_tracked(name, run)
@@ -370,7 +367,7 @@ def test_a_missing_package_is_one_line_before_anything_is_prepared(data_dir: Pat
         f"sys.path.insert(0, {str(ROOT)!r}); runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "--corpus=text.txt", "--watchers=wandb"],
+        [sys.executable, "-c", code, "--corpus=text.txt", "--watchers=page,wandb"],
         capture_output=True,
         text=True,
         timeout=60,
@@ -399,7 +396,7 @@ def test_each_missing_package_is_told(
             UserError,
             match=re.escape(f"watchers={name} needs its package: pip install -e '.[{name}]'"),
         ):
-            load_config([f"--watchers={name}", *arguments])
+            load_config([f"--watchers=page,{name}", *arguments])
 
 
 def test_the_extras_are_the_trackers() -> None:
@@ -483,7 +480,7 @@ def test_a_tracker_that_fails_or_hangs_warns_once_and_stops_nothing(
     fake.fails_in, fake.hangs = function, hangs
     if hangs:
         monkeypatch.setattr(trackers, "PATIENCE", 0.2)
-    done = call("train.py", *TRAIN, "--out_dir=out/run", "--watchers=trackio")
+    done = call("train.py", *TRAIN, "--out_dir=out/run", "--watchers=page,trackio")
     says = (
         "trackio is not done after 0 s, and may lack the last lines"
         if hangs
@@ -520,7 +517,9 @@ def test_a_stopped_run_lets_its_tracker_finish(
 
     monkeypatch.setattr("engine.signals.StopSignal.requested", request)
     assert (
-        call("train.py", *TRAIN, "--out_dir=out/run", "--watchers=trackio", check=False).returncode
+        call(
+            "train.py", *TRAIN, "--out_dir=out/run", "--watchers=page,trackio", check=False
+        ).returncode
         == 143
     )
     assert fake.told[-2:] == [("log", 3), ("finish",)]
@@ -533,7 +532,7 @@ def test_wandb_without_a_key_is_told(data_dir: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("NETRC", str(data_dir / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(data_dir))
-    done = call("train.py", *TRAIN, "--out_dir=out/run", "--watchers=wandb")
+    done = call("train.py", *TRAIN, "--out_dir=out/run", "--watchers=page,wandb")
     wandb.teardown()
     assert re.findall("warning: .*", done.stdout) == [
         "warning: wandb failed, and training continues without it: RuntimeError('no API key: run `wandb login`, or set "
@@ -559,7 +558,7 @@ def test_a_server_that_never_answers_stops_nothing(clone: Path) -> None:
                 clone,
                 *TRAIN,
                 f"--out_dir=out/waits-{name}",
-                f"--watchers={name}",
+                f"--watchers=page,{name}",
                 prelude=prelude,
                 **variables[name],
             )

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import engine.evaluation
-import report.trainlog
+import engine.run_files
 from config.cli import load_config
 from config.errors import UserError, out_of_memory
 from config.files import write_atomically
@@ -34,18 +33,23 @@ from engine.device import Device
 from engine.metrics import Record, append_line
 from engine.optim import make_optimizers
 from engine.run import lock_run, open_run
+from engine.run_files import RunFiles
 from engine.state import SPIKE_STEPS, StepResult, TrainState
 from loss import LossMeans, LossSums
 from model import GPT
-from report import words
-from report.trainlog import OUTCOME, TrainLog
+from report.outcome import measure_best
+from report.progress import describe_trouble
+from report.trainlog import OUTCOME
+from report.words import advise_less_memory
 from tests.conftest import (
     TINY,
     Done,
     call,
     make_text,
+    only_numbers,
     other_dtype,
     read_metrics,
+    take_step,
     trained_dtype,
     without_clocks,
 )
@@ -59,13 +63,8 @@ STEPS = [*range(7), 6]  # in the lines of metrics of such a run; the last line i
 
 
 @pytest.fixture(autouse=True)
-def only_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw nothing and write no samples: that would take most of the time of these trainings."""
-    monkeypatch.setattr(
-        "report.trainlog.figures", SimpleNamespace(draw_png=lambda runs, path: path.touch())
-    )
-    for module in ("train", "report.trainlog"):
-        monkeypatch.setattr(f"{module}.generate_texts", lambda *_, **__: ["a sample"])
+def numbers_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    only_numbers(monkeypatch)
 
 
 def train(*arguments: str, returns: int = 0) -> Done:
@@ -120,7 +119,7 @@ def test_a_step_with_bad_numbers_changes_nothing(
     optimizers = make_optimizers(model, OptimConfig(weight_decay=0.1))
     tokens = np.random.default_rng(0).integers(13, size=(4, 9))
     batch = [Batch(tokens[:, :-1], tokens[:, 1:])]
-    assert train_step(model, optimizers, batch, Config(), CPU, 0).is_valid
+    assert take_step(model, optimizers, batch, Config(), CPU).is_valid
     before = copy.deepcopy(
         [model.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)]
     )
@@ -139,12 +138,12 @@ def test_a_step_with_bad_numbers_changes_nothing(
             patch.setattr(
                 "torch.nn.utils.clip_grad_norm_", lambda *arguments: clip(*arguments) + bad
             )
-        result = train_step(model, optimizers, batch, Config(), CPU, 1)
+        result = take_step(model, optimizers, batch, Config(), CPU, step=1)
     assert (result.is_finite, result.is_valid, result.num_targets) == (False, False, 32)
     after = [model.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)]
     torch.testing.assert_close(after, before, rtol=0, atol=0)
     assert all(p.grad is None for p in model.parameters())
-    assert train_step(model, optimizers, batch, Config(), CPU, 2).is_valid
+    assert take_step(model, optimizers, batch, Config(), CPU, step=2).is_valid
 
 
 @pytest.fixture
@@ -152,20 +151,12 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Makes the loss of some steps NaN."""
 
     def choose(*chosen: int) -> None:
-        def step(
-            model: GPT,
-            optimizers: Any,
-            batch: Any,
-            cfg: Config,
-            device: Device,
-            number: int,
-            *others: Any,
-        ) -> StepResult:
-            if number not in chosen:
-                return train_step(model, optimizers, batch, cfg, device, number, *others)
+        def step(model: GPT, *others: Any, state: TrainState, **options: Any) -> StepResult:
+            if state.step not in chosen:
+                return train_step(model, *others, state=state, **options)
             weight = model.wte.weight.detach().clone()
             model.wte.weight.data.fill_(math.nan)
-            result = train_step(model, optimizers, batch, cfg, device, number, *others)
+            result = train_step(model, *others, state=state, **options)
             model.wte.weight.data.copy_(weight)
             return result
 
@@ -217,6 +208,12 @@ def test_a_validation_loss_that_is_not_finite_is_never_the_best(
     assert read_checkpoint(data_dir / "out/run/best.safetensors")[1]["step"] == 1
 
 
+def count(state: TrainState, nll: float) -> float | None:
+    """Count a step with this loss; returns its spike."""
+    state.step += 1
+    return state.count_step(result(nll))
+
+
 def result(nll: float) -> StepResult:
     """Of a step with 10 targets."""
     return StepResult(
@@ -231,22 +228,20 @@ def test_a_spike_is_a_jump_above_the_noise() -> None:
     rng = np.random.default_rng(0)
     calm = [2 + 2 * math.exp(-step / 30) + 0.1 * rng.standard_normal() for step in range(400)]
     state = TrainState()
-    assert [rise for nll in calm if (rise := state.count_step(result(nll)))] == []
-    assert state.count_step(result(3.0)) == pytest.approx(1.0, abs=0.1)
+    assert not any(count(state, nll) for nll in calm)
+    assert count(state, 3.0) == pytest.approx(1.0, abs=0.1)
     for _ in range(10):
-        state.count_step(result(3.0))
+        count(state, 3.0)
     assert state.loss_spikes <= 2
     assert state.record()["loss_spikes"] == state.loss_spikes
     young = TrainState()
-    assert [young.count_step(result(nll)) for nll in [1.0, *[9.0] * (SPIKE_STEPS - 1)]] == [
-        None
-    ] * SPIKE_STEPS
-    assert TrainState().count_step(result(math.nan)) is None
+    for nll in [1.0, *[9.0] * (SPIKE_STEPS - 1)]:
+        assert count(young, nll) is None
+    assert count(TrainState(), math.nan) is None
 
 
 def test_spikes_are_told(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def count(self: TrainState, result: StepResult) -> float | None:
-        self.step += 1
         self.loss_spikes += self.step == 3
         return 0.75 if self.step == 3 else None
 
@@ -260,8 +255,8 @@ def test_spikes_are_told(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_troubles_are_told_ten_times() -> None:
     state, told = TrainState(), []
     for _ in range(300):
-        rise = state.count_step(result(math.nan))
-        told.append(words.trouble(state, result(math.nan), rise))
+        spike = count(state, math.nan)
+        told.append(describe_trouble(state, result(math.nan), spike))
     assert [number for number, line in enumerate(told, 1) if line] == [*range(1, 11), 100, 200, 300]
 
 
@@ -296,14 +291,13 @@ def test_a_line_that_does_not_fit_leaves_the_file_as_it_was(tmp_path: Path) -> N
 def test_a_full_disk_is_told_once_and_training_continues(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append = vars(report.trainlog)["append_line"]
 
     def fail(path: Path, record: Record) -> None:
         if path.name == "metrics.jsonl" and record["step"] in (2, 3):
             raise OSError(28, "No space left on device")
-        append(path, record)
+        append_line(path, record)
 
-    monkeypatch.setattr(report.trainlog, "append_line", fail)
+    monkeypatch.setattr(engine.run_files, "append_line", fail)
     printed = train().stdout
     assert (
         printed.count(
@@ -358,7 +352,7 @@ def best_fails(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             record["val_nll"] = losses[self.step]
             return count_evaluation(self, record, epochs)
 
-        monkeypatch.setattr(report.trainlog, "save_checkpoint", save)
+        monkeypatch.setattr(engine.run_files, "save_checkpoint", save)
         monkeypatch.setattr(TrainState, "count_evaluation", count)
 
     return choose
@@ -755,20 +749,27 @@ def test_a_run_without_a_finite_loss_is_finished_too(
 def test_an_outcome_that_could_not_be_written_is_written_on_resuming(
     name: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attempt = TrainLog.attempt
+    attempt = RunFiles.attempt
+    is_at_the_end = False
 
     def refuse(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    def fail(self: TrainLog, file: str, write: Callable[..., object], *arguments: Any) -> bool:
-        fails = file == name and self.state.step == 6
+    def measure(*arguments: Any) -> Record:
+        nonlocal is_at_the_end
+        is_at_the_end = True
+        return measure_best(*arguments)
+
+    def fail(self: RunFiles, file: str, write: Callable[..., object], *arguments: Any) -> bool:
+        fails = file == name and is_at_the_end
         return attempt(self, file, refuse if fails else write, *arguments)
 
     def fail_of_page(path: Path, content: bytes) -> None:
         (refuse if path.name == name else write_atomically)(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainLog, "attempt", fail)
+        patch.setattr("train.measure_best", measure)
+        patch.setattr(RunFiles, "attempt", fail)
         patch.setattr("page.page.write_atomically", fail_of_page)
         told = train(returns=2).stderr
     assert (
@@ -933,7 +934,7 @@ def test_a_checkpoint_of_an_earlier_edition_is_read(finished: Path) -> None:
     ],
 )
 def test_out_of_memory_names_the_option_to_change(error: Exception) -> None:
-    advice = words.less_memory(load_config(["--batch_size=64", "--block_size=64"])[0])
+    advice = advise_less_memory(load_config(["--batch_size=64", "--block_size=64"])[0])
     with (
         pytest.raises(
             UserError,
@@ -943,7 +944,7 @@ def test_out_of_memory_names_the_option_to_change(error: Exception) -> None:
     ):
         raise error
     for size, says in ((16, "use --micro_batch_size=8, which"), (1, "use a smaller --block_size")):
-        advice = words.less_memory(
+        advice = advise_less_memory(
             load_config(["--batch_size=64", f"--micro_batch_size={size}"])[0]
         )
         assert advice.startswith(says)
@@ -957,10 +958,10 @@ def test_a_run_out_of_memory_continues_with_less(
     """After three steps, as the error says: in micro-batches of half the size, to the same losses."""
     call("train.py", *RUN, "--out_dir=out/roomy", "--dtype=float32")
 
-    def step(*arguments: Any) -> StepResult:
-        if arguments[5] == 3:
+    def step(*arguments: Any, state: TrainState, **options: Any) -> StepResult:
+        if state.step == 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        return train_step(*arguments)
+        return train_step(*arguments, state=state, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr("train.train_step", step)

@@ -1,0 +1,79 @@
+"""Measures what came of a training: the best model exactly, and what is behind its loss."""
+
+import math
+from contextlib import suppress
+from pathlib import Path
+
+from config.errors import UserError
+from data.batches import TrainBatches
+from data.prepare import Corpus
+from engine.checkpoint import read_checkpoint
+from engine.evaluation import (
+    cut_passage,
+    measure_all,
+    measure_passage,
+    measure_training_text,
+    score_text,
+)
+from engine.metrics import Record, append_line
+from engine.run_files import RunFiles
+from model import GPT
+from report.analysis import (
+    PASSAGE_TEMPERATURES,
+    TEMPERATURES,
+    Passage,
+    max_targets,
+    summarise,
+    write_evaluation,
+)
+
+
+def measure_best(
+    model: GPT, corpus: Corpus, get_batch: TrainBatches, files: RunFiles, step: int
+) -> Record:
+    """Load the best model of a training of `step` steps, and measure it on all validation text.
+
+    Writes evaluation.json, with what is behind the loss, and returns the last line of metrics. All
+    ranks call it.
+    """
+    run = files.run
+    device = files.device
+    checkpoint = read_checkpoint(run.path / "best.safetensors")
+    checkpoint.copy_to(model)
+    best = checkpoint.state
+    exact, parts = measure_all(model, run.eval_text(corpus.val), corpus, device)
+
+    def write(path: Path) -> None:
+        text = run.eval_text(corpus.val, max_targets(corpus.tokenizer.vocab_size))
+        columns, tempered = score_text(model, text, corpus.tokenizer, TEMPERATURES, device)
+        summary = summarise(columns, tempered, text, corpus.tokenizer, corpus.train)
+        write_evaluation(path, summary, parts)
+
+    with suppress(UserError):  # some predictions are not finite
+        files.attempt("evaluation.json", write)
+    windows = best.windows
+    if windows == 0:  # in files of earlier editions
+        windows = best.step * get_batch.batch_size
+    measured = exact | {"epochs": get_batch.epochs(windows)}
+    if not run.was_changed("seed"):  # else other windows were read than those of this seed
+        max_tokens = run.cfg.run.eval_tokens or corpus.val.num_targets()
+        train_text = run.eval_text(corpus.train, max_tokens)
+        read, unread = get_batch.read_and_unread(windows)
+        measured |= measure_training_text(model, train_text, read, unread, device)
+    final: Record = {"step": step, "best_step": best.step}
+    for name, value in measured.items():
+        if math.isfinite(value):  # JSON has no NaN
+            final[f"best_{name}"] = value
+    return final
+
+
+def write_passage(model: GPT, corpus: Corpus, files: RunFiles, step: int) -> None:
+    """Append to passage.jsonl what each token of a passage costs now, for the watchers to show."""
+    text, skip = cut_passage(files.run.eval_text(corpus.val), corpus.tokenizer)
+
+    def write(path: Path) -> None:
+        with suppress(UserError):  # it diverged
+            costs = measure_passage(model, text, skip, PASSAGE_TEMPERATURES, files.device)
+            append_line(path, Passage(step=step, **costs))
+
+    files.attempt("passage.jsonl", write)
