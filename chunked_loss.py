@@ -147,7 +147,8 @@ def _chunk_sums(
     Returns the five sums, the logits' memory with exp(z - max z), and by how much that has to be
     multiplied to be the gradient of lse + w lse^2, (n,).
     """
-    e, w = objective.label_smoothing, objective.z_loss
+    e = objective.label_smoothing
+    w = objective.z_loss
     z_y = logits.gather(1, y)[:, 0]
     z_max = logits.amax(dim=1)
     correct = (z_y == z_max) / (logits == z_max[:, None]).sum(dim=1)
@@ -180,5 +181,7 @@ def _add_product(total: Tensor, grad: Tensor, h: Tensor) -> None:
     size = len(total)
     if total.device.type == "cpu":
         size = CACHED_ROWS
-    for rows, columns in zip(torch.split(total, size), torch.split(grad, size, dim=1), strict=True):
-        rows.add_((columns.T @ h).to(total.dtype))  # mps does not add bfloat16 to float32
+    for start in range(0, len(total), size):
+        rows = slice(start, start + size)
+        product = grad[:, rows].T @ h
+        total[rows].add_(product.to(total.dtype))  # mps does not add bfloat16 to float32

@@ -35,7 +35,7 @@ def use_plain() -> bool:
 
 
 def relu2(x: Tensor) -> Tensor:
-    """max(x, 0)^2, of any shape (So et al. 2021)."""
+    """Compute max(x, 0)^2, of any shape (So et al. 2021)."""
     if use_plain():
         return F.relu(x).square()
     y: Tensor = _ReLU2.apply(x)  # type: ignore[no-untyped-call]
@@ -43,7 +43,7 @@ def relu2(x: Tensor) -> Tensor:
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    """x / sqrt(mean(x^2) + EPS) over the last dimension, without weights (Zhang & Sennrich 2019)."""
+    """Divide x by sqrt(mean(x^2) + EPS) over the last dimension (Zhang & Sennrich 2019)."""
     if torch.compiler.is_compiling():
         return F.rms_norm(x, x.shape[-1:], eps=EPS)
     if use_plain():
@@ -53,26 +53,29 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
-    """F.dropout (Srivastava et al. 2014); on a CPU, p is rounded to 1/65,536.
+    """Drop as F.dropout does (Srivastava et al. 2014); on a CPU, p is rounded to 1/65,536.
 
     There the random numbers cost more than what is done with them, so an element gets 16 bits
     instead of a float.
     """
     if not training or p == 0 or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p, training)
+    generator = getattr(_random, "generator", None)
     words = torch.empty(x.numel() // 4 + 1, dtype=torch.int64)  # four numbers of 16 bits each
-    words.random_(-(2**63), None, generator=getattr(_random, "generator", None))
-    kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= round(p * 2**16) - 2**15
-    return x * kept.to(x.dtype).div_(1 - p)
+    words.random_(-(2**63), None, generator=generator)
+    numbers = words.view(torch.int16)[: x.numel()].view(x.shape)
+    is_kept = numbers >= round(p * 2**16) - 2**15
+    return x * is_kept.to(x.dtype).div_(1 - p)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, p: float, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v for the last T of S tokens, with dropout of probability `p`.
+    """Compute softmax(q k^T / sqrt(D)) v for the last T of S tokens, with dropout `p`.
 
     q is (B, H, T, D); k and v are (B, H, S, D), all of one dtype. `mask`, (T, S) or (B, 1, T, S),
     is True where a token may attend; None means causal attention.
     """
-    T, S = q.shape[2], k.shape[2]
+    T = q.shape[2]
+    S = k.shape[2]
     if _write_attention_out(q, p):
         bias = causal_bias(T, S, q.dtype) if mask is None else _to_bias(mask, q.dtype)
         return _attention_written_out(q, k, v, p, bias)
@@ -84,20 +87,24 @@ def attention(q: Tensor, k: Tensor, v: Tensor, p: float, mask: Tensor | None = N
 
 
 def causal_mask(T: int, S: int, device: torch.device) -> Tensor:
-    """(T, S): the last T of S tokens attend to themselves and to all before them."""
+    """Let the last T of S tokens attend to themselves and to all before them, (T, S)."""
     return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
 
 
 def _write_attention_out(q: Tensor, p: float) -> bool:
     """Whether that is faster: on CPUs with dropout, and in bfloat16 where the windows are short."""
+    if q.device.type != "cpu":
+        return False
     is_short = 1 < q.shape[2] <= WRITTEN_OUT
-    return q.device.type == "cpu" and (p > 0 or (q.dtype == torch.bfloat16 and is_short))
+    return p > 0 or (is_short and q.dtype == torch.bfloat16)
 
 
 def _attention_written_out(q: Tensor, k: Tensor, v: Tensor, p: float, bias: Tensor) -> Tensor:
     B, H, T, D = q.shape
     S = k.shape[2]
-    q, k, v = (x.reshape(B * H, -1, D) for x in (q, k, v))
+    q = q.reshape(B * H, T, D)
+    k = k.reshape(B * H, S, D)
+    v = v.reshape(B * H, S, D)
     bias = bias.expand(B, H, T, S).reshape(B * H, T, S)
     scores = torch.baddbmm(bias, q, k.mT, alpha=D**-0.5)  # bias + q k^T / sqrt(D)
     weights = dropout(F.softmax(scores, dim=-1), p)
@@ -107,7 +114,7 @@ def _attention_written_out(q: Tensor, k: Tensor, v: Tensor, p: float, bias: Tens
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)  # what evaluation makes first, training uses too
 def causal_bias(T: int, S: int, dtype: torch.dtype) -> Tensor:
-    """(T, S) on the CPU: 0 where `causal_mask` is True, else minus infinity."""
+    """Make 0 of `causal_mask` where it is True, else minus infinity, (T, S) on the CPU."""
     return _to_bias(causal_mask(T, S, torch.device("cpu")), dtype)
 
 
@@ -138,12 +145,15 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        """dx = scale (g - y mean(g y)): the scale falls where x grows."""
-        (g,), (y, scale) = grads, ctx.saved_tensors
-        return torch.addcmul(g, y, (g * y).mean(dim=-1, keepdim=True), value=-1).mul_(scale)
+        """Compute dx = scale (g - y mean(g y)): the scale falls where x grows."""
+        g = grads[0]
+        y, scale = ctx.saved_tensors
+        mean = (g * y).mean(dim=-1, keepdim=True)
+        return torch.addcmul(g, y, mean, value=-1).mul_(scale)
 
 
 def _scale(x: Tensor) -> Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
-    return norm.square_().div_(x.shape[-1]).add_(EPS).rsqrt_().to(x.dtype)
+    mean_square = norm.square_().div_(x.shape[-1])
+    return mean_square.add_(EPS).rsqrt_().to(x.dtype)

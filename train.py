@@ -26,13 +26,14 @@ from config.terminal import say
 from data.batches import Batch, TrainBatches
 from data.prepare import Corpus, prepare_corpus
 from engine.checkpoint import load_start
-from engine.device import Device, lost_ranks, micro_batch_size, setup_device
+from engine.device import Device, micro_batch_size, setup_device
 from engine.evaluation import remeasure_best, validate
 from engine.generate import generate_texts
 from engine.memory import check_memory
 from engine.metrics import Record
 from engine.objective import TrainingObjective, load_objective
 from engine.optim import make_optimizers, set_lr
+from engine.ranks import lost_ranks
 from engine.run import Run, begin_run, lock_run
 from engine.run_files import RunFiles
 from engine.signals import StopSignal

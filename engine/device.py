@@ -6,29 +6,26 @@ because they start from the same seed and add the same gradients. Only rank 0 wr
 prints.
 """
 
-import atexit
 import ctypes
-import json
 import math
 import os
 import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore, ReduceOp, Store  # type: ignore[attr-defined]
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed import ReduceOp
 from torch.nn.utils import parameters_to_vector
 
-from config.errors import RANK, START_RANKS, WORLD_SIZE, UserError
+from config.errors import RANK, WORLD_SIZE, UserError
 from config.schema import Config, RunConfig
+from engine.ranks import join_ranks
 from engine.workers import Item, Result, Workers, count_workers
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")  # of matrix products
@@ -58,59 +55,58 @@ class Device:
 
     @property
     def is_emulated(self) -> bool:
-        """The hardware has no such products, and emulates them: up to 100 times slower than
-        float32.
-        """
+        """Whether the hardware emulates such products: up to 100 times slower than float32."""
         kind = self.torch_device.type
-        return {torch.bfloat16: not _has_bfloat16(kind), torch.float16: kind == "cpu"}.get(
-            self.dtype, False
-        )
+        if self.dtype == torch.bfloat16:
+            return not _has_bfloat16(kind)
+        return self.dtype == torch.float16 and kind == "cpu"
 
     @property
     def eval_batch_tokens(self) -> int:
-        """Tokens in one forward pass of an evaluation: few enough for a CPU's cache, or enough to
-        fill a GPU.
-        """
-        return 2**11 if self.torch_device.type == "cpu" else 2**16
+        """Tokens in one forward pass of an evaluation: a CPU's cache holds them, or they fill a GPU."""
+        if self.torch_device.type == "cpu":
+            return 2**11
+        return 2**16
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Matrix products in `dtype`; weights, sums and the loss stay float32."""
+        """Compute matrix products in `dtype`; weights, sums and the loss stay float32."""
         if self.dtype == torch.float32:
             return nullcontext()
         # The cache would share one thread's casts with the graphs of the others.
         return torch.autocast(self.torch_device.type, self.dtype, cache_enabled=False)
 
     def without_workers(self) -> "Device":
-        """The same, but all cores of a CPU share each operation."""
+        """Return the same device, but all cores of a CPU share each operation."""
         return replace(self, workers=Workers(1))
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """The function of each item, in order; on a CPU, its cores compute side by side."""
+        """Call the function on each item, in order; a CPU's cores compute side by side."""
         return self.workers.map(function, items)
 
     def to_device(self, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """Copy arrays to the device."""
         tensors = [torch.from_numpy(array) for array in arrays]
-        if (
-            self.torch_device.type == "cuda"
-        ):  # only pinned memory can be copied while the GPU computes
-            return tuple(
-                tensor.pin_memory().to(self.torch_device, non_blocking=True) for tensor in tensors
-            )
+        if self.torch_device.type == "cuda":
+            # only pinned memory can be copied while the GPU computes
+            pinned = [tensor.pin_memory() for tensor in tensors]
+            return tuple(tensor.to(self.torch_device, non_blocking=True) for tensor in pinned)
         return tuple(tensor.to(self.torch_device) for tensor in tensors)
 
     def on_rank0(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Rank 0 calls the function; every rank gets its result, or its UserError or OSError."""
-        outcome: list[Any] = [None, None]  # the result, the error
+        result = error = None
         if self.rank == 0:
             try:
-                outcome[0] = function(*args, **kwargs)
-            except (UserError, OSError) as error:
-                outcome[1] = error
+                result = function(*args, **kwargs)
+            except (UserError, OSError) as raised:
+                error = raised
+        outcome: list[Any] = [result, error]
         if self.world_size > 1:
             dist.broadcast_object_list(outcome)
-        if outcome[1] is not None:
-            raise outcome[1]
-        return outcome[0]
+        result, error = outcome
+        if error is not None:
+            raise error
+        return result
 
     def rank0_first(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Rank 0 calls the function before the others do: they find the files that it made."""
@@ -121,7 +117,7 @@ class Device:
     def all_reduce(
         self, tensor: torch.Tensor, op: ReduceOp.RedOpType = ReduceOp.SUM
     ) -> torch.Tensor:
-        """The sum of the ranks' tensors, or another `op` of them, in place."""
+        """Sum the ranks' tensors, or apply another `op` to them, in place."""
         if self.world_size > 1:
             dist.all_reduce(tensor, op)
         return tensor
@@ -135,14 +131,13 @@ class Device:
                 tensor.copy_(part.view_as(tensor))
 
     def max(self, number: int) -> int:
-        """The largest of the ranks' numbers."""
+        """Find the largest of the ranks' numbers."""
         return int(self.all_reduce(torch.tensor(number), ReduceOp.MAX))
 
     def all_reduce_gradients(
         self, parameters: Iterable[torch.nn.Parameter], scale: float = 1.0
     ) -> None:
-        """Make every rank's gradient the sum over the ranks, in one exchange, and divide it by the
-        scale of the loss.
+        """Sum the ranks' gradients in one exchange, and divide them by the scale of the loss.
 
         Each loss is already divided by the targets of the global batch, so the plain sum is that
         batch's gradient, also where a rank had no micro-batch or no target.
@@ -152,16 +147,17 @@ class Device:
             for p in parameters:
                 if p.grad is None:
                     p.grad = torch.zeros_like(p)
-            self.all_reduce_each([p.grad for p in parameters if p.grad is not None])
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        self.all_reduce_each(gradients)
         if scale != 1.0:
-            torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / scale)
+            torch._foreach_mul_(gradients, 1 / scale)
 
     def clip_gradients(self, parameters: Iterable[torch.nn.Parameter], largest: float) -> float:
         """Scale the gradient down to a norm of at most `largest`, 0 = any; returns the norm before."""
         return float(torch.nn.utils.clip_grad_norm_(parameters, largest or float("inf")))
 
     def check_same_start(self, model: torch.nn.Module, corpus_sha256: str) -> None:
-        """UserError if the ranks do not hold the same weights and the same text."""
+        """Raise a UserError if the ranks do not hold the same weights and the same text."""
         checksum = zlib.crc32(corpus_sha256.encode())
         for p in model.parameters():
             checksum = zlib.crc32(p.detach().cpu().numpy().data, checksum)
@@ -172,29 +168,59 @@ class Device:
             )
 
     def __str__(self) -> str:
-        ranks, where = (
-            f"{self.world_size} ranks of " if self.world_size > 1 else "",
-            str(self.torch_device),
-        )
+        where = str(self.torch_device)
         if self.torch_device.type == "cuda":
             where = torch.cuda.get_device_name(self.torch_device)
         elif self.torch_device.type == "cpu":
             threads = torch.get_num_threads()
-            where = f"cpu with {threads} thread{'s' * (threads > 1)}, {torch.backends.cpu.get_cpu_capability()}"
-        return f"{ranks}{where}, {self.dtype_name}"
+            plural = "s" * (threads > 1)
+            where = f"cpu with {threads} thread{plural}, {torch.backends.cpu.get_cpu_capability()}"
+        if self.world_size > 1:
+            where = f"{self.world_size} ranks of {where}"
+        return f"{where}, {self.dtype_name}"
 
 
 def setup_device(device: str, dtype: str, options: dict[str, Any] | None = None) -> Device:
-    """The device and dtype that were asked for; `auto` takes the fastest. UserError if they are not
-    available.
+    """Set up the device and dtype that were asked for; `auto` takes the fastest.
 
-    With several ranks, also if `options`, the device, the dtype or torch's version differ between
-    them.
+    UserError if they are not available, or if `options`, the device, the dtype or torch's version
+    differ between the ranks.
     """
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,4})?", device):
         raise UserError(f"device={device}: should be auto, cpu, mps, cuda or cuda:N")
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype}: should be one of {', '.join(DTYPES)}")
+    device = _choose_device(device)
+    kind = device.partition(":")[0]
+    if kind == "cpu":
+        torch.set_flush_denormal(True)  # numbers too small to matter are slow on many CPUs
+        _keep_freed_memory()
+    elif kind == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, where a product is in float32
+    if dtype == "auto":
+        dtype = _fastest_dtype(kind)
+    if WORLD_SIZE > 1:
+        backend = "gloo"
+        if kind == "cuda":
+            torch.cuda.set_device(device)
+            backend = "cpu:gloo,cuda:nccl"
+        same = {
+            "device": kind,
+            "dtype": dtype,
+            "torch": torch.__version__,
+            "number of ranks": WORLD_SIZE,
+        }
+        join_ranks(backend, (options or {}) | same)
+    num_workers = 1
+    if kind == "cpu":
+        num_workers = count_workers()
+    return Device(
+        torch.device(device), getattr(torch, dtype), RANK, WORLD_SIZE, Workers(num_workers)
+    )
+
+
+def _choose_device(device: str) -> str:
+    """Choose this process's device; UserError if this machine has none such."""
     found = count_devices()
     if device == "auto":
         device = next(kind for kind in found if found[kind])
@@ -206,36 +232,25 @@ def setup_device(device: str, dtype: str, options: dict[str, Any] | None = None)
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     kind, _, number = device.partition(":")
     if int(number or 0) >= found[kind]:
-        fewer = f"start at most {found[kind]} ranks: --nproc_per_node={found[kind]}"
+        advice = "use --device=auto"
+        if WORLD_SIZE > 1 and found[kind]:
+            advice = f"start at most {found[kind]} ranks: --nproc_per_node={found[kind]}"
         raise UserError(
-            f"device={device}: torch finds {found[kind] or 'no'} {kind} on this machine; "
-            f"{fewer if WORLD_SIZE > 1 and found[kind] else 'use --device=auto'}"
+            f"device={device}: torch finds {found[kind] or 'no'} {kind} on this machine; {advice}"
         )
-    if kind == "cpu":
-        torch.set_flush_denormal(True)  # numbers too small to matter are slow on many CPUs
-        _keep_freed_memory()
-    elif kind == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32, where a product is in float32
-    if dtype == "auto":
-        dtype = (
-            "bfloat16" if _has_bfloat16(kind) else "float16" if _has_float16(kind) else "float32"
-        )
-    if WORLD_SIZE > 1:
-        if kind == "cuda":
-            torch.cuda.set_device(device)
-        same = {
-            "device": kind,
-            "dtype": dtype,
-            "torch": torch.__version__,
-            "number of ranks": WORLD_SIZE,
-        }
-        _join("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", (options or {}) | same)
-    workers = Workers(count_workers() if kind == "cpu" else 1)
-    return Device(torch.device(device), getattr(torch, dtype), RANK, WORLD_SIZE, workers)
+    return device
+
+
+def _fastest_dtype(kind: str) -> str:
+    if _has_bfloat16(kind):
+        return "bfloat16"
+    if _has_float16(kind):
+        return "float16"
+    return "float32"
 
 
 def count_devices() -> dict[str, int]:
-    """How many there are of each kind, the fastest first."""
+    """Count the devices of each kind, the fastest first."""
     return {
         "cuda": torch.cuda.device_count(),
         "mps": int(torch.backends.mps.is_available()),
@@ -244,7 +259,7 @@ def count_devices() -> dict[str, int]:
 
 
 def micro_batch_size(cfg: Config) -> int:
-    """Sequences in one forward pass: as many as were asked for, or what suits the device.
+    """Choose how many sequences a forward pass reads: those asked for, or what suits the device.
 
     On a CPU, whose cores take a micro-batch each, a batch is cut into 2, or 4, 8, ... parts of at
     least CPU_TOKENS tokens: that depends on the options only. On a GPU it is a rank's share of the
@@ -262,8 +277,10 @@ def micro_batch_size(cfg: Config) -> int:
 
 
 def micro_batches_at_once(cfg: Config) -> int:
-    """Micro-batches that a process may have in memory together, if a step has so many."""
-    return count_workers() if _is_on_cpu(cfg.run) and not cfg.run.compile else 1
+    """Count the micro-batches that a process may have in memory together."""
+    if _is_on_cpu(cfg.run) and not cfg.run.compile:
+        return count_workers()
+    return 1
 
 
 def _is_on_cpu(run: RunConfig) -> bool:
@@ -284,75 +301,11 @@ def _has_float16(kind: str) -> bool:
     return kind == "cuda" and torch.cuda.get_device_capability() >= (7, 0)
 
 
-@contextmanager
-def lost_ranks() -> Iterator[None]:
-    """UserError if another rank is gone, which the next exchange with it shows."""
-    try:
-        yield
-    except RuntimeError as error:
-        gone = WORLD_SIZE > 1 and re.search(
-            r"gloo|nccl|connection|timed? ?out|socket|store", str(error), re.IGNORECASE
-        )
-        if not gone or "out of memory" in str(error):
-            raise
-        raise UserError(
-            "another process of this training is gone "
-            f"({str(error).splitlines()[0]:.120}); start all of them again with --init_from=resume, or let "
-            "torchrun do that: torchrun --max-restarts=3 ... --init_from=auto"
-        ) from None
-
-
-def _join(backend: str, options: dict[str, Any]) -> None:
-    """Meet the other ranks; UserError if they have other options.
-
-    torchrun keeps the addresses of dead ranks: each restart uses a prefix of its own.
-    """
-    try:
-        store, *_ = next(rendezvous("env://"))
-    except (RuntimeError, ValueError) as error:
-        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise UserError(
-            f"rank {RANK} could not meet the others at MASTER_ADDR:MASTER_PORT = {place} "
-            f"({str(error).splitlines()[0]:.150}); {START_RANKS}"
-        ) from None
-    store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    if store.add(f"processes of rank {RANK}", 1) > 1:
-        raise UserError(f"another process has RANK={RANK} too; {START_RANKS}")
-    _compare_options(store, options)
-    dist.init_process_group(
-        backend, store=store, rank=RANK, world_size=WORLD_SIZE, timeout=timedelta(hours=2)
-    )  # rank 0 may prepare a large corpus
-    atexit.register(dist.destroy_process_group)
-
-
-def _compare_options(store: Store, options: dict[str, Any]) -> None:
-    """UserError on all ranks if one of them was started with other options than rank 0."""
-    texts = {name: json.dumps(value) for name, value in options.items()}
-    store.set(f"options of rank {RANK}", json.dumps(texts))
-    expected = json.loads(store.get("options of rank 0"))
-    for rank in range(1, WORLD_SIZE):
-        found = json.loads(store.get(f"options of rank {rank}"))
-        differ = [
-            f"{name} is {expected.get(name)} on rank 0 and {found.get(name)} on rank {rank}"
-            for name in expected | found
-            if expected.get(name) != found.get(name)
-        ]
-        if differ:
-            store.set(f"rank {RANK} knows", "")
-            # rank 0 has the store: it ends after the others have read it
-            with suppress(RuntimeError):
-                store.wait(
-                    [f"rank {number} knows" for number in range(WORLD_SIZE)], timedelta(seconds=10)
-                )
-            raise UserError(
-                f"the ranks differ: {'; '.join(differ)}; start all of them with the same options"
-            )
-
-
 def _keep_freed_memory() -> None:
-    """Let glibc reuse the memory of freed tensors: fresh pages from the system take up to half of
-    an evaluation.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+    """Let glibc reuse freed memory: fresh pages from the system cost up to half of an evaluation."""
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
         libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: blocks up to 32 MB come from the heap
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: and the heap is not given back

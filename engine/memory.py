@@ -13,7 +13,7 @@ LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_by
 
 
 def check_memory(model: ModelConfig, optim: OptimConfig, device: torch.device) -> None:
-    """UserError if a model cannot be trained in all of a device's memory.
+    """Raise a UserError if a model cannot be trained in all of a device's memory.
 
     Counted are its weights, their gradients and the optimizers' states, in float32. The vocabulary
     may be unknown yet: it counts as one token. What a step computes needs memory too, but how much
@@ -32,9 +32,7 @@ def check_memory(model: ModelConfig, optim: OptimConfig, device: torch.device) -
 
 
 def total_memory(device: torch.device) -> int | None:
-    """Bytes of a GPU, or of this machine, or of its container if that has less; None if it is
-    unknown.
-    """
+    """Bytes of a GPU, this machine, or its container if that has less; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     try:

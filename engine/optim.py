@@ -1,5 +1,6 @@
-"""Optimizers: Muon for the matrices of the blocks and AdamW for everything else, or AdamW for all;
-and their lr.
+"""Optimizers and their learning rates: Muon for the matrices of the blocks, AdamW for the rest.
+
+With optimizer=adamw, AdamW has all parameters.
 """
 
 import inspect
@@ -27,7 +28,7 @@ for _name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
 
 
 class AdamW(torch.optim.AdamW):
-    """PyTorch's AdamW, whose step does not import the compiler either."""
+    """PyTorch's AdamW; its step does not import the compiler either."""
 
     step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
@@ -55,14 +56,19 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            momentum = group["momentum"]
             params = [p for p in group["params"] if p.grad is not None]
             for p in params:
                 if not self.state[p]:  # at the first step
                     self.state[p]["momentum"] = torch.zeros_like(p)
+
+            # average <- momentum * average + (1 - momentum) * gradient
             grads = [p.grad for p in params]
             averages = [self.state[p]["momentum"] for p in params]
-            torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
-            ahead = torch._foreach_lerp(grads, averages, group["momentum"])  # Nesterov's
+            torch._foreach_lerp_(averages, grads, 1 - momentum)
+            # Nesterov's momentum: where the average will be after the same gradient once more
+            ahead = torch._foreach_lerp(grads, averages, momentum)
+
             updates = orthogonalise_all(ahead, self.device)
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             for p, update in zip(params, updates, strict=True):
@@ -71,70 +77,81 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise_all(matrices: Sequence[Tensor], device: Device) -> list[Tensor]:
-    """`orthogonalise` of matrices (n, m) of any shapes; each rank computes its share of each shape.
+    """Orthogonalise matrices (n, m) of any shapes; each rank computes its share of each shape.
 
-    Matrices of one shape are a stack. A CPU's cores take a stack each, the largest first.
+    Matrices of one shape are stacked. A CPU's cores take a stack each, the largest first.
     """
     same_shape: dict[torch.Size, list[int]] = {}
     for number, matrix in enumerate(matrices):
         same_shape.setdefault(matrix.shape, []).append(number)
-    shares = [numbers[device.rank :: device.world_size] for numbers in same_shape.values()]
-    shares = [numbers for numbers in shares if numbers]
-    shares.sort(key=lambda numbers: len(numbers) * matrices[numbers[0]].numel(), reverse=True)
-    stacks = [torch.stack([matrices[number] for number in numbers]) for numbers in shares]
+    shares = []  # the numbers of the matrices in each of this rank's stacks
+    for numbers in same_shape.values():
+        share = numbers[device.rank :: device.world_size]
+        if share:
+            shares.append(share)
+    shares.sort(key=lambda share: len(share) * matrices[share[0]].numel(), reverse=True)
+    stacks = [torch.stack([matrices[number] for number in share]) for share in shares]
 
     found = [torch.zeros_like(matrix) for matrix in matrices]  # other ranks compute what stays zero
     compute = torch.no_grad()(partial(orthogonalise, dtype=device.dtype))
-    for numbers, updates in zip(shares, device.map(compute, stacks), strict=True):
-        for number, update in zip(numbers, updates, strict=True):
+    for share, updates in zip(shares, device.map(compute, stacks), strict=True):
+        for number, update in zip(share, updates, strict=True):
             found[number].copy_(update)
     device.all_reduce_each(found)
     return found
 
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Roughly U V^T of each U S V^T in (K, n, m), by a Newton-Schulz iteration: singular values end
-    at 0.5 to 1.5.
+    """Compute roughly U V^T of each U S V^T in (K, n, m), by a Newton-Schulz iteration.
+
+    Its singular values are 0.5 to 1.5.
     """
     a, b, c = COEFFICIENTS
-    wide = matrices.shape[1] <= matrices.shape[2]
-    X = (matrices if wide else matrices.mT).to(dtype)
+    is_wide = matrices.shape[1] <= matrices.shape[2]
+    X = matrices.to(dtype)
+    if not is_wide:
+        X = X.mT
     X = X / X.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
     for _ in range(ITERATIONS):
+        # X <- a X + (b A + c A A) X, with A = X X^T
         A = X @ X.mT
-        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
-    return X if wide else X.mT
+        polynomial = torch.baddbmm(A, A, A, beta=b, alpha=c)
+        X = torch.baddbmm(X, polynomial, X, beta=a)
+    return X if is_wide else X.mT
 
 
 def make_optimizers(
     model: GPT, cfg: OptimConfig, device: Device = ALONE
 ) -> list[torch.optim.Optimizer]:
-    """Every parameter is in exactly one optimizer.
+    """Make the optimizers; every parameter is in exactly one.
 
     Weight decay, as in GPT-2, is for matrices and embeddings; biases and norms have none.
     """
-    named = dict(model.named_parameters())
-    muon = {
-        name: p
-        for name, p in named.items()
-        if cfg.optimizer == "muon" and name.startswith("blocks.") and p.ndim == 2
-    }
-    rest = [p for name, p in named.items() if name not in muon]
+    for_muon = []
+    decayed = []
+    others = []
+    for name, p in model.named_parameters():
+        is_matrix_of_block = name.startswith("blocks.") and p.ndim == 2
+        if is_matrix_of_block and cfg.optimizer == "muon":
+            for_muon.append(p)
+        elif p.ndim >= 2:
+            decayed.append(p)
+        else:
+            others.append(p)
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": cfg.weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": cfg.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     betas = (cfg.beta1, cfg.beta2)
     optimizers: list[torch.optim.Optimizer] = [AdamW(groups, cfg.learning_rate, betas, fused=True)]
-    if muon:
-        optimizers.append(
-            Muon(muon.values(), cfg.muon_learning_rate, cfg.momentum, cfg.weight_decay, device)
-        )
+    if for_muon:
+        muon = Muon(for_muon, cfg.muon_learning_rate, cfg.momentum, cfg.weight_decay, device)
+        optimizers.append(muon)
     return optimizers
 
 
 def state_shapes(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, torch.Size]:
-    """The tensors, all float32, that an optimizer keeps of a parameter from its first step on.
+    """List the tensors, all float32, that an optimizer keeps of a parameter from its first step on.
 
     What a file holds has to be compared with them: PyTorch's fused AdamW does not look at their
     shapes, and reads and writes behind a tensor that is smaller than the parameter.
@@ -148,15 +165,16 @@ def set_lr(optimizers: Sequence[torch.optim.Optimizer], cfg: OptimConfig, step: 
     """Set the learning rates of a step; returns AdamW's."""
     scale = get_lr_scale(cfg, step)
     for optimizer in optimizers:
+        peak = cfg.learning_rate
+        if isinstance(optimizer, Muon):
+            peak = cfg.muon_learning_rate
         for group in optimizer.param_groups:
-            group["lr"] = scale * (
-                cfg.muon_learning_rate if isinstance(optimizer, Muon) else cfg.learning_rate
-            )
+            group["lr"] = scale * peak
     return scale * cfg.learning_rate
 
 
 def get_lr_scale(cfg: OptimConfig, step: int) -> float:
-    """The learning rates at step 0, 1, ... max_iters - 1, as a share of their peak.
+    """Compute the learning rates at step 0, 1, ... max_iters - 1, as a share of their peak.
 
     Linear warmup, then the peak, then a linear or cosine decay to `min_lr_ratio` in the last
     `decay_fraction` of the steps.
@@ -168,9 +186,12 @@ def get_lr_scale(cfg: OptimConfig, step: int) -> float:
     if step < cfg.warmup_iters:
         return (step + 1) / (cfg.warmup_iters + 1)
     decay_iters = min(cfg.decay_fraction * cfg.max_iters, cfg.max_iters - cfg.warmup_iters)
-    # share of the decay that is done
-    decayed = 1 - (cfg.max_iters - step) / decay_iters if decay_iters else 0.0
+    decayed = 0.0  # share of the decay that is done
+    if decay_iters:
+        decayed = 1 - (cfg.max_iters - step) / decay_iters
     if cfg.schedule == "constant" or decayed <= 0:
         return 1.0
-    left = 1 - decayed if cfg.schedule == "linear" else (1 + math.cos(math.pi * decayed)) / 2
+    left = 1 - decayed
+    if cfg.schedule == "cosine":
+        left = (1 + math.cos(math.pi * decayed)) / 2
     return cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * left

@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 
 
 def count_workers() -> int:
-    """One for each core that torch uses; OMP_NUM_THREADS or torchrun may say how many."""
+    """Count a worker for each core that torch uses; OMP_NUM_THREADS or torchrun may say how many."""
     return min(torch.get_num_threads(), MAX_WORKERS)
 
 
@@ -43,7 +43,7 @@ class Workers:
         self.count = count
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """The results in the order of the items. Few items are taken ahead, so there may be many."""
+        """Yield the results in the order of the items, of which few are taken ahead."""
         items = iter(items)
         first_two = list(itertools.islice(items, 2))
         items = itertools.chain(first_two, items)

@@ -33,9 +33,11 @@ from data.batches import IGNORE_INDEX, Batch, TrainBatches
 from data.documents import Split
 from data.eval_text import EvalText
 from engine import device as device_module
-from engine.device import Device, lost_ranks, setup_device
+from engine import ranks as ranks_module
+from engine.device import Device, setup_device
 from engine.evaluation import measure_loss
 from engine.optim import make_optimizers
+from engine.ranks import join_ranks, lost_ranks
 from engine.signals import StopSignal
 from engine.state import StepResult
 from model import GPT
@@ -282,7 +284,7 @@ def test_ranks_compare_their_weights_and_texts() -> None:
 def test_only_a_lost_connection_means_that_a_process_is_gone(
     error: str, is_gone: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_module, "WORLD_SIZE", 2)
+    monkeypatch.setattr(ranks_module, "WORLD_SIZE", 2)
 
     with (
         pytest.raises(
@@ -535,7 +537,7 @@ def test_a_report_that_cannot_be_written_hides_no_mistake(
 
 def test_ranks_that_cannot_meet_say_where(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another program has the port."""
-    monkeypatch.setattr(device_module, "WORLD_SIZE", 2)
+    monkeypatch.setattr(ranks_module, "WORLD_SIZE", 2)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -544,20 +546,20 @@ def test_ranks_that_cannot_meet_say_where(monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(
             UserError, match=r"^rank 0 could not meet the others at MASTER_ADDR:MASTER_PORT = 127"
         ):
-            setup_device("cpu", "float32")
+            join_ranks("gloo", {})
 
 
 def test_two_processes_of_one_rank_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other one has been here already."""
     store = HashStore()
     store.add("attempt 0/processes of rank 1", 1)
-    monkeypatch.setattr(device_module, "WORLD_SIZE", 2)
-    monkeypatch.setattr(device_module, "RANK", 1)
-    monkeypatch.setattr(device_module, "rendezvous", lambda url: iter([(store, 1, 2)]))
+    monkeypatch.setattr(ranks_module, "WORLD_SIZE", 2)
+    monkeypatch.setattr(ranks_module, "RANK", 1)
+    monkeypatch.setattr(ranks_module, "rendezvous", lambda url: iter([(store, 1, 2)]))
     with pytest.raises(
         UserError, match=r"^another process has RANK=1 too; start several ranks with torchrun"
     ):
-        setup_device("cpu", "float32")
+        join_ranks("gloo", {})
 
 
 def test_torchrun_repeats_a_mistake_in_its_report(clone: Path) -> None:
