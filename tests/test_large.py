@@ -54,10 +54,25 @@ def prepare(corpus: str = "texts", **options: Any) -> Corpus:
 
 
 def documents_of(tokens: np.ndarray, tokenizer: Tokenizer) -> list[str]:
-    """Between eos tokens."""
+    """The texts between eos tokens."""
     places = np.flatnonzero(np.asarray(tokens) == tokenizer.eos).tolist()
     assert (places[0], places[-1]) == (0, len(tokens) - 1)
-    return [tokenizer.decode(tokens[start + 1 : end]) for start, end in pairwise(places)]
+    documents = []
+    for start, end in pairwise(places):
+        documents.append(tokenizer.decode(tokens[start + 1 : end]))
+    return documents
+
+
+def assert_same_tokens(one: Corpus, other: Corpus) -> None:
+    assert np.array_equal(one.train.tokens[:], other.train.tokens[:])
+    assert np.array_equal(one.val.tokens[:], other.val.tokens[:])
+
+
+def unfinished() -> Path:
+    """The folder of a preparation that was stopped."""
+    logs = Path("data").glob("texts-*/shards.jsonl")
+    (folder,) = (log.parent for log in logs if not (log.parent / "checksums.json").exists())
+    return folder
 
 
 def write(path: Path, text: str) -> None:
@@ -82,7 +97,7 @@ def test_documents_of_records(name: str, tokenizer: str, folder: Path) -> None:
 
 
 def test_every_file_of_a_folder_or_pattern_is_read(folder: Path) -> None:
-    for name, part in {"a.txt": 0, "deep/b.txt.gz": 1, "c.txt.zst": 2, "d_val.txt": 3}.items():
+    for part, name in enumerate(["a.txt", "deep/b.txt.gz", "c.txt.zst", "d_val.txt"]):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write(folder / name, "\n".join(DOCUMENTS[part::4]))
     corpus = prepare()
@@ -97,7 +112,8 @@ def test_every_file_of_a_folder_or_pattern_is_read(folder: Path) -> None:
     assert (few.info.train.documents, few.info.val.documents) == (1, 1)
     (folder / "validation").mkdir()
     (folder / "deep/b.txt.gz").rename(folder / "validation/b.txt.gz")
-    assert (prepare().info.train.documents, prepare().info.val.documents) == (2, 2)
+    info = prepare().info
+    assert (info.train.documents, info.val.documents) == (2, 2)
 
 
 def test_later_pythons_use_their_own_zstd(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,19 +276,22 @@ def test_pieces_and_shards_do_not_change_the_tokens(
     assert isinstance(cut.train.tokens, Shards)
     assert len(cut.train.tokens.parts) > 5
     assert all(part.nbytes <= 3000 for part in cut.train.tokens.parts)
-    for name in ("train", "val"):
-        assert np.array_equal(getattr(cut, name).tokens, getattr(whole, name).tokens)
-    batches = [TrainBatches(corpus.train, 16, 4, seed=1)(12)[0] for corpus in (whole, cut)]
-    assert np.array_equal(batches[0].inputs, batches[1].inputs)
-    assert np.array_equal(batches[0].targets, batches[1].targets)
+    assert_same_tokens(cut, whole)
+    (batch,) = TrainBatches(cut.train, 16, 4, seed=1)(12)
+    (expected,) = TrainBatches(whole.train, 16, 4, seed=1)(12)
+    assert np.array_equal(batch.inputs, expected.inputs)
+    assert np.array_equal(batch.targets, expected.targets)
 
 
 def test_parts_of_shards(tmp_path: Path) -> None:
-    numbers, rng = np.arange(50, dtype=np.uint16), np.random.default_rng(0)
+    numbers = np.arange(50, dtype=np.uint16)
+    rng = np.random.default_rng(0)
     for number, part in enumerate(np.split(numbers, [7, 8, 30])):
         np.save(tmp_path / f"train-{number}.npy", part)
     sharded = Shards(sorted(tmp_path.glob("*.npy")))
-    assert (len(sharded), sharded.dtype, sharded.shape) == (50, numbers.dtype, (50,))
+    assert len(sharded) == 50
+    assert sharded.dtype == numbers.dtype
+    assert sharded.shape == (50,)
     for at in (
         slice(None),
         slice(5, 33),
@@ -308,19 +327,14 @@ def test_a_stopped_preparation_goes_on(folder: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(KeyboardInterrupt):
         prepare()
     before = len(encoded)
-    (half,) = (
-        path.parent
-        for path in Path("data").glob("texts-*/shards.jsonl")
-        if not (path.parent / "checksums.json").exists()
-    )
-    done = [json.loads(line) for line in (half / "shards.jsonl").read_bytes().splitlines()]
+    half = unfinished()
+    done = shards.read_log(half / "shards.jsonl")
     assert done
     (half / ".train-00009-0.npy.77.tmp").write_bytes(b"torn")
     corpus = prepare()
     chunks = len(list(shards.make_chunks(map(sources.Piece, DOCUMENTS))))
-    assert len(encoded) - before == chunks - done[-1]["chunks"]
-    for name in ("train", "val"):
-        assert np.array_equal(getattr(corpus, name).tokens[:], getattr(whole, name).tokens[:])
+    assert len(encoded) - before == chunks - done[-1].chunks
+    assert_same_tokens(corpus, whole)
     assert not list(half.glob(".*tmp*"))
 
 
@@ -370,6 +384,10 @@ def test_damage_is_found(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert not capsys.readouterr().err
 
 
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("what", ["gone", "short"])
 def test_shards_that_are_gone_or_short_are_made_again(
     what: str, folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -379,30 +397,27 @@ def test_shards_that_are_gone_or_short_are_made_again(
     whole = prepare()
     write(folder / "a.jsonl", RECORDS)  # at another time: it is another corpus
     with monkeypatch.context() as patch:
-        patch.setattr(large, "load_split", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(large, "load_split", interrupt)
         with pytest.raises(KeyboardInterrupt):
             prepare()
-    (half,) = (
-        path.parent
-        for path in Path("data").glob("texts-*/shards.jsonl")
-        if not (path.parent / "checksums.json").exists()
-    )
+    half = unfinished()
     for shard in half.glob("val-*.npy"):
         if what == "gone":
             shard.unlink()
         else:
             shard.write_bytes(shard.read_bytes()[:-2])
     corpus = prepare()
-    for name in ("train", "val"):
-        assert np.array_equal(getattr(corpus, name).tokens[:], getattr(whole, name).tokens[:])
+    assert_same_tokens(corpus, whole)
 
 
 @pytest.mark.parametrize("fraction", [0.02, 0.1, 0.3, 0.4, 0.5, 0.9, 1 / 49, 0.999])
 def test_the_validation_split_is_as_large_as_asked(fraction: float) -> None:
-    kinds = [text.is_val for text in choose_split([sources.Piece("")] * 1000, fraction)]
-    assert sum(kinds) == int(1000 * fraction + 1e-9)
-    assert not kinds[0]
-    assert all(abs(sum(kinds[:n]) - n * fraction) < 1 for n in range(1000))  # evenly
+    pieces = choose_split([sources.Piece("")] * 1000, fraction)
+    is_val = [piece.is_val for piece in pieces]
+    assert sum(is_val) == int(1000 * fraction + 1e-9)
+    assert not is_val[0]
+    expected = fraction * np.arange(1, 1001)
+    assert (np.abs(np.cumsum(is_val) - expected) < 1).all()  # evenly
 
 
 def test_the_end_of_a_name_says_what_a_file_holds(
@@ -424,8 +439,10 @@ def test_batches_of_a_billion_tokens(tmp_path: Path) -> None:
     tokens = Shards(sorted(tmp_path.glob("*.npy")))
     get_batch = TrainBatches(Split(tokens), 1024, 16, seed=1)  # type: ignore[arg-type]
     assert len(tokens) > 1e9
-    first, batches = get_batch(80), [get_batch(number) for number in (64, 80, 96)]
-    assert np.array_equal(first[0].inputs, batches[1][0].inputs)
+    (first,) = get_batch(80)
+    get_batch(64)
+    (again,) = get_batch(80)
+    assert np.array_equal(first.inputs, again.inputs)
 
 
 @pytest.mark.parametrize(
