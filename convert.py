@@ -18,7 +18,7 @@ from config.cli import load_options
 from config.errors import UserError, run_command, slow_imports
 from config.files import is_run
 from config.values import Section
-from engine.run import Run, open_run
+from engine.run import open_run
 from huggingface.directory import describe_choices, is_model
 from huggingface.options import to_config_json
 
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{to}: exists already; name a new directory")
     if is_run(Path(source)):
         run = open_run(Path(source))
-        check_form(run)
+        to_config_json(run.cfg.model, run.tokenizer, source)  # tells what transformers has not
 
         with slow_imports():
             from huggingface.export import export
@@ -58,11 +58,6 @@ def main(argv: list[str]) -> None:
         print(adopt(source, to))
     else:
         raise UserError(describe_choices(source))
-
-
-def check_form(run: Run) -> None:
-    """Raise a UserError if transformers has no such model."""
-    to_config_json(run.cfg.model, run.info.vocab_size, run.tokenizer.eos, str(run.path))
 
 
 if __name__ == "__main__":

@@ -103,19 +103,22 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
     >>> unique_names([Path("/out/x/run"), Path("/out/y/run"), Path("/out/y/other")])
     ['x/run', 'y/run', 'other']
     """
-    parts = [Path(os.path.abspath(path)).parts for path in paths]
+    absolute = [Path(os.path.abspath(path)) for path in paths]
     names = []
-    for own in parts:
+    for path in absolute:
         length = 1
-        while length < len(own) and _is_shared(own[-length:], own, parts):
+        while length < len(path.parts):
+            others = [_end(other, length) for other in absolute if other != path]
+            if _end(path, length) not in others:
+                break
             length += 1
-        names.append(str(Path(*own[-length:])))
+        names.append(_end(path, length))
     return names
 
 
-def _is_shared(end: tuple[str, ...], own: tuple[str, ...], paths: list[tuple[str, ...]]) -> bool:
-    """Whether another path than `own` has this end."""
-    return any(path[-len(end) :] == end for path in paths if path != own)
+def _end(path: Path, length: int) -> str:
+    """The last parts of a path, `length` of them."""
+    return str(Path(*path.parts[-length:]))
 
 
 def check_entries(folder: Path) -> None:

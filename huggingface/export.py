@@ -28,7 +28,7 @@ def export(run: Run, to: Path, checkpoint: str) -> str:
     """
     model, state = read_model(run, checkpoint)
     tokenizer = run.tokenizer
-    cfg = to_config_json(run.cfg.model, run.info.vocab_size, tokenizer.eos, str(run.path))
+    cfg = to_config_json(run.cfg.model, tokenizer, str(run.path))
     architecture = cfg["architectures"][0]
     if tokenizer.eos is not None:
         data = run.cfg.data

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from config.errors import UserError
 from config.schema import ModelConfig
+from data.tokenizer import Tokenizer
 
 
 class Form(NamedTuple):
@@ -51,9 +52,7 @@ FORMS = {
 NEVER = {"rope_theta": 10_000.0, "rope_scaling": None, "partial_rotary_factor": 1.0}
 
 
-def to_config_json(
-    model: ModelConfig, vocab_size: int, eos: int | None, name: str
-) -> dict[str, Any]:
+def to_config_json(model: ModelConfig, tokenizer: Tokenizer, name: str) -> dict[str, Any]:
     """Return config.json of a model; UserError that names what such a model cannot have there."""
     kind = "nanochat"
     if model.is_gpt2:
@@ -73,18 +72,18 @@ def to_config_json(
             f"{name}: {form.architecture}, the nearest model of transformers, has no "
             f"{', '.join(others)}"
         )
+    sizes = {theirs: own[ours] for theirs, ours in form.sizes.items()}
     cfg = {
         "architectures": [form.architecture],
         "model_type": kind,
-        "vocab_size": vocab_size,
+        "vocab_size": tokenizer.vocab_size,
         "dtype": "float32",
-        **{theirs: own[ours] for theirs, ours in form.sizes.items()},
-        **form.fixed,
         "tie_word_embeddings": model.tied,
-        "bos_token_id": eos,
-        "eos_token_id": eos,
+        "bos_token_id": tokenizer.eos,
+        "eos_token_id": tokenizer.eos,
         "pad_token_id": None,
     }
+    cfg |= sizes | form.fixed
     if kind == "gpt2":
         return cfg | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), model.dropout)
     return cfg | {

@@ -1,5 +1,6 @@
 """A tokenizer in Hugging Face's tokenizer.json, and back: the same tokens for every text."""
 
+import itertools
 import math
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ BYTE_NAMES |= {byte: chr(256 + number) for number, byte in enumerate(OTHERS)}
 NAMED_BYTES = {name: byte for byte, name in BYTE_NAMES.items()}
 OTHER_ORDER = "its tokens are not the 256 bytes and then one for each merge, in that order"
 
+Kind = Literal["char", "bpe", "gpt2"]
 BY_REGEX = {"type": "Split", "behavior": "Isolated", "invert": False}
 BY_BYTES = {
     "type": "ByteLevel",
@@ -99,7 +101,8 @@ def find_merge(token: bytes, ids: dict[Any, int]) -> list[bytes]:
     """
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
-        first = min(range(len(parts) - 1), key=lambda i: ids.get(parts[i] + parts[i + 1], math.inf))
+        ranks = [ids.get(left + right, math.inf) for left, right in itertools.pairwise(parts)]
+        first = ranks.index(min(ranks))
         parts[first : first + 2] = [parts[first] + parts[first + 1]]
     return parts
 
@@ -120,7 +123,8 @@ def _read_tokenizer(found: dict[str, Any], eos: object) -> Tokenizer:
     """ValueError for a tokenizer that is not one of ours, or another error of what is missing."""
     model = found["model"]
     added = found["added_tokens"]
-    vocabulary: dict[str, int] = model["vocab"] | {token["content"]: token["id"] for token in added}
+    special = {token["content"]: token["id"] for token in added}
+    vocabulary: dict[str, int] = model["vocab"] | special
     names = sorted(vocabulary, key=vocabulary.__getitem__)
     if sorted(vocabulary.values()) != list(range(len(names))):
         raise ValueError("its token ids are not 0, 1, 2, ...")
@@ -129,7 +133,6 @@ def _read_tokenizer(found: dict[str, Any], eos: object) -> Tokenizer:
         raise ValueError("it changes the text before it splits it (normalizer)")
     # OpenAI's own files have no type
     kind = kind_of(model.get("type", "BPE"), found["pre_tokenizer"])
-    special = {token["content"] for token in added}
     tokens = []
     for token in names:
         if kind == "char" or token in special:
@@ -178,13 +181,13 @@ def names_up_to_eos(names: list[str], added: list[dict[str, Any]], eos: object) 
     return [*names[: length - 1], EOS.decode()]
 
 
-def kind_of(model: str, splits: dict[str, Any]) -> Literal["char", "bpe", "gpt2"]:
+def kind_of(model: str, splits: dict[str, Any]) -> Kind:
     """Return which of our tokenizers splits text in the same way; ValueError if none does."""
     patterns = []
     for step in splits.get("pretokenizers", [splits]):
         by_bytes = (step["type"], step.get("use_regex", True), step.get("add_prefix_space"))
         patterns.append(step.get("pattern") or by_bytes)
-    kinds: dict[Literal["char", "bpe", "gpt2"], tuple[str, list[Any]]] = {
+    kinds: dict[Kind, tuple[str, list[Any]]] = {
         "char": ("WordLevel", [{"Regex": r"[\s\S]"}]),
         "gpt2": ("BPE", [("ByteLevel", True, False)]),
         "bpe": ("BPE", [{"Regex": PATTERNS["bpe"]}, ("ByteLevel", False, False)]),
