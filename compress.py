@@ -115,7 +115,8 @@ Predictor = Callable[[np.ndarray, int], "tuple[Tensor, np.ndarray]"]
 
 def main(argv: list[str]) -> None:
     job = read_arguments(argv)
-    run, options = job.run, job.options
+    run = job.run
+    options = job.options
     with slow_imports():
         import torch
 
@@ -165,12 +166,14 @@ def main(argv: list[str]) -> None:
             f"{job.path}: the predictions of {checkpoint} do not give its text back"
         ) from None
 
-    file = job.content
+    # what is written; a private text stays private
     if job.header is None:
         body = HEADER.pack(*header)[4:] + coded.words + unknown
         file = crc32(body).to_bytes(4, "little") + body
-    # a private text stays private
-    write_atomically(job.out, file if job.header is None else text, like=job.path)
+        write_atomically(job.out, file, like=job.path)
+    else:
+        file = job.content
+        write_atomically(job.out, text, like=job.path)
 
     print(
         f"{job.path}: {len(text):,} bytes, {job.num_tokens:,} tokens in {streams} streams; "
@@ -212,7 +215,8 @@ def holds_the_same(job: Job) -> bool:
 
 def read_text(run: Run, options: CompressOptions, path: Path, content: bytes) -> Job:
     """Read a text to compress, in tokens of the run."""
-    if run.tokenizer.eos is not None or run.cfg.data.mask or len(content) >= MAX_BYTES:
+    is_all_predicted = run.tokenizer.eos is None and not run.cfg.data.mask
+    if not is_all_predicted or len(content) >= MAX_BYTES:
         raise UserError(
             f"{path}: 4 GiB or more, or {run.path} has documents or a mask: not all of it is "
             "predicted"
@@ -231,7 +235,8 @@ def read_text(run: Run, options: CompressOptions, path: Path, content: bytes) ->
 
 def read_file(run: Run, options: CompressOptions, path: Path, content: bytes) -> Job:
     """Read a file to expand."""
-    header = Header._make(HEADER.unpack(content[: HEADER.size].ljust(HEADER.size)))
+    start = content[: HEADER.size].ljust(HEADER.size)
+    header = Header._make(HEADER.unpack(start))
     list_start = len(content) - header.list_bytes
     word_bytes = list_start - HEADER.size
     if word_bytes < 0 or word_bytes % 4 != 0 or crc32(content[4:]) != header.file_crc:

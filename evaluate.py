@@ -371,7 +371,8 @@ def measure_kl_gap(scores: RunScores) -> float | None:
     source_nll = scores.run.corpus.source_nll
     if source_nll is None:
         return None
-    return float(np.mean(scores.columns["nll"] - source_nll[scores.text.positions - 1]))
+    source_nll = source_nll[scores.text.positions - 1]  # of the same targets
+    return float(np.mean(scores.columns["nll"] - source_nll))
 
 
 def list_baselines(scores: RunScores) -> list[dict[str, Any]]:
@@ -389,10 +390,11 @@ def compare(
     units = ["bits_per_byte"]
     if first.text.split is second.text.split:
         units = ["nats_per_token", "bits_per_byte"]
-    difference = {unit: losses[0][unit] - losses[1][unit] for unit in units}
+    own, other = losses
+    difference = {unit: own[unit] - other[unit] for unit in units}
     return {
         **second.about,
-        "loss": analysis.intervals(losses[1], blocks),
+        "loss": analysis.intervals(other, blocks),
         "difference": analysis.intervals(difference, blocks),
         "other_targets": first.run.cfg.data.mask != second.run.cfg.data.mask,
     }

@@ -84,7 +84,8 @@ def main(argv: list[str]) -> None:
             if token != tokenizer.end:  # a sample that has ended stays there
                 sample.append(token)
         if tokens[0] != tokenizer.end:
-            print(decoder.decode(tokenizer.token_bytes[tokens[0]]), end="", flush=True)
+            new_bytes = tokenizer.token_bytes[tokens[0]]
+            print(decoder.decode(new_bytes), end="", flush=True)
     print(decoder.decode(b"", final=True))
 
     for sample in samples[1:]:

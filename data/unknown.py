@@ -162,7 +162,8 @@ def unpack_list(packed: bytes, known: frozenset[str]) -> Replacer:
     try:
         content = zlib.decompressobj().decompress(packed, MAX_LIST)
         stand_ins, characters, gaps = json.loads(content)
-        replacer.stand_ins = {str(kind): str(stand_in) for kind, stand_in in stand_ins.items()}
+        for kind, stand_in in stand_ins.items():
+            replacer.stand_ins[str(kind)] = str(stand_in)
         replacer.characters = list(characters)
         replacer.gaps = [int(gap) for gap in gaps]
         is_sound = min(replacer.gaps) >= 0 and set(replacer.characters) <= stand_ins.keys()

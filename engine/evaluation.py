@@ -110,7 +110,8 @@ def remeasure_best(
     Otherwise that loss would not compare with those of this start. Returns a line for
     metrics.jsonl, {} if nothing was to be measured. All ranks call it.
     """
-    measured_on = zlib.crc32(device.dtype_name.encode(), zlib.crc32(text.positions.tobytes()))
+    targets = zlib.crc32(text.positions.tobytes())
+    measured_on = zlib.crc32(device.dtype_name.encode(), targets)
     is_measured = state.best_nll is None or state.measured_on == measured_on
     state.measured_on = measured_on
     if is_measured:
@@ -173,7 +174,8 @@ def standard_error(parts: Sequence[LossSums]) -> float:
     nll = np.array([float(part.nll) for part in parts])
     targets = np.array([float(part.num_targets) for part in parts])
     deviations = nll - targets * nll.sum() / targets.sum()
-    variance = len(parts) / (len(parts) - 1) * (deviations**2).sum()
+    n = len(parts)
+    variance = n / (n - 1) * (deviations**2).sum()
     return float(np.sqrt(variance) / targets.sum())
 
 

@@ -21,9 +21,9 @@ def generate(
     model: GPT,
     prompt: list[int],
     device: Device,
-    *,
     num_samples: int = 1,
     max_new_tokens: int = 500,
+    *,
     temperature: float = 0.8,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -128,7 +128,8 @@ def draw(q: Tensor, u: Tensor) -> Tensor:
     """Invert the cumulative distribution of q (B, V), which need not sum to 1, at u (B,): (B, 1)."""
     cumulative = q.cumsum(dim=-1)
     total = cumulative[:, -1:]
-    return torch.searchsorted(cumulative, u[:, None].clamp_max(ALMOST_ONE) * total, right=True)
+    places = u[:, None].clamp_max(ALMOST_ONE) * total
+    return torch.searchsorted(cumulative, places, right=True)
 
 
 def generate_texts(
@@ -137,6 +138,7 @@ def generate_texts(
     device: Device,
     num_samples: int = 1,
     max_new_tokens: int = 300,
+    *,
     seed: int = 1337,
 ) -> list[str]:
     """Continue the corpus's prompt; returns the texts without the prompt and the eos token."""

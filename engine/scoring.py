@@ -17,6 +17,9 @@ CHUNK_LOGITS = 2**20  # logits that are worked on at once, so that they stay in 
 MIN_CHUNK = 256  # tokens
 
 
+Columns = tuple[Tensor, ...]  # with as many rows each
+
+
 class Predictions(NamedTuple):
     """The logits before each of n targets, in the order of the text."""
 
@@ -64,7 +67,7 @@ def predict(model: GPT, batches: Iterable[Batch], device: Device) -> Iterator[Pr
     """
 
     @torch.inference_mode()
-    def read(batch: Batch) -> tuple[Tensor, ...]:
+    def read(batch: Batch) -> Columns:
         """Hidden states (n, C), targets (n,) and context lengths (n,) of the targets of a batch."""
         inputs, targets = device.to_device(batch.inputs, batch.targets)
         with device.autocast():
@@ -84,9 +87,9 @@ def predict(model: GPT, batches: Iterable[Batch], device: Device) -> Iterator[Pr
         yield Predictions(logits, targets, context_len)
 
 
-def regroup(parts: Iterable[tuple[Tensor, ...]], size: int) -> Iterator[tuple[Tensor, ...]]:
+def regroup(parts: Iterable[Columns], size: int) -> Iterator[Columns]:
     """Cut rows that come in parts of any size into groups of `size` rows; the last has the rest."""
-    left: tuple[Tensor, ...] = ()
+    left: Columns = ()
     for part in parts:
         if left:
             part = tuple(torch.cat(columns) for columns in zip(left, part, strict=True))
@@ -101,7 +104,8 @@ def regroup(parts: Iterable[tuple[Tensor, ...]], size: int) -> Iterator[tuple[Te
 def score_targets(predictions: Iterable[Predictions], temperatures: Sequence[float]) -> Scores:
     """Score all targets; only one chunk of logits is in memory."""
     chunks = [_score_chunk(chunk, temperatures) for chunk in predictions]
-    *columns, tempered = [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
+    joined = [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
+    *columns, tempered = joined
     return Scores._make([*columns, tempered.sum(axis=0)])
 
 
@@ -126,15 +130,16 @@ def _score_chunk(predictions: Predictions, temperatures: Sequence[float]) -> Sco
         torch.div(logits, T, out=scaled)
         nll_at_T = scaled.exp_().sum(dim=1).log() - z_y / T
         tempered.append(nll_at_T.cpu().double().sum())
-    return Scores(
-        nll=nll.cpu().double().numpy(),
-        targets=predictions.targets.cpu().numpy(),
-        higher=higher.cpu().numpy(),
-        ties=ties.cpu().numpy(),
-        confidence=(1 / exp_sum).cpu().numpy(),
-        context_len=predictions.context_len.cpu().numpy(),
-        tempered=torch.stack(tempered)[None].numpy(),
-    )
+    columns = [
+        nll.cpu().double(),
+        predictions.targets,
+        higher,
+        ties,
+        1 / exp_sum,
+        predictions.context_len,
+        torch.stack(tempered)[None],
+    ]
+    return Scores._make(column.cpu().numpy() for column in columns)
 
 
 @torch.inference_mode()
@@ -146,7 +151,8 @@ def detail_targets(predictions: Iterable[Predictions], temperatures: Sequence[fl
         log_q_y = log_q.gather(1, targets[:, None])  # (n, 1)
         rank = 1 + (log_q > log_q_y).sum(dim=1)
         top = log_q.topk(min(TOP, log_q.shape[1]), dim=1)
-        log_z = torch.stack([(log_q / T).logsumexp(dim=1) for T in temperatures], dim=1)
-        chunks.append((-log_q_y[:, 0], rank, top.indices, top.values, log_z))
+        nll = -log_q_y[:, 0]
+        log_z = [(log_q / T).logsumexp(dim=1) for T in temperatures]
+        chunks.append((nll, rank, top.indices, top.values, torch.stack(log_z, dim=1)))
     columns = [torch.cat(parts) for parts in zip(*chunks, strict=True)]
     return Details(*(column.cpu().numpy() for column in columns))

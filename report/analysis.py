@@ -184,8 +184,9 @@ def find_passages(
     lengths = positions[:, -1] - positions[:, 0]
     whole = np.flatnonzero(lengths < 2 * PASSAGE_LENGTH)
     from_easiest = whole[means[whole].argsort()]
+    from_hardest = from_easiest[::-1]
     shown = min(EXAMPLES, len(whole) // 2)
-    examples = {"hardest": from_easiest[::-1][:shown], "easiest": from_easiest[:shown]}
+    examples = {"hardest": from_hardest[:shown], "easiest": from_easiest[:shown]}
     found: dict[str, list[HardOrEasy]] = {}
     for kind, numbers in examples.items():
         found[kind] = []
@@ -302,8 +303,8 @@ def intervals(quantities: Columns, blocks: Blocks) -> dict[str, Estimate]:
     tail = tail_share(blocks.number)
     estimates = {}
     for name, values in quantities.items():
-        low, high = np.quantile(values[1:], [tail, 1 - tail])
-        estimates[name] = {"value": float(values[0]), "low": float(low), "high": float(high)}
+        low, high = np.quantile(values[1:], [tail, 1 - tail]).tolist()
+        estimates[name] = {"value": float(values[0]), "low": low, "high": high}
     return estimates
 
 
@@ -337,7 +338,8 @@ def group_targets(
     """
     sums = {}
     for name in ("tokens", "nll", "top1", "confidence"):
-        sums[name] = np.bincount(number, weights=columns[name], minlength=len(names)).tolist()
+        sums_of_groups = np.bincount(number, weights=columns[name], minlength=len(names))
+        sums[name] = sums_of_groups.tolist()
     all_nats = sum(sums["nll"]) or 1.0
     groups = []
     for i, name in enumerate(names):
@@ -373,7 +375,10 @@ def number_ranges(values: np.ndarray, ends: Sequence[int]) -> tuple[list[str], n
     names = []
     start = ends[0]
     for end in ends:
-        names.append(f"{end:,}" if start == end else f"{start:,}-{end:,}")
+        name = f"{end:,}"
+        if start < end:
+            name = f"{start:,}-{end:,}"
+        names.append(name)
         start = end + 1
     return names, np.searchsorted(ends, values)
 

@@ -69,7 +69,8 @@ class Model:
             raise UserError("score: the text is empty")
         tokens = self.run.tokenizer.encode_after_context(text)
         windows = self.run.eval_text(Split(np.array(tokens)))
-        scores = score_targets(predict(self.gpt, windows.batches(), self.device), [1.0])
+        predictions = predict(self.gpt, windows.batches(), self.device)
+        scores = score_targets(predictions, temperatures=[1.0])
         return ScoredText(tokens, scores.nll, 1 + scores.higher, self.run.tokenizer)
 
     def _read(self, text: str, unknown: UnknownCharacters) -> str:
@@ -83,17 +84,21 @@ class Model:
         temperature: float = 0.8,
         top_k: int = 0,
         top_p: float = 1.0,
+        *,
         seed: int = 1337,
         unknown: UnknownCharacters = "refuse",
     ) -> "SampledText":
-        """The prompt and its continuation; sample.py has the same options."""
+        """Continue a prompt, which is shown too; sample.py has the same options."""
         if not (0 <= temperature < float("inf") and 0 < top_p <= 1 and top_k >= 0):
             raise UserError(
                 "sample: temperature and top_k are 0 or more, and top_p is above 0 and at most 1"
             )
-        tokenizer, own = self.run.tokenizer, self.run.info.prompt
-        shown = self._read(prompt, unknown) or end_of_prompt(own)
-        prompt = self._read(prompt, unknown) or own
+        tokenizer = self.run.tokenizer
+        prompt = self._read(prompt, unknown)
+        shown = prompt
+        if not prompt:  # the corpus's own may be long
+            prompt = self.run.info.prompt
+            shown = end_of_prompt(prompt)
         steps = generate(
             self.gpt,
             tokenizer.encode_prompt(prompt),
@@ -105,26 +110,29 @@ class Model:
             seed=seed,
             eos=tokenizer.end,
         )
-        return SampledText(
-            shown + tokenizer.decode(token for (token,) in steps if token != tokenizer.end)
-        )
+        sample = [token for (token,) in steps if token != tokenizer.end]
+        return SampledText(shown + tokenizer.decode(sample))
 
     def curves(
         self, *others: "Model | str | Path", x: str = "step", scale: str = "log", unit: str = "nats"
     ) -> "Curves":
-        """The loss curves of this run and others; curves.py has the same options."""
-        runs = [
-            self.run,
-            *(other.run if isinstance(other, Model) else _open(other) for other in others),
-        ]
-        for name, value, known in (
-            ("x", x, X_LABELS),
-            ("scale", scale, ("log", "linear")),
-            ("unit", unit, Y_LABELS),
-        ):
-            if value not in known:
-                raise UserError(f"curves: {name}={value!r}: use one of {', '.join(known)}")
+        """Draw the loss curves of this run and others; curves.py has the same options."""
+        _check("x", x, list(X_LABELS))
+        _check("scale", scale, ["log", "linear"])
+        _check("unit", unit, list(Y_LABELS))
+        runs = [self.run]
+        for other in others:
+            if isinstance(other, Model):
+                runs.append(other.run)
+            else:
+                runs.append(_open(other))
         return Curves(runs, x, scale, unit)
+
+
+def _check(name: str, value: str, known: list[str]) -> None:
+    """UserError if an option of `Model.curves` has no such value."""
+    if value not in known:
+        raise UserError(f"curves: {name}={value!r}: use one of {', '.join(known)}")
 
 
 def _to_its_device(
@@ -160,9 +168,8 @@ class ScoredText:
 
     @property
     def bits_per_byte(self) -> float:
-        return bits_per_byte(
-            float(self.nll.sum()), self.tokenizer.count_bytes(np.array(self.token_ids[1:]))
-        )
+        num_bytes = self.tokenizer.count_bytes(np.array(self.token_ids[1:]))
+        return bits_per_byte(float(self.nll.sum()), num_bytes)
 
     def summary(self) -> str:
         return (
@@ -203,17 +210,19 @@ class Curves:
         return draw_terminal(self.runs, self.x, self.scale, self.unit)
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        """A PNG, and its width on the screen: the picture has more pixels, for screens that can
-        show them.
-        """
-        figure, file = make_figure(self.runs, self.x, self.scale, self.unit), io.BytesIO()
+        """A PNG, and its width on the screen: it has more pixels, for screens that can show them."""
+        figure = make_figure(self.runs, self.x, self.scale, self.unit)
+        file = io.BytesIO()
         figure.savefig(file, format="png")
         return file.getvalue(), {"width": round(100 * figure.get_figwidth())}
 
 
 def _open(path: str | Path) -> Run:
-    """A notebook is often in a directory of its own: what is no run there may be one in the
-    repository.
+    """Open a run by its path, or by its path in the repository.
+
+    A notebook is often in a directory of its own.
     """
     path = Path(path).expanduser()
-    return open_run(ROOT / path if is_run(ROOT / path) and not is_run(path) else path)
+    if not is_run(path) and is_run(ROOT / path):
+        path = ROOT / path
+    return open_run(path)

@@ -17,58 +17,68 @@ COLUMNS = 6  # of the list of tokens
 def show_costs(
     tokens: Sequence[int], costs: np.ndarray, tokenizer: Tokenizer, unit: str = "nats"
 ) -> str:
-    """Tokens (N,), each but the first with its cost (N - 1,); on a terminal, first the text, shaded
-    by it.
+    """List tokens (N,), each but the first with its cost (N - 1,).
+
+    On a terminal the text comes first, shaded by the costs.
     """
     shown = [show_token(tokenizer, token) for token in tokens]
-    cells = [
-        f"{text.replace(' ', '␣'):>12} {cost:<7}"
-        for text, cost in zip(shown, ["given", *(f"{cost:.3f}" for cost in costs)], strict=True)
-    ]
-    lines = [
-        f"{unit} of each token:",
-        *("".join(cells[at : at + COLUMNS]) for at in range(0, len(cells), COLUMNS)),
-    ]
+    costs_shown = ["given", *(f"{cost:.3f}" for cost in costs)]
+    cells = []
+    for text, cost in zip(shown, costs_shown, strict=True):
+        cells.append(f"{text.replace(' ', '␣'):>12} {cost:<7}")
+    rows = [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
+    lines = [f"{unit} of each token:", *("".join(row) for row in rows)]
     if sys.stdout.isatty():
-        step = max(costs, default=0.0) / len(SHADES)
-        scale = "".join(_shade(f" {step * i:.1f} ", i) for i in range(len(SHADES)))
-        text = "".join(
-            _shade(text, int(cost // (step or 1)))
-            for text, cost in zip(shown[1:], costs, strict=True)
-        )
-        lines = [f"colours from: {scale} {unit}", "", shown[0] + text, "", *lines]
+        lines = [*_shade_text(shown, costs, unit), "", *lines]
     return "\n".join(lines)
+
+
+def _shade_text(shown: Sequence[str], costs: np.ndarray, unit: str) -> list[str]:
+    """Colour a text by the costs of its tokens; the first line says what the colours mean."""
+    step = max(costs, default=0.0) / len(SHADES)
+    scale = "".join(_shade(f" {step * i:.1f} ", i) for i in range(len(SHADES)))
+    text = shown[0]
+    for token, cost in zip(shown[1:], costs, strict=True):
+        text += _shade(token, int(cost // (step or 1)))
+    return [f"colours from: {scale} {unit}", "", text]
+
+
+def _shade(text: str, level: int) -> str:
+    shade = SHADES[min(level, len(SHADES) - 1)]
+    return f"\x1b[48;5;{shade}m{text}\x1b[0m"
 
 
 def paint_costs(
     tokens: Sequence[int], bits: np.ndarray, ranks: np.ndarray, tokenizer: Tokenizer
 ) -> str:
-    """HTML of tokens (N,), each but the first, which is dim, with its bits (N - 1,) and rank; a
-    tooltip has both.
+    """Paint tokens (N,) as HTML, each but the first, which is dim, with its bits and rank (N - 1,).
 
     The more bits, the stronger is the vermillion behind a token, up to that of a guess among all
-    tokens: colour-blind people see it too, and both black and white letters can be read on it.
+    tokens: colour-blind people see it too, and both black and white letters can be read on it. A
+    tooltip has bits and rank.
     """
-    V, most = tokenizer.vocab_size, nats_to_bits(uniform_nll(tokenizer.vocab_size))
-
-    def paint(text: str, cost: float, title: str = "") -> str:
-        opacity = 0.8 * min(1.0, cost / (most or 1.0))
-        return f'<span title="{title}" style="background-color: rgba(213, 94, 0, {opacity:.2f})">{text}</span>'
-
-    context, *texts = [
-        html.escape(show_token(tokenizer, token)).replace("⏎", "⏎<br>") for token in tokens
-    ]
-    painted = [
-        paint(text, cost, f"{cost:.2f} bits, probability {2**-cost:.3g}, rank {rank:,} of {V:,}")
-        for text, cost, rank in zip(texts, bits, ranks, strict=True)
-    ]
-    legend = [paint(f"&nbsp;{cost:.1f}&nbsp;", cost) for cost in np.linspace(0, most, 5)]
+    V = tokenizer.vocab_size
+    most = nats_to_bits(uniform_nll(V))
+    shown = []
+    for token in tokens:
+        text = html.escape(show_token(tokenizer, token))
+        shown.append(text.replace("⏎", "⏎<br>"))
+    painted = []
+    for text, cost, rank in zip(shown[1:], bits, ranks, strict=True):
+        title = f"{cost:.2f} bits, probability {2**-cost:.3g}, rank {rank:,} of {V:,}"
+        painted.append(_paint(text, cost / (most or 1.0), title))
+    strengths = np.linspace(0, 1, 5)
+    legend = [_paint(f"&nbsp;{strength * most:.1f}&nbsp;", strength) for strength in strengths]
     return (
         '<div style="font-family: monospace; white-space: pre-wrap; line-height: 1.7">'
-        f'<span title="context, not scored" style="opacity: 0.4">{context}</span>{"".join(painted)}</div>'
+        f'<span title="context, not scored" style="opacity: 0.4">{shown[0]}</span>'
+        f"{''.join(painted)}</div>"
         f"<p>{''.join(legend)} bits; {most:.1f} bits are a guess among all {V:,} tokens</p>"
     )
 
 
-def _shade(text: str, level: int) -> str:
-    return f"\x1b[48;5;{SHADES[min(level, len(SHADES) - 1)]}m{text}\x1b[0m"
+def _paint(text: str, strength: float, title: str = "") -> str:
+    """Paint a text; strength 1 is that of a guess among all tokens."""
+    opacity = 0.8 * min(1.0, strength)
+    colour = f"rgba(213, 94, 0, {opacity:.2f})"
+    return f'<span title="{title}" style="background-color: {colour}">{text}</span>'
