@@ -56,7 +56,9 @@ class Model:
         self.gpt.register_forward_pre_hook(_to_its_device)
 
     def __repr__(self) -> str:
-        return f"{self.run.name}: a GPT with {self.gpt.num_params():,} parameters, after {self.state.step:,} steps"
+        num_params = self.gpt.num_params()
+        steps = self.state.step
+        return f"{self.run.name}: a GPT with {num_params:,} parameters, after {steps:,} steps"
 
     def score(self, text: str, unknown: UnknownCharacters = "refuse") -> "ScoredText":
         """What each token of a text costs, as `evaluate.py --explain` measures it.
