@@ -97,12 +97,16 @@ def translate(options: Options, is_saved: bool) -> list[str]:
 
 
 def _translate_form(options: Options, is_saved: bool) -> list[str]:
-    named = {name: _read(options.pop(name)) for name in FORMS["nanochat"] if name in options}
+    named = {}
+    for name in FORMS["nanochat"]:
+        if name in options:
+            named[name] = _read(options.pop(name))
     if not named:
         return []
     asked = FORMS.get(options.get("form", "nanochat"), {}) | named
     if is_saved:
         asked.pop("zero_init", None)
+    # those that have all of what is asked
     forms = [form for form, values in FORMS.items() if asked.items() <= values.items()]
     if not forms:
         words = ", ".join(f"{name}={value}" for name, value in named.items())

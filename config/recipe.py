@@ -67,7 +67,7 @@ def _put(options: dict[str, str], values: dict[str, Any], section_of: dict[str, 
 def _describe(
     error: ErrorDetails, schema: type[Options], path: Path | None, given: dict[str, str]
 ) -> str:
-    """A mistake in a recipe or on the command line, in a line."""
+    """Describe a mistake in a recipe or on the command line, in a line."""
     name = str(error["loc"][-1])
     where = ""
     if path and name not in given:
@@ -84,7 +84,7 @@ def _describe(
 
 
 def load_saved(path: Path) -> Config:
-    """The configuration that a run saved, or that a user edited since.
+    """Read the configuration that a run saved, or that a user edited since.
 
     UserError if it is not one. What only a training needs, such as its text, may be gone.
     """
@@ -96,13 +96,15 @@ def load_saved(path: Path) -> Config:
 
 
 def to_toml(cfg: Config) -> str:
-    """A recipe with the value of every option but out_dir; of init_from only a model's name."""
-    left_out = {"out_dir"} if cfg.run.source else {"out_dir", "init_from"}
+    """Write a recipe with the value of every option but out_dir; init_from only names a model."""
+    left_out = {"out_dir"}
+    if not cfg.run.source:
+        left_out.add("init_from")
     return tomli_w.dumps(cfg.model_dump(exclude={"run": left_out}))
 
 
 def _nearest(word: str, places: dict[str, str], on_command_line: bool) -> str:
-    """What to write instead of an option that is not there, on the command line or in a recipe."""
+    """Say what to write instead of an option that is not there."""
     name = word.split("=")[0].strip("-").replace("-", "_")
     here = name_here(name.lower(), set(places))
     if here and name not in places:
@@ -115,28 +117,33 @@ def _nearest(word: str, places: dict[str, str], on_command_line: bool) -> str:
 
 
 def _nearest_recipe(path: Path) -> str:
-    """What may be meant by a recipe or a run that is not there, or which recipes there are."""
+    """Say which recipe or run may be meant by one that is not there, or which recipes there are."""
     folder = Path(__file__).parent
     recipes = sorted(folder.glob("*.toml"))
     names = ", ".join(recipe.name for recipe in recipes)
     if "=" in path.name and path == Path(path.name):  # a run, out/RECIPE,n_layer=1, is in a folder
         return f"; for an option, write --{str(path).lstrip('-')}; recipes in {folder}: {names}"
-    recipe = did_you_mean(path.stem, {each.stem: os.path.relpath(each) for each in recipes}, n=2)
-    run = nearest_run(path.parent if path.name == "config.toml" else path)
-    is_run = path.suffix != ".toml" and path.parent.name != ""
-    meant = run or recipe if is_run else recipe or run
+    places = {recipe.stem: os.path.relpath(recipe) for recipe in recipes}
+    meant_recipe = did_you_mean(path.stem, places, n=2)
+    folder_of_run = path
+    if path.name == "config.toml":
+        folder_of_run = path.parent
+    meant_run = nearest_run(folder_of_run)
+    meant = meant_recipe or meant_run
+    if path.suffix != ".toml" and path.parent.name != "":  # it looks like a run
+        meant = meant_run or meant_recipe
     return meant or f"; recipes in {folder}: {names}"
 
 
 def sections(schema: type[Section]) -> dict[str, type[Section]]:
-    """The sections of a schema by name; one without sections is a section itself, without a name."""
+    """List the sections of a schema by name; one without sections is a section without a name."""
     if schema is not Config:
         return {"": schema}
     return {name: type(field.default) for name, field in schema.model_fields.items()}
 
 
 def section_of(schema: type[Section]) -> dict[str, str]:
-    """The section of each option; "" without sections."""
+    """Find the section of each option; "" without sections."""
     return {
         field.alias or name: section
         for section, options in sections(schema).items()

@@ -75,13 +75,14 @@ class DataConfig(Section):
 
     @property
     def is_large(self) -> bool:
-        """A corpus of many or compressed files, or of records with a `text`, read as a stream:
-        data/sources.py.
-        """
-        path, name = Path(self.corpus), self.corpus.lower()
+        """Whether it has many or compressed files, or records with a `text`: data/sources.py."""
+        path = Path(self.corpus)
+        name = self.corpus.lower()
         if self.corpus in ("", *CORPORA) or self.markov:
             return False
-        if name.startswith("hf:") or name.endswith((".gz", ".zst", ".parquet")) or path.is_dir():
+        if name.startswith("hf:") or name.endswith((".gz", ".zst", ".parquet")):
+            return True
+        if path.is_dir():
             return True
         if path.is_file():
             return name.endswith(".jsonl") and _holds_texts(path)
@@ -89,9 +90,10 @@ class DataConfig(Section):
 
     @property
     def corpus_name(self) -> str:
-        """Its last part, also where the corpus is a dot."""
-        hub = self.corpus.startswith("hf:")
-        return Path(self.corpus.partition("@")[0] if hub else os.path.abspath(self.corpus)).name
+        """The last part of the corpus, also where that is a dot."""
+        if self.corpus.startswith("hf:"):
+            return Path(self.corpus.partition("@")[0]).name
+        return Path(os.path.abspath(self.corpus)).name
 
     @property
     def is_jsonl(self) -> bool:
@@ -102,9 +104,12 @@ class DataConfig(Section):
 
     @property
     def eos_text(self) -> str | None:
-        """What is between documents, for which the eos token stands; None without documents."""
-        between = "\n" if self.is_jsonl or self.is_large else None
-        return {"lines": "\n", "paragraphs": "\n\n"}.get(self.documents, between)
+        """The text between documents, for which the eos token stands; None without documents."""
+        if self.documents == "paragraphs":
+            return "\n\n"
+        if self.documents == "lines" or self.is_jsonl or self.is_large:
+            return "\n"
+        return None
 
 
 def _is_nanochat(options: dict[str, Any]) -> bool:
@@ -291,7 +296,9 @@ class RunConfig(Section):
     @property
     def source(self) -> str:
         """The model to start from; empty = none."""
-        return "" if self.resumes or self.init_from == "scratch" else self.init_from
+        if self.resumes or self.init_from == "scratch":
+            return ""
+        return self.init_from
 
 
 class Config(Section):
@@ -305,19 +312,22 @@ class Config(Section):
 
     def options(self) -> dict[str, Any]:
         """The value of every option by its name."""
-        return {
-            name: value for section in self.model_dump().values() for name, value in section.items()
-        }
+        values: dict[str, Any] = {}
+        for section in self.model_dump().values():
+            values |= section
+        return values
 
     def changed(self) -> dict[str, Any]:
-        """The options that differ from their defaults, but for those that are said beside a run."""
+        """The options that differ from their defaults, which depend on the form.
+
+        Those that are said beside a run are left out: out_dir, init_from and dtype.
+        """
         defaults = Config(model=ModelConfig(form=self.model.form)).options()
         defaults["form"] = "nanochat"
-        return {
-            name: value
-            for name, value in self.options().items()
-            if value != defaults[name] and name not in ("out_dir", "init_from", "dtype")
-        }
+        values = self.options()
+        for name in ("out_dir", "init_from", "dtype"):
+            del values[name]
+        return {name: value for name, value in values.items() if value != defaults[name]}
 
     def with_run(self, **changes: Any) -> Self:
         """The same configuration with other values in [run]."""
@@ -325,16 +335,13 @@ class Config(Section):
 
 
 def _holds_texts(path: Path) -> bool:
-    """Whether the first record of a .jsonl file has a `text`, and neither a prompt nor a
-    completion.
-    """
+    """Whether the first record of a .jsonl file has a `text`, but no prompt and no completion."""
     try:
         with path.open("rb") as lines:
-            record = from_json(without_bom(next(filter(bytes.strip, lines))))
+            first = next(filter(bytes.strip, lines))
+            record = from_json(without_bom(first))
     except (OSError, StopIteration, ValueError):
         return False
-    return (
-        isinstance(record, dict)
-        and "text" in record
-        and not record.keys() & {"prompt", "completion"}
-    )
+    if not isinstance(record, dict):
+        return False
+    return "text" in record and not record.keys() & {"prompt", "completion"}

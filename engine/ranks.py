@@ -51,7 +51,8 @@ def _compare_options(store: Store, options: dict[str, Any]) -> None:
         found = json.loads(store.get(f"options of rank {rank}"))
         differ = []
         for name in expected | found:
-            first, other = expected.get(name), found.get(name)
+            first = expected.get(name)
+            other = found.get(name)
             if first != other:
                 differ.append(f"{name} is {first} on rank 0 and {other} on rank {rank}")
         if not differ:

@@ -44,9 +44,9 @@ class Workers:
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Yield the results in the order of the items, of which few are taken ahead."""
-        items = iter(items)
-        first_two = list(itertools.islice(items, 2))
-        items = itertools.chain(first_two, items)
+        rest = iter(items)
+        first_two = list(itertools.islice(rest, 2))
+        items = itertools.chain(first_two, rest)
         if self.count == 1 or len(first_two) < 2:
             yield from map(function, items)
             return
