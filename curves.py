@@ -52,9 +52,8 @@ def main(argv: list[str]) -> None:
     if options.html:
         others = options.model_fields_set - {"html"}
         if others:
-            raise UserError(
-                f"{', '.join(sorted(others))}: no use with html; who looks at the page chooses there"
-            )
+            names = ", ".join(sorted(others))
+            raise UserError(f"{names}: no use with html; who looks at the page chooses there")
         write_runs_page = load_wing("page of runs")
         write_runs_page(Path(options.html), [run.path for run in runs])
         print(options.html)

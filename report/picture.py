@@ -44,7 +44,7 @@ class Curve:
             self._set_best(records, name, x, val_name)
 
     def _set_best(self, records: Sequence[Record], name: str, x: str, val_name: str) -> None:
-        """Find the best model: its loss on all validation text, or on a part if there is no more."""
+        """Find the best model, and its loss on all validation text, or on a part."""
         best = find_best(read_complete(records, x, val_name))
         final: Record = {}
         for record in records:

@@ -29,6 +29,14 @@ playwright = pytest.importorskip(
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs a browser: apt install chromium")
 LOSS = "plots.get(byId('loss'))"
 DRAWN = "document.querySelector('#loss > *, #tokens span')"
+# the table of lines, and a column of the table of runs
+LINES = (
+    "[...document.querySelectorAll('#lines tr')]"
+    ".map(row => [...row.cells].map(each => each.textContent))"
+)
+RUN_CELLS = (
+    "[...document.querySelectorAll('#runs tr')].slice(1).map(row => row.cells[{}].textContent)"
+)
 EVIL = "</script><script>document.title = 'stolen'</script><b>&amp;$$x$$"
 
 
@@ -241,7 +249,10 @@ def test_who_zooms_keeps_the_zoom(tab: Tab, own: Path) -> None:
     tab.page.mouse.move(box["x"] + 300, box["y"] + 100)
     tab.page.mouse.down()
     tab.page.mouse.move(box["x"] + 600, box["y"] + 300, steps=4)
-    shown = f"(({{start, end, reset_start, reset_end}}) => [start, end, reset_start, reset_end])({LOSS}.figure.x_range)"
+    shown = (
+        "(({start, end, reset_start, reset_end}) => [start, end, reset_start, reset_end])"
+        f"({LOSS}.figure.x_range)"
+    )
     tab.page.mouse.up()
     start, end, *whole = tab(shown)
     assert whole[0] < start < end < whole[1]
@@ -255,9 +266,7 @@ def test_who_zooms_keeps_the_zoom(tab: Tab, own: Path) -> None:
 
 
 def test_the_lines_add_up(tab: Tab) -> None:
-    rows = tab(
-        "[...document.querySelectorAll('#lines tr')].map(row => [...row.cells].map(each => each.textContent))"
-    )
+    rows = tab(LINES)
     assert rows[0][:2] == ["line", "run"]
     assert {"unigram", "bigram", "gzip"} <= set(rows[0])
     *lines, total, _ = [[float(bits) for bits in row[1:]] for row in rows[1:]]
@@ -269,8 +278,7 @@ def test_the_lines_add_up(tab: Tab) -> None:
 def test_a_run_may_have_the_name_of_a_baseline(own: Path, browser: Any) -> None:
     named = Path(shutil.copytree(own, own.with_name("unigram")))
     write_runs(own / "page.html", [named])
-    rows = "[...document.querySelectorAll('#lines tr')].map(row => [...row.cells].map(each => each.textContent))"
-    title, *_, last = Tab(browser, own / "page.html")(rows)
+    title, *_, last = Tab(browser, own / "page.html")(LINES)
     assert title[1:3] == ["unigram (run)", "unigram"]
     assert last[1] != last[2]
 
@@ -316,11 +324,7 @@ def test_the_table_sorts_and_its_ticks_show_curves(browser: Any, own: Path) -> N
     tab = Tab(browser, own / "runs.html")
 
     def names() -> list[str]:
-        return list(
-            tab(
-                "[...document.querySelectorAll('#runs tr')].slice(1).map(row => row.cells[1].textContent)"
-            )
-        )
+        return list(tab(RUN_CELLS.format(1)))
 
     assert names() == ["a", "b", "c"]
     assert "Another text or another seed may differ by more." in tab.text("#runs")
@@ -391,9 +395,7 @@ def test_a_page_of_ones_own_text_compares_two_runs(browser: Any, own: Path, data
         r"nats per token +([\d.]+)", call("evaluate.py", str(own), "--text=mine.txt").stdout
     )
     assert score
-    losses = tab(
-        "[...document.querySelectorAll('#runs tr')].slice(1).map(row => row.cells[2].textContent)"
-    )
+    losses = tab(RUN_CELLS.format(2))
     assert losses == [score[1], score[1]]  # of this text, not of the validation split
     tab.close()
 
