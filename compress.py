@@ -348,9 +348,11 @@ def describe_bits(coded: Coded, in_file: int, in_list: int = 0) -> str:
 
     >>> print(describe_bits(Coded(1000.0, np.zeros(9), b"", 0, 0.0), in_file=1100))
     1,000 bits by the loss, 1,100 bits in the file: 100 more
-    >>> print(describe_bits(Coded(1000.0, np.zeros(9), b"", 3, 550.0), in_file=500))
+    >>> lines = describe_bits(Coded(1000.0, np.zeros(9), b"", 3, 550.0), in_file=500)
+    >>> print(lines.replace(", to it:", ",\\nto it:"))
     1,000 bits by the loss, 500 bits in the file: 500 fewer
-    The coder raises probabilities below 2^-24, here of 3 tokens, to it: 550 bits fewer than by the loss.
+    The coder raises probabilities below 2^-24, here of 3 tokens,
+    to it: 550 bits fewer than by the loss.
     """
     more = in_file - in_list - coded.bits
     word = "more" if more >= 0 else "fewer"

@@ -297,7 +297,7 @@ def score_run(run: Run, split: Split, options: EvaluateOptions) -> RunScores:
 
 
 def explain_sentence(scores: list[RunScores], replaced: Replacer | None) -> str:
-    """Show what each token of a sentence costs the first run, and what all of them cost each run."""
+    """Show what each token of a sentence costs the first run, and what all cost each run."""
     first = scores[0]
     tokens = first.text.split.tokens.tolist()
     lines = [show_costs(tokens, first.columns["nll"], first.run.tokenizer), ""]

@@ -170,7 +170,7 @@ def measure_training_text(
 
 
 def standard_error(parts: Sequence[LossSums]) -> float:
-    """The standard error of the mean loss, in nats per token, from how the parts of a text differ."""
+    """Estimate the standard error of the mean loss, in nats per token, from the parts of a text."""
     nll = np.array([float(part.nll) for part in parts])
     targets = np.array([float(part.num_targets) for part in parts])
     deviations = nll - targets * nll.sum() / targets.sum()

@@ -72,7 +72,7 @@ class Window:
         return self.cache is None
 
     def prefill(self, tokens: Tensor) -> Tensor:
-        """Read the last of tokens (B, T) anew; returns the logits (B, V) of the token after them."""
+        """Read the last of tokens (B, T) anew; returns logits (B, V) of the token after them."""
         batch_size = len(tokens)
         device = self.device
         self.cache = KVCache(self.model.cfg, batch_size, device.torch_device, device.dtype)
@@ -125,7 +125,10 @@ def sample_token(logits: Tensor, u: Tensor, temperature: float, top_k: int, top_
 
 
 def draw(q: Tensor, u: Tensor) -> Tensor:
-    """Invert the cumulative distribution of q (B, V), which need not sum to 1, at u (B,): (B, 1)."""
+    """Draw a token (B, 1) each from q (B, V), which need not sum to 1, with random numbers u (B,).
+
+    It inverts the cumulative distribution.
+    """
     cumulative = q.cumsum(dim=-1)
     total = cumulative[:, -1:]
     places = u[:, None].clamp_max(ALMOST_ONE) * total

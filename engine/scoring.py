@@ -153,6 +153,7 @@ def detail_targets(predictions: Iterable[Predictions], temperatures: Sequence[fl
         top = log_q.topk(min(TOP, log_q.shape[1]), dim=1)
         nll = -log_q_y[:, 0]
         log_z = [(log_q / T).logsumexp(dim=1) for T in temperatures]
-        chunks.append((nll, rank, top.indices, top.values, torch.stack(log_z, dim=1)))
+        log_z_of_each = torch.stack(log_z, dim=1)
+        chunks.append((nll, rank, top.indices, top.values, log_z_of_each))
     columns = [torch.cat(parts) for parts in zip(*chunks, strict=True)]
     return Details(*(column.cpu().numpy() for column in columns))

@@ -59,7 +59,7 @@ Estimate = dict[str, float]  # a value, and the ends "low" and "high" of 95% of 
 
 
 class Passage(BaseModel):
-    """A line of passage.jsonl: what each token of a text costs at a step; None where it is masked."""
+    """A line of passage.jsonl: what each token of a text costs at a step; None where masked."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 

@@ -39,8 +39,8 @@ def _headline(evaluation: dict[str, Any]) -> list[str]:
         moves = f" that moves on by {evaluation['stride']:,} tokens"
     return [
         f"{evaluation['run']}, {evaluation['checkpoint']} checkpoint of step "
-        f"{evaluation['step']:,}, on {evaluation['text']}: {evaluation['targets']:,} targets{part}, "
-        f"{evaluation['bytes']:,} bytes,",
+        f"{evaluation['step']:,}, on {evaluation['text']}: "
+        f"{evaluation['targets']:,} targets{part}, {evaluation['bytes']:,} bytes,",
         f"each once, in a window of {evaluation['block_size']:,}{moves}; {evaluation['device']}",
     ]
 
@@ -58,7 +58,8 @@ def claim(blocks: Blocks) -> list[str]:
     """Say what the resamples of a text show, and about what."""
     if blocks.of_documents:
         return [
-            "The intervals are for other documents of the same source, if these are a random sample",
+            "The intervals are for other documents of the same source, "
+            "if these are a random sample",
             f"of it: {RESAMPLES:,} resamples of {blocks.number} blocks of whole documents.",
         ]
     return [

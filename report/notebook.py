@@ -174,18 +174,19 @@ class ScoredText:
         return bits_per_byte(float(self.nll.sum()), num_bytes)
 
     def summary(self) -> str:
+        mean_nll = float(self.nll.mean())
         return (
-            f"{self.total:.2f} bits for {len(self.nll):,} tokens: {self.bits.mean():.3f} per token, perplexity "
-            f"{perplexity(float(self.nll.mean())):.2f}, {self.bits_per_byte:.3f} bits per byte"
+            f"{self.total:.2f} bits for {len(self.nll):,} tokens: {self.bits.mean():.3f} per token, "
+            f"perplexity {perplexity(mean_nll):.2f}, {self.bits_per_byte:.3f} bits per byte"
         )
 
     def __repr__(self) -> str:
-        return (
-            f"{show_costs(self.token_ids, self.bits, self.tokenizer, 'bits')}\n\n{self.summary()}"
-        )
+        costs = show_costs(self.token_ids, self.bits, self.tokenizer, "bits")
+        return f"{costs}\n\n{self.summary()}"
 
     def _repr_html_(self) -> str:
-        return f"{paint_costs(self.token_ids, self.bits, self.rank, self.tokenizer)}<p>{self.summary()}</p>"
+        costs = paint_costs(self.token_ids, self.bits, self.rank, self.tokenizer)
+        return f"{costs}<p>{self.summary()}</p>"
 
 
 class SampledText(str):
@@ -212,7 +213,7 @@ class Curves:
         return draw_terminal(self.runs, self.x, self.scale, self.unit)
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        """A PNG, and its width on the screen: it has more pixels, for screens that can show them."""
+        """A PNG, and its width on the screen: it has more pixels, for screens that show them."""
         figure = make_figure(self.runs, self.x, self.scale, self.unit)
         file = io.BytesIO()
         figure.savefig(file, format="png")

@@ -487,7 +487,7 @@ ROW = 100  # tokens in a row of the columns below, to be faster
 def make_documents(
     rng: np.random.Generator, effects: np.ndarray, spread: float
 ) -> analysis.Columns:
-    """Documents of mean 2 that differ as wholes, in rows of ROW tokens; `spread` is of log-lengths."""
+    """Documents of mean 2 that differ as wholes, in rows of ROW tokens; `spread`: of log-lengths."""
     rows = np.rint(20 * np.exp(spread * rng.standard_normal(len(effects)))).astype(int) + 1
     number = np.repeat(np.arange(len(effects)), rows)
     nll = ROW * (2 + effects[number] + rng.normal(0, 0.1, size=len(number)))
