@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from config.errors import run_command
 from config.schema import Config
 from data.batches import Batch
-from engine.checkpoint import Optimizers, read_checkpoint
+from engine.checkpoint import Optimizers, _hash, read_checkpoint
 from engine.device import Device
 from engine.metrics import Record, parse_record
 from engine.objective import TrainingObjective
@@ -92,6 +93,13 @@ def load_checkpoint(path: Path, model: GPT, optimizers: Optimizers = ()) -> Trai
     saved = read_checkpoint(path)
     saved.copy_to(model, optimizers)
     return saved.state
+
+
+def write_checkpoint(
+    path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
+) -> None:
+    """Write a file with the right hash, whatever it holds."""
+    save_file(tensors, path, metadata | {"sha256": _hash(tensors, metadata)})
 
 
 def read_metrics(run: Path) -> list[Record]:

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from config.errors import UserError
 from config.schema import ModelConfig, OptimConfig
-from engine.checkpoint import Optimizers, _hash, save_checkpoint
+from engine.checkpoint import Optimizers, save_checkpoint
 from engine.optim import make_optimizers
 from engine.state import TrainState
 from model import GPT
-from tests.conftest import load_checkpoint
+from tests.conftest import load_checkpoint, write_checkpoint
 
 STEP = 7
 ADAM_FIRST = "optimizer.0.0"
@@ -54,12 +54,16 @@ def forge(
     with safe_open(path, framework="pt") as file:
         metadata = dict(file.metadata())
     del metadata["sha256"]
-    content = {name: tensor for name, tensor in load_file(path).items() if name not in tensors}
-    content |= {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    content = load_file(path)
+    for name, tensor in tensors.items():
+        content.pop(name, None)
+        if tensor is not None:
+            content[name] = tensor
     numbers = {name: json.dumps(value) for name, value in json.loads(metadata["state"]).items()}
     numbers |= state or {}
-    metadata["state"] = "{" + ", ".join(f'"{name}": {text}' for name, text in numbers.items()) + "}"
-    save_file(content, path, metadata | {"sha256": _hash(content, metadata)})
+    items = ", ".join(f'"{name}": {text}' for name, text in numbers.items())
+    metadata["state"] = f"{{{items}}}"
+    write_checkpoint(path, content, metadata)
 
 
 def everything(model: GPT, optimizers: Optimizers) -> list[Any]:
@@ -166,7 +170,7 @@ def test_numbers_out_of_range_are_damage(path: Path, forged: dict[str, str]) -> 
 def test_options_that_are_no_table_are_damage(path: Path, options: str) -> None:
     tensors = load_file(path)
     metadata = {"state": TrainState(step=STEP).model_dump_json(), "options": options}
-    save_file(tensors, path, metadata | {"sha256": _hash(tensors, metadata)})
+    write_checkpoint(path, tensors, metadata)
     assert_damaged(path)
 
 

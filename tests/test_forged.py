@@ -170,8 +170,8 @@ OTHERS = {
         "{}",
         '{"step": 1e299, "tokens": [1]}',
         '{"step": -1, "tokens": [], "nll": [], "rank": [], "top": [], "log_q": [], "log_z": []}',
-        '{"step": 1, "tokens": [1], "nll": [1e308], "rank": [-1], "top": [[1]], "log_q": [[1e308, 1]], '
-        '"log_z": [[]]}',
+        '{"step": 1, "tokens": [1], "nll": [1e308], "rank": [-1], "top": [[1]], '
+        '"log_q": [[1e308, 1]], "log_z": [[]]}',
     ],
     "history.jsonl": ["", "[" * DEEP, "\xff", '{"device": 7}'],
     "evaluation.json": ["", "[" * DEEP, "{}", "\xff"],

@@ -112,10 +112,8 @@ def test_a_file_that_is_replaced_meanwhile_is_no_reason_to_refuse_a_run(
     theirs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where a training writes, and somebody looks at its curves."""
-    iterdir = Path.iterdir
-    monkeypatch.setattr(
-        Path, "iterdir", lambda folder: [*iterdir(folder), folder / ".report.js.1.tmp"]
-    )
+    entries = [*theirs.iterdir(), theirs / ".report.js.1.tmp"]
+    monkeypatch.setattr(Path, "iterdir", lambda folder: entries)
     check_entries(theirs)
 
 
@@ -123,8 +121,8 @@ def test_the_line_says_what_to_do(theirs: Path) -> None:
     link_to_file(theirs / "metrics.jsonl")
     said = call("sample.py", "out/run", check=False).stderr
     assert said == (
-        "error: out/run/metrics.jsonl: is a link; only what is in out/run itself is used: put a copy in "
-        "its place, or remove it\n"
+        "error: out/run/metrics.jsonl: is a link; only what is in out/run itself is used: put a "
+        "copy in its place, or remove it\n"
     )
 
 

@@ -12,7 +12,8 @@ from tests.processes import Process
 
 INTERRUPT = """
 import os, runpy, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, also where the tests ignore it
+# as in a terminal, also where the tests ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 class Interrupt:
     def find_spec(self, name, path, target=None):
@@ -65,21 +66,34 @@ def test_help_and_mistakes_are_answered_without_torch(command: str, argument: st
     assert done.returncode == (0 if argument == "--help" else 2)
 
 
+LEFT_ALONE = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import curves
+print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+
+
 def test_importing_a_command_leaves_ctrl_c_as_it_is() -> None:
     """A notebook stops a cell with it."""
-    code = "import signal, curves; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
-    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {code}"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
+    code = [sys.executable, "-c", LEFT_ALONE]
+    done = subprocess.run(code, cwd=ROOT, text=True, capture_output=True)
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 
 def closed(*numbers: int) -> str:
     """Code that leaves a process as `2>&-` does."""
-    names = [("stdin", "stdout", "stderr")[number] for number in numbers]
-    return "import os, sys\n" + "\n".join(
-        f"os.close({number}); sys.{name} = None"
-        for number, name in zip(numbers, names, strict=True)
-    )
+    code = "import os, sys\n"
+    for number in numbers:
+        name = ("stdin", "stdout", "stderr")[number]
+        code += f"os.close({number}); sys.{name} = None\n"
+    return code
+
+
+NOISE = """
+import atexit
+atexit.register(lambda: [os.write(number, b"noise") for number in (1, 2)])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +119,10 @@ def text(clone: Path) -> Path:
 def test_a_command_works_without_standard_streams(
     trained, clone: Path, text: Path, command: list[str], numbers: tuple[int, ...]
 ) -> None:
-    """A file that is opened later does not get the number of a stream, and what others write there."""
-    warn = "\nimport atexit; atexit.register(lambda: [os.write(number, b'noise') for number in (1, 2)])"
+    """A file that is opened later does not get the number of a stream, and what is written there."""
     script, *arguments = command
     code, printed = Process(
-        clone, *arguments, script=script, prelude=closed(*numbers) + warn
+        clone, *arguments, script=script, prelude=closed(*numbers) + NOISE
     ).wait()
     assert code == 0, printed
     assert "Traceback" not in printed

@@ -168,7 +168,7 @@ def test_our_own_colours_reach_the_terminal(theirs: Path, monkeypatch: pytest.Mo
 
 
 def test_a_bar_and_lines_share_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bar is cleared before a line is written, although lines are filtered and the bar is not."""
+    """The bar is cleared before a line is written, although only lines are filtered."""
     screen = make_screen(monkeypatch)
     bar = progress_bar(range(3), f"reading {EVIL}")
     iterator = iter(bar)

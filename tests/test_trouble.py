@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import engine.evaluation
 import engine.run_files
@@ -28,7 +28,7 @@ from config.errors import UserError, out_of_memory
 from config.files import write_atomically
 from config.schema import Config, ModelConfig, OptimConfig
 from data.batches import Batch, TrainBatches
-from engine.checkpoint import _hash, load_model, save_checkpoint
+from engine.checkpoint import load_model, save_checkpoint
 from engine.device import Device
 from engine.metrics import Record, append_line
 from engine.optim import make_optimizers
@@ -52,6 +52,7 @@ from tests.conftest import (
     take_step,
     trained_dtype,
     without_clocks,
+    write_checkpoint,
 )
 from tests.processes import Process, assert_same_checkpoints, read_checkpoint
 from tests.test_checkpoints import forge
@@ -622,7 +623,7 @@ def forget_windows(path: Path) -> None:
     del state["windows"]
     metadata["state"] = json.dumps(state)
     tensors = load_file(path)
-    save_file(tensors, path, metadata | {"sha256": _hash(tensors, metadata)})
+    write_checkpoint(path, tensors, metadata)
 
 
 @pytest.mark.parametrize("edition", ["this", "earlier"])
@@ -912,7 +913,7 @@ def test_a_checkpoint_of_an_earlier_edition_is_read(finished: Path) -> None:
             metadata = dict(file.metadata())
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         del metadata["sha256"], metadata["options"]
-        save_file(tensors, path, metadata | {"sha256": _hash(tensors, metadata)})
+        write_checkpoint(path, tensors, metadata)
     assert call("sample.py", "out/run", "--max_new_tokens=5").stdout
     assert "resuming out/run at step 6" in resume("--max_iters=7").stdout
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from config.cli import load_config
 from config.errors import UserError
@@ -26,8 +26,7 @@ from data.checksums import write_checksums
 from data.documents import read_exchanges
 from data.prepare import prepare_corpus
 from data.tokenizer import load_tokenizer
-from engine.checkpoint import _hash
-from tests.conftest import call
+from tests.conftest import call, write_checkpoint
 
 DEEP = 200_000
 
@@ -150,7 +149,7 @@ def test_false_safetensors_are_refused(theirs, content) -> None:
 def test_false_states_are_refused(theirs, content) -> None:
     path = theirs / "best.safetensors"
     tensors, metadata = load_file(path), {"state": content}
-    save_file(tensors, path, metadata | {"sha256": _hash(tensors, metadata)})
+    write_checkpoint(path, tensors, metadata)
     assert "theirs/best.safetensors: damaged" in not_sampled(theirs)
 
 
