@@ -55,6 +55,9 @@ def make_up(folder: Path, cfg: Config, tokens: int) -> None:
             corpus.info.vocab_size, size=min(SHARD, tokens - first), dtype=corpus.tokenizer.dtype
         )
         np.save(prepared / f"train-{number:05}-0.npy", shard)
+    size = corpus.info.train.model_copy(update={"tokens": tokens, "targets": tokens - 1})
+    info = corpus.info.model_copy(update={"train": size})
+    (prepared / "meta.json").write_text(info.model_dump_json())
     write_checksums(prepared)
 
 
