@@ -59,9 +59,9 @@ def clock(device: Device) -> float:
 def timed(function: Callable[..., Any], seconds: list[float], device: Device) -> Callable[..., Any]:
     """The same function; each call appends its seconds."""
 
-    def call(*arguments: Any) -> Any:
+    def call(*arguments: Any, **options: Any) -> Any:
         began = clock(device)
-        result = function(*arguments)
+        result = function(*arguments, **options)
         seconds.append(clock(device) - began)
         return result
 

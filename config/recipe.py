@@ -19,6 +19,7 @@ from config.terminal import one_line
 from config.values import Section
 
 Options = TypeVar("Options", bound=Section)
+Words = dict[str, str]
 
 PROBLEMS = 10  # that are told; the others are counted
 
@@ -49,13 +50,14 @@ def merge(schema: type[Options], path: Path | None, given: dict[str, str]) -> Op
     except ValidationError as error:
         # Defaults that depend on the form are not made where another option is wrong.
         found = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
-        problems += [_describe(e, schema, path, given) for e in found[:PROBLEMS]]
+        for each in found[:PROBLEMS]:
+            problems.append(_describe(each, schema, path, given))
         if len(found) > PROBLEMS:
             problems.append(f"... and {len(found) - PROBLEMS:,} more")
     raise UserError("\n  ".join(map(one_line, problems))) from None
 
 
-def _put(options: dict[str, str], values: dict[str, Any], section_of: dict[str, str]) -> None:
+def _put(options: Words, values: dict[str, Any], section_of: Words) -> None:
     """Put the command line's options into the sections of a recipe's values."""
     for name, text in options.items():
         section = section_of.get(name)
