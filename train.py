@@ -67,14 +67,19 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
     torch.manual_seed(cfg.run.seed)
 
     # data
-    tokenizer = earlier.tokenizer if earlier else None  # which may be that of another run
+    tokenizer = None  # the corpus gives the tokens
+    if earlier is not None:
+        tokenizer = earlier.tokenizer
     corpus = device.rank0_first(prepare_corpus, cfg.data, tokenizer)
+    eos = None
+    if cfg.data.padded:  # each row holds one document
+        eos = corpus.tokenizer.eos
     get_batch = TrainBatches(
         corpus.train,
         cfg.model.block_size,
         cfg.optim.batch_size,
         cfg.run.seed,
-        eos=corpus.tokenizer.eos if cfg.data.padded else None,
+        eos=eos,
         micro_batch_size=micro_batch_size(cfg),
         rank=device.rank,
         world_size=device.world_size,
@@ -220,11 +225,8 @@ def finish(
     """
     files = log.files
     files.check_saved()
-    final: Record = {
-        "step": state.step,
-        "finished": 1,
-    }  # if no loss was finite, no model is the best
-    if state.best_nll is not None:
+    final: Record = {"step": state.step, "finished": 1}
+    if state.best_nll is not None:  # otherwise no loss was finite
         final = measure_best(model, corpus, get_batch, files, state.step)
     run = replace(files.run, final=final)  # before it is in metrics.jsonl
     files.attempt("curves.png", lambda path: draw_png([run], path))

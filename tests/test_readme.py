@@ -178,7 +178,7 @@ def test_there_are_commands() -> None:
     assert len(COMMANDS) >= 8
 
 
-def test_every_file_named_is_there_and_every_module_is_on_the_map() -> None:
+def test_every_file_named_is_there() -> None:
     files = {
         path.relative_to(ROOT).as_posix()
         for pattern in (
@@ -234,9 +234,7 @@ def test_every_option_named_is_one() -> None:
 
 
 def test_every_dependency_has_a_reason_and_no_other_has() -> None:
-    rows = re.findall(
-        r"^\| ([^|]*) \|", README.split("## Why each dependency")[1], flags=re.MULTILINE
-    )
+    rows = re.findall(r"^\| ([^|]*) \|", DOCS["dependencies.md"], flags=re.MULTILINE)
     reasons = {name.strip() for row in rows[1:] for name in row.split(",")}
     packages = {
         package
@@ -258,3 +256,12 @@ def test_every_test_named_is_there() -> None:
         assert (
             name in tests if name.endswith(".py") else f"def {name}(" in "".join(tests.values())
         ), name
+
+
+def test_the_readme_is_short_and_its_code_fits_a_terminal() -> None:
+    assert len(README.split()) <= 1300
+    code = re.findall(r"^    .*$", README, flags=re.MULTILINE)
+    for block in re.findall(r"^```\w*\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL):
+        code += block.splitlines()
+    assert len(code) > 30
+    assert not [line for line in code if len(line) > 100]
