@@ -1,6 +1,7 @@
 """A small corpus, a copy of the repository to run commands in, and a tiny run made there."""
 
 import io
+import json
 import os
 import random
 import re
@@ -107,6 +108,12 @@ def read_metrics(run: Path) -> list[Record]:
     path = run / "metrics.jsonl"
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     return [record for line in lines if (record := parse_record(line))]
+
+
+def write_metrics(run: Path, records: list[Record]) -> None:
+    """Replace a run's metrics.jsonl."""
+    lines = [json.dumps(record) + "\n" for record in records]
+    (run / "metrics.jsonl").write_text("".join(lines))
 
 
 def without_clocks(run: Path) -> list[Record]:

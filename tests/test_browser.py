@@ -18,7 +18,7 @@ from data.info import EQUAL
 from engine.run import open_run
 from page.content import content_of_runs
 from page.page import write_data, write_live_page, write_page, write_runs
-from tests.conftest import TINY, call, read_metrics
+from tests.conftest import TINY, call, read_metrics, write_metrics
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -317,9 +317,7 @@ def test_the_table_sorts_and_its_ticks_show_curves(browser: Any, own: Path) -> N
             {key: value * (scale if "nll" in key else 1) for key, value in each.items()}
             for each in records
         ]
-        (other / "metrics.jsonl").write_text(
-            "".join(json.dumps(record) + "\n" for record in scaled)
-        )
+        write_metrics(other, scaled)
     call("curves.py", str(own.parent / "runs"), f"--html={own}/runs.html")
     tab = Tab(browser, own / "runs.html")
 
@@ -422,7 +420,7 @@ def test_a_text_that_is_masked_at_its_beginning_has_a_page_too(
 def edited(own: Path, change: Any) -> Path:
     """A page of the run whose records of metrics.jsonl are changed first."""
     records = change(read_metrics(own))
-    (own / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_metrics(own, records)
     write_runs(own / "whole.html", [own])
     return own / "whole.html"
 

@@ -26,7 +26,7 @@ from page.content import content_of_runs
 from page.page import write_data
 from page.records import read_passages
 from report.analysis import PASSAGE_TEMPERATURES
-from tests.conftest import TINY, call, read_metrics
+from tests.conftest import TINY, call, read_metrics, write_metrics
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_the_page_says_overfitting_where_the_training_did(own: Path) -> None:
     rising = [record | {"val_nll": 1.0 + number} for number, record in enumerate(records)]
 
     def overfits() -> bool:
-        (own / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in rising))
+        write_metrics(own, rising)
         shown: bool = content_of_runs([open_run(own)])["runs"][0]["overfits"]
         return shown
 
@@ -103,7 +103,7 @@ def test_flops_count_what_was_computed_masked_or_not(data_dir: Path) -> None:
     old = [
         {name: value for name, value in record.items() if name != "positions"} for record in records
     ]
-    (run.path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in old))
+    write_metrics(run.path, old)
     assert content_of_runs([run])["runs"][0]["val"]["flops"][-1] == pytest.approx(
         per_position * 8 * 8 * 6, rel=1e-5
     )
@@ -192,14 +192,16 @@ def test_each_evaluation_keeps_what_a_passage_costs(own: Path, data_dir: Path) -
     assert text.split.tokens[skip:].tolist() == last.tokens
     device = setup_device("cpu", "float32")
     model, _ = load_model(run, "last", device)
-    logits = model(torch.tensor([text.split.tokens[skip - 4 : skip + 3].tolist()]))
+    window = text.split.tokens[skip - 4 : skip + 3]
+    logits = model(torch.tensor([window.tolist()]))
     # the first window whose targets are in the passage begins 4 tokens before
     log_q = logits[0].log_softmax(dim=-1)
     for place in range(4):
         token = last.tokens[place]
-        assert last.nll[place] == pytest.approx(-log_q[3 + place, token].item(), rel=2e-3)
-        assert last.rank[place] == 1 + int((log_q[3 + place] > log_q[3 + place, token]).sum())
-        assert last.top[place] == log_q[3 + place].topk(5).indices.tolist()
+        row = log_q[3 + place]
+        assert last.nll[place] == pytest.approx(-row[token].item(), rel=2e-3)
+        assert last.rank[place] == 1 + int((row > row[token]).sum())
+        assert last.top[place] == row.topk(5).indices.tolist()
         hot = torch.softmax(logits[0, 3 + place] / 2.0, dim=-1)[last.top[place]]
         log_q_top, log_z = last.log_q[place] or [], last.log_z[place] or []
         at_two = [
@@ -280,7 +282,7 @@ def test_damaged_files_of_a_run_are_left_out(own: Path) -> None:
         (shown,) = content_of_runs([open_run(own)])["runs"]
         assert shown["text"] is None
         assert shown["evaluation"] is None
-    (own / "passage.jsonl").write_bytes(b"".join([lines[0], b"torn", lines[1]]))
+    (own / "passage.jsonl").write_bytes(lines[0] + b"torn" + lines[1])
     (shown,) = content_of_runs([open_run(own)])["runs"]
     assert [each["step"] for each in shown["text"]["evaluations"]] == [0]
 
