@@ -69,7 +69,8 @@ def main(argv: list[str]) -> None:
 def open_runs(path: Path) -> list[LoggedRun]:
     """Open the run in a directory, or all runs in it that have metrics."""
     if not is_run(path):
-        inside = [open_logged_run(each) for each in sorted(path.glob("*")) if is_run(each)]
+        folders = sorted(filter(is_run, path.glob("*")))
+        inside = [open_logged_run(folder) for folder in folders]
         trained = [run for run in inside if run.has_metrics()]
         if trained:
             return trained

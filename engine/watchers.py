@@ -64,8 +64,8 @@ class Watchers:
 
     def unwritten(self) -> list[str]:
         """Return the names of the run's files that could not be written the last time."""
-        errors = self.failed.values()
-        return [Path(error.filename).name for error in errors if is_of_file(error)]
+        errors = filter(is_of_file, self.failed.values())
+        return [Path(error.filename).name for error in errors]
 
     def _attempt(self, name: str, function: Callable[..., object], *arguments: object) -> None:
         try:
