@@ -235,6 +235,28 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a finished run in out/run/, and what it was prepared from."""
+    folder = tmp_path_factory.mktemp("finished")
+    with training_in(folder) as patch:
+        only_numbers(patch)
+        call("train.py", "--corpus=text.txt", "--out_dir=out/run", *TINY)
+    return folder
+
+
+@pytest.fixture
+def finished(example: Path, data_dir: Path) -> Path:
+    """A finished run of one's own, in the current directory."""
+    shutil.copytree(example, data_dir, dirs_exist_ok=True)
+    return data_dir / "out/run"
+
+
+@pytest.fixture
+def numbers_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    only_numbers(monkeypatch)
+
+
 def train_in(folder: Path, patch: pytest.MonkeyPatch) -> None:
     """Do as work_in, but draw no pictures."""
     work_in(folder, patch)

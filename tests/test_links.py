@@ -17,7 +17,7 @@ import config.files
 from config.errors import UserError
 from config.files import RUN_FILES, check_entries, locked, read_text, write_atomically
 from tests.conftest import TINY, call, make_text
-from tests.test_trouble import files
+from tests.one_run import files
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
 

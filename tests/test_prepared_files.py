@@ -13,7 +13,7 @@ from data.arrays import check_whole, write_array
 from data.checksums import hash_file, size_and_time
 from data.prepare import prepare_corpus
 from tests.conftest import TINY, Done, call, make_text
-from tests.test_trouble import files_of_at_most
+from tests.one_run import files_of_at_most
 
 CORPORA = {
     "small": ["--corpus=text.txt"],

@@ -1,0 +1,49 @@
+"""A tiny run in out/run of the current directory: tests train it, resume it and damage its files."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY, Done, call, read_metrics
+
+RUN = ["--corpus=text.txt", "--out_dir=out/run", *TINY]
+STEPS = [*range(7), 6]  # in the lines of metrics of such a run; the last line is the best model's
+
+
+def train(*arguments: str, returns: int = 0) -> Done:
+    done = call("train.py", *RUN, *arguments, check=False)
+    assert done.returncode == returns, done.stderr
+    assert not done.stderr or (done.stderr.startswith("error: ") and done.stderr.count("\n") == 1)
+    return done
+
+
+def resume(*arguments: str, returns: int = 0) -> Done:
+    return train("--init_from=resume", *arguments, returns=returns)
+
+
+def steps(run: Path) -> list[float]:
+    return [record["step"] for record in read_metrics(run)]
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 4
+    path.write_bytes(content)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """What a full disk does: a write fails in the middle of a file."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
