@@ -25,9 +25,11 @@ from config.values import Count, FileName, Page, Section, Text, UnknownCharacter
 from data.corpora import read_corpus_text
 from data.documents import Split, encode_documents, split_documents
 from data.eval_text import EvalText
+from data.prepare import Corpus
 from data.sources import read_all_documents
 from data.unknown import Replacer, make_replacer, replace_in_documents
 from engine.run import Run, open_run
+from engine.run_text import make_eval_text, open_corpus
 from engine.watchers import load_wing
 from report import analysis
 from report.evaluation import in_words, unknown_lines
@@ -94,6 +96,7 @@ class Chosen(NamedTuple):
 
     name: str
     splits: list[Split]  # in each run's tokens
+    corpus: Corpus | None = None  # the first run's, if the text is one of its splits
     replaced: Replacer | None = None  # unknown characters in targets,
     replaced_masked: Replacer | None = None  # and in masked text
 
@@ -188,7 +191,8 @@ def read_sentence(runs: list[Run], options: EvaluateOptions) -> Chosen:
                 "explain: nothing is left of the sentence: the run knows none of its characters"
             )
     tokens = [tokenizer.encode_after_context(sentence) for tokenizer in tokenizers]
-    return Chosen("a sentence", [Split(np.array(own)) for own in tokens], replacer)
+    splits = [Split(np.array(own)) for own in tokens]
+    return Chosen("a sentence", splits, replaced=replacer)
 
 
 def read_text(runs: list[Run], options: EvaluateOptions) -> Chosen:
@@ -205,7 +209,7 @@ def read_text(runs: list[Run], options: EvaluateOptions) -> Chosen:
         return encode_documents(documents, run.tokenizer, cfg, options.text)
 
     splits = in_tokens_of_each(runs, encode(runs[0]), encode)
-    return Chosen(options.text, splits, in_targets, in_masked)
+    return Chosen(options.text, splits, replaced=in_targets, replaced_masked=in_masked)
 
 
 def read_split(runs: list[Run], name: Literal["val", "train"]) -> Chosen:
@@ -218,8 +222,9 @@ def read_split(runs: list[Run], name: Literal["val", "train"]) -> Chosen:
         documents = split_documents(read_corpus_text(cfg).text, cfg)[name]
         return encode_documents(documents, other.tokenizer, cfg, title)
 
-    split = run.corpus.val if name == "val" else run.corpus.train
-    return Chosen(title, in_tokens_of_each(runs, split, encode))
+    corpus = open_corpus(run)
+    split = corpus.val if name == "val" else corpus.train
+    return Chosen(title, in_tokens_of_each(runs, split, encode), corpus)
 
 
 def in_tokens_of_each(runs: list[Run], first: Split, encode: Callable[[Run], Split]) -> list[Split]:
@@ -258,7 +263,7 @@ def score_run(run: Run, split: Split, options: EvaluateOptions) -> RunScores:
     model, state = load_model(run, options.checkpoint, device)
     # two runs are compared on all of the text
     max_tokens = 0 if options.against or options.explain else options.max_tokens
-    text = run.eval_text(split, max_tokens, options.stride)
+    text = make_eval_text(run, split, max_tokens, options.stride)
 
     def show_progress(batches: Iterable[Any]) -> Any:
         return progress_bar(
@@ -287,7 +292,7 @@ def score_run(run: Run, split: Split, options: EvaluateOptions) -> RunScores:
     passage = None
     start = split.first(PAGE_TOKENS - 1)
     if options.html and start.num_targets() > 0:
-        start_text = run.eval_text(start, stride=options.stride)
+        start_text = make_eval_text(run, start, stride=options.stride)
         costs = measure_passage(model, start_text, 0, analysis.PASSAGE_TEMPERATURES, device)
         passage = analysis.Passage(step=state.step, **costs)
     return RunScores(run, text, about, columns, tempered, passage)
@@ -338,19 +343,24 @@ def add_up(scores: list[RunScores], chosen: Chosen, options: EvaluateOptions) ->
     first = scores[0]
     run = first.run
     losses, blocks = analysis.measure_losses([each.columns for each in scores])
-    # With a text of one's own, the corpus may be elsewhere.
-    train = None if options.text else run.corpus.train
+    train = None
+    kl_gap = None
+    baselines = []
+    if chosen.corpus is not None:  # with a text of one's own, the corpus may be elsewhere
+        train = chosen.corpus.train
+        if options.split == "val":
+            kl_gap = measure_kl_gap(first, chosen.corpus.source_nll)
+            baselines = list_baselines(first)
     summary = analysis.summarise(
         first.columns, first.tempered, first.text, run.tokenizer, train
     ).model_dump(exclude={"targets"})
-    is_val = options.split == "val" and not options.text
     evaluation = {
         "text": chosen.name,
         **first.about,
         "loss": analysis.intervals(losses[0], blocks),
         "blocks": blocks._asdict(),
-        "kl_gap": measure_kl_gap(first) if is_val else None,
-        "baselines": list_baselines(first) if is_val else [],
+        "kl_gap": kl_gap,
+        "baselines": baselines,
         **summary,
         "against": None,
     }
@@ -366,9 +376,8 @@ def add_up(scores: list[RunScores], chosen: Chosen, options: EvaluateOptions) ->
     return evaluation
 
 
-def measure_kl_gap(scores: RunScores) -> float | None:
+def measure_kl_gap(scores: RunScores, source_nll: np.ndarray | None) -> float | None:
     """Measure the loss above that of the text's source; None where the source is not known."""
-    source_nll = scores.run.corpus.source_nll
     if source_nll is None:
         return None
     source_nll = source_nll[scores.text.positions - 1]  # of the same targets

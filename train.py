@@ -24,6 +24,7 @@ import torch
 from config.schema import Config
 from config.terminal import say
 from data.batches import Batch, TrainBatches
+from data.eval_text import EvalText
 from data.prepare import Corpus, prepare_corpus
 from engine.checkpoint import load_start
 from engine.device import Device, micro_batch_size, setup_device
@@ -71,12 +72,14 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
     if earlier is not None:
         tokenizer = earlier.tokenizer
     corpus = device.rank0_first(prepare_corpus, cfg.data, tokenizer)
+    tokenizer = corpus.tokenizer
+    block_size = cfg.model.block_size
     eos = None
     if cfg.data.padded:  # each row holds one document
-        eos = corpus.tokenizer.eos
+        eos = tokenizer.eos
     get_batch = TrainBatches(
         corpus.train,
-        cfg.model.block_size,
+        block_size,
         cfg.optim.batch_size,
         cfg.run.seed,
         eos=eos,
@@ -90,13 +93,13 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
     print(words.describe_model(cfg.model, corpus.info.vocab_size), flush=True)
     model = GPT(cfg.model, corpus.info.vocab_size).to(device.torch_device)
     optimizers = make_optimizers(model, cfg.optim, device)
-    objective = load_objective(cfg.loss, corpus.tokenizer, cfg.model.block_size, device)
+    objective = load_objective(cfg.loss, tokenizer, block_size, device)
 
     # run: a new directory, or the one to resume
     run = device.on_rank0(begin_run, earlier, cfg, named, corpus)
     state, remark = load_start(run, model, optimizers)
     device.check_same_start(model, corpus.info.sha256)
-    val_text = run.eval_text(corpus.val, cfg.run.eval_tokens)
+    val_text = EvalText(corpus.val, block_size, eos, max_tokens=cfg.run.eval_tokens)
     for line in words.describe_start(run, state, remark):
         print(line)
     if run.had_outcome and state.is_finished(cfg):
@@ -116,7 +119,7 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
     if cfg.run.compile:
         forward = compile_model(model, get_batch(0), objective, device)
     if not run.is_resumed and not cfg.run.source:
-        vocab_size = corpus.tokenizer.vocab_size
+        vocab_size = tokenizer.vocab_size
         finding = device.on_rank0(check_start, model, get_batch, vocab_size, device)
         say(f"{finding}\n")
 
@@ -129,11 +132,12 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
                 record |= validate(model, val_text, corpus, device)
                 files.keep_best(model, state, record, get_batch.epochs(state.windows))
                 if cfg.run.watchers:
-                    write_passage(model, corpus, files, state.step)
+                    write_passage(model, val_text, tokenizer, files, state.step)
             has_passed = log.write(record)
             if has_passed:  # a baseline, or it is the first evaluation
-                sample = generate_texts(model, corpus, device, max_new_tokens=80)
-                log.add_sample(sample[0], state.step)
+                prompt = corpus.info.prompt
+                texts = generate_texts(model, tokenizer, prompt, device, max_new_tokens=80)
+                log.add_sample(texts[0], state.step)
             is_last = is_last or state.is_finished(cfg)  # it may have overfitted
             if is_last or state.step % cfg.run.checkpoint_interval == 0:
                 files.save("last.safetensors", model, state, optimizers)
@@ -237,14 +241,17 @@ def finish(
     print("\n" + verdict, flush=True)
     files.write_text("verdict.txt", verdict)
 
+    prompt = corpus.info.prompt
     texts = [""]
     if not state.nonfinite_in_a_row:
         num_samples = 1 if corpus.tokenizer.eos is None else 5
-        texts = generate_texts(model, corpus, files.device, num_samples=num_samples)
+        texts = generate_texts(
+            model, corpus.tokenizer, prompt, files.device, num_samples=num_samples
+        )
     log.end(final, texts[0], words.resume_command(run.path, files.device))
     if state.nonfinite_in_a_row:
         return 1
-    print("\n" + words.show_samples(corpus.info.prompt, texts))
+    print("\n" + words.show_samples(prompt, texts))
     print("\n" + words.next_commands(run.path))
     return 0
 

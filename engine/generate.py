@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from config.errors import DIVERGED, UserError
-from data.prepare import Corpus
+from data.tokenizer import Tokenizer
 from engine.device import Device
 from kv_cache import KVCache
 from model import GPT
@@ -137,18 +137,18 @@ def draw(q: Tensor, u: Tensor) -> Tensor:
 
 def generate_texts(
     model: GPT,
-    corpus: Corpus,
+    tokenizer: Tokenizer,
+    prompt: str,
     device: Device,
     num_samples: int = 1,
     max_new_tokens: int = 300,
     *,
     seed: int = 1337,
 ) -> list[str]:
-    """Continue the corpus's prompt; returns the texts without the prompt and the eos token."""
-    tokenizer = corpus.tokenizer
+    """Continue a prompt; returns the texts without the prompt and the eos token."""
     steps = generate(
         model,
-        tokenizer.encode_prompt(corpus.info.prompt),
+        tokenizer.encode_prompt(prompt),
         device,
         num_samples=num_samples,
         max_new_tokens=max_new_tokens,

@@ -29,9 +29,7 @@ from config.files import (
 from config.recipe import load_saved, to_toml
 from config.resume import changed_options, refuse_changes
 from config.schema import Config
-from data.documents import Split
-from data.eval_text import EvalText
-from data.prepare import Corpus, prepare_corpus
+from data.prepare import Corpus
 from data.tokenizer import Tokenizer, load_tokenizer
 from engine.logged_run import LoggedRun, open_logged_run
 from engine.metrics import append_line, cut_after, is_outcome
@@ -41,7 +39,7 @@ CHECKPOINTS = ("last.safetensors", "previous.safetensors")
 
 @dataclass(frozen=True)
 class Run(LoggedRun):
-    """A run's directory, its options and its corpus."""
+    """A run's directory, its options and its tokenizer."""
 
     cfg: Config
     moved: Path | None = None  # where the run went that had this path before
@@ -82,30 +80,6 @@ class Run(LoggedRun):
             )
         return tokenizer
 
-    @cached_property
-    def corpus(self) -> Corpus:
-        """The prepared corpus of the run; UserError if its text has changed or cannot be found."""
-        name = self.cfg.data.corpus
-        if not self.info.has_text:
-            raise UserError(
-                f"{self.path}: came without the text that it was trained on; use --text=FILE"
-            )
-        try:
-            corpus = prepare_corpus(self.cfg.data, self.tokenizer)
-        except UserError as error:
-            raise UserError(
-                f"{error}\n  {self.path} was trained on it; if the text has moved, set corpus in "
-                f"{self.path}/config.toml"
-            ) from None
-        if corpus.info.sha256 != self.info.sha256:
-            raise UserError(
-                f"{self.path}: its corpus, {name}, has changed since (sha256 was "
-                f"{self.info.sha256[:8]} and is now {corpus.info.sha256[:8]})"
-            )
-        if corpus.tokenizer != self.tokenizer:
-            raise UserError(f"{self.path}: its corpus, {name}, now has other tokens")
-        return corpus
-
     def start(self, step: int, device: str) -> None:
         """Save the config of a run that starts at `step`, cut its files there, note the start."""
         for temporary in filter(Path.is_file, self.path.glob(TEMPORARY)):  # of killed processes
@@ -131,11 +105,6 @@ class Run(LoggedRun):
         with suppress(OSError):  # somebody removed it
             lines = (self.path / "history.jsonl").read_bytes().splitlines()
         return option in self.changes or any(option in _read_changes(line) for line in lines)
-
-    def eval_text(self, split: Split, max_tokens: int = 0, stride: int = 0) -> EvalText:
-        """A text in this run's tokens, to be evaluated as the run reads text."""
-        eos = self.tokenizer.eos if self.cfg.data.padded else None
-        return EvalText(split, self.cfg.model.block_size, eos, stride, max_tokens)
 
     def has_outcome(self) -> bool:
         """Whether the last line of metrics is there: then all of the outcome is there too."""

@@ -23,6 +23,7 @@ from engine.checkpoint import read_model
 from engine.device import setup_device
 from engine.generate import generate
 from engine.run import Run, open_run
+from engine.run_text import make_eval_text
 from engine.scoring import predict, score_targets
 from report.characters import draw_terminal
 from report.figures import make_figure
@@ -70,7 +71,7 @@ class Model:
         if not text:
             raise UserError("score: the text is empty")
         tokens = self.run.tokenizer.encode_after_context(text)
-        windows = self.run.eval_text(Split(np.array(tokens)))
+        windows = make_eval_text(self.run, Split(np.array(tokens)))
         predictions = predict(self.gpt, windows.batches(), self.device)
         scores = score_targets(predictions, temperatures=[1.0])
         return ScoredText(tokens, scores.nll, 1 + scores.higher, self.run.tokenizer)

@@ -2,11 +2,14 @@
 
 import math
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from config.errors import UserError
 from data.batches import TrainBatches
+from data.eval_text import EvalText
 from data.prepare import Corpus
+from data.tokenizer import Tokenizer
 from engine.checkpoint import read_checkpoint
 from engine.evaluation import (
     cut_passage,
@@ -41,12 +44,14 @@ def measure_best(
     checkpoint = read_checkpoint(run.path / "best.safetensors")
     checkpoint.copy_to(model)
     best = checkpoint.state
-    exact, parts = measure_all(model, run.eval_text(corpus.val), corpus, device)
+    tokenizer = corpus.tokenizer
+    val_text = EvalText(corpus.val, get_batch.block_size, get_batch.eos)
+    exact, parts = measure_all(model, val_text, corpus, device)
 
     def write(path: Path) -> None:
-        text = run.eval_text(corpus.val, max_targets(corpus.tokenizer.vocab_size))
-        columns, tempered = score_text(model, text, corpus.tokenizer, TEMPERATURES, device)
-        summary = summarise(columns, tempered, text, corpus.tokenizer, corpus.train)
+        text = replace(val_text, max_tokens=max_targets(tokenizer.vocab_size))
+        columns, tempered = score_text(model, text, tokenizer, TEMPERATURES, device)
+        summary = summarise(columns, tempered, text, tokenizer, corpus.train)
         write_evaluation(path, summary, parts)
 
     with suppress(UserError):  # some predictions are not finite
@@ -57,7 +62,7 @@ def measure_best(
     measured = exact | {"epochs": get_batch.epochs(windows)}
     if not run.was_changed("seed"):  # else other windows were read than those of this seed
         max_tokens = run.cfg.run.eval_tokens or corpus.val.num_targets()
-        train_text = run.eval_text(corpus.train, max_tokens)
+        train_text = replace(val_text, split=corpus.train, max_tokens=max_tokens)
         read, unread = get_batch.read_and_unread(windows)
         measured |= measure_training_text(model, train_text, read, unread, device)
     final: Record = {"step": step, "best_step": best.step}
@@ -67,9 +72,11 @@ def measure_best(
     return final
 
 
-def write_passage(model: GPT, corpus: Corpus, files: RunFiles, step: int) -> None:
+def write_passage(
+    model: GPT, val_text: EvalText, tokenizer: Tokenizer, files: RunFiles, step: int
+) -> None:
     """Append to passage.jsonl what each token of a passage costs now, for the watchers to show."""
-    text, skip = cut_passage(files.run.eval_text(corpus.val), corpus.tokenizer)
+    text, skip = cut_passage(val_text, tokenizer)
 
     def write(path: Path) -> None:
         with suppress(UserError):  # it diverged

@@ -27,6 +27,7 @@ from engine.generate import generate, sample_token
 from engine.metrics import find_best
 from engine.optim import Muon, get_lr_scale, make_optimizers, set_lr
 from engine.run import open_run
+from engine.run_text import make_eval_text, open_corpus
 from engine.state import StepResult, TrainState
 from loss import LossSums, mean_loss, sum_losses
 from model import GPT
@@ -560,8 +561,8 @@ def test_a_run_of_an_earlier_edition_measures_its_best_model_again(data_dir: Pat
     state = load_checkpoint(run.path / "last.safetensors", last)
     saved = read_checkpoint(run.path / "best.safetensors")[1]
     old = TrainState.model_validate(state.model_dump(exclude=new))
-    text = run.eval_text(run.corpus.val, run.cfg.run.eval_tokens)
-    record = engine.evaluation.remeasure_best(run, old, text, run.corpus, AS_TRAINED)
+    text = make_eval_text(run, open_corpus(run).val, run.cfg.run.eval_tokens)
+    record = engine.evaluation.remeasure_best(run, old, text, open_corpus(run), AS_TRAINED)
     assert record["remeasured_step"] == old.best_step == state.best_step
     assert old.best_nll == pytest.approx(state.best_nll, rel=1e-6)
     assert old.mean_after_best == saved["mean"]
@@ -575,7 +576,7 @@ def test_resuming_with_fewer_targets_measures_what_it_says(data_dir: Path) -> No
     (line,) = [line for line in read_metrics(path) if "remeasured_val_nll" in line]
     run = open_run(path)
     model, _ = load_model(run, "last", AS_TRAINED)
-    by_hand = measure_loss(model, run.eval_text(run.corpus.val, 100), AS_TRAINED).nll
+    by_hand = measure_loss(model, make_eval_text(run, open_corpus(run).val, 100), AS_TRAINED).nll
     last = next(line for line in read_metrics(path) if line["step"] == 8)
     assert last["val_nll"] == pytest.approx(by_hand, rel=1e-6)
     assert line["remeasured_val_nll"] != pytest.approx(
@@ -595,7 +596,7 @@ def test_a_finished_run_is_evaluated_on_the_targets_of_its_best_model(data_dir: 
     run = open_run(path)
     model, state = load_model(run, "last", AS_TRAINED)
     *_, evaluation, _ = run.read_metrics()
-    by_hand = measure_loss(model, run.eval_text(run.corpus.val, 100), AS_TRAINED).nll
+    by_hand = measure_loss(model, make_eval_text(run, open_corpus(run).val, 100), AS_TRAINED).nll
     assert evaluation["step"] == 6
     assert evaluation["val_nll"] == pytest.approx(by_hand, rel=1e-6)
     assert state.eval_step == 6

@@ -25,6 +25,7 @@ from engine import evaluation, scoring
 from engine.checkpoint import load_model
 from engine.device import Device
 from engine.run import open_run
+from engine.run_text import open_corpus
 from engine.scoring import Predictions, predict, score_targets
 from evaluate import EvaluateOptions
 from model import GPT
@@ -213,7 +214,7 @@ def test_a_padded_run_gains_nothing_beyond_its_documents(runs) -> None:
     """Whatever the stride, the model does not see tokens before the document, and each token is a
     target once.
     """
-    split = open_run(Path("out/padded")).corpus.val
+    split = open_corpus(open_run(Path("out/padded"))).val
     eos = int(split.tokens[0])
     for stride in (0, 1, 5):
         targets = []
@@ -567,8 +568,8 @@ def test_what_resamples_say_depends_on_the_documents(runs) -> None:
 def test_columns_know_where_tokens_and_documents_are(runs, name, chunk, monkeypatch) -> None:
     monkeypatch.setattr(evaluation, "CHUNK", chunk)
     run = open_run(Path(name))
-    val, token_bytes = run.corpus.val.tokens, run.tokenizer.token_bytes
-    of_each = evaluate.score_run(run, run.corpus.val, EvaluateOptions()).columns
+    val, token_bytes = open_corpus(run).val.tokens, run.tokenizer.token_bytes
+    of_each = evaluate.score_run(run, open_corpus(run).val, EvaluateOptions()).columns
     text = run.tokenizer.decode_bytes(val)
     rows = zip(val[1:], *(of_each[name] for name in ("offset", "bytes", "document")), strict=True)
     for token, offset, length, document in rows:

@@ -24,6 +24,7 @@ from engine.checkpoint import read_model
 from engine.device import Device
 from engine.generate import generate
 from engine.run import open_run
+from engine.run_text import make_eval_text, open_corpus
 from huggingface.directory import fetch, read_shape
 from huggingface.export import model_card
 from huggingface.tokens import from_tokenizer_json, to_tokenizer_json
@@ -442,7 +443,7 @@ def test_training_starts_with_its_weights(source: str, here: Path) -> None:
     assert "step 0: loss" not in printed
     run = open_run(Path(f"from_{source}"))
     first = run.read_metrics()[0]["val_nll"]
-    text = run.eval_text(run.corpus.val)
+    text = make_eval_text(run, open_corpus(run).val)
     model = read_model(open_run(Path(source)), "best")[0].eval()
     with torch.inference_mode():
         sums = [model(*CPU.to_device(batch.inputs, batch.targets)) for batch in text.batches()]

@@ -22,6 +22,7 @@ from engine.checkpoint import load_model
 from engine.device import setup_device
 from engine.evaluation import cut_passage
 from engine.run import open_run
+from engine.run_text import make_eval_text, open_corpus
 from page.content import content_of_runs
 from page.page import write_data
 from page.records import read_passages
@@ -138,7 +139,7 @@ def test_bits_per_byte_are_those_of_the_targets(data_dir: Path) -> None:
     (shown,) = content_of_runs([run])["runs"]
     bits = final["best_val_nll"] / math.log(2) / shown["bytes_per_target"]
     assert bits == pytest.approx(final["best_val_bits_per_byte"])
-    assert run.tokenizer.byte_lengths[run.corpus.val.tokens].mean() != pytest.approx(
+    assert run.tokenizer.byte_lengths[open_corpus(run).val.tokens].mean() != pytest.approx(
         shown["bytes_per_target"], rel=0.1
     )
 
@@ -185,10 +186,10 @@ def test_each_evaluation_keeps_what_a_passage_costs(own: Path, data_dir: Path) -
     found = json.loads(
         call("evaluate.py", str(own), "--checkpoint=last", "--json", "--stride=4").stdout
     )
-    last, where = passages[-1], find_passage(run.corpus.val, run.tokenizer)
-    assert last.tokens == run.corpus.val.tokens[where].tolist()
+    last, where = passages[-1], find_passage(open_corpus(run).val, run.tokenizer)
+    assert last.tokens == open_corpus(run).val.tokens[where].tolist()
     assert len(last.tokens) == PASSAGE == len(run.info.baselines[1].passage_nll)
-    text, skip = cut_passage(run.eval_text(run.corpus.val), run.tokenizer)
+    text, skip = cut_passage(make_eval_text(run, open_corpus(run).val), run.tokenizer)
     assert text.split.tokens[skip:].tolist() == last.tokens
     device = setup_device("cpu", "float32")
     model, _ = load_model(run, "last", device)
@@ -213,7 +214,7 @@ def test_each_evaluation_keeps_what_a_passage_costs(own: Path, data_dir: Path) -
 
 def test_gzip_pays_for_a_passage_what_it_adds_to_the_text_before(own: Path, data_dir: Path) -> None:
     run = open_run(own)
-    val, where = run.corpus.val, find_passage(run.corpus.val, run.tokenizer)
+    val, where = open_corpus(run).val, find_passage(open_corpus(run).val, run.tokenizer)
     before, passage = (
         run.tokenizer.decode_bytes(val.tokens[part].tolist())
         for part in (slice(where.start), where)

@@ -158,7 +158,9 @@ def without_pictures_and_long_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("report.figures.draw_png", lambda runs, path: path.touch())
     monkeypatch.setattr(
         "train.generate_texts",
-        lambda model, corpus, device, **_: generate_texts(model, corpus, device, max_new_tokens=3),
+        lambda model, tokenizer, prompt, device, **_: generate_texts(
+            model, tokenizer, prompt, device, max_new_tokens=3
+        ),
     )
 
 
