@@ -23,11 +23,11 @@ from config.files import check_place
 from config.terminal import print_styled, printable, progress_bar
 from config.values import Count, FileName, Page, Section, Text, UnknownCharacters
 from data.corpora import read_corpus_text
-from data.documents import Split, encode_documents, split_documents
+from data.documents import Document, Split, encode_documents, split_documents
 from data.eval_text import EvalText
 from data.prepare import Corpus
 from data.sources import read_all_documents
-from data.unknown import Replacer, make_replacer, replace_in_documents
+from data.unknown import Replacer, make_replacer
 from engine.run import Run, open_run
 from engine.run_text import make_eval_text, open_corpus
 from engine.watchers import load_wing
@@ -210,6 +210,20 @@ def read_text(runs: list[Run], options: EvaluateOptions) -> Chosen:
 
     splits = in_tokens_of_each(runs, encode(runs[0]), encode)
     return Chosen(options.text, splits, replaced=in_targets, replaced_masked=in_masked)
+
+
+def replace_in_documents(
+    documents: Iterable[Document], in_targets: Replacer, in_masked: Replacer
+) -> list[Document]:
+    """Write documents in known characters. Masked text has a list of its own: it costs nothing."""
+    replaced = []
+    for document in documents:
+        segments = []
+        for text, is_target in document:
+            replacer = in_targets if is_target else in_masked
+            segments.append((replacer.replace(text), is_target))
+        replaced.append(segments)
+    return replaced
 
 
 def read_split(runs: list[Run], name: Literal["val", "train"]) -> Chosen:

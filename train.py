@@ -26,7 +26,6 @@ from config.terminal import say
 from data.batches import Batch, TrainBatches
 from data.eval_text import EvalText
 from data.prepare import Corpus, prepare_corpus
-from engine.checkpoint import load_start
 from engine.device import Device, micro_batch_size, setup_device
 from engine.evaluation import remeasure_best, validate
 from engine.generate import generate_texts
@@ -35,9 +34,10 @@ from engine.metrics import Record
 from engine.objective import TrainingObjective, load_objective
 from engine.optim import make_optimizers, set_lr
 from engine.ranks import lost_ranks
-from engine.run import Run, begin_run, lock_run
+from engine.run import Run
 from engine.run_files import RunFiles
 from engine.signals import StopSignal
+from engine.start import begin_run, load_start, lock_run
 from engine.state import StepResult, TrainState
 from engine.step import add_gradients, compile_model, seed_dropout
 from loss import LossSums, sum_losses

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterable
 
 from config.values import UnknownCharacters
-from data.documents import Document
 from data.tokenizer import Tokenizer
 
 # characters, and what stands for them if it is known; the first that fits counts
@@ -138,20 +137,6 @@ def known_to(tokenizers: Iterable[Tokenizer]) -> frozenset[str] | None:
     """Find the characters that all of the tokenizers know; None = every character."""
     known = [tokenizer.characters for tokenizer in tokenizers if tokenizer.kind == "char"]
     return frozenset.intersection(*known) if known else None
-
-
-def replace_in_documents(
-    documents: Iterable[Document], in_targets: Replacer, in_masked: Replacer
-) -> list[Document]:
-    """Write documents in known characters. Masked text has a list of its own: it costs nothing."""
-    replaced = []
-    for document in documents:
-        segments = []
-        for text, is_target in document:
-            replacer = in_targets if is_target else in_masked
-            segments.append((replacer.replace(text), is_target))
-        replaced.append(segments)
-    return replaced
 
 
 def unpack_list(packed: bytes, known: frozenset[str]) -> Replacer:

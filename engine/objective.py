@@ -1,14 +1,17 @@
 """What a training optimises: the terms of the loss, and a teacher if there is one."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from config.errors import UserError
 from config.schema import LossConfig
 from data.tokenizer import Tokenizer
-from engine.checkpoint import load_teacher
+from engine.checkpoint import load_model
 from engine.device import Device
+from engine.run import open_run
 from loss import LossSums, Objective
 from model import GPT
 
@@ -39,3 +42,21 @@ def load_objective(
     teacher = load_teacher(cfg.teacher, tokenizer, block_size, device)
     terms = Objective(cfg.label_smoothing, cfg.z_loss, cfg.alpha, cfg.temperature)
     return TrainingObjective(terms, teacher)
+
+
+def load_teacher(path: str, tokenizer: Tokenizer, block_size: int, device: Device) -> GPT:
+    """Load the best model of a run, to learn from.
+
+    UserError if the tokenizer differs or block_size is smaller.
+    """
+    run = open_run(Path(path))
+    if run.tokenizer != tokenizer:
+        raise UserError(
+            f"teacher={path}: has other tokens than this corpus; it should be a run on the same "
+            "corpus, with the same tokenizer and documents"
+        )
+    if run.cfg.model.block_size < block_size:
+        raise UserError(
+            f"teacher={path}: its block_size is {run.cfg.model.block_size}, less than {block_size}"
+        )
+    return load_model(run, "best", device)[0]

@@ -25,6 +25,7 @@ from engine.checkpoint import Optimizers, _hash, read_checkpoint
 from engine.device import Device
 from engine.metrics import Record, parse_record
 from engine.objective import TrainingObjective
+from engine.start import copy_all
 from engine.state import StepResult, TrainState
 from loss import Objective
 from model import GPT
@@ -92,7 +93,7 @@ def call(script: str, *arguments: str, check: bool = True) -> Done:
 def load_checkpoint(path: Path, model: GPT, optimizers: Optimizers = ()) -> TrainState:
     """Load weights and, if given, optimizers; returns the state."""
     saved = read_checkpoint(path)
-    saved.copy_to(model, optimizers)
+    copy_all(saved, model, optimizers)
     return saved.state
 
 

@@ -21,8 +21,9 @@ from data.shards import load_split
 from data.tokenizer import load_tokenizer
 from engine.checkpoint import save_checkpoint
 from engine.device import setup_device
-from engine.run import Run, create_run
+from engine.run import Run
 from engine.run_files import RunFiles
+from engine.start import create_run
 from engine.state import TrainState
 from model import GPT
 from report.trainlog import TrainLog

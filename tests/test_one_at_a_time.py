@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from config.cli import load_config
-from engine.run import lock_run
+from engine.start import lock_run
 from tests.conftest import call, make_text
 from tests.one_run import RUN, files, train
 
