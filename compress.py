@@ -22,9 +22,9 @@ import numpy as np
 from constriction import stream
 from pydantic import Field
 
-from config.cli import load_options
 from config.errors import DIVERGED, UserError, not_text, run_command, slow_imports
 from config.files import check_place, check_regular, write_atomically
+from config.parser import load_options
 from config.terminal import progress_bar
 from config.values import Section, Text
 from data.baselines import COMPRESSORS

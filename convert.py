@@ -14,9 +14,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from config.cli import load_options
 from config.errors import UserError, run_command, slow_imports
 from config.files import is_run
+from config.parser import load_options
 from config.values import Section
 from engine.run import open_run
 from huggingface.directory import describe_choices, is_model

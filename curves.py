@@ -9,9 +9,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from config.cli import load_options
 from config.errors import UserError, run_command
 from config.files import check_place, is_run
+from config.parser import load_options
 from config.terminal import print_styled
 from config.values import FileName, Page, Section
 from engine.logged_run import LoggedRun, open_logged_run

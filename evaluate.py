@@ -17,9 +17,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from config.cli import load_options
 from config.errors import UserError, run_command, slow_imports
 from config.files import check_place
+from config.parser import load_options
 from config.terminal import print_styled, printable, progress_bar
 from config.values import Count, FileName, Page, Section, Text, UnknownCharacters
 from data.corpora import read_corpus_text

@@ -10,9 +10,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from config.cli import load_options
 from config.errors import UserError, run_command, slow_imports
 from config.files import check_regular, read_text
+from config.parser import load_options
 from config.values import Count, FileName, Positive, Rate, Section, Text, UnknownCharacters
 from data.info import end_of_prompt
 from data.unknown import make_replacer

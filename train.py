@@ -13,11 +13,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from config.cli import describe_unused, load_config
+from config.cli import load_training
 from config.errors import out_of_memory, run_command
 
 if __name__ == "__main__":
-    run_command(load_config)  # answers --help and mistakes at once: importing torch takes seconds
+    run_command(load_training)  # answers --help and mistakes at once: importing torch takes seconds
 
 import torch
 
@@ -51,8 +51,9 @@ from report.verdict import make_verdict
 
 
 def main(argv: list[str]) -> None:
-    cfg, named = load_config(argv)  # `named`: the options on the command line
-    for line in describe_unused(argv, cfg):
+    # `named` are the options on the command line
+    cfg, named, unused = load_training(argv)
+    for line in unused:
         print(line)
     with lock_run(cfg) as earlier, out_of_memory(words.advise_less_memory(cfg)), lost_ranks():
         sys.exit(train(cfg, named, earlier))

@@ -29,8 +29,8 @@ from tqdm import tqdm
 
 from bench.output import write_results
 from bench.results import cpu_name
-from config.cli import load_options
 from config.errors import run_command
+from config.parser import load_options
 from config.schema import DataConfig
 from config.values import Positive, Section
 from data.corpora import read_corpus

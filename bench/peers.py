@@ -33,8 +33,9 @@ from pydantic import Field
 
 from bench.output import write_results
 from bench.results import cpu_name
-from config.cli import load_config, load_options
+from config.cli import load_config
 from config.errors import UserError, run_command
+from config.parser import load_options
 from config.schema import ModelConfig
 from config.values import Positive, Section
 from data.batches import TrainBatches

@@ -24,8 +24,9 @@ sys.path.insert(0, str(ROOT))
 import torch
 from pydantic import Field
 
-from config.cli import load_config, load_options
+from config.cli import load_config
 from config.errors import UserError, run_command
+from config.parser import load_options
 from config.values import Section
 from data.prepare import prepare_corpus
 from engine.run import open_run

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from config.cli import load_options
 from config.errors import UserError, run_command
+from config.parser import load_options
 from config.schema import Config, ModelConfig, OptimConfig, RunConfig
 from config.values import Section
 from data.batches import TrainBatches

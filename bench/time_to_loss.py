@@ -32,8 +32,9 @@ from pydantic import Field
 
 from bench.output import write_results
 from bench.peers import command, run_training
-from config.cli import load_config, load_options
+from config.cli import load_config
 from config.errors import UserError, run_command
+from config.parser import load_options
 from config.values import Positive, Section
 from data.prepare import prepare_corpus
 from engine.run import open_run

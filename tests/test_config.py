@@ -14,9 +14,10 @@ import torch
 
 from compress import CompressOptions
 from config.aliases import ELSEWHERE, name_here
-from config.cli import load_config, load_options
+from config.cli import load_config
 from config.errors import UserError
 from config.files import check_place, lock_of, short_name, write_atomically
+from config.parser import load_options
 from config.recipe import load_saved, to_toml
 from config.schema import Config
 from curves import CurveOptions

@@ -14,7 +14,8 @@ import pytest
 import tomli_w
 
 from compress import CompressOptions
-from config.cli import load_config, load_options
+from config.cli import load_config
+from config.parser import load_options
 from config.schema import Config
 from config.values import Section
 from convert import ConvertOptions

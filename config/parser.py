@@ -1,0 +1,86 @@
+"""The command line of any command: positional arguments, and the options of a schema."""
+
+import argparse
+import os
+import re
+from typing import Any, NoReturn, get_args
+
+from config.errors import UserError
+from config.recipe import Options, merge, sections
+from config.values import Section
+
+
+def load_options(
+    schema: type[Options], argv: list[str], positional: str, nargs: str | int | None, meaning: str
+) -> tuple[list[str], Options]:
+    """Read positional arguments and options, such as those of `sample.py RUN --seed=1`."""
+    paths, given = parse_words(schema, argv, positional, nargs, meaning)
+    return paths, merge(schema, None, given)
+
+
+def parse_words(
+    schema: type[Section], argv: list[str], positional: str, nargs: str | int | None, meaning: str
+) -> tuple[list[str], dict[str, str]]:
+    """Read positional arguments and {option: text}; --help shows the schema.
+
+    Words that are no options of the schema are among {option: text}, with an empty text.
+    """
+    parser = _Parser(usage=f"%(prog)s {positional} [--name=value ...]", allow_abbrev=False)
+    parser.add_argument(positional, nargs=nargs, help=meaning)
+    names = {"-h", "--help", "--"}
+    for section in sections(schema).values():
+        names |= _add_section(parser, section)
+    found, unknown = parser.parse_known_args(_join_values(argv, names))
+    given = vars(found)
+    paths = given.pop(positional)
+    if paths is None:
+        paths = []
+    elif isinstance(paths, str):
+        paths = [paths]
+    for word in unknown:
+        given[word.encode(errors="replace").decode()] = ""  # bytes that are no text have no name
+    return [os.path.expanduser(path) for path in paths], given
+
+
+def _add_section(parser: argparse.ArgumentParser, section: type[Section]) -> set[str]:
+    """Add the options of a section to a parser; returns their names, with --."""
+    group = parser.add_argument_group((section.__doc__ or "").rstrip("."))
+    defaults = section()
+    names = set()
+    for name, field in section.model_fields.items():
+        option = f"--{field.alias or name}"
+        names.add(option)
+        meaning = field.description or ""
+        choices = ", ".join(filter(None, get_args(field.annotation)))
+        if choices:
+            meaning += f" ({choices})"
+        default = str(getattr(defaults, name)).lower()
+        is_flag: dict[str, Any] = {}
+        if field.annotation is bool:
+            is_flag = {"nargs": "?", "const": "true"}
+        group.add_argument(
+            option, default=argparse.SUPPRESS, metavar=default or '""', help=meaning, **is_flag
+        )
+    return names
+
+
+def _join_values(argv: list[str], names: set[str]) -> list[str]:
+    """Join an unknown option with the word after it: --lr 0.1 becomes --lr=0.1.
+
+    Else 0.1 would be taken for a recipe.
+    """
+    words: list[str] = []
+    last = ""
+    for word in argv:
+        is_option = re.fullmatch(r"--?[a-zA-Z][\w-]*", last) is not None
+        if is_option and last not in names and not word.startswith("-"):
+            words[-1] = f"{last}={word}"
+        else:
+            words.append(word)
+        last = words[-1]
+    return words
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the options")
