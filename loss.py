@@ -18,23 +18,58 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE_INDEX = -100  # the target of a masked position, which has no loss
+IGNORE_INDEX = -100  # the target of a masked position, which has no loss; as in PyTorch
 
 
 class Objective(NamedTuple):
-    """What is optimised; by default the plain cross-entropy."""
+    """What is optimised; by default the plain cross-entropy.
 
-    # e: one_hot(y) becomes (1 - e) one_hot(y) + e / V (Szegedy et al. 2016)
+    label_smoothing: share e of each target that is spread over the vocabulary: one_hot(y) becomes
+        (1 - e) one_hot(y) + e / V (Szegedy et al. 2016).
+    z_loss: weight of (log sum exp z)^2, which keeps logits from drifting (Chowdhery et al. 2022).
+    alpha, temperature: with a teacher, the loss so far counts 1 - alpha, and alpha T^2 KL is added.
+        KL(teacher || model) is of both predictions at temperature T (Hinton et al. 2015).
+    """
+
     label_smoothing: float = 0.0
-    # w: adds w (log sum exp z)^2, which keeps logits from drifting (Chowdhery et al. 2022)
     z_loss: float = 0.0
-    # a: with a teacher, (1 - a) cross-entropy + a T^2 KL(teacher || q), where all logits are
-    # divided by the temperature T (Hinton et al. 2015)
     alpha: float = 0.0
     temperature: float = 1.0
 
 
 PLAIN = Objective()
+
+
+class LossSums(NamedTuple):
+    """Sums over the targets of a batch, as scalar tensors; in nats, unless they are counts.
+
+    Only `objective` is differentiated. `nll` is the plain cross-entropy: perplexity, bits and bits
+    per byte come from it alone.
+    """
+
+    objective: Tensor
+    nll: Tensor
+    smoothing: Tensor  # what label smoothing adds to nll
+    z_loss: Tensor  # what the z-loss adds
+    teacher_kl: Tensor  # KL(teacher || model) at the temperature
+    correct: Tensor  # targets that have the largest logit; 1/k where k logits are the largest
+    num_targets: Tensor
+
+    def detach(self) -> LossSums:
+        """Return the same numbers without the graph of their gradients."""
+        return LossSums._make(number.detach() for number in self)
+
+
+class LossMeans(NamedTuple):
+    """LossSums divided by the number of targets: nats per target, and the top-1 accuracy."""
+
+    objective: float
+    nll: float
+    smoothing: float
+    z_loss: float
+    teacher_kl: float
+    accuracy: float
+    num_targets: float
 
 
 def cross_entropy(
@@ -43,9 +78,9 @@ def cross_entropy(
     objective: Objective = PLAIN,
     teacher_logits: Tensor | None = None,
 ) -> LossSums:
-    """Sum the losses of logits (..., V) and targets (...); a teacher's logits are (..., V), too.
+    """Sum the losses of logits (..., V) for targets (...); a teacher's logits are (..., V).
 
-    The prediction q = [0.2, 0.7, 0.1] costs 0.357 nats if the target is token 1. With p =
+    This is the definition. The prediction q = [0.2, 0.7, 0.1] costs 0.357 nats if the target is token 1. With p =
     one_hot(1), the gradient with respect to the logits is q - p:
 
     >>> logits = torch.tensor([[0.2, 0.7, 0.1]]).log().requires_grad_()
@@ -70,21 +105,26 @@ def cross_entropy(
     total = nll
     smoothing = z_loss = teacher_kl = torch.zeros_like(nll)
 
-    # label smoothing: (1 - e) nll + e uniform = nll + e (uniform - nll)
+    # Label smoothing: (1 - e) nll + e spread = nll + e (spread - nll). The part e of a target that is
+    # spread evenly over the vocabulary costs the mean of -log q.
     if objective.label_smoothing:
-        uniform = sum_targets(-log_q.mean(dim=-1), is_target)
-        smoothing = objective.label_smoothing * (uniform - nll)
+        spread = sum_targets(-log_q.mean(dim=-1), is_target)
+        smoothing = objective.label_smoothing * (spread - nll)
         total = nll + smoothing
 
+    # a teacher
     if teacher_logits is not None:
-        T = objective.temperature
-        log_q_T = F.log_softmax(logits / T, dim=-1)
-        log_t_T = F.log_softmax(teacher_logits.flatten(0, -2).float() / T, dim=-1)
-        # KL(t || q): t comes second
-        kl = F.kl_div(log_q_T, log_t_T, reduction="none", log_target=True).sum(dim=-1)
+        alpha = objective.alpha
+        temperature = objective.temperature
+        teacher_logits = teacher_logits.flatten(0, -2).float()
+        log_model = F.log_softmax(logits / temperature, dim=-1)
+        log_teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
+        # KL(teacher || model): kl_div takes the model first
+        kl = F.kl_div(log_model, log_teacher, reduction="none", log_target=True).sum(dim=-1)
         teacher_kl = sum_targets(kl, is_target)
-        total = (1 - objective.alpha) * total + objective.alpha * T**2 * teacher_kl
+        total = (1 - alpha) * total + alpha * temperature**2 * teacher_kl
 
+    # z-loss
     if objective.z_loss:
         log_Z = logits.logsumexp(dim=-1)
         z_loss = objective.z_loss * sum_targets(log_Z.square(), is_target)
@@ -92,39 +132,6 @@ def cross_entropy(
 
     correct = count_correct(logits, targets, is_target)
     return LossSums(total, nll, smoothing, z_loss, teacher_kl, correct, is_target.sum())
-
-
-class LossSums(NamedTuple):
-    """Sums over the targets of a batch, as scalar tensors; in nats, unless they are counts.
-
-    `objective` is optimised; the chunked loss has no gradient for the others. `nll` is the plain
-    cross-entropy: perplexity, bits and bits per byte come from it alone.
-    """
-
-    objective: Tensor
-    nll: Tensor
-    smoothing: Tensor  # what label smoothing adds to nll
-    z_loss: Tensor  # what the z-loss adds
-    teacher_kl: Tensor  # KL(teacher || model) at the temperature
-    # targets that the model held most probable; in a tie of k tokens, the target counts as 1/k
-    correct: Tensor
-    num_targets: Tensor
-
-    def detach(self) -> LossSums:
-        """Return the same numbers without the graph of their gradients."""
-        return LossSums._make(number.detach() for number in self)
-
-
-class LossMeans(NamedTuple):
-    """LossSums divided by the number of targets: nats per target, and the top-1 accuracy."""
-
-    objective: float
-    nll: float
-    smoothing: float
-    z_loss: float
-    teacher_kl: float
-    accuracy: float
-    num_targets: float
 
 
 def sum_targets(values: Tensor, is_target: Tensor) -> Tensor:
@@ -136,10 +143,12 @@ def sum_targets(values: Tensor, is_target: Tensor) -> Tensor:
 
 
 def count_correct(logits: Tensor, targets: Tensor, is_target: Tensor) -> Tensor:
-    """Count the targets that have the largest of their logits (N, V)."""
-    is_best = logits == logits.detach().amax(dim=-1, keepdim=True)
-    target_is_best = is_best.gather(1, targets.clamp_min(0)[:, None])[:, 0]
-    return sum_targets(target_is_best / is_best.sum(dim=-1), is_target)
+    """Count the targets (N,) whose logit is the largest in its row (N, V); 1/k in a tie of k."""
+    is_largest = logits == logits.detach().amax(dim=-1, keepdim=True)
+    tokens = targets.clamp_min(0)  # a masked target, -100, is no index; its sum leaves it out
+    target_is_largest = is_largest.gather(1, tokens[:, None]).squeeze(1)
+    num_largest = is_largest.sum(dim=-1)
+    return sum_targets(target_is_largest / num_largest, is_target)
 
 
 def soft_cap(logits: Tensor, softcap: float) -> Tensor:
@@ -155,20 +164,20 @@ def soft_cap(logits: Tensor, softcap: float) -> Tensor:
 def sum_losses(
     parts: Iterable[LossSums], all_reduce: Callable[[Tensor], Tensor] = lambda sums: sums
 ) -> LossSums:
-    """Add micro-batches, and ranks with `all_reduce`, in float64 on the CPU."""
+    """Add the sums of micro-batches, in float64 on the CPU; `all_reduce` adds those of all ranks."""
     rows = []
     for part in parts:
-        # A GPU waits for each copy from it, so the numbers of a part come in one.
+        # All numbers of a part are copied at once: a GPU has to wait for each copy to the CPU.
         row = torch.stack([number.detach().to(part.nll.dtype) for number in part])
         rows.append(row.tolist())
-    if not rows:
+    if not rows:  # a step without targets
         rows.append([0.0] * len(LossSums._fields))
     totals = [_add_exactly(column) for column in zip(*rows, strict=True)]
     return LossSums._make(all_reduce(torch.tensor(totals, dtype=torch.float64)))
 
 
 def _add_exactly(numbers: tuple[float, ...]) -> float:
-    """Add without rounding in between; NaN if one number is not finite."""
+    """Add, and round once; NaN if a number is not finite, of which math.fsum makes errors."""
     if not all(map(math.isfinite, numbers)):
         return math.nan
     return math.fsum(numbers)

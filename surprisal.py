@@ -1,8 +1,8 @@
 """The arithmetic of surprise: what a loss in nats says, in every unit people use.
 
-An event of probability q carries a surprisal of -log q. Its average over what really happens is
-the cross-entropy, the number this repository trains, logs and draws. Everything here is plain
-Python on plain numbers; loss.py computes the same thing on tensors.
+An event that was given probability q has a surprisal of -log q. Its average over what really
+happens is the cross-entropy, the number this repository trains, logs and draws. Everything here is
+plain Python on plain numbers; loss.py computes the same thing on tensors.
 """
 
 import math
@@ -12,14 +12,12 @@ LN2 = math.log(2.0)  # nats in a bit
 
 
 def surprisal(q: float) -> float:
-    """Nats of surprise, -log q, at an event that was given probability q.
+    """-log q, in nats: the surprise at an event that was given probability q.
 
     A forecast of 90% rain costs little when it rains; one of 5% costs a lot:
 
     >>> round(surprisal(0.9), 3), round(surprisal(0.05), 3)
     (0.105, 2.996)
-    >>> round(nats_to_bits(surprisal(0.001)), 2), round(nats_to_bits(surprisal(0.01)), 2)
-    (9.97, 6.64)
     """
     if q <= 0:
         return math.inf
@@ -48,15 +46,15 @@ def cross_entropy(p: Sequence[float], q: Sequence[float]) -> float:
     """
     terms = []
     for p_i, q_i in zip(p, q, strict=True):
-        if p_i != 0:  # what never happens costs nothing, also where q is 0
+        if p_i != 0:  # what never happens costs nothing, even if q is 0
             terms.append(p_i * surprisal(q_i))
     return math.fsum(terms)
 
 
 def smoothed_entropy(vocab_size: int, label_smoothing: float) -> float:
-    """H(p) of a smoothed target p = (1 - e) one_hot + e / V, in nats: its lowest cross-entropy.
+    """H(p) of a smoothed target p = (1 - e) one_hot + e / V, in nats.
 
-    What the loss is above it is exactly KL(p || q).
+    No model has a lower cross-entropy with this target; what a model has above it is KL(p || q).
 
     >>> p = [0.9 + 0.1 / 4, 0.1 / 4, 0.1 / 4, 0.1 / 4]
     >>> math.isclose(smoothed_entropy(4, 0.1), entropy(p))
@@ -64,7 +62,7 @@ def smoothed_entropy(vocab_size: int, label_smoothing: float) -> float:
     """
     other = label_smoothing / vocab_size  # the probability of each token but the target
     peak = 1 - label_smoothing + other
-    if other == 0:
+    if other == 0:  # 0 log 0 counts as 0
         return peak * surprisal(peak)
     return peak * surprisal(peak) + (vocab_size - 1) * other * surprisal(other)
 
@@ -103,11 +101,11 @@ def nats_to_bits(nats: float) -> float:
 
 
 def perplexity(nats: float) -> float:
-    """exp(NLL): the number of equally likely tokens a model is, in effect, choosing between.
+    """exp(nats): how many equally likely tokens are as hard to choose between.
 
-    3.32 bits, as well as log(10) nats, is choosing between ten:
+    A loss of log(10) nats, or 3.32 bits, is as uncertain as a choice between ten:
 
-    >>> round(perplexity(3.32 * LN2)), round(perplexity(uniform_nll(10)))
+    >>> round(perplexity(uniform_nll(10))), round(perplexity(3.32 * LN2))
     (10, 10)
     """
     if nats >= 709:  # exp(709.8) is where float64 ends
@@ -116,7 +114,7 @@ def perplexity(nats: float) -> float:
 
 
 def bits_per_byte(nats: float, n_bytes: float) -> float:
-    """Total nats over total bytes, as bits: comparable between tokenizers and with compressors.
+    """Total nats, as bits, over total bytes: compares tokenizers, and models with compressors.
 
     >>> bits_per_byte(8 * LN2, 4)
     2.0
