@@ -2,8 +2,8 @@
 
 The model gives a logit z_v for every token v of the vocabulary. Its prediction is q = softmax(z).
 If the next token is y, the loss is its surprisal -log q_y, in nats. Losses here are sums over
-tokens, never means: sums add up exactly over micro-batches and ranks, and are divided once, by the
-number of targets in the whole batch (`mean_loss`).
+tokens, never means: sums add up exactly over micro-batches and ranks, and are divided only by the
+number of targets in the whole batch.
 
 `cross_entropy` is the definition; chunked_loss.py computes the same for large vocabularies.
 """
@@ -43,15 +43,16 @@ PLAIN = Objective()
 class LossSums(NamedTuple):
     """Sums over the targets of a batch, as scalar tensors; in nats, unless they are counts.
 
-    Only `objective` is differentiated. `nll` is the plain cross-entropy: perplexity, bits and bits
-    per byte come from it alone.
+    Only `objective` is differentiated. It is nll + smoothing + z_loss, or with a teacher
+    (1 - alpha) (nll + smoothing) + alpha T^2 teacher_kl + z_loss. `nll` is the plain cross-entropy:
+    perplexity, bits and bits per byte come from it alone.
     """
 
     objective: Tensor
     nll: Tensor
     smoothing: Tensor  # what label smoothing adds to nll
     z_loss: Tensor  # what the z-loss adds
-    teacher_kl: Tensor  # KL(teacher || model) at the temperature
+    teacher_kl: Tensor  # KL(teacher || model) at the temperature, without alpha T^2
     correct: Tensor  # targets that have the largest logit; 1/k where k logits are the largest
     num_targets: Tensor
 

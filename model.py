@@ -1,10 +1,11 @@
 """A GPT in nanochat's form or in GPT-2's.
 
-nanochat's has rotary positions, RMSNorm without weights, also of queries, keys and embeddings, and
-ReLU^2. GPT-2's has learned positions, LayerNorm, GELU and tied embeddings.
+nanochat's form has rotary positions, ReLU^2, and RMSNorm without weights, which also normalises
+queries, keys and embeddings. GPT-2's form has learned positions, LayerNorm, GELU and tied embeddings.
 
 Shapes: B sequences, T tokens, C = n_embd, H heads of width D = C / H, V tokens in the vocabulary.
-With a KV cache, S = cached tokens + T; else S = T.
+In generation a KV cache holds what was read before; then S = cached tokens + T, else S = T.
+kernels.py has PyTorch's operations, but faster on a CPU: attention, dropout, relu2, rms_norm.
 """
 
 import math
@@ -15,12 +16,10 @@ from torch import Tensor, nn
 
 from chunked_loss import next_token_loss
 from config.schema import ModelConfig
+from config.size import count_flops
 from kernels import attention, causal_mask, dropout, relu2, rms_norm
 from kv_cache import KVCache
 from loss import PLAIN, LossSums, Objective, soft_cap
-
-# cos and sin of the angles by which each position turns its pairs of features, (T, 1, D / 2) each
-Rotation = tuple[Tensor, Tensor]
 
 
 class RMSNorm(nn.Module):
@@ -34,11 +33,15 @@ def make_norm(cfg: ModelConfig) -> nn.Module:
     return RMSNorm()
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of (B, T, H, D), in nanochat's direction (Su et al. 2021).
+Rotation = tuple[Tensor, Tensor]  # cos and sin of the angle of each position, (T, 1, D / 2) each
 
-    Feature i and feature i + D / 2 of a head are a pair (a, b), which is turned by the position's
-    angle: q k depends on the distance between two positions only.
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Embed positions by rotation of (B, T, H, D) (Su et al. 2021).
+
+    Feature i and feature i + D / 2 of a head are a pair (a, b), a point in a plane. It is turned by
+    its position's angle, so q k depends on the distance between two positions only. As in nanochat
+    the turn is by minus the angle, which makes no difference.
     """
     a, b = x.type_as(cos).chunk(2, dim=-1)
     return torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1)
@@ -57,21 +60,23 @@ class CausalSelfAttention(nn.Module):
     ) -> Tensor:
         B, T, C = x.shape
         H = self.cfg.n_head
-        # queries and keys are rotated and normalised together, as 2 H heads
+        D = C // H
+        # Queries and keys are rotated and normalised together: H heads of queries, then H of keys.
         qk, v = self.qkv(x).split((2 * C, C), dim=-1)
-        qk = qk.view(B, T, 2 * H, C // H)
-        v = v.view(B, T, H, C // H)
+        qk = qk.view(B, T, 2 * H, D)
         if rotation is not None:
             qk = rotate(qk, *rotation)
         if self.cfg.qk_norm:
             qk = rms_norm(qk)
-        # Under autocast qk is float32 by now; attention multiplies in the dtype of v.
-        q, k = qk.type_as(v).transpose(1, 2).chunk(2, dim=1)  # (B, H, T, D)
-        v = v.transpose(1, 2)
+        qk = qk.type_as(v)  # rotate and rms_norm may have made it float32
+        q, k = qk.transpose(1, 2).chunk(2, dim=1)  # (B, H, T, D) each
+        v = v.view(B, T, H, D).transpose(1, 2)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D)
+
+        # softmax(q k^T / sqrt(D)) v; without a mask, each token attends to itself and those before
         dropout_p = self.cfg.dropout if self.training else 0.0
-        y = attention(q, k, v, dropout_p, mask)
+        y = attention(q, k, v, dropout_p, mask)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side
         return dropout(self.proj(y), self.cfg.dropout, self.training)
 
@@ -92,7 +97,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     def __init__(self, cfg: ModelConfig, layer: int) -> None:
         super().__init__()
-        # saved states of optimizers follow this order
+        # Do not reorder: checkpoints number the states of the optimizers in this order.
         self.norm1 = make_norm(cfg)
         self.norm2 = make_norm(cfg)
         self.attn = CausalSelfAttention(cfg, layer)
@@ -106,6 +111,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
+    # for the type checker, which does not know register_buffer and ModuleList
     cos: Tensor
     sin: Tensor
     ngrams: nn.ModuleList
@@ -118,7 +124,7 @@ class GPT(nn.Module):
         self.wpe = None
         if cfg.is_gpt2:
             self.wpe = nn.Embedding(cfg.block_size, cfg.n_embd)
-        # one table for the last 2 tokens, one for the last 3, ...
+        # one more table for the last 2 tokens, one for the last 3, ...
         sizes = range(2, cfg.ngram_embedding + 1)
         self.ngrams = nn.ModuleList(nn.Embedding(cfg.ngram_rows, cfg.n_embd) for _ in sizes)
         self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layer))
@@ -126,10 +132,12 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(cfg.n_embd, vocab_size, bias=False)
         if cfg.tied:
             self.lm_head.weight = self.wte.weight
-        # the first pair of a head turns by 1 radian a position, the last by about 1 / 10,000
+        # From one position to the next, the first pair of a head turns by 1 radian, the following
+        # pairs by less and less.
         D = cfg.n_embd // cfg.n_head
-        frequencies = 10_000.0 ** -(torch.arange(0, D, 2) / D)
-        angles = torch.arange(cfg.block_size)[:, None, None] * frequencies  # (block_size, 1, D / 2)
+        turns = 10_000.0 ** -(torch.arange(0, D, 2) / D)  # (D / 2,)
+        positions = torch.arange(cfg.block_size)[:, None, None]
+        angles = positions * turns  # (block_size, 1, D / 2), where the 1 stands for the heads
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
         self.init_weights()
@@ -145,6 +153,7 @@ class GPT(nn.Module):
         hidden = self.hidden_states(tokens)
         if targets is None:
             return self.logits(hidden)
+        # loss.cross_entropy of self.logits(hidden); with a large vocabulary, in less memory
         return next_token_loss(
             hidden,
             self.lm_head.weight,
@@ -159,12 +168,11 @@ class GPT(nn.Module):
 
         With a cache, `tokens` follow those that it holds.
         """
-        start = 0
-        context = tokens
+        context = tokens  # all tokens so far, (B, S): n-grams and documents look back
         if cache is not None:
-            start = cache.length
-            context = cache.append_tokens(tokens)  # (B, S)
+            context = cache.append_tokens(tokens)
         end = context.shape[1]
+        start = end - tokens.shape[1]  # the place of the first new token
 
         x = self.wte(tokens)
         for n, table in enumerate(self.ngrams, start=2):
@@ -185,7 +193,7 @@ class GPT(nn.Module):
         for block in self.blocks:
             x = block(x, rotation, cache, mask)
         if cache is not None:
-            cache.length = end
+            cache.length = end  # only now: each layer has appended after the old length
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -193,30 +201,30 @@ class GPT(nn.Module):
         return soft_cap(self.lm_head(hidden).float(), self.cfg.softcap)
 
     def document_mask(self, tokens: Tensor, T: int) -> Tensor:
-        """Say which tokens (B, S) each of the last T may attend to, (B, 1, T, S).
+        """Return which of the tokens (B, S) the last T tokens may attend to, (B, 1, T, S) bool.
 
-        These are the earlier ones of its document, and itself. Before each document there is an eos token, which is the last of the vocabulary.
+        Each attends to itself and to earlier tokens of its document. An eos token, the last of the
+        vocabulary, begins a document, so counting eos tokens numbers the documents.
         """
-        document = (tokens == self.vocab_size - 1).cumsum(dim=1)  # its number
-        is_same = document[:, None, -T:, None] == document[:, None, None, :]
-        return is_same & causal_mask(T, tokens.shape[1], tokens.device)
+        document = (tokens == self.vocab_size - 1).cumsum(dim=1)  # (B, S)
+        own = document[:, None, -T:, None]  # (B, 1, T, 1)
+        other = document[:, None, None, :]  # (B, 1, 1, S)
+        return (own == other) & causal_mask(T, tokens.shape[1], tokens.device)
 
     def init_weights(self) -> None:
-        """Draw weights as in GPT-2, from normal(0, 0.02); biases and n-gram tables are zero.
+        """Draw weights as in GPT-2, from normal(0, 0.02); norms keep their ones.
 
-        GPT-2 divides output projections by sqrt(2 n_layer). In nanochat's form these and lm_head
-        are zero: the first loss is exactly log V.
+        GPT-2 divides the output projections of attention and MLP by sqrt(2 n_layer). In nanochat's
+        form these are zero, and so is lm_head unless it is tied: then the first loss is log V.
         """
-        is_nanochat = not self.cfg.is_gpt2
         for name, p in self.named_parameters():  # a tied lm_head is wte, and has no name of its own
-            is_output = name.endswith("proj.weight")
-            if (
-                name.startswith("ngrams")
-                or name.endswith("bias")
-                or (is_nanochat and (is_output or name == "lm_head.weight"))
-            ):
+            is_projection = name.endswith("proj.weight")
+            starts_at_zero = name.startswith("ngrams") or name.endswith("bias")
+            if not self.cfg.is_gpt2:
+                starts_at_zero = starts_at_zero or is_projection or name == "lm_head.weight"
+            if starts_at_zero:
                 nn.init.zeros_(p)
-            elif is_output:
+            elif is_projection:
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.cfg.n_layer))
             elif p.ndim == 2:
                 nn.init.normal_(p, std=0.02)
@@ -226,18 +234,20 @@ class GPT(nn.Module):
 
     def flops_per_token(self) -> int:
         """Count the FLOPs of training per position."""
-        return self.cfg.flops_per_token(self.vocab_size)
+        return count_flops(self.cfg, self.vocab_size)
 
 
 def hash_ngrams(tokens: Tensor, n: int, rows: int) -> Tensor:
-    """Choose a table's row for the last n tokens at each position of tokens (B, S).
+    """Choose a table's row for the last n tokens at each position of tokens (B, S); (B, S).
 
-    Before the first token come zeros. It is a polynomial hash, so n-grams may share a row
-    (modded-nanogpt's bigram hash embedding; Engram, DeepSeek 2026).
+    N-grams may share a row. Before the first token, token 0 is repeated. The hash is a polynomial in
+    a prime, modulo another one: the products stay below 2^63 (modded-nanogpt's bigram hash
+    embedding; Engram, DeepSeek 2026).
     """
     S = tokens.shape[1]
     key = tokens
     for i in range(1, n):
         earlier = F.pad(tokens, (i, 0))[:, :S]  # the token i places before
+        # + 1 keeps repeated tokens 0 from all meeting in row 0
         key = (key * 1_000_003 + earlier + 1) % (2**31 - 1)
     return key % rows

@@ -29,8 +29,6 @@ from config.values import (
     parse_markov,
 )
 
-OVERFITTING_RISE = 0.01  # nats: a smaller change of a loss may be noise
-
 
 class DataConfig(Section):
     """[data] Which text, and what its tokens are."""
@@ -54,16 +52,16 @@ class DataConfig(Section):
         0.1,
         gt=0,
         lt=1,
-        description="the last part of the text is the "
-        "validation split; in many files, every tenth document for 0.1",
+        description="share of the text that is the validation split: its end; of many files, one "
+        "document of each 1 / val_fraction",
     )
     documents: Literal["none", "lines", "paragraphs"] = Field(
-        "none", description="what makes a document; eos tokens separate documents"
+        "none", description="each line, or each paragraph, is a document; eos tokens separate them"
     )
     padded: bool = Field(
         False, description="each document is a sequence of its own, padded to block_size"
     )
-    predict_eos: bool = Field(True, description="the eos token is a target too; else it is masked")
+    predict_eos: bool = Field(True, description="eos tokens are targets; false = they are masked")
     mask: Text = Field(
         "", description="regular expression; what it matches is masked (^ and $ match at line ends)"
     )
@@ -75,7 +73,7 @@ class DataConfig(Section):
 
     @property
     def is_large(self) -> bool:
-        """Whether it has many or compressed files, or records with a `text`: data/sources.py."""
+        """Whether large/prepare.py prepares it: many or compressed files, or records of texts."""
         path = Path(self.corpus)
         name = self.corpus.lower()
         if self.corpus in ("", *CORPORA) or self.markov:
@@ -90,26 +88,29 @@ class DataConfig(Section):
 
     @property
     def corpus_name(self) -> str:
-        """The last part of the corpus, also where that is a dot."""
+        """The last part of its path; that of the current folder for a dot."""
         if self.corpus.startswith("hf:"):
             return Path(self.corpus.partition("@")[0]).name
         return Path(os.path.abspath(self.corpus)).name
 
     @property
     def is_jsonl(self) -> bool:
-        """A corpus of records {"prompt": ..., "completion": ...}; only completions are targets."""
-        return self.corpus == "dialogue" or (
-            self.corpus.lower().endswith(".jsonl") and not self.is_large
-        )
+        """Whether it is records {"prompt": ..., "completion": ...}; only completions are targets."""
+        if self.corpus == "dialogue":
+            return True
+        return self.corpus.lower().endswith(".jsonl") and not self.is_large
 
     @property
     def eos_text(self) -> str | None:
-        """The text between documents, for which the eos token stands; None without documents."""
+        """The text between documents, which the eos token replaces; None without documents."""
         if self.documents == "paragraphs":
             return "\n\n"
         if self.documents == "lines" or self.is_jsonl or self.is_large:
             return "\n"
         return None
+
+
+# Defaults that depend on the form. Pydantic passes the options that are declared above them.
 
 
 def _is_nanochat(options: dict[str, Any]) -> bool:
@@ -160,35 +161,6 @@ class ModelConfig(Section):
     def has_bias(self) -> bool:
         """Biases in linear layers and LayerNorms."""
         return self.form == "gpt2"
-
-    def num_params(self, vocab_size: int) -> int:
-        """The parameters of the GPT with these options, which need not be built for that."""
-        width = self.n_embd
-        layer_norm = 0  # RMSNorm has no weights
-        if self.is_gpt2:
-            layer_norm = 2 * width if self.has_bias else width
-        block = 12 * width**2 + 2 * layer_norm
-        if self.has_bias:
-            block += 9 * width
-        tables = vocab_size
-        if not self.tied:
-            tables += vocab_size  # lm_head
-        if self.is_gpt2:
-            tables += self.block_size
-        if self.ngram_embedding > 1:
-            tables += (self.ngram_embedding - 1) * self.ngram_rows
-        return self.n_layer * block + tables * width + layer_norm
-
-    def flops_per_token(self, vocab_size: int) -> int:
-        """FLOPs of training per position: 6 for each weight of a matrix, and 6 T C per layer for
-        attention.
-
-        Of T tokens in a window a position attends to T / 2 on average, so attention is half of the
-        12 T C (12 L H Q T) of Chowdhery et al. 2022 and of nanoGPT, which count masked pairs too.
-        It is as much as in Kaplan et al. 2020, whose table has 2 T C for the forward pass.
-        """
-        weights = 12 * self.n_layer * self.n_embd**2 + self.n_embd * vocab_size
-        return 6 * weights + 6 * self.n_layer * self.block_size * self.n_embd
 
 
 class LossConfig(Section):
@@ -259,8 +231,8 @@ class RunConfig(Section):
     )
     micro_batch_size: Count = Field(
         0,
-        description="sequences in one forward pass; 0 = on a CPU 2 parts of the "
-        "batch, or 4, 8, ... of at least 1,024 tokens, on a GPU a rank's share",
+        description="sequences in one forward pass; 0 = on a GPU, all of a rank's share; on a CPU, "
+        "half a batch, or a quarter, an eighth ... as long as that is 1,024 tokens or more",
     )
     eval_interval: Positive = Field(
         40, description="steps between evaluations; the first are at 0, 1, 2, 4, 8, ..."
@@ -280,8 +252,8 @@ class RunConfig(Section):
     )
     patience: Count = Field(
         5,
-        description="stop after so many evaluations in a row, at least 20 steps apart, that "
-        "show overfitting; 0 = never",
+        description="stop when so many evaluations in a row, at least 20 steps apart, show "
+        "overfitting: the validation loss rose while the training loss fell; 0 = never",
     )
 
     @property
@@ -311,31 +283,32 @@ class Config(Section):
     run: RunConfig = RunConfig()
 
     def options(self) -> dict[str, Any]:
-        """The value of every option by its name."""
+        """Return the value of every option by its name."""
         values: dict[str, Any] = {}
         for section in self.model_dump().values():
             values |= section
         return values
 
     def changed(self) -> dict[str, Any]:
-        """The options that differ from their defaults, which depend on the form.
+        """Return the options that differ from their defaults, which depend on the form.
 
-        Those that are said beside a run are left out: out_dir, init_from and dtype.
+        Not out_dir, init_from and dtype: what a run learns does not depend on them, or they are
+        told beside it.
         """
         defaults = Config(model=ModelConfig(form=self.model.form)).options()
-        defaults["form"] = "nanochat"
+        defaults["form"] = "nanochat"  # another form is a change itself
         values = self.options()
         for name in ("out_dir", "init_from", "dtype"):
             del values[name]
         return {name: value for name, value in values.items() if value != defaults[name]}
 
     def with_run(self, **changes: Any) -> Self:
-        """The same configuration with other values in [run]."""
+        """Return a copy with other values in [run]."""
         return self.model_copy(update={"run": self.run.model_copy(update=changes)})
 
 
 def _holds_texts(path: Path) -> bool:
-    """Whether the first record of a .jsonl file has a `text`, but no prompt and no completion."""
+    """Return whether a .jsonl file's first record has a `text`, and no prompt or completion."""
     try:
         with path.open("rb") as lines:
             first = next(filter(bytes.strip, lines))

@@ -1,8 +1,11 @@
-"""Batches: which tokens a step sees is a pure function of (corpus, seed, first window, batch_size).
+"""Batches: the tokens that a step sees depend only on the corpus, the options and a count.
 
-So a resumed run needs only the number of windows that were read, and any number of ranks or
-micro-batches sees the same tokens. A window is a row: where its inputs start in the text, how many
-targets it has, and how many of these, the first ones, are masked (none in training).
+The count is how many windows were read before. So a resumed run needs no more than that number, and
+any number of ranks or micro-batches sees the same tokens.
+
+A window is a row (start, length, skip) of an array (N, 3). Its inputs begin at token `start` of the
+text, and it has `length` targets, one after each input. The first `skip` targets are masked; in
+training none are.
 """
 
 import math
@@ -15,7 +18,7 @@ from config.errors import UserError
 from data.documents import Split
 from data.windows import find_windows
 
-IGNORE_INDEX = -100  # the target of a masked position
+IGNORE_INDEX = -100  # the target of a masked position; as in loss.py, which needs torch
 
 
 class Batch(NamedTuple):
@@ -23,7 +26,7 @@ class Batch(NamedTuple):
 
     inputs: np.ndarray  # (B, T) int64
     targets: np.ndarray  # (B, T) int64
-    number: int = 0  # of a micro-batch, in its global batch
+    number: int = 0  # which micro-batch of the step this is; its dropout depends on it
 
     @property
     def num_targets(self) -> int:
@@ -33,13 +36,10 @@ class Batch(NamedTuple):
 class TrainBatches:
     """Draws the windows of a split without replacement, in a new order each epoch.
 
-    Where text runs on, an epoch's windows lie side by side, from an offset below block_size that is
-    drawn for each epoch. In every second epoch the remainder of len(tokens) / block_size is added,
-    so that the windows can end with the text. An epoch leaves out less than two blocks at the ends
-    of the text; over the epochs each token but the first becomes a target.
-
-    With an `eos` token, each window is a document, padded, or cut where it is longer than a block;
-    each token but the first is then a target in every epoch.
+    A text that runs on is cut into windows that lie side by side, at a random offset that differs
+    from epoch to epoch: over the epochs, each token but the first becomes a target. With an `eos`
+    token, each document is a window of its own, padded; one that is longer than block_size is cut
+    into several.
 
     A rank makes only its own micro-batches: of 3 ranks, rank 1 makes numbers 1, 4, 7, ...
     """
@@ -64,13 +64,13 @@ class TrainBatches:
         self.micro_batch_size = micro_batch_size or math.ceil(batch_size / world_size)
         self.rank = rank
         self.world_size = world_size
-        self.documents = None  # windows (N, 3), where each has a document of its own
+        self.document_windows = None  # (N, 3), with an eos token
         if eos is None:
-            # one less than fit in, so that there is room for the offset
+            # one fewer than fit into the text, so that there is room for the offset
             self.windows_per_epoch = len(split.tokens) // block_size - 1
         else:
-            self.documents = find_windows(split.tokens, block_size, eos, stride=block_size)
-            self.windows_per_epoch = len(self.documents)
+            self.document_windows = find_windows(split.tokens, block_size, eos, stride=block_size)
+            self.windows_per_epoch = len(self.document_windows)
         if self.windows_per_epoch < 1:
             raise UserError(
                 f"the training split has {len(split.tokens)} tokens, too few for "
@@ -81,16 +81,16 @@ class TrainBatches:
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
 
     def __call__(self, first_window: int) -> list[Batch]:
-        """Makes this rank's micro-batches of a step, (micro_batch_size, block_size) each.
+        """Make this rank's micro-batches of the step before which `first_window` windows were read.
 
-        `first_window` is the number of windows that were read in the steps before.
+        Each is (micro_batch_size, block_size); the last may have fewer rows.
         """
-        end = first_window + self.batch_size
         micro_batches = []
         for number in range(self.rank, self.num_micro_batches, self.world_size):
-            start = first_window + number * self.micro_batch_size
-            stop = min(start + self.micro_batch_size, end)
-            windows = np.concatenate([self._window(n) for n in range(start, stop)])
+            first_row = number * self.micro_batch_size
+            last_row = min(first_row + self.micro_batch_size, self.batch_size)
+            rows = range(first_row, last_row)
+            windows = np.concatenate([self._window(first_window + row) for row in rows])
             micro_batches.append(cut(self.split, windows, self.block_size, number))
         return micro_batches
 
@@ -100,13 +100,13 @@ class TrainBatches:
         return math.ceil(self.batch_size / self.micro_batch_size)
 
     def epochs(self, windows: int) -> float:
-        """Counts how often the text was read when so many windows were."""
+        """Return how many epochs so many windows are."""
         return windows / self.windows_per_epoch
 
     def read_and_unread(self, windows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Divides the first epoch: the first `windows` windows that are read, and the others.
+        """Return the windows of the first epoch that are read when `windows` are, and the others.
 
-        (N, 3) each, in the order of the text.
+        (N, 3) each, in the order of the text. At the end of a training the loss on both is compared.
         """
         order, offset = self._epoch(0)
         read = np.sort(order[:windows])
@@ -114,42 +114,49 @@ class TrainBatches:
         return self._windows_at(read, offset), self._windows_at(unread, offset)
 
     def _window(self, number: int) -> np.ndarray:
-        """Finds the window that is read as number 0, 1, 2, ... of a training, (1, 3)."""
+        """Find the window that a training reads as number 0, 1, 2, ...; (1, 3)."""
         epoch, place = divmod(number, self.windows_per_epoch)
         order, offset = self._epoch(epoch)
         return self._windows_at(order[place : place + 1], offset)
 
     def _shuffle(self, epoch: int) -> tuple[np.ndarray, int]:
-        """Draws an epoch's order of windows, as places in the text, and their offset."""
+        """Draw an epoch's order of windows, as places 0, 1, 2, ... in the text, and their offset.
+
+        Example: of 11 tokens and a block_size of 4 there is one window. In even epochs it starts at
+        0, 1, 2 or 3, so its targets end with token 4, 5, 6 or 7. In odd epochs it starts 11 % 4 = 3
+        later, so they end with token 7, 8, 9 or 10, the last of the text.
+        """
         rng = np.random.default_rng((self.seed, epoch))
         offset = 0
-        if self.documents is None:
+        if self.document_windows is None:
             offset = int(rng.integers(self.block_size))
             if epoch % 2 == 1:
-                offset += len(self.split.tokens) % self.block_size  # the last tokens get their turn
+                offset += len(self.split.tokens) % self.block_size
         order = rng.permutation(self.windows_per_epoch)
-        # in few bytes each, since there may be millions
-        return order.astype(np.min_scalar_type(self.windows_per_epoch)), offset
+        smallest_type = np.min_scalar_type(self.windows_per_epoch)  # there may be millions
+        return order.astype(smallest_type), offset
 
     def _windows_at(self, places: np.ndarray, offset: int) -> np.ndarray:
-        """Makes the windows at these places in the text, (N, 3)."""
-        if self.documents is not None:
-            return self.documents[places]
+        """Make the windows at these places in the text, (N, 3)."""
+        if self.document_windows is not None:
+            return self.document_windows[places]
         windows = np.zeros((len(places), 3), np.int64)
-        windows[:, 0] = places.astype(np.int64) * self.block_size + offset
-        windows[:, 1] = self.block_size
+        windows[:, 0] = places.astype(np.int64) * self.block_size + offset  # start
+        windows[:, 1] = self.block_size  # length
         return windows
 
 
 def cut(split: Split, windows: np.ndarray, block_size: int, number: int = 0) -> Batch:
-    """Makes a batch with a row for each window (N, 3).
+    """Make a batch with a row for each window (N, 3).
 
-    Padding repeats the window's first token, and is masked.
+    A short window is padded with its first token, and the padding is masked. So are the tokens that
+    `split.unmasked`, a bool for each token, leaves out. `split.take` gives tokens at positions.
     """
     start, length, skip = np.split(windows, 3, axis=1)  # (N, 1) each
-    t = np.arange(block_size)
-    position = start + np.where(t < length, t, 0)  # (N, block_size)
-    is_target = (skip <= t) & (t < length)
+    t = np.arange(block_size)  # (T,)
+    is_in_window = t < length  # (N, T)
+    position = start + np.where(is_in_window, t, 0)  # (N, T), of the inputs
+    is_target = is_in_window & (t >= skip)
     if split.unmasked is not None:
         is_target &= split.unmasked[position + 1]
     targets = np.where(is_target, split.take(position + 1), IGNORE_INDEX)

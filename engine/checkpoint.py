@@ -25,6 +25,7 @@ from config.files import replacing
 from config.old_options import translate
 from config.resume import kept_options
 from config.schema import Config
+from config.size import count_params
 from engine.device import Device
 from engine.run import Run
 from engine.state import TrainState
@@ -158,7 +159,7 @@ def read_model(run: Run, checkpoint: str) -> tuple[GPT, TrainState]:
     saved.check_options(run.cfg)
     num_params = sum(tensor.numel() for tensor in saved.weights.values())
     # before it is built: it may be huge
-    if num_params != run.cfg.model.num_params(run.info.vocab_size):
+    if num_params != count_params(run.cfg.model, run.info.vocab_size):
         raise UserError(f"{saved.path}: {OTHER_MODEL}")
     model = GPT(run.cfg.model, run.info.vocab_size)
     try:

@@ -7,6 +7,7 @@ import torch
 
 from config.errors import UserError
 from config.schema import ModelConfig, OptimConfig
+from config.size import count_params
 
 # of a container
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -19,7 +20,7 @@ def check_memory(model: ModelConfig, optim: OptimConfig, device: torch.device) -
     may be unknown yet: it counts as one token. What a step computes needs memory too, but how much
     depends on the size of the micro-batches.
     """
-    num_params = model.num_params(vocab_size=1)
+    num_params = count_params(model, vocab_size=1)
     copies = 3 if optim.optimizer == "muon" else 4  # Muon has one state, and AdamW two
     needed = 4 * copies * num_params
     there = total_memory(device)

@@ -3,7 +3,6 @@
 With optimizer=adamw, AdamW has all parameters.
 """
 
-import inspect
 import math
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -14,30 +13,21 @@ from torch import Tensor
 
 from config.schema import OptimConfig
 from engine.device import Device
+from engine.torch_startup import AdamW
 from model import GPT
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Muon's quintic polynomial, which are steepest at 0
+# Of Muon's polynomial a x + b x^3 + c x^5, chosen to be as steep as possible at 0.
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
-ALONE = Device(torch.device("cpu"), torch.float32)
-
-# PyTorch's optimizers import its compiler, which takes 2 s, only to tell it to leave these methods
-# alone.
-for _name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
-    _method = inspect.unwrap(getattr(torch.optim.Optimizer, _name))
-    vars(_method).setdefault("__dynamo_disable", _method)
-
-
-class AdamW(torch.optim.AdamW):
-    """PyTorch's AdamW; its step does not import the compiler either."""
-
-    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+ONE_PROCESS = Device(torch.device("cpu"), torch.float32)
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised, for matrices (Jordan et al. 2024).
+    """Steps along the orthogonalised momentum of each matrix (Jordan et al. 2024).
 
-    All singular values of the update of a matrix (n, m) are about lr sqrt(max(1, n / m)). The
-    products inside are in device.dtype.
+    A gradient's matrix has a few large singular values and many small ones. Orthogonalised, all are
+    about 1, so that a step is about equally long in every direction of the matrix: for a matrix
+    (n, m) it is about lr sqrt(max(1, n / m)). The matrix products are in device.dtype.
     """
 
     def __init__(
@@ -62,70 +52,69 @@ class Muon(torch.optim.Optimizer):
                 if not self.state[p]:  # at the first step
                     self.state[p]["momentum"] = torch.zeros_like(p)
 
-            # average <- momentum * average + (1 - momentum) * gradient
+            # average = momentum * average + (1 - momentum) * gradient
             grads = [p.grad for p in params]
             averages = [self.state[p]["momentum"] for p in params]
             torch._foreach_lerp_(averages, grads, 1 - momentum)
-            # Nesterov's momentum: where the average will be after the same gradient once more
+            # Nesterov's momentum: ahead = momentum * average + (1 - momentum) * gradient
             ahead = torch._foreach_lerp(grads, averages, momentum)
 
-            updates = orthogonalise_all(ahead, self.device)
+            # weight decay, then the step
+            directions = orthogonalise_all(ahead, self.device)
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            for p, update in zip(params, updates, strict=True):
+            for p, direction in zip(params, directions, strict=True):
                 n, m = p.shape
-                p.add_(update, alpha=-group["lr"] * max(1, n / m) ** 0.5)
+                p.add_(direction, alpha=-group["lr"] * max(1, n / m) ** 0.5)
 
 
 def orthogonalise_all(matrices: Sequence[Tensor], device: Device) -> list[Tensor]:
-    """Orthogonalise matrices (n, m) of any shapes; each rank computes its share of each shape.
+    """Orthogonalise each of the matrices, (n, m) of any shapes.
 
-    Matrices of one shape are stacked. A CPU's cores take a stack each, the largest first.
+    Matrices of one shape are computed together, as a stack. Of 5 such matrices on 2 ranks, rank 0
+    computes numbers 0, 2 and 4. A CPU's cores take a stack each.
     """
-    same_shape: dict[torch.Size, list[int]] = {}
+    same_shape: dict[torch.Size, list[int]] = {}  # numbers of matrices
     for number, matrix in enumerate(matrices):
         same_shape.setdefault(matrix.shape, []).append(number)
-    shares = []  # the numbers of the matrices in each of this rank's stacks
-    for numbers in same_shape.values():
-        share = numbers[device.rank :: device.world_size]
-        if share:
-            shares.append(share)
-    shares.sort(key=lambda share: len(share) * matrices[share[0]].numel(), reverse=True)
-    stacks = [torch.stack([matrices[number] for number in share]) for share in shares]
+    shares = [numbers[device.rank :: device.world_size] for numbers in same_shape.values()]
+    own = [share for share in shares if share]  # the numbers in each stack of this rank
+    # The stack with the most numbers takes longest, so a core should take it first.
+    own.sort(key=lambda numbers: len(numbers) * matrices[numbers[0]].numel(), reverse=True)
+    stacks = [torch.stack([matrices[number] for number in numbers]) for numbers in own]
 
-    found = [torch.zeros_like(matrix) for matrix in matrices]  # other ranks compute what stays zero
-    compute = torch.no_grad()(partial(orthogonalise, dtype=device.dtype))
-    for share, updates in zip(shares, device.map(compute, stacks), strict=True):
-        for number, update in zip(share, updates, strict=True):
-            found[number].copy_(update)
-    device.all_reduce_each(found)
-    return found
+    results = [torch.zeros_like(matrix) for matrix in matrices]
+    compute = torch.no_grad()(partial(orthogonalise, dtype=device.dtype))  # in each thread anew
+    for numbers, stack in zip(own, device.map(compute, stacks), strict=True):
+        for number, result in zip(numbers, stack, strict=True):
+            results[number].copy_(result)
+    device.all_reduce_each(results)  # adds what other ranks computed, where it is still zero here
+    return results
 
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Compute roughly U V^T of each U S V^T in (K, n, m), by a Newton-Schulz iteration.
+    """Return roughly U V^T of each matrix U S V^T in (K, n, m), by Newton-Schulz iterations.
 
-    Its singular values are 0.5 to 1.5.
+    Singular values above 1/500 of the matrix's norm become about 0.7 to 1.2.
     """
     a, b, c = COEFFICIENTS
     is_wide = matrices.shape[1] <= matrices.shape[2]
     X = matrices.to(dtype)
     if not is_wide:
-        X = X.mT
-    X = X / X.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+        X = X.mT  # so that A below is the smaller product
+    X = X / X.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)  # no singular value is above 1
     for _ in range(ITERATIONS):
-        # X <- a X + (b A + c A A) X, with A = X X^T
         A = X @ X.mT
-        polynomial = torch.baddbmm(A, A, A, beta=b, alpha=c)
-        X = torch.baddbmm(X, polynomial, X, beta=a)
+        B = torch.baddbmm(A, A, A, beta=b, alpha=c)  # b A + c A A
+        X = torch.baddbmm(X, B, X, beta=a)  # a X + B X
     return X if is_wide else X.mT
 
 
 def make_optimizers(
-    model: GPT, cfg: OptimConfig, device: Device = ALONE
+    model: GPT, cfg: OptimConfig, device: Device = ONE_PROCESS
 ) -> list[torch.optim.Optimizer]:
     """Make the optimizers; every parameter is in exactly one.
 
-    Weight decay, as in GPT-2, is for matrices and embeddings; biases and norms have none.
+    Weight decay, as in nanoGPT, is for matrices and embeddings; biases and norms have none.
     """
     for_muon = []
     decayed = []
@@ -148,17 +137,6 @@ def make_optimizers(
         muon = Muon(for_muon, cfg.muon_learning_rate, cfg.momentum, cfg.weight_decay, device)
         optimizers.append(muon)
     return optimizers
-
-
-def state_shapes(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, torch.Size]:
-    """List the tensors, all float32, that an optimizer keeps of a parameter from its first step on.
-
-    What a file holds has to be compared with them: PyTorch's fused AdamW does not look at their
-    shapes, and reads and writes behind a tensor that is smaller than the parameter.
-    """
-    if isinstance(optimizer, Muon):
-        return {"momentum": p.shape}
-    return {"step": torch.Size(), "exp_avg": p.shape, "exp_avg_sq": p.shape}
 
 
 def set_lr(optimizers: Sequence[torch.optim.Optimizer], cfg: OptimConfig, step: int) -> float:
@@ -185,13 +163,12 @@ def get_lr_scale(cfg: OptimConfig, step: int) -> float:
     """
     if step < cfg.warmup_iters:
         return (step + 1) / (cfg.warmup_iters + 1)
-    decay_iters = min(cfg.decay_fraction * cfg.max_iters, cfg.max_iters - cfg.warmup_iters)
-    decayed = 0.0  # share of the decay that is done
-    if decay_iters:
-        decayed = 1 - (cfg.max_iters - step) / decay_iters
-    if cfg.schedule == "constant" or decayed <= 0:
+    longest = cfg.max_iters - cfg.warmup_iters
+    decay_iters = min(cfg.decay_fraction * cfg.max_iters, longest)
+    steps_left = cfg.max_iters - step
+    if cfg.schedule == "constant" or steps_left >= decay_iters:
         return 1.0
-    left = 1 - decayed
+    left = steps_left / decay_iters  # 1 where the decay begins, 0 after the last step
     if cfg.schedule == "cosine":
-        left = (1 + math.cos(math.pi * decayed)) / 2
+        left = (1 - math.cos(math.pi * left)) / 2
     return cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * left

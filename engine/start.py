@@ -28,7 +28,7 @@ from config.resume import changed_options, refuse_changes
 from config.schema import Config
 from data.prepare import Corpus
 from engine.checkpoint import Checkpoint, Optimizers, read_checkpoint, read_model, telling_damage
-from engine.optim import state_shapes
+from engine.optim import Muon
 from engine.run import Run, open_run
 from engine.state import TrainState
 from model import GPT
@@ -276,3 +276,14 @@ def _take_state(tensors: dict[str, Tensor], name: str, shape: torch.Size) -> Ten
     if name.endswith(".step") and not 1 <= tensor < math.inf:
         raise ValueError(f"{name} is {float(tensor)}")
     return tensor
+
+
+def state_shapes(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, torch.Size]:
+    """List what an optimizer keeps of a parameter from its first step on, all in float32.
+
+    A checkpoint's tensors are compared with it: PyTorch's fused AdamW does not look at their shapes,
+    and reads and writes past the end of one that is too small.
+    """
+    if isinstance(optimizer, Muon):
+        return {"momentum": p.shape}
+    return {"step": torch.Size(), "exp_avg": p.shape, "exp_avg_sq": p.shape}

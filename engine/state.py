@@ -6,17 +6,19 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from config.schema import OVERFITTING_RISE, Config
+from config.schema import Config
 from config.values import Count
 from loss import LossSums
 
+OVERFITTING_RISE = 0.01  # nats: a smaller change of a loss may be noise
 SMOOTHING = 0.95  # of the running mean and variance of the training loss
 SMOOTHED_STEPS = 20  # that such a mean is of: 1 / (1 - SMOOTHING)
 SPIKE_STEPS = 20  # steps before a spike can be told
 SPIKE_SIGMAS = 6  # a spike is so many standard deviations above the mean,
 SPIKE_RISE = 0.1  # and so many nats
 SCALE_STEPS = 2000  # steps after which a larger loss scale is tried
-MIN_SCALE, MAX_SCALE = 1.0, 2.0**24  # of the loss, in float16
+MIN_SCALE = 1.0  # of the loss, in float16
+MAX_SCALE = 2.0**24
 Nats = Annotated[float, Field(gt=-1, le=1e39)]  # a loss that is about 0 may round to below it
 Rise = Annotated[float, Field(ge=0, le=1e40)]
 # what a new best changes

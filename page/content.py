@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from config.files import unique_names
+from config.size import count_flops
 from data.info import passed_and_ahead
 from data.show import show_token
 from engine.metrics import Record, find_best, parse_record
@@ -179,7 +180,7 @@ def content_of_texts(run: Run, max_passages: int, best_step: float) -> Content:
 
 def add_flops(records: Sequence[Record], run: Run) -> None:
     """Add the number of operations up to each record."""
-    per_position = run.cfg.model.flops_per_token(run.info.vocab_size)
+    per_position = count_flops(run.cfg.model, run.info.vocab_size)
     step_positions = run.cfg.optim.batch_size * run.cfg.model.block_size
     for record in records:
         # files of earlier editions have no positions

@@ -42,7 +42,7 @@ def measure_gpus(
 
     The model FLOPs utilisation is the share of the GPU's best FLOP/s in the model's products, where
     that is known; masked tokens and padding count. Chowdhery et al. 2022 defined it, with 12 T C
-    per layer for attention. Here that is the causal half, 6 T C (ModelConfig.flops_per_token), so
+    per layer for attention. Here that is the causal half, 6 T C (config/size.py), so
     this MFU is lower than theirs and nanoGPT's. Also the seconds that the steps left will take.
     All ranks call it.
     """

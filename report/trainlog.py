@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from config.errors import UserError
 from config.schema import LossConfig
+from config.size import count_flops
 from config.terminal import progress_bar, say
 from data.info import CorpusInfo, passed_and_ahead
 from engine.metrics import Record
@@ -96,7 +97,7 @@ class TrainLog:
             self.device,
             self.results,
             step_positions=self.cfg.optim.batch_size * block_size,
-            flops_per_position=self.cfg.model.flops_per_token(self.info.vocab_size),
+            flops_per_position=count_flops(self.cfg.model, self.info.vocab_size),
             steps_left=self.cfg.optim.max_iters - state.step,
         )
         return state.record() | positions | training | gpus

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from config.schema import OVERFITTING_RISE, Config, OptimConfig
+from config.schema import Config, OptimConfig
 from data.info import CorpusInfo, beside_baselines
 from engine.metrics import Record, is_outcome
-from engine.state import TrainState
+from engine.state import OVERFITTING_RISE, TrainState
 from surprisal import nats_to_bits, perplexity, uniform_nll
 
 DIVERGED_RISE = 0.1  # nats of the training loss above log|V|

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from config.schema import Config, ModelConfig, OptimConfig
+from config.size import count_flops, count_params
 from data.batches import TrainBatches
 from data.eval_text import EvalText
 from data.info import end_of_prompt
@@ -34,9 +35,9 @@ def show_value(value: object) -> str:
 def describe_model(cfg: ModelConfig, vocab_size: int) -> str:
     """Say how large a model will be: to build a very large one takes minutes."""
     return (
-        f"GPT with {cfg.num_params(vocab_size):,} parameters: n_layer={cfg.n_layer} "
+        f"GPT with {count_params(cfg, vocab_size):,} parameters: n_layer={cfg.n_layer} "
         f"n_head={cfg.n_head} n_embd={cfg.n_embd} block_size={cfg.block_size}; "
-        f"{cfg.flops_per_token(vocab_size) / 1e6:.1f} MFLOP per training token"
+        f"{count_flops(cfg, vocab_size) / 1e6:.1f} MFLOP per training token"
     )
 
 

@@ -10,6 +10,7 @@ import torch
 
 from config.errors import UserError
 from config.schema import ModelConfig, OptimConfig
+from config.size import count_params
 from engine import memory
 from engine.checkpoint import read_model, save_checkpoint
 from engine.memory import check_memory, total_memory
@@ -38,7 +39,7 @@ def test_the_number_of_parameters_is_known_before(options: dict[str, object]) ->
     cfg = ModelConfig.model_validate(
         {"n_layer": 3, "n_head": 2, "n_embd": 8, "block_size": 5} | options
     )
-    assert cfg.num_params(11) == GPT(cfg, 11).num_params()
+    assert count_params(cfg, 11) == GPT(cfg, 11).num_params()
 
 
 def test_a_model_that_cannot_fit_is_refused_before_anything_is_prepared_or_built(
@@ -87,7 +88,7 @@ def test_a_config_that_asks_for_a_huge_model_is_compared_before_it_is_built(
 def test_what_may_fit_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """AdamW has one state more than Muon."""
     shape = ModelConfig(n_layer=1, n_head=1, n_embd=100)
-    assert shape.num_params(1) == 120_200
+    assert count_params(shape, 1) == 120_200
     sizes: list[int | None] = []
     monkeypatch.setattr(memory, "total_memory", lambda device: sizes.pop())
     for optimizer, needed in (("muon", 12 * 120_200), ("adamw", 16 * 120_200)):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from config.size import count_flops
 from data.baselines import find_passage
 from data.documents import Split
 from data.info import PASSAGE
@@ -59,7 +60,7 @@ def test_training_writes_a_page_whose_numbers_are_the_metrics(own: Path) -> None
     assert shown["best_nll"] == records[-1]["best_val_nll"]
     # in the middle of what each is the mean of
     assert shown["train"]["step"] == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
-    per_position = open_run(own).cfg.model.flops_per_token(open_run(own).info.vocab_size)
+    per_position = count_flops(open_run(own).cfg.model, open_run(own).info.vocab_size)
     positions = [record["positions"] for record in evaluations]
     assert positions == [record["step"] * 4 * 8 for record in evaluations]
     assert shown["val"]["flops"] == pytest.approx(
@@ -94,7 +95,7 @@ def test_flops_count_what_was_computed_masked_or_not(data_dir: Path) -> None:
     call("train.py", *arguments)
     call("train.py", *arguments, "--init_from=resume", "--batch_size=6", "--max_iters=8")
     run = open_run(data_dir / "out/run")
-    per_position = run.cfg.model.flops_per_token(run.info.vocab_size)
+    per_position = count_flops(run.cfg.model, run.info.vocab_size)
     records = read_metrics(run.path)
     assert all(record["tokens"] < record["positions"] for record in records if record.get("tokens"))
     expected = [per_position * 8 * (6 * 4 + 2 * 6), per_position * 8 * 6 * 4]
