@@ -6,7 +6,7 @@ and writes files.
 
 from config.startup import end_on_interrupt
 
-end_on_interrupt(__name__)
+end_on_interrupt(__name__)  # Ctrl-C while torch is imported ends quietly
 
 import sys
 import time
@@ -51,11 +51,13 @@ from report.verdict import make_verdict
 
 
 def main(argv: list[str]) -> None:
-    # `named` are the options on the command line
+    # `named` are the options on the command line; `unused` says what a resumed run does not take.
     cfg, named, unused = load_training(argv)
     for line in unused:
         print(line)
-    with lock_run(cfg) as earlier, out_of_memory(words.advise_less_memory(cfg)), lost_ranks():
+    advice = words.advise_less_memory(cfg)
+    # No other process trains there meanwhile. `earlier` is the run to resume, or None.
+    with lock_run(cfg) as earlier, out_of_memory(advice), lost_ranks():
         sys.exit(train(cfg, named, earlier))
 
 
@@ -63,17 +65,18 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
     """Train a new run, or resume an earlier one; returns the exit code."""
     device = setup_device(cfg.run.device, cfg.run.dtype, cfg.options())
     if cfg.run.compile:
-        device = device.without_workers()  # a compiled model shares the cores in each operation
+        device = device.without_workers()  # all cores share each operation of a compiled model
     cfg = cfg.with_run(dtype=device.dtype_name)
     check_memory(cfg.model, cfg.optim, device.torch_device)
     torch.manual_seed(cfg.run.seed)
 
     # data
-    tokenizer = None  # the corpus gives the tokens
+    tokenizer = None  # a new run gets its tokens from the corpus, and a resumed one keeps them
     if earlier is not None:
         tokenizer = earlier.tokenizer
     corpus = device.rank0_first(prepare_corpus, cfg.data, tokenizer)
     tokenizer = corpus.tokenizer
+    prompt = corpus.info.prompt
     block_size = cfg.model.block_size
     eos = None
     if cfg.data.padded:  # each row holds one document
@@ -88,6 +91,7 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
         rank=device.rank,
         world_size=device.world_size,
     )
+    val_text = EvalText(corpus.val, block_size, eos, max_tokens=cfg.run.eval_tokens)
     print(words.describe_options(cfg), corpus.info.describe(), sep="\n\n", end="\n\n")
 
     # model
@@ -96,50 +100,48 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
     optimizers = make_optimizers(model, cfg.optim, device)
     objective = load_objective(cfg.loss, tokenizer, block_size, device)
 
-    # run: a new directory, or the one to resume
+    # run: a new directory, or the earlier one, whose last checkpoint is loaded
     run = device.on_rank0(begin_run, earlier, cfg, named, corpus)
-    state, remark = load_start(run, model, optimizers)
+    state, remark = load_start(run, model, optimizers)  # a remark tells of a damaged checkpoint
     device.check_same_start(model, corpus.info.sha256)
-    val_text = EvalText(corpus.val, block_size, eos, max_tokens=cfg.run.eval_tokens)
     for line in words.describe_start(run, state, remark):
         print(line)
-    if run.had_outcome and state.is_finished(cfg):
+    if run.had_outcome and state.is_finished(cfg):  # nothing is left to do, not even finish()
         print(words.describe_finished(state, cfg.optim.max_iters))
         return 0
     for line in words.describe_plan(run, state, device, get_batch, val_text):
         print(line, flush=True)
 
-    # before the first step
+    # A resumed run may evaluate on other targets now: its best model is measured on them first.
     remeasured = remeasure_best(run, state, val_text, corpus, device)
     stop = StopSignal(device, words.resume_command(run.path, device))
     files = RunFiles(run, device)
     files.start(model, state)
     log = TrainLog(files, corpus.info, state)
     log.add_remeasured(remeasured)
-    forward: torch.nn.Module = model
-    if cfg.run.compile:
-        forward = compile_model(model, get_batch(0), objective, device)
-    if not run.is_resumed and not cfg.run.source:
+    if not run.is_resumed and not cfg.run.source:  # an untrained model has a loss of log|V|
         vocab_size = tokenizer.vocab_size
         finding = device.on_rank0(check_start, model, get_batch, vocab_size, device)
         say(f"{finding}\n")
+    forward: torch.nn.Module = model  # evaluation uses the model as it is
+    if cfg.run.compile:
+        forward = compile_model(model, get_batch(0), objective, device)
 
     while True:
         # once in a while: evaluate, log, keep the best model and the last
         is_last = stop.requested() or state.is_finished(cfg)
-        if log.is_due(state, is_last):
+        if log.is_due(state, is_last):  # at evaluations, log lines, checkpoints and the end
             record = log.make_record(state)
             if log.is_eval_step(state):
                 record |= validate(model, val_text, corpus, device)
                 files.keep_best(model, state, record, get_batch.epochs(state.windows))
+                is_last = is_last or state.is_finished(cfg)  # this evaluation may show overfitting
                 if cfg.run.watchers:
                     write_passage(model, val_text, tokenizer, files, state.step)
-            has_passed = log.write(record)
-            if has_passed:  # a baseline, or it is the first evaluation
-                prompt = corpus.info.prompt
-                texts = generate_texts(model, tokenizer, prompt, device, max_new_tokens=80)
-                log.add_sample(texts[0], state.step)
-            is_last = is_last or state.is_finished(cfg)  # it may have overfitted
+            passes_a_baseline = log.write(record)  # or it is the first evaluation
+            if passes_a_baseline:
+                samples = generate_texts(model, tokenizer, prompt, device, max_new_tokens=80)
+                log.add_sample(samples[0], state.step)
             if is_last or state.step % cfg.run.checkpoint_interval == 0:
                 files.save("last.safetensors", model, state, optimizers)
         if is_last:
@@ -162,8 +164,8 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
         if stop.received:
             is_saved = "last.safetensors" not in files.failing
             print(words.describe_stop(stop.received, state.step, is_saved, stop.resume_command))
-            return 128 + stop.received
-        with stop.at_once():  # all is saved: a signal ends it now
+            return 128 + stop.received  # as shells report a signal
+        with stop.at_once():  # all is saved: from here on a signal ends it without delay
             return finish(model, corpus, get_batch, log, state)
     finally:
         log.watchers.close()
@@ -179,12 +181,11 @@ def train_step(
     cfg: Config,
     state: TrainState,
 ) -> StepResult:
-    """Take one step: sums over micro-batches and ranks, divided once by the global batch's targets.
+    """Take one step on a batch, which is a list of this rank's micro-batches.
 
-    On a CPU its cores compute micro-batches side by side; gradients are added in the order of the
-    micro-batches. A step without targets, or with a loss or gradient that is not finite, changes
-    neither weights nor optimizers. In float16 the loss is scaled for backward, because small
-    gradients would become zero.
+    The loss of each is divided by the number of targets in the global batch, so that gradients add
+    up to that of one big batch. A step without targets, or with a loss or gradient that is not
+    finite, changes neither weights nor optimizers.
     """
     lr = set_lr(optimizers, cfg.optim, state.step)
     own_targets = sum(micro.num_targets for micro in batch)
@@ -192,17 +193,19 @@ def train_step(
     if num_targets == 0:
         batch = []  # nothing to learn from: only count the step
     loss_scale = 1.0
-    if device.dtype == torch.float16:
+    if device.dtype == torch.float16:  # where small gradients would become zero
         loss_scale = state.loss_scale
     parameters = list(model.parameters())
 
+    # autograd.grad and not backward(): a CPU's cores take a micro-batch each, and gradients are
+    # added in the order of the micro-batches, so that the result is the same to the last bit.
     def forward_backward(micro: Batch) -> tuple[LossSums, Sequence[torch.Tensor]]:
         seed_dropout(cfg.run.seed, state.step, micro.number)
         inputs, targets = device.to_device(micro.inputs, micro.targets)
         with device.autocast():
             loss = objective.loss(model, inputs, targets)
-        mean = loss.objective / num_targets * loss_scale
-        gradients = torch.autograd.grad(mean, parameters)
+        mean = loss.objective / num_targets
+        gradients = torch.autograd.grad(mean * loss_scale, parameters)
         return loss.detach(), gradients
 
     sums = []
@@ -210,11 +213,11 @@ def train_step(
         sums.append(loss)
         add_gradients(parameters, gradients)
 
-    device.all_reduce_gradients(parameters, loss_scale)
+    device.all_reduce_gradients(parameters, loss_scale)  # and divides them by the scale
     grad_norm = device.clip_gradients(parameters, cfg.optim.grad_clip)
     result = StepResult(sum_losses(sums, device.all_reduce), grad_norm, lr)
     for optimizer in optimizers:
-        if result.is_valid:
+        if result.is_valid:  # it has targets, and a finite loss and gradient
             optimizer.step()
         optimizer.zero_grad()
     return result
@@ -233,7 +236,7 @@ def finish(
     final: Record = {"step": state.step, "finished": 1}
     if state.best_nll is not None:  # otherwise no loss was finite
         final = measure_best(model, corpus, get_batch, files, state.step)
-    run = replace(files.run, final=final)  # before it is in metrics.jsonl
+    run = replace(files.run, final=final)  # metrics.jsonl does not have it yet
     files.attempt("curves.png", lambda path: draw_png([run], path))
     epochs = get_batch.epochs(state.windows)
     verdict = make_verdict(
@@ -242,17 +245,17 @@ def finish(
     print("\n" + verdict, flush=True)
     files.write_text("verdict.txt", verdict)
 
-    prompt = corpus.info.prompt
-    texts = [""]
-    if not state.nonfinite_in_a_row:
-        num_samples = 1 if corpus.tokenizer.eos is None else 5
-        texts = generate_texts(
-            model, corpus.tokenizer, prompt, files.device, num_samples=num_samples
-        )
-    log.end(final, texts[0], words.resume_command(run.path, files.device))
-    if state.nonfinite_in_a_row:
+    command = words.resume_command(run.path, files.device)  # if a file could not be written
+    if state.nonfinite_in_a_row:  # it diverged
+        log.end(final, "", command)
         return 1
-    print("\n" + words.show_samples(prompt, texts))
+    prompt = corpus.info.prompt
+    num_samples = 1
+    if corpus.tokenizer.eos is not None:  # documents may be short
+        num_samples = 5
+    samples = generate_texts(model, corpus.tokenizer, prompt, files.device, num_samples)
+    log.end(final, samples[0], command)
+    print("\n" + words.show_samples(prompt, samples))
     print("\n" + words.next_commands(run.path))
     return 0
 
