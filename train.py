@@ -92,7 +92,7 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
         world_size=device.world_size,
     )
     val_text = EvalText(corpus.val, block_size, eos, max_tokens=cfg.run.eval_tokens)
-    print(words.describe_options(cfg), corpus.info.describe(), sep="\n\n", end="\n\n")
+    print(words.describe_options(cfg.changed()), corpus.info.describe(), sep="\n\n", end="\n\n")
 
     # model
     print(words.describe_model(cfg.model, corpus.info.vocab_size), flush=True)

@@ -30,7 +30,8 @@ def load_training(argv: list[str]) -> tuple[Config, set[str], list[str]]:
     given |= todays_words(take_old_words(given), cfg)
     named = set(given)
     if not cfg.run.out_dir:
-        cfg = cfg.with_run(out_dir=str(_choose_out_dir(path, given, cfg.run)))
+        out_dir = _choose_out_dir(path, given, cfg.run.source, cfg.run.resumes)
+        cfg = cfg.with_run(out_dir=str(out_dir))
     run = Path(cfg.run.out_dir)
     unused: list[str] = []
     if cfg.run.resumes and is_run(run):
@@ -70,7 +71,7 @@ def _recipe_source(path: Path | None, given: dict[str, str]) -> str:
     return merge(Config, path, others).run.source
 
 
-def _choose_out_dir(path: Path | None, given: dict[str, str], run: RunConfig) -> Path:
+def _choose_out_dir(path: Path | None, given: dict[str, str], source: str, resumes: bool) -> Path:
     """Name a run out/RECIPE, followed by the options that differ.
 
     Where the recipe is a run, the new one stands beside it, or it is that run which is resumed.
@@ -78,12 +79,12 @@ def _choose_out_dir(path: Path | None, given: dict[str, str], run: RunConfig) ->
     base = Path("out/default")
     if path and path.name == "config.toml":  # of a run
         base = path.parent
-        if run.resumes:
+        if resumes:
             return base
     elif path:
         base = Path("out") / path.stem
     telling = {"seed"}  # of the options in [run], those that change the model
-    if run.source:
+    if source:
         telling.add("init_from")
     parts = [base.name]
     for name in Config().options():  # in this order, whatever that of `given` is

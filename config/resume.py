@@ -23,9 +23,9 @@ BY_NAME = {
 }
 
 
-def kept_options(cfg: Config) -> dict[str, Any]:
+def kept_options(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options that weights belong to: others mean another model or text."""
-    return {name: value for name, value in cfg.options().items() if name in KEPT}
+    return {name: value for name, value in options.items() if name in KEPT}
 
 
 def resume_config(asked: Config, named: set[str], path: Path) -> Config:
@@ -89,16 +89,15 @@ def adopt_shape(cfg: Config) -> Config:
     return cfg.model_copy(update={"model": model, "data": data})
 
 
-def changed_options(before: Config, after: Config) -> dict[str, list[Any]]:
+def changed_options(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[Any]]:
     """Return the options of a resumed run that are not as before, as [before, after].
 
     Where the text and the run are does not matter.
     """
-    was = before.options()
     changes = {}
-    for name, now in after.options().items():
-        if was[name] != now and name not in ("corpus", "out_dir", "init_from"):
-            changes[name] = [was[name], now]
+    for name, now in after.items():
+        if before[name] != now and name not in ("corpus", "out_dir", "init_from"):
+            changes[name] = [before[name], now]
     return changes
 
 

@@ -24,7 +24,6 @@ from config.errors import DamagedError, UserError
 from config.files import replacing
 from config.old_options import translate
 from config.resume import kept_options
-from config.schema import Config
 from config.size import count_params
 from engine.device import Device
 from engine.run import Run
@@ -50,10 +49,10 @@ class Checkpoint:
         """Those of the model; the other tensors belong to the optimizers."""
         return {name: p for name, p in self.tensors.items() if name.startswith(MODEL)}
 
-    def check_options(self, cfg: Config) -> None:
+    def check_options(self, options: dict[str, Any]) -> None:
         """Raise a UserError that names the options with which these weights are another model."""
         wrong = []
-        for name, now in kept_options(cfg).items():
+        for name, now in kept_options(options).items():
             saved = self.options.get(name, now)
             if saved != now:
                 wrong.append(f"{name}={saved!s:.40}, not {name}={now!s:.40}")
@@ -156,7 +155,7 @@ def read_model(run: Run, checkpoint: str) -> tuple[GPT, TrainState]:
         saved = read_checkpoint(run.path / f"{checkpoint}.safetensors")
     except UserError as error:
         raise UserError(f"{error}; try --checkpoint={other}") from None
-    saved.check_options(run.cfg)
+    saved.check_options(run.cfg.options())
     num_params = sum(tensor.numel() for tensor in saved.weights.values())
     # before it is built: it may be huge
     if num_params != count_params(run.cfg.model, run.info.vocab_size):

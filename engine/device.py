@@ -24,7 +24,7 @@ from torch.distributed import ReduceOp
 from torch.nn.utils import parameters_to_vector
 
 from config.errors import RANK, WORLD_SIZE, UserError
-from config.schema import Config, RunConfig
+from config.schema import Config
 from engine.ranks import join_ranks
 from engine.workers import Item, Result, Workers, count_workers
 
@@ -268,7 +268,7 @@ def micro_batch_size(cfg: Config) -> int:
     batch_size = cfg.optim.batch_size
     if cfg.run.micro_batch_size:
         return cfg.run.micro_batch_size
-    if not _is_on_cpu(cfg.run):
+    if not is_on_cpu(cfg.run.device):
         return math.ceil(batch_size / WORLD_SIZE)
     parts = 2
     while 2 * parts * CPU_TOKENS <= batch_size * cfg.model.block_size:
@@ -276,17 +276,19 @@ def micro_batch_size(cfg: Config) -> int:
     return math.ceil(batch_size / parts)
 
 
-def micro_batches_at_once(cfg: Config) -> int:
+def micro_batches_at_once(device: str, compiles: bool) -> int:
     """Count the micro-batches that a process may have in memory together."""
-    if _is_on_cpu(cfg.run) and not cfg.run.compile:
+    if is_on_cpu(device) and not compiles:
         return count_workers()
     return 1
 
 
-def _is_on_cpu(run: RunConfig) -> bool:
-    """Whether a training will be on a CPU, which is known before it is set up."""
-    has_gpu = any(count_devices()[kind] for kind in ("cuda", "mps"))
-    return run.device == "cpu" or (run.device == "auto" and not has_gpu)
+def is_on_cpu(device: str) -> bool:
+    """Return whether the option `device` will mean a CPU, before it is set up."""
+    if device == "auto":
+        found = count_devices()
+        return not (found["cuda"] or found["mps"])
+    return device == "cpu"
 
 
 def _has_bfloat16(kind: str) -> bool:

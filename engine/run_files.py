@@ -29,7 +29,7 @@ class RunFiles:
         self.run = run
         self.path = run.path
         self.device = device
-        self.options = kept_options(run.cfg)  # that the weights belong to
+        self.options = kept_options(run.cfg.options())  # that the weights belong to
         self.failing: set[str] = set()  # files that could not be written the last time
         self.lost_best = False  # the last evaluation was the best, and its model was not saved
 

@@ -100,7 +100,7 @@ def begin_run(earlier: Run | None, cfg: Config, named: set[str], corpus: Corpus)
         )
     elif corpus.tokenizer != earlier.tokenizer:
         problems.append("the tokens of its text have changed")
-    changes = changed_options(earlier.cfg, cfg)
+    changes = changed_options(earlier.cfg.options(), cfg.options())
     problems += refuse_changes(changes, named)
     if problems:
         raise UserError(f"{earlier.path}: {'; '.join(problems)}")
@@ -175,7 +175,7 @@ def _load_last(
         has_optimizers = name != "best"
         try:
             saved = read_checkpoint(path)
-            saved.check_options(run.cfg)
+            saved.check_options(run.cfg.options())
             if has_optimizers:
                 copy_all(saved, model, optimizers)
             else:

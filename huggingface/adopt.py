@@ -59,7 +59,8 @@ def adopt(name: str, to: Path) -> str:
     with new_directory(to) as new:
         write_atomically(new / "tokenizer.json", tokenizer.model_dump_json().encode())
         write_atomically(new / "corpus.json", info.model_dump_json(indent=1).encode())
-        save_checkpoint(new / "best.safetensors", model, TrainState(), options=kept_options(cfg))
+        kept = kept_options(cfg.options())
+        save_checkpoint(new / "best.safetensors", model, TrainState(), options=kept)
         append_line(new / "history.jsonl", start)
         write_atomically(new / "config.toml", to_toml(cfg).encode())
     return f"{to}: a run with the {model.num_params():,} parameters of {name}"

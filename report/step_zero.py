@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from config.schema import Config
 from data.batches import IGNORE_INDEX, Batch, TrainBatches
 from data.info import Baseline
 from engine.device import Device
@@ -179,9 +178,9 @@ def check_loss(start: Start) -> list[str]:
     return []
 
 
-def is_early(record: Record, vocab_size: int, cfg: Config) -> bool:
+def is_early(record: Record, vocab_size: int, eval_interval: int, warmup_iters: int) -> bool:
     """Return whether a sound model may still be above the unigram at an evaluation."""
-    steps = max(EARLY_STEPS, cfg.run.eval_interval, 2 * cfg.optim.warmup_iters)
+    steps = max(EARLY_STEPS, eval_interval, 2 * warmup_iters)
     return record["step"] < steps or record["tokens"] < EARLY_TOKENS * vocab_size
 
 

@@ -137,7 +137,10 @@ class TrainLog:
         if has_passed:
             self.passed = passed
             say(progress.describe_standing(nll, self.info.baselines))
-        if not self.checked_first_losses and not is_early(record, self.info.vocab_size, self.cfg):
+        is_too_early = is_early(
+            record, self.info.vocab_size, self.cfg.run.eval_interval, self.cfg.optim.warmup_iters
+        )
+        if not self.checked_first_losses and not is_too_early:
             self.checked_first_losses = True
             warning = check_first_losses(record, self.info.baselines)
             if warning:

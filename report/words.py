@@ -19,10 +19,10 @@ from engine.run import Run
 from engine.state import TrainState
 
 
-def describe_options(cfg: Config) -> str:
+def describe_options(changed: dict[str, object]) -> str:
     """Name the options that differ from their defaults."""
-    changed = [f"{name}={show_value(value)}" for name, value in cfg.changed().items()]
-    return f"options that differ from the defaults: {', '.join(changed) or 'none'}"
+    options = [f"{name}={show_value(value)}" for name, value in changed.items()]
+    return f"options that differ from the defaults: {', '.join(options) or 'none'}"
 
 
 def show_value(value: object) -> str:
@@ -98,7 +98,7 @@ def describe_plan(
 ) -> Iterator[str]:
     """Describe the machine, the steps ahead, and what evaluations measure."""
     max_iters = run.cfg.optim.max_iters
-    block_size = run.cfg.model.block_size
+    block_size = get_batch.block_size
     steps_left = max(0, max_iters - state.step)
     windows = state.windows + steps_left * get_batch.batch_size
     yield (
@@ -157,7 +157,7 @@ def describe_stop(number: int, step: int, is_saved: bool, command: str) -> str:
 def advise_less_memory(cfg: Config) -> str:
     """Say what to do when memory runs out in training."""
     smaller = "a smaller --block_size or --n_embd"
-    at_once = micro_batches_at_once(cfg)
+    at_once = micro_batches_at_once(cfg.run.device, cfg.run.compile)
     in_memory = min(cfg.optim.batch_size, at_once * micro_batch_size(cfg))  # sequences
     half = in_memory // 2
     if half == 0:

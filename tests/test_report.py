@@ -369,8 +369,8 @@ def test_samples_are_told_from_their_prompt() -> None:
 
 def test_the_options_that_differ_are_named() -> None:
     cfg = Config().with_run(seed=2, out_dir="out/x")
-    assert words.describe_options(cfg) == "options that differ from the defaults: seed=2"
-    assert words.describe_options(Config()).endswith(": none")
+    assert words.describe_options(cfg.changed()) == "options that differ from the defaults: seed=2"
+    assert words.describe_options(Config().changed()).endswith(": none")
 
 
 def test_a_damaged_line_of_metrics_is_left_out() -> None:

@@ -303,7 +303,8 @@ def test_a_model_has_time_to_pass_the_unigram(
     options: list[str], step: int, tokens: int, early: bool
 ) -> None:
     cfg, _ = load_config(options)
-    assert is_early({"step": step, "tokens": tokens}, 65, cfg) == early
+    record: dict[str, float] = {"step": step, "tokens": tokens}
+    assert is_early(record, 65, cfg.run.eval_interval, cfg.optim.warmup_iters) == early
 
 
 def test_no_model_has_to_pass_the_unigram_of_a_text_without_order() -> None:
