@@ -17,7 +17,9 @@ from config.cli import load_training
 from config.errors import out_of_memory, run_command
 
 if __name__ == "__main__":
-    run_command(load_training)  # answers --help and mistakes at once: importing torch takes seconds
+    # Answers --help and mistakes at once, because importing torch takes seconds. main() reads the
+    # options again.
+    run_command(load_training)
 
 import torch
 
@@ -203,7 +205,8 @@ def train_step(
         seed_dropout(cfg.run.seed, state.step, micro.number)
         inputs, targets = device.to_device(micro.inputs, micro.targets)
         with device.autocast():
-            loss = objective.loss(model, inputs, targets)
+            teacher_logits = objective.teacher_logits(inputs)  # None without a teacher
+            loss = model(inputs, targets, objective.terms, teacher_logits)
         mean = loss.objective / num_targets
         gradients = torch.autograd.grad(mean * loss_scale, parameters)
         return loss.detach(), gradients

@@ -12,7 +12,7 @@ from data.tokenizer import Tokenizer
 from engine.checkpoint import load_model
 from engine.device import Device
 from engine.run import open_run
-from loss import LossSums, Objective
+from loss import Objective
 from model import GPT
 
 
@@ -23,14 +23,13 @@ class TrainingObjective:
     terms: Objective
     teacher: GPT | None = None
 
-    def loss(self, model: torch.nn.Module, inputs: Tensor, targets: Tensor) -> LossSums:
-        """Return the loss sums of a micro-batch, (B, T) each."""
-        teacher_logits = None
-        if self.teacher is not None:
-            with torch.inference_mode():
-                teacher_logits = self.teacher(inputs)
-        sums: LossSums = model(inputs, targets, self.terms, teacher_logits)
-        return sums
+    @torch.inference_mode()
+    def teacher_logits(self, inputs: Tensor) -> Tensor | None:
+        """Return what the teacher predicts for tokens (B, T): logits (B, T, V), or None."""
+        if self.teacher is None:
+            return None
+        logits: Tensor = self.teacher(inputs)
+        return logits
 
 
 def load_objective(

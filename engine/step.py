@@ -49,8 +49,8 @@ def compile_model(
         for micro in batch[:1]:  # a rank may have none
             inputs, targets = device.to_device(micro.inputs, micro.targets)
             with device.autocast():
-                loss = objective.loss(compiled, inputs, targets)
-                loss.objective.backward()  # type: ignore[no-untyped-call]
+                loss = compiled(inputs, targets, objective.terms)
+                loss.objective.backward()
         return compiled
     except Exception as error:  # no C++ compiler, an old GPU, ...: many kinds
         lines = str(error).strip().splitlines() or [type(error).__name__]
