@@ -1,11 +1,11 @@
-"""How fast a large corpus becomes tokens, against tiktoken's own encode_ordinary_batch on the same
-text and cores.
+"""Measure how fast a large corpus becomes tokens, against tiktoken's encode_ordinary_batch.
 
     python bench/corpora.py [--megabytes=1000] [--rounds=3] [--tokenizer=bpe] [--vocab_size=1024]
 
-The text is the speeches of the plays in random order, as records of a .jsonl file. Ours reads it,
-encodes it and writes shards; tiktoken encodes the same documents, which it has in memory, and keeps
-nothing. Then the whole command, with baselines: its seconds and its memory at the peak.
+Both have the same text and cores. The text is the speeches of the plays in random order, as records
+of a .jsonl file. Ours reads it, encodes it and writes shards; tiktoken encodes the same documents,
+which it has in memory, and keeps nothing. Then the whole command, with baselines: its seconds and
+its memory at the peak.
 """
 
 import json
@@ -54,7 +54,9 @@ class Options(Section):
 
 
 def write_text(path: Path, megabytes: int) -> None:
-    speeches, rng, size = read_corpus("shakespeare").split("\n\n"), random.Random(0), 0
+    speeches = read_corpus("shakespeare").split("\n\n")
+    rng = random.Random(0)
+    size = 0
     with path.open("w", encoding="utf-8") as file:
         while size < megabytes * 1_000_000:
             text = "\n\n".join(rng.choices(speeches, k=20))
@@ -62,15 +64,17 @@ def write_text(path: Path, megabytes: int) -> None:
             file.write(json.dumps({"text": text}) + "\n")
 
 
-def ours(corpus: Path, tokenizer: Tokenizer) -> float:
+def time_ours(corpus: Path, tokenizer: Tokenizer) -> float:
+    """Return the seconds to read, encode and write."""
     with tempfile.TemporaryDirectory(dir=corpus.parent) as folder:
         began = time.perf_counter()
-        list(write_shards(read_pieces(str(corpus), tqdm(disable=True)), tokenizer, Path(folder)))
+        pieces = read_pieces(str(corpus), tqdm(disable=True))
+        list(write_shards(pieces, tokenizer, Path(folder)))
         return time.perf_counter() - began
 
 
-def theirs(corpus: Path, tokenizer: Tokenizer) -> float:
-    """Only the encoding is timed."""
+def time_theirs(corpus: Path, tokenizer: Tokenizer) -> float:
+    """Return the seconds to encode only."""
     seconds = 0.0
     batch: list[str] = []
 
@@ -101,16 +105,15 @@ def main(argv: list[str]) -> None:
         texts = choose_texts(read_pieces(str(corpus), tqdm(disable=True)), cfg.tokenizer)
         tokenizer = make_tokenizer(cfg.tokenizer, texts, cfg.vocab_size, cfg.eos_text)
         for _ in range(options.rounds):
-            times["Surprisal"].append(ours(corpus, tokenizer))
-            times["tiktoken"].append(theirs(corpus, tokenizer))
-        ratios = [a / b for a, b in zip(*times.values(), strict=True)]
+            times["Surprisal"].append(time_ours(corpus, tokenizer))
+            times["tiktoken"].append(time_theirs(corpus, tokenizer))
         for program, seconds in times.items():
-            print(
-                f"{program:<12}{statistics.median(seconds):8.1f} s ({min(seconds):.1f} to {max(seconds):.1f})"
-            )
-        print(
-            f"ratio       {statistics.median(ratios):8.2f}   ({min(ratios):.2f} to {max(ratios):.2f})"
-        )
+            median = statistics.median(seconds)
+            print(f"{program:<12}{median:8.1f} s ({min(seconds):.1f} to {max(seconds):.1f})")
+        both = zip(*times.values(), strict=True)
+        ratios = [ours / theirs for ours, theirs in both]
+        median = statistics.median(ratios)
+        print(f"{'ratio':<12}{median:8.2f}   ({min(ratios):.2f} to {max(ratios):.2f})")
         began = time.perf_counter()
         subprocess.run(
             [

@@ -1,7 +1,8 @@
-"""Hugging Face's Trainer with GPT2LMHeadModel on a recipe in GPT-2 form, for bench/peers.py: prints
-each step's time.
+"""Train GPT2LMHeadModel with Hugging Face's Trainer on a recipe in GPT-2 form, for bench/peers.py.
 
     python bench/hf_trainer.py RECIPE.toml STEPS
+
+It prints each step's time.
 """
 
 import sys
@@ -21,7 +22,7 @@ from data.prepare import prepare_corpus
 
 
 def make_model(cfg: ModelConfig, vocab_size: int, block_size: int) -> Any:
-    """Random weights; its linear layers have biases, which nanoGPT's recipes do without."""
+    """Make one of random weights; its linear layers have biases, nanoGPT's recipes have none."""
     # Imported where it is used: the project does without this package.
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -43,16 +44,18 @@ def make_model(cfg: ModelConfig, vocab_size: int, block_size: int) -> Any:
 
 
 class Windows:
-    """Windows of a text, as Trainer wants them."""
+    """The windows of a text, as Trainer wants them."""
 
     def __init__(self, tokens: np.ndarray, block_size: int) -> None:
-        self.tokens, self.block_size = np.asarray(tokens, dtype=np.int64), block_size
+        self.tokens = np.asarray(tokens, dtype=np.int64)
+        self.block_size = block_size
 
     def __len__(self) -> int:
         return len(self.tokens) // self.block_size
 
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-        window = self.tokens[number * self.block_size : (number + 1) * self.block_size]
+        first = number * self.block_size
+        window = self.tokens[first : first + self.block_size]
         return {"input_ids": window, "labels": window}
 
 
@@ -62,9 +65,10 @@ def main(recipe: str, steps: int) -> None:
     class Clock(TrainerCallback):  # type: ignore[misc]
         last = 0.0
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
             now = time.perf_counter()
-            print(f"iter {state.global_step}: time {1000 * (now - self.last):.2f}ms", flush=True)
+            milliseconds = 1000 * (now - self.last)
+            print(f"iter {state.global_step}: time {milliseconds:.2f}ms", flush=True)
             self.last = now
 
     cfg = load_config([recipe])[0]

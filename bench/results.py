@@ -1,4 +1,4 @@
-"""The table of results: recipes over several seeds, by the real command.
+"""Fill the table of results: recipes over several seeds, by the real command.
 
     python bench/results.py config/shakespeare_char.toml "config/student.toml --max_iters=1600"
     [--seeds=1,2,3]
@@ -17,7 +17,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+Rows = dict[str, dict[str, dict[str, Any]]]  # of each recipe and kind of CPU
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -43,24 +45,32 @@ class ResultsOptions(Section):
 
 
 def cpu_name() -> str:
-    """The CPU's name, its cores, and what PyTorch uses of it."""
+    """Return the CPU's name, its cores, and what PyTorch uses of it."""
+    name = "CPU"
     info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    kind = (
-        "AVX512-BF16"
-        if torch.cpu._is_avx512_bf16_supported()
-        else torch.backends.cpu.get_cpu_capability()
-    )
-    return f"{names[0] if names else 'CPU'}, {torch.get_num_threads()} threads, {kind}"
+    if info.exists():
+        found = re.search(r"model name\s*: (.*)", info.read_text())
+        if found:
+            name = found[1]
+    kind = torch.backends.cpu.get_cpu_capability()
+    if torch.cpu._is_avx512_bf16_supported():
+        kind = "AVX512-BF16"
+    return f"{name}, {torch.get_num_threads()} threads, {kind}"
+
+
+def last_line(stderr: str) -> str:
+    """Return what a failed command said last."""
+    lines = stderr.strip().splitlines()
+    return lines[-1] if lines else "failed"
 
 
 def train(command: str, seed: int, dtype: str) -> dict[str, float]:
-    """A finished run of a recipe: its losses, and the seconds of the whole command."""
-    name = re.sub(r"[^\w.=-]+", "_", command.removeprefix("config/")) + f"_{seed}_{dtype}"
-    folder = ROOT / "out/results" / name
+    """Return the losses of a finished run of a recipe, and the seconds of the whole command."""
+    recipe = re.sub(r"[^\w.=-]+", "_", command.removeprefix("config/"))
+    folder = ROOT / f"out/results/{recipe}_{seed}_{dtype}"
     done = folder / "seconds.json"
     if not done.exists():
-        cfg, _ = load_config([*shlex.split(command)])
+        cfg, _ = load_config(shlex.split(command))
         prepare_corpus(cfg.data)  # is not timed
         started = time.perf_counter()
         process = subprocess.run(
@@ -76,8 +86,8 @@ def train(command: str, seed: int, dtype: str) -> dict[str, float]:
             capture_output=True,
             text=True,
         )
-        if process.returncode:
-            raise UserError(f"{command}: {(process.stderr.strip().splitlines() or ['failed'])[-1]}")
+        if process.returncode != 0:
+            raise UserError(f"{command}: {last_line(process.stderr)}")
         done.write_text(json.dumps({"seconds": time.perf_counter() - started}))
     final = open_run(folder).read_metrics()[-1]
     return final | json.loads(done.read_text())
@@ -89,13 +99,19 @@ def main(argv: list[str]) -> None:
     )
     rows = json.loads(STORE.read_text()) if STORE.exists() else {}
     cpu = cpu_name()
-    kind = "AVX512-BF16" if cpu.endswith("BF16") and options.dtype != "float32" else "AVX2"
+    kind = "AVX2"
+    if cpu.endswith("BF16") and options.dtype != "float32":
+        kind = "AVX512-BF16"
+    seeds = [int(seed) for seed in options.seeds.split(",")]
     for command in commands:
-        runs = [train(command, int(seed), options.dtype) for seed in options.seeds.split(",")]
+        runs = [train(command, seed, options.dtype) for seed in seeds]
         losses = [run["best_val_nll"] for run in runs]
+        deviation = 0.0
+        if len(losses) > 1:
+            deviation = statistics.stdev(losses)
         row = {
             "nll": statistics.mean(losses),
-            "std": statistics.stdev(losses) if len(losses) > 1 else 0.0,
+            "std": deviation,
             "bits_per_byte": statistics.mean(run["best_val_bits_per_byte"] for run in runs),
             "perplexity": statistics.mean(run["best_val_perplexity"] for run in runs),
             "seconds": statistics.median(run["seconds"] for run in runs),
@@ -104,7 +120,8 @@ def main(argv: list[str]) -> None:
         }
         rows.setdefault(command, {})[kind] = row
         print(
-            f"{command}: {row['nll']:.4f} ± {row['std']:.4f} nats, {row['bits_per_byte']:.3f} bits per byte, "
+            f"{command}: {row['nll']:.4f} ± {row['std']:.4f} nats, "
+            f"{row['bits_per_byte']:.3f} bits per byte, "
             f"{row['seconds']:.0f} s, seeds {options.seeds}, {cpu}",
             flush=True,
         )
@@ -112,25 +129,30 @@ def main(argv: list[str]) -> None:
         write_table(rows)
 
 
-def write_table(rows: dict[str, dict[str, dict[str, float]]]) -> None:
+def write_table(rows: Rows) -> None:
+    """Replace the table in docs/results.md."""
     lines = [
-        "| command | nats per token, AVX2 | bits per byte | perplexity | seconds | nats, AVX512-BF16 | seconds |",
+        "| command | nats per token, AVX2 | bits per byte | perplexity | seconds "
+        "| nats, AVX512-BF16 | seconds |",
         "|---|---|---|---|---|---|---|",
     ]
     for command, kinds in rows.items():
         first = next(iter(kinds.values()))
-        cells = []
-        for kind in ("AVX2", "AVX512-BF16"):
-            row = kinds.get(kind)
-            cells.append(
-                (f"{row['nll']:.3f} ± {row['std']:.3f}", f"{row['seconds']:.0f}")
-                if row
-                else ("", "")
-            )
-        lines.append(
-            f"| `python train.py {command}` | {cells[0][0]} | {first['bits_per_byte']:.3f} | "
-            f"{first['perplexity']:.2f} | {cells[0][1]} | {cells[1][0]} | {cells[1][1]} |"
-        )
+        nats = {"AVX2": "", "AVX512-BF16": ""}
+        seconds = dict(nats)
+        for kind, row in kinds.items():
+            nats[kind] = f"{row['nll']:.3f} ± {row['std']:.3f}"
+            seconds[kind] = f"{row['seconds']:.0f}"
+        cells = [
+            f"`python train.py {command}`",
+            nats["AVX2"],
+            f"{first['bits_per_byte']:.3f}",
+            f"{first['perplexity']:.2f}",
+            seconds["AVX2"],
+            nats["AVX512-BF16"],
+            seconds["AVX512-BF16"],
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     text = TABLE.read_text(encoding="utf-8")
     before, _, rest = text.partition("<!-- table -->\n")
     after = rest.partition("<!-- end of table -->\n")[2]

@@ -1,5 +1,4 @@
-"""Where the time of a training step goes, part by part, and how near its arithmetic comes to the
-machine's.
+"""Show where the time of a training step goes, and how near its arithmetic comes to the machine's.
 
     python bench/throughput.py [RECIPE.toml] [--name=value ...]
 
@@ -19,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from bench.output import write_results
+from bench.output import high_water_mark, write_results
 from chunked_loss import next_token_loss
 from config.cli import load_config
 from config.errors import run_command
@@ -34,13 +33,15 @@ from engine.step import compile_model
 from model import GPT
 from train import train_step
 
-WARM_UP, STEPS = 5, 40
+WARM_UP = 5  # steps
+STEPS = 40
 SIZE = 2048  # of the matrices whose product is the machine's best
+Function = Callable[..., Any]
 Times = dict[str, list[float]]  # of each part, its seconds in each step
 
 
 def peak_flops(device: Device) -> float:
-    """FLOP/s of a large matrix product, the best of ten."""
+    """Return the FLOP/s of a large matrix product, the best of ten."""
     a = torch.randn(SIZE, SIZE, device=device.torch_device, dtype=device.dtype)
     times = []
     for _ in range(10):
@@ -56,8 +57,8 @@ def clock(device: Device) -> float:
     return time.perf_counter()
 
 
-def timed(function: Callable[..., Any], seconds: list[float], device: Device) -> Callable[..., Any]:
-    """The same function; each call appends its seconds."""
+def timed(function: Function, seconds: list[float], device: Device) -> Function:
+    """Return a function that does the same, and appends each call's seconds."""
 
     def call(*arguments: Any, **options: Any) -> Any:
         began = clock(device)
@@ -69,16 +70,19 @@ def timed(function: Callable[..., Any], seconds: list[float], device: Device) ->
 
 
 def measure(cfg: Config, steps: int) -> dict[str, Any]:
-    """The seconds of each part and of each step of a training, and what its products reach."""
+    """Return the seconds of each part and step of a training, and what its products reach."""
     device = setup_device(cfg.run.device, cfg.run.dtype)
     if cfg.run.compile:
         device = device.without_workers()
     corpus = prepare_corpus(cfg.data)
-    eos = corpus.tokenizer.eos if cfg.data.padded else None
+    eos = None
+    if cfg.data.padded:
+        eos = corpus.tokenizer.eos
+    block_size = cfg.model.block_size
     batch_size = cfg.optim.batch_size
     batches = TrainBatches(
         corpus.train,
-        cfg.model.block_size,
+        block_size,
         batch_size,
         cfg.run.seed,
         eos,
@@ -87,7 +91,7 @@ def measure(cfg: Config, steps: int) -> dict[str, Any]:
     torch.manual_seed(cfg.run.seed)
     model = GPT(cfg.model, corpus.tokenizer.vocab_size).to(device.torch_device)
     forward: torch.nn.Module = model
-    objective = load_objective(cfg.loss, corpus.tokenizer, cfg.model.block_size, device)
+    objective = load_objective(cfg.loss, corpus.tokenizer, block_size, device)
     if cfg.run.compile:
         forward = compile_model(model, batches(0), objective, device)
     optimizers = make_optimizers(model, cfg.optim, device)
@@ -103,22 +107,22 @@ def measure(cfg: Config, steps: int) -> dict[str, Any]:
         batch = get_batch(step * batch_size)
         state = TrainState(step=min(step, cfg.optim.max_iters - 1))
         take_step(forward, optimizers, batch, objective, device, cfg=cfg, state=state)
-    alone = measure_micro_batch(model, batch[0], device, steps)
+    seconds |= measure_micro_batch(model, batch[0], device, steps)
 
-    medians = {
-        name: statistics.median(times[WARM_UP:]) for name, times in (seconds | alone).items()
-    }
-    tokens = batch_size * cfg.model.block_size
-    both = zip(seconds["data"][WARM_UP:], seconds["step"][WARM_UP:], strict=True)
-    times = [data + step for data, step in both]
+    parts = {}
+    for name, values in seconds.items():
+        parts[name] = statistics.median(values[WARM_UP:])
+    both = zip(seconds["data"], seconds["step"], strict=True)
+    times = [data + step for data, step in both][WARM_UP:]
     median = statistics.median(times)
+    tokens = batch_size * block_size
     return {
         "config": cfg.model_dump(),
         "device": str(device),
         "parameters": model.num_params(),
         "tokens": tokens,
         "micro_batches": len(batch),
-        "parts": medians,
+        "parts": parts,
         "steps": times,
         "tokens_per_second": tokens / median,
         "flops": tokens * model.flops_per_token() / median,
@@ -127,7 +131,7 @@ def measure(cfg: Config, steps: int) -> dict[str, Any]:
 
 
 def measure_micro_batch(model: GPT, micro: Batch, device: Device, steps: int) -> Times:
-    """The seconds of each part of a micro-batch, by one core or a GPU."""
+    """Return the seconds of each part of a micro-batch, by one core or a GPU."""
     parameters = list(model.parameters())
     seconds: Times = {"forward": [], "loss": [], "backward": []}
     hidden_states = timed(model.hidden_states, seconds["forward"], device)
@@ -145,34 +149,36 @@ def measure_micro_batch(model: GPT, micro: Batch, device: Device, steps: int) ->
 
 
 def main(argv: list[str]) -> None:
-    found = measure(load_config(argv)[0], STEPS)
-    parts, steps = found["parts"], found["steps"]
+    cfg, _ = load_config(argv)
+    found = measure(cfg, STEPS)
+    print(f"GPT with {found['parameters']:,} parameters")
+    print(f"{found['device']}: steps of {found['tokens']:,} tokens\n")
+
+    parts = found["parts"]
+    steps = [1000 * seconds for seconds in found["steps"]]
     step = statistics.median(steps)
-    optimizers = [name for name in ("AdamW", "Muon") if name in parts]
-    rest = parts["step"] - sum(parts[name] for name in optimizers)
-    rows = {"data": parts["data"], f"gradients of {found['micro_batches']} micro-batches": rest}
-    rows |= {name: parts[name] for name in optimizers}
-    print(
-        f"GPT with {found['parameters']:,} parameters\n{found['device']}: steps of {found['tokens']:,} tokens\n"
-    )
+    optimizers = {name: parts[name] for name in ("AdamW", "Muon") if name in parts}
+    gradients = parts["step"] - sum(optimizers.values())
+    rows = {"data": parts["data"]}
+    rows[f"gradients of {found['micro_batches']} micro-batches"] = gradients
+    rows |= optimizers
     print(f"{'part':<32}{'ms':>9}{'share':>8}")
-    for name, value in rows.items():
-        print(f"{name:<32}{1000 * value:9.2f}{value / step:8.1%}")
+    for name, seconds in rows.items():
+        print(f"{name:<32}{1000 * seconds:9.2f}{1000 * seconds / step:8.1%}")
+    print(f"{'step':<32}{step:9.2f}   ({min(steps):.2f} to {max(steps):.2f})\n")
+
+    alone = [f"{name} {1000 * parts[name]:.2f} ms" for name in ("forward", "loss", "backward")]
+    print(f"one micro-batch alone: {', '.join(alone)}\n")
+
+    share = found["flops"] / found["peak_flops"]
     print(
-        f"{'step':<32}{1000 * step:9.2f}   ({1000 * min(steps):.2f} to {1000 * max(steps):.2f})\n"
+        f"{found['tokens_per_second']:,.0f} tokens/s; "
+        f"{found['flops'] / 1e9:,.0f} GFLOP/s in products, "
+        f"{share:.0%} of the {found['peak_flops'] / 1e9:,.0f} that a large one reaches here"
     )
-    print(
-        "one micro-batch alone: "
-        + ", ".join(
-            f"{name} {1000 * parts[name]:.2f} ms" for name in ("forward", "loss", "backward")
-        )
-        + "\n"
-    )
-    print(
-        f"{found['tokens_per_second']:,.0f} tokens/s; {found['flops'] / 1e9:,.0f} GFLOP/s in products, "
-        f"{found['flops'] / found['peak_flops']:.0%} of the {found['peak_flops'] / 1e9:,.0f} that a large one "
-        "reaches here"
-    )
+    if sys.platform == "linux":
+        found["megabytes"] = high_water_mark()
+        print(f"{found['megabytes']:.0f} MB of memory at the peak")
     write_results("throughput", found)
 
 

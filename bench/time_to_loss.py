@@ -1,4 +1,4 @@
-"""How long whole commands take to a validation loss, from process start, against nanoGPT's recipe.
+"""Time whole commands to a validation loss, from process start, against nanoGPT's recipe.
 
     python bench/time_to_loss.py [RECIPE.toml | "RECIPE.toml --name=value" ...] [--rounds=3]
     [--nanogpt=path/to/nanoGPT]
@@ -31,7 +31,8 @@ sys.path.insert(0, str(ROOT))
 from pydantic import Field
 
 from bench.output import write_results
-from bench.peers import command, run_training
+from bench.peers import nanogpt_command, run_training
+from bench.results import last_line
 from config.cli import load_config
 from config.errors import UserError, run_command
 from config.parser import load_options
@@ -42,6 +43,7 @@ from engine.run import open_run
 REFERENCE = "config/nanogpt_cpu.toml"
 # the same recipe here, iterations, and the loss after them
 FOR_GPU = ("config/nanogpt_gpu.toml", 1750, 1.4697)
+ROW = "{seed:>4} {recipe:<40} {seconds:8.1f} {val_nll:8.4f} {ratio:7.1f}"
 
 
 class Options(Section):
@@ -55,40 +57,43 @@ class Options(Section):
     for_gpu: bool = Field(False, description="compare with that checkout's recipe for a GPU")
 
 
-def run(arguments: list[str], folder: str, **environment: str) -> tuple[float, str]:
-    """The seconds that a whole command took, and what it printed."""
+Row = dict[str, Any]
+
+
+def run(arguments: list[str], folder: str, **env: str) -> tuple[float, str]:
+    """Return the seconds that a whole command took, and what it printed."""
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
-        env=os.environ | environment,
+        env=os.environ | env,
     )
-    if done.returncode:
-        raise UserError(
-            f"{' '.join(arguments)}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}"
-        )
-    return time.perf_counter() - began, done.stdout
+    seconds = time.perf_counter() - began
+    if done.returncode != 0:
+        raise UserError(f"{' '.join(arguments)}: {last_line(done.stderr)}")
+    return seconds, done.stdout
 
 
-def run_nanogpt(path: str, seed: int) -> dict[str, Any]:
-    """nanoGPT has one seed, its own."""
+def run_nanogpt(path: str, seed: int) -> Row:
+    """Run nanoGPT's own code; it has one seed, its own."""
     with tempfile.TemporaryDirectory() as folder:
-        seconds, printed = run(*command("nanoGPT", REFERENCE, 2000, path, folder))
+        seconds, printed = run(nanogpt_command(REFERENCE, 2000, folder), path)
     losses = [float(loss) for loss in re.findall(r"step \d+: .* val loss ([\d.]+)", printed)]
     return {"recipe": "nanoGPT", "seed": seed, "seconds": seconds, "val_nll": min(losses)}
 
 
-def time_for_gpu(path: str, seed: int) -> dict[str, Any]:
-    """All iterations would take hours."""
+def time_for_gpu(path: str, seed: int) -> Row:
+    """Time a few iterations, as all of them would take hours."""
     recipe, iterations, loss = FOR_GPU
-    seconds = iterations * run_training("nanoGPT", recipe, 3, path)[1]
+    _, step = run_training("nanoGPT", recipe, 3, path)
+    seconds = iterations * step
     return {"recipe": "nanoGPT, for a GPU", "seed": seed, "seconds": seconds, "val_nll": loss}
 
 
-def run_recipe(recipe: str, seed: int) -> dict[str, Any]:
-    """A whole command in an empty run directory: its seconds, and the best loss that it measured."""
+def run_recipe(recipe: str, seed: int) -> Row:
+    """Run a whole command in an empty directory; returns its seconds and its best loss."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["train.py", *shlex.split(recipe), f"--seed={seed}", f"--out_dir={folder}/run"]
         seconds, _ = run(arguments, str(ROOT), TORCHINDUCTOR_CACHE_DIR=f"{folder}/compiled")
@@ -101,10 +106,22 @@ def run_recipe(recipe: str, seed: int) -> dict[str, Any]:
     }
 
 
-def reference_of(options: Options, seed: int) -> dict[str, Any]:
+def run_reference(options: Options, seed: int) -> Row:
     if options.for_gpu:
         return time_for_gpu(options.nanogpt, seed)
-    return run_nanogpt(options.nanogpt, seed) if options.nanogpt else run_recipe(REFERENCE, seed)
+    if options.nanogpt:
+        return run_nanogpt(options.nanogpt, seed)
+    return run_recipe(REFERENCE, seed)
+
+
+def describe(recipe: str, rows: list[Row]) -> str:
+    """Say the median and the range of each figure of a recipe."""
+    parts = []
+    for key in ("seconds", "val_nll", "ratio"):
+        values = [row[key] for row in rows if row["recipe"] == recipe]
+        median = statistics.median(values)
+        parts.append(f"{key} {median:.4g} ({min(values):.4g} to {max(values):.4g})")
+    return f"{recipe}: {'; '.join(parts)}"
 
 
 def main(argv: list[str]) -> None:
@@ -113,32 +130,20 @@ def main(argv: list[str]) -> None:
         raise UserError("for_gpu=true: needs a checkout of nanoGPT; add --nanogpt=path/to/nanoGPT")
     recipes = recipes or ["config/tinyshakespeare_sprint.toml", "config/tinyshakespeare_char.toml"]
     for recipe in [REFERENCE, *recipes]:
-        prepare_corpus(load_config(shlex.split(recipe))[0].data)  # before any is timed
-    rows: list[dict[str, Any]] = []
+        cfg, _ = load_config(shlex.split(recipe))
+        prepare_corpus(cfg.data)  # before any is timed
+    rows: list[Row] = []
     print(f"{'seed':>4} {'recipe':<40} {'seconds':>8} {'val nll':>8} {'ratio':>7}")
     for seed in range(1, options.rounds + 1):
-        reference = reference_of(options, seed)
-        for row in [reference, *(run_recipe(recipe, seed) for recipe in recipes)]:
-            rows.append(row | {"ratio": reference["seconds"] / row["seconds"]})
-            print(
-                "{seed:>4} {recipe:<40} {seconds:8.1f} {val_nll:8.4f} {ratio:7.1f}".format(
-                    **rows[-1]
-                ),
-                flush=True,
-            )
+        reference = run_reference(options, seed)
+        ours = [run_recipe(recipe, seed) for recipe in recipes]
+        for row in [reference, *ours]:
+            row["ratio"] = reference["seconds"] / row["seconds"]
+            rows.append(row)
+            print(ROW.format(**row), flush=True)
     print()
     for recipe in dict.fromkeys(row["recipe"] for row in rows):
-        values = {
-            key: [row[key] for row in rows if row["recipe"] == recipe]
-            for key in ("seconds", "val_nll", "ratio")
-        }
-        print(
-            f"{recipe}: "
-            + "; ".join(
-                f"{key} {statistics.median(own):.4g} ({min(own):.4g} to {max(own):.4g})"
-                for key, own in values.items()
-            )
-        )
+        print(describe(recipe, rows))
     write_results("time_to_loss", rows)
 
 
