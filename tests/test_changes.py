@@ -104,8 +104,8 @@ def test_a_jump_of_the_learning_rate_is_told(finished: Path) -> None:
     peak = Config().optim.learning_rate
     printed = resume("--max_iters=9").stdout
     assert (
-        f"\n  the learning rate rises from {peak / 6:.2g} to {peak / 3:.2g}, because its schedule now ends at "
-        "step 9\n"
+        f"\n  the learning rate rises from {peak / 6:.2g} to {peak / 3:.2g}, "
+        "because its schedule now ends at step 9\n"
     ) in printed
     constant = ["--learning_rate=0.001", "--schedule=constant"]
     told = resume("--max_iters=10", *constant).stdout
@@ -119,7 +119,8 @@ def test_a_jump_of_the_learning_rate_is_told(finished: Path) -> None:
 def test_a_new_dtype_has_to_be_named(finished: Path) -> None:
     (finished / "config.toml").rename("other.toml")
     shutil.copy("other.toml", finished / "config.toml")
-    was, now = trained_dtype(), other_dtype()
+    was = trained_dtype()
+    now = other_dtype()
     Path("other.toml").write_text(Path("other.toml").read_text().replace(was, now))
     options = ["other.toml", "--out_dir=out/run", "--init_from=resume", "--max_iters=8"]
     done = call("train.py", *options, check=False)

@@ -19,6 +19,8 @@ from tests.conftest import call
 from tests.one_run import RUN, files, files_of_at_most, resume, steps, train
 from tests.processes import assert_same_checkpoints, read_checkpoint
 
+EVALUATED = [0, 1, 2, 4, 6]  # the steps of such a run before which its model is measured
+
 pytestmark = pytest.mark.usefixtures("numbers_only")
 
 
@@ -38,6 +40,7 @@ def test_a_line_that_does_not_fit_leaves_the_file_as_it_was(tmp_path: Path) -> N
 def test_a_full_disk_is_told_once_and_training_continues(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The lines of two steps are lost, and the lines after them are written."""
 
     def fail(path: Path, record: Record) -> None:
         if path.name == "metrics.jsonl" and record["step"] in (2, 3):
@@ -46,12 +49,8 @@ def test_a_full_disk_is_told_once_and_training_continues(
 
     monkeypatch.setattr(engine.run_files, "append_line", fail)
     printed = train().stdout
-    assert (
-        printed.count(
-            "warning: out/run/metrics.jsonl could not be written (No space left on device)"
-        )
-        == 1
-    )
+    warning = "warning: out/run/metrics.jsonl could not be written (No space left on device)"
+    assert printed.count(warning) == 1
     assert steps(data_dir / "out/run") == [0, 1, 4, 5, 6, 6]
 
 
@@ -65,11 +64,11 @@ def test_a_full_disk_is_told_with_the_name_of_the_file(data_dir: Path) -> None:
 def test_a_full_disk_costs_no_checkpoint_and_training_continues(data_dir: Path) -> None:
     train("--schedule=constant", "--max_iters=3")
     run = data_dir / "out/run"
-    before = {
-        name: (run / name).read_bytes() for name in ("last.safetensors", "previous.safetensors")
-    }
-    # the numbers in it have more digits or fewer
-    with files_of_at_most(len(before["last.safetensors"]) - 500):
+    names = ("last.safetensors", "previous.safetensors")
+    before = {name: (run / name).read_bytes() for name in names}
+    # a little less than a checkpoint needs: the numbers in it have more digits or fewer
+    room = len(before["last.safetensors"]) - 500
+    with files_of_at_most(room):
         done = resume("--schedule=constant", returns=2)
     assert done.stdout.count("warning: out/run/last.safetensors could not be written (") == 1
     assert "File too large" in done.stdout
@@ -77,7 +76,7 @@ def test_a_full_disk_costs_no_checkpoint_and_training_continues(data_dir: Path) 
         "error: out/run: the last checkpoint could not be written; make room, or move"
     )
     assert steps(run) == [*range(7)]
-    assert {name: (run / name).read_bytes() for name in before} == before
+    assert {name: (run / name).read_bytes() for name in names} == before
     assert not list(run.glob(".*"))
     assert "resuming out/run at step 3\n" in resume("--schedule=constant").stdout
     call("train.py", *RUN, "--schedule=constant", "--out_dir=out/roomy")
@@ -107,20 +106,19 @@ def best_fails(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def test_the_best_model_is_the_one_on_disk(data_dir: Path, best_fails: Callable[..., None]) -> None:
     """One that could not be written does not count: the next that is better than it is saved."""
-    best_fails({0: 3.0, 1: 3.0, 2: 2.5, 4: 2.0, 6: 2.2}, 4)
+    losses = {0: 3.0, 1: 3.0, 2: 2.5, 4: 2.0, 6: 2.2}
+    best_fails(losses, 4)
     printed = train().stdout
-    assert (
-        "warning: out/run/best.safetensors could not be written (No space left on device)"
-        in printed
-    )
+    warning = "warning: out/run/best.safetensors could not be written (No space left on device)"
+    assert warning in printed
     assert "The best model, of step 6 of 6, has a loss of " in printed
     state = read_checkpoint(data_dir / "out/run/best.safetensors")[1]
     assert (state["step"], state["best_nll"]) == (6, 2.2)
 
 
-@pytest.mark.parametrize("steps", [(6,), (0, 1, 2, 4, 6)])
+@pytest.mark.parametrize("steps", [[6], EVALUATED])
 def test_a_best_model_that_could_not_be_written_at_the_end_is_written_on_resuming(
-    data_dir: Path, best_fails: Callable[..., None], steps: tuple[int, ...]
+    data_dir: Path, best_fails: Callable[..., None], steps: list[int]
 ) -> None:
     losses = {0: 3.0, 1: 3.0, 2: 2.5, 4: 2.4, 6: 2.0}
     best_fails(losses, *steps)
@@ -135,11 +133,14 @@ def test_a_best_model_that_could_not_be_written_at_the_end_is_written_on_resumin
 def test_errors_of_a_disk_say_what_the_system_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also of safetensors, and of a line whose file could not be made."""
-    model = GPT(ModelConfig(block_size=8, n_layer=1, n_head=2, n_embd=16), 13)
+    """Also where safetensors wrote, and where a file could not be made for a line."""
+    cfg = ModelConfig(block_size=8, n_layer=1, n_head=2, n_embd=16)
+    model = GPT(cfg, 13)
+    path = tmp_path / "best.safetensors"
     with files_of_at_most(2000), pytest.raises(OSError, match="File too large") as raised:
-        save_checkpoint(tmp_path / "best.safetensors", model, TrainState())
-    assert (raised.value.errno, raised.value.filename) == (27, str(tmp_path / "best.safetensors"))
+        save_checkpoint(path, model, TrainState())
+    assert raised.value.errno == 27
+    assert raised.value.filename == str(path)
 
     def refuse(*_: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -153,7 +154,7 @@ def test_errors_of_a_disk_say_what_the_system_said(
 def test_directories_that_cannot_be_written_are_one_clear_line(
     example: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For root too, who may write anywhere but in /proc."""
+    """The test holds for root too, who may write anywhere but in /proc."""
     for out in ("/proc/run", "/proc/self/run"):
         assert "/proc" in train(f"--out_dir={out}", returns=2).stderr
     shutil.copytree(example / "out", data_dir / "out")
@@ -166,8 +167,6 @@ def test_directories_that_cannot_be_written_are_one_clear_line(
 
     monkeypatch.setattr(os, "replace", refuse)
     before = files(data_dir / "out")
-    assert (
-        resume("--max_iters=9", returns=2).stderr
-        == "error: out/run/config.toml: Permission denied\n"
-    )
+    told = resume("--max_iters=9", returns=2).stderr
+    assert told == "error: out/run/config.toml: Permission denied\n"
     assert files(data_dir / "out") == before

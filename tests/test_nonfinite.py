@@ -31,6 +31,11 @@ pytestmark = pytest.mark.usefixtures("numbers_only")
 CPU = Device(torch.device("cpu"), torch.float32)
 
 
+def all_states(model: GPT, optimizers: list[torch.optim.Optimizer]) -> list[Any]:
+    """Weights, and what the optimizers remember."""
+    return [model.state_dict(), *[optimizer.state_dict()["state"] for optimizer in optimizers]]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_step_with_bad_numbers_changes_nothing(
@@ -38,14 +43,13 @@ def test_a_step_with_bad_numbers_changes_nothing(
 ) -> None:
     """Neither weights nor optimizers."""
     torch.manual_seed(0)
-    model = GPT(ModelConfig(block_size=8, n_layer=1, n_head=2, n_embd=16), 13)
+    cfg = ModelConfig(block_size=8, n_layer=1, n_head=2, n_embd=16)
+    model = GPT(cfg, 13)
     optimizers = make_optimizers(model, OptimConfig(weight_decay=0.1))
     tokens = np.random.default_rng(0).integers(13, size=(4, 9))
     batch = [Batch(tokens[:, :-1], tokens[:, 1:])]
     assert take_step(model, optimizers, batch, Config(), CPU).is_valid
-    before = copy.deepcopy(
-        [model.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)]
-    )
+    before = copy.deepcopy(all_states(model, optimizers))
     with monkeypatch.context() as patch:
         if where == "loss":
             forward = model.forward
@@ -63,7 +67,7 @@ def test_a_step_with_bad_numbers_changes_nothing(
             )
         result = take_step(model, optimizers, batch, Config(), CPU, step=1)
     assert (result.is_finite, result.is_valid, result.num_targets) == (False, False, 32)
-    after = [model.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)]
+    after = all_states(model, optimizers)
     torch.testing.assert_close(after, before, rtol=0, atol=0)
     assert all(p.grad is None for p in model.parameters())
     assert take_step(model, optimizers, batch, Config(), CPU, step=2).is_valid
@@ -92,18 +96,21 @@ def test_nonfinite_steps_are_counted_and_told(data_dir: Path, spoil: Callable[..
     spoil(1, 2, 4)
     printed = train().stdout
     assert (
-        "step 2: the loss is nan and the norm of the gradient nan: the step changes nothing, and counts in "
-        "nonfinite_steps"
+        "step 2: the loss is nan and the norm of the gradient nan: the step changes nothing, "
+        "and counts in nonfinite_steps"
     ) in printed
     assert "because their loss or gradient was not finite: 3." in printed
     *records, _ = read_metrics(data_dir / "out/run")
-    assert [record.get("nonfinite_steps", 0) for record in records] == [0, 0, 1, 2, 2, 3, 3]
-    assert [record.get("nonfinite_in_a_row", 0) for record in records] == [0, 0, 1, 2, 0, 1, 0]
-    assert [number for number, record in enumerate(records) if "train_nll" in record] == [1, 4, 6]
+    so_far = [record.get("nonfinite_steps", 0) for record in records]
+    in_a_row = [record.get("nonfinite_in_a_row", 0) for record in records]
+    with_loss = [record["step"] for record in records if "train_nll" in record]
+    assert so_far == [0, 0, 1, 2, 2, 3, 3]
+    assert in_a_row == [0, 0, 1, 2, 0, 1, 0]
+    assert with_loss == [1, 4, 6]
 
 
 def test_too_many_nonfinite_steps_stop_training(data_dir: Path, spoil: Callable[..., None]) -> None:
-    """With a word on what to try, and weights that are as before. Resuming gives it a new chance."""
+    """Training says what to try and keeps the weights from before; resuming tries again."""
     spoil(3, 4)
     printed = train("--max_nonfinite_steps=2", returns=1).stdout
     assert (
@@ -120,11 +127,17 @@ def test_too_many_nonfinite_steps_stop_training(data_dir: Path, spoil: Callable[
 def test_a_validation_loss_that_is_not_finite_is_never_the_best(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure_loss, calls = engine.evaluation.measure_loss, iter(range(100))
+    """Only the second evaluation, after step 1, is finite."""
+    measure_loss = engine.evaluation.measure_loss
+    evaluations = 0
 
     def fail(*arguments: Any) -> LossMeans:
+        nonlocal evaluations
+        evaluations += 1
         loss = measure_loss(*arguments)
-        return loss if next(calls) == 1 else loss._replace(nll=math.nan)
+        if evaluations == 2:
+            return loss
+        return loss._replace(nll=math.nan)
 
     monkeypatch.setattr(engine.evaluation, "measure_loss", fail)
     train()
@@ -138,18 +151,24 @@ def count(state: TrainState, nll: float) -> float | None:
 
 
 def result(nll: float) -> StepResult:
-    """Of a step with 10 targets."""
-    return StepResult(
-        LossSums(*(torch.tensor(value) for value in (nll * 10, nll * 10, 0, 0, 0, 5, 10))), 1.0, 0.1
+    """What a step with 10 targets returns."""
+    zero = torch.tensor(0.0)
+    sums = LossSums(
+        objective=torch.tensor(nll * 10),
+        nll=torch.tensor(nll * 10),
+        smoothing=zero,
+        z_loss=zero,
+        teacher_kl=zero,
+        correct=torch.tensor(5),
+        num_targets=torch.tensor(10),
     )
+    return StepResult(sums, 1.0, 0.1)
 
 
 def test_a_spike_is_a_jump_above_the_noise() -> None:
-    """Not the noise itself, nor the fall at the beginning, nor the first steps; and it is told
-    once.
-    """
-    rng = np.random.default_rng(0)
-    calm = [2 + 2 * math.exp(-step / 30) + 0.1 * rng.standard_normal() for step in range(400)]
+    """Noise, the fall at the beginning and the first steps are no spikes; a spike counts once."""
+    noise = 0.1 * np.random.default_rng(0).standard_normal(400)
+    calm = 2 + 2 * np.exp(-np.arange(400) / 30) + noise
     state = TrainState()
     assert not any(count(state, nll) for nll in calm)
     assert count(state, 3.0) == pytest.approx(1.0, abs=0.1)
@@ -165,8 +184,10 @@ def test_a_spike_is_a_jump_above_the_noise() -> None:
 
 def test_spikes_are_told(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def count(self: TrainState, result: StepResult) -> float | None:
-        self.loss_spikes += self.step == 3
-        return 0.75 if self.step == 3 else None
+        if self.step != 3:
+            return None
+        self.loss_spikes += 1
+        return 0.75
 
     monkeypatch.setattr(TrainState, "count_step", count)
     printed = train().stdout
@@ -176,8 +197,11 @@ def test_spikes_are_told(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_troubles_are_told_ten_times() -> None:
-    state, told = TrainState(), []
-    for _ in range(300):
+    """After ten of them every hundredth is told."""
+    state = TrainState()
+    told = []
+    for number in range(1, 301):
         spike = count(state, math.nan)
-        told.append(describe_trouble(state, result(math.nan), spike))
-    assert [number for number, line in enumerate(told, 1) if line] == [*range(1, 11), 100, 200, 300]
+        if describe_trouble(state, result(math.nan), spike):
+            told.append(number)
+    assert told == [*range(1, 11), 100, 200, 300]

@@ -23,29 +23,33 @@ pytestmark = pytest.mark.usefixtures("numbers_only")
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ..."),
         RuntimeError(
-            "MPS backend out of memory (MPS allocated: 17 GB, ...). Tried to allocate 5 GB on private pool."
+            "MPS backend out of memory (MPS allocated: 17 GB, ...). "
+            "Tried to allocate 5 GB on private pool."
         ),
         RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+            "[enforce fail at alloc_cpu.cpp:117] err == 0. "
+            "DefaultCPUAllocator: can't allocate memory: you tried"
         ),
         MemoryError(),
     ],
 )
 def test_out_of_memory_names_the_option_to_change(error: Exception) -> None:
-    advice = advise_less_memory(load_config(["--batch_size=64", "--block_size=64"])[0])
-    with (
-        pytest.raises(
-            UserError,
-            match=r"^out of memory: use --micro_batch_size=8, which gives the same result",
-        ),
-        out_of_memory(advice),
-    ):
+    cfg, _ = load_config(["--batch_size=64", "--block_size=64"])
+    advice = advise_less_memory(cfg)
+    says = "^out of memory: use --micro_batch_size=8, which gives the same result"
+    with pytest.raises(UserError, match=says), out_of_memory(advice):
         raise error
-    for size, says in ((16, "use --micro_batch_size=8, which"), (1, "use a smaller --block_size")):
-        advice = advise_less_memory(
-            load_config(["--batch_size=64", f"--micro_batch_size={size}"])[0]
-        )
-        assert advice.startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("size", "says"), [(16, "use --micro_batch_size=8, which"), (1, "use a smaller --block_size")]
+)
+def test_the_advice_depends_on_the_micro_batch(size: int, says: str) -> None:
+    cfg, _ = load_config(["--batch_size=64", f"--micro_batch_size={size}"])
+    assert advise_less_memory(cfg).startswith(says)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     with pytest.raises(RuntimeError, match="a bug"), out_of_memory("never"):
         raise RuntimeError("a bug")
 
@@ -53,7 +57,7 @@ def test_out_of_memory_names_the_option_to_change(error: Exception) -> None:
 def test_a_run_out_of_memory_continues_with_less(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After three steps, as the error says: in micro-batches of half the size, to the same losses."""
+    """As the error says: after three steps, with smaller micro-batches, to the same losses."""
     call("train.py", *RUN, "--out_dir=out/roomy", "--dtype=float32")
 
     def step(*arguments: Any, state: TrainState, **options: Any) -> StepResult:

@@ -1,5 +1,6 @@
-"""What a run's page is told: its numbers are those of the metrics. tests/test_browser.py looks at
-the page itself.
+"""A run's page gets the numbers of the metrics.
+
+tests/test_browser.py looks at the page itself.
 """
 
 import json
@@ -22,7 +23,8 @@ from data.tokenizer import char_tokenizer
 from engine.checkpoint import load_model
 from engine.device import setup_device
 from engine.evaluation import cut_passage
-from engine.run import open_run
+from engine.metrics import Record
+from engine.run import Run, open_run
 from engine.run_text import make_eval_text, open_corpus
 from page.content import content_of_runs
 from page.page import write_data
@@ -36,49 +38,59 @@ def own(trained, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained[0], tmp_path / "run"))
 
 
-def data_of(script: str) -> dict[str, Any]:
+def data_of(run: Path) -> dict[str, Any]:
+    """The data in a run's report.js."""
+    script = (run / "report.js").read_text()
     return json.loads(script.removeprefix("receive(").removesuffix(");"))
 
 
+def shown_of(run: Run) -> dict[str, Any]:
+    """What the page of one run shows of it."""
+    (shown,) = content_of_runs([run])["runs"]
+    return shown
+
+
+def evaluations_of(run: Path) -> list[Record]:
+    return [record for record in read_metrics(run) if "val_nll" in record]
+
+
 def test_training_writes_a_page_whose_numbers_are_the_metrics(own: Path) -> None:
-    page, data = (
-        (own / "report.html").read_text(encoding="utf-8"),
-        data_of((own / "report.js").read_text()),
-    )
+    page = (own / "report.html").read_text(encoding="utf-8")
+    data = data_of(own)
     assert "report.js" in page
     assert "Bokeh" in page
     # nothing from a network
     assert not re.search(r"<(script|link|img)[^>]*(src|href)=", page.split("<script>")[0])
     assert not data["live"]
     assert data["status"] == "step 6 of 6"
-    (shown,), records = data["runs"], read_metrics(own)
-    evaluations = [record for record in records if "val_nll" in record]
+    (shown,) = data["runs"]
+    evaluations = evaluations_of(own)
+    losses = [record["val_nll"] for record in evaluations]
     assert shown["val"]["step"] == [record["step"] for record in evaluations]
-    assert shown["val"]["val_nll"] == pytest.approx(
-        [record["val_nll"] for record in evaluations], rel=1e-5
-    )
-    assert shown["best_nll"] == records[-1]["best_val_nll"]
+    assert shown["val"]["val_nll"] == pytest.approx(losses, rel=1e-5)
+    assert shown["best_nll"] == read_metrics(own)[-1]["best_val_nll"]
     # in the middle of what each is the mean of
     assert shown["train"]["step"] == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
-    per_position = count_flops(open_run(own).cfg.model, open_run(own).info.vocab_size)
+    run = open_run(own)
+    per_position = count_flops(run.cfg.model, run.info.vocab_size)
     positions = [record["positions"] for record in evaluations]
     assert positions == [record["step"] * 4 * 8 for record in evaluations]
-    assert shown["val"]["flops"] == pytest.approx(
-        [per_position * count for count in positions], rel=1e-5
-    )
+    flops = [per_position * count for count in positions]
+    assert shown["val"]["flops"] == pytest.approx(flops, rel=1e-5)
     assert shown["verdict"].startswith("The best model, of step")
     assert shown["samples"][0]["step"] == 0
 
 
 def test_the_page_says_overfitting_where_the_training_did(own: Path) -> None:
     """A validation loss that rises for another reason, as in a run that diverges, is not shaded."""
-    records = [record for record in read_metrics(own) if "val_nll" in record]
-    rising = [record | {"val_nll": 1.0 + number} for number, record in enumerate(records)]
+    rising = evaluations_of(own)
+    for number, record in enumerate(rising):
+        record["val_nll"] = 1.0 + number
 
     def overfits() -> bool:
         write_metrics(own, rising)
-        shown: bool = content_of_runs([open_run(own)])["runs"][0]["overfits"]
-        return shown
+        overfits: bool = shown_of(open_run(own))["overfits"]
+        return overfits
 
     assert not overfits()
     rising[-1]["overfitting"] = 2
@@ -88,9 +100,7 @@ def test_the_page_says_overfitting_where_the_training_did(own: Path) -> None:
 
 
 def test_flops_count_what_was_computed_masked_or_not(data_dir: Path) -> None:
-    """Of all batches, also where a run was resumed with larger ones; the number of targets says
-    nothing of it.
-    """
+    """All positions of all batches count, also where a run was resumed with larger batches."""
     arguments = ["--corpus=text.txt", "--out_dir=out/run", *TINY, "--mask=the"]
     call("train.py", *arguments)
     call("train.py", *arguments, "--init_from=resume", "--batch_size=6", "--max_iters=8")
@@ -98,17 +108,17 @@ def test_flops_count_what_was_computed_masked_or_not(data_dir: Path) -> None:
     per_position = count_flops(run.cfg.model, run.info.vocab_size)
     records = read_metrics(run.path)
     assert all(record["tokens"] < record["positions"] for record in records if record.get("tokens"))
-    expected = [per_position * 8 * (6 * 4 + 2 * 6), per_position * 8 * 6 * 4]
-    assert content_of_runs([run])["runs"][0]["val"]["flops"][:-3:-1] == pytest.approx(
-        expected, rel=1e-5
-    )
-    old = [
-        {name: value for name, value in record.items() if name != "positions"} for record in records
-    ]
-    write_metrics(run.path, old)
-    assert content_of_runs([run])["runs"][0]["val"]["flops"][-1] == pytest.approx(
-        per_position * 8 * 8 * 6, rel=1e-5
-    )
+    per_window = per_position * 8
+    flops = shown_of(run)["val"]["flops"]
+    first = per_window * 6 * 4
+    resumed = per_window * 2 * 6
+    assert flops[-2] == pytest.approx(first, rel=1e-5)
+    assert flops[-1] == pytest.approx(first + resumed, rel=1e-5)
+    for record in records:
+        record.pop("positions", None)  # as an earlier edition wrote them
+    write_metrics(run.path, records)
+    flops = shown_of(run)["val"]["flops"]
+    assert flops[-1] == pytest.approx(per_window * 8 * 6, rel=1e-5)
 
 
 def test_a_page_of_several_runs_says_what_differs(own: Path, data_dir: Path) -> None:
@@ -124,7 +134,7 @@ def test_a_page_of_several_runs_says_what_differs(own: Path, data_dir: Path) -> 
 
 
 def test_bits_per_byte_are_those_of_the_targets(data_dir: Path) -> None:
-    """Under a mask: here, targets are digits and names, which are not masked, are long tokens."""
+    """Under a mask these are digits; the masked names are longer tokens."""
     lines = [f"abcdefghij: {number % 10} {number % 7} {number % 3}\n" for number in range(400)]
     Path("masked.txt").write_text("".join(lines))
     call(
@@ -136,36 +146,35 @@ def test_bits_per_byte_are_those_of_the_targets(data_dir: Path) -> None:
         "--out_dir=out/m",
         *TINY,
     )
-    run, final = open_run(Path("out/m")), read_metrics(Path("out/m"))[-1]
-    (shown,) = content_of_runs([run])["runs"]
-    bits = final["best_val_nll"] / math.log(2) / shown["bytes_per_target"]
+    run = open_run(Path("out/m"))
+    final = read_metrics(run.path)[-1]
+    bytes_per_target = shown_of(run)["bytes_per_target"]
+    bits = final["best_val_nll"] / math.log(2) / bytes_per_target
     assert bits == pytest.approx(final["best_val_bits_per_byte"])
-    assert run.tokenizer.byte_lengths[open_corpus(run).val.tokens].mean() != pytest.approx(
-        shown["bytes_per_target"], rel=0.1
-    )
+    val = open_corpus(run).val
+    bytes_per_token = run.tokenizer.byte_lengths[val.tokens].mean()
+    assert bytes_per_token != pytest.approx(bytes_per_target, rel=0.1)
 
 
 def test_a_million_lines_are_thinned(own: Path) -> None:
-    with (own / "metrics.jsonl").open("w") as file:
-        for step in range(20_000):
-            file.write(
-                json.dumps(
-                    {
-                        "step": step,
-                        "tokens": 64 * step,
-                        "seconds": step / 100,
-                        "lr": 0.1,
-                        "train_nll": 1 + 1 / (1 + step),
-                        "grad_norm": 1.0,
-                        "tokens_per_second": 5.0,
-                    }
-                )
-                + "\n"
-            )
-        file.write('{"step": 20000, "train_nll": 1.0}\n')  # a line that somebody edited
+    records: list[Record] = []
+    for step in range(20_000):
+        record: Record = {
+            "step": step,
+            "tokens": 64 * step,
+            "seconds": step / 100,
+            "lr": 0.1,
+            "train_nll": 1 + 1 / (1 + step),
+            "grad_norm": 1.0,
+            "tokens_per_second": 5.0,
+        }
+        records.append(record)
+    records.append({"step": 20000, "train_nll": 1.0})  # a line that somebody edited
+    write_metrics(own, records)
     write_data(own / "report.js", open_run(own), "", live=True)
     assert (own / "report.js").stat().st_size < 250_000
-    steps = data_of((own / "report.js").read_text())["runs"][0]["train"]["step"]
+    (shown,) = data_of(own)["runs"]
+    steps = shown["train"]["step"]
     assert 500 < len(steps) <= 1000
     assert steps[:2] == [9.025, 29.0]  # means of 20 middles: 0, 0.5, ... 18.5 and 19.5, ... 38.5
 
@@ -179,18 +188,17 @@ def test_a_run_that_is_stopped_is_no_longer_live(data_dir: Path) -> None:
 
 
 def test_each_evaluation_keeps_what_a_passage_costs(own: Path, data_dir: Path) -> None:
-    run, records = open_run(own), read_metrics(own)
+    run = open_run(own)
     passages = read_passages(own / "passage.jsonl", run.tokenizer, at_most=100, best_step=0)
-    assert [each.step for each in passages] == [
-        record["step"] for record in records if "val_nll" in record
-    ]
-    found = json.loads(
-        call("evaluate.py", str(own), "--checkpoint=last", "--json", "--stride=4").stdout
-    )
-    last, where = passages[-1], find_passage(open_corpus(run).val, run.tokenizer)
-    assert last.tokens == open_corpus(run).val.tokens[where].tolist()
+    evaluated = [record["step"] for record in evaluations_of(own)]
+    assert [passage.step for passage in passages] == evaluated
+    printed = call("evaluate.py", str(own), "--checkpoint=last", "--json", "--stride=4").stdout
+    last = passages[-1]
+    val = open_corpus(run).val
+    where = find_passage(val, run.tokenizer)
+    assert last.tokens == val.tokens[where].tolist()
     assert len(last.tokens) == PASSAGE == len(run.info.baselines[1].passage_nll)
-    text, skip = cut_passage(make_eval_text(run, open_corpus(run).val), run.tokenizer)
+    text, skip = cut_passage(make_eval_text(run, val), run.tokenizer)
     assert text.split.tokens[skip:].tolist() == last.tokens
     device = setup_device("cpu", "float32")
     model, _ = load_model(run, "last", device)
@@ -198,33 +206,38 @@ def test_each_evaluation_keeps_what_a_passage_costs(own: Path, data_dir: Path) -
     logits = model(torch.tensor([window.tolist()]))
     # the first window whose targets are in the passage begins 4 tokens before
     log_q = logits[0].log_softmax(dim=-1)
+    hot = torch.softmax(logits[0] / 2.0, dim=-1)
+    hot_column = PASSAGE_TEMPERATURES.index(2.0)
     for place in range(4):
         token = last.tokens[place]
         row = log_q[3 + place]
-        assert last.nll[place] == pytest.approx(-row[token].item(), rel=2e-3)
-        assert last.rank[place] == 1 + int((row > row[token]).sum())
-        assert last.top[place] == row.topk(5).indices.tolist()
-        hot = torch.softmax(logits[0, 3 + place] / 2.0, dim=-1)[last.top[place]]
-        log_q_top, log_z = last.log_q[place] or [], last.log_z[place] or []
-        at_two = [
-            math.exp(each / 2.0 - log_z[PASSAGE_TEMPERATURES.index(2.0)]) for each in log_q_top
-        ]
-        assert at_two == pytest.approx(hot.tolist(), rel=5e-3)
-    assert found["targets"] > PASSAGE
+        target = row[token]
+        top = last.top[place]
+        assert last.nll[place] == pytest.approx(-target.item(), rel=2e-3)
+        assert last.rank[place] == 1 + (row > target).sum().item()
+        assert top == row.topk(5).indices.tolist()
+        log_q_top = last.log_q[place]
+        log_z = last.log_z[place]
+        assert log_q_top
+        assert log_z
+        at_two = np.exp(np.array(log_q_top) / 2.0 - log_z[hot_column])
+        expected = hot[3 + place, top].tolist()
+        assert at_two.tolist() == pytest.approx(expected, rel=5e-3)
+    assert json.loads(printed)["targets"] > PASSAGE
 
 
 def test_gzip_pays_for_a_passage_what_it_adds_to_the_text_before(own: Path, data_dir: Path) -> None:
     run = open_run(own)
-    val, where = open_corpus(run).val, find_passage(open_corpus(run).val, run.tokenizer)
-    before, passage = (
-        run.tokenizer.decode_bytes(val.tokens[part].tolist())
-        for part in (slice(where.start), where)
-    )
-    added = len(zlib.compress(before[-(2**15) :] + passage, 9)) - len(
-        zlib.compress(before[-(2**15) :], 9)
-    )
+    val = open_corpus(run).val
+    where = find_passage(val, run.tokenizer)
+    text = run.tokenizer.decode_bytes(val.tokens[: where.start].tolist())
+    before = text[-(2**15) :]  # as far as gzip looks back
+    passage = run.tokenizer.decode_bytes(val.tokens[where].tolist())
+    size = len(zlib.compress(before, 9))
+    added = len(zlib.compress(before + passage, 9)) - size
     gzip = next(each for each in run.info.baselines if each.name == "gzip")
-    assert sum(gzip.passage_nll) / math.log(2) == pytest.approx(8 * added, abs=17)
+    bits = sum(gzip.passage_nll) / math.log(2)
+    assert bits == pytest.approx(8 * added, abs=17)
     assert min(gzip.passage_nll) >= 0
 
 
@@ -234,7 +247,8 @@ def test_a_passage_under_a_mask_has_a_target() -> None:
     unmasked[90_000] = True
     where = find_passage(Split(np.zeros(100_000, dtype=np.int64), unmasked), tokenizer)
     assert where.start < 90_000 < where.stop == where.start + PASSAGE
-    assert find_passage(Split(np.array([0, 1])), tokenizer) == slice(1, 2)
+    shortest = Split(np.array([0, 1]))
+    assert find_passage(shortest, tokenizer) == slice(1, 2)
     lines = np.array([1] * 40_000 + [0] + [1] * 40_000)
     assert find_passage(Split(lines), tokenizer).start == 2**15  # no line end is near
     lines[2**15 + 7] = 0
@@ -254,15 +268,12 @@ def test_the_difference_of_two_runs_is_that_of_evaluate(data_dir: Path) -> None:
     runs = [open_run(data_dir / "out" / seed) for seed in ("1", "2")]
     shown = content_of_runs(runs)["runs"][1]["difference"]
     assert not shown["of_documents"]  # parts of one text: the page claims nothing about others
-    found = json.loads(call("evaluate.py", "out/2", "--against=out/1", "--json").stdout)["against"][
-        "difference"
-    ]
+    printed = call("evaluate.py", "out/2", "--against=out/1", "--json").stdout
+    found = json.loads(printed)["against"]["difference"]["nats_per_token"]
     assert shown["unit"] == "nats_per_token"
-    assert shown["value"] == pytest.approx(found["nats_per_token"]["value"], abs=1e-5)
-    width, exact = (
-        shown["high"] - shown["low"],
-        found["nats_per_token"]["high"] - found["nats_per_token"]["low"],
-    )
+    assert shown["value"] == pytest.approx(found["value"], abs=1e-5)
+    width = shown["high"] - shown["low"]
+    exact = found["high"] - found["low"]
     assert 0.5 * exact < width < 2 * exact  # the same blocks of the text, but for their borders
 
 
@@ -281,26 +292,22 @@ def test_damaged_files_of_a_run_are_left_out(own: Path) -> None:
         (own / "passage.jsonl").write_bytes(damaged)
         (own / "evaluation.json").write_bytes(damaged)
         (own / "verdict.txt").write_bytes(damaged)
-        (shown,) = content_of_runs([open_run(own)])["runs"]
+        shown = shown_of(open_run(own))
         assert shown["text"] is None
         assert shown["evaluation"] is None
     (own / "passage.jsonl").write_bytes(lines[0] + b"torn" + lines[1])
-    (shown,) = content_of_runs([open_run(own)])["runs"]
+    shown = shown_of(open_run(own))
     assert [each["step"] for each in shown["text"]["evaluations"]] == [0]
 
 
 def test_a_page_of_many_evaluations_stays_small(own: Path) -> None:
     lines = (own / "passage.jsonl").read_text().splitlines(keepends=True)
-    (own / "passage.jsonl").write_text(
-        "".join(lines[0].replace('"step":0', f'"step":{step}') for step in range(200))
-    )
-    (shown,) = content_of_runs([open_run(own)])["runs"]
+    many = [lines[0].replace('"step":0', f'"step":{step}') for step in range(200)]
+    (own / "passage.jsonl").write_text("".join(many))
+    shown = shown_of(open_run(own))
     steps = [each["step"] for each in shown["text"]["evaluations"]]
     assert len(steps) <= 41
     assert steps[-1] == 199
     assert steps == sorted(steps)
-    best = min(
-        (record for record in read_metrics(own) if "val_nll" in record),
-        key=lambda each: each["val_nll"],
-    )
+    best = min(evaluations_of(own), key=lambda record: record["val_nll"])
     assert best["step"] in steps

@@ -1,9 +1,10 @@
-"""Step 0: each fault, provoked, is the one that is named; and what is sound is called so."""
+"""Each fault that step 0 can see is named when it is provoked, and what is sound is called so."""
 
 import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,8 @@ V = len(VOCABULARY)
 NORMAL_INIT = ["--form=nanogpt", "--tied=false"]
 GPT2 = ["--form=gpt2"]
 Batches = Sequence[list[Batch]]
+Relabel = Callable[[Batch], np.ndarray]  # makes other targets for a batch
+Change = Callable[[GPT], object]  # changes a model's weights
 
 
 def look(
@@ -36,9 +39,9 @@ def look(
     batches: Batches | None = None,
     seed: int = 0,
     vocab_size: int = V,
-    change: Callable[[GPT], object] = lambda model: None,
+    change: Change = lambda model: None,
 ) -> str:
-    """What is said of a new model that has the given faults."""
+    """Return what is said of a new model that has the given faults."""
     cfg, _ = load_config(list(argv))
     torch.manual_seed(seed)
     model = GPT(cfg.model, vocab_size)
@@ -56,7 +59,7 @@ def sound_batches(cfg: Config, batch_size: int = 16) -> Batches:
     return first_batches(TrainBatches(Split(TOKENS), cfg.model.block_size, batch_size, seed=0))
 
 
-def relabel(new_targets: Callable[[Batch], np.ndarray], batch_size: int = 16) -> Batches:
+def relabel(new_targets: Relabel, batch_size: int = 16) -> Batches:
     return [
         [batch._replace(targets=new_targets(batch)) for batch in micro_batches]
         for micro_batches in sound_batches(Config(), batch_size)
@@ -82,11 +85,11 @@ def test_what_is_sound_is_called_so(argv: list[str]) -> None:
     for seed in range(4):
         said = look(*argv, seed=seed)
         assert said.endswith(SOUND), said
-    if not argv:
-        assert (
-            f"loss {math.log(V):.4f} nats; expected log|V| = log {V} = {math.log(V):.4f}: {SOUND}"
-            in said
-        )
+
+
+def test_the_expected_loss_of_the_default_is_log_v() -> None:
+    loss = f"{math.log(V):.4f}"
+    assert f"loss {loss} nats; expected log|V| = log {V} = {loss}: {SOUND}" in look()
 
 
 def test_random_logits_cost_half_their_variance() -> None:
@@ -99,14 +102,14 @@ def test_random_logits_cost_half_their_variance() -> None:
         tokens = np.random.default_rng(0).integers(5000, size=50_000)
         batches = first_batches(TrainBatches(Split(tokens), 64, 64, seed=0))
         said = check_step_zero(model, batches, 5000, CPU)
-        numbers = re.fullmatch(
-            r"step 0: loss (.*) nats; expected log.* = (.*), plus (.*) for its .*", said
-        )
+        form = r"step 0: loss (.*) nats; expected log.* = (.*), plus (.*) for its .*"
+        numbers = re.fullmatch(form, said)
         assert numbers
         nll, uniform, cost = map(float, numbers.groups())
         variance = cfg.model.n_embd * std**2
         assert uniform == pytest.approx(math.log(5000), abs=1e-4)
-        assert nll - uniform == pytest.approx(cost, abs=3 * (variance / 64**2) ** 0.5)
+        standard_error = variance**0.5 / 64
+        assert nll - uniform == pytest.approx(cost, abs=3 * standard_error)
         assert cost == pytest.approx(variance / 2, rel=0.1)
         assert said.endswith(SOUND)
 
@@ -116,11 +119,11 @@ def all_masked(batch: Batch) -> np.ndarray:
 
 
 def two_after(batch: Batch) -> np.ndarray:
-    return np.concatenate([batch.targets[:, 1:], batch.targets[:, :1]], axis=1)
+    return np.roll(batch.targets, -1, axis=1)
 
 
 def before(batch: Batch) -> np.ndarray:
-    return np.concatenate([batch.inputs[:, -1:], batch.inputs[:, :-1]], axis=1)
+    return np.roll(batch.inputs, 1, axis=1)
 
 
 @pytest.mark.parametrize(
@@ -133,14 +136,15 @@ def before(batch: Batch) -> np.ndarray:
     ],
 )
 @pytest.mark.parametrize("argv", [[], GPT2], ids=["default", "gpt2"])
-def test_wrong_labels(argv: list[str], targets: Callable[[Batch], np.ndarray], said: str) -> None:
+def test_wrong_labels_are_named(argv: list[str], targets: Relabel, said: str) -> None:
     printed = look(*argv, batches=relabel(targets))
     # a tied model is also too good at such labels
     assert printed.split("WRONG: ")[1].startswith(said)
 
 
 def random_targets(batch: Batch) -> np.ndarray:
-    return np.random.default_rng(0).permutation(batch.targets.ravel()).reshape(batch.targets.shape)
+    rng = np.random.default_rng(0)
+    return rng.permutation(batch.targets.ravel()).reshape(batch.targets.shape)
 
 
 def reversed_targets(batch: Batch) -> np.ndarray:
@@ -153,9 +157,7 @@ def rows_of_others(batch: Batch) -> np.ndarray:
 
 @pytest.mark.parametrize("targets", [random_targets, reversed_targets, rows_of_others])
 @pytest.mark.parametrize("argv", [[], GPT2], ids=["zero lm_head", "gpt2"])
-def test_targets_that_do_not_belong_to_the_inputs(
-    argv: list[str], targets: Callable[[Batch], np.ndarray]
-) -> None:
+def test_targets_that_do_not_belong_to_the_inputs(argv: list[str], targets: Relabel) -> None:
     """The loss of equal logits is log|V| for any targets; these are found without it."""
     said = look(*argv, batches=relabel(targets))
     assert "targets are not the next token of their input" in said
@@ -164,7 +166,7 @@ def test_targets_that_do_not_belong_to_the_inputs(
 
 @pytest.mark.parametrize("where", ["last row", "last micro-batch", "last step", "under a mask"])
 def test_one_wrong_target_is_found_wherever_it_is(where: str) -> None:
-    batches = [[batch, batch] for (batch,) in sound_batches(Config(), batch_size=4)]
+    batches = [batch * 2 for batch in sound_batches(Config(), batch_size=4)]
     places = {"last row": (0, 0, -1), "last micro-batch": (0, 1, 0)}
     step, micro_batch, row = places.get(where, (-1, -1, -1))
     targets = batches[step][micro_batch].targets.copy()
@@ -192,32 +194,36 @@ def test_a_mask_is_no_fault() -> None:
     """Half of the targets, all but one row's, or all of the first batches' may be masked."""
 
     def half(batch: Batch) -> np.ndarray:
-        return np.where(np.arange(batch.targets.shape[1]) % 2, batch.targets, IGNORE_INDEX)
+        is_odd = np.arange(batch.targets.shape[1]) % 2
+        return np.where(is_odd, batch.targets, IGNORE_INDEX)
 
     def last_row(batch: Batch) -> np.ndarray:
         row = np.arange(len(batch.targets))[:, None]
         return np.where(row == row.max(), batch.targets, IGNORE_INDEX)
 
     for targets in (half, last_row):
-        assert look(*GPT2, batches=relabel(targets, batch_size=80)).endswith(SOUND)
-    good, bad = sound_batches(Config()), relabel(all_masked)
-    assert look(batches=[*bad[:-1], good[-1]]).endswith(SOUND)
+        batches = relabel(targets, batch_size=80)
+        assert look(*GPT2, batches=batches).endswith(SOUND)
+    masked = relabel(all_masked)
+    last = sound_batches(Config())[-1]
+    assert look(batches=[*masked[:-1], last]).endswith(SOUND)
 
 
 @pytest.mark.parametrize(
-    ("argv", "change"),
-    [
-        (NORMAL_INIT, lambda model: torch.nn.init.normal_(model.lm_head.weight, std=0.5)),
-        (NORMAL_INIT, lambda model: torch.nn.init.normal_(model.lm_head.weight, std=0.14)),
-        (["--tied"], lambda model: torch.nn.init.normal_(model.wte.weight, std=1.0)),
-        (
-            ["--tied", "--n_embd=512", "--n_layer=1"],
-            lambda model: None,
-        ),  # each token predicts itself
-    ],
+    ("argv", "weights", "std"),
+    [(NORMAL_INIT, "lm_head", 0.5), (NORMAL_INIT, "lm_head", 0.14), (["--tied"], "wte", 1.0)],
 )
-def test_weights_that_start_too_large(argv: list[str], change: Callable[[GPT], object]) -> None:
-    said = look(*argv, change=change)
+def test_weights_that_start_too_large(argv: list[str], weights: str, std: float) -> None:
+    def enlarge(model: GPT) -> None:
+        torch.nn.init.normal_(model.get_parameter(f"{weights}.weight"), std=std)
+
+    said = look(*argv, change=enlarge)
+    assert "WRONG: the weights start too large: the logits are confident" in said
+    assert said.count("WRONG") == 1
+
+
+def test_a_wide_tied_model_predicts_its_own_inputs() -> None:
+    said = look("--tied", "--n_embd=512", "--n_layer=1")
     assert "WRONG: the weights start too large: the logits are confident" in said
     assert said.count("WRONG") == 1
 
@@ -225,18 +231,14 @@ def test_weights_that_start_too_large(argv: list[str], change: Callable[[GPT], o
 def test_weights_that_are_trained_already() -> None:
     def learn(model: GPT) -> None:
         cfg, _ = load_config(["--max_iters=15"])
-        optimizers, batches = (
-            make_optimizers(model, cfg.optim),
-            TrainBatches(Split(TOKENS), 64, 16, seed=1),
-        )
+        optimizers = make_optimizers(model, cfg.optim)
+        batches = TrainBatches(Split(TOKENS), 64, 16, seed=1)
         for step in range(15):
             take_step(model, optimizers, batches(16 * step), cfg, CPU, step=step)
 
     said = look("--n_layer=1", change=learn)
-    assert (
-        "below log|V|, too low for a model that knows nothing: its weights are trained already"
-        in said
-    )
+    fault = "below log|V|, too low for a model that knows nothing: its weights are trained already"
+    assert fault in said
     assert said.count("WRONG") == 1
 
 
@@ -245,8 +247,8 @@ def test_logits_that_favour_tokens_that_do_not_come() -> None:
     common = np.argsort(-np.bincount(TOKENS))[:6]
 
     def misplace(model: GPT) -> None:
-        # a constant direction
-        model.norm = torch.nn.Sequential(model.norm, torch.nn.Hardtanh(1.0, 1.001))
+        constant = torch.nn.Hardtanh(1.0, 1.001)  # hidden states have one direction
+        model.norm = torch.nn.Sequential(model.norm, constant)
         with torch.no_grad():
             model.lm_head.weight[torch.from_numpy(common)] = -0.9 / model.cfg.n_embd
 
@@ -254,32 +256,30 @@ def test_logits_that_favour_tokens_that_do_not_come() -> None:
 
 
 def test_a_loss_that_is_not_finite() -> None:
-    assert "WRONG: the loss is not finite" in look(
-        *NORMAL_INIT, change=lambda model: torch.nn.init.constant_(model.lm_head.weight, math.nan)
-    )
+    def spoil(model: GPT) -> None:
+        torch.nn.init.constant_(model.lm_head.weight, math.nan)
+
+    assert "WRONG: the loss is not finite" in look(*NORMAL_INIT, change=spoil)
 
 
 def test_padding_is_not_taken_for_labels() -> None:
-    """Of documents that are one token longer than the window, whose second windows are mostly
-    padding.
-    """
+    """Documents one token longer than a window: their second windows are mostly padding."""
     tokens = np.tile([V - 1, *range(8)], 400)
-    batches = first_batches(TrainBatches(Split(tokens), 8, 16, seed=0, eos=V - 1))
-    assert look("--block_size=8", batches=batches).endswith(SOUND)
+    get_batch = TrainBatches(Split(tokens), 8, 16, seed=0, eos=V - 1)
+    assert look("--block_size=8", batches=first_batches(get_batch)).endswith(SOUND)
 
 
 def test_training_says_it(data_dir, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real command, also with batches that give the targets away."""
     command = ["train.py", "--corpus=text.txt", "--out_dir=out/run", *TINY, "--max_iters=1"]
     assert SOUND in call(*command).stdout
-    sound = TrainBatches.__call__
-    monkeypatch.setattr(
-        TrainBatches,
-        "__call__",
-        lambda self, first_window: [
-            batch._replace(targets=batch.inputs) for batch in sound(self, first_window)
-        ],
-    )
+    get_batch = TrainBatches.__call__
+
+    def give_away(self: TrainBatches, first_window: int) -> list[Batch]:
+        batches = get_batch(self, first_window)
+        return [batch._replace(targets=batch.inputs) for batch in batches]
+
+    monkeypatch.setattr(TrainBatches, "__call__", give_away)
     assert "WRONG: the labels are off by one: each target is its own input" in call(*command).stdout
 
 
@@ -308,11 +308,11 @@ def test_a_model_has_time_to_pass_the_unigram(
 
 
 def test_no_model_has_to_pass_the_unigram_of_a_text_without_order() -> None:
+    def baseline(name: str, nats: float) -> Baseline:
+        return Baseline(name=name, nats_per_token=nats, bits_per_byte=1, perplexity=1)
+
     def baselines(bigram: float) -> list[Baseline]:
-        return [
-            Baseline(name=name, nats_per_token=nats, bits_per_byte=1, perplexity=1)
-            for name, nats in (("unigram", 3.0), ("bigram", bigram))
-        ]
+        return [baseline("unigram", 3.0), baseline("bigram", bigram)]
 
     record = {"step": 40, "val_nll": 3.01}
     assert check_first_losses(record, baselines(2.95)) == check_first_losses(record, []) == ""
@@ -321,8 +321,8 @@ def test_no_model_has_to_pass_the_unigram_of_a_text_without_order() -> None:
     assert check_first_losses(record | {"val_nll": 2.99}, baselines(2.5)) == ""
 
 
-def cut_wrongly(split: Split, windows: np.ndarray, block_size: int, number: int = 0) -> Batch:
-    batch = cut(split, windows, block_size, number)
+def cut_wrongly(*arguments: Any) -> Batch:
+    batch = cut(*arguments)
     return batch._replace(targets=random_targets(batch))
 
 
