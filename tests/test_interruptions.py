@@ -1,6 +1,4 @@
-"""No run is lost: killed at any instant, stopped by a signal, one of its ranks dead, it resumes bit
-for bit.
-"""
+"""No run is lost: killed, stopped by a signal or with a dead rank, it resumes bit for bit."""
 
 import contextlib
 import json
@@ -20,7 +18,9 @@ import pytest
 
 from engine.signals import StopSignal
 from tests.conftest import TINY, read_metrics, without_clocks
+from tests.one_run import STEPS, steps
 from tests.processes import Process, assert_same_checkpoints, start_ranks
+from tests.test_page import data_of
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has neither fork nor kill")
 
@@ -45,9 +45,11 @@ import os, re, signal, sys
 left = {number}
 def watch(event, arguments):
     global left
-    if re.match("(open|os.rename|os.mkdir|os.remove) .*out/", does := f"{{event}} {{' '.join(map(str, arguments))}}"):
-        left -= re.search({pattern!r}, does) is not None
-        if not left:
+    does = f"{{event}} {{' '.join(map(str, arguments))}}"
+    is_change = re.match("(open|os.rename|os.mkdir|os.remove) .*out/", does)
+    if is_change and re.search({pattern!r}, does):
+        left -= 1
+        if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(watch)
 """
@@ -82,7 +84,11 @@ sys.addaudithook(watch)
 SLOW_STEP = """
 import time, engine.step
 seed_dropout = engine.step.seed_dropout
-engine.step.seed_dropout = lambda seed, step, number: (seed_dropout(seed, step, number), step == 4 and time.sleep(60))
+def seed_slowly(seed, step, number):
+    seed_dropout(seed, step, number)
+    if step == 4:
+        time.sleep(60)
+engine.step.seed_dropout = seed_slowly
 """
 
 # Measuring the best model takes a minute.
@@ -106,23 +112,20 @@ report.outcome.measure_all = never
 
 
 def finish_and_compare(clone: Path, out: str, ranks: int = 1) -> None:
-    """Train a killed run three steps further: it must equal, bit for bit, one that was never
-    killed.
-    """
-    killed, whole = clone / out, clone / f"{out}-whole"
-    steps = 3 + max((int(record["step"]) for record in read_metrics(killed)), default=0)
+    """Train a killed run three steps further: it equals one that was never killed, bit for bit."""
+    killed = clone / out
+    whole = clone / f"{out}-whole"
+    last_step = 3 + max([0, *map(int, steps(killed))])
     for path in (killed, whole):
-        for process in start_ranks(
-            clone, *BUSY, f"--out_dir={path}", f"--max_iters={steps}", size=ranks
-        ):
-            code, printed = process.wait()
-            assert code == 0, printed
+        options = [*BUSY, f"--out_dir={path}", f"--max_iters={last_step}"]
+        for process in start_ranks(clone, *options, size=ranks):
+            process.succeed()
     for name in ("last.safetensors", "previous.safetensors", "best.safetensors"):
         assert_same_checkpoints(killed / name, whole / name)
-    assert [record["step"] for record in read_metrics(killed)] == [*range(steps + 1), steps]
+    assert steps(killed) == [*range(last_step + 1), last_step]
     assert without_clocks(killed) == without_clocks(whole)
     assert (killed / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
-    assert {entry.name for entry in killed.iterdir()} == {entry.name for entry in whole.iterdir()}
+    assert sorted(os.listdir(killed)) == sorted(os.listdir(whole))
     shutil.rmtree(killed)
     shutil.rmtree(whole)
 
@@ -132,22 +135,25 @@ def has_lines(run: Path, number: int) -> bool:
 
 
 def kill_at_random_moments(clone: Path, out: str, kills: int, ranks: int = 1) -> None:
-    """Kill most of the processes while they train, some while they start; each finds what the one
-    before it left.
+    """Kill most of the processes while they train, some while they start.
+
+    Each finds what the one before it left.
     """
-    moments, run, seconds = random.Random(0), clone / out, 0.0
+    moments = random.Random(0)
+    run = clone / out
+    seconds = 0.0  # until the second line of a run
     for kill in range(kills):
         processes = start_ranks(clone, *BUSY, f"--out_dir={run}", ENDLESS, size=ranks)
         if kill % 3 == 2:
             time.sleep(moments.uniform(0, seconds))
         else:
-            started, lines = time.monotonic(), len(read_metrics(run))
+            started = time.monotonic()
+            lines = len(read_metrics(run))
             processes[0].wait_until(partial(has_lines, run, lines + 2))
             seconds = time.monotonic() - started
             time.sleep(moments.uniform(0, 0.1))
-        assert all(process.process.is_alive() for process in processes), [
-            process.printed() for process in processes
-        ]
+        for process in processes:
+            assert process.process.is_alive(), process.printed()
         for process in processes:
             process.send_signal(signal.SIGSTOP)  # so that none notices that another is gone
         for process in processes:
@@ -165,15 +171,14 @@ def test_kills_of_both_ranks_at_random_moments(clone: Path) -> None:
     kill_at_random_moments(clone, "out/killed-two", 6, ranks=2)
 
 
-def let_it_die(clone: Path, out: str, prelude: str, number: int = signal.SIGKILL) -> None:
+def let_it_die(clone: Path, out: str, prelude: str, number: int = 9) -> None:
+    """Train until the prelude ends the process with that signal, SIGKILL."""
     code, printed = Process(clone, *BUSY, f"--out_dir={out}", ENDLESS, prelude=prelude).wait()
     assert code == -number, printed
 
 
 def test_kills_while_something_is_written(clone: Path) -> None:
-    """While the run is made, before its first checkpoint, between two renames of a checkpoint, and
-    in its middle.
-    """
+    """The run is made, it has no checkpoint yet, a checkpoint is renamed, or half of it written."""
     for pattern, number in (
         ("rename.*tokenizer", 1),
         ("rename.*config", 1),
@@ -189,7 +194,7 @@ def test_kills_while_something_is_written(clone: Path) -> None:
 
 @pytest.mark.slow
 def test_kills_at_each_change_of_what_is_on_disk(clone: Path) -> None:
-    """One after the other: while a run is made, and while it is resumed."""
+    """A run is made, and resumed after each kill."""
     for number in range(1, 61, 2):
         let_it_die(clone, "out/killed-many", DIE_BEFORE.format(pattern="", number=number))
     finish_and_compare(clone, "out/killed-many")
@@ -233,7 +238,7 @@ def finish(run: Path, whole: Path) -> str:
     """Start a run again: then it equals a whole one but for clocks. Returns what is printed."""
     code, printed = Process(run.parents[2], str(run), "--init_from=auto").wait()
     assert code == 0, printed
-    assert {entry.name for entry in run.iterdir()} == {entry.name for entry in whole.iterdir()}
+    assert sorted(os.listdir(run)) == sorted(os.listdir(whole))
     for name in ("verdict.txt", "evaluation.json", "curves.png", "samples.jsonl"):
         assert (run / name).read_bytes() == (whole / name).read_bytes()
     assert without_clocks(run) == without_clocks(whole)
@@ -242,11 +247,13 @@ def finish(run: Path, whole: Path) -> str:
 
 
 def last_page(run: Path) -> dict[str, Any]:
-    """What the page shows of the outcome."""
-    script = (run / "report.js").read_text(encoding="utf-8")
-    data = json.loads(script.removeprefix("receive(").removesuffix(");"))
+    """Return what the page shows of the outcome."""
+    data = data_of(run)
+    (shown,) = data["runs"]
     names = ("best_nll", "evaluation", "passed", "samples", "verdict")
-    return {name: data["runs"][0][name] for name in names} | {"live": data["live"]}
+    outcome = {name: shown[name] for name in names}
+    outcome["live"] = data["live"]
+    return outcome
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -270,9 +277,8 @@ def test_a_signal_finishes_the_step_and_saves(clone: Path, number: signal.Signal
         f"Stopped by {number.name} at step {step:,.0f}. To resume:\n"
         f"  python train.py {out} --init_from=resume\n"
     ) in printed
-    code, printed = Process(
-        clone, str(out), "--init_from=resume", f"--max_iters={int(step) + 1}"
-    ).wait()
+    again = [str(out), "--init_from=resume", f"--max_iters={int(step) + 1}"]
+    code, printed = Process(clone, *again).wait()
     assert code == 0
     assert f"resuming {out} at step {step:,.0f}\n" in printed
 
@@ -300,7 +306,7 @@ def test_a_signal_that_comes_while_the_ranks_compare_theirs_is_not_lost() -> Non
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_after_the_last_step_is_answered(clone: Path, number: signal.Signals) -> None:
-    """While the best model is measured, which takes a minute. It says how to finish."""
+    """Measuring the best model, which takes a minute, is stopped with a word on how to finish."""
     out = clone / "out/late"
     process = Process(clone, *TRAIN, f"--out_dir={out}", prelude=SLOW_OUTCOME)
     process.wait_until(lambda: "measuring" in process.printed())
@@ -349,7 +355,7 @@ def test_a_second_sigint_stops_at_once(clone: Path) -> None:
     code, printed = Process(clone, str(out), "--init_from=resume").wait()
     assert code == 0
     assert "at step 4\n" in printed
-    assert [record["step"] for record in read_metrics(out)] == [0, 1, 2, 3, 4, 5, 6, 6]
+    assert steps(out) == STEPS
 
 
 def test_a_dead_rank_ends_the_others_with_a_message(clone: Path) -> None:
@@ -370,7 +376,7 @@ def test_a_dead_rank_ends_the_others_with_a_message(clone: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["train.py", "sample.py"])
 def test_ctrl_c_while_torch_is_imported_is_silent(clone: Path, trained, script: str) -> None:
-    arguments = BUSY if script == "train.py" else [str(trained[0])]
+    arguments = {"train.py": BUSY, "sample.py": [str(trained[0])]}[script]
     process = subprocess.Popen(
         [sys.executable, script, *arguments],
         cwd=clone,
@@ -390,7 +396,8 @@ def test_ctrl_c_while_torch_is_imported_is_silent(clone: Path, trained, script: 
 
 @pytest.mark.slow
 def test_torchrun_restarts_a_job_of_which_a_rank_died(clone: Path) -> None:
-    out, whole = clone / "out/restarted", clone / "out/never_killed"
+    out = clone / "out/restarted"
+    whole = clone / "out/never_killed"
     torchrun = subprocess.Popen(
         [
             sys.executable,
@@ -425,20 +432,20 @@ def test_torchrun_restarts_a_job_of_which_a_rank_died(clone: Path) -> None:
         process.succeed()
     assert_same_checkpoints(out / "last.safetensors", whole / "last.safetensors")
     assert without_clocks(out) == without_clocks(whole)
-    history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
-    assert [line["step"] > 0 for line in history] == [False, True]
+    first, second = (out / "history.jsonl").read_text().splitlines()
+    assert json.loads(first)["step"] == 0
+    assert json.loads(second)["step"] > 0
 
 
 def children(parent: int) -> list[int]:
     """The processes that a process has started, in order."""
-    return sorted(
-        pid
-        for pid in (int(path.name) for path in Path("/proc").glob("[0-9]*"))
-        if parent_of(pid) == parent
-    )
+    processes = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return sorted(process for process in processes if parent_of(process) == parent)
 
 
 def parent_of(pid: int) -> int:
     with contextlib.suppress(OSError):
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        _, _, after_the_name = stat.rpartition(")")
+        return int(after_the_name.split()[1])
     return -1

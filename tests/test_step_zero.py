@@ -211,11 +211,15 @@ def test_a_mask_is_no_fault() -> None:
 
 @pytest.mark.parametrize(
     ("argv", "weights", "std"),
-    [(NORMAL_INIT, "lm_head", 0.5), (NORMAL_INIT, "lm_head", 0.14), (["--tied"], "wte", 1.0)],
+    [
+        (NORMAL_INIT, "lm_head.weight", 0.5),
+        (NORMAL_INIT, "lm_head.weight", 0.14),
+        (["--tied"], "wte.weight", 1.0),
+    ],
 )
 def test_weights_that_start_too_large(argv: list[str], weights: str, std: float) -> None:
     def enlarge(model: GPT) -> None:
-        torch.nn.init.normal_(model.get_parameter(f"{weights}.weight"), std=std)
+        torch.nn.init.normal_(model.get_parameter(weights), std=std)
 
     said = look(*argv, change=enlarge)
     assert "WRONG: the weights start too large: the logits are confident" in said

@@ -38,6 +38,7 @@ from config.values import WATCHERS
 from engine.run import Run, open_run
 from engine.watchers import Watchers
 from tests.conftest import ROOT, TINY, call, draw_nothing, read_metrics
+from tests.one_run import STEPS, steps
 from tests.processes import Process
 
 # mlflow's calls of sqlalchemy
@@ -61,11 +62,14 @@ VARIABLES = (
 SAMPLE = "  First <b>line</b>,\n\nthird & last: naïve 日本"
 
 
+Number = tuple[int, str, float]  # step, name, value
+
+
 class Tracked(NamedTuple):
     """What a tracker has of a run."""
 
     cfg: dict[str, str]
-    numbers: list[tuple[int, str, float]]  # step, name, value
+    numbers: list[Number]  # step, name, value
     texts: list[tuple[int, str]]
 
 
@@ -158,24 +162,23 @@ def read_wandb(run: Path) -> Iterator[Tracked]:
                     for item in record.history.item
                 }
                 step = line["step",]
-                tracked.numbers.extend(
-                    (step, key[0], value)
-                    for key, value in line.items()
-                    if key[0] not in ("step", "text") and not key[0].startswith("_")
-                )
+                for (key, *_), value in line.items():
+                    if key not in ("step", "text") and not key.startswith("_"):
+                        tracked.numbers.append((step, key, value))
                 if page := line.get(("text", "path")):
                     page = (log.parent / "files" / page).read_text(encoding="utf-8")
-                    tracked.texts.append(
-                        (step, html.unescape(page.split("<pre>")[1].split("</pre>")[0]))
-                    )
+                    text = page.split("<pre>")[1].split("</pre>")[0]
+                    tracked.texts.append((step, html.unescape(text)))
     yield from found.values()
 
 
 def read_leveldb(data: bytes) -> Iterator[bytes]:
-    """The records of a log: blocks of 32 KB with parts that have a header of checksum, length and
-    kind.
+    """Join the parts of each record of a log.
+
+    A block of 32 KB holds parts, each after a header of checksum, length and kind.
     """
-    at, record = 0, b""
+    at = 0
+    record = b""
     while at < len(data):
         left = 32768 - (at + 7) % 32768  # of the block; the file's own header is in the first
         if left < 7:
@@ -197,20 +200,19 @@ def read_trackio(run: Path) -> Iterator[Tracked]:
         if tracked.name.split("-")[0] != run.name:  # another test's
             continue
         lines = SQLiteStorage.get_logs("surprisal", tracked.name, run_id=tracked.id)
-        yield Tracked(
-            {
-                key: str(value)
-                for key, value in (tracked.config or {}).items()
-                if not key.startswith("_")
-            },
-            [
-                (line["step"], key, value)
-                for line in lines
-                for key, value in line.items()
-                if key not in ("step", "timestamp", "text")
-            ],
-            [(line["step"], dedent(line["text"]["_value"])) for line in lines if "text" in line],
-        )
+        options = (tracked.config or {}).items()
+        found = Tracked({}, [], [])
+        for key, value in options:
+            if not key.startswith("_"):
+                found.cfg[key] = str(value)
+        for line in lines:
+            step = line["step"]
+            for key, value in line.items():
+                if key == "text":
+                    found.texts.append((step, dedent(value["_value"])))
+                elif key not in ("step", "timestamp"):
+                    found.numbers.append((step, key, value))
+        yield found
 
 
 def read_mlflow(run: Path) -> Iterator[Tracked]:
@@ -263,16 +265,20 @@ def read_files(run: Path) -> Tracked:
     )
 
 
-def rounded(numbers: list[tuple[int, str, float]]) -> Counter[tuple[int, str, float]]:
-    """In float32, as TensorBoard keeps them."""
-    return Counter((step, name, float(np.float32(value))) for step, name, value in numbers)
+def rounded(numbers: list[Number]) -> Counter[Number]:
+    """Count numbers in float32, as TensorBoard keeps them."""
+    rounded: Counter[Number] = Counter()
+    for step, name, value in numbers:
+        rounded[step, name, float(np.float32(value))] += 1
+    return rounded
 
 
 def assert_same(tracked: Tracked, files: Tracked) -> None:
     assert rounded(tracked.numbers) == rounded(files.numbers)
-    # MLflow keeps one of each step
-    kept = {*files.texts} if files.cfg["watchers"] == "page,mlflow" else files.texts
-    assert sorted(tracked.texts) == sorted(kept)
+    texts = sorted(files.texts)
+    if files.cfg["watchers"] == "page,mlflow":
+        texts = sorted(set(texts))  # MLflow keeps one of each step
+    assert sorted(tracked.texts) == texts
     assert files.cfg.items() <= tracked.cfg.items()
 
 
@@ -280,19 +286,17 @@ def assert_same(tracked: Tracked, files: Tracked) -> None:
 
 
 def test_a_tracker_has_what_the_files_have_also_after_resuming(name: str, data_dir: Path) -> None:
-    """Resuming from a step before the last one continues the same tracked run; a new run of the
-    same name is another.
+    """Resuming from an earlier step continues the tracked run; a new run begins another.
 
-    What W&B, Trackio and MLflow have of later steps stays there, and what is measured again stands
-    beside it.
+    W&B, Trackio and MLflow keep the later steps, beside what is measured again.
     """
-    run, train = data_dir / f"out/mine{name}", [*TRAIN, f"--watchers=page,{name}"]
+    run = data_dir / f"out/mine{name}"
+    train = [*TRAIN, f"--watchers=page,{name}"]
     out = f"--out_dir={run}"
     assert "warning" not in call("train.py", *train, out, "--max_iters=4").stdout
     first = read_files(run)
-    assert {"train_nll", "val_nll", "best_val_nll", "tokens", "lr"} <= {
-        name for _, name, _ in first.numbers
-    }
+    names = {name for _, name, _ in first.numbers}
+    assert {"train_nll", "val_nll", "best_val_nll", "tokens", "lr"} <= names
     assert first.texts[0] == (0, SAMPLE)
     (tracked,) = read_tracked(name, run)
     assert_same(tracked, first)
@@ -300,16 +304,21 @@ def test_a_tracker_has_what_the_files_have_also_after_resuming(name: str, data_d
     shutil.copy(run / "previous.safetensors", run / "last.safetensors")
     assert "at step 2\n" in call("train.py", str(run), "--init_from=resume", "--max_iters=6").stdout
     files = read_files(run)
-    assert (files.cfg["max_iters"], files.cfg["watchers"]) == ("6", f"page,{name}")
-    stays = [number for number in first.numbers if number[0] > 2 and name != "tensorboard"]
-    texts = [text for text in first.texts if text[0] > 2]  # TensorBoard drops numbers only
+    assert files.cfg["max_iters"] == "6"
+    assert files.cfg["watchers"] == f"page,{name}"
+    if name != "tensorboard":  # which drops the numbers of later steps, but not the texts
+        files.numbers.extend(number for number in first.numbers if number[0] > 2)
+    files.texts.extend(text for text in first.texts if text[0] > 2)
     (tracked,) = read_tracked(name, run)
-    assert_same(tracked, files._replace(numbers=files.numbers + stays, texts=files.texts + texts))
+    assert_same(tracked, files)
 
     call("train.py", *train, out, "--max_iters=1")
-    *_, tracked = everything = read_tracked(name, run)
-    assert len(everything) == (1 if name == "tensorboard" else 2)
-    assert_same(tracked, read_files(run))
+    all_tracked = read_tracked(name, run)
+    if name == "tensorboard":
+        assert len(all_tracked) == 1
+    else:
+        assert len(all_tracked) == 2
+    assert_same(all_tracked[-1], read_files(run))
 
 
 @pytest.fixture
@@ -364,7 +373,8 @@ def test_a_missing_package_is_one_line_before_anything_is_prepared(data_dir: Pat
     code = (
         "import atexit, runpy, sys; sys.modules['wandb'] = None; sys.argv[0] = 'train.py';"
         "atexit.register(lambda: print('torch' in sys.modules));"
-        f"sys.path.insert(0, {str(ROOT)!r}); runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
+        f"sys.path.insert(0, {str(ROOT)!r});"
+        f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "--corpus=text.txt", "--watchers=page,wandb"],
@@ -383,27 +393,22 @@ def test_a_missing_package_is_one_line_before_anything_is_prepared(data_dir: Pat
 def test_each_missing_package_is_told(
     name: str, folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where a folder has its name, as ./wandb has where W&B was used: Python would import
-    that.
-    """
+    """A folder of its name, such as ./wandb of W&B, is no package, although it can be imported."""
     monkeypatch.setitem(sys.modules, name, None)
     if folder:
         (tmp_path / name).mkdir()
         monkeypatch.delitem(sys.modules, name)
         monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    told = re.escape(f"watchers={name} needs its package: pip install -e '.[{name}]'")
     for arguments in ([], ["--init_from=auto"]):
-        with pytest.raises(
-            UserError,
-            match=re.escape(f"watchers={name} needs its package: pip install -e '.[{name}]'"),
-        ):
+        with pytest.raises(UserError, match=told):
             load_config([f"--watchers=page,{name}", *arguments])
 
 
 def test_the_extras_are_the_trackers() -> None:
     """Each installs a package of its name, and the exact versions are in the ranges."""
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
-        "optional-dependencies"
-    ]
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = pyproject["project"]["optional-dependencies"]
     installed = (ROOT / "requirements-ci.txt").read_text(encoding="utf-8")
     exact = dict(re.findall(r"^(\w+)(?:-skinny)?==(\S+)$", installed, re.M))
     for name in TRACKERS:
@@ -427,21 +432,20 @@ def test_without_a_tracker_none_is_imported(clone: Path) -> None:
     code, printed = Process(clone, *TRAIN, f"--out_dir={out}", prelude=WATCH).wait()
     assert code == 0
     assert "looks for" not in printed
-    assert not {"tensorboard", "wandb", "mlflow.db", "mlruns"} & {
-        path.name for path in [*out.iterdir(), *out.parent.iterdir()]
-    }
+    left = {*os.listdir(out), *os.listdir(out.parent)}
+    assert not left & {"tensorboard", "wandb", "mlflow.db", "mlruns"}
 
 
 # A tracker that fails.
 
 
 class Fake:
-    """In the place of trackio. It fails or hangs in one of its functions, and notes what it was
-    told.
-    """
+    """Takes the place of trackio, fails or hangs in one function, and notes what it was told."""
 
     def __init__(self) -> None:
-        self.fails_in, self.hangs, self.released = "", False, threading.Event()
+        self.fails_in = ""
+        self.hangs = False
+        self.released = threading.Event()
         self.told: list[Any] = []
 
     def __call__(self, function: str, *arguments: Any) -> "Fake":
@@ -464,7 +468,8 @@ class Fake:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
-    fake, module = Fake(), ModuleType("trackio")
+    fake = Fake()
+    module = ModuleType("trackio")
     module.__spec__ = ModuleSpec("trackio", None, origin="here")
     vars(module).update(init=fake.init, Markdown=str)
     monkeypatch.setitem(sys.modules, "trackio", module)
@@ -477,19 +482,18 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
 def test_a_tracker_that_fails_or_hangs_warns_once_and_stops_nothing(
     function: str, hangs: bool, fake: Fake, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake.fails_in, fake.hangs = function, hangs
+    fake.fails_in = function
+    fake.hangs = hangs
+    error = f"ConnectionError('no {function}\\nat all')"
+    says = f"trackio failed, and training continues without it: {error}"
     if hangs:
         monkeypatch.setattr(trackers, "PATIENCE", 0.2)
+        says = "trackio is not done after 0 s, and may lack the last lines"
     done = call("train.py", *TRAIN, "--out_dir=out/run", "--watchers=page,trackio")
-    says = (
-        "trackio is not done after 0 s, and may lack the last lines"
-        if hangs
-        else f"trackio failed, and training continues without it: ConnectionError('no {function}\\nat all')"
-    )
     assert re.findall("warning: .*", done.stdout) == [f"warning: {says}"]
     assert done.stderr == ""
     assert fake.told[-1][0] == function  # nothing after it
-    assert [record["step"] for record in read_metrics(data_dir / "out/run")] == [*range(7), 6]
+    assert steps(data_dir / "out/run") == STEPS
     assert (data_dir / "out/run/verdict.txt").exists()
 
 
@@ -497,7 +501,8 @@ def test_a_tracker_that_was_given_up_is_not_told_again(
     fake: Fake, finished: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trackers, "PATIENCE", 0.2)
-    fake.fails_in, fake.hangs = "init", True
+    fake.fails_in = "init"
+    fake.hangs = True
     told: list[str] = []
     watchers = Watchers(["trackio"], finished, 0, told.append)
     watchers.close()
@@ -509,24 +514,24 @@ def test_a_tracker_that_was_given_up_is_not_told_again(
 def test_a_stopped_run_lets_its_tracker_finish(
     fake: Fake, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = iter(range(9))
+    """The signal comes after the third step."""
+    asked = 0
 
     def request(stop: Any) -> bool:
-        stop.received = signal.SIGTERM if next(steps) == 3 else 0
+        nonlocal asked
+        asked += 1
+        if asked == 4:
+            stop.received = signal.SIGTERM
         return stop.received > 0
 
     monkeypatch.setattr("engine.signals.StopSignal.requested", request)
-    assert (
-        call(
-            "train.py", *TRAIN, "--out_dir=out/run", "--watchers=page,trackio", check=False
-        ).returncode
-        == 143
-    )
+    command = ["train.py", *TRAIN, "--out_dir=out/run", "--watchers=page,trackio"]
+    assert call(*command, check=False).returncode == 143
     assert fake.told[-2:] == [("log", 3), ("finish",)]
 
 
 def test_wandb_without_a_key_is_told(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It never asks for one: the terminal would still be held at the end, and Python would abort."""
+    """It never asks for a key: that would hold the terminal until Python aborts at the end."""
     wandb = pytest.importorskip("wandb")
     wandb.teardown()
     monkeypatch.setenv("WANDB_MODE", "online")
@@ -535,8 +540,8 @@ def test_wandb_without_a_key_is_told(data_dir: Path, monkeypatch: pytest.MonkeyP
     done = call("train.py", *TRAIN, "--out_dir=out/run", "--watchers=page,wandb")
     wandb.teardown()
     assert re.findall("warning: .*", done.stdout) == [
-        "warning: wandb failed, and training continues without it: RuntimeError('no API key: run `wandb login`, or set "
-        "WANDB_MODE=offline')"
+        "warning: wandb failed, and training continues without it: "
+        "RuntimeError('no API key: run `wandb login`, or set WANDB_MODE=offline')"
     ]
 
 
@@ -571,7 +576,4 @@ def test_a_server_that_never_answers_stops_nothing(clone: Path) -> None:
             code, printed = process.wait()
             assert code == 0, printed
             assert re.findall(r"warning: (\w+)", printed) == [name]  # once
-            assert [record["step"] for record in read_metrics(clone / f"out/waits-{name}")] == [
-                *range(7),
-                6,
-            ]
+            assert steps(clone / f"out/waits-{name}") == STEPS
