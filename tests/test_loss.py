@@ -170,7 +170,8 @@ def test_counts_are_exact_above_2_to_the_24(path: str) -> None:
 
 
 def test_sums_of_what_is_not_finite_are_nan() -> None:
-    one = cross_entropy(*draw(3, V=4))
+    logits, targets = draw(3, V=4)
+    one = cross_entropy(logits, targets)
     total = sum_losses([one, one._replace(nll=torch.tensor(math.inf))])
     assert math.isnan(total.nll.item())
     assert total.num_targets.item() == 6
@@ -212,7 +213,8 @@ def test_sums_are_divided_once_whatever_the_split() -> None:
 
 
 def test_all_reduce_adds_the_sums_of_all_ranks() -> None:
-    one = cross_entropy(*draw(3, V=4))
+    logits, targets = draw(3, V=4)
+    one = cross_entropy(logits, targets)
 
     def double(sums: Tensor) -> Tensor:
         return sums * 2
