@@ -44,7 +44,8 @@ def next_token_loss(
     # not always: `disable` imports the compiler, which takes seconds
     if torch.compiler.is_compiling():
         chunked = torch.compiler.disable(chunked)  # type: ignore[no-untyped-call]
-    return LossSums._make(chunked(hidden, lm_head, targets, objective, softcap))  # type: ignore[no-untyped-call]
+    sums = chunked(hidden, lm_head, targets, objective, softcap)  # type: ignore[no-untyped-call]
+    return LossSums._make(sums)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -174,7 +175,7 @@ def _gradient(
 
 
 def _add_product(total: Tensor, grad: Tensor, h: Tensor) -> None:
-    """Add grad.T @ h to total (V, C), in float32; grad (n, V) and h (n, C) have the products' dtype."""
+    """Add grad.T @ h to total (V, C), in float32; grad (n, V) and h (n, C) may be in 16 bits."""
     if grad.dtype == total.dtype:
         total.addmm_(grad.T, h)
         return

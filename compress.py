@@ -1,5 +1,4 @@
-"""A text in the bits that its loss says: `python compress.py RUN text.txt` writes text.txt.srp,
-which gives it back.
+"""A text in the bits that its loss says: `python compress.py RUN text.txt` writes text.txt.srp.
 
 An entropy coder makes about sum -log2 q bits of tokens with probabilities q. Decoding needs the
 same q to the last bit. So both directions take the same steps with the same shapes: S streams,
@@ -209,7 +208,7 @@ def read_arguments(argv: list[str]) -> Job:
 
 
 def holds_the_same(job: Job) -> bool:
-    """Whether the text that a file would be expanded to is there already."""
+    """Return whether the text that a file would be expanded to is there already."""
     return job.header is not None and crc32(job.out.read_bytes()) == job.text_crc
 
 

@@ -1,5 +1,4 @@
-"""The exact loss of a run, and what is behind it: `python evaluate.py out/shakespeare_char
-[--against=out/OTHER]`.
+"""The exact loss of a run, and what is behind it: `python evaluate.py RUN [--against=OTHER]`.
 
 The story, in order: the text, the scores of its tokens, and what they add up to.
 """
@@ -424,7 +423,7 @@ def compare(
 
 
 def have_other_splits(scores: list[RunScores]) -> bool:
-    """Whether two runs were trained on other texts, or other splits of one text."""
+    """Return whether two runs were trained on other texts, or other splits of one text."""
     splits = set()
     for each in scores:
         cfg = each.run.cfg.data

@@ -1,4 +1,4 @@
-"""The keys and values of tokens that a model has read: a new token needs no others (Pope et al. 2022)."""
+"""Keys and values of the tokens that a model has read, which new tokens need (Pope et al. 2022)."""
 
 import torch
 from torch import Tensor

@@ -1,6 +1,4 @@
-"""Options by the names that other programs give them, so that a mistake can be answered with the
-name of ours.
-"""
+"""Options by the names that other programs give them: a mistake is answered with the name here."""
 
 import re
 
@@ -135,7 +133,7 @@ ELSEWHERE = {
 
 
 def name_here(name: str, options: set[str]) -> str:
-    """What to write among these options for a name from elsewhere; "" if it is not known.
+    """Find the option that a name from elsewhere means; "" if it is not known.
 
     >>> name_here("wd", {"weight_decay", "batch_size"})
     '--weight_decay'

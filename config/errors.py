@@ -25,8 +25,7 @@ class UserError(Exception):
 
 
 def read_ranks(environment: Mapping[str, str]) -> tuple[int, int]:
-    """The rank of this process and the number of ranks, as torchrun sets them; (0, 1) without
-    torchrun.
+    """Read this process's rank and the number of ranks that torchrun set; (0, 1) without torchrun.
 
     RANK or WORLD_SIZE alone, or a WORLD_SIZE of 1, means nothing: other tools set them too.
     UserError for values that torchrun does not set.
@@ -46,7 +45,7 @@ def read_ranks(environment: Mapping[str, str]) -> tuple[int, int]:
 
 
 def _read_number(environment: Mapping[str, str], name: str, least: int, most: int) -> int:
-    """An environment variable; UserError if it is not a number from `least` to `most`."""
+    """Read an environment variable; UserError if it is not a number from `least` to `most`."""
     text = environment.get(name, "")
     if re.fullmatch("[0-9]{1,9}", text) and least <= int(text) <= most:
         return int(text)
@@ -68,7 +67,7 @@ class DamagedError(UserError):
 
 
 def not_text(what: object, error: UnicodeDecodeError) -> UserError:
-    """That a file is not UTF-8, and where."""
+    """Make the error that says that a file is not UTF-8, and where."""
     return UserError(f"{what}: not UTF-8 text ({error}); convert it, for example with iconv")
 
 
@@ -127,7 +126,7 @@ def _on_interrupt(handler: Callable[..., object]) -> None:
 
 @contextmanager
 def slow_imports() -> Iterator[None]:
-    """Around imports of torch, which take seconds: Ctrl-C ends the program at once.
+    """Let Ctrl-C end the program at once during imports of torch, which take seconds.
 
     As an exception it would print many lines there.
     """

@@ -29,17 +29,17 @@ GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 
 def is_run(path: Path) -> bool:
-    """Whether a directory is that of a run, which can be opened and resumed."""
+    """Return whether a directory is that of a run, which can be opened and resumed."""
     return all((path / name).is_file() for name in RUN_FILES)
 
 
 def is_hugging_face(path: Path) -> bool:
-    """Whether a directory is in Hugging Face's format, of which convert.py makes a run."""
+    """Return whether a directory is in Hugging Face's format, of which convert.py makes a run."""
     return (path / "config.json").is_file() and not (path / "config.toml").is_file()
 
 
 def short_name(name: str, longest: int = LONGEST_NAME) -> str:
-    """A name of at most so many bytes: the name itself, or its beginning and a hash of all of it.
+    """Return a name, if it has at most so many bytes, or its beginning and a hash of all of it.
 
     >>> short_name("n_layer=3,n_head=2", 16), short_name("n_layer=3", 16)
     ('n_layer,b2b70746', 'n_layer=3')
@@ -54,7 +54,7 @@ def short_name(name: str, longest: int = LONGEST_NAME) -> str:
 
 
 def lock_of(path: Path) -> Path:
-    """The lock file of a directory, beside it."""
+    """Return the lock file of a directory, which is beside it."""
     return path.with_name(f".{short_name(path.name)}.lock")
 
 
@@ -98,7 +98,7 @@ def nearest_run(path: Path) -> str:
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
-    """The name of each path, or as much of its end as tells it from the other paths.
+    """Return the name of each path, or as much of its end as tells it from the other paths.
 
     >>> unique_names([Path("/out/x/run"), Path("/out/y/run"), Path("/out/y/other")])
     ['x/run', 'y/run', 'other']
@@ -117,7 +117,7 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _end(path: Path, length: int) -> str:
-    """The last parts of a path, `length` of them."""
+    """Return the last parts of a path, `length` of them."""
     return str(Path(*path.parts[-length:]))
 
 
@@ -144,7 +144,7 @@ def without_bom(content: bytes) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file that a user names, without a byte order mark; lines end in \\n.
+    """Read a UTF-8 file that a user names, without a byte order mark; lines end in \\n.
 
     OSError, UnicodeDecodeError; UserError for a device, and for a pipe that gives more than
     PIPE_BYTES.
@@ -211,7 +211,7 @@ def _remove_leftovers(folder: Path, name: str) -> None:
 
 
 def _has_ended(process: int) -> bool:
-    """Whether there is no such process on this machine.
+    """Return whether there is no such process on this machine.
 
     On Windows that is unknown, because asking would end the process.
     """
@@ -234,10 +234,10 @@ def write_atomically(path: Path, content: bytes, like: Path | None = None) -> No
 
 @contextmanager
 def locked(path: Path, taken: str, timeout: float = 0) -> Iterator[None]:
-    """Hold the lock file `path`; UserError `taken` if another process holds it for more than
-    `timeout` seconds.
+    """Hold the lock file `path`; UserError `taken` if another process holds it.
 
-    The operating system frees the lock of a process that dies.
+    It waits `timeout` seconds for the other process. The operating system frees the lock of a
+    process that dies.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)

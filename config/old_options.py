@@ -58,7 +58,7 @@ SECTIONS = (
 
 
 def take_old_words(given: dict[str, str]) -> dict[str, str]:
-    """Take words such as "--bias=true" out of the command line's unknown ones, as {option: text}."""
+    """Take words such as "--bias=true" out of the command line's, and return {option: text}."""
     found = {}
     for word in list(given):
         name, _, text = word.removeprefix("--").partition("=")
@@ -69,7 +69,7 @@ def take_old_words(given: dict[str, str]) -> dict[str, str]:
 
 
 def todays_words(words: dict[str, str], cfg: Config) -> dict[str, str]:
-    """What the command line would say today instead of old options."""
+    """Return the options of today, as the command line says them, that old ones became."""
     names = {"model": "form", "data": "corpus", "run": "watchers"}
     options = cfg.options()
     new = [names[SECTIONS[word]] for word in words]
@@ -138,5 +138,5 @@ def _translate_markov(options: Options, is_saved: bool) -> list[str]:
 
 
 def _read(value: Any) -> Any:
-    """A word of the command line as TOML has it."""
+    """Read a word of the command line as TOML has it."""
     return {"true": True, "false": False}.get(str(value).lower(), value)

@@ -1,4 +1,4 @@
-"""Options in TOML: a recipe and the command line's options, checked together; and what a run saves."""
+"""Options in TOML: a recipe and the command line's, checked together; and what a run saves."""
 
 import os
 import tomllib

@@ -1,4 +1,4 @@
-"""What a training takes from the directory of a run: one that it resumes, or starts from."""
+"""Takes options from the directory of a run: one that a training resumes, or starts from."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def kept_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def resume_config(asked: Config, named: set[str], path: Path) -> Config:
-    """The configuration of the run in `path`, with the options that are asked for.
+    """Load the configuration of the run in `path`, and put the options that are asked for into it.
 
     These are the `named` ones, of the command line, and those of a recipe, but for what must stay:
     a recipe may name a text or a shape that the command line replaced when the run began.
@@ -46,7 +46,7 @@ def resume_config(asked: Config, named: set[str], path: Path) -> Config:
 
 
 def unused_options(recipe: Config, cfg: Config, named: set[str]) -> list[str]:
-    """What a recipe says that a resumed run does not do, a line each."""
+    """Name the options of a recipe that a resumed run does not use, a line each."""
     lines = []
     for section, options in recipe:
         for name in sorted(options.model_fields_set & MUST_STAY - named):
@@ -58,7 +58,7 @@ def unused_options(recipe: Config, cfg: Config, named: set[str]) -> list[str]:
 
 
 def adopt_shape(cfg: Config) -> Config:
-    """The configuration with the shape and the tokens of the run that it starts from.
+    """Return the configuration with the shape and the tokens of the run that it starts from.
 
     UserError for options that ask for another model; only `dropout` and a smaller `block_size` may
     differ.

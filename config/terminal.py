@@ -1,6 +1,4 @@
-"""What the terminal is shown: text that came from elsewhere cannot move its cursor, clear it or
-rename its window.
-"""
+"""Keeps text that came from elsewhere from moving the cursor, or clearing the terminal."""
 
 import re
 import sys
@@ -12,7 +10,7 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:
-    """The text with a visible sign for each control character but tabs and line ends.
+    """Put a visible sign for each control character of a text but tabs and line ends.
 
     >>> printable("red: \\x1b[31m")
     'red: ␛[31m'
@@ -21,8 +19,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The same with signs for tabs and line ends too: for names, which should not look like lines
-    of our own.
+    """Put signs for tabs and line ends too: a name should not look like lines of our own.
 
     >>> one_line("a\\nb")
     'a␊b'
@@ -60,16 +57,12 @@ def show_control_characters() -> None:
 
 
 def print_styled(text: str) -> None:
-    """Print text with colours of our own, in which all that came from elsewhere has passed
-    `printable`.
-    """
+    """Print text with our own colours; what came from elsewhere has passed `printable`."""
     print(text, file=_unfiltered(sys.stdout))
 
 
 def progress_bar(items: Any = None, desc: str = "", **options: Any) -> Any:
-    """tqdm's bar, whose own control characters reach the terminal; in a file or a pipe only with
-    disable=False.
-    """
+    """Make tqdm's bar, with control characters; in a file or a pipe only with disable=False."""
     from tqdm import tqdm  # here, because it takes a tenth of a second
 
     options = {"leave": False, "disable": None} | options

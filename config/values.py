@@ -32,7 +32,7 @@ FileName = Annotated[Text, AfterValidator(os.path.expanduser)]
 
 
 def parse_markov(corpus: str) -> tuple[int, int, float] | None:
-    """The order, the alphabet and the temperature that a corpus's name has; None for other corpora.
+    """Read order, alphabet and temperature from the name of a corpus; None if it is not markov.
 
     >>> parse_markov("markov"), parse_markov("markov-1-5-2")
     ((2, 27, 0.5), (1, 5, 2.0))

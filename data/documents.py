@@ -32,7 +32,7 @@ class Split:
     file: Path | None = None  # that has the tokens, or a pattern of several
 
     def take(self, at: np.ndarray | slice) -> np.ndarray:
-        """Takes some of the tokens, as int64. UserError for one that is not in the vocabulary.
+        """Take some of the tokens, as int64. UserError for one that is not in the vocabulary.
 
         The hash of a large file is not compared at each start: what is read of it is checked here.
         """
@@ -46,11 +46,11 @@ class Split:
         return tokens
 
     def first(self, n: int) -> "Split":
-        """Keeps the beginning, up to the n-th token that can be a target."""
+        """Keep the beginning, up to the n-th token that can be a target."""
         return self._cut(slice(n + 1))
 
     def last(self, n: int) -> "Split":
-        """Keeps the last n tokens."""
+        """Keep the last n tokens."""
         return self._cut(slice(-n, None))
 
     def _cut(self, part: slice) -> "Split":
@@ -58,13 +58,13 @@ class Split:
         return replace(self, tokens=self.tokens[part], unmasked=unmasked)
 
     def first_target(self) -> int:
-        """Finds the place of the first target."""
+        """Find the place of the first target."""
         if self.unmasked is None:
             return 1
         return 1 + int(np.argmax(self.unmasked[1:]))
 
     def targets(self) -> np.ndarray:
-        """The targets in order: tokens that are not masked, and not the first of all."""
+        """Return the targets in order: tokens that are not masked, and not the first of all."""
         after_first = self.tokens[1:]
         if self.unmasked is None:
             return after_first
@@ -84,7 +84,7 @@ class Exchange(BaseModel):
 
 
 def split_documents(text: str, cfg: DataConfig) -> dict[str, list[Document]]:
-    """Divides a text into the documents of both splits; the end of the text is validation.
+    """Divide a text into the documents of both splits; the end of the text is validation.
 
     Documents stay whole.
     """
@@ -104,7 +104,7 @@ def split_documents(text: str, cfg: DataConfig) -> dict[str, list[Document]]:
 
 
 def read_documents(text: str, cfg: DataConfig) -> list[Document]:
-    """Divides a text into documents: records of JSONL, lines, paragraphs, or the whole text."""
+    """Divide a text into documents: records of JSONL, lines, paragraphs, or the whole text."""
     if cfg.is_jsonl:
         documents = []
         for exchange in read_exchanges(text, cfg.corpus):
@@ -118,7 +118,7 @@ def read_documents(text: str, cfg: DataConfig) -> list[Document]:
 
 
 def apply_mask(text: str, mask: str) -> Document:
-    """Cuts a text into segments: what the regular expression `mask` matches is masked.
+    """Cut a text into segments: what the regular expression `mask` matches is masked.
 
     >>> apply_mask("CAT:\\nNo.\\n\\nDOG:\\nWoof.", "^[A-Z]+:$")
     [('CAT:', False), ('\\nNo.\\n\\n', True), ('DOG:', False), ('\\nWoof.', True)]
@@ -134,7 +134,7 @@ def apply_mask(text: str, mask: str) -> Document:
 
 
 def find_matches(text: str, mask: str) -> list[tuple[int, int]]:
-    """Finds where each match of a regular expression starts and stops; UserError if it is none."""
+    """Find where each match of a regular expression starts and stops; UserError if it is none."""
     if not mask:
         return []
     try:
@@ -150,7 +150,7 @@ def find_matches(text: str, mask: str) -> list[tuple[int, int]]:
 
 
 def read_exchanges(text: str, corpus: str) -> list[Exchange]:
-    """Reads the lines of a .jsonl corpus; UserError that names the first line that is no record."""
+    """Read the lines of a .jsonl corpus; UserError that names the first line that is no record."""
     exchanges = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -169,7 +169,7 @@ def read_exchanges(text: str, corpus: str) -> list[Exchange]:
 def encode_documents(
     documents: list[Document], tokenizer: Tokenizer, cfg: DataConfig, name: str
 ) -> Split:
-    """Encodes documents, one after another; UserError that says `name` if there is no target.
+    """Encode documents, one after another; UserError that says `name` if there is no target.
 
     Segments are encoded one by one, so that no token is half masked. Where the tokenizer has an eos
     token, it opens the first document and follows each; so it also opens the next.

@@ -60,7 +60,7 @@ class EvalText:
         return windows[choose_windows(counts, self.max_tokens)]
 
     def batches(self) -> Iterator[Batch]:
-        """Cuts the windows into batches; windows that are not full are padded."""
+        """Cut the windows into batches; windows that are not full are padded."""
         for first in range(0, len(self.windows), self.rows):
             yield cut(self.split, self.windows[first : first + self.rows], self.block_size)
 

@@ -25,7 +25,7 @@ PROMPT_SHOWN = 500  # characters
 
 
 def end_of_prompt(prompt: str) -> str:
-    """Shortens a corpus's prompt to its end, which is also what a model sees of a long one."""
+    """Shorten a corpus's prompt to its end, which is also what a model sees of a long one."""
     if len(prompt) <= PROMPT_SHOWN:
         return prompt
     return f"... {prompt[-PROMPT_SHOWN:]}"
@@ -51,7 +51,7 @@ class Baseline(BaseModel):
 def passed_and_ahead(
     nll: float, baselines: Sequence[Baseline]
 ) -> tuple[list[Baseline], list[Baseline]]:
-    """Divides the baselines into those that a loss has passed, and those ahead.
+    """Divide the baselines into those that a loss has passed, and those ahead.
 
     Each from the worst to the best. The entropy rate is in neither.
     """
@@ -116,7 +116,7 @@ class CorpusInfo(BaseModel):
         return nats_to_bits(worst.nats_per_token) / worst.bits_per_byte
 
     def describe(self) -> str:
-        """Describes the corpus in a line or two, and lists its baselines, the best one last."""
+        """Describe the corpus in a line or two, and lists its baselines, the best one last."""
         train = self.train
         val = self.val
         lines = [
@@ -155,7 +155,7 @@ class CorpusInfo(BaseModel):
 
 
 def read_info(path: Path) -> CorpusInfo:
-    """Reads what a file says of a corpus; DamagedError if it is not what preparing one writes."""
+    """Read what a file says of a corpus; DamagedError if it is not what preparing one writes."""
     try:
         info = CorpusInfo.model_validate_json(without_bom(path.read_bytes()))
     except ValidationError as error:

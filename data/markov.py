@@ -59,7 +59,7 @@ class MarkovSource:
         return pi
 
     def sample(self, length: int) -> tuple[str, np.ndarray]:
-        """Draws a text in the stationary state.
+        """Draw a text in the stationary state.
 
         Also returns the source's own surprisal at each symbol, in nats, (length,).
         """
@@ -86,7 +86,7 @@ class MarkovSource:
 
 
 def draw_units(shape: tuple[int, ...], temperature: float, rng: np.random.Generator) -> np.ndarray:
-    """Draws probabilities (contexts, S), in whole numbers of 1 / UNITS, at least 1."""
+    """Draw probabilities (contexts, S), in whole numbers of 1 / UNITS, at least 1."""
     logits = rng.standard_normal(shape) / temperature
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares = weights / weights.sum(axis=1, keepdims=True)

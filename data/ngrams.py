@@ -19,7 +19,7 @@ class NGrams(NamedTuple):
 
 
 def ngram_nll(train: Split, val: np.ndarray, vocab_size: int, longest: int) -> Iterator[np.ndarray]:
-    """Yields the NLL of each token of val[1:], in nats, by n-grams of order 1, 2, ... `longest`.
+    """Yield the NLL of each token of val[1:], in nats, by n-grams of order 1, 2, ... `longest`.
 
     Under a mask only those n-grams of `train` count that end in a target. The text runs on from
     train into val, so every token has its whole context.
@@ -52,14 +52,14 @@ def ngram_nll(train: Split, val: np.ndarray, vocab_size: int, longest: int) -> I
 
 
 def find_ngrams(last_tokens: np.ndarray, shorter: NGrams, vocab_size: int) -> NGrams:
-    """Numbers the n-grams that consist of an (n-1)-gram and the token after it."""
+    """Number the n-grams that consist of an (n-1)-gram and the token after it."""
     keys = shorter.numbers[:-1] * vocab_size + last_tokens
     unique_keys, numbers = distinct(keys)
     return NGrams(numbers, unique_keys // vocab_size)
 
 
 def count_continuations(grams: NGrams, counts: np.ndarray, shorter: NGrams) -> np.ndarray:
-    """Counts the distinct tokens that come before each (n-1)-gram in training.
+    """Count the distinct tokens that come before each (n-1)-gram in training.
 
     These are the n-grams of training that end in it. Kneser-Ney counts them, not occurrences, for
     all n-grams but the longest.
@@ -70,7 +70,7 @@ def count_continuations(grams: NGrams, counts: np.ndarray, shorter: NGrams) -> n
 
 
 def interpolate(counts: np.ndarray, grams: NGrams, lower: np.ndarray) -> np.ndarray:
-    """Computes P(token | context) at the last positions, (M,); `lower` is that by shorter n-grams.
+    """Compute P(token | context) at the last positions, (M,); `lower` is that by shorter n-grams.
 
     P = (count - discount) / total(context) + freed(context) / total(context) x lower: what is
     discounted from the counts goes to the shorter context. A context without counts leaves it all.
@@ -89,7 +89,7 @@ def interpolate(counts: np.ndarray, grams: NGrams, lower: np.ndarray) -> np.ndar
 
 
 def find_discounts(counts: np.ndarray) -> np.ndarray:
-    """Estimates what to take from counts of 0, 1, 2, and 3 or more, (4,), by how many there are."""
+    """Estimate what to take from counts of 0, 1, 2, and 3 or more, (4,), by how many there are."""
     occurrences = np.bincount(np.minimum(counts, 5), minlength=5)
     n1, n2, n3, n4 = occurrences[1:5].clip(1)
     y = n1 / (n1 + 2 * n2)
@@ -100,7 +100,7 @@ def find_discounts(counts: np.ndarray) -> np.ndarray:
 
 
 def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the distinct keys, in order, and the index of each key among them.
+    """Find the distinct keys, in order, and the index of each key among them.
 
     np.unique does the same in 4 times the time: NumPy sorts numbers several times faster than it
     finds their order. So each key carries its position in its low bits while it is sorted.

@@ -66,7 +66,7 @@ class Corpus:
 
 
 def prepare_corpus(cfg: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
-    """Opens the prepared corpus; first writes it if it is not there, or damaged.
+    """Open the prepared corpus; first write it if it is not there, or damaged.
 
     Another text or other options are another corpus. The tokens are those of `tokenizer`, if
     cfg.tokenizer names a run or a model. UserError for a large corpus that is not prepared.
@@ -84,7 +84,7 @@ def prepare_corpus(cfg: DataConfig, tokenizer: Tokenizer | None = None) -> Corpu
 def choose_tokenizer(
     name: str, eos_text: str | None, tokenizer: Tokenizer | None
 ) -> Tokenizer | None:
-    """Finds the tokenizer of a run; None if it is to be made: char, bpe or gpt2."""
+    """Find the tokenizer of a run; None if it is to be made: char, bpe or gpt2."""
     if name in TOKENIZERS:
         return None
     if tokenizer is None:
@@ -93,7 +93,7 @@ def choose_tokenizer(
 
 
 def choose_folder(cfg: DataConfig, text: str, tokenizer: Tokenizer | None) -> Path:
-    """Names the folder of a prepared corpus after its text, its options and its tokenizer.
+    """Name the folder of a prepared corpus after its text, its options and its tokenizer.
 
     `text` tells one text from others.
     """
@@ -111,7 +111,7 @@ def choose_folder(cfg: DataConfig, text: str, tokenizer: Tokenizer | None) -> Pa
 
 
 def open_or_write(folder: Path, write: Callable[[], None]) -> Corpus:
-    """Opens a prepared folder; if it is not sound, writes it first, one process at a time."""
+    """Open a prepared folder; if it is not sound, write it first, one process at a time."""
     corpus = open_sound(folder)
     if corpus is not None:
         return corpus
@@ -122,7 +122,7 @@ def open_or_write(folder: Path, write: Callable[[], None]) -> Corpus:
 
 
 def open_sound(folder: Path) -> Corpus | None:
-    """Opens a prepared folder; None if it is incomplete, or not as it was written."""
+    """Open a prepared folder; None if it is incomplete, or not as it was written."""
     if not is_sound(folder):
         return None
     try:
@@ -132,7 +132,7 @@ def open_sound(folder: Path) -> Corpus | None:
 
 
 def open_prepared(folder: Path) -> Corpus:
-    """Opens a prepared folder; DamagedError if its files do not belong together."""
+    """Open a prepared folder; DamagedError if its files do not belong together."""
     info = read_info(folder / "meta.json")
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     if (info.vocab_size, info.tokenizer) != (tokenizer.vocab_size, tokenizer.kind):
@@ -145,7 +145,7 @@ def open_prepared(folder: Path) -> Corpus:
 
 
 def check_split(split: Split, expected: SplitInfo, name: str) -> None:
-    """Raises DamagedError if a split does not have the tokens and targets of meta.json."""
+    """Raise DamagedError if a split does not have the tokens and targets of meta.json."""
     tokens = len(split.tokens)
     targets = split.num_targets()
     if (tokens, targets) != (expected.tokens, expected.targets):
@@ -162,7 +162,7 @@ def check_split(split: Split, expected: SplitInfo, name: str) -> None:
 
 
 def open_large(cfg: DataConfig, tokenizer: Tokenizer | None) -> Corpus:
-    """Opens what large/prepare.py wrote; UserError with its command if that is not there."""
+    """Open what large/prepare.py wrote; UserError with its command if that is not there."""
     folder = choose_folder(cfg, place_of_large(cfg.corpus), tokenizer)
     corpus = open_sound(folder)
     if corpus is None or not has_same_files(folder):
@@ -179,7 +179,7 @@ def open_large(cfg: DataConfig, tokenizer: Tokenizer | None) -> Corpus:
 
 
 def place_of_large(corpus: str) -> str:
-    """Names a large corpus by its place, because reading its text would take long."""
+    """Name a large corpus by its place, because reading its text would take long."""
     is_on_hub = corpus.startswith("hf:")
     return corpus if is_on_hub else os.path.abspath(corpus)
 
@@ -187,7 +187,7 @@ def place_of_large(corpus: str) -> str:
 def write_corpus(
     folder: Path, text: CorpusText, cfg: DataConfig, tokenizer: Tokenizer | None
 ) -> None:
-    """Writes all files of a corpus; without checksums.json, the last file, it is incomplete."""
+    """Write all files of a corpus; without checksums.json, the last file, it is incomplete."""
     if folder.exists():
         print(f"{folder}: incomplete or damaged; preparing it again", file=sys.stderr)
         shutil.rmtree(folder)
@@ -247,7 +247,7 @@ def text_of(document: Document) -> str:
 
 
 def find_prompt(document: Document) -> str:
-    """Finds the masked text that a document starts with."""
+    """Find the masked text that a document starts with."""
     masked = itertools.takewhile(lambda segment: not segment[1], document)
     return text_of(list(masked))
 

@@ -46,7 +46,7 @@ class Shards:
 
 
 def load_split(folder: Path, name: str, vocab_size: int) -> Split:
-    """Opens the tokens of a split, and its mask if there is one.
+    """Open the tokens of a split, and its mask if there is one.
 
     DamagedError if a file is missing or holds another array; UserError if it cannot be opened.
     """
@@ -72,7 +72,7 @@ def load_split(folder: Path, name: str, vocab_size: int) -> Split:
 
 
 def load_mask(path: Path, length: int) -> np.ndarray | None:
-    """Opens the mask of a split with so many tokens; None if there is none."""
+    """Open the mask of a split with so many tokens; None if there is none."""
     if not path.exists():
         return None
     mask = load_array(path, MASK)

@@ -11,7 +11,7 @@ ROWS = 6  # of a batch that are shown
 
 
 def show_masks(batch: Batch, tokenizer: Tokenizer, padded: bool = False) -> str:
-    """Shows some rows of a batch as text, with masked tokens in [brackets]."""
+    """Show some rows of a batch as text, with masked tokens in [brackets]."""
     is_target = batch.targets != IGNORE_INDEX
     lines = [
         f"{is_target.sum():,} of {is_target.size:,} tokens are targets, {is_target.mean():.1%}; "
@@ -28,7 +28,7 @@ def show_masks(batch: Batch, tokenizer: Tokenizer, padded: bool = False) -> str:
 
 
 def _show_row(inputs: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer, padded: bool) -> str:
-    """Shows a row of inputs (T,) and the target after the last of them."""
+    """Show a row of inputs (T,) and the target after the last of them."""
     tokens = np.append(inputs, targets[-1])
     masked = np.append(True, targets == IGNORE_INDEX)
     end = len(tokens)
@@ -45,7 +45,7 @@ def _show_row(inputs: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer, pad
 
 
 def show_token(tokenizer: Tokenizer, token: int) -> str:
-    """Shows a token within a line: line ends become visible, and an eos token has its name."""
+    """Show a token within a line: line ends become visible, and an eos token has its name."""
     if token == tokenizer.eos:
         return "<|eos|>"
     text = tokenizer.decode([int(token)])

@@ -58,7 +58,7 @@ class Piece(NamedTuple):
 
 
 def find_files(corpus: str) -> list[Path]:
-    """Finds the files of a directory or a pattern, in the order of their names.
+    """Find the files of a directory or a pattern, in the order of their names.
 
     UserError if there is none. A dataset of the Hub has none here.
     """
@@ -75,7 +75,7 @@ def find_files(corpus: str) -> list[Path]:
 
 
 def look_for_files(corpus: str) -> FoundFiles:
-    """Looks through a directory or a pattern, by one rule for both.
+    """Look through a directory or a pattern, by one rule for both.
 
     Below the folder that is named, hidden files and folders are left out: they are copies that
     an editor keeps, or a program's own. Links are followed; a folder counts once.
@@ -103,7 +103,7 @@ def look_for_files(corpus: str) -> FoundFiles:
 
 
 def visit_folders(root: Path, depth: float, found: FoundFiles) -> Iterator[tuple[Path, list[str]]]:
-    """Visits a folder and those below it, `depth` levels in all; notes those that it leaves out."""
+    """Visit a folder and those below it, `depth` levels in all; note those that it leaves out."""
     seen = {os.path.realpath(root)}
 
     def note_unreadable(error: OSError) -> None:
@@ -125,7 +125,7 @@ def visit_folders(root: Path, depth: float, found: FoundFiles) -> Iterator[tuple
 
 
 def find_root(corpus: str) -> Path:
-    """Finds the folder to search: a directory, or what stands before a pattern's first sign."""
+    """Find the folder to search: a directory, or what stands before a pattern's first sign."""
     if Path(corpus).is_dir():
         return Path(corpus)
     root = []
@@ -141,7 +141,7 @@ def has_wildcard(text: str) -> bool:
 
 
 def matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether a path matches a pattern, part by part; ** stands for any number of folders.
+    """Return whether a path matches a pattern, part by part; ** is any number of folders.
 
     >>> matches(("a", "b", "c.txt"), ("**", "*.txt"))
     True
@@ -159,12 +159,12 @@ def matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def is_readable(path: Path) -> bool:
-    """Whether a file is of a kind that is read here."""
+    """Return whether a file is of a kind that is read here."""
     return path.name.lower().endswith(SUFFIXES) and path.is_file()
 
 
 def describe_left_out(corpus: str) -> str:
-    """Says how much of a corpus is not read, with an example of each kind; "" = nothing."""
+    """Say how much of a corpus is not read, with an example of each kind; "" = nothing."""
     if corpus.startswith("hf:"):
         return ""
     found = look_for_files(corpus)
@@ -177,25 +177,25 @@ def describe_left_out(corpus: str) -> str:
 
 
 def is_txt(path: Path) -> bool:
-    """Whether a file is one document: .txt stands before what says how it is compressed."""
+    """Return whether a file is one document: .txt, before what says how it is compressed."""
     return path.name.lower().removesuffix(".gz").removesuffix(".zst").endswith(".txt")
 
 
 def is_validation(path: Path, corpus: str) -> bool:
-    """Whether a file or its folder is named so: val.txt, valid-1.jsonl.gz, validation/a.txt."""
+    """Return whether a name means validation: val.txt, valid-1.jsonl.gz, validation/a.txt."""
     name = str(path.relative_to(find_root(corpus))).lower()
     return bool(re.search(r"(?<![a-z])val(id(ation)?)?(?![a-z])", name))
 
 
 def read_all_documents(cfg: DataConfig) -> list[Document]:
-    """Reads the documents of any corpus, all in memory: a text to evaluate."""
+    """Read the documents of any corpus, all in memory: a text to evaluate."""
     if cfg.is_large:
         return [apply_mask(text, cfg.mask) for text in read_whole_texts(cfg.corpus)]
     return read_documents(read_corpus_text(cfg).text, cfg)
 
 
 def read_whole_texts(corpus: str) -> Iterator[str]:
-    """Reads all documents, each in one piece."""
+    """Read all documents, each in one piece."""
     parts: list[str] = []
     for piece in read_pieces(corpus, tqdm(disable=True)):
         parts.append(piece.text)
@@ -205,7 +205,7 @@ def read_whole_texts(corpus: str) -> Iterator[str]:
 
 
 def read_pieces(corpus: str, progress: "tqdm[Any]") -> Iterator[Piece]:
-    """Reads all documents; `progress` counts the bytes that were read from files.
+    """Read all documents; `progress` counts the bytes that were read from files.
 
     UserError says what cannot be read.
     """
@@ -226,7 +226,7 @@ def read_pieces(corpus: str, progress: "tqdm[Any]") -> Iterator[Piece]:
 
 
 def read_file(path: Path, progress: "tqdm[Any]") -> Iterator[Piece]:
-    """Reads the documents of a .parquet file, of a .jsonl file, or the one of a .txt file."""
+    """Read the documents of a .parquet file, of a .jsonl file, or the one of a .txt file."""
     kind = path.suffix.lower()
     if kind == ".parquet":
         yield from map(Piece, check_texts(read_parquet(path, progress), str(path)))
@@ -244,7 +244,7 @@ def read_file(path: Path, progress: "tqdm[Any]") -> Iterator[Piece]:
 
 
 def read_txt(content: IO[bytes], name: str) -> Iterator[Piece]:
-    """Reads a document in pieces, which are cut after a line."""
+    """Read a document in pieces, which are cut after a line."""
     lines = io.TextIOWrapper(content, encoding="utf-8-sig")
     while text := lines.read(PIECE_CHARACTERS) + lines.readline(PIECE_CHARACTERS):
         yield Piece(text, ends=False)
@@ -253,14 +253,14 @@ def read_txt(content: IO[bytes], name: str) -> Iterator[Piece]:
 
 
 def read_jsonl(content: IO[bytes], name: str) -> Iterator[Piece]:
-    """Reads a document from each line."""
+    """Read a document from each line."""
     for number, line in enumerate(content, start=1):  # bytes, which is faster
         if line.strip():
             yield Piece(text_of(without_bom(line), f"corpus {name}, line {number}"))
 
 
 def text_of(line: bytes, where: str) -> str:
-    """Reads the field `text` of a record; a record without a text is an empty document."""
+    """Read the field `text` of a record; a record without a text is an empty document."""
     try:
         text = from_json(line)["text"]
     except (ValueError, LookupError, TypeError):
@@ -275,7 +275,7 @@ def text_of(line: bytes, where: str) -> str:
 
 
 def check_texts(texts: Iterable[object], name: str) -> Iterator[str]:
-    """Passes texts on, and nothing else; a record without a text is an empty document."""
+    """Pass texts on, and nothing else; a record without a text is an empty document."""
     for text in texts:
         if not isinstance(text, str | None):
             raise UserError(f"corpus {name}: its `text` is {type(text).__name__}; should be text")
@@ -283,7 +283,7 @@ def check_texts(texts: Iterable[object], name: str) -> Iterator[str]:
 
 
 def read_parquet(path: Path, progress: "tqdm[Any]") -> Iterator[object]:
-    """Reads the column `text`."""
+    """Read the column `text`."""
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
@@ -299,7 +299,7 @@ def read_parquet(path: Path, progress: "tqdm[Any]") -> Iterator[object]:
 
 
 def read_hub(name: str) -> Iterator[object]:
-    """Reads the `text` of a dataset's training split: owner/name[:configuration][@revision]."""
+    """Read the `text` of a dataset's training split: owner/name[:configuration][@revision]."""
     try:
         from datasets import load_dataset
     except ImportError:

@@ -100,7 +100,7 @@ class Tokenizer(BaseModel):
         )
 
     def encode(self, text: str) -> np.ndarray:
-        """Encodes a text, (N,); UserError for a character that is not in the vocabulary."""
+        """Encode a text, (N,); UserError for a character that is not in the vocabulary."""
         if self.kind != "char":
             return self.encoding.encode_to_numpy(text).astype(self.dtype)
         code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
@@ -117,7 +117,7 @@ class Tokenizer(BaseModel):
         return tokens.astype(self.dtype)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Encodes a text to continue, as at least one token.
+        """Encode a text to continue, as at least one token.
 
         A document starts with eos, and an empty text with a new line.
         """
@@ -129,23 +129,23 @@ class Tokenizer(BaseModel):
         return [self.token_bytes.index(b"\n") if b"\n" in self.token_bytes else 0]
 
     def encode_after_context(self, text: str) -> list[int]:
-        """Encodes a text after a token of context, eos or a new line: so all of it is scored."""
+        """Encode a text after a token of context, eos or a new line: so all of it is scored."""
         return [*self.encode_prompt(""), *self.encode(text).tolist()]
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Makes text of tokens; a character cut in two becomes U+FFFD."""
+        """Make text of tokens; a character cut in two becomes U+FFFD."""
         return self.decode_bytes(tokens).decode("utf-8", errors="replace")
 
     def decode_bytes(self, tokens: Iterable[int]) -> bytes:
         return b"".join(self.token_bytes[token] for token in tokens)
 
     def count_bytes(self, tokens: np.ndarray) -> int:
-        """Counts the UTF-8 bytes of some tokens, by which bits per byte divide."""
+        """Count the UTF-8 bytes of some tokens, by which bits per byte divide."""
         return int(np.bincount(tokens, minlength=self.vocab_size) @ self.byte_lengths)
 
 
 def char_tokenizer(characters: Iterable[str], eos_text: str | None = None) -> Tokenizer:
-    """Makes a vocabulary of these characters, in the order of code points."""
+    """Make a vocabulary of these characters, in the order of code points."""
     tokens = sorted(set(characters))
     if eos_text:
         tokens.append(eos_text)
@@ -155,7 +155,7 @@ def char_tokenizer(characters: Iterable[str], eos_text: str | None = None) -> To
 
 
 def train_bpe(text: str, vocab_size: int, eos_text: str | None = None) -> Tokenizer:
-    """Learns at most `vocab_size` tokens, the 256 bytes among them.
+    """Learn at most `vocab_size` tokens, the 256 bytes among them.
 
     A short text has fewer pairs to merge.
     """
@@ -173,7 +173,7 @@ def train_bpe(text: str, vocab_size: int, eos_text: str | None = None) -> Tokeni
 def make_tokenizer(
     kind: str, texts: Iterable[str], vocab_size: int, eos_text: str | None
 ) -> Tokenizer:
-    """Makes char from the characters of some texts, or learns bpe from them; gpt2 is fetched."""
+    """Make char from the characters of some texts, or learn bpe from them; gpt2 is fetched."""
     if kind == "gpt2":
         return load_gpt2(eos_text)
     if kind == "bpe":
@@ -185,7 +185,7 @@ def make_tokenizer(
 
 
 def load_gpt2(eos_text: str | None = None) -> Tokenizer:
-    """Fetches GPT-2's 50,257 tokens; the last, <|endoftext|>, is eos where there are documents."""
+    """Fetch GPT-2's 50,257 tokens; the last, <|endoftext|>, is eos where there are documents."""
     import tiktoken
 
     try:
@@ -201,7 +201,7 @@ def load_gpt2(eos_text: str | None = None) -> Tokenizer:
 
 
 def with_eos(tokenizer: Tokenizer, eos_text: str | None, name: str) -> Tokenizer:
-    """Makes the last token, eos, stand for what separates the documents of a text.
+    """Make the last token, eos, stand for what separates the documents of a text.
 
     UserError if there is no eos token for that.
     """
@@ -217,7 +217,7 @@ def with_eos(tokenizer: Tokenizer, eos_text: str | None, name: str) -> Tokenizer
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Reads the tokenizer of a prepared corpus or a run; DamagedError if the file is not one."""
+    """Read the tokenizer of a prepared corpus or a run; DamagedError if the file is not one."""
     try:
         tokenizer = Tokenizer.model_validate_json(without_bom(path.read_bytes()))
         check_tokens(tokenizer)
@@ -228,13 +228,13 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def read_tokenizer(run: Path) -> Tokenizer:
-    """Reads the tokenizer in the directory of a run."""
+    """Read the tokenizer in the directory of a run."""
     check_entries(run)
     return load_tokenizer(run / "tokenizer.json")
 
 
 def check_tokens(tokenizer: Tokenizer) -> None:
-    """Raises ValueError if a tokenizer is not what this program makes.
+    """Raise ValueError if a tokenizer is not what this program makes.
 
     tiktoken, in Rust, ends the process where one of the 256 bytes is missing, and takes very long
     where a token is very long.

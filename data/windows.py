@@ -14,7 +14,7 @@ GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 def find_windows(tokens: np.ndarray, block_size: int, eos: int | None, stride: int) -> np.ndarray:
-    """Cuts a text into windows of block_size targets that move on by `stride`; returns (N, 3).
+    """Cut a text into windows of block_size targets that move on by `stride`; returns (N, 3).
 
     With an `eos` token each document is cut by itself, from its eos token to the next one.
 
@@ -46,7 +46,7 @@ def find_windows(tokens: np.ndarray, block_size: int, eos: int | None, stride: i
 
 
 def count_targets(split: Split, windows: np.ndarray) -> np.ndarray:
-    """Counts the targets in each window (N, 3) of a text, (N,)."""
+    """Count the targets in each window (N, 3) of a text, (N,)."""
     starts, lengths, skips = windows.T
     if split.unmasked is None:
         return lengths - skips
@@ -60,7 +60,7 @@ def count_targets(split: Split, windows: np.ndarray) -> np.ndarray:
 
 
 def choose_windows(counts: np.ndarray, max_tokens: int) -> np.ndarray:
-    """Chooses windows that have about max_tokens targets together; returns indices in order.
+    """Choose windows that have about max_tokens targets together; returns indices in order.
 
     `counts` (N,) are the targets of each window. Each window has the same chance, however many
     targets it has: otherwise some kinds of text would weigh more than they do in the whole text.
@@ -77,7 +77,7 @@ def choose_windows(counts: np.ndarray, max_tokens: int) -> np.ndarray:
 
 
 def describe_empty_windows(split: Split, block_size: int, eos: int | None) -> list[str]:
-    """Warns in two lines if many of the windows of a split have no target; else no line."""
+    """Warn in two lines if many of the windows of a split have no target; else no line."""
     if split.unmasked is None:
         return []
     windows = find_windows(split.tokens, block_size, eos, stride=block_size)

@@ -1,5 +1,4 @@
-"""Checkpoints: one safetensors file each, with the model, the optimizers and, as metadata, the
-state of the training.
+"""Checkpoints: one safetensors file each, with the model, the optimizers and the training's state.
 
 A file is written beside its place and renamed, so that a whole one is there at every instant; the
 hash of all that it holds is in its metadata. Reading a checkpoint executes nothing.
@@ -146,7 +145,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_model(run: Run, checkpoint: str) -> tuple[GPT, TrainState]:
-    """The model of a run's `best` or `last` checkpoint, on the CPU in float32, and its state.
+    """Read the model of a run's `best` or `last` checkpoint, on the CPU in float32, and its state.
 
     UserError if it is missing or damaged, or config.toml describes another model.
     """
@@ -169,7 +168,7 @@ def read_model(run: Run, checkpoint: str) -> tuple[GPT, TrainState]:
 
 
 def load_model(run: Run, checkpoint: str, device: Device) -> tuple[GPT, TrainState]:
-    """The model of a run's `best` or `last` checkpoint, for prediction only, and its state."""
+    """Load the model of a run's `best` or `last` checkpoint, for prediction only, and its state."""
     model, state = read_model(run, checkpoint)
     return for_prediction(model.to(device.torch_device), device), state
 

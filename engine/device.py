@@ -1,5 +1,4 @@
-"""Where a run computes: the device, the dtype of its matrix products, and the processes that share
-the work.
+"""Where a run computes: the device, the dtype of products, and the processes that share the work.
 
 Under `torchrun --nproc_per_node=W` a run is W processes, its ranks. They hold the same weights,
 because they start from the same seed and add the same gradients. Only rank 0 writes files and
@@ -63,7 +62,7 @@ class Device:
 
     @property
     def eval_batch_tokens(self) -> int:
-        """Tokens in one forward pass of an evaluation: a CPU's cache holds them, or they fill a GPU."""
+        """Tokens in one forward pass of an evaluation: they fit a CPU's cache, or fill a GPU."""
         if self.torch_device.type == "cpu":
             return 2**11
         return 2**16
@@ -153,7 +152,7 @@ class Device:
             torch._foreach_mul_(gradients, 1 / scale)
 
     def clip_gradients(self, parameters: Iterable[torch.nn.Parameter], largest: float) -> float:
-        """Scale the gradient down to a norm of at most `largest`, 0 = any; returns the norm before."""
+        """Scale the gradient to a norm of at most `largest`, 0 = any; returns the norm before."""
         return float(torch.nn.utils.clip_grad_norm_(parameters, largest or float("inf")))
 
     def check_same_start(self, model: torch.nn.Module, corpus_sha256: str) -> None:
@@ -163,8 +162,8 @@ class Device:
             checksum = zlib.crc32(p.detach().cpu().numpy().data, checksum)
         if self.max(checksum) != -self.max(-checksum):
             raise UserError(
-                "the ranks start with different weights or texts; all machines need the same torch and "
-                "files"
+                "the ranks start with different weights or texts; all machines need the same torch "
+                "and files"
             )
 
     def __str__(self) -> str:
@@ -292,19 +291,19 @@ def is_on_cpu(device: str) -> bool:
 
 
 def _has_bfloat16(kind: str) -> bool:
-    """Whether the hardware multiplies in bfloat16."""
+    """Return whether the hardware multiplies in bfloat16."""
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return kind == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
 def _has_float16(kind: str) -> bool:
-    """Whether a GPU multiplies in float16 on tensor cores; others have a slow float16, or none."""
+    """Return whether a GPU has float16 on tensor cores; others have a slow float16, or none."""
     return kind == "cuda" and torch.cuda.get_device_capability() >= (7, 0)
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc reuse freed memory: fresh pages from the system cost up to half of an evaluation."""
+    """Let glibc reuse freed memory: new pages from the system cost up to half of an evaluation."""
     if sys.platform != "linux":
         return
     libc = ctypes.CDLL(None)

@@ -30,8 +30,7 @@ def generate(
     seed: int = 1337,
     eos: int | None = None,
 ) -> Iterator[list[int]]:
-    """Continue a prompt of at least one token; yields the next token of each sample,
-    (num_samples,).
+    """Continue a prompt of at least one token; yields the next token of each of the samples.
 
     Sample i depends on (seed, i), not on the number of samples. A sample that has reached `eos`
     stays there; when all have, generation ends.

@@ -28,7 +28,7 @@ class LoggedRun:
         return list(self.records())
 
     def has_metrics(self) -> bool:
-        """Whether there is a line that is not damaged; reads only as far as the first."""
+        """Return whether any line is not damaged; reads only as far as the first such line."""
         return any(self.records())
 
     def records(self) -> Iterator[Record]:

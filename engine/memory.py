@@ -1,4 +1,4 @@
-"""Whether a model fits into memory, which is asked before it is built."""
+"""Refuses a model that does not fit into memory, before it is built."""
 
 import os
 from pathlib import Path
@@ -33,7 +33,7 @@ def check_memory(model: ModelConfig, optim: OptimConfig, device: torch.device) -
 
 
 def total_memory(device: torch.device) -> int | None:
-    """Bytes of a GPU, this machine, or its container if that has less; None if unknown."""
+    """Return the bytes of a GPU, or of this machine or container; None if that is unknown."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     try:

@@ -49,7 +49,7 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 def is_outcome(record: Record) -> bool:
-    """Whether a line of metrics.jsonl or samples.jsonl was written after the last step."""
+    """Return whether a line of metrics.jsonl or samples.jsonl was written after the last step."""
     return "best_step" in record or "finished" in record
 
 

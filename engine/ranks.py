@@ -1,4 +1,4 @@
-"""How the processes that torchrun started meet, compare their options, and notice that one is gone."""
+"""How torchrun's processes meet, compare their options, and notice that one is gone."""
 
 import atexit
 import json

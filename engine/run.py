@@ -50,7 +50,7 @@ class Run(LoggedRun):
         return hashlib.sha256(first_start).hexdigest()[:8]
 
     def is_there(self) -> bool:
-        """Whether nobody moved the directory of this run, removed it, or put another there."""
+        """Return whether the directory still holds this run: nobody moved or replaced it."""
         try:
             return self.id == self._read_id()
         except OSError:
@@ -86,19 +86,19 @@ class Run(LoggedRun):
         append_line(self.path / "history.jsonl", line)
 
     def was_changed(self, option: str) -> bool:
-        """Whether a start of this run had another value of an option than the start before."""
+        """Return whether any start of this run changed the value of an option."""
         lines: list[bytes] = []
         with suppress(OSError):  # somebody removed it
             lines = (self.path / "history.jsonl").read_bytes().splitlines()
         return option in self.changes or any(option in _read_changes(line) for line in lines)
 
     def has_outcome(self) -> bool:
-        """Whether the last line of metrics is there: then all of the outcome is there too."""
+        """Return whether the last line of metrics is there: it comes after all of the outcome."""
         return any(is_outcome(record) for record in self.records())
 
 
 def _read_changes(line: bytes) -> dict[str, Any]:
-    """The options that a line of history.jsonl says were changed; none if it is damaged."""
+    """Read which options a line of history.jsonl says were changed; {} if it is damaged."""
     try:
         changes = from_json(line)["changes"]
     except (ValueError, TypeError, LookupError):

@@ -40,7 +40,7 @@ class Scores(NamedTuple):
     tempered: np.ndarray  # (K,) total NLL with the logits divided by each of K temperatures
 
     def top(self, k: int) -> np.ndarray:
-        """Whether the target is among the k most probable tokens, 0 to 1.
+        """Score whether each target is among the k most probable tokens, 0 to 1.
 
         Tied tokens share the places.
         """

@@ -85,7 +85,7 @@ def _check_out_dir(path: Path) -> None:
 
 
 def begin_run(earlier: Run | None, cfg: Config, named: set[str], corpus: Corpus) -> Run:
-    """A new run in out_dir, or the one to resume with the options of this start.
+    """Create a run in out_dir, or return the earlier one with the options of this start.
 
     `named` are the options on the command line. UserError if the run would continue with another
     model or text.
@@ -115,7 +115,7 @@ def begin_run(earlier: Run | None, cfg: Config, named: set[str], corpus: Corpus)
 
 
 def create_run(cfg: Config, corpus: Corpus) -> Run:
-    """A new run; one that has its name already is renamed to NAME.1, NAME.2, ..."""
+    """Create a run; an older one of that name is renamed to NAME.1, NAME.2, ..."""
     path = Path(cfg.run.out_dir)
     real = path.resolve()  # a link stays a link, and lock_run has locked where it leads
     moved = None
@@ -281,8 +281,8 @@ def _take_state(tensors: dict[str, Tensor], name: str, shape: torch.Size) -> Ten
 def state_shapes(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, torch.Size]:
     """List what an optimizer keeps of a parameter from its first step on, all in float32.
 
-    A checkpoint's tensors are compared with it: PyTorch's fused AdamW does not look at their shapes,
-    and reads and writes past the end of one that is too small.
+    A checkpoint's tensors are compared with it: PyTorch's fused AdamW does not look at their
+    shapes, and reads and writes past the end of one that is too small.
     """
     if isinstance(optimizer, Muon):
         return {"momentum": p.shape}

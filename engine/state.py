@@ -143,7 +143,7 @@ class TrainState(BaseModel):
         return None
 
     def _adapt_loss_scale(self, is_finite: bool) -> None:
-        """Halve the scale where a gradient may have been too large for float16; else try a larger."""
+        """Halve the scale if a gradient may have been too large for float16; else try a larger."""
         if not is_finite:
             self.loss_scale = max(MIN_SCALE, self.loss_scale / 2)
         elif self.step % SCALE_STEPS == 0:
@@ -151,12 +151,12 @@ class TrainState(BaseModel):
 
     @property
     def noise(self) -> float:
-        """Nats that the validation loss rises without a meaning: it came back from as much before."""
+        """Nats of a rise of the validation loss that mean nothing: it came back from as much."""
         return max(OVERFITTING_RISE, self.recovered)
 
     @property
     def train_rise(self) -> float:
-        """Nats that the smoothed training loss rose since the best evaluation; 0 if that may be noise."""
+        """Nats that the smoothed training loss rose since the best evaluation; 0 if maybe noise."""
         if self.mean_after_best is None or self.step < self.best_step + SMOOTHED_STEPS:
             return 0.0
         around_best = self.mean_after_best
@@ -247,6 +247,6 @@ class TrainState(BaseModel):
         return is_done or overfits or diverged
 
     def record(self) -> dict[str, float]:
-        """Return the first numbers of a line of metrics; counts of trouble only if there was any."""
+        """Return the first numbers of a line of metrics; counts of trouble if there was any."""
         counts = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
         return counts | self.model_dump(include=TROUBLES, exclude_defaults=True)

@@ -15,7 +15,7 @@ from model import GPT
 
 
 def is_eval_step(step: int, interval: int, max_iters: int) -> bool:
-    """Steps 0, 1, 2, 4, 8, ... up to the interval, all its multiples, and the last have evaluations.
+    """Return whether a step has an evaluation: 0, 1, 2, 4, 8, ..., each interval, and the last do.
 
     >>> [step for step in range(36) if is_eval_step(step, 10, 35)]
     [0, 1, 2, 4, 8, 10, 20, 30, 35]

@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 
 
 def count_workers() -> int:
-    """Count a worker for each core that torch uses; OMP_NUM_THREADS or torchrun may say how many."""
+    """Count a worker for each core that torch uses, as OMP_NUM_THREADS or torchrun may say."""
     return min(torch.get_num_threads(), MAX_WORKERS)
 
 

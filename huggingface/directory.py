@@ -31,7 +31,7 @@ class DocumentsOptions(Section):
 
 
 def is_model(name: str) -> bool:
-    """Whether a name is a directory in Hugging Face's format, or a GPT-2's that is no directory."""
+    """Return whether a name is a directory in Hugging Face's format, or that of a GPT-2."""
     path = Path(name)
     return is_hugging_face(path) or (name in GPT2_NAMES and not path.exists())
 

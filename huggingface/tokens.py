@@ -93,8 +93,9 @@ def list_merges(tokenizer: Tokenizer) -> list[list[str]]:
 
 
 def find_merge(token: bytes, ids: dict[Any, int]) -> list[bytes]:
-    """The two tokens that byte-pair encoding merges last to make a token: it merges the earliest
-    pair first.
+    """Find the two tokens that byte-pair encoding merges last to make a token.
+
+    It merges the earliest pair first.
 
     >>> find_merge(b"abc", {b"a": 0, b"b": 1, b"c": 2, b"bc": 3, b"ab": 4, b"abc": 5})
     [b'a', b'bc']

@@ -24,8 +24,9 @@ LINEAR = ("attn.qkv", "attn.proj", "mlp.fc", "mlp.proj")
 
 
 def module_names(cfg: ModelConfig) -> Names:
-    """Without the prefix `transformer.` or `model.` of the modules there, which some files have and
-    others do not.
+    """Name the modules there that each module here holds.
+
+    The names have no prefix `transformer.` or `model.`, which some files have and others do not.
     """
     if cfg.is_gpt2:
         outer: Names = {"wte": ["wte"], "wpe": ["wpe"], "norm": ["ln_f"]}
@@ -54,7 +55,7 @@ def module_names(cfg: ModelConfig) -> Names:
 
 
 def to_hugging_face(model: GPT) -> dict[str, Tensor]:
-    """The weights of a model that options.to_config_json can describe, by their names there."""
+    """Name the weights of a model, which options.to_config_json can describe, as they do there."""
     cfg = model.cfg
     if cfg.form == "nanogpt":  # there GPT-2 has biases: these are zero
         weights = model.state_dict()
@@ -78,7 +79,7 @@ def to_hugging_face(model: GPT) -> dict[str, Tensor]:
 
 
 def from_hugging_face(cfg: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights by our names, in float32. Positions after block_size are left out.
+    """Name weights as we do, in float32. Positions after block_size are left out.
 
     LookupError if one is missing, ValueError if one has no floating-point numbers.
     """
@@ -106,13 +107,13 @@ def from_hugging_face(cfg: ModelConfig, tensors: dict[str, Tensor]) -> dict[str,
 
 
 def _turn(cfg: ModelConfig, module: str, tensor: Tensor) -> Tensor:
-    """From (out, in) to (in, out) and back, where it is a GPT-2's."""
+    """Transpose a weight of GPT-2's linear modules, which is (in, out) there."""
     turns = cfg.is_gpt2 and tensor.ndim == 2 and module.endswith(LINEAR)
     return tensor.mT if turns else tensor
 
 
 def load_weights(path: Path, cfg: ModelConfig, vocab_size: int) -> GPT:
-    """The model of a directory; it is built when its weights are known to be there.
+    """Load the model of a directory; it is built when its weights are known to be there.
 
     Rows of a padded vocabulary, and those of added tokens that are left out, are left out too.
     """
@@ -141,7 +142,7 @@ def load_weights(path: Path, cfg: ModelConfig, vocab_size: int) -> GPT:
 
 
 def _weight_files(path: Path) -> dict[str, list[str]]:
-    """The files that hold a model's weights, with the names in each; no names = all in it.
+    """Find the files that hold a model's weights, with the names in each; no names = all in it.
 
     Other .safetensors beside them are copies, or something else.
     """

@@ -49,7 +49,7 @@ ROUNDING = 1e-9  # 49 x (1 / 49) is less than 1
 
 
 def prepare_large(cfg: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
-    """Opens the prepared corpus; first writes it if it is incomplete, damaged or of other files."""
+    """Open the prepared corpus; first write it if it is incomplete, damaged or of other files."""
     if not cfg.is_large:
         raise UserError(
             f"corpus {cfg.corpus}: is one text; train.py and data/prepare.py prepare it"
@@ -66,7 +66,7 @@ def prepare_large(cfg: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus
 
 
 def remove_unusable(folder: Path, files: list[Path]) -> None:
-    """Removes a prepared folder that is damaged, or of other files than there are now."""
+    """Remove a prepared folder that is damaged, or of other files than there are now."""
     if not folder.exists():
         return
     before = read_text_files(folder)
@@ -85,14 +85,14 @@ def remove_unusable(folder: Path, files: list[Path]) -> None:
 
 
 def sizes_and_times(files: list[Path]) -> dict[str, list[int]]:
-    """Lists the size and the time of each file, by which a change is noticed."""
+    """List the size and the time of each file, by which a change is noticed."""
     return {os.path.abspath(path): size_and_time(path) for path in files}
 
 
 def write_large(
     folder: Path, files: list[Path], cfg: DataConfig, tokenizer: Tokenizer | None
 ) -> None:
-    """Writes a corpus in shards, or what is missing of it after a preparation that was stopped."""
+    """Write a corpus in shards, or what is missing of it after a preparation that was stopped."""
     folder.mkdir(parents=True, exist_ok=True)
     check_entries(folder)  # what a stopped preparation left
     write_atomically(folder / "files.json", json.dumps(sizes_and_times(files)).encode())
@@ -143,7 +143,7 @@ def write_large(
 
 
 def add_up(shards: list[Shard], split: str, corpus: str) -> SplitInfo:
-    """Adds the sizes of a split's shards; UserError if it has no document."""
+    """Add the sizes of a split's shards; UserError if it has no document."""
     tokens = sum(shard.tokens[split] for shard in shards)
     documents = sum(shard.documents[split] for shard in shards)
     if documents == 0:
@@ -155,7 +155,7 @@ def add_up(shards: list[Shard], split: str, corpus: str) -> SplitInfo:
 
 
 def choose_val_fraction(files: list[Path], corpus: str, val_fraction: float) -> float:
-    """Chooses the share of documents that is validation; 0 if files are named as validation."""
+    """Choose the share of documents that is validation; 0 if files are named as validation."""
     if any(is_validation(path, corpus) for path in files):
         return 0.0
     if not files or not all(is_txt(path) for path in files):
@@ -169,7 +169,7 @@ def choose_val_fraction(files: list[Path], corpus: str, val_fraction: float) -> 
 
 
 def choose_split(pieces: Iterable[Piece], val_fraction: float) -> Iterator[Piece]:
-    """Marks a share of the documents, evenly spread, as validation. With 0, file names decide."""
+    """Mark a share of the documents, evenly spread, as validation. With 0, file names decide."""
     if val_fraction == 0:
         yield from pieces
         return
@@ -184,7 +184,7 @@ def choose_split(pieces: Iterable[Piece], val_fraction: float) -> Iterator[Piece
 
 
 def choose_texts(pieces: Iterable[Piece], kind: str) -> Iterator[str]:
-    """Chooses the texts to make a tokenizer from: for char all, for bpe the first of training."""
+    """Choose the texts to make a tokenizer from: for char all, for bpe the first of training."""
     characters = 0
     for piece in pieces:
         if kind == "char":

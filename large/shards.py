@@ -72,7 +72,7 @@ Encoded = dict[str, EncodedPart]  # of each split
 
 
 def write_shards(pieces: Iterable[Piece], tokenizer: Tokenizer, folder: Path) -> Iterator[Shard]:
-    """Writes what shards.jsonl does not have yet; yields each pair of shards, old and new."""
+    """Write what shards.jsonl does not have yet; yields each pair of shards, old and new."""
     done = keep_whole(folder)
     yield from done
     count = done[-1].chunks if done else 0
@@ -95,7 +95,7 @@ def write_shards(pieces: Iterable[Piece], tokenizer: Tokenizer, folder: Path) ->
 
 
 def keep_whole(folder: Path) -> list[Shard]:
-    """Keeps the pairs of shards that are done, up to the first that is not as it was written.
+    """Keep the pairs of shards that are done, up to the first that is not as it was written.
 
     A disk was full, or somebody removed a file: the others are encoded again.
     """
@@ -110,7 +110,7 @@ def keep_whole(folder: Path) -> list[Shard]:
 
 
 def is_whole(number: int, shard: Shard, folder: Path) -> bool:
-    """Whether a pair of shards is there, with the tokens that it should have."""
+    """Return whether a pair of shards is there, with the tokens that it should have."""
     for name, expected in shard.tokens.items():
         found = 0
         for path in folder.glob(f"{name}-{number:05}-*.npy"):
@@ -125,7 +125,7 @@ def is_whole(number: int, shard: Shard, folder: Path) -> bool:
 
 
 def read_log(path: Path) -> list[Shard]:
-    """Reads the finished pairs of shards; DamagedError if a line is not what `flush` writes."""
+    """Read the finished pairs of shards; DamagedError if a line is not what `flush` writes."""
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")[:-1]
@@ -141,7 +141,7 @@ def to_line(shard: Shard) -> bytes:
 
 
 def flush(kept: Encoded, chunks: int, folder: Path, number: int) -> Shard:
-    """Writes a pair of shards, each whole or not at all, and then their line."""
+    """Write a pair of shards, each whole or not at all, and then their line."""
     tokens = {}
     for name, part in kept.items():
         tokens[name] = sum(map(len, part.arrays))
@@ -156,14 +156,14 @@ def flush(kept: Encoded, chunks: int, folder: Path, number: int) -> Shard:
 
 
 def write_parts(tokens: np.ndarray, folder: Path, name: str) -> None:
-    """Writes tokens to as few files of at most SHARD_BYTES as can hold them."""
+    """Write tokens to as few files of at most SHARD_BYTES as can hold them."""
     num_parts = math.ceil(tokens.nbytes / (SHARD_BYTES - 1000))  # a file has a header
     for number, part in enumerate(np.array_split(tokens, num_parts)):
         write_array(folder / f"{name}-{number}.npy", part)
 
 
 def make_chunks(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Collects pieces in lists of about CHUNK_CHARACTERS."""
+    """Collect pieces in lists of about CHUNK_CHARACTERS."""
     chunk = []
     size = 0
     for piece in pieces:
@@ -178,7 +178,7 @@ def make_chunks(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 
 
 def encode_in_order(chunks: Iterable[list[Piece]], tokenizer: Tokenizer) -> Iterator[Encoded]:
-    """Encodes chunks in as many threads as there are cores: tiktoken lets them run in parallel."""
+    """Encode chunks in as many threads as there are cores: tiktoken lets them run in parallel."""
     threads = os.cpu_count() or 1
     waiting: deque[Future[Encoded]] = deque()
     with ThreadPoolExecutor(threads) as pool:
@@ -194,7 +194,7 @@ def encode_in_order(chunks: Iterable[list[Piece]], tokenizer: Tokenizer) -> Iter
 
 
 def encode_chunk(chunk: list[Piece], tokenizer: Tokenizer) -> Encoded:
-    """Encodes the pieces of each split; an eos token follows each document."""
+    """Encode the pieces of each split; an eos token follows each document."""
     eos = encode_eos(tokenizer)
     encoded = {name: EncodedPart() for name in SPLITS}
     for piece in chunk:

@@ -114,9 +114,7 @@ class Summary(BaseModel):
 
 
 class Evaluation(Summary):
-    """evaluation.json: the best model on a part of the validation text, and its loss on all of it,
-    part by part.
-    """
+    """What evaluation.json holds: the best model on a part of the validation text, and its loss."""
 
     part_nll: list[float]  # sums, in nats
     part_targets: list[float]
@@ -126,7 +124,7 @@ class Evaluation(Summary):
 
 
 def max_targets(vocab_size: int) -> int:
-    """How many targets are scored for evaluation.json, about."""
+    """Return about how many targets are scored for evaluation.json."""
     return min(MAX_TARGETS, MAX_LOGITS // vocab_size)
 
 
@@ -283,7 +281,7 @@ def join_blocks(numbers: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]:
 
 
 def neighbours_are_alike(block: np.ndarray, columns: Columns) -> bool:
-    """Whether the losses of neighbouring blocks are correlated, so that these are no random sample.
+    """Return whether losses of neighbouring blocks are correlated: they are no random sample then.
 
     So it is with the lines or the speeches of a few plays: plays differ as wholes. `block` is the
     index of each target's block. Of random samples, 5% look so by chance.
@@ -309,7 +307,7 @@ def intervals(quantities: Columns, blocks: Blocks) -> dict[str, Estimate]:
 
 
 def tail_share(count: int) -> float:
-    """The share of resamples of `count` blocks that are above a 95% interval, and below it.
+    """Return the share of resamples of `count` blocks above a 95% interval, and below it.
 
     It is less than 2.5%, because resamples of few blocks vary too little (Hesterberg 2015).
 

@@ -62,7 +62,7 @@ class Model:
         return f"{self.run.name}: a GPT with {num_params:,} parameters, after {steps:,} steps"
 
     def score(self, text: str, unknown: UnknownCharacters = "refuse") -> "ScoredText":
-        """What each token of a text costs, as `evaluate.py --explain` measures it.
+        """Measure what each token of a text costs, as `evaluate.py --explain` does.
 
         UserError for unknown characters; with unknown="replace" similar ones stand for them, or
         they are left out, and the costs are of the text that this makes.
@@ -177,8 +177,8 @@ class ScoredText:
     def summary(self) -> str:
         mean_nll = float(self.nll.mean())
         return (
-            f"{self.total:.2f} bits for {len(self.nll):,} tokens: {self.bits.mean():.3f} per token, "
-            f"perplexity {perplexity(mean_nll):.2f}, {self.bits_per_byte:.3f} bits per byte"
+            f"{self.total:.2f} bits for {len(self.nll):,} tokens: {self.bits.mean():.3f} per "
+            f"token, perplexity {perplexity(mean_nll):.2f}, {self.bits_per_byte:.3f} bits per byte"
         )
 
     def __repr__(self) -> str:
@@ -198,9 +198,7 @@ class SampledText(str):
 
 @dataclass(frozen=True, repr=False)
 class Curves:
-    """Loss curves: a picture in Jupyter, characters in a terminal, of what is in metrics.jsonl when
-    they are shown.
-    """
+    """Loss curves from metrics.jsonl as it is now: a picture in Jupyter, characters elsewhere."""
 
     runs: list[Run]
     x: str
@@ -214,7 +212,7 @@ class Curves:
         return draw_terminal(self.runs, self.x, self.scale, self.unit)
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        """A PNG, and its width on the screen: it has more pixels, for screens that show them."""
+        """Draw a PNG; also returns its width on the screen, where it may have more pixels."""
         figure = make_figure(self.runs, self.x, self.scale, self.unit)
         file = io.BytesIO()
         figure.savefig(file, format="png")

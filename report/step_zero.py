@@ -195,8 +195,8 @@ def check_first_losses(record: Record, baselines: Sequence[Baseline]) -> str:
     return (
         f"warning: after {step:,.0f} steps the validation loss, {nll:.3f}, is not below the "
         f"unigram's, {unigram:.3f}:\n"
-        "  the model has not learned more than how often each token comes. Its learning rate is far "
-        "too low\n"
+        "  the model has not learned more than how often each token comes. Its learning rate is "
+        "far too low\n"
         "  or too high, or its targets do not belong to its inputs: data/prepare.py --show_batch"
         "\n  shows some"
     )

@@ -1,4 +1,4 @@
-"""Writes and says what the steps of a training measured: a line of metrics.jsonl every few steps."""
+"""Writes what the steps of a training measured: a line of metrics.jsonl every few steps."""
 
 import math
 import time
@@ -25,7 +25,7 @@ OUTCOME = ("evaluation.json", "curves.png", "verdict.txt", "samples.jsonl")
 
 
 class TrainLog:
-    """Collects what steps measured, appends it to metrics.jsonl, shows it, and tells the watchers."""
+    """Collects what steps measured, writes it to metrics.jsonl, shows it, tells the watchers."""
 
     def __init__(self, files: RunFiles, info: CorpusInfo, state: TrainState) -> None:
         self.files = files

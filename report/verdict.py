@@ -159,7 +159,7 @@ def signs_of_divergence(records: Sequence[Record], log_v: float) -> Iterator[str
 
 
 def describe_memorisation(final: Record) -> Iterator[str]:
-    """Compare the best model's losses on text that it read, did not read, and on validation text."""
+    """Compare the best model's losses on text that it read or did not read, and on validation."""
     val = final["best_val_nll"]
     read = final.get("best_train_read_nll")
     unread = final.get("best_train_unread_nll")
