@@ -136,7 +136,9 @@ def main(argv: list[str]) -> None:
     tried = code(make_predictor(model, device), first, len(trial), trial)
     checkpoint = run.path / f"{options.checkpoint}.safetensors"
     here = f"torch {torch.__version__}, {device}"
-    major, minor = torch.__version__.split(".")[:2]
+    trial_crc = crc32(f"{here} {tried[:3]}".encode())
+    checkpoint_crc = crc32(checkpoint.read_bytes())
+    major, minor = map(int, torch.__version__.split(".")[:2])
     unknown = job.replacer.pack()
     header = Header(
         file_crc=0,  # it is computed last
@@ -145,10 +147,10 @@ def main(argv: list[str]) -> None:
         list_bytes=len(unknown),
         threads=threads,
         streams=streams,
-        torch_major=int(major),
-        torch_minor=int(minor),
-        checkpoint_crc=crc32(checkpoint.read_bytes()),
-        trial_crc=crc32(f"{here} {tried[:3]}".encode()),
+        torch_major=major,
+        torch_minor=minor,
+        checkpoint_crc=checkpoint_crc,
+        trial_crc=trial_crc,
     )
     words = b""
     if job.header is not None:

@@ -214,13 +214,15 @@ def write_corpus(
     prompt = find_prompt(documents["val"][0]) if cfg.eos_text else ""
     source_nll = text.nll_of_last(len(val.tokens))
     source_loss = None if source_nll is None else float(source_nll.mean())
+    train_info = measure_split(train, documents["train"])
+    val_info = measure_split(val, documents["val"])
     info = CorpusInfo(
         name=cfg.corpus_name,
         sha256=text.sha256,
         tokenizer=tokenizer.kind,
         vocab_size=tokenizer.vocab_size,
-        train=measure_split(train, documents["train"]),
-        val=measure_split(val, documents["val"]),
+        train=train_info,
+        val=val_info,
         baselines=list(baselines),
         prompt=prompt,
         entropy_rate=text.entropy_rate,

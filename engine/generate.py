@@ -140,8 +140,8 @@ def generate_texts(
     prompt: str,
     device: Device,
     num_samples: int = 1,
-    max_new_tokens: int = 300,
     *,
+    max_new_tokens: int = 300,
     seed: int = 1337,
 ) -> list[str]:
     """Continue a prompt; returns the texts without the prompt and the eos token."""

@@ -191,7 +191,8 @@ def check_first_losses(record: Record, baselines: Sequence[Baseline]) -> str:
     bigram = nats.get("bigram", math.inf)
     if record["val_nll"] < unigram or bigram > unigram - ORDER:
         return ""
-    step, nll = record["step"], record["val_nll"]
+    step = record["step"]
+    nll = record["val_nll"]
     return (
         f"warning: after {step:,.0f} steps the validation loss, {nll:.3f}, is not below the "
         f"unigram's, {unigram:.3f}:\n"
