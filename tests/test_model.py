@@ -42,7 +42,7 @@ def in_pieces(model: GPT, tokens: Tensor) -> Tensor:
     cache = KVCache(model.cfg, len(tokens), torch.device("cpu"), torch.float32)
     pieces = []
     for piece in tokens.split([5, 1, 4, 6], dim=1):
-        pieces.append(model.hidden_states(piece, cache))  # noqa: PERF401
+        pieces.append(model.hidden_states(piece, cache))
     assert cache.length == 16
     return torch.cat(pieces, dim=1)
 
