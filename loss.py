@@ -26,9 +26,9 @@ class Objective(NamedTuple):
 
     label_smoothing: share e of each target that is spread over the vocabulary: one_hot(y) becomes
         (1 - e) one_hot(y) + e / V (Szegedy et al. 2016).
+    alpha, temperature: with a teacher, the cross-entropy counts 1 - alpha, and alpha T^2 KL(teacher
+        || model) is added. The KL is of both predictions at temperature T (Hinton et al. 2015).
     z_loss: weight of (log sum exp z)^2, which keeps logits from drifting (Chowdhery et al. 2022).
-    alpha, temperature: with a teacher, the loss so far counts 1 - alpha, and alpha T^2 KL is added.
-        KL(teacher || model) is of both predictions at temperature T (Hinton et al. 2015).
     """
 
     label_smoothing: float = 0.0
@@ -81,8 +81,8 @@ def cross_entropy(
 ) -> LossSums:
     """Sum the losses of logits (..., V) for targets (...); a teacher's logits are (..., V).
 
-    This is the definition. The prediction q = [0.2, 0.7, 0.1] costs 0.357 nats if the target is token 1. With p =
-    one_hot(1), the gradient with respect to the logits is q - p:
+    This is the definition. The prediction q = [0.2, 0.7, 0.1] costs 0.357 nats if the target is
+    token 1. With p = one_hot(1), the gradient of the logits is q - p:
 
     >>> logits = torch.tensor([[0.2, 0.7, 0.1]]).log().requires_grad_()
     >>> loss = cross_entropy(logits, torch.tensor([1])).objective
@@ -146,14 +146,14 @@ def sum_targets(values: Tensor, is_target: Tensor) -> Tensor:
 def count_correct(logits: Tensor, targets: Tensor, is_target: Tensor) -> Tensor:
     """Count the targets (N,) whose logit is the largest in its row (N, V); 1/k in a tie of k."""
     is_largest = logits == logits.detach().amax(dim=-1, keepdim=True)
-    tokens = targets.clamp_min(0)  # a masked target, -100, is no index; its sum leaves it out
+    tokens = targets.clamp_min(0)  # a masked target, -100, is no index; sum_targets drops it
     target_is_largest = is_largest.gather(1, tokens[:, None]).squeeze(1)
     num_largest = is_largest.sum(dim=-1)
     return sum_targets(target_is_largest / num_largest, is_target)
 
 
 def soft_cap(logits: Tensor, softcap: float) -> Tensor:
-    """softcap tanh(logits / softcap): no logit is larger than `softcap` (Gemma Team 2024).
+    """softcap tanh(logits / softcap): between -softcap and softcap (Gemma Team 2024).
 
     A softcap of 0 leaves the logits unchanged.
     """
@@ -168,17 +168,17 @@ def sum_losses(
     """Add the sums of micro-batches, in float64 on the CPU; `all_reduce` adds those of all ranks."""
     rows = []
     for part in parts:
-        # All numbers of a part are copied at once: a GPU has to wait for each copy to the CPU.
+        # All numbers of a part are copied at once, in one dtype: a GPU waits for each copy.
         row = torch.stack([number.detach().to(part.nll.dtype) for number in part])
         rows.append(row.tolist())
-    if not rows:  # a step without targets
+    if not rows:  # a step without targets, or a rank without a micro-batch
         rows.append([0.0] * len(LossSums._fields))
     totals = [_add_exactly(column) for column in zip(*rows, strict=True)]
     return LossSums._make(all_reduce(torch.tensor(totals, dtype=torch.float64)))
 
 
 def _add_exactly(numbers: tuple[float, ...]) -> float:
-    """Add, and round once; NaN if a number is not finite, of which math.fsum makes errors."""
+    """Add, and round once. NaN if a number is not finite: math.fsum raises an error for inf - inf."""
     if not all(map(math.isfinite, numbers)):
         return math.nan
     return math.fsum(numbers)

@@ -5,7 +5,7 @@ queries, keys and embeddings. GPT-2's form has learned positions, LayerNorm, GEL
 
 Shapes: B sequences, T tokens, C = n_embd, H heads of width D = C / H, V tokens in the vocabulary.
 In generation a KV cache holds what was read before; then S = cached tokens + T, else S = T.
-kernels.py has PyTorch's operations, but faster on a CPU: attention, dropout, relu2, rms_norm.
+kernels.py has operations that are faster there on a CPU: attention, dropout, relu2, rms_norm.
 """
 
 import math
@@ -40,8 +40,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Embed positions by rotation of (B, T, H, D) (Su et al. 2021).
 
     Feature i and feature i + D / 2 of a head are a pair (a, b), a point in a plane. It is turned by
-    its position's angle, so q k depends on the distance between two positions only. As in nanochat
-    the turn is by minus the angle, which makes no difference.
+    its position's angle, so that q k depends on the distance of two positions, not on the positions
+    themselves. As in nanochat the turn is by minus the angle, which makes no difference.
     """
     a, b = x.type_as(cos).chunk(2, dim=-1)
     return torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1)
@@ -193,7 +193,7 @@ class GPT(nn.Module):
         for block in self.blocks:
             x = block(x, rotation, cache, mask)
         if cache is not None:
-            cache.length = end  # only now: each layer has appended after the old length
+            cache.length = end  # only now: all layers append after the old length
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -203,8 +203,8 @@ class GPT(nn.Module):
     def document_mask(self, tokens: Tensor, T: int) -> Tensor:
         """Return which of the tokens (B, S) the last T tokens may attend to, (B, 1, T, S) bool.
 
-        Each attends to itself and to earlier tokens of its document. An eos token, the last of the
-        vocabulary, begins a document, so counting eos tokens numbers the documents.
+        Each attends to itself and to earlier tokens of its document. Before each document stands an
+        eos token, the last of the vocabulary, so counting eos tokens numbers the documents.
         """
         document = (tokens == self.vocab_size - 1).cumsum(dim=1)  # (B, S)
         own = document[:, None, -T:, None]  # (B, 1, T, 1)
@@ -214,8 +214,9 @@ class GPT(nn.Module):
     def init_weights(self) -> None:
         """Draw weights as in GPT-2, from normal(0, 0.02); norms keep their ones.
 
-        GPT-2 divides the output projections of attention and MLP by sqrt(2 n_layer). In nanochat's
-        form these are zero, and so is lm_head unless it is tied: then the first loss is log V.
+        The output projections of attention and MLP are divided by sqrt(2 n_layer), or zero in
+        nanochat's form. There an lm_head that is not tied is zero too, so that the first loss is
+        log V. Biases and n-gram tables are zero.
         """
         for name, p in self.named_parameters():  # a tied lm_head is wte, and has no name of its own
             is_projection = name.endswith("proj.weight")
@@ -238,7 +239,7 @@ class GPT(nn.Module):
 
 
 def hash_ngrams(tokens: Tensor, n: int, rows: int) -> Tensor:
-    """Choose a table's row for the last n tokens at each position of tokens (B, S); (B, S).
+    """Choose a table's row, (B, S), for the last n tokens at each position of tokens (B, S).
 
     N-grams may share a row. Before the first token, token 0 is repeated. The hash is a polynomial in
     a prime, modulo another one: the products stay below 2^63 (modded-nanogpt's bigram hash
@@ -248,6 +249,6 @@ def hash_ngrams(tokens: Tensor, n: int, rows: int) -> Tensor:
     key = tokens
     for i in range(1, n):
         earlier = F.pad(tokens, (i, 0))[:, :S]  # the token i places before
-        # + 1 keeps repeated tokens 0 from all meeting in row 0
+        # + 1 only moves the rows; without it saved runs would look in other rows
         key = (key * 1_000_003 + earlier + 1) % (2**31 - 1)
     return key % rows

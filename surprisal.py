@@ -83,7 +83,7 @@ def kl_divergence(p: Sequence[float], q: Sequence[float]) -> float:
 
 
 def uniform_nll(vocab_size: int) -> float:
-    """log|V|, in nats: the loss of a model that knows nothing, and of a freshly initialised one.
+    """log|V|, in nats: the loss of a model that knows nothing; a new model is at it or near it.
 
     >>> round(uniform_nll(100_000), 1)
     11.5

@@ -53,12 +53,13 @@ from report.verdict import make_verdict
 
 
 def main(argv: list[str]) -> None:
-    # `named` are the options on the command line; `unused` says what a resumed run does not take.
+    # `named`: the options on the command line, some of which a resumed run takes only from there.
+    # `unused`: what the recipe of a resumed run says, and is not done.
     cfg, named, unused = load_training(argv)
     for line in unused:
         print(line)
     advice = words.advise_less_memory(cfg)
-    # No other process trains there meanwhile. `earlier` is the run to resume, or None.
+    # No other process trains in the run's directory meanwhile. `earlier`: the run to resume, or None.
     with lock_run(cfg) as earlier, out_of_memory(advice), lost_ranks():
         sys.exit(train(cfg, named, earlier))
 
@@ -67,13 +68,14 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
     """Train a new run, or resume an earlier one; returns the exit code."""
     device = setup_device(cfg.run.device, cfg.run.dtype, cfg.options())
     if cfg.run.compile:
-        device = device.without_workers()  # all cores share each operation of a compiled model
+        # Otherwise each core of a CPU takes a micro-batch; a compiled model uses all cores at once.
+        device = device.without_workers()
     cfg = cfg.with_run(dtype=device.dtype_name)
     check_memory(cfg.model, cfg.optim, device.torch_device)
     torch.manual_seed(cfg.run.seed)
 
     # data
-    tokenizer = None  # a new run gets its tokens from the corpus, and a resumed one keeps them
+    tokenizer = None  # a new run gets its vocabulary from the corpus, and a resumed one keeps it
     if earlier is not None:
         tokenizer = earlier.tokenizer
     corpus = device.rank0_first(prepare_corpus, cfg.data, tokenizer)
@@ -137,11 +139,14 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
             if log.is_eval_step(state):
                 record |= validate(model, val_text, corpus, device)
                 files.keep_best(model, state, record, get_batch.epochs(state.windows))
-                is_last = is_last or state.is_finished(cfg)  # this evaluation may show overfitting
+                # keep_best counts evaluations in state: this one may show overfitting
+                is_last = is_last or state.is_finished(cfg)
                 if cfg.run.watchers:
                     write_passage(model, val_text, tokenizer, files, state.step)
-            passes_a_baseline = log.write(record)  # or it is the first evaluation
-            if passes_a_baseline:
+            shows_a_sample = log.write(
+                record
+            )  # a baseline is passed, or it is the first evaluation
+            if shows_a_sample:
                 samples = generate_texts(model, tokenizer, prompt, device, max_new_tokens=80)
                 log.add_sample(samples[0], state.step)
             if is_last or state.step % cfg.run.checkpoint_interval == 0:
@@ -206,7 +211,7 @@ def train_step(
         inputs, targets = device.to_device(micro.inputs, micro.targets)
         with device.autocast():
             teacher_logits = objective.teacher_logits(inputs)  # None without a teacher
-            loss = model(inputs, targets, objective.terms, teacher_logits)
+            loss = model(inputs, targets, objective.terms, teacher_logits)  # LossSums
         mean = loss.objective / num_targets
         gradients = torch.autograd.grad(mean * loss_scale, parameters)
         return loss.detach(), gradients
@@ -248,7 +253,7 @@ def finish(
     print("\n" + verdict, flush=True)
     files.write_text("verdict.txt", verdict)
 
-    command = words.resume_command(run.path, files.device)  # if a file could not be written
+    command = words.resume_command(run.path, files.device)  # log.end tells it if a file is missing
     if state.nonfinite_in_a_row:  # it diverged
         log.end(final, "", command)
         return 1

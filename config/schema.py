@@ -52,8 +52,8 @@ class DataConfig(Section):
         0.1,
         gt=0,
         lt=1,
-        description="share of the text that is the validation split: its end; of many files, one "
-        "document of each 1 / val_fraction",
+        description="share of the text that is the validation split: its end; in many files, one "
+        "document in every 1 / val_fraction",
     )
     documents: Literal["none", "lines", "paragraphs"] = Field(
         "none", description="each line, or each paragraph, is a document; eos tokens separate them"
@@ -88,7 +88,7 @@ class DataConfig(Section):
 
     @property
     def corpus_name(self) -> str:
-        """The last part of its path; that of the current folder for a dot."""
+        """The last part of its path. For the corpus `.` it is the current folder's name."""
         if self.corpus.startswith("hf:"):
             return Path(self.corpus.partition("@")[0]).name
         return Path(os.path.abspath(self.corpus)).name
@@ -217,9 +217,9 @@ class RunConfig(Section):
     init_from: FileName = Field(
         "scratch",
         min_length=1,
-        description="scratch, or resume the run in out_dir; auto = resume "
-        "if there is one, else start as the recipe says; or the directory of a run, to start "
-        "with its model",
+        description="scratch; resume = continue the run in out_dir; auto = resume if there is a "
+        "run, else what the recipe's init_from says; or the directory of a run, to start with its "
+        "model",
     )
     seed: int = Field(1337, ge=0, lt=2**32, description="of weights, batches and dropout")
     device: Text = Field("auto", min_length=1, description="auto, cpu, mps, cuda or cuda:N")
@@ -232,7 +232,7 @@ class RunConfig(Section):
     micro_batch_size: Count = Field(
         0,
         description="sequences in one forward pass; 0 = on a GPU, all of a rank's share; on a CPU, "
-        "half a batch, or a quarter, an eighth ... as long as that is 1,024 tokens or more",
+        "the batch is halved once, and again while a part keeps 1,024 tokens or more",
     )
     eval_interval: Positive = Field(
         40, description="steps between evaluations; the first are at 0, 1, 2, 4, 8, ..."
@@ -267,7 +267,7 @@ class RunConfig(Section):
 
     @property
     def source(self) -> str:
-        """The model to start from; empty = none."""
+        """The run to start from; empty = none. By now config/cli.py has resolved `auto`."""
         if self.resumes or self.init_from == "scratch":
             return ""
         return self.init_from
@@ -292,8 +292,8 @@ class Config(Section):
     def changed(self) -> dict[str, Any]:
         """Return the options that differ from their defaults, which depend on the form.
 
-        Not out_dir, init_from and dtype: what a run learns does not depend on them, or they are
-        told beside it.
+        Not out_dir, which changes nothing that is learned, nor init_from and dtype, which are told
+        in lines of their own.
         """
         defaults = Config(model=ModelConfig(form=self.model.form)).options()
         defaults["form"] = "nanochat"  # another form is a change itself

@@ -77,19 +77,19 @@ class TrainBatches:
                 f"block_size={block_size}; it needs {2 * block_size}: use a longer corpus or a "
                 "smaller block_size"
             )
-        # The windows of one step can be of two epochs.
+        # The windows of a step are of one epoch, or of two.
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
 
     def __call__(self, first_window: int) -> list[Batch]:
-        """Make this rank's micro-batches of the step before which `first_window` windows were read.
+        """Make this rank's micro-batches of a step that begins after `first_window` windows.
 
         Each is (micro_batch_size, block_size); the last may have fewer rows.
         """
         micro_batches = []
         for number in range(self.rank, self.num_micro_batches, self.world_size):
-            first_row = number * self.micro_batch_size
-            last_row = min(first_row + self.micro_batch_size, self.batch_size)
-            rows = range(first_row, last_row)
+            start = number * self.micro_batch_size
+            end = min(start + self.micro_batch_size, self.batch_size)
+            rows = range(start, end)  # of the batch of all ranks
             windows = np.concatenate([self._window(first_window + row) for row in rows])
             micro_batches.append(cut(self.split, windows, self.block_size, number))
         return micro_batches
@@ -100,17 +100,17 @@ class TrainBatches:
         return math.ceil(self.batch_size / self.micro_batch_size)
 
     def epochs(self, windows: int) -> float:
-        """Return how many epochs so many windows are."""
+        """Return how many epochs a number of windows is."""
         return windows / self.windows_per_epoch
 
-    def read_and_unread(self, windows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the windows of the first epoch that are read when `windows` are, and the others.
+    def read_and_unread(self, num_read: int) -> tuple[np.ndarray, np.ndarray]:
+        """Divide the first epoch: the `num_read` windows that training reads first, and the rest.
 
         (N, 3) each, in the order of the text. At the end of a training the loss on both is compared.
         """
         order, offset = self._epoch(0)
-        read = np.sort(order[:windows])
-        unread = np.sort(order[windows:])
+        read = np.sort(order[:num_read])
+        unread = np.sort(order[num_read:])
         return self._windows_at(read, offset), self._windows_at(unread, offset)
 
     def _window(self, number: int) -> np.ndarray:
@@ -122,9 +122,11 @@ class TrainBatches:
     def _shuffle(self, epoch: int) -> tuple[np.ndarray, int]:
         """Draw an epoch's order of windows, as places 0, 1, 2, ... in the text, and their offset.
 
+        With offsets below block_size, windows would never reach the last tokens of the text. So in
+        odd epochs they start later, by as much as the text is longer than a number of whole blocks.
         Example: of 11 tokens and a block_size of 4 there is one window. In even epochs it starts at
         0, 1, 2 or 3, so its targets end with token 4, 5, 6 or 7. In odd epochs it starts 11 % 4 = 3
-        later, so they end with token 7, 8, 9 or 10, the last of the text.
+        later, so they end with token 7, 8, 9 or 10, the last one.
         """
         rng = np.random.default_rng((self.seed, epoch))
         offset = 0

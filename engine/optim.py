@@ -16,17 +16,15 @@ from engine.device import Device
 from engine.torch_startup import AdamW
 from model import GPT
 
-# Of Muon's polynomial a x + b x^3 + c x^5, chosen to be as steep as possible at 0.
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-ITERATIONS = 5
+ITERATIONS = 5  # of Newton-Schulz
 ONE_PROCESS = Device(torch.device("cpu"), torch.float32)
 
 
 class Muon(torch.optim.Optimizer):
     """Steps along the orthogonalised momentum of each matrix (Jordan et al. 2024).
 
-    A gradient's matrix has a few large singular values and many small ones. Orthogonalised, all are
-    about 1, so that a step is about equally long in every direction of the matrix: for a matrix
+    The gradient of a matrix has a few large singular values and many small ones. Orthogonalised, all
+    are about 1, so that a step is about equally long in every direction of the matrix: for a matrix
     (n, m) it is about lr sqrt(max(1, n / m)). The matrix products are in device.dtype.
     """
 
@@ -71,22 +69,23 @@ def orthogonalise_all(matrices: Sequence[Tensor], device: Device) -> list[Tensor
     """Orthogonalise each of the matrices, (n, m) of any shapes.
 
     Matrices of one shape are computed together, as a stack. Of 5 such matrices on 2 ranks, rank 0
-    computes numbers 0, 2 and 4. A CPU's cores take a stack each.
+    computes those with index 0, 2 and 4. A CPU's cores take a stack each.
     """
-    same_shape: dict[torch.Size, list[int]] = {}  # numbers of matrices
-    for number, matrix in enumerate(matrices):
-        same_shape.setdefault(matrix.shape, []).append(number)
-    shares = [numbers[device.rank :: device.world_size] for numbers in same_shape.values()]
-    own = [share for share in shares if share]  # the numbers in each stack of this rank
-    # The stack with the most numbers takes longest, so a core should take it first.
-    own.sort(key=lambda numbers: len(numbers) * matrices[numbers[0]].numel(), reverse=True)
-    stacks = [torch.stack([matrices[number] for number in numbers]) for numbers in own]
+    same_shape: dict[torch.Size, list[int]] = {}  # indices of matrices
+    for index, matrix in enumerate(matrices):
+        same_shape.setdefault(matrix.shape, []).append(index)
+    shares = [indices[device.rank :: device.world_size] for indices in same_shape.values()]
+    own = [share for share in shares if share]  # the indices of each stack of this rank
+    # The largest stack takes longest, so a core should take it first.
+    own.sort(key=lambda indices: len(indices) * matrices[indices[0]].numel(), reverse=True)
+    stacks = [torch.stack([matrices[index] for index in indices]) for indices in own]
 
     results = [torch.zeros_like(matrix) for matrix in matrices]
-    compute = torch.no_grad()(partial(orthogonalise, dtype=device.dtype))  # in each thread anew
-    for numbers, stack in zip(own, device.map(compute, stacks), strict=True):
-        for number, result in zip(numbers, stack, strict=True):
-            results[number].copy_(result)
+    # no_grad again: it holds for one thread, and device.map uses others
+    compute = torch.no_grad()(partial(orthogonalise, dtype=device.dtype))
+    for indices, stack in zip(own, device.map(compute, stacks), strict=True):
+        for index, result in zip(indices, stack, strict=True):
+            results[index].copy_(result)
     device.all_reduce_each(results)  # adds what other ranks computed, where it is still zero here
     return results
 
@@ -94,13 +93,15 @@ def orthogonalise_all(matrices: Sequence[Tensor], device: Device) -> list[Tensor
 def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return roughly U V^T of each matrix U S V^T in (K, n, m), by Newton-Schulz iterations.
 
-    Singular values above 1/500 of the matrix's norm become about 0.7 to 1.2.
+    Each iteration replaces X by a X + (b A + c A A) X, with A = X X^T. So every singular value s
+    becomes a s + b s^3 + c s^5, while U and V stay. a, b and c, by Jordan, let small values grow
+    fast: after five iterations those above 1/500 of the matrix's norm are about 0.7 to 1.2.
     """
-    a, b, c = COEFFICIENTS
+    a, b, c = (3.4445, -4.7750, 2.0315)
     is_wide = matrices.shape[1] <= matrices.shape[2]
     X = matrices.to(dtype)
     if not is_wide:
-        X = X.mT  # so that A below is the smaller product
+        X = X.mT  # so that A is the smaller product
     X = X / X.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)  # no singular value is above 1
     for _ in range(ITERATIONS):
         A = X @ X.mT
@@ -163,8 +164,8 @@ def get_lr_scale(cfg: OptimConfig, step: int) -> float:
     """
     if step < cfg.warmup_iters:
         return (step + 1) / (cfg.warmup_iters + 1)
-    longest = cfg.max_iters - cfg.warmup_iters
-    decay_iters = min(cfg.decay_fraction * cfg.max_iters, longest)
+    after_warmup = cfg.max_iters - cfg.warmup_iters
+    decay_iters = min(cfg.decay_fraction * cfg.max_iters, after_warmup)
     steps_left = cfg.max_iters - step
     if cfg.schedule == "constant" or steps_left >= decay_iters:
         return 1.0
