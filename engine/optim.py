@@ -16,7 +16,8 @@ from engine.device import Device
 from engine.torch_startup import AdamW
 from model import GPT
 
-ITERATIONS = 5  # of Newton-Schulz
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # a, b and c of `orthogonalise`
+ITERATIONS = 5
 ONE_PROCESS = Device(torch.device("cpu"), torch.float32)
 
 
@@ -97,7 +98,7 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
     becomes a s + b s^3 + c s^5, while U and V stay. a, b and c, by Jordan, let small values grow
     fast: after five iterations those above 1/500 of the matrix's norm are about 0.7 to 1.2.
     """
-    a, b, c = (3.4445, -4.7750, 2.0315)
+    a, b, c = COEFFICIENTS
     is_wide = matrices.shape[1] <= matrices.shape[2]
     X = matrices.to(dtype)
     if not is_wide:
