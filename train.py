@@ -71,7 +71,7 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
         # Otherwise each core of a CPU takes a micro-batch; a compiled model uses all cores at once.
         device = device.without_workers()
     cfg = cfg.with_run(dtype=device.dtype_name)
-    check_memory(cfg.model, cfg.optim, device.torch_device)
+    check_memory(cfg.model, cfg.optim.optimizer, device.torch_device)
     torch.manual_seed(cfg.run.seed)
 
     # data

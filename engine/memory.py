@@ -6,22 +6,24 @@ from pathlib import Path
 import torch
 
 from config.errors import UserError
-from config.schema import ModelConfig, OptimConfig
+from config.schema import ModelConfig
 from config.size import count_params
 
 # of a container
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def check_memory(model: ModelConfig, optim: OptimConfig, device: torch.device) -> None:
+def check_memory(cfg: ModelConfig, optimizer: str, device: torch.device) -> None:
     """Raise a UserError if a model cannot be trained in all of a device's memory.
 
     Counted are its weights, their gradients and the optimizers' states, in float32. The vocabulary
     may be unknown yet: it counts as one token. What a step computes needs memory too, but how much
     depends on the size of the micro-batches.
     """
-    num_params = count_params(model, vocab_size=1)
-    copies = 3 if optim.optimizer == "muon" else 4  # Muon has one state, and AdamW two
+    num_params = count_params(cfg, vocab_size=1)
+    copies = 4  # weights, gradients, and AdamW's two states
+    if optimizer == "muon":  # which has one state
+        copies = 3
     needed = 4 * copies * num_params
     there = total_memory(device)
     if there is not None and needed > there:

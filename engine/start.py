@@ -148,7 +148,11 @@ def load_start(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState
     if run.is_resumed:
         state = _load_last(run, model, optimizers, remarks)
         if state is not None:
+            _check_best(state, run.path / "best.safetensors", remarks)
+            if state.step == 0:  # the same as a new run
+                state = TrainState()
             return state, "; ".join(remarks)
+        _check_untrained(run, remarks)
         remarks = ["stopped before its first checkpoint"]
     if run.source:
         source = open_run(Path(run.source))
@@ -163,36 +167,45 @@ def load_start(run: Run, model: GPT, optimizers: Optimizers) -> tuple[TrainState
 def _load_last(
     run: Run, model: GPT, optimizers: Optimizers, remarks: list[str]
 ) -> TrainState | None:
-    """Load the newest whole checkpoint of a run; None if it stopped before its first.
+    """Load the newest whole checkpoint of a run: last, previous or best; None if there is none.
 
-    Tries last, previous, best, in this order. best has no optimizer states. UserError if none is
-    whole. `remarks` gets what the user should know.
+    `remarks` gets what the user should know.
     """
     for name in ("last", "previous", "best"):
         path = run.path / f"{name}.safetensors"
         if not path.exists():
             continue
-        has_optimizers = name != "best"
         try:
-            saved = read_checkpoint(path)
-            saved.check_options(run.cfg.options())
-            if has_optimizers:
-                copy_all(saved, model, optimizers)
-            else:
-                saved.copy_to(model)
+            state = _load_checkpoint(path, run, model, optimizers)
         except DamagedError as error:
             remarks.append(str(error))
             continue
-        if not has_optimizers:
+        if name == "best":
             remarks.append(f"using {path.name} instead; the optimizers start anew")
         elif remarks:
             remarks.append(f"using {path.name} instead")
-        _count_windows(saved.state, run)
-        _check_best(saved.state, run.path / "best.safetensors", remarks)
-        saved.state.nonfinite_in_a_row = 0  # a run that stopped for that has a new chance
-        if saved.state.step == 0:  # the same as a new run
-            return TrainState()
-        return saved.state
+        return state
+    return None
+
+
+def _load_checkpoint(path: Path, run: Run, model: GPT, optimizers: Optimizers) -> TrainState:
+    """Load weights, optimizers and state; DamagedError if they are not whole, or do not fit."""
+    saved = read_checkpoint(path)
+    saved.check_options(run.cfg.options())
+    if path.name == "best.safetensors":  # which has no optimizer states
+        saved.copy_to(model)
+    else:
+        copy_all(saved, model, optimizers)
+    state = saved.state
+    state.nonfinite_in_a_row = 0  # a run that stopped for that has a new chance
+    if "windows" not in state.model_fields_set:  # in checkpoints of earlier editions
+        before, _ = run.changes.get("batch_size", [run.cfg.optim.batch_size, None])
+        state.windows = state.step * before
+    return state
+
+
+def _check_untrained(run: Run, remarks: list[str]) -> None:
+    """Raise a UserError if a run has lost its checkpoints; `remarks` say which are damaged."""
     has_trained = any(record["step"] > 0 for record in run.read_metrics())
     if has_trained and run.cfg.run.init_from == "resume" and not remarks:
         remarks.append(f"{run.path}: its checkpoints are gone")
@@ -201,14 +214,6 @@ def _load_last(
             f"{'; '.join(remarks)}; no whole checkpoint is left: start again without "
             "--init_from=resume"
         )
-    return None
-
-
-def _count_windows(state: TrainState, run: Run) -> None:
-    """Count the windows that were read, where a checkpoint of an earlier edition does not."""
-    if "windows" not in state.model_fields_set:
-        batch_size, _ = run.changes.get("batch_size", [run.cfg.optim.batch_size, None])
-        state.windows = state.step * batch_size
 
 
 def _check_best(state: TrainState, path: Path, remarks: list[str]) -> None:
