@@ -106,8 +106,8 @@ def cross_entropy(
     total = nll
     smoothing = z_loss = teacher_kl = torch.zeros_like(nll)
 
-    # Label smoothing: (1 - e) nll + e spread = nll + e (spread - nll). The part e of a target that is
-    # spread evenly over the vocabulary costs the mean of -log q.
+    # Label smoothing: (1 - e) nll + e spread = nll + e (spread - nll). The share e of a target
+    # is spread evenly over the vocabulary, and costs the mean of -log q.
     if objective.label_smoothing:
         spread = sum_targets(-log_q.mean(dim=-1), is_target)
         smoothing = objective.label_smoothing * (spread - nll)
@@ -165,7 +165,7 @@ def soft_cap(logits: Tensor, softcap: float) -> Tensor:
 def sum_losses(
     parts: Iterable[LossSums], all_reduce: Callable[[Tensor], Tensor] = lambda sums: sums
 ) -> LossSums:
-    """Add the sums of micro-batches, in float64 on the CPU; `all_reduce` adds those of all ranks."""
+    """Add the sums of micro-batches, in float64 on the CPU; `all_reduce` adds those of ranks."""
     rows = []
     for part in parts:
         # All numbers of a part are copied at once, in one dtype: a GPU waits for each copy.
@@ -178,7 +178,7 @@ def sum_losses(
 
 
 def _add_exactly(numbers: tuple[float, ...]) -> float:
-    """Add, and round once. NaN if a number is not finite: math.fsum raises an error for inf - inf."""
+    """Add, and round once. NaN if a number is not finite: math.fsum fails on inf - inf."""
     if not all(map(math.isfinite, numbers)):
         return math.nan
     return math.fsum(numbers)

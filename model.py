@@ -1,7 +1,8 @@
 """A GPT in nanochat's form or in GPT-2's.
 
 nanochat's form has rotary positions, ReLU^2, and RMSNorm without weights, which also normalises
-queries, keys and embeddings. GPT-2's form has learned positions, LayerNorm, GELU and tied embeddings.
+queries, keys and embeddings. GPT-2's form has learned positions, LayerNorm, GELU, and the weights of
+the token embedding as its lm_head.
 
 Shapes: B sequences, T tokens, C = n_embd, H heads of width D = C / H, V tokens in the vocabulary.
 In generation a KV cache holds what was read before; then S = cached tokens + T, else S = T.
@@ -241,8 +242,8 @@ class GPT(nn.Module):
 def hash_ngrams(tokens: Tensor, n: int, rows: int) -> Tensor:
     """Choose a table's row, (B, S), for the last n tokens at each position of tokens (B, S).
 
-    N-grams may share a row. Before the first token, token 0 is repeated. The hash is a polynomial in
-    a prime, modulo another one: the products stay below 2^63 (modded-nanogpt's bigram hash
+    N-grams may share a row. Before the first token, token 0 is repeated. The hash is a polynomial
+    in a prime, modulo another one: the products stay below 2^63 (modded-nanogpt's bigram hash
     embedding; Engram, DeepSeek 2026).
     """
     S = tokens.shape[1]

@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
     for line in unused:
         print(line)
     advice = words.advise_less_memory(cfg)
-    # No other process trains in the run's directory meanwhile. `earlier`: the run to resume, or None.
+    # `earlier` is the run to resume, or None. No other process trains in its directory meanwhile.
     with lock_run(cfg) as earlier, out_of_memory(advice), lost_ranks():
         sys.exit(train(cfg, named, earlier))
 

@@ -95,7 +95,7 @@ class DataConfig(Section):
 
     @property
     def is_jsonl(self) -> bool:
-        """Whether it is records {"prompt": ..., "completion": ...}; only completions are targets."""
+        """Whether it is records {"prompt": ..., "completion": ...}; completions are targets."""
         if self.corpus == "dialogue":
             return True
         return self.corpus.lower().endswith(".jsonl") and not self.is_large

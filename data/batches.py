@@ -106,7 +106,7 @@ class TrainBatches:
     def read_and_unread(self, num_read: int) -> tuple[np.ndarray, np.ndarray]:
         """Divide the first epoch: the `num_read` windows that training reads first, and the rest.
 
-        (N, 3) each, in the order of the text. At the end of a training the loss on both is compared.
+        (N, 3) each, in the order of the text. After training the loss on both is compared.
         """
         order, offset = self._epoch(0)
         read = np.sort(order[:num_read])

@@ -24,9 +24,9 @@ ONE_PROCESS = Device(torch.device("cpu"), torch.float32)
 class Muon(torch.optim.Optimizer):
     """Steps along the orthogonalised momentum of each matrix (Jordan et al. 2024).
 
-    The gradient of a matrix has a few large singular values and many small ones. Orthogonalised, all
-    are about 1, so that a step is about equally long in every direction of the matrix: for a matrix
-    (n, m) it is about lr sqrt(max(1, n / m)). The matrix products are in device.dtype.
+    The gradient of a matrix has a few large singular values and many small ones. Orthogonalised,
+    all are about 1, so that a step is about equally long in every direction of the matrix: for a
+    matrix (n, m) it is about lr sqrt(max(1, n / m)). The matrix products are in device.dtype.
     """
 
     def __init__(

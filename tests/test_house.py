@@ -1,6 +1,6 @@
-"""Measures how this repository reads: `python tests/test_house.py` prints the figures, pytest holds them.
+"""Measures how this repository reads: `python tests/test_house.py` prints the figures.
 
-Counted are names, operators and literals, as the `tokenize` module tells them apart; an f-string is
+pytest holds them. Counted are names, operators and literals, as the `tokenize` module tells them apart; an f-string is
 one token. Lines that hold only a comment or a docstring do not count. A module is imported if an
 import statement names it, wherever in a file it stands. With --lines it names the lines that a
 reader would read twice, with --modules what train.py imports.
@@ -393,6 +393,5 @@ if __name__ == "__main__":
         print("\n".join([*dense, *long_lines(), *long_statements(), *golf(), *many_parameters()]))
     if "--modules" in sys.argv:
         for module in sorted(reached_from(TRAIN), key=count_tokens, reverse=True):
-            print(
-                f"{count_tokens(module):7,} {tokens_a_line(module):6.1f}  {module.relative_to(ROOT)}"
-            )
+            name = module.relative_to(ROOT)
+            print(f"{count_tokens(module):7,} {tokens_a_line(module):6.1f}  {name}")
