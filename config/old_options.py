@@ -5,7 +5,6 @@ Each is translated, or refused in a line that says what to write instead.
 
 from typing import Any
 
-from config.schema import Config
 from config.values import parse_markov
 
 Options = dict[str, Any]
@@ -68,10 +67,9 @@ def take_old_words(given: dict[str, str]) -> dict[str, str]:
     return found
 
 
-def todays_words(words: dict[str, str], cfg: Config) -> dict[str, str]:
+def todays_words(words: dict[str, str], options: dict[str, Any]) -> dict[str, str]:
     """Return the options of today, as the command line says them, that old ones became."""
     names = {"model": "form", "data": "corpus", "run": "watchers"}
-    options = cfg.options()
     new = [names[SECTIONS[word]] for word in words]
     return {name: str(options[name]) for name in new}
 

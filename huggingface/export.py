@@ -74,14 +74,14 @@ def describe_tokenizer(tokenizer: Tokenizer, block_size: int) -> dict[str, Any]:
     }
 
 
-def dtype_of_loss(run: Run) -> str:
+def dtype_of_loss(history: Path) -> str:
     """Say in a sentence in which dtype the loss in metrics.jsonl was measured; "" if unknown.
 
     The exported weights are float32.
     """
     device = ""
     with suppress(OSError, ValueError, LookupError, TypeError):  # the file is missing or damaged
-        last_start = (run.path / "history.jsonl").read_bytes().splitlines()[-1]
+        last_start = history.read_bytes().splitlines()[-1]
         device = str(from_json(last_start)["device"])
     dtype = device.rpartition(", ")[2]  # "cpu with 2 threads, AVX512, bfloat16"
     if dtype not in DTYPES:
@@ -104,12 +104,13 @@ def model_card(run: Run, step: int, architecture: str) -> str:
     ]
     loss = "Its loss was not measured."
     if measured:
+        dtype = dtype_of_loss(run.path / "history.jsonl")
         nll = measured[-1]["best_val_nll"]
         bits = measured[-1]["best_val_bits_per_byte"]
         loss = (
             f"Its loss is {nll:.4f} nats per token on all {info.val.targets:,} targets of the "
             f"validation split: {bits:.4f} bits per byte, perplexity {perplexity(nll):.3f}."
-            f"{dtype_of_loss(run)}"
+            f"{dtype}"
         )
     origin = f"A {architecture}, trained with Surprisal on the text `{info.name}` "
     if not info.has_text:

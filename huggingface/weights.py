@@ -73,7 +73,7 @@ def to_hugging_face(model: GPT) -> dict[str, Tensor]:
             continue
         parts = p.detach().chunk(len(names[module]))
         for theirs, part in zip(names[module], parts, strict=True):
-            turned = _turn(cfg, module, part)
+            turned = _turn(cfg.is_gpt2, module, part)
             tensors[f"{prefix}.{theirs}.{kind}"] = turned.clone().contiguous()
     return tensors
 
@@ -93,7 +93,7 @@ def from_hugging_face(cfg: ModelConfig, tensors: dict[str, Tensor]) -> dict[str,
         for kind in ("weight", "bias"):
             if kind == "bias" and f"{names[0]}.bias" not in theirs:
                 continue
-            parts = [_turn(cfg, module, theirs[f"{name}.{kind}"]) for name in names]
+            parts = [_turn(cfg.is_gpt2, module, theirs[f"{name}.{kind}"]) for name in names]
             if len(parts) == 1:
                 weights[f"{module}.{kind}"] = parts[0]
             else:
@@ -106,9 +106,9 @@ def from_hugging_face(cfg: ModelConfig, tensors: dict[str, Tensor]) -> dict[str,
     return {name: tensor.float() for name, tensor in weights.items()}
 
 
-def _turn(cfg: ModelConfig, module: str, tensor: Tensor) -> Tensor:
+def _turn(is_gpt2: bool, module: str, tensor: Tensor) -> Tensor:
     """Transpose a weight of GPT-2's linear modules, which is (in, out) there."""
-    turns = cfg.is_gpt2 and tensor.ndim == 2 and module.endswith(LINEAR)
+    turns = is_gpt2 and tensor.ndim == 2 and module.endswith(LINEAR)
     return tensor.mT if turns else tensor
 
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from config.files import unique_names
 from config.size import count_flops
-from data.info import passed_and_ahead
+from data.info import Baseline, CorpusInfo, passed_and_ahead
 from data.show import show_token
+from data.tokenizer import Tokenizer
 from engine.metrics import Record, find_best, parse_record
 from engine.run import Run
 from page.records import read_evaluation, read_passages
@@ -57,7 +58,7 @@ def content_of_runs(runs: Sequence[Run], status: str = "", live: bool = False) -
         "title": title,
         "curves": True,
         "runs": shown,
-        "differences": differing_options(runs),
+        "differences": differing_options([run.cfg.options() for run in runs]),
         "status": status,
         "live": live,
         "few_targets": analysis.FEW,
@@ -87,7 +88,7 @@ def content_of_text(
         shown["targets"] = len(columns["nll"])
         shown["text"] = None
         if passage is not None:
-            shown["text"] = content_of_passages(run, [passage], {})
+            shown["text"] = content_of_passages(run.tokenizer, [passage], {})
         shown["evaluation"] = None
         shown["difference"] = None
     if found is not None:
@@ -114,9 +115,8 @@ def difference_in_text(found: dict[str, Any]) -> Content:
     }
 
 
-def differing_options(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Return the options that differ, with their value in each run."""
-    options = [run.cfg.options() for run in runs]
+def differing_options(options: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return the options of some runs that differ, with their value in each run."""
     differing = {}
     for name in options[0]:
         values = [str(own[name]) for own in options]
@@ -150,19 +150,19 @@ def content_of_run(run: Run, max_passages: int) -> Content:
         content["overfits"] = bool(evaluations[-1].get("overfitting"))
     if records:
         content["seconds"] = records[-1]["seconds"]
-    content |= content_of_options(run)
-    content |= content_of_baselines(run, evaluations, best, best_nll)
+    content |= content_of_options(run.cfg.changed(), run.info)
+    content |= content_of_baselines(run.info.baselines, evaluations, best, best_nll)
     content |= content_of_texts(run, max_passages, best.get("step", 0))
     return content
 
 
-def content_of_options(run: Run) -> Content:
-    options = [f"{name}={value}" for name, value in run.cfg.changed().items()]
+def content_of_options(changed: dict[str, Any], info: CorpusInfo) -> Content:
+    options = [f"{name}={value}" for name, value in changed.items()]
     return {
         "options": ", ".join(options),
-        "corpus": run.info.name,
-        "tokenizer": run.info.tokenizer,
-        "bytes_per_target": run.info.bytes_per_target,
+        "corpus": info.name,
+        "tokenizer": info.tokenizer,
+        "bytes_per_target": info.bytes_per_target,
     }
 
 
@@ -174,7 +174,7 @@ def content_of_texts(run: Run, max_passages: int, best_step: float) -> Content:
     return {
         "samples": read_samples(run.path / "samples.jsonl"),
         "verdict": read_verdict(run.path / "verdict.txt"),
-        "text": content_of_passages(run, passages, others),
+        "text": content_of_passages(run.tokenizer, passages, others),
     }
 
 
@@ -226,10 +226,12 @@ def round_all(columns: Columns) -> dict[str, list[float]]:
 
 
 def content_of_baselines(
-    run: Run, evaluations: Sequence[Record], best: Record, best_nll: float | None
+    baselines: Sequence[Baseline],
+    evaluations: Sequence[Record],
+    best: Record,
+    best_nll: float | None,
 ) -> Content:
     """Collect the baselines, those that the best model passed and when, and those ahead of it."""
-    baselines = run.info.baselines
     if best_nll is None:
         best_nll = best.get("val_nll", math.inf)
     passed, ahead = passed_and_ahead(best_nll, baselines)
@@ -256,7 +258,7 @@ def content_of_baselines(
 
 
 def content_of_passages(
-    run: Run, passages: Sequence[Passage], others: dict[str, list[float]]
+    tokenizer: Tokenizer, passages: Sequence[Passage], others: dict[str, list[float]]
 ) -> Content | None:
     """Collect a text token by token, and what each token costs in the passages.
 
@@ -269,7 +271,6 @@ def content_of_passages(
     for passage in passages:
         for row in passage.top:
             likely.update(row or [])
-    tokenizer = run.tokenizer
     names = {token: show_token(tokenizer, token) for token in sorted(likely)}
     evaluations = [passage.model_dump(exclude={"tokens"}) for passage in passages]
     others = {name: nll for name, nll in others.items() if len(nll) == len(tokens)}
@@ -317,8 +318,9 @@ def compare(
         return None
     if targets_of(run) != targets_of(first):
         return None
-    parts = [part_columns(run, evaluation), part_columns(first, first_evaluation)]
-    (losses, first_losses), blocks = analysis.measure_losses(parts)
+    parts = part_columns(evaluation, run.info.bytes_per_target)
+    first_parts = part_columns(first_evaluation, first.info.bytes_per_target)
+    (losses, first_losses), blocks = analysis.measure_losses([parts, first_parts])
     unit = "bits_per_byte"
     if run.tokenizer == first.tokenizer:
         unit = "nats_per_token"
@@ -332,10 +334,10 @@ def targets_of(run: Run) -> tuple[object, ...]:
     return (run.info.sha256, data.val_fraction, data.documents, data.mask, data.predict_eos)
 
 
-def part_columns(run: Run, evaluation: Evaluation) -> Columns:
+def part_columns(evaluation: Evaluation, bytes_per_target: float) -> Columns:
     """Return the parts of the validation text in the form of tokens."""
     targets = np.array(evaluation.part_targets)
-    num_bytes = targets * run.info.bytes_per_target
+    num_bytes = targets * bytes_per_target
     offset = np.cumsum(num_bytes) - num_bytes
     nothing = np.zeros(len(targets))
     return {
