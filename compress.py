@@ -54,7 +54,7 @@ HEADER = struct.Struct("<4I4B2I")
 
 
 class Header(NamedTuple):
-    """What a file says before the coder's words."""
+    """Says what a compressed file holds, before the coder's words."""
 
     file_crc: int  # CRC-32 of all that follows
     text_crc: int  # CRC-32 of the text
@@ -93,7 +93,7 @@ class Job(NamedTuple):
 
     @property
     def out(self) -> Path:
-        """What is written."""
+        """The file that is written."""
         return Path(f"{self.path}{SUFFIX}") if self.header is None else self.path.with_suffix("")
 
 
@@ -253,7 +253,7 @@ def read_file(run: Run, options: CompressOptions, path: Path, content: bytes) ->
 
 
 def check_same(path: Path, there: Header, here: Header, description: str) -> None:
-    """UserError if a file was made with another checkpoint, or where sums are other sums."""
+    """Raise a UserError if a file was made with another checkpoint, or sums are other sums here."""
     if there[4:] == here[4:]:
         return
     other = f"device, dtype or version (torch {there.torch_major}.{there.torch_minor})"

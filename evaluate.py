@@ -101,7 +101,7 @@ class Chosen(NamedTuple):
 
 
 class RunScores(NamedTuple):
-    """What a run's model makes of a text."""
+    """Holds what a run's model makes of a text."""
 
     run: Run
     text: EvalText

@@ -140,7 +140,7 @@ def slow_imports() -> Iterator[None]:
 
 @contextmanager
 def out_of_memory(remedy: str) -> Iterator[None]:
-    """Where memory runs out, on any device, raise a UserError that says what to do."""
+    """Raise a UserError that says what to do where memory runs out, on any device."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -59,7 +59,7 @@ def lock_of(path: Path) -> Path:
 
 
 def check_place(path: Path) -> None:
-    """UserError if no file of this name can be written, before long work rather than after it."""
+    """Raise a UserError if no file of this name can be written: before long work, not after it."""
     with suppress(FileNotFoundError, NotADirectoryError):
         path.lstat()  # OSError if the name is too long
     above = next(each for each in path.absolute().parents if each.exists())
@@ -68,7 +68,7 @@ def check_place(path: Path) -> None:
 
 
 def check_regular(path: Path) -> None:
-    """UserError for a pipe, such as <(...), or a device: commands read a file more than once."""
+    """Raise a UserError for a pipe or a device: commands read a file more than once."""
     if path.is_fifo() or path.is_socket():
         raise UserError(
             f"{path}: is a pipe, which cannot be read twice; write its content into a file first"
@@ -122,7 +122,7 @@ def _end(path: Path, length: int) -> str:
 
 
 def check_entries(folder: Path) -> None:
-    """UserError if a run's directory or a prepared folder has more in it than files and folders.
+    """Raise a UserError if a run's or a prepared folder holds more than files and folders.
 
     It may be a stranger's: through a link, files elsewhere would be read, cut or extended; a pipe
     or a device may have no end. The folder itself may be a link.

@@ -49,7 +49,7 @@ class Terminal:
 
 
 def show_control_characters() -> None:
-    """From now on, whatever is printed passes `printable`."""
+    """Let all that is printed from now on pass `printable`."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, Terminal):

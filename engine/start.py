@@ -1,4 +1,4 @@
-"""Where a training starts: a new run, a run to resume, or the weights of another run.
+"""Starts a training: a new run, a run to resume, or one from the weights of another.
 
 lock_run gives the run to resume, begin_run makes the run of this training, and load_start its
 state.

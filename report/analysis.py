@@ -93,7 +93,7 @@ class HardOrEasy(BaseModel):
 
 
 class Calibration(BaseModel):
-    """How sure the model is, and what `calibrate` finds."""
+    """Says how sure the model is, as `calibrate` finds it."""
 
     confidence: float
     ece: float
@@ -103,7 +103,7 @@ class Calibration(BaseModel):
 
 
 class Summary(BaseModel):
-    """What `summarise` finds."""
+    """Holds what `summarise` finds."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -114,7 +114,7 @@ class Summary(BaseModel):
 
 
 class Evaluation(Summary):
-    """What evaluation.json holds: the best model on a part of the validation text, and its loss."""
+    """Holds evaluation.json: the best model on a part of the validation text, and its loss."""
 
     part_nll: list[float]  # sums, in nats
     part_targets: list[float]
@@ -213,7 +213,7 @@ def show_passage(
 
 
 class Blocks(NamedTuple):
-    """What is drawn with replacement in a resample of a text."""
+    """Says what a resample of a text draws with replacement: so many blocks, or documents."""
 
     of_documents: bool  # whole documents in each; else parts of one text
     number: int

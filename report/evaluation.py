@@ -1,4 +1,4 @@
-"""What evaluate.py measured, in words and small tables."""
+"""Says what evaluate.py measured, in words and small tables."""
 
 from typing import Any
 

@@ -133,7 +133,7 @@ class Model:
 
 
 def _check(name: str, value: str, known: list[str]) -> None:
-    """UserError if an option of `Model.curves` has no such value."""
+    """Raise a UserError if an option of `Model.curves` has no such value."""
     if value not in known:
         raise UserError(f"curves: {name}={value!r}: use one of {', '.join(known)}")
 
