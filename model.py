@@ -1,12 +1,12 @@
 """A GPT in nanochat's form or in GPT-2's.
 
 nanochat's form has rotary positions, ReLU^2, and RMSNorm without weights, which also normalises
-queries, keys and embeddings. GPT-2's form has learned positions, LayerNorm, GELU, and the weights of
-the token embedding as its lm_head.
+queries, keys and embeddings. GPT-2's form has learned positions, LayerNorm and GELU, and its lm_head
+has the weights of the token embedding.
 
 Shapes: B sequences, T tokens, C = n_embd, H heads of width D = C / H, V tokens in the vocabulary.
 In generation a KV cache holds what was read before; then S = cached tokens + T, else S = T.
-kernels.py has operations that are faster there on a CPU: attention, dropout, relu2, rms_norm.
+kernels.py has attention, dropout, relu2 and rms_norm, faster than PyTorch's on a CPU.
 """
 
 import math
@@ -69,7 +69,7 @@ class CausalSelfAttention(nn.Module):
             qk = rotate(qk, *rotation)
         if self.cfg.qk_norm:
             qk = rms_norm(qk)
-        qk = qk.type_as(v)  # rotate and rms_norm may have made it float32
+        qk = qk.type_as(v)  # under autocast the rotation is in float32, and v is not
         q, k = qk.transpose(1, 2).chunk(2, dim=1)  # (B, H, T, D) each
         v = v.view(B, T, H, D).transpose(1, 2)
         if cache is not None:
@@ -242,14 +242,14 @@ class GPT(nn.Module):
 def hash_ngrams(tokens: Tensor, n: int, rows: int) -> Tensor:
     """Choose a table's row, (B, S), for the last n tokens at each position of tokens (B, S).
 
-    N-grams may share a row. Before the first token, token 0 is repeated. The hash is a polynomial
-    in a prime, modulo another one: the products stay below 2^63 (modded-nanogpt's bigram hash
-    embedding; Engram, DeepSeek 2026).
+    N-grams may share a row. Places before the first token count as token id 0. The hash is a
+    polynomial in a prime, modulo another one: the products stay below 2^63 (modded-nanogpt's bigram
+    hash embedding; Engram, DeepSeek 2026).
     """
     S = tokens.shape[1]
     key = tokens
     for i in range(1, n):
         earlier = F.pad(tokens, (i, 0))[:, :S]  # the token i places before
-        # + 1 only moves the rows; without it saved runs would look in other rows
+        # The + 1 has no purpose; it stays because saved runs were trained with it.
         key = (key * 1_000_003 + earlier + 1) % (2**31 - 1)
     return key % rows

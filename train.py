@@ -53,8 +53,8 @@ from report.verdict import make_verdict
 
 
 def main(argv: list[str]) -> None:
-    # `named`: the options on the command line, some of which a resumed run takes only from there.
-    # `unused`: what the recipe of a resumed run says, and is not done.
+    # `named`: the options given on the command line. A resumed run changes some, such as the seed,
+    # only if they are given there. `unused`: lines that say what it ignores of its recipe.
     cfg, named, unused = load_training(argv)
     for line in unused:
         print(line)
@@ -127,7 +127,7 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
         vocab_size = tokenizer.vocab_size
         finding = device.on_rank0(check_start, model, get_batch, vocab_size, device)
         say(f"{finding}\n")
-    forward: torch.nn.Module = model  # evaluation uses the model as it is
+    forward: torch.nn.Module = model  # for training steps; evaluation never uses a compiled one
     if cfg.run.compile:
         forward = compile_model(model, get_batch(0), objective, device)
 
@@ -139,14 +139,13 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
             if log.is_eval_step(state):
                 record |= validate(model, val_text, corpus, device)
                 files.keep_best(model, state, record, get_batch.epochs(state.windows))
-                # keep_best counts evaluations in state: this one may show overfitting
+                # keep_best counts evaluations that show overfitting, which may end the training
                 is_last = is_last or state.is_finished(cfg)
                 if cfg.run.watchers:
                     write_passage(model, val_text, tokenizer, files, state.step)
-            shows_a_sample = log.write(
-                record
-            )  # a baseline is passed, or it is the first evaluation
-            if shows_a_sample:
+            # true at the first evaluation, and at one that passes a baseline
+            is_worth_a_sample = log.write(record)
+            if is_worth_a_sample:
                 samples = generate_texts(model, tokenizer, prompt, device, max_new_tokens=80)
                 log.add_sample(samples[0], state.step)
             if is_last or state.step % cfg.run.checkpoint_interval == 0:
@@ -253,7 +252,8 @@ def finish(
     print("\n" + verdict, flush=True)
     files.write_text("verdict.txt", verdict)
 
-    command = words.resume_command(run.path, files.device)  # log.end tells it if a file is missing
+    # If a file could not be written, log.end says to resume with this command.
+    command = words.resume_command(run.path, files.device)
     if state.nonfinite_in_a_row:  # it diverged
         log.end(final, "", command)
         return 1

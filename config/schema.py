@@ -1,8 +1,8 @@
 """Every option on one page: its name, type, range, default and meaning.
 
 `python train.py` without a recipe trains with these defaults. Names are unique across the sections,
-so the command line needs only the name: --label_smoothing=0.1. Where a 0 disables an option, its
-description says so. config/values.py has the types, config/checks.py what does not go together.
+so the command line needs only the name: --label_smoothing=0.1. config/values.py has the kinds of
+values with their ranges, config/checks.py what does not go together.
 """
 
 import os
@@ -63,7 +63,7 @@ class DataConfig(Section):
     )
     predict_eos: bool = Field(True, description="eos tokens are targets; false = they are masked")
     mask: Text = Field(
-        "", description="regular expression; what it matches is masked (^ and $ match at line ends)"
+        "", description="regular expression; what it matches is masked (^ and $ match at each line)"
     )
 
     @property
@@ -232,7 +232,7 @@ class RunConfig(Section):
     micro_batch_size: Count = Field(
         0,
         description="sequences in one forward pass; 0 = on a GPU, all of a rank's share; on a CPU, "
-        "the batch is halved once, and again while a part keeps 1,024 tokens or more",
+        "half a batch, and half of that, and so on, if such a part still has 1,024 tokens",
     )
     eval_interval: Positive = Field(
         40, description="steps between evaluations; the first are at 0, 1, 2, 4, 8, ..."
@@ -267,7 +267,10 @@ class RunConfig(Section):
 
     @property
     def source(self) -> str:
-        """The run to start from; empty = none. By now config/cli.py has resolved `auto`."""
+        """The run to start from; empty = none.
+
+        For a new run, config/cli.py has replaced `auto` by what the recipe says.
+        """
         if self.resumes or self.init_from == "scratch":
             return ""
         return self.init_from
@@ -292,8 +295,8 @@ class Config(Section):
     def changed(self) -> dict[str, Any]:
         """Return the options that differ from their defaults, which depend on the form.
 
-        Not out_dir, which changes nothing that is learned, nor init_from and dtype, which are told
-        in lines of their own.
+        Not out_dir, which changes nothing that is learned, nor init_from and dtype, which training
+        prints on their own lines.
         """
         defaults = Config(model=ModelConfig(form=self.model.form)).options()
         defaults["form"] = "nanochat"  # another form is a change itself

@@ -4,8 +4,8 @@ The count is how many windows were read before. So a resumed run needs no more t
 any number of ranks or micro-batches sees the same tokens.
 
 A window is a row (start, length, skip) of an array (N, 3). Its inputs begin at token `start` of the
-text, and it has `length` targets, one after each input. The first `skip` targets are masked; in
-training none are.
+text, and it has `length` targets, one after each input. The first `skip` targets are masked, which
+training does not use: in evaluation windows may overlap.
 """
 
 import math
@@ -66,7 +66,7 @@ class TrainBatches:
         self.world_size = world_size
         self.document_windows = None  # (N, 3), with an eos token
         if eos is None:
-            # one fewer than fit into the text, so that there is room for the offset
+            # one fewer than fit, so that there is room for the offset
             self.windows_per_epoch = len(split.tokens) // block_size - 1
         else:
             self.document_windows = find_windows(split.tokens, block_size, eos, stride=block_size)
@@ -77,7 +77,7 @@ class TrainBatches:
                 f"block_size={block_size}; it needs {2 * block_size}: use a longer corpus or a "
                 "smaller block_size"
             )
-        # The windows of a step are of one epoch, or of two.
+        # The windows of a step are usually of one epoch, or of two.
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
 
     def __call__(self, first_window: int) -> list[Batch]:
@@ -122,11 +122,11 @@ class TrainBatches:
     def _shuffle(self, epoch: int) -> tuple[np.ndarray, int]:
         """Draw an epoch's order of windows, as places 0, 1, 2, ... in the text, and their offset.
 
-        With offsets below block_size, windows would never reach the last tokens of the text. So in
-        odd epochs they start later, by as much as the text is longer than a number of whole blocks.
-        Example: of 11 tokens and a block_size of 4 there is one window. In even epochs it starts at
-        0, 1, 2 or 3, so its targets end with token 4, 5, 6 or 7. In odd epochs it starts 11 % 4 = 3
-        later, so they end with token 7, 8, 9 or 10, the last one.
+        With offsets below block_size alone, the last len % block_size tokens would never be read.
+        So odd epochs add len % block_size to the offset. Example: 11 tokens, and a block_size of 4.
+        Two windows fit, and one is kept, so that there is room for the offset. In even epochs it
+        starts at 0, 1, 2 or 3, so its targets end with token 4, 5, 6 or 7. In odd epochs it starts
+        11 % 4 = 3 later, so they end with token 7, 8, 9 or 10, the last one.
         """
         rng = np.random.default_rng((self.seed, epoch))
         offset = 0
