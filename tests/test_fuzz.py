@@ -1,8 +1,7 @@
-"""Anything at all as a command line, a recipe or a corpus: a good result or a clear error, never a
-traceback.
+"""Any command line, recipe or corpus gives a good result or a clear error, never a traceback.
 
-All in one process and derandomised: the same examples each time. What they found has a plain test
-elsewhere.
+All run in one process and derandomised: the same examples each time. What they found has a plain
+test elsewhere.
 """
 
 import contextlib
@@ -31,7 +30,9 @@ from config.schema import Config, DataConfig
 from data import prepare
 from data.documents import read_exchanges
 from engine.generate import generate_texts
+from tests.one_run import steps
 
+Main = Callable[[list[str]], None]  # of a command
 FIELDS = {}
 SECTIONS = {}
 for section_name, section in Config.model_fields.items():
@@ -98,7 +99,7 @@ WORDS = st.sampled_from(
 )
 OPTION = st.sampled_from(sorted(FIELDS))
 ARGUMENT = st.one_of(
-    st.tuples(OPTION, st.one_of(NUMBERS, WORDS, ANY)).map(lambda pair: f"--{pair[0]}={pair[1]}"),
+    st.builds("--{}={}".format, OPTION, st.one_of(NUMBERS, WORDS, ANY)),
     ANY,
     WORDS,
     NUMBERS,
@@ -106,11 +107,14 @@ ARGUMENT = st.one_of(
     OPTION.map(lambda name: f"--{name[:-1]}=3"),
     ANY.map(lambda name: f"--{name}"),
 )
-JUST_ANY = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), ANY),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(ANY, inner, max_size=3)),
-    max_leaves=6,
-)
+
+
+def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.lists(inner, max_size=3) | st.dictionaries(ANY, inner, max_size=3)
+
+
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), ANY)
+JUST_ANY = st.recursive(SCALARS, containers, max_leaves=6)
 TEXT = st.one_of(
     st.text(st.characters(codec="utf-8"), max_size=300),
     st.text(st.sampled_from("ab \n\r\0\ufeff\u2028é🎉\x85"), max_size=400),
@@ -135,14 +139,11 @@ def run_examples(
 def fuzz(
     examples: int, *strategies: st.SearchStrategy[Any]
 ) -> Callable[[Callable[..., None]], Callable[[int], None]]:
-    """Make a test of a function: a tenth of the examples in quick tests, and all of them in slow
-    ones.
-    """
+    """Make a test of a function: quick tests take a tenth of the examples, slow ones all."""
+    parts = [10, pytest.param(1, marks=pytest.mark.slow)]
 
     def make_test(function: Callable[..., None]) -> Callable[[int], None]:
-        @pytest.mark.parametrize(
-            "part", [10, pytest.param(1, marks=pytest.mark.slow)], ids=["a tenth", "all"]
-        )
+        @pytest.mark.parametrize("part", parts, ids=["a tenth", "all"])
         def test(part: int) -> None:
             run_examples(function, examples // part, *strategies)
 
@@ -151,9 +152,11 @@ def fuzz(
     return make_test
 
 
-def command(main: Callable[[list[str]], None], argv: list[str]) -> int:
-    """The exit code of a command, which must have said in one go what was wrong if it is 2."""
-    out, err, before = io.StringIO(), io.StringIO(), sys.argv
+def command(main: Main, argv: list[str]) -> int:
+    """Run a command; returns its exit code. If that is 2, it must have said what was wrong."""
+    out = io.StringIO()
+    err = io.StringIO()
+    before = sys.argv
     sys.argv = ["command", *argv]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -175,13 +178,14 @@ def _here(data_dir) -> None:
     """Nothing is read or written elsewhere."""
 
 
+def load(argv: list[str]) -> None:
+    cfg, named = load_config(argv)
+    assert named <= cfg.options().keys() == Config().options().keys()
+
+
 @fuzz(2500, st.lists(ARGUMENT, max_size=6))
 def test_command_lines(argv) -> None:
-    def main(argv: list[str]) -> None:
-        cfg, named = load_config(argv)
-        assert named <= cfg.options().keys() == Config().options().keys()
-
-    command(main, argv)
+    command(load, argv)
 
 
 @fuzz(
@@ -208,30 +212,30 @@ def test_command_lines_of_the_others(argv, name) -> None:
     1000,
     st.dictionaries(
         st.one_of(st.sampled_from(sorted(Config.model_fields)), ANY),
-        st.one_of(
-            st.dictionaries(st.one_of(st.sampled_from(sorted(FIELDS)), ANY), JUST_ANY, max_size=4),
-            JUST_ANY,
-        ),
+        st.dictionaries(st.one_of(OPTION, ANY), JUST_ANY, max_size=4) | JUST_ANY,
         max_size=3,
     ),
     st.integers(0, 400),
     ANY,
 )
 def test_recipes(recipe, cut, garbage) -> None:
-    """Tables of anything, as far as TOML can say it; and a sound recipe with garbage in the middle."""
+    """Tables hold anything that TOML can say; a sound recipe has garbage in the middle."""
     import tomli_w
 
-    texts = [to_toml(Config())[:cut] + garbage + to_toml(Config())[cut:]]
+    sound = to_toml(Config())
+    texts = [sound[:cut] + garbage + sound[cut:]]
     with contextlib.suppress(Exception):  # tomli_w cannot write None, for one
         texts.append(tomli_w.dumps(recipe))
     for text in texts:
         Path("fuzz.toml").write_bytes(text.encode("utf-8", errors="surrogatepass"))
-        command(lambda argv: (load_config(argv), None)[1], ["fuzz.toml"])
+        command(load, ["fuzz.toml"])
 
 
 @fuzz(500, JUST_ANY, st.booleans())
 def test_records(value, raw) -> None:
-    line = str(value) if raw else json.dumps(value)
+    line = json.dumps(value)
+    if raw:
+        line = str(value)
     with contextlib.suppress(UserError):
         for record in read_exchanges(line, "fuzz.jsonl"):
             assert isinstance(record.prompt, str)
@@ -266,10 +270,12 @@ def test_corpora(text, tokenizer, documents, val_fraction, mask, predict_eos) ->
         return
     splits = {"train": corpus.train, "val": corpus.val}
     for name, split in splits.items():
-        assert getattr(corpus.info, name).tokens == len(split.tokens)
-        assert getattr(corpus.info, name).targets == split.num_targets() <= len(split.tokens) - 1
+        info = getattr(corpus.info, name)
+        assert info.tokens == len(split.tokens)
+        assert info.targets == split.num_targets() <= info.tokens - 1
     if documents == "none":
-        whole = b"".join(corpus.tokenizer.decode_bytes(split.tokens) for split in splits.values())
+        decode = corpus.tokenizer.decode_bytes
+        whole = decode(corpus.train.tokens) + decode(corpus.val.tokens)
         assert whole == text.encode()
         if tokenizer == "char":
             assert sum(len(split.tokens) for split in splits.values()) == len(text)
@@ -326,32 +332,32 @@ CHOICES: dict[str, list[object]] = {
     "init_from": ["auto", "auto", "resume"],
     "seed": [0, 2**32 - 1],
 }
-OPTIONS = st.lists(st.sampled_from(sorted(CHOICES)), max_size=4, unique=True).flatmap(
-    lambda names: st.tuples(
-        *(st.sampled_from([f"--{name}={value}" for value in CHOICES[name]]) for name in names)
-    )
-)
+
+
+def values_of(names: list[str]) -> st.SearchStrategy[tuple[str, ...]]:
+    """A value for each of these options."""
+    options = [[f"--{name}={value}" for value in CHOICES[name]] for name in names]
+    return st.tuples(*map(st.sampled_from, options))
+
+
+NAMES = st.lists(st.sampled_from(sorted(CHOICES)), max_size=4, unique=True)
+OPTIONS = NAMES.flatmap(values_of)
 
 
 @pytest.mark.slow
 def test_whole_trainings(monkeypatch) -> None:
-    """One after another in one directory: later ones find, rename or resume the runs of earlier
-    ones.
-    """
+    """Trainings follow each other in one directory: later ones rename or resume earlier ones."""
     codes: list[int] = []
     monkeypatch.setattr("train.generate_texts", partial(generate_texts, max_new_tokens=9))
 
     def trainings(text, options) -> None:
-        Path("fuzz.txt").write_bytes(
-            f"{text}\nCAT:\nThe mat.\n\n".encode() * 4 if len(text) > 1 else text.encode()
-        )
-        codes.append(command(train.main, [*SMALL, *options]))
-        if codes[-1] == 0:
-            steps = [
-                json.loads(line)["step"]
-                for line in Path("out/fuzz/metrics.jsonl").read_text().splitlines()
-            ]
-            assert steps == [0, 1, 2, 2]
+        if len(text) > 1:
+            text = f"{text}\nCAT:\nThe mat.\n\n" * 4
+        Path("fuzz.txt").write_bytes(text.encode())
+        code = command(train.main, [*SMALL, *options])
+        codes.append(code)
+        if code == 0:
+            assert steps(Path("out/fuzz")) == [0, 1, 2, 2]
             assert command(sample.main, ["out/fuzz", "--max_new_tokens=3", "--device=cpu"]) == 0
         assert not list(Path("out").glob(".*"))
 

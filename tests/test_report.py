@@ -1,4 +1,4 @@
-"""The words are true: each verdict is checked against metrics made to deserve it."""
+"""The words are true: metrics are made up that deserve each verdict."""
 
 import math
 from pathlib import Path
@@ -13,70 +13,70 @@ from report import progress, words
 from report.verdict import make_verdict
 
 DEFAULTS = Config()
+Records = list[Record]
+
+
+def make_baseline(name: str, nats: float) -> Baseline:
+    bits = nats / math.log(2)
+    return Baseline(name=name, nats_per_token=nats, bits_per_byte=bits, perplexity=math.exp(nats))
 
 
 def make_info(*more: Baseline, **changes: object) -> CorpusInfo:
-    losses = [("uniform, log|V|", math.log(65)), ("bigram", 2.48), ("6-gram", 1.52), ("gzip", 2.21)]
     baselines = [
-        Baseline(
-            name=name,
-            nats_per_token=nats,
-            bits_per_byte=nats / math.log(2),
-            perplexity=math.exp(nats),
-        )
-        for name, nats in losses
+        make_baseline("uniform, log|V|", math.log(65)),
+        make_baseline("bigram", 2.48),
+        make_baseline("6-gram", 1.52),
+        make_baseline("gzip", 2.21),
     ]
-    train, val = (SplitInfo(tokens=n, documents=1, targets=n - 1) for n in (9000, 1000))
     info = CorpusInfo(
         format=0,
         name="x",
         sha256="",
         tokenizer="char",
         vocab_size=65,
-        train=train,
-        val=val,
+        train=SplitInfo(tokens=9000, documents=1, targets=8999),
+        val=SplitInfo(tokens=1000, documents=1, targets=999),
         prompt="",
         baselines=[*baselines, *more],
     )
     return info.model_copy(update=changes)
 
 
-def make_records(*val: float, train: float = 1.6, steps: int = 400) -> list[Record]:
-    """Evaluations, evenly spread, and the last line, with the best model's loss on all of the
-    validation split.
-    """
-    n = max(1, len(val) - 1)
-    evals = [
-        {
-            "step": i * steps // n,
-            "seconds": 10.0 * i,
+def make_records(*val: float, train: float = 1.6, steps: int = 400) -> Records:
+    """Make evaluations, evenly spread, and the last line, which has the best model's exact loss."""
+    interval = steps // max(1, len(val) - 1)
+    records: Records = []
+    for number, nll in enumerate(val):
+        record: Record = {
+            "step": number * interval,
+            "seconds": 10.0 * number,
             "val_nll": nll,
             "val_perplexity": math.exp(nll),
             "val_accuracy": 0.5,
             "val_bits_per_byte": nll / math.log(2),
         }
-        | ({"train_nll": train} if i else {})
-        for i, nll in enumerate(val)
-    ]
-    best = min(evals, key=lambda record: record["val_nll"])
-    exact = {f"best_{key}": best[key] for key in ("val_nll", "val_accuracy", "val_bits_per_byte")}
-    return [
-        *evals,
-        {
-            "step": evals[-1]["step"],
-            "best_step": best["step"],
-            "best_epochs": 2.0,
-            "best_train_read_nll": train + 0.01,
-            "best_train_read_error": 0.01,
-            **exact,
-        },
-    ]
+        if number > 0:
+            record["train_nll"] = train
+        records.append(record)
+    best = min(records, key=lambda record: record["val_nll"])
+    outcome: Record = {
+        "step": records[-1]["step"],
+        "best_step": best["step"],
+        "best_epochs": 2.0,
+        "best_train_read_nll": train + 0.01,
+        "best_train_read_error": 0.01,
+    }
+    for key in ("val_nll", "val_accuracy", "val_bits_per_byte"):
+        outcome[f"best_{key}"] = best[key]
+    return [*records, outcome]
 
 
 def make_state(records: list[Record], **changes: object) -> TrainState:
     """The state of a training that ended with these records; its training loss has not changed."""
-    evals = [record for record in records if "val_nll" in record]
-    best = min(evals, key=lambda record: record["val_nll"], default={"val_nll": 4.0, "step": 0})
+    best: Record = {"val_nll": 4.0, "step": 0}
+    evaluations = [record for record in records if "val_nll" in record]
+    if evaluations:
+        best = min(evaluations, key=lambda record: record["val_nll"])
     state = TrainState(
         step=int(records[-1]["step"]),
         best_nll=best["val_nll"],
@@ -94,8 +94,9 @@ def judge(
     epochs: float = 0.5,
     **state: object,
 ) -> str:
-    state_then = make_state(records, **state)
-    return make_verdict(records, records[-1], info, cfg=cfg, state=state_then, epochs=epochs)
+    last = records[-1]
+    at_the_end = make_state(records, **state)
+    return make_verdict(records, last, info, cfg=cfg, state=at_the_end, epochs=epochs)
 
 
 def verdict(
@@ -106,12 +107,8 @@ def verdict(
 
 def test_the_baselines_are_listed_from_the_worst_to_the_best() -> None:
     printed = make_info().describe()
-    assert [line.split()[0] for line in printed.splitlines()[3:]] == [
-        "uniform,",
-        "bigram",
-        "gzip",
-        "6-gram",
-    ]
+    table = printed.splitlines()[3:]
+    assert [line.split()[0] for line in table] == ["uniform,", "bigram", "gzip", "6-gram"]
     assert "9,000 training and 1,000 validation tokens" in printed
 
 
@@ -126,7 +123,7 @@ def test_the_baselines_are_listed_from_the_worst_to_the_best() -> None:
         (1.5, "beats 6-gram, 1.520: the last baseline"),
     ],
 )
-def test_standing(nll: float, said: str) -> None:
+def test_the_next_baseline_is_named(nll: float, said: str) -> None:
     assert progress.describe_standing(nll, make_info().baselines).lstrip() == said
 
 
@@ -151,7 +148,7 @@ def test_a_line_of_the_table_has_80_columns_also_with_large_numbers() -> None:
 
 
 def test_columns_stay_apart_where_a_run_diverges() -> None:
-    """A loss of 370.1892 has no room for its digits: it has fewer, not a column of its neighbour."""
+    """A loss of 370.1892 has no room for its digits: it gets fewer of them."""
     for nll in (99.99, 117.9623, 1234.5678, 6.5e30, 1e300, math.inf, math.nan):
         record = {
             "step": 2,
@@ -165,9 +162,10 @@ def test_columns_stay_apart_where_a_run_diverges() -> None:
             "tokens_per_second": 123_456_789,
         }
         line = progress.describe_progress(record)
+        columns = line.split()
         assert len(line) == 80
-        assert len(line.split()) == len(record)
-        assert float(line.split()[2]) == pytest.approx(nll, rel=0.5, nan_ok=True)
+        assert len(columns) == len(record)
+        assert float(columns[2]) == pytest.approx(nll, rel=0.5, nan_ok=True)
 
 
 def test_the_entropy_rate_is_no_baseline_to_beat() -> None:
@@ -185,9 +183,9 @@ def test_the_entropy_rate_is_no_baseline_to_beat() -> None:
 def test_a_run_that_still_improves() -> None:
     said = verdict(make_records(4.17, 2.0, 1.7))
     assert (
-        "The best model, of step 400 of 400, has a loss of 1.7000 nats per token on all 999 validation"
-        in said
-    )
+        "The best model, of step 400 of 400, has a loss of 1.7000 nats per token "
+        "on all 999 validation"
+    ) in said
     assert "2.47 nats below log|V|; 2.453 bits per byte; top-1 accuracy 50.0%" in said
     assert "perplexity 5.47" in said
     assert "beats uniform, log|V|, bigram, gzip." in said
@@ -211,7 +209,8 @@ def test_a_run_that_overfitted() -> None:
     said = verdict(records, epochs=9.26, overfitting=5, mean=0.8)
     assert "of step 150 of 300" in said
     assert (
-        "It overfitted: since step 150 the validation loss rose by 0.200, and the training loss fell by 0.800.\n"
+        "It overfitted: since step 150 the validation loss rose by 0.200, "
+        "and the training loss fell by 0.800.\n"
         "  Training read its text 9.3 times."
     ) in said
     assert "On training text that it read the best model has 0.8100, 0.890 ± 0.020 lower." in said
@@ -224,42 +223,39 @@ def test_what_reading_was_worth_is_told_from_a_harder_text() -> None:
     unread = {"best_epochs": 0.38, "best_train_unread_nll": 1.496, "best_train_unread_error": 0.002}
     said = verdict([*records, final | unread | {"best_train_read_error": 0.002}])
     assert (
-        "The best model read 38% of the training text. Its loss is 1.4760 on that, and 1.4960 on the rest."
-        in said
-    )
+        "The best model read 38% of the training text. "
+        "Its loss is 1.4760 on that, and 1.4960 on the rest."
+    ) in said
     assert "  Having read a text lowers its loss by 0.020 ± 0.006: that is memorisation." in said
-    assert (
-        "  The validation text is 0.138 ± 0.004 harder than training text that it did not read."
-        in said
-    )
-    assert "So memorisation cannot be told from noise: +0.020 ± 0.020." in verdict(
-        [*records, final | unread]
-    )
-    tuned = verdict([*records, final | unread], Config(run=RunConfig(init_from="out/first")))
-    assert (
-        "  Read means here: in this training. What out/first had read before is not counted."
-        in tuned
-    )
+    harder = "The validation text is 0.138 ± 0.004 harder than training text that it did not read."
+    assert f"  {harder}" in said
+    noisy = [*records, final | unread]
+    assert "So memorisation cannot be told from noise: +0.020 ± 0.020." in verdict(noisy)
+    tuned = verdict(noisy, Config(run=RunConfig(init_from="out/first")))
+    means = "Read means here: in this training. What out/first had read before is not counted."
+    assert f"  {means}" in tuned
+
+
+def test_training_text_that_was_not_read_is_told_alone() -> None:
+    *records, final = make_records(4.17, 2.0, 1.634, train=1.466)
     for name in ("best_train_read_nll", "best_train_read_error"):
         del final[name]
-    assert "On training text that it did not read the best model has 1.4960." in verdict(
-        [*records, final | unread]
-    )
-    old = verdict([*records, final | {"best_train_nll": 1.5}])  # of an earlier edition
+    unread = {"best_epochs": 0.38, "best_train_unread_nll": 1.496, "best_train_unread_error": 0.002}
+    said = verdict([*records, final | unread])
+    assert "On training text that it did not read the best model has 1.4960." in said
+    old = verdict([*records, final | {"best_train_nll": 1.5}])  # as an earlier edition wrote it
     assert "did not overfit" in old
     assert "training text" not in old
 
 
 def test_a_rise_that_is_no_overfitting() -> None:
-    """It is noise, or the learning rates are too high; advice is for that, and names nothing that
-    is so already.
-    """
+    """It is noise, or the learning rates are too high: advice names lower rates, and no dropout."""
     records = make_records(4.17, 1.7, 1.75, steps=300)
     noise = verdict(records, recovered=0.1, epochs=9)
-    assert (
+    fell = (
         "Since step 150 the validation loss rose by 0.050. That is noise: it has fallen by 0.100 "
-        in noise
     )
+    assert fell in noise
     high = verdict(records, mean=1.7, epochs=9)
     assert "rose by 0.050, and the training loss by 0.100: the learning rates are too high." in high
     once = verdict(records, mean=1.5)
@@ -269,10 +265,8 @@ def test_a_rise_that_is_no_overfitting() -> None:
     for said in (noise, high, once, flat):
         assert "It overfitted" not in said
         assert "--dropout" not in said
-        assert (
-            "Try lower rates, --learning_rate=0.005 --muon_learning_rate=0.015, or larger batches, "
-            in said
-        )
+        lower = "--learning_rate=0.005 --muon_learning_rate=0.015"
+        assert f"Try lower rates, {lower}, or larger batches, " in said
         assert "--schedule" not in said
     optim = OptimConfig(schedule="constant", optimizer="adamw")
     said = verdict(records, Config(optim=optim))
@@ -289,24 +283,19 @@ def test_a_run_whose_loss_rose_above_uniform_at_first() -> None:
 
 def test_a_run_that_diverged() -> None:
     said = verdict(make_records(4.17, 300.0, train=500.0))
-    assert (
-        "It diverged: the training loss is 500, and log|V| is 4.174. best.safetensors has" in said
-    )
-    assert (
-        "Try smaller steps: --learning_rate=0.0025, --muon_learning_rate=0.0075, --warmup_iters=80."
-        in said
-    )
+    diverged = "It diverged: the training loss is 500, and log|V| is 4.174."
+    assert f"{diverged} best.safetensors has" in said
+    smaller = "--learning_rate=0.0025, --muon_learning_rate=0.0075, --warmup_iters=80."
+    assert f"Try smaller steps: {smaller}" in said
     assert "--grad_clip" not in said  # it is 1 already
     assert "--dtype" not in said
     assert "overfit" not in said
+
+
+def test_a_run_of_nonfinite_steps_diverged() -> None:
     first, final = make_records(4.17)
-    said = verdict(
-        [
-            first,
-            {"step": 10, "seconds": 1.0, "nonfinite_steps": 10, "nonfinite_in_a_row": 10},
-            final,
-        ]
-    )
+    stopped = {"step": 10, "seconds": 1.0, "nonfinite_steps": 10, "nonfinite_in_a_row": 10}
+    said = verdict([first, stopped, final])
     assert "It diverged: the last 10 steps had no finite loss and gradient." in said
     assert "not finite: 10." in said
     assert "No loss was finite" in verdict([{"step": 10, "seconds": 1.0}])
@@ -342,8 +331,8 @@ def test_the_objective_comes_apart() -> None:
     }
     said = verdict(run)
     assert (
-        "The objective at the end, 1.9000, is the training NLL of 1.6000 +0.3500 of label smoothing +0.0500 of "
-        "z-loss -0.1000 of distillation."
+        "The objective at the end, 1.9000, is the training NLL of 1.6000 "
+        "+0.3500 of label smoothing +0.0500 of z-loss -0.1000 of distillation."
     ) in said
     assert "H(p) is 0.7500, and KL(p || q) is 1.2000" in said
     assert "this KL is 0.0700" in said
@@ -352,18 +341,16 @@ def test_the_objective_comes_apart() -> None:
 
 
 def test_below_log_v_is_measured_from_log_v() -> None:
-    """Also where a compressor of a short text is far above it."""
-    above = Baseline(name="xz", nats_per_token=300.0, bits_per_byte=400.0, perplexity=math.exp(300))
-    assert "1.17 nats below log|V|" in judge(make_records(4.17, 3.0), make_info(above))
+    """A compressor of a short text may be far above log|V|."""
+    info = make_info(make_baseline("xz", 300.0))
+    assert "1.17 nats below log|V|" in judge(make_records(4.17, 3.0), info)
 
 
 def test_samples_are_told_from_their_prompt() -> None:
     assert words.show_samples("", ["\nab\n"]) == "A sample:\n\nab"
     assert words.show_samples("", ["ab", "cd"]) == "2 samples:\n\nab\n\ncd"
-    assert (
-        words.show_samples("CAT:\n", ["a\nb\n", "c"])
-        == "Prompt:\n\nCAT:\n\n2 samples:\n\na\nb\n\nc"
-    )
+    shown = words.show_samples("CAT:\n", ["a\nb\n", "c"])
+    assert shown == "Prompt:\n\nCAT:\n\n2 samples:\n\na\nb\n\nc"
     assert progress.describe_sample("ab\ncd\x1b[0m").endswith("writes: ab⏎cd [0m")
 
 
