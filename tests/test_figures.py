@@ -128,13 +128,12 @@ def make_run(
         ],
     )
     (path / "corpus.json").write_text(info.model_dump_json())
-    records = evaluations(baselines["uniform, log|V|"], best) if records is None else records
-    records = [
-        record | {"val_bits_per_byte": record["val_bits_per_byte"] / bytes_per_token}
-        if "val_bits_per_byte" in record
-        else record
-        for record in records
-    ]
+    if records is None:
+        records = evaluations(baselines["uniform, log|V|"], best)
+    records = [*map(dict, records)]  # copies
+    for record in records:
+        if "val_bits_per_byte" in record:
+            record["val_bits_per_byte"] /= bytes_per_token
     write_metrics(path, records)
     return open_run(path)
 
@@ -157,12 +156,12 @@ def make_runs(path: Path, what: str) -> list[Run]:
         for i, name in enumerate(NAMES):
             runs.append(make_run(path / str(i) / name, best=1.5 + i / 20))
         return runs
-    return [
-        make_run(path / f"run {i}", best=1.5 + i / 10)
-        for i in range(3 if what == "three runs" else 1)
-    ]
+    n = {"one run": 1, "three runs": 3}[what]
+    return [make_run(path / f"run {i}", best=1.5 + i / 10) for i in range(n)]
 
 
+HUGE = {"step": 9, "val_nll": 5e300, "train_nll": 1e300}
+Points = list[tuple[float, float]]
 PICTURES = ["one run", "one evaluation", "three runs", "tokenizers", "corpora", "14 runs"]
 CASES: list[tuple[str, dict[str, str]]] = [
     *((what, {}) for what in PICTURES),
@@ -174,14 +173,13 @@ CASES: list[tuple[str, dict[str, str]]] = [
 ]
 
 
-def lines_of(axes: Axes) -> dict[float, list[list[tuple[float, float]]]]:
+def lines_of(axes: Axes) -> dict[float, list[Points]]:
     """The points of each line, by the width of the line."""
-    found: dict[float, list[list[tuple[float, float]]]] = {}
+    found: dict[float, list[Points]] = {}
     for line in axes.lines:
-        points: Any = line.get_xydata()
-        found.setdefault(line.get_linewidth(), []).append(
-            [tuple(point) for point in points.tolist()]
-        )
+        xy: Any = line.get_xydata()
+        points = [(x, y) for x, y in xy.tolist()]
+        found.setdefault(line.get_linewidth(), []).append(points)
     return found
 
 
@@ -192,11 +190,11 @@ def test_no_name_is_on_another_or_on_a_curve(
     runs = make_runs(tmp_path, what)
     figure = figures.make_figure(runs, **options)
     figure.draw_without_rendering()
-    axes, legend = figure.axes[0], figure.legends[0]
+    axes = figure.axes[0]
+    legend = figure.legends[0]
     names = [label.get_text() for label in axes.texts]
-    assert names == [
-        f"{name}  {value:.3f}" for name, value in find_baselines(runs, options.get("unit", "nats"))
-    ]
+    baselines = find_baselines(runs, options.get("unit", "nats"))
+    assert names == [f"{name}  {value:.3f}" for name, value in baselines]
     boxes = [Text.get_window_extent(label) for label in axes.texts]
     for first, second in itertools.combinations(boxes, 2):
         assert not first.overlaps(second)
@@ -261,16 +259,14 @@ def test_names_of_runs_are_drawn_as_they_are(kind: str, tmp_path: Path) -> None:
     assert path.read_bytes().startswith(starts[kind])
     if kind == "svg":
         ET.fromstring(path.read_bytes())
-    labels = [
-        label.get_text().split("  ", 1)
-        for label in figures.make_figure(runs).legends[0].get_texts()
-    ]
+    legend = figures.make_figure(runs).legends[0]
+    labels = [label.get_text().split("  ", 1) for label in legend.get_texts()]
     long = NAMES.index("long " * 20)
     shown = [*NAMES]
-    shown[long] = NAMES[long][:24] + "…" + NAMES[long][-23:]
-    for (best, name), expected, curve in zip(
-        labels, shown, Picture(runs, "step", "log", "nats").curves, strict=True
-    ):
+    name = NAMES[long]
+    shown[long] = f"{name[:24]}…{name[-23:]}"
+    curves = Picture(runs, "step", "log", "nats").curves
+    for (best, name), expected, curve in zip(labels, shown, curves, strict=True):
         assert best == f"best {curve.best[1][0]:.4f}"
         assert name == expected
 
@@ -392,7 +388,7 @@ def test_a_baseline_that_differs_says_whose_it_is(tmp_path: Path) -> None:
     [
         [{"step": 1, "train_nll": 3.0, "seconds": 1.0}],
         [{"step": 0, "val_nll": 9.0, "val_bits_per_byte": 9.0}],
-        [{"step": 0, "val_nll": 4.2}, {"step": 9, "val_nll": 5e300, "train_nll": 1e300}],
+        [{"step": 0, "val_nll": 4.2}, HUGE],
         [{"step": 5, "seconds": 0.3, "val_nll": 2.0}],
         [{"step": 1, "lr": 0.1}],
     ],

@@ -113,7 +113,7 @@ def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.lists(inner, max_size=3) | st.dictionaries(ANY, inner, max_size=3)
 
 
-SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), ANY)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | ANY
 JUST_ANY = st.recursive(SCALARS, containers, max_leaves=6)
 TEXT = st.one_of(
     st.text(st.characters(codec="utf-8"), max_size=300),

@@ -42,6 +42,7 @@ TOKENIZERS = {
     "bpe with eos": BPE,
     "gpt2": Tokenizer(kind="gpt2", token_bytes=[*BPE.token_bytes[:-1], EOS]),
 }
+ONE_TOKEN: dict[str, Any] = {"vocab": {"a": 0}, "merges": []}
 GPT2_FORM = ["--form=nanogpt", "--tied=false"]
 GPT2 = {
     "vocab_size": 61,
@@ -98,9 +99,11 @@ def test_same_logits_loss_and_gradients(kind: str, changes: dict[str, Any], tmp_
     expected = theirs(input_ids=tokens[:, :-1]).logits
     assert torch.allclose(ours(tokens[:, :-1]), expected, atol=1e-5)
     sums = ours(tokens[:, :-1], tokens[:, 1:])
-    loss = torch.nn.functional.cross_entropy(expected.flatten(0, 1), tokens[:, 1:].flatten())
-    assert (sums.objective / sums.num_targets).item() == pytest.approx(loss.item(), abs=1e-6)
-    (sums.objective / sums.num_targets).backward()
+    our_loss = sums.objective / sums.num_targets
+    targets = tokens[:, 1:].flatten()
+    loss = torch.nn.functional.cross_entropy(expected.flatten(0, 1), targets)
+    assert our_loss.item() == pytest.approx(loss.item(), abs=1e-6)
+    our_loss.backward()
     loss.backward()
     gradient = GPT(shape, 61)
     with torch.no_grad():
@@ -114,52 +117,62 @@ def test_same_logits_loss_and_gradients(kind: str, changes: dict[str, Any], tmp_
         assert torch.allclose(grad, named[name].grad, atol=1e-5), name
 
 
+def kinds_of_characters(tokenizer: Tokenizer, rng: random.Random) -> list[list[str]]:
+    """Characters of the text, of any Unicode, and those that pre-tokenizers argue about.
+
+    Of a tokenizer of characters only those that it knows.
+    """
+    if tokenizer.kind == "char":
+        known = b"".join(tokenizer.token_bytes[: tokenizer.eos]).decode()
+        return [sorted(known)]
+    below = rng.choices(range(0xD800), k=8)  # surrogates
+    above = rng.choices(range(0xE000, 0x110000), k=8)
+    return [
+        list(make_text(5)),
+        [*map(chr, below)],
+        [*map(chr, above)],
+        list(" \t\n\r\x0b\x0c\x1c\x85\xa0\u1680\u2028\u3000\u200b'sdmtlrve19²½ABab_-!"),
+    ]
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_same_tokens(name: str, tmp_path: Path) -> None:
-    """10,000 random strings: of what the text has, of any Unicode, and of what pre-tokenizers argue
-    about.
-    """
-    tokenizer, rng = TOKENIZERS[name], random.Random(0)
-    (tmp_path / "tokenizer.json").write_text(
-        json.dumps(to_tokenizer_json(tokenizer)), encoding="utf-8"
-    )
-    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
-    known = sorted(
-        {
-            character
-            for token in tokenizer.token_bytes[: tokenizer.eos]
-            if tokenizer.kind == "char"
-            for character in token.decode()
-        }
-    )
+    """10,000 random strings become the same tokens, and come back."""
+    tokenizer = TOKENIZERS[name]
+    rng = random.Random(0)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(to_tokenizer_json(tokenizer)), encoding="utf-8")
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
     for _ in range(2000):
-        kinds = [known]
-        if not known:
-            kinds = [
-                list(make_text(5)),
-                [chr(i) for i in rng.choices(range(0xD800), k=8)],
-                [chr(i) for i in rng.choices(range(0xE000, 0x110000), k=8)],
-                list(" \t\n\r\x0b\x0c\x1c\x85\xa0\u1680\u2028\u3000\u200b'sdmtlrve19²½ABab_-!"),
-            ]
+        kinds = kinds_of_characters(tokenizer, rng)
         for _ in range(5):
-            text = "".join(rng.choice(rng.choice(kinds)) for _ in range(rng.randrange(1, 30)))
+            length = rng.randrange(1, 30)
+            text = "".join(rng.choice(rng.choice(kinds)) for _ in range(length))
             tokens = tokenizer.encode(text).tolist()
             assert theirs.encode(text) == tokens, ascii(text)
             assert theirs.decode(tokens, clean_up_tokenization_spaces=False) == text
             assert tokenizer.decode(tokens) == text
-    again = from_tokenizer_json(json.loads((tmp_path / "tokenizer.json").read_bytes()), name)
-    assert (again.kind, again.token_bytes[:-1]) == (tokenizer.kind, tokenizer.token_bytes[:-1])
-    assert again.token_bytes[-1] == (
-        EOS if tokenizer.eos is not None else tokenizer.token_bytes[-1]
-    )
+    again = from_tokenizer_json(json.loads(path.read_bytes()), name)
+    token_bytes = [*tokenizer.token_bytes]
+    if tokenizer.eos is not None:
+        token_bytes[-1] = EOS
+    assert again.kind == tokenizer.kind
+    assert again.token_bytes == token_bytes
 
 
 def gpt2_json(**changes: Any) -> dict[str, Any]:
-    """As OpenAI's own file is: without the type of the model, merges as text."""
+    """A file as OpenAI's own is: without the type of the model, merges as text."""
     found = to_tokenizer_json(TOKENIZERS["gpt2"])
-    del found["model"]["type"]
-    found["model"]["merges"] = [" ".join(merge) for merge in found["model"]["merges"]]
+    model = found["model"]
+    del model["type"]
+    model["merges"] = [" ".join(merge) for merge in model["merges"]]
     return found | changes
+
+
+def with_merges_reversed() -> dict[str, Any]:
+    model = gpt2_json()["model"]
+    model["merges"].reverse()
+    return model
 
 
 def test_the_tokenizer_of_the_hub_is_read() -> None:
@@ -177,11 +190,8 @@ def test_the_tokenizer_of_the_hub_is_read() -> None:
         ),
         ({"added_tokens": [{"id": 9999, "content": "x"}]}, "not 0, 1, 2"),
         ({"model": []}, "cannot be used"),
-        (
-            {"model": gpt2_json()["model"] | {"merges": gpt2_json()["model"]["merges"][::-1]}},
-            "in that order",
-        ),
-        ({"model": {"vocab": {"a": 0}, "merges": []}, "added_tokens": []}, "256 bytes"),
+        ({"model": with_merges_reversed()}, "in that order"),
+        ({"model": ONE_TOKEN, "added_tokens": []}, "256 bytes"),
     ],
 )
 def test_other_tokenizers_are_refused(change: dict[str, Any], says: str) -> None:
@@ -222,10 +232,14 @@ def test_transformers_loads_what_is_exported(name: str, here: Path) -> None:
     prompt = run.tokenizer.encode_prompt("the")
     assert tokenizer.encode("the") == prompt[-len(tokenizer.encode("the")) :]
     tokens = torch.tensor([prompt])
+    ours.eval()
     with torch.inference_mode():
-        assert torch.allclose(ours.eval()(tokens), theirs(tokens).logits, atol=1e-5)
+        expected = theirs(tokens).logits
+        assert torch.allclose(ours(tokens), expected, atol=1e-5)
     room = run.cfg.model.block_size - len(prompt)
-    greedy = [step[0] for step in generate(ours, prompt, CPU, max_new_tokens=room, temperature=0)]
+    greedy = []
+    for (token,) in generate(ours, prompt, CPU, max_new_tokens=room, temperature=0):
+        greedy.append(token)
     written = theirs.generate(
         tokens, max_new_tokens=room, do_sample=False, eos_token_id=None, pad_token_id=0
     )
@@ -249,7 +263,8 @@ def test_an_exported_model_comes_back(name: str, here: Path) -> None:
 
 def loss_on(run: Path | str, text: str = "part.txt") -> dict[str, float]:
     done = call("evaluate.py", str(run), f"--text={text}", "--dtype=float32", "--json")
-    return {unit: interval["value"] for unit, interval in json.loads(done.stdout)["loss"].items()}
+    loss = json.loads(done.stdout)["loss"]
+    return {unit: interval["value"] for unit, interval in loss.items()}
 
 
 def back(folder: Path) -> Path:
@@ -263,7 +278,8 @@ def back(folder: Path) -> Path:
 def assert_refused(folder: Path, says: str) -> None:
     """No run can be made of a directory; nothing is left of the attempt."""
     before = sorted(folder.parent.iterdir())
-    done = call("convert.py", str(folder), str(folder.with_name("refused")), check=False)
+    run = folder.with_name("refused")
+    done = call("convert.py", str(folder), str(run), check=False)
     assert (done.returncode, done.stdout) == (2, ""), done.stdout
     assert re.search(says, done.stderr), done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -277,7 +293,8 @@ def copy_of(name: str, to: Path) -> Path:
 
 def change_config(folder: Path, **changes: Any) -> None:
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_bytes()) | changes), encoding="utf-8")
+    cfg = json.loads(path.read_bytes()) | changes
+    path.write_text(json.dumps(cfg), encoding="utf-8")
 
 
 def test_other_files_of_weights_are_ignored(here: Path, tmp_path: Path) -> None:
@@ -321,7 +338,8 @@ def test_the_index_says_which_files_count(here: Path, tmp_path: Path) -> None:
 
 def test_an_exported_model_of_documents_keeps_its_eos(here: Path, tmp_path: Path) -> None:
     """Its prompts start with it, its texts end with it, and documents are read as in training."""
-    before, after = open_run(Path("lines")), open_run(Path("lines_back"))
+    before = open_run(Path("lines"))
+    after = open_run(Path("lines_back"))
     assert after.tokenizer == before.tokenizer
     assert after.tokenizer.encode_prompt("") == [after.tokenizer.vocab_size - 1]
     assert after.cfg.data.documents == "lines"
@@ -343,9 +361,7 @@ def test_an_exported_model_of_documents_keeps_its_eos(here: Path, tmp_path: Path
 def test_a_text_ends_with_a_foreign_eos_too(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a model that notes nothing of its documents, such as GPT-2: only what it writes ends
-    there.
-    """
+    """A model without a note on documents, such as GPT-2, ends only what it writes with eos."""
     folder = copy_of("lines_exported", tmp_path / "model")
     cfg = json.loads((folder / "config.json").read_bytes())
     del cfg["surprisal"]
@@ -355,7 +371,8 @@ def test_a_text_ends_with_a_foreign_eos_too(
     assert (tokenizer.eos, tokenizer.end) == (None, tokenizer.vocab_size - 1)
     ends: list[int] = []
 
-    def generate_little(*_: Any, eos: int, **__: Any) -> Iterator[list[int]]:
+    def generate_little(*_: Any, **options: Any) -> Iterator[list[int]]:
+        eos = options["eos"]
         ends.append(eos)
         yield from ([3], [eos])
 
@@ -370,21 +387,22 @@ def test_a_text_ends_with_a_foreign_eos_too(
 def test_a_padded_vocabulary_is_cut(name: str, here: Path, tmp_path: Path) -> None:
     folder = copy_of(f"{name}_exported", tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
+    vocab_size = open_run(Path(name)).info.vocab_size
     for key, tensor in weights.items():
-        if len(tensor) == open_run(Path(name)).info.vocab_size and tensor.ndim == 2:
-            weights[key] = torch.cat([tensor, torch.randn(7, tensor.shape[1])])
+        if len(tensor) == vocab_size and tensor.ndim == 2:
+            padding = torch.randn(7, tensor.shape[1])
+            weights[key] = torch.cat([tensor, padding])
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    change_config(folder, vocab_size=open_run(Path(name)).info.vocab_size + 7)
+    change_config(folder, vocab_size=vocab_size + 7)
     assert loss_on(back(folder)) == loss_on(f"{name}_back")
-    save_file(
-        {key: tensor[:9].clone() for key, tensor in weights.items()}, folder / "model.safetensors"
-    )
+    shorter = {key: tensor[:9].clone() for key, tensor in weights.items()}
+    save_file(shorter, folder / "model.safetensors")
     assert_refused(folder, r"tokenizer.json has \d+ tokens, and its embedding has 9 rows")
 
 
 @pytest.mark.parametrize("name", ["char", "lines", "bpe"])
 def test_an_added_padding_token_is_left_out(name: str, here: Path, tmp_path: Path) -> None:
-    """As people add it with transformers, which gives it a row of its own."""
+    """People add it with transformers, which gives it a row of its own."""
     folder = copy_of(f"{name}_exported", tmp_path / "model")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
@@ -407,23 +425,21 @@ def test_an_added_padding_token_is_left_out(name: str, here: Path, tmp_path: Pat
 
 
 def test_the_eos_token_has_to_be_the_last() -> None:
-    found = gpt2_json()
-    last = found["added_tokens"][0]["id"]
-    with_pad = gpt2_json(
-        added_tokens=[*found["added_tokens"], {"id": last + 1, "content": "[PAD]", "special": True}]
-    )
+    (eos_token,) = gpt2_json()["added_tokens"]
+    last = eos_token["id"]
+    pad_token = {"id": last + 1, "content": "[PAD]", "special": True}
+    with_pad = gpt2_json(added_tokens=[eos_token, pad_token])
     for eos in (None, last, [last], 50256, [5, last]):
         assert from_tokenizer_json(with_pad, "gpt2", eos) == TOKENIZERS["gpt2"]
-    both = gpt2_json(
-        added_tokens=[*found["added_tokens"], {"id": last + 1, "content": "</s>", "special": True}]
-    )
+    second_eos = {"id": last + 1, "content": "</s>", "special": True}
+    both = gpt2_json(added_tokens=[eos_token, second_eos])
     tokens = from_tokenizer_json(both, "gpt2", last + 1).token_bytes
-    assert (len(tokens), tokens[-1]) == (last + 2, EOS)
+    assert len(tokens) == last + 2
+    assert tokens[-1] == EOS
     first = to_tokenizer_json(TOKENIZERS["char"])
     first["added_tokens"] = [{"id": 0, "content": "\n", "special": True}]
-    with pytest.raises(
-        UserError, match=r"its eos token is number 0 of .*; here it can only be the last one"
-    ):
+    says = r"its eos token is number 0 of .*; here it can only be the last one"
+    with pytest.raises(UserError, match=says):
         from_tokenizer_json(first, "char", 0)
 
 
@@ -446,10 +462,11 @@ def test_training_starts_with_its_weights(source: str, here: Path) -> None:
     text = make_eval_text(run, open_corpus(run).val)
     model = read_model(open_run(Path(source)), "best")[0].eval()
     with torch.inference_mode():
-        sums = [model(*CPU.to_device(batch.inputs, batch.targets)) for batch in text.batches()]
-    assert first == pytest.approx(
-        sum(float(each.nll) for each in sums) / len(text.positions), abs=1e-5
-    )
+        nll = 0.0
+        for batch in text.batches():
+            inputs, targets = CPU.to_device(batch.inputs, batch.targets)
+            nll += model(inputs, targets).nll.item()
+    assert first == pytest.approx(nll / len(text.positions), abs=1e-5)
     assert np.isfinite(run.read_metrics()[-1]["best_val_nll"])
 
 
@@ -729,10 +746,10 @@ def test_other_models_are_refused(
     change: dict[str, Any], says: str, here: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "model"
-    make_theirs("gpt2", vocab_size=open_run(Path("bpe")).info.vocab_size).save_pretrained(folder)
+    vocab_size = open_run(Path("bpe")).info.vocab_size
+    make_theirs("gpt2", vocab_size=vocab_size).save_pretrained(folder)
     shutil.copy("bpe_exported/tokenizer.json", folder)
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_bytes()) | change), encoding="utf-8")
+    change_config(folder, **change)
     assert_refused(folder, says)
 
 

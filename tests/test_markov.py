@@ -19,7 +19,13 @@ from report.figures import draw_png
 from surprisal import entropy
 from tests.conftest import TINY, call
 
-CASES = [(1, 27, 0.5), (2, 5, 1.0), (3, 4, 0.1), (4, 2, 0.01), (1, 63, 100.0)]
+CASES = [  # order, size of the alphabet, temperature
+    (1, 27, 0.5),
+    (2, 5, 1.0),
+    (3, 4, 0.1),
+    (4, 2, 0.01),
+    (1, 63, 100.0),
+]
 
 
 def matrix(source: MarkovSource) -> np.ndarray:
@@ -27,7 +33,8 @@ def matrix(source: MarkovSource) -> np.ndarray:
     n = len(source.units)
     P = np.zeros((n, n))
     for context in range(n):
-        for symbol, units in zip(source.successors[context], source.units[context], strict=True):
+        followers = zip(source.successors[context], source.units[context], strict=True)
+        for symbol, units in followers:
             P[context, (context * source.alphabet + symbol) % n] += units / 256
     return P
 
@@ -49,15 +56,15 @@ def test_the_entropy_rate_is_that_of_the_stationary_distribution(case) -> None:
 
 
 def test_a_chain_whose_entropy_is_known_in_closed_form() -> None:
-    """Two symbols that change with chances a and b: pi = (b, a) / (a + b), H = (b h(a) + a h(b)) /
-    (a + b).
-    """
+    """Two symbols change with probabilities a and b: pi = (b, a) / (a + b), H = pi (h(a), h(b))."""
     source = MarkovSource(1, 2, 0.5)
     P = matrix(source)
     a = P[0, 1]
     b = P[1, 0]
     pi = np.array([b, a]) / (a + b)
-    H = pi @ [entropy([a, 1 - a]), entropy([b, 1 - b])]
+    h_a = entropy([a, 1 - a])
+    h_b = entropy([b, 1 - b])
+    H = pi @ [h_a, h_b]
     assert source.stationary == pytest.approx(pi, abs=1e-14)
     assert source.entropy_rate == pytest.approx(H, abs=1e-14)
 
@@ -71,7 +78,8 @@ def test_a_long_text_pays_the_entropy_rate(case) -> None:
     assert nll.mean() == pytest.approx(source.entropy_rate, abs=4 * error + 1e-4)
     assert nll.max() <= math.log(256) + 1e-12
     order, alphabet, _ = case
-    P, context = matrix(source), 0
+    P = matrix(source)
+    context = 0
     for i, character in enumerate(text[:2000]):
         following = (context * alphabet + markov.ALPHABET.index(character)) % len(P)
         if i >= order:  # before, the context has symbols that are not in the text
@@ -87,7 +95,8 @@ def test_a_text_is_sparse_and_the_same_every_time() -> None:
     assert set(text) <= set(markov.ALPHABET[:27])
     followers: dict[str, set[str]] = {}
     for i in range(2, len(text)):
-        followers.setdefault(text[i - 2 : i], set()).add(text[i])
+        context = text[i - 2 : i]
+        followers.setdefault(context, set()).add(text[i])
     assert max(map(len, followers.values())) == markov.SUCCESSORS
     assert MarkovSource(2, 27, 0.6).sample(50)[0] != text[:50]
     assert len(MarkovSource(1, 2, 0.5).successors[0]) == 2
@@ -150,9 +159,12 @@ def test_training_shows_the_gap(short) -> None:
     assert 400 < len(measured) < 550  # of 599
     records = [record for record in run.read_metrics() if "val_nll" in record]
     gaps = [record["kl_gap"] for record in records]
-    assert [record["step"] for record in records] == [0, 1, 2, 4, 8, 16, 20, 40, 60]
-    assert gaps[0] == pytest.approx(math.log(4) - corpus.source_nll[measured - 1].mean(), abs=1e-5)
-    assert math.log(4) - corpus.source_nll.mean() != pytest.approx(gaps[0], abs=1e-4)
+    evaluated = [0, 1, 2, 4, 8, 16, 20, 40, 60]
+    assert [record["step"] for record in records] == evaluated
+    of_the_targets = corpus.source_nll[measured - 1].mean()
+    of_all = corpus.source_nll.mean()
+    assert gaps[0] == pytest.approx(math.log(4) - of_the_targets, abs=1e-5)
+    assert gaps[0] != pytest.approx(math.log(4) - of_all, abs=1e-4)
     assert -0.01 < gaps[-1] < 0.25 * gaps[0]  # on 500 targets, sampling error may take it below 0
     assert f"{gaps[-1]:.4f} above the source" in printed
     assert "H(p, q) = H(p) + KL(p || q)" in printed

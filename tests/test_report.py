@@ -108,7 +108,8 @@ def verdict(
 def test_the_baselines_are_listed_from_the_worst_to_the_best() -> None:
     printed = make_info().describe()
     table = printed.splitlines()[3:]
-    assert [line.split()[0] for line in table] == ["uniform,", "bigram", "gzip", "6-gram"]
+    names = [line.split()[0] for line in table]
+    assert names == ["uniform,", "bigram", "gzip", "6-gram"]
     assert "9,000 training and 1,000 validation tokens" in printed
 
 

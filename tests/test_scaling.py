@@ -14,19 +14,18 @@ from data.prepare import prepare_corpus
 from tests.conftest import call
 
 LAW = np.array([1.0, 8.0, 60.0, 0.25, 0.35, 0.35 / 0.6])  # E, A, B, a, b, r
-N, D = (grid.ravel() for grid in np.meshgrid(np.geomspace(5e3, 4e5, 8), np.geomspace(1e5, 2e6, 4)))
+SIZES = np.geomspace(5e3, 4e5, 8)
+AMOUNTS = np.geomspace(1e5, 2e6, 4)
+N = np.tile(SIZES, len(AMOUNTS))
+D = np.repeat(AMOUNTS, len(SIZES))
 NUMBER = r"([\d.e+-]+)"
 
 
 def noisy(noise: float) -> np.ndarray:
-    """Runs whose losses follow LAW, but for a relative error."""
-    return np.stack(
-        [
-            N,
-            D,
-            predict(LAW, N, D) * np.exp(noise * np.random.default_rng(0).standard_normal(len(N))),
-        ]
-    )
+    """Make runs whose losses follow LAW, but for a relative error."""
+    error = noise * np.random.default_rng(0).standard_normal(len(N))
+    losses = predict(LAW, N, D) * np.exp(error)
+    return np.stack([N, D, losses])
 
 
 @pytest.fixture
@@ -42,9 +41,7 @@ def small(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_fit_finds_a_law_from_far_away() -> None:
-    """From one start, without noise: so the gradient is right, and the fit goes on until it is
-    there.
-    """
+    """One start is enough without noise: the gradient is right, and the fit goes on to the end."""
     start = np.array([0.3, 2.0, 300.0, 0.1, 0.6, 0])
     assert fit(noisy(0), [start]) == pytest.approx(LAW, rel=1e-3)
 
@@ -52,20 +49,20 @@ def test_the_fit_finds_a_law_from_far_away() -> None:
 def test_a_run_gone_wrong_does_not_move_the_law() -> None:
     """Far errors count linearly; with squares, E would move by 0.2."""
     runs = noisy(0.001)
-    before = fit(runs, [LAW])
+    E_before, *_ = fit(runs, [LAW])
     runs[2, -1] += 0.3
-    assert fit(runs, [LAW])[0] == pytest.approx(before[0], abs=0.05)
+    E, *_ = fit(runs, [LAW])
+    assert pytest.approx(E_before, abs=0.05) == E
 
 
 def test_the_intervals_hold_the_truth(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all five constants and r, by the whole command, which draws them too; and E in bits is E /
-    ln 2.
-    """
+    """The command prints and draws all five constants and r; E in bits is E / ln 2."""
     monkeypatch.setattr(scaling, "SAMPLES", 60)
-    lines = [
-        json.dumps({"step": 1, "n_layer": 1, "width": 1, "N": n, "D": d, "val_nll": nll}) + "\n"
-        for n, d, nll in noisy(0.003).T.tolist()
-    ]
+    lines = []
+    for n, d, nll in noisy(0.003).T.tolist():
+        run = {"step": 1, "n_layer": 1, "width": 1}
+        run |= {"N": n, "D": d, "val_nll": nll}
+        lines.append(json.dumps(run) + "\n")
     Path("runs.jsonl").write_text("".join(lines), encoding="utf-8")
     printed = call("bench/scaling.py", "runs.jsonl", "--minutes=0").stdout
     rows = re.findall(
@@ -75,38 +72,33 @@ def test_the_intervals_hold_the_truth(data_dir: Path, monkeypatch: pytest.Monkey
     for (name, value, low, high), truth in zip(rows, LAW, strict=True):
         assert float(low) < truth < float(high), name
         assert float(low) < float(value) < float(high), name
-    low, high = float(rows[0][2]), float(rows[0][3])
+    _, _, *interval = rows[0]
+    low, high = map(float, interval)
     assert 0.01 < high - low < 0.3
     assert f"({low / np.log(2):.2f} to {high / np.log(2):.2f})" in printed
     assert Path("runs.png").stat().st_size > 10_000
 
 
 def test_runs_are_made_once(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interrupted bench makes what is missing, as it would have been; a finished one makes
-    nothing.
-    """
+    """An interrupted bench makes what is missing, as it would have been; a finished one nothing."""
     first = call("bench/scaling.py").stdout
     lines = small.read_text(encoding="utf-8").splitlines(keepends=True)
     runs = [json.loads(line) for line in lines]
-    assert [(run["width"], run["D"]) for run in runs] == [
-        (4, 1024),
-        (8, 1024),
-        (4, 3072),
-        (8, 3072),
-    ]
-    assert [run["N"] for run in runs[:2]] == [
-        24 * width**2 + 2 * width * vocabulary() for width in (4, 8)
-    ]
-    assert runs[3]["val_nll"] < runs[1]["val_nll"] < np.log(vocabulary())
+    V = vocabulary()
+    assert [run["width"] for run in runs] == [4, 8, 4, 8]
+    assert [run["D"] for run in runs] == [1024, 1024, 3072, 3072]
+    for run in runs:
+        assert run["N"] == 24 * run["width"] ** 2 + 2 * run["width"] * V
+    less_text = runs[1]["val_nll"]
+    more_text = runs[3]["val_nll"]
+    assert more_text < less_text < np.log(V)
     # stopped after two of four
     small.write_text("".join([*lines[:2], "{damaged\n"]), encoding="utf-8")
     assert call("bench/scaling.py").stdout.count(" s\n") == 2
-    again = [
-        json.loads(line)
-        for line in small.read_text(encoding="utf-8").splitlines()
-        if line != "{damaged"
-    ]
-    assert [run["val_nll"] for run in again] == [run["val_nll"] for run in runs]
+    again = small.read_text(encoding="utf-8").splitlines()
+    again.remove("{damaged")
+    losses = [json.loads(line)["val_nll"] for line in again]
+    assert losses == [run["val_nll"] for run in runs]
     monkeypatch.setattr(scaling, "train", None)
     assert call("bench/scaling.py").stdout == first[first.index("        N") :]
     assert small.with_suffix(".png").is_file()
@@ -118,9 +110,9 @@ def vocabulary() -> int:
 
 def test_minutes_scale_the_text(small: Path) -> None:
     call("bench/scaling.py", "--minutes=30")
-    assert sorted(
-        {json.loads(line)["D"] for line in small.read_text(encoding="utf-8").splitlines()}
-    ) == [2048, 6144]
+    lines = small.read_text(encoding="utf-8").splitlines()
+    amounts = {json.loads(line)["D"] for line in lines}
+    assert amounts == {2048, 6144}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +128,9 @@ def test_minutes_scale_the_text(small: Path) -> None:
 )
 def test_a_mistake_gets_one_line(data_dir: Path, arguments: list[str], message: str) -> None:
     done = call("bench/scaling.py", *arguments, check=False)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
     assert message in done.stderr
 
 
@@ -146,7 +140,5 @@ def test_without_scipy_it_says_what_to_install(
     monkeypatch.setattr(scaling, "find_spec", lambda _: None)
     done = call("bench/scaling.py", check=False)
     assert done.returncode == 2
-    assert (
-        done.stderr
-        == "error: bench/scaling.py needs scipy: python -m pip install -r requirements-dev.txt\n"
-    )
+    install = "python -m pip install -r requirements-dev.txt"
+    assert done.stderr == f"error: bench/scaling.py needs scipy: {install}\n"
