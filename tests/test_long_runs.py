@@ -28,12 +28,13 @@ from engine.state import TrainState
 from model import GPT
 from report.trainlog import TrainLog
 from tests.conftest import TINY, read_metrics
+from tests.one_run import steps
 
 PAGE = resource.getpagesize()
 
 
 def processor_seconds() -> float:
-    """Of all processes that this one has started and that have ended: however busy the machine is."""
+    """The time of all processes that this one has started and that have ended."""
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
 
 
@@ -53,7 +54,8 @@ def test_metrics_are_appended_not_rewritten(data_dir) -> None:
     metrics = run.path / "metrics.jsonl"
     log = start_log(run)
     log.write({"step": 0})
-    file, before = metrics.stat().st_ino, b""
+    file = metrics.stat().st_ino
+    before = b""
     for step in range(1, 200):
         log.write({"step": step, "train_nll": 1 / step})
         content = metrics.read_bytes()
@@ -65,12 +67,12 @@ def test_metrics_are_appended_not_rewritten(data_dir) -> None:
     log = start_log(run, step=150)
     log.write({"step": 151})
     assert metrics.stat().st_ino == file
-    assert [record["step"] for record in read_metrics(run.path)] == list(range(152))
+    assert steps(run.path) == [*range(152)]
     assert metrics.read_bytes().startswith(before[:1000])
 
 
 def test_a_directory_that_was_moved_is_not_made_anew(data_dir, capsys) -> None:
-    """Nor is that of another run touched, which somebody put in its place."""
+    """Another run, which somebody put in its place, is not touched."""
     cfg, _ = load_config(["--corpus=text.txt", "--out_dir=out/run", *TINY])
     corpus = prepare_corpus(cfg.data)
     run = create_run(cfg, corpus)
@@ -87,7 +89,7 @@ def test_a_directory_that_was_moved_is_not_made_anew(data_dir, capsys) -> None:
     shutil.rmtree(other.path)
     moved.rename(run.path)
     log.write({"step": 3})
-    assert [record["step"] for record in read_metrics(run.path)] == [0, 3]
+    assert steps(run.path) == [0, 3]
     assert capsys.readouterr().out.count("somebody moved or replaced its directory") == 1
 
 
@@ -102,7 +104,7 @@ def test_checkpoints_leave_no_file_open(data_dir) -> None:
 
 @pytest.mark.slow
 def test_memory_and_files_stay_flat(clone: Path, trained) -> None:
-    """Over 1,500 steps with evaluations and checkpoints all along, by the real command."""
+    """The real command takes 1,500 steps with evaluations and checkpoints all along."""
     out = clone / "out/long"
     process = subprocess.Popen(
         [
@@ -121,30 +123,31 @@ def test_memory_and_files_stay_flat(clone: Path, trained) -> None:
         stdout=subprocess.DEVNULL,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    seen: list[tuple[int, int, int]] = []
+    proc = Path(f"/proc/{process.pid}")
+    memory: dict[str, list[int]] = {"early": [], "late": []}
+    files: dict[str, list[int]] = {"early": [], "late": []}
     while process.poll() is None:
-        records = read_metrics(out)[-1:]
+        step = max([0, *steps(out)])
         try:
-            memory = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * PAGE // 2**20
-            seen.append(
-                (
-                    int(records[0]["step"]) if records else 0,
-                    memory,
-                    len(os.listdir(f"/proc/{process.pid}/fd")),
-                )
-            )
+            _, resident, *_ = (proc / "statm").read_text().split()
+            num_files = len(os.listdir(proc / "fd"))
         except (FileNotFoundError, ProcessLookupError):
             break
+        when = ""
+        if 150 <= step < 600:
+            when = "early"
+        elif 1000 <= step < 1450:
+            when = "late"
+        if when:
+            memory[when].append(int(resident) * PAGE // 2**20)  # MB
+            files[when].append(num_files)
         time.sleep(0.1)
     assert process.wait() == 0
-    early = [row for row in seen if 150 <= row[0] < 600]
-    late = [row for row in seen if 1000 <= row[0] < 1450]
-    assert min(len(early), len(late)) >= 3
-    assert max(memory for _, memory, _ in late) - max(memory for _, memory, _ in early) <= 8  # MB
-    # others are open for a moment
-    assert min(files for *_, files in late) <= min(files for *_, files in early)
-    # the last: the best model
-    assert [record["step"] for record in read_metrics(out)] == [*range(1501), 1500]
+    assert len(memory["early"]) >= 3
+    assert len(memory["late"]) >= 3
+    assert max(memory["late"]) - max(memory["early"]) <= 8
+    assert min(files["late"]) <= min(files["early"])  # others are open for a moment
+    assert steps(out) == [*range(1501), 1500]  # the last line is that of the best model
     shutil.rmtree(out)
 
 

@@ -56,8 +56,8 @@ def test_a_model_that_cannot_fit_is_refused_before_anything_is_prepared_or_built
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(
-        "error: a model of 120,000,000,000,200,000 parameters needs at least 1,440,000,000.0 GB to be trained, and cpu "
-        "has "
+        "error: a model of 120,000,000,000,200,000 parameters "
+        "needs at least 1,440,000,000.0 GB to be trained, and cpu has "
     )
     assert done.stderr.endswith(" GB: use a smaller --n_layer or --n_embd\n")
     assert not (data_dir / "data").exists()
@@ -95,9 +95,8 @@ def test_what_may_fit_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         sizes.append(needed)
         check_memory(shape, optimizer, CPU)
         sizes.append(needed - 1)
-        with pytest.raises(
-            UserError, match=r"^a model of 120,200 parameters needs at least 0\.0 GB"
-        ):
+        told = r"^a model of 120,200 parameters needs at least 0\.0 GB"
+        with pytest.raises(UserError, match=told):
             check_memory(shape, optimizer, CPU)
     sizes.append(None)
     check_memory(ModelConfig(n_layer=1_000_000, n_embd=1_000_000, n_head=1), "muon", CPU)
@@ -112,7 +111,8 @@ def test_a_container_may_have_less_than_the_machine(
         pytest.skip("unknown on this system")
     limit = tmp_path / "memory.max"
     monkeypatch.setattr(memory, "LIMITS", (str(tmp_path / "nowhere"), str(limit)))
-    for text, expected in (("max\n", machine), ("1000000\n", 1_000_000), (f"{2**63}\n", machine)):
+    limits = {"max\n": machine, "1000000\n": 1_000_000, f"{2**63}\n": machine}
+    for text, expected in limits.items():
         limit.write_text(text)
         assert total_memory(CPU) == expected
     monkeypatch.delattr(os, "sysconf")

@@ -39,7 +39,8 @@ def test_an_old_word_changes_the_form_of_a_recipe() -> None:
 
 def test_a_markov_corpus_has_its_options_in_its_name() -> None:
     cfg, named = load_config(["--corpus=markov", "--markov_order=1", "--markov_alphabet=5"])
-    assert (cfg.data.corpus, cfg.data.markov) == ("markov-1-5-0.5", (1, 5, 0.5))
+    assert cfg.data.corpus == "markov-1-5-0.5"
+    assert cfg.data.markov == (1, 5, 0.5)
     assert named == {"corpus"}
     assert load_config(["--corpus=markov", "--markov_order=2"])[0].data.corpus == "markov"
     recipe = str(ROOT / "config/markov.toml")
@@ -99,5 +100,6 @@ def test_defaults_depend_on_the_form() -> None:
 def test_another_mistake_beside_the_form_is_told_alone() -> None:
     with pytest.raises(UserError) as error:
         load_config(["--form=gpt3", "--n_layer=0"])
-    lines = str(error.value).split("\n")
-    assert [line.split("=")[0].strip() for line in lines] == ["form", "n_layer"]
+    first, second = str(error.value).split("\n")
+    assert first.strip().startswith("form=")
+    assert second.strip().startswith("n_layer=")

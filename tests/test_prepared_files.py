@@ -68,7 +68,8 @@ def test_a_full_disk_while_a_corpus_is_prepared(options: list[str], missing: int
 @pytest.mark.parametrize("n", [0, 1, 2047, 2048, 100_000])
 def test_no_error_of_a_write_is_lost(n: int, tmp_path: Path) -> None:
     """np.save loses that of its last buffered write."""
-    path, array = tmp_path / "a.npy", np.arange(n, dtype=np.uint16)
+    path = tmp_path / "a.npy"
+    array = np.arange(n, dtype=np.uint16)
     write_array(path, array)
     assert np.array_equal(np.load(path), array)
     check_whole(path)
@@ -83,7 +84,7 @@ def test_no_error_of_a_write_is_lost(n: int, tmp_path: Path) -> None:
 
 
 def test_a_short_array_whose_checksum_is_right_is_prepared_again(options: list[str]) -> None:
-    """As earlier editions left it, when a disk was full."""
+    """Earlier editions left such an array when a disk was full."""
     prepare(options)
     folder = prepared()
     whole = arrays(folder)
@@ -100,7 +101,7 @@ def test_a_short_array_whose_checksum_is_right_is_prepared_again(options: list[s
 def test_a_token_that_is_not_in_the_vocabulary(
     name: str, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a file is too large to be hashed at each start, and has its size and its time."""
+    """A file too large to be hashed at each start has the right size and time."""
     prepare(options)
     folder = prepared()
     monkeypatch.setattr(checksums, "LARGE", 1000)
@@ -118,5 +119,7 @@ def test_a_token_that_is_not_in_the_vocabulary(
 
 def test_tokens_are_taken_as_they_are(data_dir: Path) -> None:
     split = prepare_corpus(DataConfig(corpus="text.txt")).train
-    assert np.array_equal(split.take(slice(3, 9)), split.tokens[3:9])
-    assert split.take(np.array([[1], [2]])).dtype == np.int64
+    tokens = split.take(slice(3, 9))
+    assert np.array_equal(tokens, split.tokens[3:9])
+    places = np.array([[1], [2]])
+    assert split.take(places).dtype == np.int64

@@ -9,6 +9,7 @@ import shutil
 import string
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli_w
@@ -94,19 +95,35 @@ OF_OTHERS = {
 }
 
 
+OF_A_USER = {"path/to/your.txt", "your.txt", "play.txt", "data/shakespeare/input.txt"}
+FOLDERS = (
+    "",
+    "config",
+    "data",
+    "engine",
+    "report",
+    "huggingface",
+    "large",
+    "page",
+    "bench",
+    "docs",
+    "tests",
+)
+
+
 def make_small(recipe: Path) -> str:
     """A recipe with a tiny model and few steps, on text.txt where it can be."""
-    values = tomllib.loads(recipe.read_text(encoding="utf-8"))
-    if (corpus := values.get("data", {}).get("corpus", "shakespeare")).endswith(
-        "shakespeare"
-    ) or corpus[:3] == "hf:":
-        values.setdefault("data", {}).update(corpus="text.txt", val_fraction=0.1)
-    values.setdefault("model", {}).update(block_size=8, n_layer=1, n_head=2, n_embd=16)
-    values.setdefault("optim", {}).update(batch_size=4, max_iters=4, warmup_iters=0)
-    values.get("run", {}).pop("init_from", None)  # the model to start from is not here
-    values.setdefault("run", {}).update(
-        dtype="float32", eval_interval=100, eval_tokens=300, compile=False
-    )
+    values: dict[str, dict[str, Any]] = tomllib.loads(recipe.read_text(encoding="utf-8"))
+    for section in ("data", "model", "optim", "run"):
+        values.setdefault(section, {})
+    corpus = values["data"].get("corpus", "shakespeare")
+    if corpus.endswith("shakespeare") or corpus.startswith("hf:"):
+        values["data"] |= {"corpus": "text.txt", "val_fraction": 0.1}
+    values["model"] |= {"block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 16}
+    values["optim"] |= {"batch_size": 4, "max_iters": 4, "warmup_iters": 0}
+    values["run"].pop("init_from", None)  # the model to start from is not here
+    values["run"] |= {"dtype": "float32", "compile": False}
+    values["run"] |= {"eval_interval": 100, "eval_tokens": 300}
     return tomli_w.dumps(values)
 
 
@@ -116,9 +133,8 @@ def small(data_dir: Path) -> Path:
     (data_dir / "config").mkdir()
     for recipe in (ROOT / "config").glob("*.toml"):
         (data_dir / "config" / recipe.name).write_text(make_small(recipe), encoding="utf-8")
-    text = "ROMEO:\nTo be, or not to be: that is the question.\n\n" * 60 + string.printable.replace(
-        "\r", ""
-    )
+    text = "ROMEO:\nTo be, or not to be: that is the question.\n\n" * 60
+    text += string.printable.replace("\r", "")
     (data_dir / "text.txt").write_text(text, encoding="utf-8")
     (data_dir / "play.txt").write_text(text, encoding="utf-8")  # in the README a part of the plays
     shutil.copy(ROOT / "README.md", data_dir)
@@ -134,12 +150,11 @@ def test_the_examples_work_one_after_another(small: Path) -> None:
         if script.startswith("bench/"):  # minutes of measuring; the test below imports it
             continue
         has_recipe = any(argument.endswith(".toml") for argument in arguments)
-        shorter = (
-            TINY
-            if script == "train.py" and not has_recipe
-            else ["--max_new_tokens=9"] * (script == "sample.py")
-        )
-        done = call(script, *arguments, *shorter, check=False)
+        if script == "train.py" and not has_recipe:
+            arguments += TINY
+        elif script == "sample.py":
+            arguments.append("--max_new_tokens=9")
+        done = call(script, *arguments, check=False)
         assert done.returncode == 0, (command, done.stderr)
         assert done.stdout
     assert len(EXAMPLES) >= 4
@@ -151,7 +166,8 @@ def test_the_command_is_one(command: str, small: Path, monkeypatch: pytest.Monke
     # without fetching a model to start from
     monkeypatch.setattr("config.cli.adopt_shape", lambda cfg: cfg)
     script, *words = shlex.split(command)
-    words = [PLACEHOLDERS.get(word, word) for word in words if word not in ("...", "OTHER_RUN")]
+    words = [word for word in words if word not in ("...", "OTHER_RUN")]
+    words = [PLACEHOLDERS.get(word, word) for word in words]
     assert (ROOT / script).is_file()
     schemas: dict[str, type[Section]] = {
         "sample.py": SampleOptions,
@@ -165,10 +181,8 @@ def test_the_command_is_one(command: str, small: Path, monkeypatch: pytest.Monke
     elif words == ["--help"]:
         assert "--" in call(script, "--help").stdout
     elif script in ("train.py", "data/prepare.py", "large/prepare.py"):
-        others = (
-            "out/shakespeare_char",
-            "--show_batch",
-        )  # a run to resume; no option of a training
+        # a run to resume; and no option of a training
+        others = ("out/shakespeare_char", "--show_batch")
         load_config([word for word in words if word not in others])
     else:
         paths, _ = load_options(schemas[script], words, "RUN", "*", "")
@@ -180,34 +194,14 @@ def test_there_are_commands() -> None:
 
 
 def test_every_file_named_is_there() -> None:
-    files = {
-        path.relative_to(ROOT).as_posix()
-        for pattern in (
-            "*.*",
-            "config/*",
-            "data/*.py",
-            "engine/*",
-            "report/*",
-            "huggingface/*",
-            "large/*",
-            "page/*",
-            "bench/*",
-            "docs/*",
-            "tests/*",
-        )
-        for path in ROOT.glob(pattern)
-    }
-    names = {file.split("/")[-1] for file in files}
-    for name in (
-        set(re.findall(r"[\w/]+\.(?:py|toml|png|md|ipynb|txt|html|js|safetensors|jsonl)\b", ALL))
-        - OF_A_RUN
-    ):
-        assert name in files | names or name in (
-            "path/to/your.txt",
-            "your.txt",
-            "play.txt",
-            "data/shakespeare/input.txt",
-        ), name
+    files = set()
+    for folder in FOLDERS:
+        paths = [path for path in (ROOT / folder).iterdir() if path.is_file()]
+        files |= {path.relative_to(ROOT).as_posix() for path in paths}
+        files |= {path.name for path in paths}
+    kinds = "py|toml|png|md|ipynb|txt|html|js|safetensors|jsonl"
+    named = set(re.findall(rf"[\w/]+\.(?:{kinds})\b", ALL))
+    assert named - OF_A_RUN - OF_A_USER <= files
     for text in DOCS.values():
         for link in re.findall(r"\]\(([\w./]+)\)", text):
             assert (ROOT / link).is_file() or (ROOT / "docs" / link).is_file(), link
@@ -218,45 +212,42 @@ def test_defaults_in_the_table_are_the_defaults() -> None:
     rows = re.findall(r"^\| `(--[^`]*)` \| ([^|]*) \|", README, flags=re.MULTILINE)
     assert len(rows) >= 8
     for names, values in rows:
-        if "=" not in names:
-            for name, value in zip(
-                names.replace("--", "").split(), values.replace("`", "").split(","), strict=True
-            ):
-                assert str(options[name]).removesuffix(".0").lower() == value.strip(), name
+        if "=" in names:
+            continue
+        options_of_row = names.replace("--", "").split()
+        values_of_row = values.replace("`", "").split(",")
+        for name, value in zip(options_of_row, values_of_row, strict=True):
+            default = str(options[name]).removesuffix(".0").lower()
+            assert default == value.strip(), name
 
 
 def test_every_option_named_is_one() -> None:
     schemas = (SampleOptions, EvaluateOptions, CurveOptions, CompressOptions)
-    known = {
-        *Config().options(),
-        *(field.alias or name for schema in schemas for name, field in schema.model_fields.items()),
-    }
+    known = set(Config().options())
+    for schema in schemas:
+        known |= {field.alias or name for name, field in schema.model_fields.items()}
     assert set(re.findall(r"(?<!-)--(\w+)", ALL)) - OF_OTHERS <= known
 
 
 def test_every_dependency_has_a_reason_and_no_other_has() -> None:
     rows = re.findall(r"^\| ([^|]*) \|", DOCS["dependencies.md"], flags=re.MULTILINE)
-    reasons = {name.strip() for row in rows[1:] for name in row.split(",")}
-    packages = {
-        package
-        for file in ROOT.glob("requirements*.txt")
-        for package in re.findall(
-            r"^([\w.-]+)==", file.read_text(encoding="utf-8"), flags=re.MULTILINE
-        )
-    }
+    named = ",".join(rows[1:]).split(",")
+    reasons = {name.strip() for name in named}
+    packages = set()
+    for file in ROOT.glob("requirements*.txt"):
+        requirements = file.read_text(encoding="utf-8")
+        packages |= set(re.findall(r"^([\w.-]+)==", requirements, flags=re.MULTILINE))
     assert reasons == packages
 
 
 def test_every_test_named_is_there() -> None:
-    tests = {
-        path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")
-    }
+    files = [*(ROOT / "tests").glob("test_*.py")]
+    known = {file.name for file in files}
+    for file in files:
+        known |= set(re.findall(r"def (test_\w+)\(", file.read_text(encoding="utf-8")))
     names = set(re.findall(r"\btest_\w+(?:\.py)?", ALL))
     assert len(names) >= 6
-    for name in names:
-        assert (
-            name in tests if name.endswith(".py") else f"def {name}(" in "".join(tests.values())
-        ), name
+    assert names <= known
 
 
 def test_the_readme_is_short_and_its_code_fits_a_terminal() -> None:

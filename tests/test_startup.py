@@ -103,7 +103,7 @@ def text(clone: Path) -> Path:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="2>&- is of Unix shells")
-@pytest.mark.parametrize("numbers", [(2,), (1,), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("numbers", [[2], [1], [*range(3)]], ids=str)
 @pytest.mark.parametrize(
     "command",
     [
@@ -117,13 +117,12 @@ def text(clone: Path) -> Path:
     ids=" ".join,
 )
 def test_a_command_works_without_standard_streams(
-    trained, clone: Path, text: Path, command: list[str], numbers: tuple[int, ...]
+    trained, clone: Path, text: Path, command: list[str], numbers: list[int]
 ) -> None:
-    """A file that is opened later does not get the number of a stream, and what is written there."""
+    """A file that is opened later does not get a stream's number, nor what is written there."""
     script, *arguments = command
-    code, printed = Process(
-        clone, *arguments, script=script, prelude=closed(*numbers) + NOISE
-    ).wait()
+    prelude = closed(*numbers) + NOISE
+    code, printed = Process(clone, *arguments, script=script, prelude=prelude).wait()
     assert code == 0, printed
     assert "Traceback" not in printed
     assert not CONTROL.search(printed.replace("\r", ""))

@@ -123,10 +123,7 @@ def test_errors_that_repeat_a_config_are_not_obeyed(theirs: Path, change: str, c
     path = Path("out/edited")
     shutil.rmtree(path, ignore_errors=True)
     shutil.copytree("out/mine", path)
-    escaped = "".join(
-        f"\\u{ord(character):04x}" if CONTROL.match(character) else character
-        for character in change
-    )
+    escaped = CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", change)
     cfg = (path / "config.toml").read_text().replace("seed = 1337\n", "")
     (path / "config.toml").write_text(cfg.replace("[run]", f"[run]\n{escaped}"))
     for command in ("sample.py", "evaluate.py", "curves.py --html=x.html", "train.py"):
@@ -157,8 +154,8 @@ def make_screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
 def test_our_own_colours_reach_the_terminal(theirs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = make_screen(monkeypatch)
     tokenizer = load_tokenizer(theirs / "tokenizer.json")
-    evil = [number for number, token in enumerate(tokenizer.token_bytes) if token == b"\x1b"]
-    print_styled(show_costs([0, *evil], np.array([1.0] * len(evil)), tokenizer))
+    escape = tokenizer.token_bytes.index(b"\x1b")
+    print_styled(show_costs([0, escape], np.ones(1), tokenizer))
     assert "\x1b[48;5;22m" in screen.getvalue()
     print_styled(draw_terminal([open_run(theirs)]))
     assert "\x1b[38;5;8m" in screen.getvalue()

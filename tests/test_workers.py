@@ -1,9 +1,10 @@
 """Worker threads: the same numbers whatever their count, in order, and errors reach the caller."""
 
 import gc
+import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,30 +29,45 @@ OPTIONS = [
 ]
 
 
-def train_with(count: int, name: str, monkeypatch: pytest.MonkeyPatch, *options: str) -> Path:
-    """A training by so many workers."""
-    monkeypatch.setattr("engine.device.count_workers", lambda: count)
-    call("train.py", *OPTIONS, f"--out_dir=out/{name}", *options)
-    return Path("out") / name
+@pytest.fixture
+def train_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Trains with so many workers; returns the run."""
+
+    def train_with(count: int, name: str, *options: str) -> Path:
+        monkeypatch.setattr("engine.device.count_workers", lambda: count)
+        call("train.py", *OPTIONS, f"--out_dir=out/{name}", *options)
+        return Path("out") / name
+
+    return train_with
 
 
 @pytest.mark.precision
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_any_number_of_workers_gives_the_same_bits(
-    dtype: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    dtype: str, data_dir: Path, train_with: Callable[..., Path]
 ) -> None:
-    """Loss, dropout, weights, optimizers, evaluation; also when other workers resume."""
-    runs = [train_with(count, f"{count}", monkeypatch, f"--dtype={dtype}") for count in (1, 2, 4)]
-    train_with(
-        4, "resumed", monkeypatch, f"--dtype={dtype}", "--schedule=constant", "--max_iters=4"
-    )
-    resumed = train_with(
-        2, "resumed", monkeypatch, f"--dtype={dtype}", "--schedule=constant", "--init_from=resume"
-    )
-    whole = train_with(1, "whole", monkeypatch, f"--dtype={dtype}", "--schedule=constant")
-    for one, other in ((runs[0], runs[1]), (runs[0], runs[2]), (whole, resumed)):
-        assert_same_checkpoints(one / "last.safetensors", other / "last.safetensors")
-        assert without_clocks(one) == without_clocks(other)
+    """Loss, dropout, weights, optimizers and evaluation are the same."""
+    one = train_with(1, "one", f"--dtype={dtype}")
+    two = train_with(2, "two", f"--dtype={dtype}")
+    four = train_with(4, "four", f"--dtype={dtype}")
+    assert_same_runs(one, two)
+    assert_same_runs(one, four)
+
+
+@pytest.mark.precision
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_another_number_of_workers_resumes_to_the_same_bits(
+    dtype: str, data_dir: Path, train_with: Callable[..., Path]
+) -> None:
+    options = [f"--dtype={dtype}", "--schedule=constant"]
+    train_with(4, "resumed", *options, "--max_iters=4")
+    resumed = train_with(2, "resumed", *options, "--init_from=resume")
+    assert_same_runs(resumed, train_with(1, "whole", *options))
+
+
+def assert_same_runs(one: Path, other: Path) -> None:
+    assert_same_checkpoints(one / "last.safetensors", other / "last.safetensors")
+    assert without_clocks(one) == without_clocks(other)
 
 
 def test_results_come_in_the_order_of_the_items_and_few_items_are_taken_ahead() -> None:
@@ -63,11 +79,12 @@ def test_results_come_in_the_order_of_the_items_and_few_items_are_taken_ahead() 
             yield number
 
     def slow_for_even(number: int) -> int:
-        time.sleep(0.002 * (number % 2 == 0))
+        if number % 2 == 0:
+            time.sleep(0.002)
         return number
 
     results = Workers(3).map(slow_for_even, items())
-    assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
+    assert [*itertools.islice(results, 5)] == [*range(5)]
     assert len(taken) < 15
     assert list(results) == list(range(5, 100))
 
@@ -90,10 +107,10 @@ def test_workers_compute_at_the_same_time_with_one_thread_each() -> None:
 
 def test_a_single_item_is_for_all_cores() -> None:
     """The thread that calls computes it, with as many threads as torch uses."""
-    assert list(Workers(2).map(lambda _: threading.current_thread(), [0])) == [
-        threading.current_thread()
-    ]
-    assert list(Workers(2).map(str, [])) == []
+    workers = Workers(2)
+    (thread,) = workers.map(lambda _: threading.current_thread(), [0])
+    assert thread is threading.current_thread()
+    assert not [*workers.map(str, [])]
 
 
 def test_an_error_in_a_worker_reaches_the_caller_and_the_others_stop() -> None:
@@ -115,9 +132,7 @@ def test_an_error_in_a_worker_reaches_the_caller_and_the_others_stop() -> None:
 def test_where_no_thread_can_be_started_those_that_are_there_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As with a low limit of processes: a thread that waited for the others would keep the process
-    from ending.
-    """
+    """So it is with a low limit of processes; threads that waited would keep the process alive."""
     started: list[threading.Thread] = []
     start = threading.Thread.start
 
