@@ -34,15 +34,17 @@ def make_norm(cfg: ModelConfig) -> nn.Module:
     return RMSNorm()
 
 
-Rotation = tuple[Tensor, Tensor]  # cos and sin of the angle of each position, (T, 1, D / 2) each
+# cos and sin of the angles: one for each position and each pair of features, (T, 1, D / 2) each
+Rotation = tuple[Tensor, Tensor]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Embed positions by rotation of (B, T, H, D) (Su et al. 2021).
 
-    Feature i and feature i + D / 2 of a head are a pair (a, b), a point in a plane. It is turned by
-    its position's angle, so that q k depends on the distance of two positions, not on the positions
-    themselves. As in nanochat the turn is by minus the angle, which makes no difference.
+    Feature i and feature i + D / 2 of a head are a pair (a, b), a point in a plane. The point is
+    turned by an angle that grows with the position, for each pair at its own speed. So q k depends
+    on the distance of two positions, not on the positions themselves. As in nanochat the turn is by
+    minus the angle, which makes no difference.
     """
     a, b = x.type_as(cos).chunk(2, dim=-1)
     return torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1)

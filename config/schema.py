@@ -126,7 +126,7 @@ class ModelConfig(Section):
 
     form: Literal["nanochat", "gpt2", "nanogpt"] = Field(
         "nanochat",
-        description="nanochat has rotary positions, RMSNorm and ReLU^2, and starts at zero; gpt2 "
+        description="nanochat has rotary positions, RMSNorm and ReLU^2; gpt2 "
         "has learned positions, LayerNorm, GELU and biases; nanogpt is gpt2 without biases",
     )
     block_size: Size = Field(256, description="context length in tokens")

@@ -69,14 +69,18 @@ class Muon(torch.optim.Optimizer):
 def orthogonalise_all(matrices: Sequence[Tensor], device: Device) -> list[Tensor]:
     """Orthogonalise each of the matrices, (n, m) of any shapes.
 
-    Matrices of one shape are computed together, as a stack. Of 5 such matrices on 2 ranks, rank 0
-    computes those with index 0, 2 and 4. A CPU's cores take a stack each.
+    Matrices of one shape are computed together, as a stack, and shared out: of 5 matrices of one
+    shape on 2 ranks, rank 0 computes the first, the third and the fifth. A CPU's cores take a stack
+    each.
     """
     same_shape: dict[torch.Size, list[int]] = {}  # indices of matrices
     for index, matrix in enumerate(matrices):
         same_shape.setdefault(matrix.shape, []).append(index)
-    shares = [indices[device.rank :: device.world_size] for indices in same_shape.values()]
-    own = [share for share in shares if share]  # the indices of each stack of this rank
+    own = []  # for each stack of this rank, the indices of its matrices
+    for indices in same_shape.values():
+        share = indices[device.rank :: device.world_size]
+        if share:
+            own.append(share)
     # The largest stack takes longest, so a core should take it first.
     own.sort(key=lambda indices: len(indices) * matrices[indices[0]].numel(), reverse=True)
     stacks = [torch.stack([matrices[index] for index in indices]) for indices in own]
