@@ -1,8 +1,8 @@
 """A GPT in nanochat's form or in GPT-2's.
 
 nanochat's form has rotary positions, ReLU^2, and RMSNorm without weights, which also normalises
-queries, keys and embeddings. GPT-2's form has learned positions, LayerNorm and GELU, and its lm_head
-has the weights of the token embedding.
+queries, keys and embeddings. GPT-2's form has learned positions, LayerNorm and GELU, and uses the
+weights of the token embedding as lm_head.
 
 Shapes: B sequences, T tokens, C = n_embd, H heads of width D = C / H, V tokens in the vocabulary.
 In generation a KV cache holds what was read before; then S = cached tokens + T, else S = T.

@@ -126,8 +126,9 @@ class ModelConfig(Section):
 
     form: Literal["nanochat", "gpt2", "nanogpt"] = Field(
         "nanochat",
-        description="nanochat has rotary positions, RMSNorm and ReLU^2; gpt2 "
-        "has learned positions, LayerNorm, GELU and biases; nanogpt is gpt2 without biases",
+        description="nanochat has rotary positions, RMSNorm and ReLU^2, and begins with equal "
+        "logits; gpt2 has learned positions, LayerNorm, GELU and biases; nanogpt is gpt2 without "
+        "biases",
     )
     block_size: Size = Field(256, description="context length in tokens")
     n_layer: Size = Field(3, description="transformer blocks")
