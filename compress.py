@@ -198,9 +198,9 @@ def read_arguments(argv: list[str]) -> Job:
     check_regular(path)
     content = path.read_bytes()
     if path.suffix == SUFFIX:
-        job = read_file(run, options, path, content)
+        job = read_compressed(run, options, path, content)
     else:
-        job = read_text(run, options, path, content)
+        job = read_plain(run, options, path, content)
     if job.out.exists() and not options.overwrite and not holds_the_same(job):
         raise UserError(
             f"{job.out}: exists, and may hold something else; rename it, or use --overwrite"
@@ -214,7 +214,7 @@ def holds_the_same(job: Job) -> bool:
     return job.header is not None and crc32(job.out.read_bytes()) == job.text_crc
 
 
-def read_text(run: Run, options: CompressOptions, path: Path, content: bytes) -> Job:
+def read_plain(run: Run, options: CompressOptions, path: Path, content: bytes) -> Job:
     """Read a text to compress, in tokens of the run."""
     is_all_predicted = run.tokenizer.eos is None and not run.cfg.data.mask
     if not is_all_predicted or len(content) >= MAX_BYTES:
@@ -234,7 +234,7 @@ def read_text(run: Run, options: CompressOptions, path: Path, content: bytes) ->
     return Job(run, options, path, content, replacer, crc32(content), len(tokens), tokens)
 
 
-def read_file(run: Run, options: CompressOptions, path: Path, content: bytes) -> Job:
+def read_compressed(run: Run, options: CompressOptions, path: Path, content: bytes) -> Job:
     """Read a file to expand."""
     start = content[: HEADER.size].ljust(HEADER.size)
     header = Header._make(HEADER.unpack(start))

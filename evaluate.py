@@ -174,7 +174,7 @@ def choose_text(runs: list[Run], options: EvaluateOptions) -> Chosen:
     if options.explain:
         return read_sentence(runs, options)
     if options.text:
-        return read_text(runs, options)
+        return read_own_text(runs, options)
     return read_split(runs, options.split)
 
 
@@ -194,7 +194,7 @@ def read_sentence(runs: list[Run], options: EvaluateOptions) -> Chosen:
     return Chosen("a sentence", splits, replaced=replacer)
 
 
-def read_text(runs: list[Run], options: EvaluateOptions) -> Chosen:
+def read_own_text(runs: list[Run], options: EvaluateOptions) -> Chosen:
     """Read a text of one's own. The options of the first run say what its documents are."""
     cfg = runs[0].cfg.data.model_copy(update={"corpus": options.text})
     documents = read_all_documents(cfg)
@@ -383,7 +383,7 @@ def add_up(scores: list[RunScores], chosen: Chosen, options: EvaluateOptions) ->
     if chosen.replaced_masked is not None and chosen.replaced_masked.characters:
         evaluation["unknown_masked"] = chosen.replaced_masked.summary()
     if len(scores) == 2:
-        evaluation["against"] = compare(scores, losses, blocks) | {
+        evaluation["against"] = compare_runs(scores, losses, blocks) | {
             "may_have_seen_it": not options.text and have_other_splits(scores)
         }
     return evaluation
@@ -404,7 +404,7 @@ def list_baselines(scores: RunScores) -> list[dict[str, Any]]:
     return [each.model_dump(exclude={"passage_nll"}) for each in scores.run.info.baselines]
 
 
-def compare(
+def compare_runs(
     scores: list[RunScores], losses: list[analysis.Columns], blocks: analysis.Blocks
 ) -> dict[str, Any]:
     """Compare two runs: the second's loss, and how much higher the first's is, in shared units."""

@@ -198,7 +198,7 @@ def write_corpus(
         learned_from = documents["train"]
         if cfg.tokenizer == "char":  # all characters are known
             learned_from = documents["train"] + documents["val"]
-        texts = map(text_of, learned_from)
+        texts = map(join_segments, learned_from)
         tokenizer = make_tokenizer(cfg.tokenizer, texts, cfg.vocab_size, cfg.eos_text)
     splits = {
         name: encode_documents(part, tokenizer, cfg, f"corpus {cfg.corpus}, {name} split")
@@ -244,14 +244,14 @@ def measure_split(split: Split, documents: list[Document]) -> SplitInfo:
     )
 
 
-def text_of(document: Document) -> str:
+def join_segments(document: Document) -> str:
     return "".join(text for text, _ in document)
 
 
 def find_prompt(document: Document) -> str:
     """Find the masked text that a document starts with."""
     masked = itertools.takewhile(lambda segment: not segment[1], document)
-    return text_of(list(masked))
+    return join_segments(list(masked))
 
 
 def main(argv: list[str]) -> None:

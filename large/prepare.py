@@ -117,7 +117,7 @@ def write_large(
     write_atomically(path, tokenizer.model_dump_json().encode())
 
     shards = list(write_shards(read("encoding"), tokenizer, folder))
-    sizes = {name: add_up(shards, name, cfg.corpus) for name in SPLITS}
+    sizes = {name: add_sizes(shards, name, cfg.corpus) for name in SPLITS}
     splits = {name: load_split(folder, name, tokenizer.vocab_size) for name in SPLITS}
     if any(len(splits[name].tokens) != sizes[name].tokens for name in SPLITS):
         raise UserError(
@@ -142,7 +142,7 @@ def write_large(
     write_checksums(folder, hashes)
 
 
-def add_up(shards: list[Shard], split: str, corpus: str) -> SplitInfo:
+def add_sizes(shards: list[Shard], split: str, corpus: str) -> SplitInfo:
     """Add the sizes of a split's shards; UserError if it has no document."""
     tokens = sum(shard.tokens[split] for shard in shards)
     documents = sum(shard.documents[split] for shard in shards)

@@ -49,7 +49,7 @@ def content_of_runs(runs: Sequence[Run], status: str = "", live: bool = False) -
         if evaluation is not None:
             content["evaluation"] = evaluation.model_dump(exclude={"part_nll", "part_targets"})
         if number > 0:
-            content["difference"] = compare(run, evaluation, runs[0], evaluations[0])
+            content["difference"] = compare_with_first(run, evaluation, runs[0], evaluations[0])
         shown.append(content)
     title = f"{len(runs)} runs"
     if len(runs) <= 3:
@@ -307,7 +307,7 @@ def read_verdict(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-def compare(
+def compare_with_first(
     run: Run, evaluation: Evaluation | None, first: Run, first_evaluation: Evaluation | None
 ) -> Content | None:
     """Return how much higher a run's loss is than the first run's, with its interval.

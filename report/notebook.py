@@ -49,7 +49,7 @@ class Model:
     def __init__(
         self, path: str | Path, checkpoint: str = "best", device: str = "", dtype: str = ""
     ) -> None:
-        self.run = _open(path)
+        self.run = _open_run(path)
         trained = self.run.cfg.run
         self.device = setup_device(device or trained.device, dtype or trained.dtype)
         gpt, self.state = read_model(self.run, checkpoint)
@@ -128,7 +128,7 @@ class Model:
             if isinstance(other, Model):
                 runs.append(other.run)
             else:
-                runs.append(_open(other))
+                runs.append(_open_run(other))
         return Curves(runs, x, scale, unit)
 
 
@@ -219,7 +219,7 @@ class Curves:
         return file.getvalue(), {"width": round(100 * figure.get_figwidth())}
 
 
-def _open(path: str | Path) -> Run:
+def _open_run(path: str | Path) -> Run:
     """Open a run by its path, or by its path in the repository.
 
     A notebook is often in a directory of its own.
