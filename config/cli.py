@@ -27,7 +27,8 @@ def load_training(argv: list[str]) -> tuple[Config, set[str], list[str]]:
     """Do as load_config; also say what the recipe of a resumed run has that is not used."""
     path, given = _read_arguments(argv)
     cfg = merge(Config, path, given)
-    given |= todays_words(take_old_words(given), cfg.options())
+    old_words = take_old_words(given)  # which are no longer in `given`
+    given |= todays_words(old_words, cfg.options())
     named = set(given)
     if not cfg.run.out_dir:
         out_dir = _choose_out_dir(path, given, cfg.run.source, cfg.run.resumes)
