@@ -89,7 +89,7 @@ class RunFiles:
         return name not in self.failing
 
     def check_saved(self) -> None:
-        """Raise a UserError if the last or best model could not be saved: the run must be resumed."""
+        """Raise a UserError if the last or the best model could not be saved."""
         lost = "best" if self.lost_best else "last"
         if self.lost_best or "last.safetensors" in self.failing:
             raise UserError(

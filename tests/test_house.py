@@ -1,9 +1,9 @@
 """Measures how this repository reads: `python tests/test_house.py` prints the figures.
 
-pytest holds them. Counted are names, operators and literals, as the `tokenize` module tells them apart; an f-string is
-one token. Lines that hold only a comment or a docstring do not count. A module is imported if an
-import statement names it, wherever in a file it stands. With --lines it names the lines that a
-reader would read twice, with --modules what train.py imports.
+pytest holds them. Counted are names, operators and literals, as the `tokenize` module tells them
+apart; an f-string is one token. Lines that hold only a comment or a docstring do not count. A
+module is imported if an import statement names it, wherever in a file it stands. With --lines it
+names the lines that a reader would read twice, with --modules what train.py imports.
 """
 
 import ast
