@@ -26,8 +26,8 @@ class Objective(NamedTuple):
 
     label_smoothing: share e of each target that is spread over the vocabulary: one_hot(y) becomes
         (1 - e) one_hot(y) + e / V (Szegedy et al. 2016).
-    alpha, temperature: with a teacher, the cross-entropy counts 1 - alpha, and alpha T^2 KL(teacher
-        || model) is added. The KL is of both predictions at temperature T (Hinton et al. 2015).
+    alpha, temperature: with a teacher, the cross-entropy has the weight 1 - alpha, and alpha T^2
+        KL(teacher || model) is added. The KL is of both predictions at temperature T (Hinton et al. 2015).
     z_loss: weight of (log sum exp z)^2, which keeps logits from drifting (Chowdhery et al. 2022).
     """
 

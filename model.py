@@ -71,7 +71,7 @@ class CausalSelfAttention(nn.Module):
             qk = rotate(qk, *rotation)
         if self.cfg.qk_norm:
             qk = rms_norm(qk)
-        qk = qk.type_as(v)  # under autocast the rotation is in float32, and v is not
+        qk = qk.type_as(v)  # back from float32, under autocast
         q, k = qk.transpose(1, 2).chunk(2, dim=1)  # (B, H, T, D) each
         v = v.view(B, T, H, D).transpose(1, 2)
         if cache is not None:
@@ -189,6 +189,7 @@ class GPT(nn.Module):
 
         rotation = None
         if not self.cfg.is_gpt2:
+            # in the dtype of x, the residual stream: float32, also under autocast
             rotation = self.cos[start:end].type_as(x), self.sin[start:end].type_as(x)
         mask = None
         if self.cfg.document_attention:

@@ -53,8 +53,8 @@ from report.verdict import make_verdict
 
 
 def main(argv: list[str]) -> None:
-    # `named`: the options given on the command line. A resumed run changes some, such as the seed,
-    # only if they are given there. `unused`: lines that say what it ignores of its recipe.
+    # `named`: the options on the command line. A resumed run keeps its own seed, for example, unless
+    # it is named there. `unused`: lines that say which options of its recipe a resumed run ignores.
     cfg, named, unused = load_training(argv)
     for line in unused:
         print(line)
@@ -206,13 +206,13 @@ def train_step(
     # autograd.grad and not backward(): a CPU's cores take a micro-batch each, and gradients are
     # added in the order of the micro-batches, so that the result is the same to the last bit.
     def forward_backward(micro: Batch) -> tuple[LossSums, Sequence[torch.Tensor]]:
-        seed_dropout(cfg.run.seed, state.step, micro.number)
+        seed_dropout(cfg.run.seed, state.step, micro.number)  # of the thread that computes it
         inputs, targets = device.to_device(micro.inputs, micro.targets)
         with device.autocast():
             teacher_logits = objective.teacher_logits(inputs)  # None without a teacher
-            loss = model(inputs, targets, objective.terms, teacher_logits)  # LossSums
-        mean = loss.objective / num_targets
-        gradients = torch.autograd.grad(mean * loss_scale, parameters)
+            loss = model(inputs, targets, objective.terms, teacher_logits)
+        share = loss.objective / num_targets  # of the mean over the global batch
+        gradients = torch.autograd.grad(share * loss_scale, parameters)
         return loss.detach(), gradients
 
     sums = []

@@ -233,7 +233,7 @@ class RunConfig(Section):
     micro_batch_size: Count = Field(
         0,
         description="sequences in one forward pass; 0 = on a GPU, all of a rank's share; on a CPU, "
-        "half a batch, and half of that, and so on, if such a part still has 1,024 tokens",
+        "the batch is halved at least once, and as long as each part keeps 1,024 tokens or more",
     )
     eval_interval: Positive = Field(
         40, description="steps between evaluations; the first are at 0, 1, 2, 4, 8, ..."

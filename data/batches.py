@@ -4,8 +4,8 @@ The count is how many windows were read before. So a resumed run needs no more t
 any number of ranks or micro-batches sees the same tokens.
 
 A window is a row (start, length, skip) of an array (N, 3). Its inputs begin at token `start` of the
-text, and it has `length` targets, one after each input. The first `skip` targets are masked, which
-training does not use: in evaluation windows may overlap.
+text, and it has `length` targets, one after each input. The first `skip` targets are masked. In
+training `skip` is 0; in evaluation windows may overlap, and no target may count twice.
 """
 
 import math

@@ -25,8 +25,9 @@ class Muon(torch.optim.Optimizer):
     """Steps along the orthogonalised momentum of each matrix (Jordan et al. 2024).
 
     The gradient of a matrix has a few large singular values and many small ones. Orthogonalised,
-    all are about 1, so that a step is about equally long in every direction of the matrix: for a
-    matrix (n, m) it is about lr sqrt(max(1, n / m)). The matrix products are in device.dtype.
+    all are about 1, so that a step is about equally long in every direction of the matrix. It is
+    about lr; for a matrix (n, m) with more outputs n than inputs m, sqrt(n / m) times as much. The
+    matrix products are in device.dtype. qkv counts as one matrix (3 C, C).
     """
 
     def __init__(
