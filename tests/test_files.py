@@ -23,6 +23,7 @@ from engine.state import TrainState
 from model import GPT
 from tests.conftest import ROOT, call, load_checkpoint, read_metrics
 
+Processes = list[subprocess.Popen[str]]
 HOLD = """
 import sys
 from pathlib import Path
@@ -79,21 +80,27 @@ def test_a_killed_command_leaves_nothing_after_the_next(tmp_path: Path) -> None:
         "with replacing(Path(sys.argv[1])) as new:\n"
         "    new.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "page.html")], cwd=ROOT, check=False)
-    assert [path.name[:11] for path in tmp_path.iterdir()] == [".page.html."]
-    write_atomically(tmp_path / "page.html", b"whole")
-    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+    page = tmp_path / "page.html"
+    command = [sys.executable, "-c", code, str(page)]
+    subprocess.run(command, cwd=ROOT, check=False)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".page.html.")
+    write_atomically(page, b"whole")
+    assert [*tmp_path.iterdir()] == [page]
 
 
 def test_one_of_two_versions_is_there_at_every_instant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, previous = tmp_path / "last", tmp_path / "previous"
-    seen: list[list[str]] = []
+    """What is seen before each rename."""
+    path = tmp_path / "last"
+    previous = tmp_path / "previous"
+    seen: list[str] = []
     rename = os.replace
 
-    def there() -> list[str]:
-        return [file.read_text() for file in (path, previous) if file.exists()]
+    def there() -> str:
+        files = [file for file in (path, previous) if file.exists()]
+        return "".join(file.read_text() for file in files)
 
     def replace(old: Path, new: Path) -> None:
         seen.append(there())
@@ -104,13 +111,14 @@ def test_one_of_two_versions_is_there_at_every_instant(
     for version in ("1", "2", "3"):
         with replacing(path, keep_as=previous) as new:
             new.write_text(version)
-    assert seen == [[], ["1"], ["1"], ["2", "1"], ["2"]]
-    assert there() == ["3", "2"]
+    assert seen == ["", "1", "1", "21", "2"]
+    assert there() == "32"
 
 
 def small_training() -> tuple[GPT, Optimizers]:
     torch.manual_seed(0)
-    model = GPT(ModelConfig(block_size=2, n_layer=1, n_head=1, n_embd=2), 3)
+    cfg = ModelConfig(block_size=2, n_layer=1, n_head=1, n_embd=2)
+    model = GPT(cfg, 3)
     optimizers = make_optimizers(model, OptimConfig())
     for p in model.parameters():
         torch.nn.init.normal_(p)
@@ -121,28 +129,33 @@ def small_training() -> tuple[GPT, Optimizers]:
 
 
 def test_every_damage_of_a_checkpoint_is_noticed(tmp_path: Path) -> None:
-    """Two bits of many bytes, many lengths, and bytes too many; nothing of it is loaded."""
+    """Two bits of many bytes, many lengths and a byte too many: nothing of them is loaded."""
     path = tmp_path / "last.safetensors"
     model, optimizers = small_training()
     save_checkpoint(path, model, TrainState(step=7, best_nll=1.5), optimizers)
     content = path.read_bytes()
     assert len(content) < 8000
-    flipped = [
-        content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :]
-        for at in range(0, len(content), 13)
-        for bit in (1, 32)
-    ]
-    shortened = [content[:length] for length in range(0, len(content) - 300, 13)]
-    shortened += [content[:length] for length in range(len(content) - 300, len(content))]
-    for damaged in [*flipped, *shortened, content + b"\0", b""]:
-        path.write_bytes(damaged)
-        with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: damaged \("):
+    damaged = [content + b"\0"]
+    for at in range(0, len(content), 13):
+        for bit in (1, 32):
+            flipped = bytearray(content)
+            flipped[at] ^= bit
+            damaged.append(bytes(flipped))
+    near_the_end = range(len(content) - 300, len(content))
+    for length in [*range(0, near_the_end.start, 13), *near_the_end]:
+        damaged.append(content[:length])
+    says = rf"^{re.escape(str(path))}: damaged \("
+    for other in damaged:
+        path.write_bytes(other)
+        with pytest.raises(UserError, match=says):
             load_checkpoint(path, model, optimizers)
-    expected = small_training()
-    for p, q in zip(model.parameters(), expected[0].parameters(), strict=True):
+
+    expected_model, expected_optimizers = small_training()
+    for p, q in zip(model.parameters(), expected_model.parameters(), strict=True):
         assert torch.equal(p, q)
-    for optimizer, other in zip(optimizers, expected[1], strict=True):
-        torch.testing.assert_close(optimizer.state_dict(), other.state_dict(), rtol=0, atol=0)
+    for optimizer, expected in zip(optimizers, expected_optimizers, strict=True):
+        states = (optimizer.state_dict(), expected.state_dict())
+        torch.testing.assert_close(*states, rtol=0, atol=0)
     path.write_bytes(content)
     assert load_checkpoint(path, model, optimizers) == TrainState(step=7, best_nll=1.5)
 
@@ -273,8 +286,8 @@ def test_a_lock_is_held_once_and_ends_with_its_holder(tmp_path: Path) -> None:
     holder.communicate()
 
 
-def holders(processes: list[subprocess.Popen[str]], seconds: float) -> list[subprocess.Popen[str]]:
-    """Those that have said that they hold the lock, after up to so many seconds."""
+def holders(processes: Processes, seconds: float) -> Processes:
+    """Return those that say, within so many seconds, that they hold the lock."""
     outputs = [process.stdout for process in processes if process.stdout]
     said = select.select(outputs, [], [], seconds)[0]
     return [process for process in processes if process.stdout in said]
@@ -282,7 +295,7 @@ def holders(processes: list[subprocess.Popen[str]], seconds: float) -> list[subp
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows waits for sockets only")
 def test_of_those_who_wait_one_at_a_time_gets_the_lock(tmp_path: Path) -> None:
-    """Although the file of the lock is removed and made anew in between."""
+    """It holds although the file of the lock is removed and made anew in between."""
     path = tmp_path / ".lock"
     with locked(path, ""):
         waiters = [hold(path, "60"), hold(path, "60")]

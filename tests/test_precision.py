@@ -6,11 +6,13 @@ import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -29,7 +31,7 @@ from engine.scoring import predict, score_targets
 from engine.state import TrainState
 from model import GPT
 from report.step_zero import check_step_zero
-from tests.conftest import TINY, call, read_metrics, take_step
+from tests.conftest import TINY, call, draw_nothing, read_metrics, take_step
 
 CPU = torch.device("cpu")
 V = 13
@@ -57,9 +59,9 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
-        if any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in tensors):
-            self.in_16_bits.add(str(func))
+        for leaf in tree_leaves((args, kwargs, out)):
+            if isinstance(leaf, Tensor) and leaf.dtype in (torch.bfloat16, torch.float16):
+                self.in_16_bits.add(str(func))
         return out
 
 
@@ -69,28 +71,36 @@ def train_a_step(device: Device, *argv: str) -> GPT:
     model = GPT(cfg.model, V)
     optimizers = make_optimizers(model, cfg.optim, device)
     batches = TrainBatches(Split(TOKENS), 8, 4, seed=0)
-    teacher = for_prediction(GPT(cfg.model, V), device) if cfg.loss.teacher else None
+    teacher = None
+    if cfg.loss.teacher:
+        teacher = for_prediction(GPT(cfg.model, V), device)
     for step in range(2):  # the second one has momentum
-        assert take_step(
-            model, optimizers, batches(4 * step), cfg, device, step=step, teacher=teacher
-        ).is_valid
+        batch = batches(4 * step)
+        result = take_step(model, optimizers, batch, cfg, device, step=step, teacher=teacher)
+        assert result.is_valid
     return model
 
 
 TOKENS = np.random.default_rng(0).integers(V, size=300)
+TEXT = EvalText(Split(TOKENS), 8)
+BATCH = TrainBatches(Split(TOKENS), 8, 4, seed=0)(0)
+
+
+def sample(model: GPT, device: Device) -> None:
+    predictor = for_prediction(model, device)
+    options = {"num_samples": 2, "top_k": 3, "max_new_tokens": 12}
+    list(generate(predictor, [1], device, **options))
+
+
+def score(model: GPT, device: Device) -> None:
+    score_targets(predict(model, TEXT.batches(), device), [0.5, 1.0])
+
+
 USES: dict[str, Callable[[GPT, Device], object]] = {
-    "step zero": lambda model, device: check_step_zero(
-        model, [TrainBatches(Split(TOKENS), 8, 4, seed=0)(0)], V, device
-    ),
-    "evaluation": lambda model, device: measure_loss(model, EvalText(Split(TOKENS), 8), device),
-    "scoring": lambda model, device: score_targets(
-        predict(model, EvalText(Split(TOKENS), 8).batches(), device), [0.5, 1.0]
-    ),
-    "sampling": lambda model, device: list(
-        generate(
-            for_prediction(model, device), [1], device, num_samples=2, top_k=3, max_new_tokens=12
-        )
-    ),
+    "step zero": lambda model, device: check_step_zero(model, [BATCH], V, device),
+    "evaluation": lambda model, device: measure_loss(model, TEXT, device),
+    "scoring": score,
+    "sampling": sample,
 }
 
 
@@ -117,7 +127,7 @@ def test_a_prediction_is_in_float32(use: str, form: str) -> None:
 
 
 def test_bfloat16_is_used_where_it_is_asked_for() -> None:
-    """The watch sees it: in the products of the model, of the gradient, of Muon, and of every use."""
+    """The watch sees it in the products of the model, the gradient, Muon, and every use."""
     device = Device(CPU, torch.bfloat16)
     with Watch() as watch:
         model = train_a_step(device)
@@ -154,20 +164,18 @@ AUTO = [option for option in TINY if "dtype" not in option]
 
 
 def without_pictures_and_long_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take time."""
-    monkeypatch.setattr("report.figures.draw_png", lambda runs, path: path.touch())
-    monkeypatch.setattr(
-        "train.generate_texts",
-        lambda model, tokenizer, prompt, device, **_: generate_texts(
-            model, tokenizer, prompt, device, max_new_tokens=3
-        ),
-    )
+    """Let trainings draw nothing and write three tokens: more would take most of their time."""
+
+    def generate_little(*arguments: Any, **options: Any) -> list[str]:
+        options["max_new_tokens"] = 3
+        return generate_texts(*arguments, **options)
+
+    draw_nothing(monkeypatch)
+    monkeypatch.setattr("train.generate_texts", generate_little)
 
 
 def test_whole_commands_follow_the_hardware(data_dir, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training, resuming, evaluating and sampling without bfloat16; resuming keeps the dtype on a
-    CPU with it.
-    """
+    """Without bfloat16 nothing uses it; a run that was started so keeps its dtype elsewhere."""
     monkeypatch.setattr("engine.device._has_bfloat16", lambda kind: False)
     without_pictures_and_long_samples(monkeypatch)
     with Watch() as watch:
@@ -256,30 +264,34 @@ HALF = Device(CPU, torch.float16)
 
 
 def test_float16_trains_with_a_loss_scale() -> None:
-    """Gradients come out as in float32; one that is too large for float16 changes nothing, and
-    halves the scale.
-    """
+    """The gradients are those of float32."""
     cfg, _ = load_config([*TINY, "--form=nanogpt"])
-    batch, gradients = TrainBatches(Split(TOKENS), 8, 4, seed=0)(0), []
-    for dtype in (torch.float32, torch.float16):
+
+    def gradient(dtype: torch.dtype) -> Tensor:
         torch.manual_seed(0)
         model = GPT(cfg.model, V)
-        assert take_step(model, [], batch, cfg, Device(CPU, dtype)).is_valid
-        gradients.append(
-            torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-        )
-    exact, half = gradients
+        assert take_step(model, [], BATCH, cfg, Device(CPU, dtype)).is_valid
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        return parameters_to_vector(gradients)
+
+    exact = gradient(torch.float32)
+    half = gradient(torch.float16)
     assert 0 < (half - exact).norm() < 0.01 * exact.norm()
 
-    model.zero_grad()
-    before, state = [p.detach().clone() for p in model.parameters()], TrainState()
+
+def test_a_gradient_too_large_for_float16_changes_nothing_and_halves_the_scale() -> None:
+    cfg, _ = load_config([*TINY, "--form=nanogpt"])
+    torch.manual_seed(0)
+    model = GPT(cfg.model, V)
+    before = parameters_to_vector(model.parameters()).detach()
+    state = TrainState()
     optimizers = make_optimizers(model, cfg.optim, HALF)
-    result = take_step(model, optimizers, batch, cfg, HALF, loss_scale=2.0**40)
+    result = take_step(model, optimizers, BATCH, cfg, HALF, loss_scale=2.0**40)
     state.step += 1
     state.count_step(result)
     assert not result.is_valid
     assert state.loss_scale == 2.0**14
-    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+    assert torch.equal(parameters_to_vector(model.parameters()), before)
 
 
 def test_a_run_in_float16(data_dir) -> None:
