@@ -26,26 +26,38 @@ def by_name(measured: Iterable[Baseline]) -> dict[str, Baseline]:
 
 
 def measure_text() -> dict[str, Baseline]:
-    """The baselines of the text, most of which is for training."""
-    return by_name(measure_baselines(Split(TOKENS[:9000]), Split(TOKENS[9000:]), TOKENIZER))
+    """Measure the baselines of the text, most of which is for training."""
+    train = Split(TOKENS[:9000])
+    val = Split(TOKENS[9000:])
+    return by_name(measure_baselines(train, val, TOKENIZER))
 
 
 def halves(tokens: np.ndarray, unmasked: np.ndarray) -> tuple[Split, Split]:
-    """A text whose second half is for validation."""
+    """Split a text whose second half is for validation."""
     half = len(tokens) // 2
-    return Split(tokens[:half], unmasked[:half]), Split(tokens[half:], unmasked[half:])
+    train = Split(tokens[:half], unmasked[:half])
+    val = Split(tokens[half:], unmasked[half:])
+    return train, val
 
 
-def discounts_of(counts: list[int]) -> list[float]:
-    """What modified Kneser-Ney takes from a count of 0, 1, 2, and 3 or more."""
-    n1, n2, n3, n4 = (max(1, counts.count(k)) for k in (1, 2, 3, 4))
-    y = n1 / (n1 + 2 * n2)
-    raw = [1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]
-    return [0.0, *np.clip(raw, 0.01, [1, 2, 3]).tolist()]
+Counts = list[int]
 
 
-def smooth(counts: list[int], all_counts: list[int], lower: np.ndarray) -> np.ndarray:
-    """The probabilities of tokens with these counts in a context, from those of a shorter one.
+def discounts_of(counts: Counts) -> list[float]:
+    """Return what modified Kneser-Ney takes from a count of 0, 1, 2, and 3 or more."""
+    n = [max(1, counts.count(k)) for k in range(5)]  # how many counts are k
+    y = n[1] / (n[1] + 2 * n[2])
+    discounts = [0.0]
+    for k in (1, 2, 3):
+        raw = k - (k + 1) * y * n[k + 1] / n[k]
+        discounts.append(min(max(raw, 0.01), k))
+    return discounts
+
+
+def smooth(counts: Counts, all_counts: Counts, lower: np.ndarray) -> np.ndarray:
+    """Return the probabilities of tokens with these counts in a context.
+
+    `lower` has those of the context that is shorter by one.
 
     The discounts come from the counts of all contexts.
     """
@@ -59,9 +71,16 @@ def smooth(counts: list[int], all_counts: list[int], lower: np.ndarray) -> np.nd
 def test_ngrams_are_distributions(order: int, masked: bool) -> None:
     """In each context, the probabilities of all tokens sum to one: also in contexts never seen."""
     rng = np.random.default_rng(0)
-    tokens = rng.choice(5, size=300, p=[0.5, 0.3, 0.1, 0.1, 0.0]).astype(np.uint16)
-    train = Split(tokens, rng.random(300) < 0.5 if masked else None)
-    for context in ([0, 0, 1, 0], [3, 3, 3, 3], [4, 4, 4, 4]):
+    frequencies = [0.5, 0.3, 0.1, 0.1, 0.0]
+    tokens = rng.choice(5, size=300, p=frequencies).astype(np.uint16)
+    unmasked = None
+    if masked:
+        unmasked = rng.random(300) < 0.5
+    train = Split(tokens, unmasked)
+    usual = [0, 0, 1, 0]
+    rare = [3] * 4
+    never_seen = [4] * 4
+    for context in (usual, rare, never_seen):
         total = 0.0
         for token in range(5):
             val = np.array([*context, token], dtype=np.uint16)
@@ -76,7 +95,7 @@ def test_bigram_by_hand(mask: str) -> None:
 
     Of the pairs, those count whose second token is a target, 1 in the mask.
     """
-    train = [0, 1, 0, 1, 2, 0, 1, 0, 0, 2, 1, 0]
+    train = [int(token) for token in "010120100210"]
     val = [0, 1, 2, 2]
     pairs = []
     for pair, is_target in zip(pairwise(train), mask[1:], strict=True):
@@ -84,18 +103,23 @@ def test_bigram_by_hand(mask: str) -> None:
             pairs.append(pair)
     all_counts = [pairs.count(pair) for pair in set(pairs)]
     # how many different tokens come before each token
-    continuations = [len({a for a, b in pairs if b == token}) for token in range(3)]
+    seconds = [second for _, second in set(pairs)]
+    continuations = [seconds.count(token) for token in range(3)]
     unigram = smooth(continuations, continuations, np.full(3, 1 / 3))
 
     expected = []
     for context, token in pairwise(val):
         counts = [pairs.count((context, other)) for other in range(3)]
-        bigram = smooth(counts, all_counts, unigram) if sum(counts) else unigram
+        bigram = unigram
+        if sum(counts) > 0:
+            bigram = smooth(counts, all_counts, unigram)
         expected.append(-np.log(bigram[token]))
     # Counts of counts are over the n-grams that occur in train or in val, so [2, 2] adds only a
     # zero.
     unmasked = np.array([each == "1" for each in mask])
-    split = Split(np.array(train), None if unmasked.all() else unmasked)
+    split = Split(np.array(train), unmasked)
+    if unmasked.all():
+        split = Split(np.array(train))
     _, nll = ngram_nll(split, np.array(val), 3, 2)
     assert nll.tolist() == pytest.approx(expected)
 
@@ -167,7 +191,8 @@ def test_baselines() -> None:
 
     targets = TOKENS[9001:]
     frequencies = np.bincount(TOKENS[:9000], minlength=TOKENIZER.vocab_size) / 9000
-    assert unigram == pytest.approx(-np.log(frequencies[targets]).mean(), rel=0.01)
+    cross_entropy = -np.log(frequencies[targets]).mean()
+    assert unigram == pytest.approx(cross_entropy, rel=0.01)
     tokens_per_byte = len(targets) / TOKENIZER.count_bytes(targets)
     for each in measured.values():
         bits_per_token = each.nats_per_token / np.log(2)
@@ -178,13 +203,14 @@ def test_baselines() -> None:
 def test_baselines_of_a_large_corpus_are_those_of_a_part(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And it says so."""
+    """The corpus says so."""
     assert "baselines use" not in prepare_corpus(DataConfig(corpus="text.txt")).info.describe()
     for module in ("data.baselines", "data.info"):
         monkeypatch.setattr(f"{module}.MAX_TRAIN_TOKENS", 3000)
         monkeypatch.setattr(f"{module}.MAX_VAL_TOKENS", 200)
-    part = measure_baselines(Split(TOKENS[6000:9000]), Split(TOKENS[9000:9201]), TOKENIZER)
-    assert measure_text() == by_name(part)
+    train = Split(TOKENS[6000:9000])
+    val = Split(TOKENS[9000:9201])
+    assert measure_text() == by_name(measure_baselines(train, val, TOKENIZER))
     (data_dir / "text.txt").write_text(TEXT + "the end", encoding="utf-8")
     described = prepare_corpus(DataConfig(corpus="text.txt")).info.describe()
     assert "the last 3,000 training tokens, and the first 200 validation tokens" in described

@@ -1,5 +1,6 @@
-"""The page in a real browser. Needs Chromium and `pip install -r requirements-ci.txt`; elsewhere
-these are skipped.
+"""The page in a real browser.
+
+Needs Chromium and `pip install -r requirements-ci.txt`; elsewhere these are skipped.
 """
 
 import itertools
@@ -54,25 +55,24 @@ class Tab:
     """An open page, whose errors and requests are failures."""
 
     def __init__(
-        self, browser: Any, path: Path, width: int = 1200, drawn: str = DRAWN, **options: Any
+        self, browser: Any, path: Path, width: int = 1200, drawn: str = DRAWN, **kinds: Any
     ) -> None:
-        self.page = browser.new_page(viewport={"width": width, "height": 900}, **options)
+        viewport = {"width": width, "height": 900}
+        self.page = browser.new_page(viewport=viewport, **kinds)
         self.troubles: list[str] = []
         self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
-        self.page.on(
-            "console",
-            lambda message: self.troubles.append(message.text) if message.type == "error" else None,
-        )
-        self.page.on(
-            "request",
-            lambda request: (
-                self.troubles.append(request.url)
-                if not request.url.startswith(("file:", "data:", "blob:"))
-                else None
-            ),
-        )
+        self.page.on("console", self._check_message)
+        self.page.on("request", self._check_request)
         self.page.goto(path.as_uri())
         self.page.wait_for_function(drawn)
+
+    def _check_message(self, message: Any) -> None:
+        if message.type == "error":
+            self.troubles.append(message.text)
+
+    def _check_request(self, request: Any) -> None:
+        if not request.url.startswith(("file:", "data:", "blob:")):
+            self.troubles.append(request.url)
 
     def __call__(self, script: str) -> Any:
         return self.page.evaluate(script)
@@ -99,13 +99,21 @@ def tab(browser: Any, own: Path) -> Iterator[Tab]:
     tab.close()
 
 
-def y_of(tab: Tab, number: int) -> list[float]:
-    """The values of one of the curves: 0 is training, 1 validation."""
+Values = list[float]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the records of a .jsonl file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def y_of(tab: Tab, number: int) -> Values:
+    """Return the values of one of the curves: 0 is training, 1 validation."""
     return drawn(tab, "loss", number)
 
 
-def drawn(tab: Tab, place: str, number: int, column: str = "y") -> list[float]:
-    """What Bokeh has been given to draw, as soon as the plot can be seen."""
+def drawn(tab: Tab, place: str, number: int, column: str = "y") -> Values:
+    """Return what Bokeh has been given to draw, as soon as the plot can be seen."""
     tab(f"byId('{place}').scrollIntoView()")
     tab.page.wait_for_function(f"plots.get(byId('{place}'))?.waits === false")
     return list(tab(f"[...plots.get(byId('{place}')).sources[{number}].data.{column}]"))
@@ -121,14 +129,19 @@ def test_the_controls_do_what_they_say(tab: Tab, own: Path) -> None:
     bits = [nll / math.log(2) / run.info.bytes_per_target for nll in val]
     assert y_of(tab, 1) == pytest.approx(bits, rel=1e-5)
     tab.page.select_option("[name=y]", "perplexity")
-    assert y_of(tab, 1) == pytest.approx([math.exp(nll) for nll in val], rel=1e-4)
+    perplexities = [math.exp(nll) for nll in val]
+    assert y_of(tab, 1) == pytest.approx(perplexities, rel=1e-4)
     # nats are smoothed, then converted; the first point has no extra weight
     tab.page.fill("[name=smooth]", "0.5")
-    means = [
-        sum(0.5 ** (n - k) * train[k] for k in range(n + 1)) / sum(0.5**k for k in range(n + 1))
-        for n in range(6)
-    ]
-    assert y_of(tab, 0) == pytest.approx([math.exp(nll) for nll in means], rel=1e-4)
+    total = 0.0
+    weights = 0.0
+    smoothed = []
+    for nll in train:
+        total = 0.5 * total + nll
+        weights = 0.5 * weights + 1
+        smoothed.append(math.exp(total / weights))
+    assert len(smoothed) == 6
+    assert y_of(tab, 0) == pytest.approx(smoothed, rel=1e-4)
     tab.page.select_option("[name=x]", "tokens")
     tab.page.uncheck("[name=logx]")
     assert drawn(tab, "loss", 1, "x") == [record["tokens"] for record in records]
@@ -167,24 +180,24 @@ def test_hovering_shows_the_numbers(tab: Tab, own: Path) -> None:
 
 
 def test_a_token_shows_its_cost(tab: Tab, own: Path) -> None:
-    passages = [json.loads(line) for line in (own / "passage.jsonl").read_text().splitlines()]
+    passages = read_lines(own / "passage.jsonl")
     evals = [record for record in read_metrics(own) if "val_nll" in record]
     best = min(evals, key=lambda record: record["val_nll"])["step"]
     assert tab.text("#reading output") == f"{best:.0f}, the best"
     (passage,) = [each for each in passages if each["step"] == best]
     tab.page.hover("#token30")
-    q, bits = math.exp(-passage["nll"][30]), passage["nll"][30] / math.log(2)
-    likeliest = math.exp(passage["log_q"][30][0])
+    nats = passage["nll"]
+    bits = nats[30] / math.log(2)
     text = tab.text("#token")
     assert f"{bits:.2f} bits, rank {passage['rank'][30]} of {open_run(own).info.vocab_size}" in text
-    assert [
-        float(number)
-        for numbers in re.findall(r"probability ([\d.]+)%|most likely: “.+?” ([\d.]+)%", text)
-        for number in numbers
-        if number
-    ] == pytest.approx([100 * q, 100 * likeliest], rel=0.06)
-    total = sum(cost for cost in passage["nll"][:31] if cost is not None) / math.log(2)
-    assert f"up to here {total:.1f} bits" in text
+    probability = re.findall(r"probability ([\d.]+)%", text)
+    likeliest = re.findall(r"most likely: “.+?” ([\d.]+)%", text)
+    log_probs = [-nats[30], passage["log_q"][30][0]]
+    expected = [100 * math.exp(log_q) for log_q in log_probs]
+    percents = [float(percent) for percent in probability + likeliest]
+    assert percents == pytest.approx(expected, rel=0.06)
+    up_to_here = sum(cost for cost in nats[:31] if cost is not None)
+    assert f"up to here {up_to_here / math.log(2):.1f} bits" in text
     # the keyboard moves the choice, and the charts follow
     tab.page.click("#token30")
     tab.page.keyboard.press("ArrowRight")
@@ -246,9 +259,11 @@ def test_nothing_is_offered_to_be_sent_elsewhere(tab: Tab) -> None:
 def test_who_zooms_keeps_the_zoom(tab: Tab, own: Path) -> None:
     y_of(tab, 1)
     box = tab.page.locator("#loss").bounding_box()
-    tab.page.mouse.move(box["x"] + 300, box["y"] + 100)
+    left = box["x"]
+    top = box["y"]
+    tab.page.mouse.move(left + 300, top + 100)
     tab.page.mouse.down()
-    tab.page.mouse.move(box["x"] + 600, box["y"] + 300, steps=4)
+    tab.page.mouse.move(left + 600, top + 300, steps=4)
     shown = (
         "(({start, end, reset_start, reset_end}) => [start, end, reset_start, reset_end])"
         f"({LOSS}.figure.x_range)"
@@ -269,10 +284,10 @@ def test_the_lines_add_up(tab: Tab) -> None:
     rows = tab(LINES)
     assert rows[0][:2] == ["line", "run"]
     assert {"unigram", "bigram", "gzip"} <= set(rows[0])
-    *lines, total, _ = [[float(bits) for bits in row[1:]] for row in rows[1:]]
-    assert [sum(column) for column in zip(*lines, strict=True)] == pytest.approx(
-        total, abs=len(rows) / 2
-    )
+    *lines, total, _ = rows[1:]
+    for column in range(1, len(total)):
+        added = sum(float(line[column]) for line in lines)
+        assert added == pytest.approx(float(total[column]), abs=len(rows) / 2)
 
 
 def test_a_run_may_have_the_name_of_a_baseline(own: Path, browser: Any) -> None:
@@ -312,12 +327,12 @@ def test_the_table_sorts_and_its_ticks_show_curves(browser: Any, own: Path) -> N
     losses = {"b": 0.9, "a": 1.0, "c": 1.1}
     for name, scale in losses.items():
         other = Path(shutil.copytree(own, own.parent / "runs" / name))
-        records = [json.loads(line) for line in (other / "metrics.jsonl").read_text().splitlines()]
-        scaled = [
-            {key: value * (scale if "nll" in key else 1) for key, value in each.items()}
-            for each in records
-        ]
-        write_metrics(other, scaled)
+        records = read_metrics(other)
+        for record in records:
+            for key in record:
+                if "nll" in key:
+                    record[key] *= scale
+        write_metrics(other, records)
     call("curves.py", str(own.parent / "runs"), f"--html={own}/runs.html")
     tab = Tab(browser, own / "runs.html")
 
@@ -343,15 +358,18 @@ def test_the_table_sorts_and_its_ticks_show_curves(browser: Any, own: Path) -> N
 def test_a_strangers_text_stays_text(browser: Any, own: Path) -> None:
     evil = own.with_name("<img src=x onerror=alert(1)>")
     own.rename(evil)
-    # torn
-    (evil / "samples.jsonl").write_text(json.dumps({"step": 0, "text": EVIL}) + '\n{"step": 1, "te')
+    sample = json.dumps({"step": 0, "text": EVIL})
+    torn = '\n{"step": 1, "te'
+    (evil / "samples.jsonl").write_text(sample + torn)
     (evil / "verdict.txt").write_text(EVIL)
     tokens = json.loads((evil / "tokenizer.json").read_text())
     assert tokens["kind"] == "char"
     run = open_run(evil)
     data = content_of_runs([run, run])
     for each in data["runs"]:
-        each["text"]["tokens"][3] = each["text"]["names"][run.info.vocab_size - 1] = EVIL
+        text = each["text"]
+        text["tokens"][3] = EVIL
+        text["names"][run.info.vocab_size - 1] = EVIL
         each["evaluation"]["passages"]["hardest"] = [
             {"nats_per_token": 1.0, "tokens": [EVIL], "nll": [1.0]}
         ]
@@ -368,13 +386,19 @@ def test_a_strangers_text_stays_text(browser: Any, own: Path) -> None:
     tab.close()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(380, "light"), (1200, "dark")])
+PHONE = (380, "light")
+DARK = (1200, "dark")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [PHONE, DARK])
 def test_it_fits_a_phone_and_the_dark(browser: Any, own: Path, width: int, scheme: str) -> None:
     write_runs(own / "whole.html", [own, own])
     tab = Tab(browser, own / "whole.html", width, color_scheme=scheme)
     assert tab("document.documentElement.scrollWidth") <= width
     background = tab("getComputedStyle(byId('token')).backgroundColor")
-    assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == (scheme == "dark")
+    red, green, blue = re.findall(r"\d+", background)[:3]
+    is_dark = int(red) + int(green) + int(blue) < 200
+    assert is_dark == (scheme == "dark")
     tab.close()
 
 
@@ -418,7 +442,7 @@ def test_a_text_that_is_masked_at_its_beginning_has_a_page_too(
 
 
 def edited(own: Path, change: Any) -> Path:
-    """A page of the run whose records of metrics.jsonl are changed first."""
+    """Write a page of the run, whose records of metrics.jsonl are changed first."""
     records = change(read_metrics(own))
     write_metrics(own, records)
     write_runs(own / "whole.html", [own])
@@ -427,7 +451,10 @@ def edited(own: Path, change: Any) -> Path:
 
 def test_baselines_come_back_and_their_labels_stay_inside(browser: Any, own: Path) -> None:
     def change(records: list[Any]) -> list[Any]:
-        return [record | ({"train_nll": 4.6} if record["step"] == 2 else {}) for record in records]
+        for record in records:
+            if record["step"] == 2:
+                record["train_nll"] = 4.6
+        return records
 
     info = json.loads((own / "corpus.json").read_text())
     uniform = info["baselines"][0]["nats_per_token"]
@@ -438,15 +465,16 @@ def test_baselines_come_back_and_their_labels_stay_inside(browser: Any, own: Pat
     for shown in (True, False, True):
         tab.page.set_checked("[name=baselines]", shown)
         y_of(tab, 1)
-        tab.page.wait_for_function(
-            f"{LOSS}.labels.ticker.ticks.length === {len(info['baselines']) if shown else 0}"
-        )
-    end, ticks = tab(f"[{LOSS}.figure.y_range.end, {LOSS}.labels.ticker.ticks]")
+        labels = 0
+        if shown:
+            labels = len(info["baselines"])
+        tab.page.wait_for_function(f"{LOSS}.labels.ticker.ticks.length === {labels}")
+    ticks = tab(f"{LOSS}.labels.ticker.ticks")
+    start = tab(f"{LOSS}.figure.y_range.start")
+    end = tab(f"{LOSS}.figure.y_range.end")
+    height = tab(f"{LOSS}.figure.inner_height")
     assert max(ticks) <= end
-    pixels = [
-        tick * tab(f"{LOSS}.figure.inner_height") / (end - tab(f"{LOSS}.figure.y_range.start"))
-        for tick in ticks
-    ]
+    pixels = [tick * height / (end - start) for tick in ticks]
     assert min(b - a for a, b in itertools.pairwise(sorted(pixels))) > 14
     tab.close()
 
@@ -454,10 +482,9 @@ def test_baselines_come_back_and_their_labels_stay_inside(browser: Any, own: Pat
 def test_the_lowest_loss_is_not_a_mean_of_neighbours(browser: Any, own: Path) -> None:
     def change(records: list[Any]) -> list[Any]:
         evaluation = next(record for record in records if "val_nll" in record)
-        return [
-            evaluation | {"step": step, "val_nll": 1.2 if step == 700 else 2.0}
-            for step in range(1500)
-        ]
+        changed = [evaluation | {"step": step, "val_nll": 2.0} for step in range(1500)]
+        changed[700]["val_nll"] = 1.2
+        return changed
 
     tab = Tab(browser, edited(own, change))
     assert "Lowest loss so far, on a part of the validation targets: 1.2000 nats" in tab.text(

@@ -1,6 +1,4 @@
-"""compress.py: every byte comes back, from as many bits as the loss says; what cannot is refused in
-one line.
-"""
+"""compress.py: every byte comes back, from as many bits as the loss says, or one line says why."""
 
 import math
 import os
@@ -9,6 +7,7 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 from zlib import crc32
 
 import numpy as np
@@ -23,7 +22,7 @@ from engine.checkpoint import load_model, read_model, save_checkpoint
 from engine.device import Device
 from engine.run import open_run
 from model import GPT
-from tests.conftest import TINY, Done, call, make_text, training_in
+from tests.conftest import TINY, Done, call, make_text, only_numbers, training_in
 
 CPU = Device(torch.device("cpu"), torch.float32)
 TEXT = make_text(60)  # 1,500 characters, of the vocabulary of both runs
@@ -36,7 +35,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a run of each kind of tokenizer: char and bpe."""
     folder = tmp_path_factory.mktemp("compress")
     with training_in(folder) as patch:
-        patch.setattr("train.generate_texts", lambda *_, **__: [""])
+        only_numbers(patch)
         for kind, *arguments in (["char"], ["bpe", "--vocab_size=300"]):
             call(
                 "train.py",
@@ -74,36 +73,48 @@ def decode(run: str = "char", *options: str) -> bytes:
 
 
 def refused(*arguments: str) -> str:
-    """The one line by which compress.py refuses; it writes nothing."""
-    before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+    """Return the one line by which compress.py refuses; it writes nothing."""
+    before = read_all()
     done = call("compress.py", *arguments, check=False)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done
-    assert before == {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert read_all() == before
     return done.stderr
 
 
+def read_all() -> dict[Path, bytes]:
+    """Read the files of the current directory."""
+    files = [path for path in Path().iterdir() if path.is_file()]
+    return {path: path.read_bytes() for path in files}
+
+
+def to_number(text: str) -> int:
+    return int(text.replace(",", ""))
+
+
 def numbers(done: Done) -> list[float]:
-    """Bits by the loss, bits in the file, and their difference, as printed."""
+    """Return bits by the loss, bits in the file, and their difference, as printed."""
     found = re.search(
         r"^([\d,]+) bits by the loss, ([\d,]+) bits in the file: ([\d,]+) (more|fewer)$",
         done.stdout,
         re.MULTILINE,
     )
     assert found
-    bits, in_file, difference = (float(number.replace(",", "")) for number in found.groups()[:3])
-    return [bits, in_file, difference if found[4] == "more" else -difference]
+    difference = to_number(found[3])
+    if found[4] == "fewer":
+        difference = -difference
+    return [to_number(found[1]), to_number(found[2]), difference]
+
+
+# 40 and more characters make a stream of their own; a window has 8
+IN_ONE_STREAM = [0, 1, 3, 7, 79]
+IN_MORE = [80, 121, len(TEXT), 9 * len(TEXT)]
 
 
 @pytest.mark.parametrize("run", ["char", "bpe"])
-@pytest.mark.parametrize(
-    "text",
-    ["", "t", "the", "the cat", TEXT[:79], TEXT[:80], TEXT[:121], TEXT, TEXT * 9],
-    ids=lambda text: str(len(text)),
-)
-def test_every_text_comes_back_in_the_bits_of_its_loss(run: str, text: str) -> None:
-    """Shorter than a stream, in streams of unequal length, and much longer than the 8 tokens of a
-    window.
-    """
+@pytest.mark.parametrize("length", IN_ONE_STREAM + IN_MORE)
+def test_every_text_comes_back_in_the_bits_of_its_loss(run: str, length: int) -> None:
+    text = (9 * TEXT)[:length]
     done = encode(text.encode(), run)
     bits, in_file, difference = numbers(done)
     assert in_file == 8 * Path("a.txt.srp").stat().st_size
@@ -112,9 +123,14 @@ def test_every_text_comes_back_in_the_bits_of_its_loss(run: str, text: str) -> N
     assert decode(run) == text.encode()
 
 
-@pytest.mark.parametrize(
-    "text", [ODD.encode(), os.linesep.encode() * 30, bytes(range(128)) * 2], ids=range(3)
-)
+LINE_ENDS = os.linesep.encode() * 30
+ASCII = bytes(range(128)) * 2
+
+
+EXACT = {"odd": ODD.encode(), "line ends": LINE_ENDS, "ascii": ASCII}
+
+
+@pytest.mark.parametrize("text", EXACT.values(), ids=EXACT.keys())
 def test_exactly_the_bytes_come_back(text: bytes) -> None:
     encode(text, "bpe")
     assert decode("bpe") == text
@@ -133,86 +149,81 @@ def test_the_header_says_what_decoding_depends_on() -> None:
     encode(TEXT.encode())
     header = HEADER.unpack_from(Path("a.txt.srp").read_bytes())
     _, crc, tokens, listed, threads, streams, *version, checkpoint, _ = header
-    assert (crc, tokens, listed, threads) == (
-        crc32(TEXT.encode()),
-        len(TEXT),
-        0,
-        torch.get_num_threads(),
-    )
-    assert (streams, checkpoint) == (
-        len(TEXT) // 40,
-        crc32(Path("char/best.safetensors").read_bytes()),
-    )
+    assert crc == crc32(TEXT.encode())
+    assert (tokens, listed) == (len(TEXT), 0)
+    assert threads == torch.get_num_threads()
+    assert streams == len(TEXT) // 40
+    assert checkpoint == crc32(Path("char/best.safetensors").read_bytes())
     assert torch.__version__.startswith(".".join(map(str, version)) + ".")
 
 
 def test_a_text_starts_after_a_new_line() -> None:
-    run, text = open_run(Path("bpe")), TEXT[:39]
+    run = open_run(Path("bpe"))
+    text = TEXT[:39]
     model, _ = load_model(run, "best", CPU)
     tokens = run.tokenizer.encode(text)
+    after_new_line = np.array([run.tokenizer.token_bytes.index(b"\n")])
     encode(text.encode(), "bpe")
-    assert (
-        Path("a.txt.srp").read_bytes()[HEADER.size :]
-        == code(
-            make_predictor(model, CPU),
-            np.array([run.tokenizer.token_bytes.index(b"\n")]),
-            len(tokens),
-            tokens,
-        )[2]
-    )
+    predict = make_predictor(model, CPU)
+    _, _, words, *_ = code(predict, after_new_line, len(tokens), tokens)
+    assert Path("a.txt.srp").read_bytes()[HEADER.size :] == words
 
 
 def random_model(vocab_size: int = 13, std: float = 0.3) -> GPT:
     torch.manual_seed(0)
-    model = GPT(
-        ModelConfig(block_size=8, n_layer=2, n_head=2, n_embd=16, ngram_embedding=2, ngram_rows=50),
-        vocab_size,
-    )
+    shape = ModelConfig(block_size=8, n_layer=2, n_head=2, n_embd=16)
+    with_ngrams = shape.model_copy(update={"ngram_embedding": 2, "ngram_rows": 50})
+    model = GPT(with_ngrams, vocab_size)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=std)
     return model.eval()
 
 
-def surprisal(model: GPT, tokens: list[int], start: int) -> float:
-    """Bits of tokens after `start`, each predicted from its window alone: block_size tokens, which
-    move on by half.
+def surprisal(model: GPT, tokens: np.ndarray, start: int) -> float:
+    """Return the bits of tokens after `start`, each predicted from its window alone.
+
+    A window has block_size tokens, and moves on by half.
     """
-    context, bits = [start], 0.0
-    for token in tokens:
+    context = [start]
+    bits = 0.0
+    for token in tokens.tolist():
         logits = model(torch.tensor([context]))
         assert isinstance(logits, torch.Tensor)
-        bits -= float(logits[0, -1].double().log_softmax(dim=0)[token]) / math.log(2)
-        context = [*(context if len(context) < 8 else context[-3:]), token]
+        log_probs = logits[0, -1].double().log_softmax(dim=0)
+        bits -= float(log_probs[token]) / math.log(2)
+        if len(context) == 8:
+            context = context[-3:]
+        context.append(token)
     return bits
 
 
 def test_bits_by_the_loss_are_those_of_each_streams_own_window() -> None:
-    model, tokens = random_model(), np.random.default_rng(0).integers(13, size=38)
-    bits, *_ = code(make_predictor(model, CPU), np.full(3, 5), 38, tokens)
+    model = random_model()
+    tokens = np.random.default_rng(0).integers(13, size=38)
+    starts = np.full(3, 5)
+    bits, *_ = code(make_predictor(model, CPU), starts, 38, tokens)
     with torch.no_grad():
-        assert bits == pytest.approx(
-            sum(
-                surprisal(model, part, 5)
-                for part in (tokens[:13].tolist(), tokens[13:26].tolist(), tokens[26:].tolist())
-            ),
-            rel=1e-6,
-        )
+        streams = np.split(tokens, [13, 26])
+        expected = sum(surprisal(model, stream, 5) for stream in streams)
+        assert bits == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("vocab_size", "num_tokens", "std"),
-    [(1, 7, 0.3), (2, 100, 0.3), (50_257, 300, 0.02), (13, 200, 9.0)],
-)
+EXTREMES = [
+    pytest.param(1, 7, 0.3, id="one token"),
+    pytest.param(2, 100, 0.3, id="two"),
+    pytest.param(50_257, 300, 0.02, id="as many as GPT-2 has"),
+    pytest.param(13, 200, 9.0, id="so sure that many probabilities are 0"),
+]
+
+
+@pytest.mark.parametrize(("vocab_size", "num_tokens", "std"), EXTREMES)
 def test_extreme_vocabularies_and_predictions(vocab_size: int, num_tokens: int, std: float) -> None:
-    """One token, as many as GPT-2 has, and predictions so sure that many probabilities are 0."""
-    model, tokens = (
-        random_model(vocab_size, std),
-        np.random.default_rng(1).integers(vocab_size, size=num_tokens),
-    )
-    bits, _, words, *_ = code(make_predictor(model, CPU), np.zeros(4, int), num_tokens, tokens)
-    assert (decoded := code(make_predictor(model, CPU), np.zeros(4, int), num_tokens, None, words))[
-        1
-    ].tolist() == tokens.tolist()
+    model = random_model(vocab_size, std)
+    tokens = np.random.default_rng(1).integers(vocab_size, size=num_tokens)
+    starts = np.zeros(4, int)
+    bits, _, words, *_ = code(make_predictor(model, CPU), starts, num_tokens, tokens)
+    decoded = code(make_predictor(model, CPU), starts, num_tokens, None, words)
+    assert decoded[1].tolist() == tokens.tolist()
     assert decoded[0] == bits
     assert 8 * len(words) <= 1.001 * bits + 64
 
@@ -234,7 +245,8 @@ def test_what_the_coder_saves_on_unlikely_tokens_is_said(here: Path) -> None:
         re.MULTILINE,
     )
     assert found
-    unlikely, saved = (int(number.replace(",", "")) for number in found.groups())
+    unlikely = to_number(found[1])
+    saved = to_number(found[2])
     assert f"{-difference:,.0f} fewer" in done.stdout
     assert 0 < unlikely < len(TEXT)
     assert in_file == pytest.approx(bits - saved, rel=0.02)  # the rest: the header, and rounding
@@ -242,8 +254,11 @@ def test_what_the_coder_saves_on_unlikely_tokens_is_said(here: Path) -> None:
 
 
 def test_frequencies_have_24_bits_and_none_is_zero() -> None:
-    coder, n = stream.queue.RangeEncoder(), 1000
-    coder.encode(np.ones(n, np.int32), CATEGORICAL, np.tile([1.0, 0.0], (n, 1)))
+    n = 1000
+    tokens = np.ones(n, np.int32)
+    never = np.tile([1.0, 0.0], (n, 1))
+    coder = stream.queue.RangeEncoder()
+    coder.encode(tokens, CATEGORICAL, never)
     assert 24 * n <= coder.num_bits() <= 24 * n + 64
 
 
@@ -251,18 +266,18 @@ def test_a_damaged_byte_anywhere_and_every_other_length_are_noticed() -> None:
     encode(TEXT[:50].encode())
     Path("a.txt").unlink()
     content = Path("a.txt.srp").read_bytes()
-    flipped = [
-        content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :]
-        for at in range(len(content))
-        for bit in (1, 128)
-    ]
+    flipped = []
+    for at in range(len(content)):
+        for bit in (1, 128):
+            damaged = bytearray(content)
+            damaged[at] ^= bit
+            flipped.append(bytes(damaged))
     shortened = [content[:length] for length in range(len(content))]
-    for damaged in [*flipped, *shortened, content + b"\0", content + b"\0" * 4]:
-        Path("a.txt.srp").write_bytes(damaged)
-        assert (
-            refused("char", "a.txt.srp")
-            == "error: a.txt.srp: damaged, or not a file of compress.py\n"
-        )
+    lengthened = [content + b"\0", content + b"\0" * 4]
+    says = "error: a.txt.srp: damaged, or not a file of compress.py\n"
+    for other in flipped + shortened + lengthened:
+        Path("a.txt.srp").write_bytes(other)
+        assert refused("char", "a.txt.srp") == says
 
 
 def forge(**changes: int | bytes) -> None:
@@ -310,25 +325,30 @@ def test_a_file_made_elsewhere_is_refused(changes: dict[str, int], says: str) ->
     assert says in refused("char", "a.txt.srp")
 
 
-@pytest.mark.parametrize("option", ["--checkpoint=last", "--dtype=bfloat16"])
-def test_another_checkpoint_or_dtype_is_refused_and_the_same_decodes(option: str) -> None:
+OTHERS = [("--checkpoint=last", "checkpoint"), ("--dtype=bfloat16", "device")]
+
+
+@pytest.mark.parametrize(("option", "other"), OTHERS)
+def test_another_checkpoint_or_dtype_is_refused_and_the_same_decodes(
+    option: str, other: str
+) -> None:
     encode(TEXT[:200].encode(), "char", option)
     Path("a.txt").unlink()
-    said = refused("char", "a.txt.srp")
-    assert f"made with another {'checkpoint' if 'last' in option else 'device'}" in said
+    assert f"made with another {other}" in refused("char", "a.txt.srp")
     assert decode("char", option) == TEXT[:200].encode()
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_a_strangers_words_give_one_line(seed: int) -> None:
-    """Any words, with all checksums right but that of the text."""
+NO_TOKEN = b"\0\xff\xff\xff"  # the last symbol of the coder
+SIZES = (1, 2, 3, 9, 20, 40, 60, 98)
+STRANGE_WORDS = [b"", b"\xff" * 40, b"\0" * 40, NO_TOKEN]
+STRANGE_WORDS += [np.random.default_rng(size).bytes(4 * size) for size in SIZES]
+
+
+@pytest.mark.parametrize("words", STRANGE_WORDS, ids=range(12))
+def test_a_strangers_words_give_one_line(words: bytes) -> None:
+    """All checksums are right but that of the text."""
     encode(TEXT[:300].encode())
     Path("a.txt").unlink()
-    rng = np.random.default_rng(seed)
-    no_token = b"\0\xff\xff\xff"  # the last symbol of the coder
-    words = [b"", b"\xff" * 40, b"\0" * 40, no_token, rng.bytes(4 * int(rng.integers(1, 99)))][
-        min(seed, 4)
-    ]
     forge(words=words)
     assert refused("char", "a.txt.srp") == (
         "error: a.txt.srp: the predictions of char/best.safetensors do not give its text back\n"
@@ -367,8 +387,8 @@ def test_unknown_characters_are_listed_and_come_back(text: str) -> None:
     )
     assert found
     size = Path("a.txt.srp").stat().st_size
-    listed, in_file = (int(number.replace(",", "")) for number in found.groups())
-    assert in_file == 8 * size
+    listed = to_number(found[1])
+    assert to_number(found[2]) == 8 * size
     content = Path("a.txt.srp").read_bytes()
     list_size = HEADER.unpack_from(content)[3]
     assert listed == 8 * list_size > 0
@@ -412,13 +432,16 @@ def test_bytes_that_are_no_text_are_refused() -> None:
         )
 
 
+def replace_in(path: Path, old: str, new: str) -> None:
+    content = path.read_text(encoding="utf-8")
+    assert old in content
+    path.write_text(content.replace(old, new), encoding="utf-8")
+
+
 def test_runs_with_documents_or_a_mask_are_refused(here: Path) -> None:
     Path("a.txt").write_text("the", encoding="utf-8")
-    cfg, tokenizer = here / "char/config.toml", here / "bpe/tokenizer.json"
-    cfg.write_text(
-        cfg.read_text(encoding="utf-8").replace('mask = ""', 'mask = "a"'), encoding="utf-8"
-    )
-    tokenizer.write_text(tokenizer.read_text().replace('"eos_text":null', '"eos_text":"\\n"'))
+    replace_in(here / "char/config.toml", 'mask = ""', 'mask = "a"')
+    replace_in(here / "bpe/tokenizer.json", '"eos_text":null', '"eos_text":"\\n"')
     for run in ("char", "bpe"):
         assert f"a.txt: 4 GiB or more, or {run} has documents or a mask" in refused(run, "a.txt")
 
@@ -443,9 +466,8 @@ def test_a_private_text_stays_private() -> None:
 def test_a_full_disk_leaves_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
     encode(TEXT.encode())
     Path("a.txt").write_text("the", encoding="utf-8")
-    monkeypatch.setattr(
-        os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
+    no_space = mock.Mock(side_effect=OSError(28, "No space left on device"))
+    monkeypatch.setattr(os, "fsync", no_space)
     assert "No space left" in refused("char", "a.txt", "--overwrite")
 
 
@@ -463,8 +485,10 @@ def test_it_says_what_it_costs_beside_compressors() -> None:
 def test_a_diverged_model_is_told() -> None:
     model = random_model()
     torch.nn.init.constant_(model.lm_head.weight, math.nan)
+    start = np.array([0])
+    tokens = np.array([1, 2, 3])
     with pytest.raises(UserError, match="not finite"):
-        code(make_predictor(model, CPU), np.zeros(1, int), 3, np.zeros(3, int))
+        code(make_predictor(model, CPU), start, 3, tokens)
 
 
 @pytest.mark.parametrize(

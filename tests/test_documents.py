@@ -31,6 +31,11 @@ def prepare(text: str, name: str = "play.txt", **settings: object) -> Corpus:
     return prepare_corpus(DataConfig(corpus=name, **settings))
 
 
+def write_records(path: str, records: list[dict[str, str]]) -> None:
+    lines = [json.dumps(record) for record in records]
+    Path(path).write_text("\n".join(lines), encoding="utf-8")
+
+
 def target_text(corpus: Corpus, split: Split) -> str:
     return corpus.tokenizer.decode(split.targets())
 
@@ -60,9 +65,9 @@ def test_a_regular_expression_says_what_is_masked(data_dir, tokenizer) -> None:
 
 @pytest.mark.parametrize("padded", [True, False])
 def test_windows_that_prompts_fill_are_told_at_the_start(data_dir, padded: bool) -> None:
-    """And the prompt is not shown whole, neither at the end nor by sample.py."""
+    """The prompt is not shown whole, neither at the end nor by sample.py."""
     records = [{"prompt": "abcdefg " * 200, "completion": "h!"} for _ in range(20)]
-    Path("long.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    write_records("long.jsonl", records)
     options = ["--corpus=long.jsonl", *TINY, "--max_iters=1", f"--padded={str(padded).lower()}"]
     windows = r"3,\d+ of the 3,6\d\d training windows of 8 tokens have no target: prompts, or"
     for command in (["data/prepare.py"], ["train.py", "--out_dir=out/run"]):
@@ -70,17 +75,20 @@ def test_windows_that_prompts_fill_are_told_at_the_start(data_dir, padded: bool)
         assert re.search(windows, said)
     assert "Prompt:\n\n... " in said
     sampled = call("sample.py", "out/run", "--max_new_tokens=3", "--num_samples=2").stdout
-    assert max(map(len, [*said.splitlines(), *sampled.splitlines()])) < 600
+    for line in said.splitlines() + sampled.splitlines():
+        assert len(line) < 600
     short = [{"prompt": "ab ", "completion": "cde!"} for _ in range(90)]
-    Path("long.jsonl").write_text("\n".join(map(json.dumps, short)), encoding="utf-8")
+    write_records("long.jsonl", short)
     assert "training windows" not in call("data/prepare.py", *options).stdout
 
 
 def test_only_completions_are_targets(data_dir) -> None:
     records = [{"prompt": f"{n} plus {n} is ", "completion": f"{2 * n}!"} for n in range(50)]
-    corpus = prepare("\n".join(map(json.dumps, records)), "sums.jsonl")
-    assert target_text(corpus, corpus.train) == "".join(f"{2 * n}!\n" for n in range(45))
-    assert target_text(corpus, corpus.val) == "".join(f"{2 * n}!\n" for n in range(45, 50))
+    write_records("sums.jsonl", records)
+    corpus = prepare_corpus(DataConfig(corpus="sums.jsonl"))
+    completions = [f"{2 * n}!\n" for n in range(50)]
+    assert target_text(corpus, corpus.train) == "".join(completions[:45])
+    assert target_text(corpus, corpus.val) == "".join(completions[45:])
     assert corpus.tokenizer.decode(corpus.val.tokens).startswith("\n45 plus 45 is 90!\n46 plus")
 
 
@@ -94,14 +102,16 @@ def test_only_completions_are_targets(data_dir) -> None:
 )
 def test_an_eos_token_stands_for_what_was_between_documents(data_dir, settings, eos_text) -> None:
     corpus = prepare(PLAY + eos_text, **settings)
-    tokens, token = corpus.train.tokens, corpus.tokenizer.eos
-    assert tokens[0] == tokens[-1] == token == corpus.tokenizer.vocab_size - 1
-    both = corpus.tokenizer.decode([*tokens[1:], *corpus.val.tokens[1:]])
-    assert both == (PLAY + eos_text).replace("\n\n", eos_text)
-    assert (tokens == token).sum() == corpus.info.train.documents + 1
+    tokens = corpus.train.tokens
+    eos = corpus.tokenizer.eos
+    assert eos == corpus.tokenizer.vocab_size - 1
+    assert tokens[0] == tokens[-1] == eos
+    both = np.concatenate([tokens[1:], corpus.val.tokens[1:]])
+    assert corpus.tokenizer.decode(both) == (PLAY + eos_text).replace("\n\n", eos_text)
+    assert (tokens == eos).sum() == corpus.info.train.documents + 1
     masked = prepare(PLAY + eos_text, **settings, predict_eos=False)
-    assert token in corpus.train.targets()
-    assert token not in masked.train.targets()
+    assert eos in corpus.train.targets()
+    assert eos not in masked.train.targets()
 
 
 @pytest.mark.parametrize("block_size", [4, 30, 200])
@@ -144,26 +154,24 @@ def test_padding_is_as_if_it_were_not_there(data_dir) -> None:
     alone = 0.0
     for x, y in zip(inputs, targets, strict=True):
         n = int((y != IGNORE_INDEX).sum())
-        alone += model(x[None, :n], y[None, :n]).nll.item()
+        row = model(x[None, :n], y[None, :n])
+        alone += row.nll.item()
     assert padded.nll.item() == pytest.approx(alone, rel=1e-5)
 
 
 @pytest.mark.parametrize("form", ["nanochat", "gpt2"])
 def test_with_document_attention_nothing_leaks(form) -> None:
-    """Tokens of an earlier document change nothing in a later one; cached or not, in one piece or
-    many.
-    """
+    """Tokens of an earlier document change nothing in a later one, with a cache or without."""
     torch.manual_seed(0)
-    model = GPT(
-        ModelConfig(
-            block_size=16, n_layer=2, n_head=2, n_embd=32, document_attention=True, form=form
-        ),
-        11,
-    ).eval()
+    shape = ModelConfig(block_size=16, n_layer=2, n_head=2, n_embd=32, form=form)
+    model = GPT(shape.model_copy(update={"document_attention": True}), 11).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
     tokens = torch.randint(10, (2, 16))
-    tokens[0, 5] = tokens[1, 9] = tokens[1, 0] = 10  # an eos token, which opens the next document
+    eos = 10  # opens the next document
+    tokens[0, 5] = eos
+    tokens[1, 0] = eos
+    tokens[1, 9] = eos
     changed = tokens.clone()
     changed[0, 2] = (changed[0, 2] + 1) % 10
     before = model.hidden_states(tokens)
@@ -173,11 +181,13 @@ def test_with_document_attention_nothing_leaks(form) -> None:
     assert torch.equal(before[0, 5:], after[0, 5:])
     assert torch.equal(before[1], after[1])
     cache = KVCache(model.cfg, 2, torch.device("cpu"), torch.float32)
-    pieces = [model.hidden_states(part, cache) for part in tokens.split([4, 1, 2, 9], dim=1)]
+    parts = tokens.split([4, 1, 2, 9], dim=1)
+    pieces = [model.hidden_states(part, cache) for part in parts]
     torch.testing.assert_close(torch.cat(pieces, dim=1), before, atol=1e-5, rtol=1e-5)
     if form == "nanochat":  # only distances count, so the document could as well stand alone
-        alone = model.hidden_states(tokens[:1, 5:])
-        torch.testing.assert_close(alone, before[:1, 5:], atol=1e-5, rtol=1e-5)
+        second = tokens[:1, 5:]
+        alone = model.hidden_states(second)[0]
+        torch.testing.assert_close(alone, before[0, 5:], atol=1e-5, rtol=1e-5)
 
 
 def test_samples_continue_the_masked_text_at_the_start(data_dir) -> None:
@@ -239,19 +249,19 @@ def test_masks_of_no_use_are_refused(data_dir, mask, message) -> None:
 def test_what_is_not_what_was_prepared_is_told_and_prepared_again(
     data_dir, capsys, name, damage
 ) -> None:
-    """Where a file is missing, empty, cut off, or has a wrong bit, before anything is learned from
-    it.
-    """
+    """A file is missing, empty, cut off, or has a wrong bit; nothing is learned from it."""
     prepare(PLAY, mask="CAT:")
     path = next((data_dir / "data").glob(f"**/{name}"))
     before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
     if damage is None:
         path.unlink()
     else:
-        content = path.read_bytes()
-        path.write_bytes(
-            content[:damage] if damage >= 0 else content[:-1] + bytes([content[-1] ^ 1])
-        )
+        content = bytearray(path.read_bytes())
+        if damage >= 0:
+            del content[damage:]
+        else:
+            content[damage] ^= 1
+        path.write_bytes(content)
     assert not capsys.readouterr().err
     prepare(PLAY, mask="CAT:")
     told = capsys.readouterr().err
@@ -262,7 +272,8 @@ def test_what_is_not_what_was_prepared_is_told_and_prepared_again(
     assert after.keys() == before.keys()
     # which has their times
     assert all(after[name] == before[name] for name in before if name != "checksums.json")
-    assert [file.name for file in path.parent.parent.iterdir()] == [path.parent.name]
+    (folder,) = path.parent.parent.iterdir()
+    assert folder == path.parent
 
 
 def test_a_mask_that_takes_forever_is_stopped(data_dir, monkeypatch) -> None:

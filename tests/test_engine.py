@@ -1,11 +1,9 @@
-"""The machinery: steps, optimizers, schedules, the state of a training, checkpoints, resuming,
-sampling.
-"""
+"""Steps, optimizers, schedules, the state of a training, checkpoints, resuming, sampling."""
 
 import copy
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from engine.checkpoint import load_model, read_model, save_checkpoint
 from engine.device import Device, setup_device
 from engine.evaluation import measure_loss, measure_training_text, standard_error
 from engine.generate import generate, sample_token
-from engine.metrics import find_best
+from engine.metrics import Record, find_best
 from engine.optim import Muon, get_lr_scale, make_optimizers, set_lr
 from engine.run import open_run
 from engine.run_text import make_eval_text, open_corpus
@@ -66,7 +64,9 @@ def make_model(**options: Any) -> GPT:
 
 
 def make_batch(seed: int = 0) -> list[Batch]:
-    return TrainBatches(Split(np.random.default_rng(seed).integers(13, size=500)), 8, 6, seed)(0)
+    tokens = np.random.default_rng(seed).integers(13, size=500)
+    get_batch = TrainBatches(Split(tokens), 8, 6, seed)
+    return get_batch(0)
 
 
 def without_targets(batch: list[Batch]) -> list[Batch]:
@@ -88,17 +88,25 @@ def test_a_batch_without_targets_changes_nothing() -> None:
     model = make_model()
     optimizers = make_optimizers(model, OptimConfig(weight_decay=0.1))
     assert take_step(model, optimizers, make_batch(), Config(), CPU).is_valid
-    before = copy.deepcopy(
-        [model.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)]
-    )
-    result = take_step(model, optimizers, without_targets(make_batch()), Config(), CPU, step=1)
+    before = copy.deepcopy(state_of(model, optimizers))
+    batch = without_targets(make_batch())
+    result = take_step(model, optimizers, batch, Config(), CPU, step=1)
     assert (result.num_targets, result.is_valid, result.is_finite) == (0, False, True)
     assert result.lr > 0
-    after = [model.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)]
-    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    torch.testing.assert_close(state_of(model, optimizers), before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("empty", [{1, 2, 5}, set(range(6))], ids=["some", "all"])
+def state_of(model: GPT, optimizers: Sequence[torch.optim.Optimizer]) -> list[Any]:
+    """Return the weights, and what each optimizer keeps of the steps before."""
+    states = [optimizer.state_dict()["state"] for optimizer in optimizers]
+    return [model.state_dict(), *states]
+
+
+SOME_STEPS = {1, 2, 5}
+ALL_STEPS = set(range(6))
+
+
+@pytest.mark.parametrize("empty", [SOME_STEPS, ALL_STEPS], ids=["some", "all"])
 def test_skipped_steps_are_counted_also_after_a_resume(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, empty: set[int]
 ) -> None:
@@ -106,36 +114,37 @@ def test_skipped_steps_are_counted_also_after_a_resume(
 
     def get_some(self: TrainBatches, first_window: int) -> list[Batch]:
         batch = get_batch(self, first_window)
-        return without_targets(batch) if first_window // self.batch_size in empty else batch
+        if first_window // self.batch_size in empty:
+            batch = without_targets(batch)
+        return batch
 
     monkeypatch.setattr(TrainBatches, "__call__", get_some)
-    assert train("--max_iters=4").stdout.count(
-        "the step is skipped, and counts in skipped_steps"
-    ) == len(empty & set(range(4)))
+    printed = train("--max_iters=4").stdout
+    skipped = len(empty & set(range(4)))
+    assert printed.count("the step is skipped, and counts in skipped_steps") == skipped
     printed = train("--init_from=resume").stdout
     assert f"Steps that had no target, and were skipped: {len(empty)}." in printed
     assert "diverged" not in printed
     *records, _ = read_metrics(data_dir / "out/run")
-    assert [record.get("skipped_steps", 0) for record in records] == [
-        len([step for step in empty if step < done]) for done in range(7)
-    ]
+    assert [record["step"] for record in records] == list(range(7))
+    for done, record in enumerate(records):
+        assert record.get("skipped_steps", 0) == len(empty & set(range(done)))
     for record in records[1:]:
         assert ("train_nll" in record) == (record["step"] - 1 not in empty)
 
 
 def test_evaluation_is_exact_and_unsmoothed() -> None:
-    """It equals the loss of each token computed on its own window, one at a time, without dropout."""
-    model, tokens = make_model(dropout=0.5), make_batch()[0].inputs.reshape(-1)
+    """It equals the loss of each token on its own window, one at a time, without dropout."""
+    model = make_model(dropout=0.5)
+    tokens = make_batch()[0].inputs.reshape(-1)
     loss = measure_loss(model, EvalText(Split(tokens), 8), CPU)
     model.eval()
     nll = correct = 0.0
     for i in range(1, len(tokens)):
         start = (i - 1) // 8 * 8
-        logits = (
-            model.logits(model.hidden_states(torch.from_numpy(tokens[None, start:i])))[0, -1]
-            .double()
-            .detach()
-        )
+        window = torch.from_numpy(tokens[None, start:i])
+        hidden = model.hidden_states(window)
+        logits = model.logits(hidden)[0, -1].double().detach()
         nll -= float(logits.log_softmax(-1)[tokens[i]])
         correct += float(logits.argmax() == tokens[i])
     assert loss.num_targets == len(tokens) - 1
@@ -146,24 +155,21 @@ def test_evaluation_is_exact_and_unsmoothed() -> None:
 def test_every_parameter_has_one_optimizer() -> None:
     model = make_model(form="gpt2", ngram_embedding=2)
     for kind in ("muon", "adamw"):
-        groups = [
-            group
-            for optimizer in make_optimizers(model, OptimConfig(optimizer=kind, weight_decay=0.1))
-            for group in optimizer.param_groups
-        ]
-        assert sorted(id(p) for group in groups for p in group["params"]) == sorted(
-            map(id, model.parameters())
-        )
-        assert all(
-            group["weight_decay"] == (0.1 if p.ndim == 2 else 0)
-            for group in groups
-            for p in group["params"]
-        )
+        decays = []
+        for optimizer in make_optimizers(model, OptimConfig(optimizer=kind, weight_decay=0.1)):
+            for group in optimizer.param_groups:
+                decays += [(id(p), group["weight_decay"]) for p in group["params"]]
+        expected = []
+        for p in model.parameters():
+            is_matrix = p.ndim == 2
+            expected.append((id(p), 0.1 * is_matrix))
+        assert sorted(decays) == sorted(expected)
     adamw, muon = make_optimizers(model, OptimConfig())
     assert isinstance(muon, Muon)
     assert len(muon.param_groups[0]["params"]) == 2 * 4
     cfg = OptimConfig(warmup_iters=3, learning_rate=0.4, muon_learning_rate=0.8)
-    assert set_lr([adamw, muon], cfg, 0) == adamw.param_groups[0]["lr"] == 0.1
+    assert set_lr([adamw, muon], cfg, 0) == 0.1
+    assert adamw.param_groups[0]["lr"] == 0.1
     assert muon.param_groups[0]["lr"] == 0.2
 
 
@@ -174,7 +180,8 @@ def test_schedules_go_from_the_peak_to_the_lowest_lr(schedule: str) -> None:
     assert scales[10] == max(scales) == 1.0
     assert scales[:10] == sorted(scales[:10])
     assert scales[10:] == sorted(scales[10:], reverse=True)
-    assert get_lr_scale(cfg, 100) == pytest.approx(1.0 if schedule == "constant" else 0.2)
+    lowest = {"cosine": 0.2, "linear": 0.2, "constant": 1.0}
+    assert get_lr_scale(cfg, 100) == pytest.approx(lowest[schedule])
     if schedule == "cosine":
         assert get_lr_scale(cfg, 55) == pytest.approx(0.6)
 
@@ -257,7 +264,7 @@ def test_the_best_of_a_gpu_is_known_by_its_name(name: str, peak: float | None) -
 def test_what_each_gpu_does_is_told(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"gpu_tokens_per_second": 1e6, "gpu_gigabytes": 33.1, "mfu": 0.41, "seconds_left": 3.0}
 
-    def measure(device: Device, results: list[StepResult], **_: int) -> dict[str, float]:
+    def measure(device: Device, results: list[StepResult], **_: int) -> Record:
         return found if results else {}
 
     monkeypatch.setattr("report.trainlog.measure_gpus", measure)
@@ -270,18 +277,19 @@ def test_what_each_gpu_does_is_told(data_dir: Path, monkeypatch: pytest.MonkeyPa
 
 
 def step_with(nll: float) -> StepResult:
-    """What a step measured, if its training loss is `nll`."""
-    sums = LossSums(*(torch.tensor(100 * nll, dtype=torch.float64) for _ in LossSums._fields))
-    return StepResult(sums._replace(num_targets=torch.tensor(100.0)), grad_norm=1.0, lr=0.1)
+    """Make what a step measures if its training loss is `nll`."""
+    total = torch.tensor(100 * nll, dtype=torch.float64)
+    sums = LossSums._make([total] * len(LossSums._fields))
+    sums = sums._replace(num_targets=torch.tensor(100.0))
+    return StepResult(sums, grad_norm=1.0, lr=0.1)
 
 
 def evaluations(
     *losses: tuple[float, float], steps: int = 20, steps_per_epoch: float = 20
 ) -> TrainState:
-    """The state after evaluations of (training loss of the steps before, validation loss), some
-    steps apart.
+    """Return the state after evaluations, some steps apart; it stops early where training would.
 
-    It stops early where training would.
+    `losses` are pairs: the training loss of the steps before, the validation loss.
     """
     state = TrainState()
     for train_nll, val_nll in losses:
@@ -294,7 +302,9 @@ def evaluations(
     return state
 
 
-FALLS = [(2.0, 2.1), (1.5, 1.8), (1.4, 1.82), (1.3, 1.85), (1.2, 1.9), (1.1, 1.95), (1.0, 2.0)]
+TRAIN_FALLS = [2.0, 1.5, 1.4, 1.3, 1.2, 1.1, 1.0]
+VAL_RISES = [2.1, 1.8, 1.82, 1.85, 1.9, 1.95, 2.0]
+FALLS = list(zip(TRAIN_FALLS, VAL_RISES, strict=True))
 NOISE = np.random.default_rng(0)
 
 
@@ -321,37 +331,42 @@ def test_the_training_loss_of_a_few_steps_shows_nothing() -> None:
     state.count_evaluation({"val_nll": 1.9}, 10)
     assert state.overfitting == 0
     noisy = TrainState()
+    noisy.count_evaluation({"val_nll": 2.0}, 10)
     for step in range(400):
-        if step % 20 == 0:
-            noisy.count_evaluation({"val_nll": 2.0 if step == 0 else 2.1}, 10)
+        if step > 0 and step % 20 == 0:
+            noisy.count_evaluation({"val_nll": 2.1}, 10)
         noisy.step += 1
-        noisy.count_step(step_with(2.0 - step / 20_000 + float(NOISE.normal(0, 0.2))))
+        noise = NOISE.normal(0, 0.2)
+        noisy.count_step(step_with(2.0 - step / 20_000 + noise))
     assert noisy.train_rise == 0
     assert noisy.overfitting == 0
 
 
 def test_a_rise_that_came_back_before_is_noise() -> None:
-    """A validation loss that hardly moves, or rises now and then, or rises with the training loss."""
-    still = [(1.5 - n / 1000, 1.8 + float(NOISE.uniform(0, 0.009))) for n in range(200)]
-    wide = [(1.9 - n / 500, 1.9 - n / 1000 + float(NOISE.normal(0, 0.04))) for n in range(200)]
-    with_training = [
-        (1.5, 1.8),
-        *((1.5 + up, 1.8 + up) for up in NOISE.uniform(0.01, 0.5, size=200).tolist()),
-    ]
-    now_and_then = [(1.5 - n / 1000, 1.8 + 0.02 * (n % 3 > 0)) for n in range(200)]
+    """The loss hardly moves, or rises now and then, or rises with the training loss."""
+    n = np.arange(200)
+    falling = 1.5 - n / 1000
+    still = pairs(falling, 1.8 + NOISE.uniform(0, 0.009, size=200))
+    noise = NOISE.normal(0, 0.04, size=200)
+    wide = pairs(1.9 - n / 500, 1.9 - n / 1000 + noise)
+    up = NOISE.uniform(0.01, 0.5, size=200)
+    with_training = [(1.5, 1.8), *pairs(1.5 + up, 1.8 + up)]
+    now_and_then = pairs(falling, 1.8 + 0.02 * (n % 3 > 0))
     for losses in (still, wide, with_training, now_and_then):
         assert not evaluations(*losses).is_finished(PATIENT)
         assert not evaluations(*losses, steps=2).is_finished(PATIENT)
-    young = evaluations(
-        (4.0, 4.0), (4.0, 9.0), (3.0, 3.5), *[(3.0 - n / 50, 3.4 - n / 50) for n in range(80)]
-    )
+    first = [(4.0, 4.0), (4.0, 9.0), (3.0, 3.5)]
+    later = pairs(3.0 - n[:80] / 50, 3.4 - n[:80] / 50)
+    young = evaluations(*first, *later)
     assert young.noise < 0.2  # what happened when the training was young counts less
 
 
+def pairs(train: np.ndarray, val: np.ndarray) -> list[Any]:
+    return list(zip(train.tolist(), val.tolist(), strict=True))
+
+
 def test_evaluations_at_every_step_are_not_counted_one_by_one() -> None:
-    """One that shows overfitting, 20 steps before the next that counts, and all between have to
-    show it too.
-    """
+    """Every 20 steps one counts that shows overfitting, if all between show it too."""
     state = evaluations(*FALLS[:3])
     shown = []
     for _ in range(100):
@@ -360,8 +375,8 @@ def test_evaluations_at_every_step_are_not_counted_one_by_one() -> None:
         record = {"val_nll": 1.9}
         state.count_evaluation(record, 10)
         shown.append(record.get("overfitting", 0))
-    first = shown.index(1)
-    assert shown[first : first + 41] == [1] * 20 + [2] * 20 + [3]
+    counted = shown[shown.index(1) :]
+    assert counted[:41] == [1] * 20 + [2] * 20 + [3]
     state.step += 1
     state.count_step(step_with(1.2))
     state.count_evaluation({"val_nll": 1.801}, 10)
@@ -373,39 +388,42 @@ def test_the_loss_on_training_text_is_of_what_was_read_and_of_what_was_not() -> 
     get_batch = TrainBatches(Split(tokens), 8, 10, seed=1)
     model = make_model()
     text = EvalText(Split(tokens), 8)
-    found = measure_training_text(model, text, *get_batch.read_and_unread(100), CPU)
-    batches = [get_batch(first)[0] for first in range(0, 100, 10)]
-    by_hand = mean_loss(sum_losses(model(*CPU.to_device(*batch[:2])) for batch in batches)).nll
-    assert found["train_read_nll"] == pytest.approx(by_hand, rel=1e-5)
-    whole = measure_loss(
-        model, replace(text, only=np.concatenate(get_batch.read_and_unread(100))), CPU
-    ).nll
+
+    def measure_after(windows: int) -> dict[str, float]:
+        return measure_training_text(model, text, *get_batch.read_and_unread(windows), CPU)
+
+    found = measure_after(100)
+    sums = []
+    for first_window in range(0, 100, 10):
+        (batch,) = get_batch(first_window)
+        inputs, targets = CPU.to_device(batch.inputs, batch.targets)
+        sums.append(model(inputs, targets))
+    read = mean_loss(sum_losses(sums)).nll
+    assert found["train_read_nll"] == pytest.approx(read, rel=1e-5)
+    both = np.concatenate(get_batch.read_and_unread(100))
+    whole = measure_loss(model, replace(text, only=both), CPU).nll
     share = 100 / get_batch.windows_per_epoch
-    assert share * by_hand + (1 - share) * found["train_unread_nll"] == pytest.approx(
-        whole, rel=1e-5
-    )
-    assert set(measure_training_text(model, text, *get_batch.read_and_unread(20), CPU)) == {
-        "train_unread_nll",
-        "train_unread_error",
-    }
-    assert set(measure_training_text(model, text, *get_batch.read_and_unread(480), CPU)) == {
-        "train_read_nll",
-        "train_read_error",
-    }
+    mean = share * read + (1 - share) * found["train_unread_nll"]
+    assert mean == pytest.approx(whole, rel=1e-5)
+    assert set(measure_after(20)) == {"train_unread_nll", "train_unread_error"}
+    assert set(measure_after(480)) == {"train_read_nll", "train_read_error"}
 
 
 def test_the_standard_error_is_that_of_many_texts() -> None:
-    """Of texts whose parts differ, with unequal numbers of targets."""
+    """The parts of these texts differ, and have unequal numbers of targets."""
     targets = NOISE.integers(1, 10, size=50)
-    means, errors = [], []
+    nothing = LossSums._make([torch.zeros(())] * len(LossSums._fields))
+    means = []
+    errors = []
     for _ in range(300):
-        values = [NOISE.normal(0, 1, size=n).sum() for n in targets]
-        zero = torch.zeros(())
-        parts = [
-            LossSums(zero, torch.tensor(value), zero, zero, zero, zero, torch.tensor(n))
-            for value, n in zip(values, targets, strict=True)
-        ]
-        means.append(sum(values) / targets.sum())
+        parts = []
+        total = 0.0
+        for n in targets:
+            nll = NOISE.normal(0, 1, size=n).sum()
+            total += nll
+            part = {"nll": torch.tensor(nll), "num_targets": torch.tensor(n)}
+            parts.append(nothing._replace(**part))
+        means.append(total / targets.sum())
         errors.append(standard_error(parts))
     assert np.mean(errors) == pytest.approx(np.std(means), rel=0.15)
 
@@ -441,7 +459,8 @@ def test_saving_copies_and_reads_nothing(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "best.safetensors", model, TrainState())
     state = 4 * model.num_params()
     Path("/proc/self/clear_refs").write_text("5")  # peak = now
-    before, read = proc("status", "VmRSS") * 1024, proc("io", "rchar")
+    before = proc("status", "VmRSS") * 1024
+    read = proc("io", "rchar")
     save_checkpoint(tmp_path / "last.safetensors", model, TrainState())
     assert proc("status", "VmHWM") * 1024 - before < state / 4
     assert proc("io", "rchar") - read < state / 4
@@ -476,7 +495,14 @@ def test_resuming_continues_bit_for_bit(data_dir: Path, options: list[str]) -> N
     assert without_clocks(data_dir / "out/run") == without_clocks(data_dir / "out/whole")
 
 
-@pytest.mark.parametrize(("stop_at", "options"), [(0, []), (2, []), (3, ["--log_interval=2"])])
+STOPS = [
+    pytest.param(0, [], id="before the first step"),
+    pytest.param(2, [], id="after a line"),
+    pytest.param(3, ["--log_interval=2"], id="between two lines"),
+]
+
+
+@pytest.mark.parametrize(("stop_at", "options"), STOPS)
 def test_a_run_stopped_at_any_step_can_be_resumed(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int, options: list[str]
 ) -> None:
@@ -539,8 +565,9 @@ def test_the_best_model_is_measured_again_where_losses_do_not_compare(
     set_losses(now)
     # nothing changes: it is not measured again
     train("--init_from=resume", "--max_iters=10", change)
-    lines = [line for line in read_metrics(data_dir / "out/run") if "remeasured_val_nll" in line]
-    assert [(line["step"], line["remeasured_step"]) for line in lines] == [(6, 2)]
+    records = read_metrics(data_dir / "out/run")
+    (line,) = [record for record in records if "remeasured_val_nll" in record]
+    assert (line["step"], line["remeasured_step"]) == (6, 2)
 
 
 def test_a_run_of_an_earlier_edition_measures_its_best_model_again(data_dir: Path) -> None:
@@ -573,15 +600,16 @@ def test_resuming_with_fewer_targets_measures_what_it_says(data_dir: Path) -> No
     train()
     path = data_dir / "out/run"
     train("--init_from=resume", "--eval_tokens=100", "--max_iters=8")
-    (line,) = [line for line in read_metrics(path) if "remeasured_val_nll" in line]
+    records = read_metrics(path)
+    (line,) = [record for record in records if "remeasured_val_nll" in record]
     run = open_run(path)
     model, _ = load_model(run, "last", AS_TRAINED)
-    by_hand = measure_loss(model, make_eval_text(run, open_corpus(run).val, 100), AS_TRAINED).nll
-    last = next(line for line in read_metrics(path) if line["step"] == 8)
+    text = make_eval_text(run, open_corpus(run).val, 100)
+    by_hand = measure_loss(model, text, AS_TRAINED).nll
+    before = next(record for record in records if record["step"] == 6)
+    last = next(record for record in records if record["step"] == 8)
     assert last["val_nll"] == pytest.approx(by_hand, rel=1e-6)
-    assert line["remeasured_val_nll"] != pytest.approx(
-        next(each for each in read_metrics(path) if each["step"] == 6)["val_nll"], rel=1e-6
-    )
+    assert line["remeasured_val_nll"] != pytest.approx(before["val_nll"], rel=1e-6)
 
 
 def test_a_finished_run_is_evaluated_on_the_targets_of_its_best_model(data_dir: Path) -> None:
@@ -619,20 +647,13 @@ def test_a_run_stopped_by_patience_can_be_resumed(
     monkeypatch.setattr(TrainState, "train_rise", -1.0)
     train("--patience=2")
     before = without_clocks(data_dir / "out/run")
-    assert [record["step"] for record in before] == [0, 1, 2, 3, 4, 4]
+    steps = [record["step"] for record in before]
+    assert steps == [0, 1, 2, 3, 4, 4]
     train("--patience=2", "--init_from=resume")
     assert without_clocks(data_dir / "out/run") == before
     train("--patience=0", "--init_from=resume")
-    assert [record["step"] for record in read_metrics(data_dir / "out/run")] == [
-        0,
-        1,
-        2,
-        3,
-        4,
-        5,
-        6,
-        6,
-    ]
+    steps = [record["step"] for record in read_metrics(data_dir / "out/run")]
+    assert steps == [0, 1, 2, 3, 4, 5, 6, 6]
 
 
 def test_resuming_another_model_or_text_is_refused(data_dir: Path) -> None:
@@ -659,11 +680,11 @@ def test_ranks_compare_weights_that_they_loaded(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[torch.Tensor] = []
-    monkeypatch.setattr(
-        Device,
-        "check_same_start",
-        lambda self, model, sha256: compared.append(model.wte.weight.detach().clone()),
-    )
+
+    def check(device: Device, model: GPT, sha256: str) -> None:
+        compared.append(model.wte.weight.detach().clone())
+
+    monkeypatch.setattr(Device, "check_same_start", check)
     train("--max_iters=2")
     train("--max_iters=3", "--init_from=resume")
     # what the second started from
@@ -689,76 +710,79 @@ def test_devices() -> None:
 
 @pytest.mark.parametrize("top_p", [1e-38, 1e-45, 1e-300])
 def test_one_token_stays_however_small_top_p_is(top_p: float) -> None:
-    """Although in float32 its part of the probability is 0."""
-    logits, u = (
-        torch.randn(100, 7, generator=torch.Generator().manual_seed(0)),
-        torch.linspace(0, 0.999, 100),
-    )
-    assert torch.equal(sample_token(logits, u, 1.0, 0, top_p), logits.argmax(dim=-1))
+    """It stays although in float32 its part of the probability is 0."""
+    torch.manual_seed(0)
+    logits = torch.randn(100, 7)
+    u = torch.linspace(0, 0.999, 100)
+    sampled = sample_token(logits, u, 1.0, 0, top_p)
+    assert torch.equal(sampled, logits.argmax(dim=-1))
 
 
-@pytest.mark.parametrize(
-    "model_options", [{"form": "nanochat"}, {"form": "gpt2"}, {"ngram_embedding": 3}]
-)
-@pytest.mark.parametrize(
-    "options", [{"temperature": 0.0}, {"temperature": 1.3}, {"top_k": 3, "top_p": 0.8}]
-)
+MODELS = [{"form": "nanochat"}, {"form": "gpt2"}, {"ngram_embedding": 3}]
+GREEDY = {"temperature": 0.0}
+HOT = {"temperature": 1.3}
+CUT = {"top_k": 3, "top_p": 0.8}
+
+
+@pytest.mark.parametrize("model_options", MODELS)
+@pytest.mark.parametrize("options", [GREEDY, HOT, CUT])
 def test_cached_sampling_equals_uncached_also_beyond_the_block(
     model_options: dict[str, Any], options: dict[str, Any]
 ) -> None:
     """The window, which starts with the prompt, moves on by half a block whenever it is full."""
-    model, tokens, start = make_model(**model_options), [1, 2, 3], 0
+    model = make_model(**model_options)
+    tokens = [1, 2, 3]
+    start = 0
     settings = {"temperature": 0.8, "top_k": 0, "top_p": 1.0} | options
     rng = np.random.default_rng((1337, 0))
     for _ in range(40):
-        start = len(tokens) - 4 if len(tokens) - start > 8 else start
+        if len(tokens) - start > 8:
+            start = len(tokens) - 4
         u = torch.tensor([rng.random()], dtype=torch.float32)
-        tokens += sample_token(
-            model(torch.tensor([tokens[start:]]))[:, -1].detach(), u, **settings
-        ).tolist()
-    cached = list(generate(model, [1, 2, 3], CPU, num_samples=2, max_new_tokens=40, **options))
-    assert [first for first, _ in cached] == tokens[3:]
+        window = torch.tensor([tokens[start:]])
+        logits = model(window)[:, -1].detach()
+        tokens += sample_token(logits, u, **settings).tolist()
+    options = options | {"num_samples": 2, "max_new_tokens": 40}
+    steps = generate(model, [1, 2, 3], CPU, **options)
+    assert [first for first, _ in steps] == tokens[3:]
 
 
 def test_a_sample_depends_on_its_number_not_on_how_many_there_are() -> None:
-    three, one = (
-        list(
-            zip(
-                *generate(make_model(), [1], CPU, num_samples=number, max_new_tokens=99),
-                strict=True,
-            )
-        )
-        for number in (3, 1)
-    )
-    assert three[0] == one[0]
-    assert three[0] != three[1]
+    model = make_model()
+    three = list(generate(model, [1], CPU, num_samples=3, max_new_tokens=99))
+    one = list(generate(model, [1], CPU, num_samples=1, max_new_tokens=99))
+    assert [tokens[0] for tokens in three] == [tokens[0] for tokens in one]
+    assert [tokens[0] for tokens in three] != [tokens[1] for tokens in three]
 
 
 def test_a_long_prompt_is_cut_to_the_block() -> None:
     model = make_model()
     long = [token % 13 for token in range(50)]
-    assert next(generate(model, long, CPU, temperature=0)) == next(
-        generate(model, long[-8:], CPU, temperature=0)
-    )
+    whole = next(generate(model, long, CPU, temperature=0))
+    cut = next(generate(model, long[-8:], CPU, temperature=0))
+    assert whole == cut
 
 
 def test_samples_follow_the_probabilities() -> None:
-    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(20_000, 4)
+    probs = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    logits = probs.log().expand(20_000, 4)
     u = torch.arange(20_000) / 20_000
 
-    def shares(temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> list[float]:
-        return (
-            torch.bincount(sample_token(logits, u, temperature, top_k, top_p), minlength=4) / 20_000
-        ).tolist()
+    def shares(**options: Any) -> list[float]:
+        settings: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        sampled = sample_token(logits, u, **(settings | options))
+        counts = torch.bincount(sampled, minlength=4)
+        return (counts / 20_000).tolist()
 
-    assert shares() == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=1e-3)
-    assert shares(top_k=2) == pytest.approx([0.625, 0.375, 0, 0], abs=1e-3)
-    assert shares(top_p=0.75) == pytest.approx([0.625, 0.375, 0, 0], abs=1e-3)
-    assert shares(temperature=0.5) == pytest.approx(
-        [s * s / 0.365 for s in (0.5, 0.3, 0.15, 0.05)], abs=1e-3
-    )
+    first_two = [0.625, 0.375, 0, 0]
+    squares = (probs**2 / 0.365).tolist()
+    assert shares() == pytest.approx(probs.tolist(), abs=1e-3)
+    assert shares(top_k=2) == pytest.approx(first_two, abs=1e-3)
+    assert shares(top_p=0.75) == pytest.approx(first_two, abs=1e-3)
+    assert shares(temperature=0.5) == pytest.approx(squares, abs=1e-3)
     assert shares(temperature=0) == [1, 0, 0, 0]
     extreme = torch.tensor([[0.0, 1000.0, -1000.0]])
-    assert sample_token(extreme, torch.tensor([0.999999]), 1e-40, 0, 1.0).tolist() == [1]
+    nearly_one = torch.tensor([0.999999])
+    assert sample_token(extreme, nearly_one, 1e-40, 0, 1.0).tolist() == [1]
     with pytest.raises(UserError, match="diverged"):
         sample_token(extreme / 0, torch.tensor([0.5]), 1.0, 0, 1.0)

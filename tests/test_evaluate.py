@@ -1,6 +1,4 @@
-"""evaluate.py: the same loss as training's, each token once, and statements that hold on data made
-to deserve them.
-"""
+"""evaluate.py finds the loss that training logged, on any text, and compares runs."""
 
 import json
 import math
@@ -16,55 +14,46 @@ import torch
 
 import evaluate
 from config.errors import UserError
-from config.schema import ModelConfig
 from data.batches import IGNORE_INDEX
-from data.documents import Split
 from data.eval_text import EvalText
-from data.tokenizer import char_tokenizer
-from engine import evaluation, scoring
+from engine import evaluation
 from engine.checkpoint import load_model
 from engine.device import Device
 from engine.run import open_run
 from engine.run_text import open_corpus
-from engine.scoring import Predictions, predict, score_targets
 from evaluate import EvaluateOptions
-from model import GPT
-from report import analysis
-from report.analysis import (
-    TEMPERATURES,
-    Blocks,
-    calibrate,
-    confidence_bins,
-    group_targets,
-    intervals,
-    measure_losses,
+from tests.conftest import (
+    TINY,
+    call,
+    make_text,
+    only_numbers,
+    other_dtype,
+    read_metrics,
+    trained_dtype,
+    training_in,
 )
-from report.evaluation import claim
-from tests.conftest import TINY, call, make_text, other_dtype, trained_dtype, work_in
 
 CPU = Device(torch.device("cpu"), torch.float32)
 
 
+def write_records(path: Path, number: int, mark: str = "") -> None:
+    """Write prompts, each after the mark, and completions."""
+    lines = []
+    for n in range(number):
+        record = {"prompt": f"{mark}{n} and 1 ", "completion": f"make {n + 1}"}
+        lines.append(json.dumps(record))
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Tiny runs, in the current directory: whole, short, wide (another block), other (another
-    text), ...
-    """
+    """Make tiny runs in the current directory, each named after what is special in it."""
     directory = tmp_path_factory.mktemp("evaluate")
-    with pytest.MonkeyPatch.context() as patch:
-        work_in(directory, patch)
+    with training_in(directory) as patch:
+        only_numbers(patch)
         patch.setattr("data.corpora.LENGTH", 3000)  # of the markov corpus
-        patch.setattr("report.figures.draw_png", lambda runs, path: path.touch())
-        patch.setattr("train.generate_texts", lambda *_, **__: [""])
-        Path("text.txt").write_text(make_text(), encoding="utf-8")
         Path("paragraphs.txt").write_text(make_text().replace("\n", "\n\n"), encoding="utf-8")
-        Path("records.jsonl").write_text(
-            "\n".join(
-                json.dumps({"prompt": f"{n} and 1 ", "completion": f"make {n + 1}"})
-                for n in range(200)
-            ),
-            encoding="utf-8",
-        )
+        write_records(Path("records.jsonl"), 200)
         Path("other.txt").write_text(make_text(300) + "a", encoding="utf-8")
         for out, *arguments in (
             ["whole", "--eval_tokens=0"],
@@ -98,8 +87,8 @@ def said(*argv: str) -> str:
     return call("evaluate.py", *argv).stdout
 
 
-def metrics(run: str) -> list[dict[str, float]]:
-    return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+def metrics(run: str) -> list[dict[str, Any]]:
+    return read_metrics(Path(run))
 
 
 STRANGE = "“the cat\u2019s” sät 1 Ω on\u00a0a mat;\n" * 20
@@ -120,7 +109,8 @@ def test_unknown_characters_are_replaced_and_their_cost_is_said(runs, run: str) 
     assert plain["unknown"] is None
     unknown = strange["unknown"]
     assert unknown["says"].startswith("140 characters are not in the vocabulary of ")
-    before, after = len(STRANGE.encode()), len(PLAIN.encode())
+    before = len(STRANGE.encode())
+    after = len(PLAIN.encode())
     if run == "out/whole":
         total = plain["loss"]["bits_per_byte"]["value"] * (after - 1) + unknown["bits"]
         assert unknown["bits_per_byte"] == pytest.approx(total / (before - 1))
@@ -132,8 +122,7 @@ def test_unknown_characters_are_replaced_and_their_cost_is_said(runs, run: str) 
 
 def test_unknown_characters_of_prompts_are_told_and_cost_nothing(runs) -> None:
     """A prompt without them is another context, so the reader of a loss should know."""
-    records = [{"prompt": f"Ω{n} and 1 ", "completion": f"make {n + 1}"} for n in range(20)]
-    Path("strange.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    write_records(Path("strange.jsonl"), 20, mark="Ω")
     command = ["out/records", "--text=strange.jsonl", "--unknown=replace"]
     assert found(*command)["unknown"] is None
     printed = said(*command)
@@ -211,16 +200,17 @@ def test_both_runs_read_the_same_documents(runs) -> None:
 
 
 def test_a_padded_run_gains_nothing_beyond_its_documents(runs) -> None:
-    """Whatever the stride, the model does not see tokens before the document, and each token is a
-    target once.
-    """
+    """With any stride, no document sees the one before it, and each token is a target once."""
     split = open_corpus(open_run(Path("out/padded"))).val
     eos = int(split.tokens[0])
     for stride in (0, 1, 5):
         targets = []
         for batch in EvalText(split, 8, eos, stride).batches():
-            assert not (batch.inputs[:, 1:] == eos)[batch.targets[:, 1:] != IGNORE_INDEX].any()
-            targets += batch.targets[batch.targets != IGNORE_INDEX].tolist()
+            is_target = batch.targets != IGNORE_INDEX
+            begins_inside = batch.inputs == eos
+            begins_inside[:, 0] = False
+            assert not (begins_inside & is_target).any()
+            targets += batch.targets[is_target].tolist()
         assert targets == split.tokens[1:].tolist()
 
 
@@ -233,26 +223,22 @@ def test_where_the_entropy_is_known_so_is_the_gap(runs) -> None:
 
 
 def test_a_limit_evaluates_a_part_that_is_spread_evenly_and_says_so(runs) -> None:
-    whole, part = found("out/whole"), found("out/whole", "--max_tokens=300")
+    whole = found("out/whole")
+    part = found("out/whole", "--max_tokens=300")
     assert 280 <= part["targets"] <= 320 < whole["targets"]
     assert part["of_targets"] == whole["of_targets"] == whole["targets"]
     note = f"{part['targets']:,} targets of {whole['targets']:,}, spread evenly"
     assert note in said("out/whole", "--max_tokens=300")
     assert part["baselines"] == []
-    best = min(
-        (record for record in metrics("out/short") if "val_nll" in record),
-        key=lambda record: record["val_nll"],
-    )
+    best = min(record["val_nll"] for record in metrics("out/short") if "val_nll" in record)
     # the windows that training evaluates with eval_tokens=300
-    part = found("out/short", "--max_tokens=300")
-    assert part["loss"]["nats_per_token"]["value"] == pytest.approx(best["val_nll"], rel=1e-6)
+    nats = found("out/short", "--max_tokens=300")["loss"]["nats_per_token"]["value"]
+    assert nats == pytest.approx(best, rel=1e-6)
     assert found("out/whole", "--max_tokens=0")["loss"] == whole["loss"]
 
 
 def test_targets_are_counted_where_most_windows_have_none(runs) -> None:
-    """Prompts of 30 blocks, with short completions: training and evaluate.py find what they were
-    asked for.
-    """
+    """Training and evaluate.py find their targets behind prompts of 30 blocks."""
     with Path("prompts.jsonl").open("w", encoding="utf-8") as file:
         for n in range(100):
             prompt = f"{n:03} times 10 " * 20
@@ -282,270 +268,21 @@ def test_a_sentence_shows_what_each_of_its_tokens_costs(runs) -> None:
     costs = []
     for i in range(1, len(tokens)):
         start = (i - 1) // 8 * 8
-        logits = model(torch.tensor([tokens[start:i]]))[0, -1].detach()
+        window = torch.tensor([tokens[start:i]])
+        logits = model(window)[0, -1].detach()
         costs.append(-float(logits.log_softmax(-1)[tokens[i]]))
     title, cells = printed.split("\n\n")[0].split("\n", 1)
     words = cells.split()
     assert title == "nats of each token:"
     assert "".join(words[::2]) == "⏎" + sentence.replace(" ", "␣")
     assert words[1] == "given"
-    assert [float(cost) for cost in words[3::2]] == pytest.approx(costs, abs=6e-4)
-    total, bits, mean = sum(costs), sum(costs) / math.log(2), np.mean(costs)
-    assert (
-        f"{total:.2f} nats, {bits:.2f} bits, for {len(costs)} tokens: {mean:.4f} nats per token"
-        in printed
-    )
+    shown = [float(cost) for cost in words[3::2]]
+    assert shown == pytest.approx(costs, abs=6e-4)
+    nats = sum(costs)
+    bits = nats / math.log(2)
+    mean = f"{len(costs)} tokens: {np.mean(costs):.4f} nats per token"
+    assert f"{nats:.2f} nats, {bits:.2f} bits, for {mean}" in printed
     assert "\x1b" not in printed
-
-
-@pytest.mark.parametrize("stride", [0, 1, 3, 7, 8])
-@pytest.mark.parametrize("n", [2, 8, 9, 10, 17, 5000])
-def test_every_token_but_the_first_is_a_target_once_whatever_the_stride(
-    n: int, stride: int
-) -> None:
-    tokens = np.arange(n, dtype=np.uint16)
-    targets = []
-    for batch in EvalText(Split(tokens), 8, stride=stride).batches():
-        unmasked = batch.targets != IGNORE_INDEX
-        assert (batch.targets[unmasked] == batch.inputs[unmasked] + 1).all()
-        context_len = np.nonzero(unmasked)[1] + 1
-        least = 8 - (stride or 8) + 1  # tokens of context, where there are that many
-        assert (context_len >= np.minimum(batch.targets[unmasked], least)).all()
-        targets += batch.targets[unmasked].tolist()
-    assert targets == list(range(1, n))
-
-
-SMALL = ModelConfig(block_size=8, n_layer=2, n_head=2, n_embd=16)
-
-
-def make_model(cfg: ModelConfig = SMALL, seed: int = 0) -> GPT:
-    torch.manual_seed(seed)
-    model = GPT(cfg, 13)
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    return model
-
-
-@pytest.mark.parametrize("chunk", [1, 7, 2**20])
-def test_each_token_is_scored_as_one_by_one_in_float64(
-    chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scoring, "CHUNK_LOGITS", chunk * 13)
-    monkeypatch.setattr(scoring, "MIN_CHUNK", 1)
-    model = make_model(
-        ModelConfig(block_size=8, n_layer=2, n_head=2, n_embd=16, softcap=3.0, dropout=0.5)
-    )
-    tokens = np.random.default_rng(0).integers(13, size=100)
-    scores = score_targets(
-        predict(model, EvalText(Split(tokens), 8, stride=5).batches(), CPU), TEMPERATURES
-    )
-    assert scores.targets.tolist() == tokens[1:].tolist()
-    exact = model.double()
-    tempered = np.zeros(len(TEMPERATURES))
-    for i in range(1, 100):
-        start = 0 if i <= 8 else 5 * -(-(i - 8) // 5)
-        z = exact(torch.from_numpy(tokens[None, start:i]))[0, -1].detach().double()
-        q = z.softmax(-1)
-        assert scores.context_len[i - 1] == i - start
-        assert scores.nll[i - 1] == pytest.approx(-math.log(q[tokens[i]]), abs=1e-5)
-        assert scores.higher[i - 1] == sorted(range(13), key=lambda v: -float(q[v])).index(
-            tokens[i]
-        )
-        assert scores.confidence[i - 1] == pytest.approx(float(q.max()), abs=1e-5)
-        tempered += [-float((z / T).log_softmax(-1)[tokens[i]]) for T in TEMPERATURES]
-    assert scores.tempered == pytest.approx(tempered, rel=1e-5)
-
-
-def made(logits: torch.Tensor, targets: torch.Tensor) -> list[Predictions]:
-    return [Predictions(logits, targets, torch.ones_like(targets))]
-
-
-def columns(offset: np.ndarray, nll: np.ndarray, **more: np.ndarray) -> analysis.Columns:
-    """Of each target; by default a token of one byte that is not predicted."""
-    ones, zeros = np.ones(len(nll)), np.zeros(len(nll))
-    return {
-        "offset": offset,
-        "document": np.zeros(len(nll), dtype=int),
-        "tokens": ones,
-        "bytes": ones,
-        "nll": nll,
-        "top1": zeros,
-        "top5": zeros,
-    } | more
-
-
-def measure(*runs: analysis.Columns) -> list[dict[str, analysis.Estimate]]:
-    losses, blocks = measure_losses(runs)
-    return [intervals(own, blocks) for own in losses]
-
-
-def nats_difference(ours: analysis.Columns, theirs: analysis.Columns) -> analysis.Estimate:
-    (first, second), blocks = measure_losses([ours, theirs])
-    return intervals({"nats": first["nats_per_token"] - second["nats_per_token"]}, blocks)["nats"]
-
-
-def test_the_units_are_those_of_the_same_sums() -> None:
-    nll, n_bytes = np.array([1.0, 2.0, 6.0, 3.0]), np.array([1, 2, 1, 4])
-    text = columns(
-        n_bytes.cumsum(),
-        nll,
-        bytes=n_bytes,
-        top1=np.array([1.0, 0, 0, 0]),
-        top5=np.array([1.0, 1, 0, 0]),
-    )
-    (loss,) = measure(text)
-    assert loss["nats_per_token"]["value"] == 3
-    assert (loss["top1"]["value"], loss["top5"]["value"]) == (0.25, 0.5)
-    assert loss["bits_per_token"]["value"] == pytest.approx(3 / math.log(2))
-    assert loss["bits_per_byte"]["value"] == pytest.approx(12 / 8 / math.log(2))
-    assert loss["perplexity"]["value"] == pytest.approx(math.exp(3))
-    assert loss["perplexity"]["high"] == pytest.approx(
-        math.exp(loss["nats_per_token"]["high"]), rel=1e-3
-    )
-    (huge,) = measure(text | {"nll": nll * 1e6})
-    assert math.isfinite(huge["perplexity"]["value"])
-
-
-def test_tied_tokens_share_the_places() -> None:
-    scores = score_targets(
-        made(torch.tensor([[0.0, 1.0, 1.0, 1.0]]).expand(4, 4), torch.arange(4)), TEMPERATURES
-    )
-    assert scores.top(1).tolist() == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3])
-    assert scores.top(2).tolist() == pytest.approx([0, 2 / 3, 2 / 3, 2 / 3])
-    assert scores.top(5).tolist() == [1, 1, 1, 1]
-
-
-def test_a_model_that_diverged_is_told() -> None:
-    model = make_model()
-    torch.nn.init.constant_(model.wte.weight, math.nan)
-    with pytest.raises(UserError, match="diverged"):
-        list(predict(model, EvalText(Split(np.arange(9)), 8).batches(), CPU))
-
-
-def width(estimate: analysis.Estimate) -> float:
-    return estimate["high"] - estimate["low"]
-
-
-def make_nll(
-    rng: np.random.Generator, blocks: int, spread: float = 0.2
-) -> tuple[np.ndarray, np.ndarray]:
-    """Surprisals of mean 2 that are alike within stretches of 1,000 bytes; and where their tokens
-    begin.
-    """
-    hard = np.repeat(rng.normal(0, spread, size=4 * blocks), 250)
-    return 2 + hard + rng.normal(0, 0.5, size=1000 * blocks), 4 * np.arange(1000 * blocks)
-
-
-def test_intervals_cover_what_they_should_and_narrow_with_more_text() -> None:
-    rng, covered, widths = np.random.default_rng(0), 0, []
-    for _ in range(100):
-        nll, offsets = make_nll(rng, 60)
-        estimate = measure(columns(offsets, nll))[0]["nats_per_token"]
-        assert estimate["value"] == pytest.approx(nll.mean())
-        covered += estimate["low"] <= 2 <= estimate["high"]
-        widths.append(width(estimate))
-    assert 90 <= covered <= 99
-    nll, offsets = make_nll(rng, 960)
-    longer = measure(columns(offsets, nll))[0]["nats_per_token"]
-    assert width(longer) == pytest.approx(np.mean(widths) / 4, rel=0.2)
-
-
-def test_a_paired_difference_leaves_out_what_both_find_hard() -> None:
-    nll, offsets = make_nll(np.random.default_rng(0), 60)
-    noise = np.random.default_rng(1).normal(0, 0.1, size=len(nll))
-    noise -= noise.mean()
-    theirs = columns(offsets, nll)
-    # alone, either could be the better one
-    assert width(measure(theirs)[0]["nats_per_token"]) > 0.02
-    better = nats_difference(columns(offsets, nll - 0.01 + noise), theirs)
-    assert better["low"] < -0.01 < better["high"] < 0
-    same = nats_difference(columns(offsets, nll + noise), theirs)
-    assert same["low"] < 0 < same["high"]
-
-
-def test_other_tokens_of_the_same_text_fall_into_the_same_blocks() -> None:
-    """The same surprisal a byte, in tokens of 1 byte and of 1 to 50: no difference, in any
-    resample.
-    """
-    lengths = np.random.default_rng(0).integers(1, 51, size=4000)
-    offsets = lengths.cumsum() - lengths
-    per_byte = np.random.default_rng(1).normal(2, 1, size=lengths.sum())
-    runs = [
-        columns(np.arange(len(per_byte)), per_byte),
-        columns(offsets, np.add.reduceat(per_byte, offsets), bytes=lengths),
-    ]
-    losses, blocks = measure_losses(runs)
-    ours, theirs = (own["bits_per_byte"] for own in losses)
-    gap = intervals({"gap": ours - theirs}, blocks)["gap"]
-    assert gap["value"] == pytest.approx(0)
-    assert width(gap) < 0.01  # the tokens that cross a border
-    assert width(gap) < 0.2 * width(intervals({"own": ours}, blocks)["own"]) + 0.01
-
-
-ROW = 100  # tokens in a row of the columns below, to be faster
-
-
-def make_documents(
-    rng: np.random.Generator, effects: np.ndarray, spread: float
-) -> analysis.Columns:
-    """Documents of mean 2 that differ as wholes, in rows of ROW tokens; `spread`: of log-lengths."""
-    rows = np.rint(20 * np.exp(spread * rng.standard_normal(len(effects)))).astype(int) + 1
-    number = np.repeat(np.arange(len(effects)), rows)
-    nll = ROW * (2 + effects[number] + rng.normal(0, 0.1, size=len(number)))
-    offset = ROW * np.arange(len(number))
-    tokens = np.full(len(number), float(ROW))
-    document = ROW * (np.cumsum(rows) - rows)[number]
-    return columns(offset, nll, document=document, tokens=tokens, bytes=tokens)
-
-
-@pytest.mark.parametrize(("number", "spread"), [(12, 0.0), (40, 0.5), (400, 1.0)])
-def test_intervals_of_a_random_sample_of_documents_cover_others(number: int, spread: float) -> None:
-    """The loss of one run, and the difference of two, whose documents differ as wholes."""
-    rng = np.random.default_rng(0)
-    covered = of_documents = 0
-    texts = 60
-    for _ in range(texts):
-        ours = make_documents(rng, rng.normal(0, 0.3, size=number), spread)
-        rows = np.unique(ours["document"], return_counts=True)[1]
-        worse = 0.05 + np.repeat(rng.normal(0, 0.1, size=number), rows)
-        theirs = ours | {"nll": ours["nll"] + ROW * worse}
-        (first, second), blocks = measure_losses([ours, theirs])
-        of_documents += blocks.of_documents
-        nats = first["nats_per_token"]
-        found = intervals({"loss": nats, "difference": second["nats_per_token"] - nats}, blocks)
-        for name, truth in (("loss", 2), ("difference", 0.05)):
-            if blocks.of_documents:
-                covered += found[name]["low"] <= truth <= found[name]["high"]
-    assert of_documents > 0.85 * texts  # of the others, neighbours are alike by chance
-    assert 0.88 < covered / (2 * of_documents) < 0.99
-
-
-@pytest.mark.parametrize("cut", ["not", "into lines", "into plays"])
-def test_resamples_of_a_few_plays_promise_nothing_about_others(cut: str) -> None:
-    """Plays differ as wholes. Also if their lines or they themselves are documents, words are
-    modest.
-    """
-    rng = np.random.default_rng(0)
-    covered = of_documents = 0
-    texts = 60
-    for _ in range(texts):
-        plays = np.repeat(rng.normal(0, 0.06, size=4), 300)
-        lines = make_documents(rng, plays + rng.normal(0, 0.1, size=len(plays)), spread=0.0)
-        starts = np.unique(lines["document"])
-        document = {
-            "not": 0 * lines["document"],
-            "into lines": lines["document"],
-            "into plays": starts[np.searchsorted(starts, lines["document"]) // 300 * 300],
-        }[cut]
-        (loss,), blocks = measure_losses([lines | {"document": document}])
-        of_documents += blocks.of_documents
-        nats = intervals({"nats": loss["nats_per_token"]}, blocks)["nats"]
-        covered += nats["low"] <= 2 <= nats["high"]
-    assert covered / texts < 0.7  # an interval would have 0.95
-    # where the four plays happen to be alike
-    assert of_documents <= (3 if cut == "into lines" else 0)
-    assert "nothing about another text" in " ".join(claim(Blocks(False, 50)))
-    assert "other documents of the same source" in " ".join(claim(Blocks(True, 50)))
 
 
 def test_what_resamples_say_depends_on_the_documents(runs) -> None:
@@ -568,92 +305,18 @@ def test_what_resamples_say_depends_on_the_documents(runs) -> None:
 def test_columns_know_where_tokens_and_documents_are(runs, name, chunk, monkeypatch) -> None:
     monkeypatch.setattr(evaluation, "CHUNK", chunk)
     run = open_run(Path(name))
-    val, token_bytes = open_corpus(run).val.tokens, run.tokenizer.token_bytes
-    of_each = evaluate.score_run(run, open_corpus(run).val, EvaluateOptions()).columns
-    text = run.tokenizer.decode_bytes(val)
-    rows = zip(val[1:], *(of_each[name] for name in ("offset", "bytes", "document")), strict=True)
-    for token, offset, length, document in rows:
-        assert text[offset : offset + length] == token_bytes[token]
-        begins = text[:offset].rfind(b"\n") + 1 if name == "out/bpe_lines" else 0
-        assert document == begins
-
-
-def test_a_text_of_a_few_tokens_has_intervals_that_are_numbers() -> None:
-    for offsets in (
-        [np.array([1])],
-        [np.array([2]), np.array([3])],
-        [np.array([1, 2, 3]), np.array([2])],
-        [np.arange(200), np.arange(0, 200, 70)],
-    ):
-        for own in measure(*(columns(offset, np.ones(len(offset))) for offset in offsets)):
-            assert own["nats_per_token"] == {"low": 1, "value": 1, "high": 1}
-
-
-def calibration_of(scores: scoring.Scores) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    of_each = columns(scores.targets, scores.nll, top1=scores.top(1), confidence=scores.confidence)
-    rows = group_targets(*confidence_bins(scores.confidence), of_each)
-    return calibrate(rows, scores.tempered / len(scores.nll)), rows
-
-
-@pytest.mark.parametrize("factor", [0.5, 1.0, 1.7, 3.0])
-def test_calibration_recovers_the_factor_by_which_logits_were_spoiled(factor: float) -> None:
-    torch.manual_seed(0)
-    honest = 1.5 * torch.randn(40_000, 10)
-    targets = torch.multinomial(honest.softmax(-1), 1)[:, 0]
-    scores = score_targets(made(factor * honest, targets), TEMPERATURES)
-    right = scores.top(1)
-    calibration, bins = calibration_of(scores)
-    assert calibration["temperature"] == pytest.approx(factor, rel=0.03)
-    best = (
-        -(factor * honest / calibration["temperature"])
-        .log_softmax(-1)[torch.arange(40_000), targets]
-        .mean()
-    )
-    assert calibration["nats_gained"] == pytest.approx(scores.nll.mean() - float(best), abs=1e-5)
-    assert (calibration["ece"] < 0.01) == (factor == 1.0)
-    lean = float(np.mean(scores.confidence)) - right.mean()
-    assert (lean > 0.05) == (factor > 1)
-    assert (lean < -0.05) == (factor < 1)
-    assert sum(each["tokens"] for each in bins) == 40_000
-    ece = 0.0
-    for i in range(15):
-        inside = (scores.confidence >= i / 15) & (scores.confidence < (i + 1) / 15)
-        if inside.any():
-            ece += inside.mean() * abs(scores.confidence[inside].mean() - right[inside].mean())
-    assert calibration["ece"] == pytest.approx(ece, rel=1e-4)  # a token may be on the edge of a bin
-
-
-def test_no_group_shows_a_fault_of_a_perfectly_calibrated_model() -> None:
-    """Its targets are drawn from its own predictions: a confidence is the accuracy beside it."""
-    tokenizer = char_tokenizer("the Cat sat on; a mat\n")
-    V, n = tokenizer.vocab_size, 40_000
-    torch.manual_seed(0)
-    logits = 1.5 * torch.randn(n, V) - 0.25 * torch.arange(V)  # some tokens are rarer than others
-    targets = torch.multinomial(logits.softmax(-1), 1)[:, 0]
-    text = EvalText(Split(np.append(0, targets.numpy())), 8)
-    scores = score_targets(made(logits, targets), TEMPERATURES)
-    context_len = np.arange(n) % 8 + 1
-    of_each = columns(
-        np.arange(n),
-        scores.nll,
-        top1=scores.top(1),
-        confidence=scores.confidence,
-        target=scores.targets,
-        context_len=context_len,
-    )
-    summary = analysis.summarise(of_each, scores.tempered / n, text, tokenizer, text.split)
-
-    by_outcome = {"kind of character", "times in training"}
-    assert set(summary.groups) == {"confidence", "context length", *by_outcome}
-    for kind, groups in summary.groups.items():
-        assert len(groups) > 1
-        for each in groups:
-            assert (each.confidence is None) == (kind in by_outcome)
-            if each.confidence is not None:
-                assert abs(each.confidence - each.top1) < 4 * math.sqrt(0.25 / each.tokens)
-    rare = min(summary.groups["times in training"], key=lambda each: each.tokens)
-    confidence = scores.confidence[np.bincount(scores.targets)[scores.targets] < 1000].mean()
-    assert confidence > rare.top1 + 0.1  # what the column would have shown
+    val = open_corpus(run).val
+    of_each = evaluate.score_run(run, val, EvaluateOptions()).columns
+    text = run.tokenizer.decode_bytes(val.tokens)
+    for number, token in enumerate(val.tokens[1:]):
+        offset = of_each["offset"][number]
+        token_bytes = run.tokenizer.token_bytes[token]
+        assert of_each["bytes"][number] == len(token_bytes)
+        assert text[offset : offset + len(token_bytes)] == token_bytes
+        begins = 0
+        if name == "out/bpe_lines":
+            begins = text[:offset].rfind(b"\n") + 1
+        assert of_each["document"][number] == begins
 
 
 @pytest.mark.parametrize("argv", [["out/whole"], ["out/bpe", "--stride=3"]])
@@ -681,20 +344,6 @@ def test_the_dtype_is_that_of_training_or_of_the_option(runs) -> None:
     both = found("out/whole", "--against=out/short", "--dtype=bfloat16")
     assert both["device"].endswith("bfloat16")
     assert both["against"]["device"].endswith("bfloat16")
-
-
-@pytest.mark.parametrize(("best", "at_end"), [(0.1, True), (0.3, False), (3.5, False), (9.0, True)])
-def test_a_temperature_at_the_end_of_what_was_tried_is_told(best: float, at_end: bool) -> None:
-    tempered = np.log(np.array(TEMPERATURES) / best) ** 2
-    calibration = calibrate([], tempered)
-    assert calibration["at_end"] == at_end
-    assert calibration["temperature"] == pytest.approx(min(4, max(1 / 4, best)), rel=0.01)
-
-
-def test_a_certain_and_right_model_is_calibrated() -> None:
-    scores = score_targets(made(torch.tensor([[100.0, 0.0]]), torch.tensor([0])), TEMPERATURES)
-    calibration, bins = calibration_of(scores)
-    assert (calibration["ece"], bins[0]["name"]) == (0, "93% to 100%")
 
 
 @pytest.mark.parametrize(
@@ -725,14 +374,12 @@ def test_the_groups_add_up_to_the_whole(runs, run, kinds) -> None:
 
 
 def test_a_stride_gives_context_and_is_worth_something_said(runs) -> None:
-    near, far = found("out/wide", "--stride=16"), found("out/wide", "--stride=1")
+    near = found("out/wide", "--stride=16")
+    far = found("out/wide", "--stride=1")
     assert near["loss"] == found("out/wide")["loss"]
     assert far["targets"] == near["targets"]
-    assert (
-        far["groups"]["context length"][-1]["share"]
-        > 0.95
-        > near["groups"]["context length"][-1]["share"]
-    )
+    assert near["groups"]["context length"][-1]["share"] < 0.95
+    assert far["groups"]["context length"][-1]["share"] > 0.95
     assert "in a window of 8 that moves on by 2 tokens" in said("out/whole", "--stride=2")
 
 
@@ -744,7 +391,8 @@ def test_a_copy_of_a_split_has_its_loss(runs) -> None:
     ):
         Path("copy.txt").write_text(part, encoding="utf-8")
         for run in ("out/whole", "out/bpe"):
-            of_split, of_text = found(run, f"--split={split}"), found(run, "--text=copy.txt")
+            of_split = found(run, f"--split={split}")
+            of_text = found(run, "--text=copy.txt")
             assert of_text["loss"] == of_split["loss"]
             for kind, groups in of_text["groups"].items():
                 assert groups == of_split["groups"][kind]
@@ -753,7 +401,8 @@ def test_a_copy_of_a_split_has_its_loss(runs) -> None:
 
 
 def test_against_another_run(runs) -> None:
-    ours, theirs = found("out/whole", "--against=out/short"), found("out/short")
+    ours = found("out/whole", "--against=out/short")
+    theirs = found("out/short")
     against = ours["against"]
     assert against["loss"] == theirs["loss"]
     assert against["difference"]["nats_per_token"]["value"] == pytest.approx(
