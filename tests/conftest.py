@@ -77,7 +77,10 @@ def call(script: str, *arguments: str, check: bool = True) -> Done:
     It takes the same path as `python train.py`, but for the import of torch, which takes seconds.
     """
     main = import_module(script.removesuffix(".py").replace("/", ".")).main
-    out, err, code, argv = io.StringIO(), io.StringIO(), 0, sys.argv
+    out = io.StringIO()
+    err = io.StringIO()
+    code = 0
+    argv = sys.argv
     sys.argv = [script, *arguments]
     try:
         with redirect_stdout(out), redirect_stderr(err):
@@ -105,10 +108,12 @@ def write_checkpoint(
 
 
 def read_metrics(run: Path) -> list[Record]:
-    """The lines of a run's metrics.jsonl."""
+    """Read the records of a run's metrics.jsonl; a torn line is none."""
     path = run / "metrics.jsonl"
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    return [record for line in lines if (record := parse_record(line))]
+    if not path.exists():
+        return []
+    records = [parse_record(line) for line in path.read_bytes().split(b"\n")]
+    return [record for record in records if record]
 
 
 def write_metrics(run: Path, records: list[Record]) -> None:
@@ -118,7 +123,7 @@ def write_metrics(run: Path, records: list[Record]) -> None:
 
 
 def without_clocks(run: Path) -> list[Record]:
-    """A run's metrics without what depends on time: equal for equal runs."""
+    """Read a run's metrics without what depends on time: equal for equal runs."""
     of_time = re.compile("second|mfu|gigabytes")
     return [
         {key: value for key, value in record.items() if not of_time.search(key)}
@@ -127,19 +132,19 @@ def without_clocks(run: Path) -> list[Record]:
 
 
 def make_text(n_lines: int = 400) -> str:
-    """Words in an order that has something to learn, and a little of everything in Unicode."""
+    """Write words in an order that has something to learn, and a little of all of Unicode."""
     rng = random.Random(0)
     words = ["the", "cat", "sat", "on", "a", "mat;", "naïve", "doré", "日本", "🎉"]
-    return (
-        "\n".join(
-            " ".join(rng.choices(words, weights=range(10, 0, -1), k=6)) for _ in range(n_lines)
-        )
-        + "\n"
-    )
+    weights = range(10, 0, -1)
+    text = ""
+    for _ in range(n_lines):
+        line = rng.choices(words, weights, k=6)
+        text += " ".join(line) + "\n"
+    return text
 
 
 def trained_dtype() -> str:
-    """What the trainings of the tests compute in: --dtype of pytest."""
+    """Return what the trainings of the tests compute in: --dtype of pytest."""
     return TINY[-1].removeprefix("--dtype=")
 
 
@@ -156,9 +161,7 @@ def _keep_denormals() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository as a newcomer has it, without anything that was prepared, trained or
-    installed.
-    """
+    """Copy the repository as a newcomer has it, with nothing prepared, trained or installed."""
     path = tmp_path_factory.mktemp("clone")
     for source in [*ROOT.glob("*.py"), ROOT / "README.md", ROOT / "Makefile"]:
         shutil.copy(source, path)
@@ -173,23 +176,20 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "bench",
         "docs",
     ]
+    suffixes = (".py", ".toml", ".html", ".js", ".ipynb")
     for folder in folders:
         for source in (ROOT / folder).rglob("*"):
-            if (
-                source.suffix in (".py", ".toml", ".html", ".js", ".ipynb")
-                or source.name == "results.json"
-            ):
-                (path / source.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(source, path / source.relative_to(ROOT))
+            if source.suffix in suffixes or source.name == "results.json":
+                target = path / source.relative_to(ROOT)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, target)
     (path / "text.txt").write_text(make_text(), encoding="utf-8")
     return path
 
 
 @pytest.fixture(scope="session")
 def run(clone: Path):
-    """`run("train.py", "--max_iters=5")` runs that command in the clone, as a process of its own:
-    slow.
-    """
+    """`run("train.py", "--max_iters=5")` runs that in the clone, as a process of its own: slow."""
 
     def run_process(
         script: str, *arguments: str, check: bool = True
@@ -211,16 +211,14 @@ def run(clone: Path):
 
 @pytest.fixture(scope="session")
 def trained(run, clone: Path) -> tuple[Path, str]:
-    """A tiny run, by the real command, and what it printed."""
+    """Make a tiny run by the real command; returns it and what it printed."""
     done = run("train.py", "--corpus=text.txt", "--out_dir=out/tiny", *TINY)
     return clone / "out/tiny", done.stdout
 
 
 @contextmanager
 def training_in(folder: Path) -> Iterator[pytest.MonkeyPatch]:
-    """For fixtures of a module: the current directory is `folder`, with text.txt in it; no pictures
-    are drawn.
-    """
+    """Make `folder` the current directory, with text.txt in it, for a module; draw no pictures."""
     with pytest.MonkeyPatch.context() as patch:
         train_in(folder, patch)
         (folder / "text.txt").write_text(make_text(), encoding="utf-8")
@@ -229,7 +227,7 @@ def training_in(folder: Path) -> Iterator[pytest.MonkeyPatch]:
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory with a run of two steps in out/run/, and what it was prepared from."""
+    """Make a directory with a run of two steps in out/run/, and what it was prepared from."""
     folder = tmp_path_factory.mktemp("example")
     with training_in(folder):
         call("train.py", "--corpus=text.txt", "--out_dir=out/run", *TINY, "--max_iters=2")

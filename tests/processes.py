@@ -1,5 +1,4 @@
-"""train.py in processes of its own, without the seconds that importing torch takes; and what they
-leave on disk.
+"""Starts train.py in processes of its own, without the seconds that importing torch takes.
 
 The processes are forked from a server that has imported torch, but nothing of this repository.
 """
@@ -15,15 +14,16 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import safe_open
 
-CONTEXT: Any = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+CONTEXT: Any = multiprocessing.get_context("spawn")
 if hasattr(os, "fork"):
+    CONTEXT = multiprocessing.get_context("forkserver")
     CONTEXT.set_forkserver_preload(
         [
             "tests.processes",
@@ -41,20 +41,25 @@ if hasattr(os, "fork"):
             "matplotlib.backends.backend_agg",
         ]
     )
+Words = Sequence[str]
+Variables = dict[str, str]
 LIMIT = 60  # seconds that a process may take
 PORTS = itertools.count()
 
 
 class Process:
-    """`python train.py ARGUMENTS` in a folder. `prelude` is code to run first; `env` are variables."""
+    """Runs `python train.py ARGUMENTS` in a folder.
+
+    `prelude` is code to run first; `env` are variables.
+    """
 
     def __init__(
-        self, folder: Path, *arguments: str, prelude: str = "", script: str = "train.py", **env: str
+        self, folder: Path, *arguments: str, script: str = "train.py", prelude: str = "", **env: str
     ) -> None:
         descriptor, self.log = tempfile.mkstemp(dir=folder, suffix=".log")
         os.close(descriptor)
         env["OMP_NUM_THREADS"] = "1"
-        details = (str(folder), self.log, [script, *arguments], prelude, env)
+        details = (self.log, [script, *arguments], prelude, env)
         self.process = CONTEXT.Process(target=_run, daemon=True, args=details)
         self.process.start()
 
@@ -103,34 +108,32 @@ def free_port() -> str:
 
 
 def start_ranks(
-    folder: Path, *arguments: str, size: int = 2, last: tuple[str, ...] = (), prelude: str = ""
+    folder: Path, *arguments: str, size: int = 2, last: Words = (), prelude: str = ""
 ) -> list[Process]:
-    """What torchrun does: a process for each rank. `last` are options of the last rank only."""
+    """Start a process for each rank, as torchrun does; `last` are options of the last rank only."""
     port = free_port()
     ranks = []
     for rank in range(size):
-        own = last if rank == size - 1 else ()
-        ranks.append(
-            Process(
-                folder,
-                *arguments,
-                *own,
-                prelude=prelude,
-                RANK=str(rank),
-                LOCAL_RANK=str(rank),
-                WORLD_SIZE=str(size),
-                MASTER_PORT=port,
-                MASTER_ADDR="127.0.0.1",
-            )
-        )
+        words = list(arguments)
+        if rank == size - 1:
+            words += last
+        variables = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(size),
+            "MASTER_PORT": port,
+            "MASTER_ADDR": "127.0.0.1",
+        }
+        ranks.append(Process(folder, *words, prelude=prelude, **variables))
     return ranks
 
 
-def _run(folder: str, log: str, command: list[str], prelude: str, env: dict[str, str]) -> None:
+def _run(log: str, command: Words, prelude: str, env: Variables) -> None:
+    folder = str(Path(log).parent)
     os.environ.update(env)
     os.chdir(folder)
     sys.path.insert(0, folder)
-    sys.argv = command
+    sys.argv = list(command)
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -141,8 +144,11 @@ def _run(folder: str, log: str, command: list[str], prelude: str, env: dict[str,
         atexit._run_exitfuncs()
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The tensors of a checkpoint, and the state of the training without its time."""
+Tensors = dict[str, np.ndarray]
+
+
+def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    """Read the tensors of a checkpoint, and the state of the training without its time."""
     with safe_open(path, framework="np") as file:
         state = json.loads(file.metadata()["state"])
         del state["seconds"]
@@ -150,8 +156,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def assert_same_checkpoints(one: Path, other: Path) -> None:
-    """Two checkpoints are equal bit for bit, but for the time that their trainings took."""
-    (tensors, state), (expected, expected_state) = read_checkpoint(one), read_checkpoint(other)
+    """Assert that two are equal bit for bit, but for the time that their trainings took."""
+    tensors, state = read_checkpoint(one)
+    expected, expected_state = read_checkpoint(other)
     assert state == expected_state
     assert list(tensors) == list(expected)
     for name, tensor in tensors.items():

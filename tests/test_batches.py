@@ -11,16 +11,16 @@ TOKENS = np.arange(1000, dtype=np.uint16)
 
 
 def first_inputs(batches: TrainBatches, first_window: int) -> np.ndarray:
-    """The inputs of a step, (batch_size, block_size)."""
+    """Return the inputs of a step, (batch_size, block_size)."""
     (batch,) = batches(first_window)
     return batch.inputs
 
 
-def rows(made: list[Batch]) -> tuple[list[list[int]], list[list[int]]]:
-    """The inputs and the targets of micro-batches, row by row."""
+def rows(made: list[Batch]) -> list[list[list[int]]]:
+    """Return the inputs and the targets of micro-batches, row by row."""
     inputs = np.concatenate([micro.inputs for micro in made])
     targets = np.concatenate([micro.targets for micro in made])
-    return inputs.tolist(), targets.tolist()
+    return [inputs.tolist(), targets.tolist()]
 
 
 def test_batches_cover_an_epoch_once_and_depend_on_what_was_read_alone() -> None:
@@ -59,7 +59,8 @@ def test_what_was_read_and_what_was_not_make_an_epoch(eos: int | None) -> None:
     batches = TrainBatches(split, 8, 10, seed=1, eos=eos)
     inputs = np.concatenate([first_inputs(batches, 0), first_inputs(batches, 10)])
     read, unread = batches.read_and_unread(20)
-    assert sorted(cut(split, read, 8).inputs.tolist()) == sorted(inputs.tolist())
+    inputs_again = cut(split, read, 8).inputs
+    assert sorted(inputs_again.tolist()) == sorted(inputs.tolist())
     assert len(read) + len(unread) == batches.windows_per_epoch
     both = np.concatenate([read, unread])
     assert len(np.unique(both, axis=0)) == len(both)  # none is in both
@@ -73,13 +74,15 @@ def test_what_was_read_and_what_was_not_make_an_epoch(eos: int | None) -> None:
 def test_the_windows_of_an_epoch_are_those_of_before() -> None:
     """Runs of earlier editions go on with the text that they have not read."""
     batches = TrainBatches(Split(np.arange(1003)), 8, 10, seed=1)
-    starts = [first_inputs(batches, first)[:3, 0].tolist() for first in (0, 50, 110)]
-    assert starts == [[707, 379, 971], [563, 843, 491], [595, 411, 291]]
+    starts = {0: [707, 379, 971], 50: [563, 843, 491], 110: [595, 411, 291]}
+    for first_window, expected in starts.items():
+        inputs = first_inputs(batches, first_window)
+        assert inputs[:3, 0].tolist() == expected
 
 
 @pytest.mark.parametrize("n", [16, 17, 23, 40, 47])
 def test_every_training_token_but_the_first_becomes_a_target(n: int) -> None:
-    """Also those after the last whole block; and of each epoch, all but less than two blocks."""
+    """Those after the last whole block do too; each epoch lacks less than two blocks."""
     windows = n // 8 - 1
     batches = TrainBatches(Split(np.arange(n)), 8, windows, seed=0)
     all_targets = set()
@@ -92,7 +95,7 @@ def test_every_training_token_but_the_first_becomes_a_target(n: int) -> None:
 
 
 class CountingSplit(Split):
-    """Notes how many rows of tokens are taken."""
+    """A split that notes how many rows of tokens are taken."""
 
     rows_taken: list[int] = []  # noqa: RUF012
 
@@ -102,9 +105,17 @@ class CountingSplit(Split):
         return taken
 
 
-@pytest.mark.parametrize(
-    ("world_size", "micro_batch_size"), [(1, 3), (2, 0), (2, 3), (3, 4), (4, 1), (2, 10)]
-)
+DIVISIONS = [
+    pytest.param(1, 3, id="one process"),
+    (2, 0),
+    (2, 3),
+    (3, 4),
+    (4, 1),
+    pytest.param(2, 10, id="a rank without a micro-batch"),
+]
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch_size"), DIVISIONS)
 def test_each_rank_makes_its_own_micro_batches(world_size: int, micro_batch_size: int) -> None:
     """Together they are the batch of one process, with the numbers that dropout depends on."""
     split = CountingSplit(TOKENS)
@@ -126,7 +137,8 @@ def test_each_rank_makes_its_own_micro_batches(world_size: int, micro_batch_size
         made += own
     made.sort(key=lambda micro: micro.number)
     assert [micro.number for micro in made] == list(range(len(made)))
-    assert rows(made) == rows(TrainBatches(Split(TOKENS), 8, 10, seed=1)(120))
+    whole = TrainBatches(Split(TOKENS), 8, 10, seed=1)
+    assert rows(made) == rows(whole(120))
 
 
 def test_a_corpus_shorter_than_a_block_is_refused() -> None:

@@ -4,6 +4,7 @@ A forger can compute the right hash, so it proves nothing about what a file hold
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,14 @@ ADAM_FIRST = "optimizer.0.0"
 MUON_FIRST = "optimizer.1.0"
 
 
+Tensors = dict[str, Tensor | None]
+
+
 def small_training(steps: int = 1) -> tuple[GPT, Optimizers]:
-    """A model and its optimizers after some steps."""
+    """Make a model and its optimizers, and take some steps."""
     torch.manual_seed(0)
-    model = GPT(ModelConfig(block_size=2, n_layer=1, n_head=1, n_embd=2), 3)
+    shape = ModelConfig(block_size=2, n_layer=1, n_head=1, n_embd=2)
+    model = GPT(shape, 3)
     optimizers = make_optimizers(model, OptimConfig())
     for _ in range(steps):
         for p in model.parameters():
@@ -47,9 +52,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "last.safetensors"
 
 
-def forge(
-    path: Path, tensors: dict[str, Tensor | None], state: dict[str, str] | None = None
-) -> None:
+def forge(path: Path, tensors: Tensors, state: dict[str, str] | None = None) -> None:
     """Replace tensors (None: remove) and the JSON of numbers, and give the file its right hash."""
     with safe_open(path, framework="pt") as file:
         metadata = dict(file.metadata())
@@ -59,10 +62,11 @@ def forge(
         content.pop(name, None)
         if tensor is not None:
             content[name] = tensor
-    numbers = {name: json.dumps(value) for name, value in json.loads(metadata["state"]).items()}
-    numbers |= state or {}
-    items = ", ".join(f'"{name}": {text}' for name, text in numbers.items())
-    metadata["state"] = f"{{{items}}}"
+    numbers = json.loads(metadata["state"])
+    texts = {name: json.dumps(number) for name, number in numbers.items()}
+    texts |= state or {}
+    items = [f'"{name}": {text}' for name, text in texts.items()]
+    metadata["state"] = "{" + ", ".join(items) + "}"
     write_checkpoint(path, content, metadata)
 
 
@@ -87,7 +91,7 @@ def test_what_is_not_forged_is_loaded(path: Path) -> None:
     torch.testing.assert_close(everything(model, optimizers), expected, rtol=0, atol=0)
 
 
-SHAPES: list[dict[str, Tensor | None]] = [
+SHAPES: list[Tensors] = [
     {f"{ADAM_FIRST}.exp_avg": torch.zeros(1)},  # fused AdamW would read behind it
     {f"{ADAM_FIRST}.exp_avg": torch.zeros(2, 3)},
     {f"{ADAM_FIRST}.exp_avg_sq": torch.zeros(0)},
@@ -95,7 +99,7 @@ SHAPES: list[dict[str, Tensor | None]] = [
     {f"{ADAM_FIRST}.step": torch.zeros(3)},
     {f"{MUON_FIRST}.momentum": torch.zeros(1)},
 ]
-DTYPES: list[dict[str, Tensor | None]] = [
+DTYPES: list[Tensors] = [
     {f"{ADAM_FIRST}.exp_avg": torch.zeros(3, 2, dtype=torch.complex64)},
     {f"{ADAM_FIRST}.exp_avg": torch.zeros(3, 2, dtype=torch.float64)},
     {f"{ADAM_FIRST}.step": torch.tensor(1)},
@@ -104,7 +108,7 @@ DTYPES: list[dict[str, Tensor | None]] = [
     {"model.wte.weight": torch.zeros(3, 2, dtype=torch.int64)},
     {"model.wte.weight": torch.zeros(3, 2, dtype=torch.bool)},
 ]
-NAMES: list[dict[str, Tensor | None]] = [
+NAMES: list[Tensors] = [
     {f"{ADAM_FIRST}.exp_avg": None},
     {f"{ADAM_FIRST}.step": None},
     {f"{MUON_FIRST}.momentum": None},
@@ -118,26 +122,24 @@ NAMES: list[dict[str, Tensor | None]] = [
     {"optimizer.7.0.exp_avg": torch.zeros(3, 2)},
     {"something": torch.zeros(3, 2)},
 ]
-STEPS: list[dict[str, Tensor | None]] = [
-    {f"{ADAM_FIRST}.step": torch.tensor(value)} for value in (-1.0, 0.0, float("nan"), float("inf"))
-]
+NO_STEPS = (-1.0, 0.0, math.nan, math.inf)
+STEPS: list[Tensors] = [{f"{ADAM_FIRST}.step": torch.tensor(value)} for value in NO_STEPS]
 
 
-@pytest.mark.parametrize("forged", [*SHAPES, *DTYPES, *NAMES, *STEPS], ids=str)
-def test_tensors_that_do_not_fit_are_damage(path: Path, forged: dict[str, Tensor | None]) -> None:
+@pytest.mark.parametrize("forged", SHAPES + DTYPES + NAMES + STEPS, ids=str)
+def test_tensors_that_do_not_fit_are_damage(path: Path, forged: Tensors) -> None:
     forge(path, forged)
     assert_damaged(path)
 
 
 def test_optimizers_that_are_gone_are_damage(path: Path) -> None:
-    """Where a step changed the weights: else a training would go on with new optimizers, without a
-    word.
-    """
+    """A step changed the weights: a training would go on with new optimizers, without a word."""
     forge(path, {name: None for name in load_file(path) if name.startswith("optimizer.")})
     assert_damaged(path)
 
 
-BAD_NUMBERS = ["-1", "1e999", "NaN", "Infinity", "-Infinity", "1" + "0" * 400, "true", "[]", '"1"']
+HUGE = "1" + "0" * 400
+BAD_NUMBERS = ["-1", "1e999", "NaN", "Infinity", "-Infinity", HUGE, "true", "[]", '"1"']
 BAD_STATES = [{name: number} for name in TrainState.model_fields for number in BAD_NUMBERS]
 BAD_STATES += [
     {"step": f"{2**63}"},
@@ -166,7 +168,10 @@ def test_numbers_out_of_range_are_damage(path: Path, forged: dict[str, str]) -> 
     assert_damaged(path)
 
 
-@pytest.mark.parametrize("options", ["", "[1]", "7", "null", "[" * 100_000, '{"n_head": 4', "\x00"])
+NO_TABLES = ["", "[1]", "7", "null", "[" * 100_000, '{"n_head": 4', "\x00"]
+
+
+@pytest.mark.parametrize("options", NO_TABLES)
 def test_options_that_are_no_table_are_damage(path: Path, options: str) -> None:
     tensors = load_file(path)
     metadata = {"state": TrainState(step=STEP).model_dump_json(), "options": options}
@@ -176,7 +181,7 @@ def test_options_that_are_no_table_are_damage(path: Path, options: str) -> None:
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_a_training_at_any_step_is_loaded(tmp_path: Path, steps: int) -> None:
-    """Also one whose optimizers have made no step: at step 0, or where all steps were skipped."""
+    """Its optimizers may have made no step: at step 0, or where all steps were skipped."""
     model, optimizers = small_training(steps)
     saved = TrainState(
         step=5,

@@ -75,7 +75,7 @@ def test_training_tells_the_whole_story(trained) -> None:
         "evaluation.json",
     }
     assert (path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    records = read_metrics(path)
     assert [record["step"] for record in records] == [*range(7), 6]
     assert set(records[0]) == RECORD - {
         "lr",
@@ -107,7 +107,8 @@ def test_what_the_model_writes_is_shown_when_it_passes_a_baseline(trained) -> No
     assert samples[0]["step"] == 0
     assert all(set(sample) == {"step", "text"} for sample in samples)
     assert set(last) == {"step", "best_step", "text"}
-    assert "".join(last["text"].split()) in "".join(printed.split())  # the best model's, at the end
+    at_the_end = "".join(last["text"].split())
+    assert at_the_end in "".join(printed.split())
     shown = re.findall(r"^ +writes: (.*)$", printed, flags=re.MULTILINE)
     assert len(shown) == len(samples) >= 2
     for line, sample in zip(shown, samples, strict=True):
@@ -331,10 +332,11 @@ def test_mistakes_are_one_clear_line(in_clone, clone, trained, command, message)
     assert sorted(path for path in clone.glob("out/*")) == before
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
-)
+BY_CTRL_C = pytest.param(signal.SIGINT, 130)
+BY_KILL = pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("number", "code"), [BY_CTRL_C, BY_KILL])
 def test_an_interrupted_run_says_how_to_resume_and_does(in_clone, clone, number, code) -> None:
     out = f"out/stopped-{number}"
     arguments = [
@@ -366,7 +368,8 @@ def test_an_interrupted_run_says_how_to_resume_and_does(in_clone, clone, number,
     command = printed.splitlines()[-1].split()
     assert command[:2] == ["python", "train.py"]
     stopped = int(read_metrics(clone / out)[-1]["step"])
-    assert stopped == int(re.findall(r"at step ([\d,]+)", printed)[-1].replace(",", ""))
+    *_, step = re.findall(r"at step ([\d,]+)", printed)
+    assert step == f"{stopped:,}"
     printed = call(*command[1:], f"--max_iters={stopped + 3}").stdout
     assert f"resuming {out} at step {stopped:,}" in printed
     *steps, last = [record["step"] for record in read_metrics(clone / out)]

@@ -21,9 +21,8 @@ from model import GPT
 
 CPU = Device(torch.device("cpu"), torch.float32)
 V = 50
-HAS_COMPILER = (
-    shutil.which("g++") is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
-)
+HEADER = Path(sysconfig.get_path("include"), "Python.h")
+HAS_COMPILER = shutil.which("g++") is not None and HEADER.exists()
 from tests.conftest import take_step
 
 

@@ -100,11 +100,12 @@ def test_a_run_has_the_name_of_its_recipe_and_of_the_options_that_differ(
 def test_a_long_name_of_a_run_is_shortened(
     word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that the run, its lock and an older run of that name can be made; other options are
-    another name.
-    """
+    """The run, its lock and an older run of that name can be made."""
     monkeypatch.chdir(tmp_path)
-    names = [Path(load_config([f"--mask={word}{end}"])[0].run.out_dir) for end in ("1", "2", "1")]
+    names = []
+    for end in ("1", "2", "1"):
+        cfg, _ = load_config([f"--mask={word}{end}"])
+        names.append(Path(cfg.run.out_dir))
     assert names[0] == names[2] != names[1]
     for name in names:
         assert name.name.startswith("default,")
@@ -194,7 +195,8 @@ def test_a_file_may_have_the_longest_name_and_a_longer_one_is_told_first(tmp_pat
         (["n_layer=2"], "no such recipe and no run; for an option, write --n_layer=2; recipes"),
         (
             ["README.md"],
-            "README.md: not a readable TOML file: .*; to train on its text, write --corpus=README.md",
+            "README.md: not a readable TOML file: .*; to train on its text, "
+            "write --corpus=README.md",
         ),
         (
             ["--n_layer=0", "--dropuot=1"],

@@ -161,9 +161,8 @@ print(sum(corpus.tokenizer.count_bytes(split.tokens) for split in (corpus.train,
       resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
       time.perf_counter() - started)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     prepared, megabytes, seconds = map(float, done.stdout.split())
     assert prepared == size == 10**8
     assert megabytes < 2048

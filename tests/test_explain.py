@@ -1,6 +1,4 @@
-"""What --show_batch and --explain show is the batch and the text: what of it is a target, and
-what it cost.
-"""
+"""--show_batch and --explain show the batch and the text: which tokens are targets, their cost."""
 
 import re
 
@@ -23,9 +21,14 @@ from tests.conftest import TINY, call
 
 CPU = Device(torch.device("cpu"), torch.float32)
 TOKENIZER = char_tokenizer("abcdefgh :\n", "\n\n")
-SPLIT = encode_documents(
-    [apply_mask("ab:\ncd ef", "^..:"), apply_mask("gh:\nhg", "^..:")], TOKENIZER, DataConfig(), ""
-)
+DOCUMENTS = [apply_mask(text, "^..:") for text in ("ab:\ncd ef", "gh:\nhg")]
+SPLIT = encode_documents(DOCUMENTS, TOKENIZER, DataConfig(), "")
+
+
+def make_model(block_size: int) -> GPT:
+    torch.manual_seed(0)
+    shape = ModelConfig(block_size=block_size, n_layer=1, n_head=2, n_embd=8, form="nanogpt")
+    return GPT(shape, TOKENIZER.vocab_size)
 
 
 def nll_of_tokens(model: GPT, tokens: list[int]) -> np.ndarray:
@@ -55,32 +58,24 @@ def test_a_large_batch_and_one_without_targets() -> None:
     batch = padded_batch()
     batch.targets[:] = IGNORE_INDEX
     assert "0 of 24 tokens are targets" in show_masks(batch, TOKENIZER)
-    many = Batch(np.zeros((9, 3), np.int64), np.ones((9, 3), np.int64))
+    inputs = np.zeros((9, 3), np.int64)
+    many = Batch(inputs, inputs + 1)
     assert show_masks(many, TOKENIZER).endswith("... and 3 more")
 
 
 def test_each_token_has_its_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    model = GPT(
-        ModelConfig(block_size=12, n_layer=1, n_head=2, n_embd=8, form="nanogpt"),
-        TOKENIZER.vocab_size,
-    )
+    model = make_model(12)
     tokens = TOKENIZER.encode_prompt("ab:\nef")
     nll = nll_of_tokens(model, tokens)
-    log_q = model(torch.tensor([tokens]))[0].double().log_softmax(-1)
-    np.testing.assert_allclose(
-        nll, [-log_q[i, token].item() for i, token in enumerate(tokens[1:])], atol=1e-5
-    )
+    logits = model(torch.tensor([tokens[:-1]]))[0]
+    targets = torch.tensor(tokens[1:])
+    expected = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="none")
+    np.testing.assert_allclose(nll, expected.detach(), atol=1e-5)
 
-    shown = show_costs(tokens, nll, TOKENIZER)
-    cells = zip(["<|eos|>", *"ab:⏎ef"], ["given", *(f"{c:.3f}" for c in nll)], strict=True)
-    assert shown.split() == [
-        "nats",
-        "of",
-        "each",
-        "token:",
-        *(word for cell in cells for word in cell),
-    ]
+    words = show_costs(tokens, nll, TOKENIZER).split()
+    assert words[:4] == ["nats", "of", "each", "token:"]
+    assert words[4::2] == ["<|eos|>", *"ab:⏎ef"]
+    assert words[5::2] == ["given", *(f"{cost:.3f}" for cost in nll)]
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     coloured = show_costs(tokens, nll, TOKENIZER)
     assert re.sub("\x1b[^m]*m", "", coloured).split("\n")[2] == "<|eos|>ab:⏎ef"
@@ -89,14 +84,12 @@ def test_each_token_has_its_cost(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_long_text_is_read_in_windows_side_by_side() -> None:
-    torch.manual_seed(0)
-    model = GPT(
-        ModelConfig(block_size=4, n_layer=1, n_head=2, n_embd=8, form="nanogpt"),
-        TOKENIZER.vocab_size,
-    )
+    model = make_model(4)
     tokens = [1, 2, 3, 4, 5, 6, 7]
-    windows = [nll_of_tokens(model, part) for part in (tokens[:5], tokens[4:])]
-    np.testing.assert_allclose(nll_of_tokens(model, tokens), np.concatenate(windows), atol=1e-6)
+    first = nll_of_tokens(model, tokens[:5])
+    second = nll_of_tokens(model, tokens[4:])
+    both = np.concatenate([first, second])
+    np.testing.assert_allclose(nll_of_tokens(model, tokens), both, atol=1e-6)
 
 
 @pytest.mark.parametrize(
