@@ -159,7 +159,7 @@ def test_no_baseline_of_targets_counts_what_is_masked(prompt_tokens: int) -> Non
 
 
 def test_baselines_where_all_that_is_counted_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first million tokens of validation, and the last eight million of training."""
+    """Only the first tokens of validation and the last of training are counted."""
     monkeypatch.setattr("data.baselines.MAX_VAL_TOKENS", 100)
     monkeypatch.setattr("data.baselines.MAX_TRAIN_TOKENS", 100)
     train = Split(TOKENS[:9000], np.arange(9000) < 100)

@@ -95,7 +95,7 @@ def test_every_training_token_but_the_first_becomes_a_target(n: int) -> None:
 
 
 class CountingSplit(Split):
-    """A split that notes how many rows of tokens are taken."""
+    """Notes how many rows of tokens are taken."""
 
     rows_taken: list[int] = []  # noqa: RUF012
 

@@ -92,7 +92,7 @@ def own(trained, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tab(browser: Any, own: Path) -> Iterator[Tab]:
-    """A page of one run."""
+    """Open a page of one run."""
     write_runs(own / "whole.html", [own])
     tab = Tab(browser, own / "whole.html")
     yield tab

@@ -46,7 +46,7 @@ def small_training(steps: int = 1) -> tuple[GPT, Optimizers]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A whole checkpoint."""
+    """Save a checkpoint."""
     model, optimizers = small_training()
     save_checkpoint(tmp_path / "last.safetensors", model, TrainState(step=STEP), optimizers)
     return tmp_path / "last.safetensors"

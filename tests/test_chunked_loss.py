@@ -213,7 +213,7 @@ def test_extreme_logits_stay_finite() -> None:
 
 
 class Sizes(TorchDispatchMode):
-    """The largest tensor that is made; torch tells of every one."""
+    """Notes the largest tensor that is made; torch tells of every one."""
 
     largest = 0
 

@@ -231,9 +231,7 @@ def test_a_run_that_diverges_stops_and_says_so(in_clone, clone) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["nanogpt_gpu", "gpt2_124m"])
 def test_recipes_for_a_gpu_go_through_here(run, clone, recipe) -> None:
-    """A dry run of compiled bfloat16, small, on the CPU; where there is no C++ compiler, a warning
-    says so.
-    """
+    """A small model is compiled on the CPU; where there is no C++ compiler, a warning says so."""
     done = run(
         "train.py",
         f"config/{recipe}.toml",

@@ -32,7 +32,7 @@ ODD = "\ufeffnaïve\r\n\r\ncafé \t🎉\x00 \u2028日本\n" * 3
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a run of each kind of tokenizer: char and bpe."""
+    """Make a directory with a run of each kind of tokenizer: char and bpe."""
     folder = tmp_path_factory.mktemp("compress")
     with training_in(folder) as patch:
         only_numbers(patch)
@@ -50,7 +50,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def here(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The runs in the current directory, and streams of at least 40 tokens instead of 1,024."""
+    """Copy the runs to the current directory; a stream has at least 40 tokens, not 1,024."""
     for kind in ("char", "bpe"):
         shutil.copytree(runs / kind, tmp_path / kind)
     monkeypatch.chdir(tmp_path)
@@ -66,7 +66,7 @@ def encode(content: bytes, run: str = "char", *options: str) -> Done:
 
 
 def decode(run: str = "char", *options: str) -> bytes:
-    """What a.txt.srp gives, where a.txt is not."""
+    """Return what a.txt.srp gives, after a.txt is gone."""
     Path("a.txt").unlink(missing_ok=True)
     call("compress.py", run, "a.txt.srp", *options)
     return Path("a.txt").read_bytes()
@@ -356,7 +356,7 @@ def test_a_strangers_words_give_one_line(words: bytes) -> None:
 
 
 def test_the_number_of_threads_is_that_of_the_file(run, here: Path) -> None:
-    """Also of the real command, in an environment that says otherwise."""
+    """The real command too takes it from there, in an environment that says otherwise."""
     torch.set_num_threads(2)
     encode(TEXT[:39].encode())
     Path("a.txt").unlink()

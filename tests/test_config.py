@@ -1,7 +1,6 @@
-"""Configuration: order of precedence, clear mistakes, names of runs, and every option does
-something.
-"""
+"""Options: order of precedence, clear mistakes, names of runs; every option does something."""
 
+import math
 import os
 import re
 import shutil
@@ -25,7 +24,16 @@ from engine.run import open_run
 from evaluate import EvaluateOptions
 from report.progress import COLUMNS
 from sample import SampleOptions
-from tests.conftest import ROOT, TINY, call, make_text, other_dtype, read_metrics, without_clocks
+from tests.conftest import (
+    ROOT,
+    TINY,
+    call,
+    make_text,
+    only_numbers,
+    other_dtype,
+    read_metrics,
+    without_clocks,
+)
 
 RECIPES = sorted((ROOT / "config").glob("*.toml"))
 OPTIONS = list(Config().options())
@@ -118,7 +126,7 @@ def test_a_long_name_of_a_run_is_shortened(
 def test_a_corpus_may_have_the_longest_name(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without_samples_and_pictures(monkeypatch)
+    only_numbers(monkeypatch)
     name = "a" * 251 + ".txt"
     Path(name).write_text(make_text(), encoding="utf-8")
     call("train.py", f"--corpus={name}", *TINY, "--max_iters=1")
@@ -267,7 +275,7 @@ def test_a_run_that_is_not_there_gets_the_name_of_one_that_is(
 def test_a_tilde_is_the_home_folder(
     trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the shell does not see that it is a path, as in --corpus=~/text.txt."""
+    """The shell does not see that --corpus=~/text.txt has a path."""
     home = trained[0].parent.parent
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("USERPROFILE", str(home))
@@ -350,35 +358,25 @@ def test_help_has_every_option() -> None:
     assert all(f"--{name}" in shown for name in OPTIONS)
 
 
-def without_samples_and_pictures(patch: pytest.MonkeyPatch) -> None:
-    """No option changes how they are made, and they take time."""
-    patch.setattr("train.generate_texts", lambda *_, num_samples=1, **__: [""] * num_samples)
-    patch.setattr("report.figures.draw_png", lambda runs, path: path.touch())
-
-
 def test_a_run_can_be_a_recipe_and_can_be_resumed(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also on a machine that would choose another dtype: the one that the run began with stays."""
-    without_samples_and_pictures(monkeypatch)
+    """The dtype that it began with stays, also on a machine that would choose another."""
+    only_numbers(monkeypatch)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("engine.device._has_bfloat16", lambda kind: False)
         call("train.py", "--corpus=text.txt", "--out_dir=out/run", *TINY, "--dtype=auto")
     run = open_run(Path("out/run"))
     assert (run.cfg.run.dtype, run.cfg.model.n_embd) == ("float32", 16)
-    assert run.info.baselines[0].nats_per_token == pytest.approx(
-        torch.tensor(run.tokenizer.vocab_size).log().item()
-    )
+    uniform = math.log(run.tokenizer.vocab_size)
+    assert run.info.baselines[0].nats_per_token == pytest.approx(uniform)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("engine.device._has_bfloat16", lambda kind: True)
-        resumed = call("train.py", "out/run", "--init_from=resume", "--max_iters=8").stdout
-        assert (
-            "dtype was float32 and is now bfloat16"
-            in call(
-                "train.py", "out/run", "--init_from=resume", "--max_iters=9", "--dtype=auto"
-            ).stdout
-        )
+        resume = ["train.py", "out/run", "--init_from=resume"]
+        resumed = call(*resume, "--max_iters=8").stdout
+        with_auto = call(*resume, "--max_iters=9", "--dtype=auto").stdout
+    assert "dtype was float32 and is now bfloat16" in with_auto
     assert "resuming out/run at step 6" in resumed
     assert "dtype was" not in resumed
     assert read_metrics(Path("out/run"))[-1]["step"] == 9
@@ -464,9 +462,7 @@ CHANGES: dict[str, tuple[list[str], list[str]]] = {
 
 @pytest.fixture(scope="module")
 def observe(tmp_path_factory: pytest.TempPathFactory):
-    """Everything that a run shows: metrics without clocks, files, and what it prints before the
-    table.
-    """
+    """Return what a run shows: metrics without clocks, files, and the words before the table."""
     directory = tmp_path_factory.mktemp("options")
 
     def observe(argv: tuple[str, ...]) -> tuple[object, ...]:
@@ -484,7 +480,7 @@ def observe(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("data.prepare.DATA", directory / "data")
         patch.setattr("data.corpora.LENGTH", 3000)  # of the markov corpus
-        without_samples_and_pictures(patch)
+        only_numbers(patch)
         patch.chdir(directory)
         (directory / "text.txt").write_text(make_text(), encoding="utf-8")
         (directory / "other.txt").write_text(make_text(500), encoding="utf-8")
@@ -524,9 +520,7 @@ def observed_base(observe, base: tuple[str, ...]) -> tuple[object, ...]:
 
 
 def test_a_run_of_an_earlier_edition_opens(tmp_path: Path) -> None:
-    """Its config.toml may name an option that is gone; on the command line such a name gets one
-    line.
-    """
+    """Its config.toml may name an option that is gone; on the command line that gets one line."""
     (tmp_path / "config.toml").write_text('[run]\nparallel = "ddp"\nseed = 5\n', encoding="utf-8")
     assert load_config([str(tmp_path)])[0].run.seed == 5
     with pytest.raises(UserError, match=r"^parallel=fsdp: this option is gone: torchrun's ranks"):

@@ -134,7 +134,7 @@ def test_running_out_of_memory_while_preparing_advises_a_smaller_text(
 
 @pytest.mark.slow
 def test_a_hundred_megabytes_are_prepared_within_two_gigabytes(tmp_path) -> None:
-    """In a process whose peak is measured; an emoji makes Python need 4 bytes a character."""
+    """A process measures its peak; an emoji makes Python need 4 bytes a character."""
     rng = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
     words = []

@@ -1,6 +1,4 @@
-"""The gradient, and the curve, are those of one big batch, however it is cut and whoever computes
-the pieces.
-"""
+"""However a batch is cut, and whoever computes the pieces, gradient and curve are the same."""
 
 import math
 import os
@@ -357,9 +355,7 @@ def test_several_ranks_are_refused_where_they_have_no_work(monkeypatch: pytest.M
 
 
 def test_ranks_without_work_are_told() -> None:
-    """The cut of a batch does not depend on their number, so there may be more of them than
-    micro-batches.
-    """
+    """The cut of a batch does not depend on their number, so they may outnumber micro-batches."""
     get_batch = batches(3)
     assert get_batch.num_micro_batches == len(get_batch(0)) == 3
     assert not list(words.warn_of_idle_ranks(3, 3))
@@ -486,9 +482,7 @@ NO_WAIT = "import time; time.sleep = lambda seconds: None"
 def test_ranks_with_other_options_end_with_one_clear_line(
     clone: Path, option: str, says: str
 ) -> None:
-    """All of them, before a run is made: another interval would make them wait for each other for
-    ever.
-    """
+    """All end before a run is made: with other intervals they would wait for ever."""
     ranks = start_ranks(
         clone,
         "--corpus=text.txt",

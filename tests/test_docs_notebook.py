@@ -25,7 +25,7 @@ VARIES = "varies"  # the tag of cells whose outputs depend on the machine or the
 
 
 def execute(path: Path) -> NotebookNode:
-    """The notebook with new outputs; CellExecutionError where a cell fails."""
+    """Return the notebook with new outputs; CellExecutionError where a cell fails."""
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
         notebook,

@@ -189,9 +189,7 @@ def test_schedules_go_from_the_peak_to_the_lowest_lr(schedule: str) -> None:
 def test_tokens_per_second_are_those_of_the_steps(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not of evaluations, samples and checkpoints, which take an hour each on the clock of this
-    test.
-    """
+    """Evaluations, samples and checkpoints take an hour each here, and do not count."""
     now = 0.0
 
     def takes(seconds: float, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -215,13 +213,11 @@ def test_tokens_per_second_are_those_of_the_steps(
         (TrainBatches, "__call__", 0.25),
     ):
         monkeypatch.setattr(module, name, takes(seconds, getattr(module, name)))
-    train(
-        "--log_interval=2", "--checkpoint_interval=1", "--eval_interval=3", "--micro_batch_size=4"
-    )
+    intervals = ["--log_interval=2", "--checkpoint_interval=1", "--eval_interval=3"]
+    train(*intervals, "--micro_batch_size=4")
     records = read_metrics(data_dir / "out/run")
-    assert [record["tokens_per_second"] for record in records if "train_nll" in record] == [
-        4 * 8 / 0.75
-    ] * 6
+    rates = [record["tokens_per_second"] for record in records if "train_nll" in record]
+    assert rates == [4 * 8 / 0.75] * 6
     assert records[-2]["seconds"] > 3600
 
 
@@ -451,9 +447,7 @@ def test_a_checkpoint_restores_all_of_a_training(tmp_path: Path) -> None:
     reason="needs Linux's /proc",
 )
 def test_saving_copies_and_reads_nothing(tmp_path: Path) -> None:
-    """The state of a training is written from where it lies: a large model fits in memory once, not
-    twice.
-    """
+    """A large model fits in memory once, not twice: it is written from where it lies."""
     model = make_model(ngram_embedding=2, ngram_rows=400_000)
     # so that everything is imported
     save_checkpoint(tmp_path / "best.safetensors", model, TrainState())
@@ -468,7 +462,7 @@ def test_saving_copies_and_reads_nothing(tmp_path: Path) -> None:
 
 
 def proc(file: str, name: str) -> int:
-    """A number that Linux knows of this process."""
+    """Read a number that Linux knows of this process."""
     lines = (line.split() for line in Path(f"/proc/self/{file}").read_text().splitlines())
     return next(int(words[1]) for words in lines if words[0] == f"{name}:")
 
@@ -480,9 +474,7 @@ def proc(file: str, name: str) -> int:
     "options", [["--optimizer=muon"], ["--optimizer=adamw"], ["--ngram_embedding=3"]]
 )
 def test_resuming_continues_bit_for_bit(data_dir: Path, options: list[str]) -> None:
-    """6 steps at once equal 6 steps with a stop after 4: weights, optimizers and metrics; with
-    dropout, over epochs.
-    """
+    """6 steps at once equal 4 and 2: weights, optimizers, metrics; with dropout, over epochs."""
     options += ["--dropout=0.2", "--batch_size=8", "--schedule=constant", "--val_fraction=0.99"]
     train(*options, "--out_dir=out/whole")
     train(*options, "--max_iters=4")
@@ -529,9 +521,7 @@ def test_a_run_stopped_at_any_step_can_be_resumed(
 def test_the_best_model_is_measured_again_where_losses_do_not_compare(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    """On the targets, and in the dtype, of the start that resumes: else a worse model would replace
-    it.
-    """
+    """Its targets and dtype are those of the new start: else a worse model would replace it."""
     losses = {0: 3.0, 1: 2.9, 2: 2.0, 4: 2.5, 6: 2.4}
     now = {2: 2.2, 8: 2.1, 10: 2.3}  # the same model is measured as 2.2 now
 
@@ -613,8 +603,9 @@ def test_resuming_with_fewer_targets_measures_what_it_says(data_dir: Path) -> No
 
 
 def test_a_finished_run_is_evaluated_on_the_targets_of_its_best_model(data_dir: Path) -> None:
-    """Killed after its last step, and resumed with other targets: else the verdict would compare
-    two texts.
+    """It was killed after its last step, and resumed with other targets.
+
+    Else the verdict would compare two texts.
     """
     train()
     path = data_dir / "out/run"
@@ -633,7 +624,7 @@ def test_a_finished_run_is_evaluated_on_the_targets_of_its_best_model(data_dir: 
 def test_a_run_stopped_by_patience_can_be_resumed(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With more patience. Without it, the run is evaluated again, and stays as it is."""
+    """It goes on with more patience; without, it is evaluated again, and stays as it is."""
     import train as script
 
     losses = iter([3.0, 2.0, *[2.5] * 100])

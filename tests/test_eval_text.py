@@ -28,7 +28,7 @@ def test_every_token_but_the_first_is_a_target_once(n: int) -> None:
 
 
 def test_targets_of_some_windows_are_evaluated() -> None:
-    """Those of the others, and what is masked, count nowhere."""
+    """Other windows' targets, and what is masked, count nowhere."""
     split = Split(np.arange(100), np.arange(100) % 3 == 0)
     windows = [[first, 8, 0] for first in (0, 40, 80, 88)]
     text = EvalText(split, 8, only=np.array(windows))
@@ -70,7 +70,7 @@ def sparse_split(n: int = 30_000) -> Split:
 @pytest.mark.parametrize("stride", [0, 3])
 @pytest.mark.parametrize("max_tokens", [1, 10, 100, 1000])
 def test_windows_are_chosen_by_their_targets(max_tokens: int, stride: int, eos: int | None) -> None:
-    """As near to the budget as whole windows allow; no window without a target."""
+    """They come as near to the budget as whole windows allow; none lacks a target."""
     text = EvalText(sparse_split(), 16, eos, stride, max_tokens)
     for batch in text.batches():
         assert (batch.targets != IGNORE_INDEX).any(axis=1).all()

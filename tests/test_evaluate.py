@@ -79,7 +79,7 @@ def runs(tmp_path_factory):
 
 
 def found(*argv: str) -> dict[str, Any]:
-    """What `evaluate.py ... --json` prints."""
+    """Read what `evaluate.py ... --json` prints."""
     return json.loads(call("evaluate.py", *argv, "--json").stdout, parse_constant=pytest.fail)
 
 
@@ -175,9 +175,7 @@ def test_the_loss_is_the_one_that_training_logged(runs, run) -> None:
 
 
 def test_masked_tokens_are_left_out(runs) -> None:
-    """The same characters, less the masked ones; the same lines, with their ends, in either
-    tokenizer's bytes.
-    """
+    """Masked characters are no targets; lines have the same bytes with either tokenizer."""
     val = make_text()[int(len(make_text()) * 0.9) :]
     masked = found("out/masked")
     assert masked["targets"] == sum(character not in "aeiou" for character in val[1:])
