@@ -9,7 +9,6 @@ import torch
 
 from config.errors import UserError
 from config.schema import ModelConfig
-from data.batches import IGNORE_INDEX
 from data.documents import Split
 from data.eval_text import EvalText
 from data.tokenizer import char_tokenizer
@@ -32,23 +31,6 @@ from report.analysis import (
 from report.evaluation import claim
 
 CPU = Device(torch.device("cpu"), torch.float32)
-
-
-@pytest.mark.parametrize("stride", [0, 1, 3, 7, 8])
-@pytest.mark.parametrize("n", [2, 8, 9, 10, 17, 5000])
-def test_every_token_but_the_first_is_a_target_once_whatever_the_stride(
-    n: int, stride: int
-) -> None:
-    tokens = np.arange(n, dtype=np.uint16)
-    targets = []
-    for batch in EvalText(Split(tokens), 8, stride=stride).batches():
-        unmasked = batch.targets != IGNORE_INDEX
-        assert (batch.targets[unmasked] == batch.inputs[unmasked] + 1).all()
-        context_len = np.nonzero(unmasked)[1] + 1
-        least = 8 - (stride or 8) + 1  # tokens of context, where there are that many
-        assert (context_len >= np.minimum(batch.targets[unmasked], least)).all()
-        targets += batch.targets[unmasked].tolist()
-    assert targets == list(range(1, n))
 
 
 SMALL = ModelConfig(block_size=8, n_layer=2, n_head=2, n_embd=16)

@@ -375,16 +375,19 @@ def test_an_interrupted_run_says_how_to_resume_and_does(in_clone, clone, number,
     assert steps[-1] == last == stopped + 3
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        "train.py --help",
-        "train.py --max_itrs=1",
-        "curves.py out/tiny --terminal",
-        "data/prepare.py --corpus=text.txt",
-        "sample.py out/tiny --prompt=Ω",
-    ],
-)
+WITHOUT_TORCH = {
+    "train.py --help": 0,
+    "train.py --max_itrs=1": 2,
+    "curves.py out/tiny --terminal": 0,
+    "data/prepare.py --corpus=text.txt": 0,
+    "sample.py out/tiny --prompt=Ω": 2,
+    "evaluate.py --help": 0,
+    "evaluate.py out/tiny --stride=99": 2,
+    "evaluate.py out/tiny --explain=Ω": 2,
+}
+
+
+@pytest.mark.parametrize("script", WITHOUT_TORCH)
 def test_what_needs_no_torch_does_not_import_it(clone, trained, script) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", *script.split()],
@@ -398,6 +401,7 @@ def test_what_needs_no_torch_does_not_import_it(clone, trained, script) -> None:
         for line in done.stderr.splitlines()
         if line.startswith("import time:")
     }
+    assert done.returncode == WITHOUT_TORCH[script]
     assert "pydantic" in imported
     assert not imported & {"torch", "matplotlib"}
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("numbers_only")
 
 @pytest.mark.parametrize("cut", [False, True])
 def test_a_damaged_checkpoint_is_replaced_by_the_one_before_it(finished: Path, cut: bool) -> None:
-    """previous.safetensors leads to the same end; if it is damaged too, best.safetensors is used."""
+    """previous.safetensors leads to the same end; if it is damaged too, best stands in."""
 
     def damage(path: Path, at: int) -> None:
         if cut:

@@ -13,18 +13,24 @@ from data.eval_text import EvalText
 
 
 def targets_of(text: EvalText) -> list[int]:
-    """All targets, in the order of the batches."""
+    """Return all targets, in the order of the batches."""
     targets = np.concatenate([batch.targets.ravel() for batch in text.batches()])
     return targets[targets != IGNORE_INDEX].tolist()
 
 
-@pytest.mark.parametrize("n", [2, 9, 17, 64, 9000])
-def test_every_token_but_the_first_is_a_target_once(n: int) -> None:
-    text = EvalText(Split(np.arange(n, dtype=np.uint16)), 8)
+@pytest.mark.parametrize("stride", [0, 1, 3, 7, 8])
+@pytest.mark.parametrize("n", [2, 8, 9, 10, 17, 64, 9000])
+def test_every_token_but_the_first_is_a_target_once_whatever_the_stride(
+    n: int, stride: int
+) -> None:
+    text = EvalText(Split(np.arange(n, dtype=np.uint16)), 8, stride=stride)
     assert targets_of(text) == text.positions.tolist() == list(range(1, n))
+    least = 8 - (stride or 8) + 1  # tokens of context, where there are that many
     for inputs, targets, _ in text.batches():
         unmasked = targets != IGNORE_INDEX
         assert (targets[unmasked] == inputs[unmasked] + 1).all()
+        context_len = np.nonzero(unmasked)[1] + 1
+        assert (context_len >= np.minimum(targets[unmasked], least)).all()
 
 
 def test_targets_of_some_windows_are_evaluated() -> None:
@@ -32,10 +38,10 @@ def test_targets_of_some_windows_are_evaluated() -> None:
     split = Split(np.arange(100), np.arange(100) % 3 == 0)
     windows = [[first, 8, 0] for first in (0, 40, 80, 88)]
     text = EvalText(split, 8, only=np.array(windows))
-    by_window = [range(3, 9, 3), range(42, 49, 3), range(81, 88, 3), range(90, 97, 3)]
+    by_window = [[3, 6], [42, 45, 48]]
+    by_window += [[81, 84, 87], [90, 93, 96]]
     assert text.positions.tolist() == list(itertools.chain(*by_window))
-    part = replace(text, max_tokens=3).positions.tolist()
-    assert part in [list(positions) for positions in by_window]
+    assert replace(text, max_tokens=3).positions.tolist() in by_window
 
 
 @pytest.mark.parametrize("eos", [None, 0])
