@@ -27,7 +27,8 @@ class Objective(NamedTuple):
     label_smoothing: share e of each target that is spread over the vocabulary: one_hot(y) becomes
         (1 - e) one_hot(y) + e / V (Szegedy et al. 2016).
     alpha, temperature: with a teacher, the cross-entropy has the weight 1 - alpha, and alpha T^2
-        KL(teacher || model) is added. The KL is of both predictions at temperature T (Hinton et al. 2015).
+        KL(teacher || model) is added. The KL is of both predictions at temperature T; T^2 undoes
+        the 1 / T^2 in its gradient (Hinton et al. 2015).
     z_loss: weight of (log sum exp z)^2, which keeps logits from drifting (Chowdhery et al. 2022).
     """
 
@@ -53,7 +54,7 @@ class LossSums(NamedTuple):
     smoothing: Tensor  # what label smoothing adds to nll
     z_loss: Tensor  # what the z-loss adds
     teacher_kl: Tensor  # KL(teacher || model) at the temperature, without alpha T^2
-    correct: Tensor  # targets that have the largest logit; 1/k where k logits are the largest
+    correct: Tensor  # targets that have the largest logit; 1/k if k logits tie for the largest
     num_targets: Tensor
 
     def detach(self) -> LossSums:

@@ -108,7 +108,7 @@ def perplexity(nats: float) -> float:
     >>> round(perplexity(uniform_nll(10))), round(perplexity(3.32 * LN2))
     (10, 10)
     """
-    if nats >= 709:  # exp(709.8) is where float64 ends
+    if nats >= 709:  # float64 ends at exp(709.8)
         return math.inf
     return math.exp(nats)
 

@@ -53,8 +53,8 @@ from report.verdict import make_verdict
 
 
 def main(argv: list[str]) -> None:
-    # `named`: the options on the command line. A resumed run keeps its own seed, for example, unless
-    # it is named there. `unused`: lines that say which options of its recipe a resumed run ignores.
+    # `named`: the options on the command line. A resumed run keeps its others, such as its seed.
+    # `unused`: lines that say which options of its recipe a resumed run ignores.
     cfg, named, unused = load_training(argv)
     for line in unused:
         print(line)
@@ -123,7 +123,7 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
     files.start(model, state)
     log = TrainLog(files, corpus.info, state)
     log.add_remeasured(remeasured)
-    if not run.is_resumed and not cfg.run.source:  # an untrained model has a loss of log|V|
+    if not run.is_resumed and not cfg.run.source:  # an untrained model has a loss near log|V|
         vocab_size = tokenizer.vocab_size
         finding = device.on_rank0(check_start, model, get_batch, vocab_size, device)
         say(f"{finding}\n")
@@ -211,6 +211,7 @@ def train_step(
         with device.autocast():
             teacher_logits = objective.teacher_logits(inputs)  # None without a teacher
             loss = model(inputs, targets, objective.terms, teacher_logits)
+        # loss.objective: what these terms make of the loss, summed over this micro-batch
         share = loss.objective / num_targets  # of the mean over the global batch
         gradients = torch.autograd.grad(share * loss_scale, parameters)
         return loss.detach(), gradients
@@ -239,7 +240,7 @@ def finish(
     resumed run comes here again.
     """
     files = log.files
-    files.check_saved()
+    files.check_saved()  # raises an error if a checkpoint could not be written
     final: Record = {"step": state.step, "finished": 1}
     if state.best_nll is not None:  # otherwise no loss was finite
         final = measure_best(model, corpus, get_batch, files, state.step)

@@ -36,8 +36,8 @@ class DataConfig(Section):
     corpus: Corpus = Field(
         "shakespeare",
         description=f"{', '.join(CORPORA)}, or markov-ORDER-ALPHABET-TEMPERATURE; a folder or a "
-        "pattern of files; or a UTF-8 file: .jsonl with texts, or with prompts and completions; "
-        "else text",
+        "pattern of files; hf:DATASET; or a UTF-8 file: plain text, or if its name ends in .jsonl, "
+        "records with texts, or with prompts and completions",
     )
     tokenizer: FileName = Field(
         "char",
@@ -122,7 +122,7 @@ def _is_gpt2(options: dict[str, Any]) -> bool:
 
 
 class ModelConfig(Section):
-    """[model] A GPT. The form decides on the defaults of qk_norm, embedding_norm and tied."""
+    """[model] A GPT. The form decides the defaults of qk_norm, embedding_norm and tied."""
 
     form: Literal["nanochat", "gpt2", "nanogpt"] = Field(
         "nanochat",
@@ -137,7 +137,7 @@ class ModelConfig(Section):
     dropout: Fraction = Field(0.0, description="probability of dropping an activation in training")
     qk_norm: bool = Field(default_factory=_is_nanochat, description="RMSNorm of queries and keys")
     embedding_norm: bool = Field(
-        default_factory=_is_nanochat, description="RMSNorm after the token embedding"
+        default_factory=_is_nanochat, description="RMSNorm after the embeddings"
     )
     tied: bool = Field(
         default_factory=_is_gpt2, description="lm_head shares the weights of the token embedding"
@@ -218,7 +218,7 @@ class RunConfig(Section):
     init_from: FileName = Field(
         "scratch",
         min_length=1,
-        description="scratch; resume = continue the run in out_dir; auto = resume if there is a "
+        description="scratch; resume = continue the run in out_dir; auto = resume if it has a "
         "run, else what the recipe's init_from says; or the directory of a run, to start with its "
         "model",
     )
@@ -233,7 +233,7 @@ class RunConfig(Section):
     micro_batch_size: Count = Field(
         0,
         description="sequences in one forward pass; 0 = on a GPU, all of a rank's share; on a CPU, "
-        "the batch is halved at least once, and as long as each part keeps 1,024 tokens or more",
+        "the batch is halved once, and again as long as each part has 1,024 tokens or more",
     )
     eval_interval: Positive = Field(
         40, description="steps between evaluations; the first are at 0, 1, 2, 4, 8, ..."

@@ -1,11 +1,11 @@
 """Batches: the tokens that a step sees depend only on the corpus, the options and a count.
 
+A window is a row (start, length, skip) of an array (N, 3). Its inputs begin at token `start` of the
+text, and it has `length` targets, one after each input. The first `skip` targets are masked:
+evaluation's windows may overlap, and no target may count twice. In training `skip` is 0.
+
 The count is how many windows were read before. So a resumed run needs no more than that number, and
 any number of ranks or micro-batches sees the same tokens.
-
-A window is a row (start, length, skip) of an array (N, 3). Its inputs begin at token `start` of the
-text, and it has `length` targets, one after each input. The first `skip` targets are masked. In
-training `skip` is 0; in evaluation windows may overlap, and no target may count twice.
 """
 
 import math
@@ -77,7 +77,7 @@ class TrainBatches:
                 f"block_size={block_size}; it needs {2 * block_size}: use a longer corpus or a "
                 "smaller block_size"
             )
-        # The windows of a step are usually of one epoch, or of two.
+        # The windows of a step usually come from one epoch, or from two.
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
 
     def __call__(self, first_window: int) -> list[Batch]:
@@ -114,7 +114,7 @@ class TrainBatches:
         return self._windows_at(read, offset), self._windows_at(unread, offset)
 
     def _window(self, number: int) -> np.ndarray:
-        """Find the window that a training reads as number 0, 1, 2, ...; (1, 3)."""
+        """Find the window that training reads after `number` others; (1, 3)."""
         epoch, place = divmod(number, self.windows_per_epoch)
         order, offset = self._epoch(epoch)
         return self._windows_at(order[place : place + 1], offset)
@@ -122,8 +122,8 @@ class TrainBatches:
     def _shuffle(self, epoch: int) -> tuple[np.ndarray, int]:
         """Draw an epoch's order of windows, as places 0, 1, 2, ... in the text, and their offset.
 
-        With offsets below block_size alone, the last len % block_size tokens would never be read.
-        So odd epochs add len % block_size to the offset. Example: 11 tokens, and a block_size of 4.
+        If the offset were always below block_size, the last len % block_size tokens would never be
+        read. So odd epochs add len % block_size to the offset. Example: 11 tokens, and a block_size of 4.
         Two windows fit, and one is kept, so that there is room for the offset. In even epochs it
         starts at 0, 1, 2 or 3, so its targets end with token 4, 5, 6 or 7. In odd epochs it starts
         11 % 4 = 3 later, so they end with token 7, 8, 9 or 10, the last one.

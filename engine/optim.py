@@ -162,7 +162,7 @@ def get_lr_scale(cfg: OptimConfig, step: int) -> float:
     """Compute the learning rates at step 0, 1, ... max_iters - 1, as a share of their peak.
 
     Linear warmup, then the peak, then a linear or cosine decay to `min_lr_ratio` in the last
-    `decay_fraction` of the steps.
+    `decay_fraction` of the steps. The constant schedule has no decay.
 
     >>> cfg = OptimConfig(max_iters=10, warmup_iters=2, decay_fraction=0.5, schedule="linear")
     >>> [round(get_lr_scale(cfg, step), 2) for step in range(10)]
