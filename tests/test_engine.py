@@ -1,4 +1,4 @@
-"""Steps, optimizers, schedules, the state of a training, checkpoints, resuming, sampling."""
+"""Steps, optimizers, schedules, evaluation, checkpoints, resuming."""
 
 import copy
 import os
@@ -14,14 +14,13 @@ import torch
 
 import engine.evaluation
 from config.errors import UserError
-from config.schema import Config, ModelConfig, OptimConfig, RunConfig
+from config.schema import Config, ModelConfig, OptimConfig
 from data.batches import IGNORE_INDEX, Batch, TrainBatches
 from data.documents import Split
 from data.eval_text import EvalText
 from engine.checkpoint import load_model, read_model, save_checkpoint
 from engine.device import Device, setup_device
 from engine.evaluation import measure_loss, measure_training_text, standard_error
-from engine.generate import generate, sample_token
 from engine.metrics import Record, find_best
 from engine.optim import Muon, get_lr_scale, make_optimizers, set_lr
 from engine.run import open_run
@@ -47,7 +46,6 @@ from tests.processes import assert_same_checkpoints, read_checkpoint
 
 CPU = Device(torch.device("cpu"), torch.float32)
 SMALL = ModelConfig(block_size=8, n_layer=2, n_head=2, n_embd=16)
-PATIENT = Config(run=RunConfig(patience=3), optim=OptimConfig(max_iters=10**6))
 
 
 @pytest.fixture(autouse=True)
@@ -269,114 +267,7 @@ def test_what_each_gpu_does_is_told(data_dir: Path, monkeypatch: pytest.MonkeyPa
     assert {record.get("mfu") for record in read_metrics(data_dir / "out/run")} == {None, 0.41}
 
 
-# The state of a training.
-
-
-def step_with(nll: float) -> StepResult:
-    """Make what a step measures if its training loss is `nll`."""
-    total = torch.tensor(100 * nll, dtype=torch.float64)
-    sums = LossSums._make([total] * len(LossSums._fields))
-    sums = sums._replace(num_targets=torch.tensor(100.0))
-    return StepResult(sums, grad_norm=1.0, lr=0.1)
-
-
-def evaluations(
-    *losses: tuple[float, float], steps: int = 20, steps_per_epoch: float = 20
-) -> TrainState:
-    """Return the state after evaluations, some steps apart; it stops early where training would.
-
-    `losses` are pairs: the training loss of the steps before, the validation loss.
-    """
-    state = TrainState()
-    for train_nll, val_nll in losses:
-        for _ in range(steps):
-            state.step += 1
-            state.count_step(step_with(train_nll))
-        state.count_evaluation({"val_nll": val_nll}, state.step / steps_per_epoch)
-        if state.is_finished(PATIENT):
-            break
-    return state
-
-
-TRAIN_FALLS = [2.0, 1.5, 1.4, 1.3, 1.2, 1.1, 1.0]
-VAL_RISES = [2.1, 1.8, 1.82, 1.85, 1.9, 1.95, 2.0]
-FALLS = list(zip(TRAIN_FALLS, VAL_RISES, strict=True))
-NOISE = np.random.default_rng(0)
-
-
-def test_early_stopping_stops_what_overfits() -> None:
-    state = evaluations(*FALLS)
-    assert state.is_finished(PATIENT)
-    assert (state.best_nll, state.best_step) == (1.8, 40)
-    assert state.train_rise < -0.2
-    assert not evaluations(*FALLS[:4]).is_finished(PATIENT)
-    assert not state.is_finished(Config(run=RunConfig(patience=0)))
-
-
-def test_nothing_overfits_before_text_is_read_again() -> None:
-    assert evaluations(*FALLS, steps_per_epoch=140).overfitting == 0  # one epoch
-    assert evaluations(*FALLS, steps_per_epoch=139).overfitting == 1
-
-
-def test_the_training_loss_of_a_few_steps_shows_nothing() -> None:
-    """It has to have fallen over some 20 steps, and by more than its noise."""
-    state = evaluations(*FALLS[:2], *[(1.5, 1.9)] * 9)
-    assert state.peak == pytest.approx(0.1)
-    state.step += 1
-    state.count_step(step_with(0.5))
-    state.count_evaluation({"val_nll": 1.9}, 10)
-    assert state.overfitting == 0
-    noisy = TrainState()
-    noisy.count_evaluation({"val_nll": 2.0}, 10)
-    for step in range(400):
-        if step > 0 and step % 20 == 0:
-            noisy.count_evaluation({"val_nll": 2.1}, 10)
-        noisy.step += 1
-        noise = NOISE.normal(0, 0.2)
-        noisy.count_step(step_with(2.0 - step / 20_000 + noise))
-    assert noisy.train_rise == 0
-    assert noisy.overfitting == 0
-
-
-def test_a_rise_that_came_back_before_is_noise() -> None:
-    """The loss hardly moves, or rises now and then, or rises with the training loss."""
-    n = np.arange(200)
-    falling = 1.5 - n / 1000
-    still = pairs(falling, 1.8 + NOISE.uniform(0, 0.009, size=200))
-    noise = NOISE.normal(0, 0.04, size=200)
-    wide = pairs(1.9 - n / 500, 1.9 - n / 1000 + noise)
-    up = NOISE.uniform(0.01, 0.5, size=200)
-    with_training = [(1.5, 1.8), *pairs(1.5 + up, 1.8 + up)]
-    now_and_then = pairs(falling, 1.8 + 0.02 * (n % 3 > 0))
-    for losses in (still, wide, with_training, now_and_then):
-        assert not evaluations(*losses).is_finished(PATIENT)
-        assert not evaluations(*losses, steps=2).is_finished(PATIENT)
-    first = [(4.0, 4.0), (4.0, 9.0), (3.0, 3.5)]
-    later = pairs(3.0 - n[:80] / 50, 3.4 - n[:80] / 50)
-    young = evaluations(*first, *later)
-    assert young.noise < 0.2  # what happened when the training was young counts less
-
-
-def pairs(train: np.ndarray, val: np.ndarray) -> list[Any]:
-    return list(zip(train.tolist(), val.tolist(), strict=True))
-
-
-def test_evaluations_at_every_step_are_not_counted_one_by_one() -> None:
-    """Every 20 steps one counts that shows overfitting, if all between show it too."""
-    state = evaluations(*FALLS[:3])
-    shown = []
-    for _ in range(100):
-        state.step += 1
-        state.count_step(step_with(1.2))
-        record = {"val_nll": 1.9}
-        state.count_evaluation(record, 10)
-        shown.append(record.get("overfitting", 0))
-    counted = shown[shown.index(1) :]
-    assert counted[:41] == [1] * 20 + [2] * 20 + [3]
-    state.step += 1
-    state.count_step(step_with(1.2))
-    state.count_evaluation({"val_nll": 1.801}, 10)
-    assert state.overfitting == 0
+# What is measured.
 
 
 def test_the_loss_on_training_text_is_of_what_was_read_and_of_what_was_not() -> None:
@@ -407,7 +298,8 @@ def test_the_loss_on_training_text_is_of_what_was_read_and_of_what_was_not() -> 
 
 def test_the_standard_error_is_that_of_many_texts() -> None:
     """The parts of these texts differ, and have unequal numbers of targets."""
-    targets = NOISE.integers(1, 10, size=50)
+    rng = np.random.default_rng(0)
+    targets = rng.integers(1, 10, size=50)
     nothing = LossSums._make([torch.zeros(())] * len(LossSums._fields))
     means = []
     errors = []
@@ -415,7 +307,7 @@ def test_the_standard_error_is_that_of_many_texts() -> None:
         parts = []
         total = 0.0
         for n in targets:
-            nll = NOISE.normal(0, 1, size=n).sum()
+            nll = rng.normal(0, 1, size=n).sum()
             total += nll
             part = {"nll": torch.tensor(nll), "num_targets": torch.tensor(n)}
             parts.append(nothing._replace(**part))
@@ -694,86 +586,3 @@ def test_devices() -> None:
             setup_device("cuda:1", "auto")
     with pytest.raises(UserError, match=r"^device=tpu: should be auto, cpu, mps, cuda or cuda:N$"):
         setup_device("tpu", "auto")
-
-
-# Sampling.
-
-
-@pytest.mark.parametrize("top_p", [1e-38, 1e-45, 1e-300])
-def test_one_token_stays_however_small_top_p_is(top_p: float) -> None:
-    """It stays although in float32 its part of the probability is 0."""
-    torch.manual_seed(0)
-    logits = torch.randn(100, 7)
-    u = torch.linspace(0, 0.999, 100)
-    sampled = sample_token(logits, u, 1.0, 0, top_p)
-    assert torch.equal(sampled, logits.argmax(dim=-1))
-
-
-MODELS = [{"form": "nanochat"}, {"form": "gpt2"}, {"ngram_embedding": 3}]
-GREEDY = {"temperature": 0.0}
-HOT = {"temperature": 1.3}
-CUT = {"top_k": 3, "top_p": 0.8}
-
-
-@pytest.mark.parametrize("model_options", MODELS)
-@pytest.mark.parametrize("options", [GREEDY, HOT, CUT])
-def test_cached_sampling_equals_uncached_also_beyond_the_block(
-    model_options: dict[str, Any], options: dict[str, Any]
-) -> None:
-    """The window, which starts with the prompt, moves on by half a block whenever it is full."""
-    model = make_model(**model_options)
-    tokens = [1, 2, 3]
-    start = 0
-    settings = {"temperature": 0.8, "top_k": 0, "top_p": 1.0} | options
-    rng = np.random.default_rng((1337, 0))
-    for _ in range(40):
-        if len(tokens) - start > 8:
-            start = len(tokens) - 4
-        u = torch.tensor([rng.random()], dtype=torch.float32)
-        window = torch.tensor([tokens[start:]])
-        logits = model(window)[:, -1].detach()
-        tokens += sample_token(logits, u, **settings).tolist()
-    options = options | {"num_samples": 2, "max_new_tokens": 40}
-    steps = generate(model, [1, 2, 3], CPU, **options)
-    assert [first for first, _ in steps] == tokens[3:]
-
-
-def test_a_sample_depends_on_its_number_not_on_how_many_there_are() -> None:
-    model = make_model()
-    three = list(generate(model, [1], CPU, num_samples=3, max_new_tokens=99))
-    one = list(generate(model, [1], CPU, num_samples=1, max_new_tokens=99))
-    assert [tokens[0] for tokens in three] == [tokens[0] for tokens in one]
-    assert [tokens[0] for tokens in three] != [tokens[1] for tokens in three]
-
-
-def test_a_long_prompt_is_cut_to_the_block() -> None:
-    model = make_model()
-    long = [token % 13 for token in range(50)]
-    whole = next(generate(model, long, CPU, temperature=0))
-    cut = next(generate(model, long[-8:], CPU, temperature=0))
-    assert whole == cut
-
-
-def test_samples_follow_the_probabilities() -> None:
-    probs = torch.tensor([0.5, 0.3, 0.15, 0.05])
-    logits = probs.log().expand(20_000, 4)
-    u = torch.arange(20_000) / 20_000
-
-    def shares(**options: Any) -> list[float]:
-        settings: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
-        sampled = sample_token(logits, u, **(settings | options))
-        counts = torch.bincount(sampled, minlength=4)
-        return (counts / 20_000).tolist()
-
-    first_two = [0.625, 0.375, 0, 0]
-    squares = (probs**2 / 0.365).tolist()
-    assert shares() == pytest.approx(probs.tolist(), abs=1e-3)
-    assert shares(top_k=2) == pytest.approx(first_two, abs=1e-3)
-    assert shares(top_p=0.75) == pytest.approx(first_two, abs=1e-3)
-    assert shares(temperature=0.5) == pytest.approx(squares, abs=1e-3)
-    assert shares(temperature=0) == [1, 0, 0, 0]
-    extreme = torch.tensor([[0.0, 1000.0, -1000.0]])
-    nearly_one = torch.tensor([0.999999])
-    assert sample_token(extreme, nearly_one, 1e-40, 0, 1.0).tolist() == [1]
-    with pytest.raises(UserError, match="diverged"):
-        sample_token(extreme / 0, torch.tensor([0.5]), 1.0, 0, 1.0)
