@@ -1,5 +1,6 @@
-"""A tiny run in out/run of the current directory: tests train it, resume it and damage its files."""
+"""A tiny run in out/run, which tests train, resume and damage."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +14,10 @@ STEPS = [*range(7), 6]  # in the lines of metrics of such a run; the last line i
 
 
 def train(*arguments: str, returns: int = 0) -> Done:
+    """Train in out/run of the current directory; an error must be one line."""
     done = call("train.py", *RUN, *arguments, check=False)
     assert done.returncode == returns, done.stderr
-    assert not done.stderr or (done.stderr.startswith("error: ") and done.stderr.count("\n") == 1)
+    assert re.fullmatch(r"(error: .*\n)?", done.stderr)  # one line at most
     return done
 
 
@@ -24,14 +26,18 @@ def resume(*arguments: str, returns: int = 0) -> Done:
 
 
 def steps(run: Path) -> list[float]:
+    """The step of each line of a run's metrics."""
     return [record["step"] for record in read_metrics(run)]
 
 
 def files(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """The content of all files in a folder and its folders."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: path.read_bytes() for path in paths}
 
 
 def flip(path: Path, at: int) -> None:
+    """Damage a file: change one bit of the byte at that place."""
     content = bytearray(path.read_bytes())
     content[at] ^= 4
     path.write_bytes(content)
@@ -39,7 +45,7 @@ def flip(path: Path, at: int) -> None:
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """What a full disk does: a write fails in the middle of a file."""
+    """Do what a full disk does: a write fails in the middle of a file."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))

@@ -1,6 +1,4 @@
-"""Pictures of loss curves: what they show is what metrics.jsonl says, and every name in them can be
-read.
-"""
+"""Pictures of loss curves show the numbers of metrics.jsonl, and every name can be read."""
 
 import itertools
 import math

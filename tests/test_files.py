@@ -58,9 +58,7 @@ def ended_process() -> int:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows waits a day")
 def test_the_next_write_removes_what_a_killed_one_left(tmp_path: Path) -> None:
-    """Not what another process writes, nor what belongs to another file, also with odd characters
-    in its name.
-    """
+    """What another process writes stays, and what belongs to another file, whatever its name."""
     path = tmp_path / "a[1]*.png"
     left = tmp_path / f".{path.name}.{ended_process()}.tmp"
     forgotten = tmp_path / f".{path.name}.1.tmp"  # its number was given to another process since
@@ -203,9 +201,7 @@ def test_a_checkpoint_that_cannot_be_read_says_why(
 def test_a_pipe_is_refused_before_it_is_read(
     trained, clone: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
-    """A command reads its files twice, and the second time a pipe is empty: a recipe would be the
-    defaults.
-    """
+    """A command reads its files twice; the second time a pipe is empty, and means the defaults."""
     monkeypatch.chdir(clone)
     if not Path("pipe").exists():
         os.mkfifo("pipe")

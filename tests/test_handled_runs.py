@@ -102,9 +102,7 @@ def test_a_run_may_be_a_link_to_another_disk(data_dir: Path) -> None:
 
 
 def test_a_best_model_of_steps_that_are_taken_anew_is_no_best_model(finished: Path) -> None:
-    """previous.safetensors is of step 4, best.safetensors of step 6; the learning rate is another
-    now.
-    """
+    """The best model is of step 6, but the run resumes at step 4 with another learning rate."""
     os.replace(finished / "previous.safetensors", finished / "last.safetensors")
     resume("--max_iters=5", "--learning_rate=0", "--muon_learning_rate=0")
     assert read_checkpoint(finished / "best.safetensors")[1]["step"] == 5
@@ -114,9 +112,7 @@ def test_a_best_model_of_steps_that_are_taken_anew_is_no_best_model(finished: Pa
 
 
 def test_a_damaged_best_model_does_not_keep_a_run_from_its_end(finished: Path) -> None:
-    """Its header is whole. Measured only after the last step, it would end every start with an
-    error.
-    """
+    """Its header is whole: measured only at the end, it would end every start with an error."""
     lines = (finished / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (finished / "metrics.jsonl").write_bytes(b"".join(lines[:-1]))
     flip(finished / "best.safetensors", -20)

@@ -1,6 +1,4 @@
-"""Long runs and long texts: memory and files stay flat, metrics are appended, and a million of them
-are drawn.
-"""
+"""Memory and files stay flat over long runs, whose metrics are appended."""
 
 import json
 import math

@@ -1,6 +1,4 @@
-"""dtype decides all arithmetic: no operation is in 16 bits unless dtype is, because some hardware
-emulates them.
-"""
+"""dtype decides all arithmetic: nothing computes in 16 bits unless dtype says so."""
 
 import json
 from collections.abc import Callable
@@ -307,9 +305,7 @@ def test_a_run_in_float16(data_dir) -> None:
 @pytest.mark.precision
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_command_works_in_each_dtype(dtype: str, data_dir: Path) -> None:
-    """Train, resume, evaluate, sample, compress and get back, export and read that; the losses are
-    near each other.
-    """
+    """Train, resume, evaluate, sample, compress and export: the losses are near each other."""
     options = ["--corpus=text.txt", *TINY, "--device=cpu", f"--dtype={dtype}"]
     call("train.py", *options, "--out_dir=out/run", "--max_iters=4")
     call("train.py", "out/run", "--init_from=resume", "--max_iters=6")

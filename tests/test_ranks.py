@@ -1,6 +1,4 @@
-"""Several ranks: the same curve as one process, from any number of them, also after a rank was
-killed.
-"""
+"""Several ranks give the curve of one process, also after one of them was killed."""
 
 import os
 import shutil

@@ -27,9 +27,7 @@ EVIL = f"{TITLE}\x1b[2J\x9b31m\r\u202e\x7f"
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run in the current directory, whose name, corpus, baselines and tokens are hostile, and one
-    that is not.
-    """
+    """A run whose name, corpus, baselines and tokens are hostile, and one that is harmless."""
     folder = tmp_path_factory.mktemp("theirs")
     with training_in(folder):
         call("train.py", "--corpus=text.txt", "--out_dir=out/mine", *TINY)

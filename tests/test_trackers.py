@@ -1,5 +1,4 @@
-"""--watchers: each tracker has what the run's files have, also after resuming, and none of them
-stops a training.
+"""A tracker has what the run's files have, and never stops a training.
 
 The tests with the real packages (requirements-ci.txt) are offline, and skipped where a package is
 missing.
@@ -75,9 +74,7 @@ class Tracked(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Without the variables of whoever runs the tests. Pictures and samples would take most of the
-    time.
-    """
+    """Remove the variables of whoever runs the tests, and draw and write nothing."""
     for name in VARIABLES:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)  # also after the test, if a tracker sets it
@@ -104,9 +101,7 @@ def name(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def read_tracked(name: str, run: Path) -> list[Tracked]:
-    """All tracked runs of the project, the oldest first; of TensorBoard, which has no project, this
-    run.
-    """
+    """All tracked runs of the project, the oldest first; of TensorBoard only this run."""
     return list(globals()[f"read_{name}"](run))
 
 
