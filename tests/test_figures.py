@@ -343,7 +343,7 @@ def test_where_the_source_is_known_a_panel_has_the_gap(tmp_path: Path) -> None:
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
-    """Also their baselines, and where the folders' names are long."""
+    """So are their baselines, and runs whose folders' names are long."""
     long = "the same long beginning of a name "
     for first, second in (("x", "y"), (f"{long}1{long}", f"{long}2{long}")):
         runs = [

@@ -58,7 +58,7 @@ def ended_process() -> int:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows waits a day")
 def test_the_next_write_removes_what_a_killed_one_left(tmp_path: Path) -> None:
-    """What another process writes stays, and what belongs to another file, whatever its name."""
+    """It leaves what another process writes, and what belongs to another file, whatever its name."""
     path = tmp_path / "a[1]*.png"
     left = tmp_path / f".{path.name}.{ended_process()}.tmp"
     forgotten = tmp_path / f".{path.name}.1.tmp"  # its number was given to another process since
@@ -90,7 +90,7 @@ def test_a_killed_command_leaves_nothing_after_the_next(tmp_path: Path) -> None:
 def test_one_of_two_versions_is_there_at_every_instant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is seen before each rename."""
+    """Before each rename the files that are there are whole."""
     path = tmp_path / "last"
     previous = tmp_path / "previous"
     seen: list[str] = []

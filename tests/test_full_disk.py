@@ -133,7 +133,7 @@ def test_a_best_model_that_could_not_be_written_at_the_end_is_written_on_resumin
 def test_errors_of_a_disk_say_what_the_system_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where safetensors wrote, and where a file could not be made for a line."""
+    """So do errors of safetensors, and of a line whose file could not be made."""
     cfg = ModelConfig(block_size=8, n_layer=1, n_head=2, n_embd=16)
     model = GPT(cfg, 13)
     path = tmp_path / "best.safetensors"

@@ -565,7 +565,7 @@ def test_a_model_in_their_format_has_a_page_and_compresses(here: Path) -> None:
 
 
 def test_a_run_without_a_text_says_so(here: Path) -> None:
-    """What needs the text, the metrics or the last checkpoint of a training."""
+    """Commands that need the text, the metrics or the last checkpoint say that it is missing."""
     for command, says in (
         (["evaluate.py", "char_back"], "came without the text that it was trained on; use --text"),
         (["curves.py", "char_back"], "no metrics yet"),
@@ -613,7 +613,7 @@ def test_a_model_that_is_no_run_is_told_how_to_become_one(command: list[str], he
 def test_nothing_is_left_half_written(
     source: str, error: BaseException, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a full disk or Ctrl-C, while the weights are written."""
+    """A full disk or Ctrl-C ends the export while the weights are written."""
 
     def fail(*_: Any) -> None:
         raise error

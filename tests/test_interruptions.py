@@ -338,7 +338,7 @@ def test_a_second_signal_after_the_last_step_has_said_how_to_finish(clone: Path)
 
 
 def test_a_second_sigint_stops_at_once(clone: Path) -> None:
-    """Also in the middle of a step that takes a minute; the files stay whole."""
+    """It ends a step that takes a minute; the files stay whole."""
     out = clone / "out/twice"
     process = Process(clone, *TRAIN, f"--out_dir={out}", prelude=SLOW_STEP)
     process.wait_until(partial(has_lines, out, 5))

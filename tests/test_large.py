@@ -119,7 +119,7 @@ def test_every_file_of_a_folder_or_pattern_is_read(folder: Path) -> None:
 
 
 def test_later_pythons_use_their_own_zstd(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From 3.14 on, where backports.zstd cannot be installed."""
+    """They have it from 3.14 on, where backports.zstd cannot be installed."""
     own = ModuleType("compression.zstd")
     package = ModuleType("compression")
     for name in ("open", "compress", "ZstdError"):
@@ -548,7 +548,7 @@ def test_training_on_shards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("script", ["train.py", "data/prepare.py"])
 def test_the_command_that_prepares_a_corpus_is_told(script: str, folder: Path) -> None:
-    """Where it is not prepared, damaged, or its text has changed; then the command helps."""
+    """The corpus is not prepared, is damaged, or its text has changed; then the command helps."""
     write(folder / "a.jsonl", RECORDS)
     arguments = ["--corpus=texts", "--val_fraction=0.2", *TINY, "--max_iters=1"]
     command = "python large/prepare.py --corpus=texts --val_fraction=0.2\n"

@@ -112,7 +112,7 @@ def test_a_run_with_more_than_files_is_refused(
 def test_a_file_that_is_replaced_meanwhile_is_no_reason_to_refuse_a_run(
     theirs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where a training writes, and somebody looks at its curves."""
+    """A training writes while somebody looks at its curves."""
     entries = [*theirs.iterdir(), theirs / ".report.js.1.tmp"]
     monkeypatch.setattr(Path, "iterdir", lambda folder: entries)
     check_entries(theirs)
@@ -170,7 +170,7 @@ def write_to_pipe(path: Path, content: bytes) -> threading.Thread:
 
 
 def test_a_text_from_a_pipe(theirs: Path) -> None:
-    """As in --text=<(zcat text.gz)."""
+    """Shells make one of --text=<(zcat text.gz)."""
     thread = write_to_pipe(Path("pipe"), make_text(20).encode())
     assert "pipe" in call("evaluate.py", "out/run", "--text=pipe").stdout
     thread.join()

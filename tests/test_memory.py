@@ -68,7 +68,7 @@ def test_a_model_that_cannot_fit_is_refused_before_anything_is_prepared_or_built
 def test_a_config_that_asks_for_a_huge_model_is_compared_before_it_is_built(
     trained, clone: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    """Of a run of an earlier edition, whose checkpoints do not say what their options were."""
+    """The run is of an earlier edition: its checkpoints do not say what their options were."""
     run = clone / "out/huge"
     shutil.rmtree(run, ignore_errors=True)
     shutil.copytree(trained[0], run)

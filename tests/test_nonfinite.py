@@ -151,7 +151,7 @@ def count(state: TrainState, nll: float) -> float | None:
 
 
 def result(nll: float) -> StepResult:
-    """What a step with 10 targets returns."""
+    """Make the result of a step with 10 targets."""
     zero = torch.tensor(0.0)
     sums = LossSums(
         objective=torch.tensor(nll * 10),

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("numbers_only")
 
 
 def test_a_second_training_in_the_same_directory_is_refused(finished: Path) -> None:
-    """Whatever it wants, and without harm to the first; but one may look at the run."""
+    """It does no harm to the first, whatever it wants; but one may look at the run."""
     before = files(finished.parent)
     with lock_run(load_config(RUN)[0]):
         for options in (

@@ -45,7 +45,7 @@ def data_of(run: Path) -> dict[str, Any]:
 
 
 def shown_of(run: Run) -> dict[str, Any]:
-    """What the page of one run shows of it."""
+    """Return what the page of one run shows of it."""
     (shown,) = content_of_runs([run])["runs"]
     return shown
 

@@ -58,7 +58,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     ],
 )
 def test_fine_tuning_resumes_itself(again: list[str], tuned: Path) -> None:
-    """By its recipe, with nothing named, and by its directory, it ends as if it was not killed."""
+    """It ends as if it was not killed, whether its recipe, its directory or nothing is named."""
     shutil.rmtree("again", ignore_errors=True)
     shutil.copytree("killed", "again")
     assert "resuming again at step 3\n" in call("train.py", *again).stdout
@@ -78,7 +78,7 @@ def test_a_run_is_a_recipe_that_starts_as_it_did(tuned: Path) -> None:
 
 
 def test_what_is_not_named_comes_from_the_run(data_dir: Path) -> None:
-    """Also text and shape, where a recipe says something else; then a line tells it."""
+    """So do text and shape: where a recipe says something else, a line tells it."""
     call("train.py", "--corpus=text.txt", "--out_dir=out/run", *TINY)
     run = data_dir / "out/run"
     before = open_run(run).cfg

@@ -274,7 +274,7 @@ def test_padding_is_not_taken_for_labels() -> None:
 
 
 def test_training_says_it(data_dir, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real command, also with batches that give the targets away."""
+    """The real command says it, also of batches that give the targets away."""
     command = ["train.py", "--corpus=text.txt", "--out_dir=out/run", *TINY, "--max_iters=1"]
     assert SOUND in call(*command).stdout
     get_batch = TrainBatches.__call__
@@ -334,7 +334,7 @@ def cut_wrongly(*arguments: Any) -> Batch:
 def test_a_loss_that_does_not_pass_the_unigram_is_told_once(
     fault: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the first evaluations, at step 40; also if step 0 could not see it."""
+    """It is told after the first evaluations, at step 40, also if step 0 could not see it."""
     train_in(data_dir, monkeypatch)
     command = [
         "train.py",

@@ -47,7 +47,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def shown(*command: str, code: int = 0) -> str:
-    """What a command shows: nothing that a terminal obeys, but line ends and tabs."""
+    """Run a command; what it shows is nothing that a terminal obeys, but line ends and tabs."""
     done = call(*command, check=False)
     assert done.returncode == code, done.stderr
     printed = done.stdout + re.sub("\revaluating: [^\r]*\r *\r", "", done.stderr)  # without the bar
@@ -142,7 +142,7 @@ class Screen(io.StringIO):
 
 
 def make_screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
-    """Where everything is printed from now on."""
+    """Print everything to a screen from now on."""
     screen = Screen()
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, Terminal(screen))

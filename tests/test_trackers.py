@@ -106,7 +106,7 @@ def read_tracked(name: str, run: Path) -> list[Tracked]:
 
 
 def read_tensorboard(run: Path) -> Iterator[Tracked]:
-    """As TensorBoard shows it, without what a later event file takes back."""
+    """Read what TensorBoard shows: without what a later event file takes back."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
@@ -243,7 +243,7 @@ def flatten(toml: str) -> dict[str, str]:
 
 
 def read_files(run: Path) -> Tracked:
-    """What the run's own files have."""
+    """Read what the run's own files have."""
     lines = [
         json.loads(line)
         for line in (run / "samples.jsonl").read_text(encoding="utf-8").splitlines()
@@ -541,7 +541,7 @@ def test_wandb_without_a_key_is_told(data_dir: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_server_that_never_answers_stops_nothing(clone: Path) -> None:
-    """In processes of their own: at the end, too, nothing may wait for the server."""
+    """At the end, too, no process may wait for the server."""
     with socket.create_server(("127.0.0.1", 0)) as server:  # the system accepts, and nobody answers
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
         variables = {

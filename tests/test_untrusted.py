@@ -244,7 +244,7 @@ def test_false_recipes_are_refused(tmp_path, content) -> None:
 
 
 def test_a_recipe_is_data(tmp_path) -> None:
-    """What would be code in a recipe that is executed, is text here."""
+    """A recipe that is executed would run this code; here it is text."""
     (tmp_path / "theirs.toml").write_text(
         "[data]\ncorpus = '''__import__('os').mkdir('executed')'''"
     )
