@@ -58,7 +58,7 @@ def ended_process() -> int:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows waits a day")
 def test_the_next_write_removes_what_a_killed_one_left(tmp_path: Path) -> None:
-    """It leaves what another process writes, and what belongs to another file, whatever its name."""
+    """It leaves the files of other processes, and those that belong to another file."""
     path = tmp_path / "a[1]*.png"
     left = tmp_path / f".{path.name}.{ended_process()}.tmp"
     forgotten = tmp_path / f".{path.name}.1.tmp"  # its number was given to another process since

@@ -113,8 +113,8 @@ def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.lists(inner, max_size=3) | st.dictionaries(ANY, inner, max_size=3)
 
 
-NO_TEXTS = st.none() | st.booleans() | st.integers() | st.floats()
-JUST_ANY = st.recursive(NO_TEXTS | ANY, containers, max_leaves=6)
+SCALARS = st.booleans() | st.integers() | st.floats()
+JUST_ANY = st.recursive(st.none() | SCALARS | ANY, containers, max_leaves=6)
 TEXT = st.one_of(
     st.text(st.characters(codec="utf-8"), max_size=300),
     st.text(st.sampled_from("ab \n\r\0\ufeff\u2028é🎉\x85"), max_size=400),
