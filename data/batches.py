@@ -123,10 +123,10 @@ class TrainBatches:
         """Draw an epoch's order of windows, as places 0, 1, 2, ... in the text, and their offset.
 
         If the offset were always below block_size, the last len % block_size tokens would never be
-        read. So odd epochs add len % block_size to the offset. Example: 11 tokens, and a block_size of 4.
-        Two windows fit, and one is kept, so that there is room for the offset. In even epochs it
-        starts at 0, 1, 2 or 3, so its targets end with token 4, 5, 6 or 7. In odd epochs it starts
-        11 % 4 = 3 later, so they end with token 7, 8, 9 or 10, the last one.
+        read. So odd epochs add len % block_size to the offset. Example: 11 tokens, and a block_size
+        of 4. Two windows fit, and one is kept, so that there is room for the offset. In even epochs
+        it starts at 0, 1, 2 or 3, so its targets end with token 4, 5, 6 or 7. In odd epochs it
+        starts 11 % 4 = 3 later, so they end with token 7, 8, 9 or 10, the last one.
         """
         rng = np.random.default_rng((self.seed, epoch))
         offset = 0
