@@ -34,7 +34,7 @@ LAYOUT = (
 )
 
 # Lines.
-TOKENS_A_LINE = {"": 9.5, "train.py": 9.0, "model.py": 11.0, "loss.py": 11.0}
+TOKENS_A_LINE = {"": 9.5, "train.py": 8.8, "model.py": 11.0, "loss.py": 11.0}
 DENSE = 24  # tokens; a line of code with more is read twice
 DENSEST = 32
 MAX_DENSE_SHARE = 0.01
@@ -43,7 +43,7 @@ MAX_STATEMENT = 60  # tokens
 MAX_PARAMETERS = 5  # by position, and as many more by keyword
 
 # The core: many small files with one purpose each, so the number of modules says little.
-MAX_STORY_TOKENS = 59_000  # of train.py and all that it imports
+MAX_STORY_TOKENS = 58_000  # of train.py and all that it imports
 MAX_NAMES = 50  # that train.py imports
 MAX_MODULES = {"train.py": 66, "sample.py": 32, "curves.py": 20}
 
@@ -335,13 +335,14 @@ def test_a_line_says_one_thing() -> None:
     lines = sum(len(lines_of(path)) for path in house())
     assert len(dense_lines(DENSE, house())) <= MAX_DENSE_SHARE * lines
     assert dense_lines(DENSEST, house()) == []
-    assert len(long_lines()) <= 90
+    assert long_lines() == []
 
 
 def test_tests_and_bench_are_not_dense_either() -> None:
     paths = python_files(*ASIDE)
     lines = sum(len(lines_of(path)) for path in paths)
-    assert len(dense_lines(DENSE, paths)) <= 0.036 * lines
+    assert len(dense_lines(DENSE, paths)) <= MAX_DENSE_SHARE * lines
+    assert dense_lines(DENSEST, paths) == []
 
 
 def test_a_statement_says_one_thing() -> None:
