@@ -66,6 +66,7 @@ def main(argv: list[str]) -> None:
 
 def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
     """Train a new run, or resume an earlier one; returns the exit code."""
+    # Several ranks first compare their options.
     device = setup_device(cfg.run.device, cfg.run.dtype, cfg.options())
     if cfg.run.compile:
         # Otherwise each core of a CPU takes a micro-batch; a compiled model uses all cores at once.
@@ -96,11 +97,13 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
         world_size=device.world_size,
     )
     val_text = EvalText(corpus.val, block_size, eos, max_tokens=cfg.run.eval_tokens)
-    print(words.describe_options(cfg.changed()), corpus.info.describe(), sep="\n\n", end="\n\n")
+    print(f"{words.describe_options(cfg.changed())}\n")
+    print(f"{corpus.info.describe()}\n")
 
     # model
-    print(words.describe_model(cfg.model, corpus.info.vocab_size), flush=True)
-    model = GPT(cfg.model, corpus.info.vocab_size).to(device.torch_device)
+    vocab_size = tokenizer.vocab_size
+    print(words.describe_model(cfg.model, vocab_size), flush=True)
+    model = GPT(cfg.model, vocab_size).to(device.torch_device)
     optimizers = make_optimizers(model, cfg.optim, device)
     objective = load_objective(cfg.loss, tokenizer, block_size, device)
 
@@ -124,7 +127,6 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
     log = TrainLog(files, corpus.info, state)
     log.add_remeasured(remeasured)
     if not run.is_resumed and not cfg.run.source:  # an untrained model has a loss near log|V|
-        vocab_size = tokenizer.vocab_size
         finding = device.on_rank0(check_start, model, get_batch, vocab_size, device)
         say(f"{finding}\n")
     forward: torch.nn.Module = model  # for training steps; evaluation never uses a compiled one
@@ -223,7 +225,8 @@ def train_step(
 
     device.all_reduce_gradients(parameters, loss_scale)  # and divides them by the scale
     grad_norm = device.clip_gradients(parameters, cfg.optim.grad_clip)
-    result = StepResult(sum_losses(sums, device.all_reduce), grad_norm, lr)
+    total = sum_losses(sums, device.all_reduce)
+    result = StepResult(total, grad_norm, lr)
     for optimizer in optimizers:
         if result.is_valid:  # it has targets, and a finite loss and gradient
             optimizer.step()
@@ -247,10 +250,9 @@ def finish(
     run = replace(files.run, final=final)  # metrics.jsonl does not have it yet
     files.attempt("curves.png", lambda path: draw_png([run], path))
     epochs = get_batch.epochs(state.windows)
-    verdict = make_verdict(
-        run.read_metrics(), final, corpus.info, cfg=run.recipe, state=state, epochs=epochs
-    )
-    print("\n" + verdict, flush=True)
+    records = run.read_metrics()
+    verdict = make_verdict(records, final, corpus.info, cfg=run.recipe, state=state, epochs=epochs)
+    print(f"\n{verdict}", flush=True)
     files.write_text("verdict.txt", verdict)
 
     # If a file could not be written, log.end says to resume with this command.
@@ -259,13 +261,14 @@ def finish(
         log.end(final, "", command)
         return 1
     prompt = corpus.info.prompt
+    tokenizer = corpus.tokenizer
     num_samples = 1
-    if corpus.tokenizer.eos is not None:  # documents may be short
+    if tokenizer.eos is not None:  # documents may be short
         num_samples = 5
-    samples = generate_texts(model, corpus.tokenizer, prompt, files.device, num_samples)
+    samples = generate_texts(model, tokenizer, prompt, files.device, num_samples)
     log.end(final, samples[0], command)
-    print("\n" + words.show_samples(prompt, samples))
-    print("\n" + words.next_commands(run.path))
+    print(f"\n{words.show_samples(prompt, samples)}")
+    print(f"\n{words.next_commands(run.path)}")
     return 0
 
 
