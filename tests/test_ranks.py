@@ -136,6 +136,7 @@ def test_another_number_of_ranks_resumes_after_a_kill(size: int, clone: Path) ->
 
 
 def test_only_rank_0_has_watchers(clone: Path) -> None:
+    pytest.importorskip("tensorboard")
     options = [*OPTIONS, "--max_iters=2", "--watchers=page,tensorboard"]
     wait(start_ranks(clone, *options, "--out_dir=out/watched"))
     assert len(list((clone / "out/watched/tensorboard").iterdir())) == 1
