@@ -13,13 +13,14 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from config.errors import run_command
-from config.schema import Config
+from config.schema import Config, ModelConfig
 from data.batches import Batch
 from engine.checkpoint import Optimizers, _hash, read_checkpoint
 from engine.device import Device
@@ -45,6 +46,26 @@ TINY = [
     "--eval_tokens=300",
     "--dtype=float32",
 ]
+
+# of a finished run
+RUN_FILES = {
+    "config.toml",
+    "corpus.json",
+    "tokenizer.json",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "history.jsonl",
+    "curves.png",
+    "last.safetensors",
+    "previous.safetensors",
+    "best.safetensors",
+    "report.html",
+    "report.js",
+    "verdict.txt",
+    "passage.jsonl",
+    "evaluation.json",
+}
+SMALL = ModelConfig(block_size=8, n_layer=2, n_head=2, n_embd=16)
 
 torch.set_num_threads(1)  # models this small are slower with more
 
@@ -91,6 +112,15 @@ def call(script: str, *arguments: str, check: bool = True) -> Done:
         sys.argv = argv
     assert not check or code == 0, err.getvalue()
     return Done(code, out.getvalue(), err.getvalue())
+
+
+def make_model(seed: int = 0, std: float = 0.2, **options: Any) -> GPT:
+    """Make a GPT for 13 tokens, SMALL but for the options, with weights that are nowhere zero."""
+    torch.manual_seed(seed)
+    model = GPT(SMALL.model_copy(update=options), 13)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=std)
+    return model
 
 
 def load_checkpoint(path: Path, model: GPT, optimizers: Optimizers = ()) -> TrainState:

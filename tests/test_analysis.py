@@ -8,14 +8,12 @@ import pytest
 import torch
 
 from config.errors import UserError
-from config.schema import ModelConfig
 from data.documents import Split
 from data.eval_text import EvalText
 from data.tokenizer import char_tokenizer
 from engine import scoring
 from engine.device import Device
 from engine.scoring import Predictions, predict, score_targets
-from model import GPT
 from report.analysis import (
     TEMPERATURES,
     Blocks,
@@ -29,19 +27,9 @@ from report.analysis import (
     summarise,
 )
 from report.evaluation import claim
+from tests.conftest import make_model
 
 CPU = Device(torch.device("cpu"), torch.float32)
-
-
-SMALL = ModelConfig(block_size=8, n_layer=2, n_head=2, n_embd=16)
-
-
-def make_model(cfg: ModelConfig = SMALL, seed: int = 0) -> GPT:
-    torch.manual_seed(seed)
-    model = GPT(cfg, 13)
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    return model
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 2**20])
@@ -50,7 +38,7 @@ def test_each_token_is_scored_as_one_by_one_in_float64(
 ) -> None:
     monkeypatch.setattr(scoring, "CHUNK_LOGITS", chunk * 13)
     monkeypatch.setattr(scoring, "MIN_CHUNK", 1)
-    model = make_model(SMALL.model_copy(update={"softcap": 3.0, "dropout": 0.5}))
+    model = make_model(std=0.3, softcap=3.0, dropout=0.5)
     tokens = np.random.default_rng(0).integers(13, size=100)
     batches = EvalText(Split(tokens), 8, stride=5).batches()
     scores = score_targets(predict(model, batches, CPU), TEMPERATURES)
@@ -141,7 +129,7 @@ def test_tied_tokens_share_the_places() -> None:
 
 
 def test_a_model_that_diverged_is_told() -> None:
-    model = make_model()
+    model = make_model(std=0.3)
     torch.nn.init.constant_(model.wte.weight, math.nan)
     text = EvalText(Split(np.arange(9)), 8)
     with pytest.raises(UserError, match="diverged"):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, TINY, call, read_metrics, work_in
+from tests.conftest import ROOT, RUN_FILES, TINY, call, read_metrics, work_in
 
 RECORD = {
     "step",
@@ -57,23 +57,7 @@ def test_training_tells_the_whole_story(trained) -> None:
         f"python sample.py {Path('out/tiny')}",
     ):
         assert said in printed
-    assert {entry.name for entry in path.iterdir()} == {
-        "config.toml",
-        "corpus.json",
-        "tokenizer.json",
-        "metrics.jsonl",
-        "samples.jsonl",
-        "history.jsonl",
-        "curves.png",
-        "last.safetensors",
-        "previous.safetensors",
-        "best.safetensors",
-        "report.html",
-        "report.js",
-        "verdict.txt",
-        "passage.jsonl",
-        "evaluation.json",
-    }
+    assert {entry.name for entry in path.iterdir()} == RUN_FILES
     assert (path / "curves.png").read_bytes().startswith(b"\x89PNG")
     records = read_metrics(path)
     assert [record["step"] for record in records] == [*range(7), 6]

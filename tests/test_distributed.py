@@ -26,7 +26,7 @@ from bench.normalisation import compare, masked
 from config.checks import find_problems
 from config.cli import load_config
 from config.errors import UserError, run_command
-from config.schema import Config, ModelConfig, OptimConfig
+from config.schema import Config, OptimConfig
 from data.batches import IGNORE_INDEX, Batch, TrainBatches
 from data.documents import Split
 from data.eval_text import EvalText
@@ -44,6 +44,7 @@ from tests.conftest import (
     ROOT,
     TINY,
     call,
+    make_model,
     other_dtype,
     read_metrics,
     trained_dtype,
@@ -111,15 +112,6 @@ def in_ranks(size: int, function: Callable[[Device], T]) -> list[T]:
         return list(pool.map(work, range(size)))
 
 
-def make_model(dropout: float = 0.0, seed: int = 0) -> GPT:
-    torch.manual_seed(seed)
-    shape = ModelConfig(block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=dropout)
-    model = GPT(shape, 13)
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.2)
-    return model
-
-
 def batches(micro_batch_size: int, rank: int = 0, world_size: int = 1) -> TrainBatches:
     """Make batches of 8 sequences; the text's first 80 tokens and half of the others are masked."""
     rng = np.random.default_rng(0)
@@ -138,7 +130,7 @@ def take_step(
     """Return the gradient of a step, as one vector, and its result."""
     get_batch = batches(micro_batch_size, device.rank, device.world_size)
     cfg, _ = load_config(["--label_smoothing=0.1", "--grad_clip=0", f"--dropout={dropout}"])
-    model = make_model(dropout)
+    model = make_model(dropout=dropout)
     # without an optimizer the gradients stay
     result = take_one(model, [], get_batch(24), cfg, device, step=3)
     gradients = [p.grad for p in model.parameters()]

@@ -14,7 +14,7 @@ import torch
 
 import engine.evaluation
 from config.errors import UserError
-from config.schema import Config, ModelConfig, OptimConfig
+from config.schema import Config, OptimConfig
 from data.batches import IGNORE_INDEX, Batch, TrainBatches
 from data.documents import Split
 from data.eval_text import EvalText
@@ -35,6 +35,7 @@ from tests.conftest import (
     Done,
     call,
     load_checkpoint,
+    make_model,
     only_numbers,
     other_dtype,
     read_metrics,
@@ -45,20 +46,11 @@ from tests.conftest import (
 from tests.processes import assert_same_checkpoints, read_checkpoint
 
 CPU = Device(torch.device("cpu"), torch.float32)
-SMALL = ModelConfig(block_size=8, n_layer=2, n_head=2, n_embd=16)
 
 
 @pytest.fixture(autouse=True)
 def numbers_only(monkeypatch: pytest.MonkeyPatch) -> None:
     only_numbers(monkeypatch)
-
-
-def make_model(**options: Any) -> GPT:
-    torch.manual_seed(0)
-    model = GPT(SMALL.model_copy(update=options), 13)
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.2)
-    return model
 
 
 def make_batch(seed: int = 0) -> list[Batch]:

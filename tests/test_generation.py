@@ -7,21 +7,11 @@ import pytest
 import torch
 
 from config.errors import UserError
-from config.schema import ModelConfig
 from engine.device import Device
 from engine.generate import generate, sample_token
-from model import GPT
+from tests.conftest import make_model
 
 CPU = Device(torch.device("cpu"), torch.float32)
-SMALL = ModelConfig(block_size=8, n_layer=2, n_head=2, n_embd=16)
-
-
-def make_model(**options: Any) -> GPT:
-    torch.manual_seed(0)
-    model = GPT(SMALL.model_copy(update=options), 13)
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.2)
-    return model
 
 
 @pytest.mark.parametrize("top_p", [1e-38, 1e-45, 1e-300])

@@ -20,7 +20,7 @@ from convert import ConvertOptions
 from curves import CurveOptions
 from evaluate import EvaluateOptions
 from sample import SampleOptions
-from tests.conftest import ROOT, TINY, call
+from tests.conftest import ROOT, RUN_FILES, TINY, call
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = {
@@ -42,26 +42,11 @@ PLACEHOLDERS = {
     "RUN": "out/shakespeare_char",
     "out/RUN": "out/shakespeare_char",
 }
-OF_A_RUN = {
-    "config.toml",
-    "corpus.json",
-    "tokenizer.json",
-    "metrics.jsonl",
-    "samples.jsonl",
-    "history.jsonl",
-    "curves.png",
-    "last.safetensors",
-    "previous.safetensors",
-    "best.safetensors",
-    "report.html",
-    "report.js",
-    "verdict.txt",
+OF_A_RUN = RUN_FILES | {
     "out/shakespeare_char/report.html",
     "compare.html",
     "runs.html",
     "page.html",
-    "passage.jsonl",
-    "evaluation.json",
     "model.safetensors",
 }
 # not ours
