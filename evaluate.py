@@ -319,10 +319,12 @@ def explain_sentence(scores: list[RunScores], replaced: Replacer | None) -> str:
     first = scores[0]
     tokens = first.text.split.tokens.tolist()
     lines = [show_costs(tokens, first.columns["nll"], first.run.tokenizer), ""]
+    bits_per_byte = []
     for each in scores:
         nats = each.columns["nll"].sum()
         (losses,), _ = analysis.measure_losses([each.columns])
         loss = {unit: values[0] for unit, values in losses.items()}
+        bits_per_byte.append(loss["bits_per_byte"])
         lines.append(
             f"{nats:.2f} nats, {nats_to_bits(nats):.2f} bits, for {each.about['targets']} tokens: "
             f"{loss['nats_per_token']:.4f} nats per token, perplexity {loss['perplexity']:.2f}, "
@@ -330,8 +332,7 @@ def explain_sentence(scores: list[RunScores], replaced: Replacer | None) -> str:
             f"({printable(str(each.run.path))}, step {each.about['step']:,})"
         )
     if replaced is not None:
-        (losses,), _ = analysis.measure_losses([first.columns])
-        lines += unknown_lines(cost_of_replaced(replaced, first, losses["bits_per_byte"][0]))
+        lines += unknown_lines(cost_of_replaced(replaced, first, bits_per_byte[0]))
     return "\n".join(lines)
 
 

@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     with slow_imports():
         from engine.checkpoint import load_model
         from engine.device import setup_device
-        from engine.generate import generate
+        from engine.generate import append_tokens, generate
 
     device = setup_device(options.device, options.dtype)
     model, _ = load_model(run, options.checkpoint, device)
@@ -80,9 +80,7 @@ def main(argv: list[str]) -> None:
     # a token may end within a character
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for tokens in steps:
-        for sample, token in zip(samples, tokens, strict=True):
-            if token != tokenizer.end:  # a sample that has ended stays there
-                sample.append(token)
+        append_tokens(samples, tokens, tokenizer.end)
         if tokens[0] != tokenizer.end:
             new_bytes = tokenizer.token_bytes[tokens[0]]
             print(decoder.decode(new_bytes), end="", flush=True)

@@ -13,6 +13,7 @@ from typing import Any
 from config.errors import UserError
 from config.recipe import to_toml
 from engine.run import Run
+from engine.watchers import describe_failure
 
 PATIENCE = 30.0  # seconds that training waits for a tracker at its start, and at its end
 
@@ -82,9 +83,7 @@ class Tracker:
         error = self.error
         if error is not None:
             self.error = None
-            raise UserError(
-                f"{self.name} failed, and training continues without it: {error!r:.200}"
-            )
+            raise UserError(describe_failure(self.name, error))
 
 
 class TensorBoard(Tracker):

@@ -83,9 +83,7 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
     tokenizer = corpus.tokenizer
     prompt = corpus.info.prompt
     block_size = cfg.model.block_size
-    eos = None
-    if cfg.data.padded:  # each row holds one document
-        eos = tokenizer.eos
+    eos = tokenizer.window_border(cfg.data.padded)  # None unless each row holds one document
     get_batch = TrainBatches(
         corpus.train,
         block_size,
@@ -121,7 +119,8 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
 
     # A resumed run may evaluate on other targets now: its best model is measured on them first.
     remeasured = remeasure_best(run, state, val_text, corpus, device)
-    stop = StopSignal(device, words.resume_command(run.path, device))
+    command = words.resume_command(run.path, device)
+    stop = StopSignal(device, command)
     files = RunFiles(run, device)
     files.start(model, state)
     log = TrainLog(files, corpus.info, state)
@@ -140,7 +139,8 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
             record = log.make_record(state)
             if log.is_eval_step(state):
                 record |= validate(model, val_text, corpus, device)
-                files.keep_best(model, state, record, get_batch.epochs(state.windows))
+                epochs = get_batch.epochs(state.windows)
+                files.keep_best(model, state, record, epochs)
                 # keep_best counts evaluations that show overfitting, which may end the training
                 is_last = is_last or state.is_finished(cfg)
                 if cfg.run.watchers:

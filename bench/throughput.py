@@ -75,9 +75,7 @@ def measure(cfg: Config, steps: int) -> dict[str, Any]:
     if cfg.run.compile:
         device = device.without_workers()
     corpus = prepare_corpus(cfg.data)
-    eos = None
-    if cfg.data.padded:
-        eos = corpus.tokenizer.eos
+    eos = corpus.tokenizer.window_border(cfg.data.padded)
     block_size = cfg.model.block_size
     batch_size = cfg.optim.batch_size
     batches = TrainBatches(

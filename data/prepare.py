@@ -260,7 +260,7 @@ def main(argv: list[str]) -> None:
         print(f"{SHOW_BATCH}: also show the first batch of a training, and what of it is masked")
     cfg, _ = load_config([word for word in argv if word != SHOW_BATCH])
     corpus = prepare_corpus(cfg.data)
-    eos = corpus.tokenizer.eos if cfg.data.padded else None
+    eos = corpus.tokenizer.window_border(cfg.data.padded)
     block_size = cfg.model.block_size
     lines = [corpus.info.describe()]
     lines += describe_empty_windows(corpus.train, block_size, eos)

@@ -60,6 +60,10 @@ class Tokenizer(BaseModel):
         has_end = self.eos is not None or self.token_bytes[-1:] == [EOS]
         return self.vocab_size - 1 if has_end else None
 
+    def window_border(self, padded: bool) -> int | None:
+        """Return the eos token if each window holds one document, `padded`; else None."""
+        return self.eos if padded else None
+
     @property
     def dtype(self) -> type[np.unsignedinteger]:
         return np.uint16 if self.vocab_size <= 2**16 else np.uint32

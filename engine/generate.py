@@ -142,22 +142,34 @@ def generate_texts(
     num_samples: int = 1,
     *,
     max_new_tokens: int = 300,
+    temperature: float = 0.8,
+    top_k: int = 0,
+    top_p: float = 1.0,
     seed: int = 1337,
 ) -> list[str]:
     """Continue a prompt; returns the texts without the prompt and the eos token."""
+    was_training = model.training
     steps = generate(
         model,
         tokenizer.encode_prompt(prompt),
         device,
         num_samples=num_samples,
         max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
         seed=seed,
         eos=tokenizer.end,
     )
     samples: list[list[int]] = [[] for _ in range(num_samples)]
     for tokens in steps:
-        for sample, token in zip(samples, tokens, strict=True):
-            if token != tokenizer.end:  # a sample that has ended stays there
-                sample.append(token)
-    model.train()
+        append_tokens(samples, tokens, tokenizer.end)
+    model.train(was_training)
     return [tokenizer.decode(sample) for sample in samples]
+
+
+def append_tokens(samples: list[list[int]], tokens: list[int], eos: int | None) -> None:
+    """Append its next token to each sample, but not eos: a sample that has ended stays there."""
+    for sample, token in zip(samples, tokens, strict=True):
+        if token != eos:
+            sample.append(token)

@@ -36,10 +36,10 @@ def load_objective(
     cfg: LossConfig, tokenizer: Tokenizer, block_size: int, device: Device
 ) -> TrainingObjective:
     """Load the teacher, if there is one. UserError if it cannot teach this model."""
-    if not cfg.teacher:
-        return TrainingObjective(Objective(cfg.label_smoothing, cfg.z_loss))
-    teacher = load_teacher(cfg.teacher, tokenizer, block_size, device)
     terms = Objective(cfg.label_smoothing, cfg.z_loss, cfg.alpha, cfg.temperature)
+    if not cfg.teacher:  # alpha and temperature are not used then
+        return TrainingObjective(terms)
+    teacher = load_teacher(cfg.teacher, tokenizer, block_size, device)
     return TrainingObjective(terms, teacher)
 
 

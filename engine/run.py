@@ -49,12 +49,13 @@ class Run(LoggedRun):
         first_start = (self.path / "history.jsonl").read_bytes().split(b"\n")[0]
         return hashlib.sha256(first_start).hexdigest()[:8]
 
-    def is_there(self) -> bool:
-        """Return whether the directory still holds this run: nobody moved or replaced it."""
-        try:
-            return self.id == self._read_id()
-        except OSError:
-            return False
+    def check_there(self) -> None:
+        """Raise an OSError if the directory does not hold this run any more."""
+        is_there = False
+        with suppress(OSError):
+            is_there = self.id == self._read_id()
+        if not is_there:
+            raise OSError("somebody moved or replaced its directory")
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

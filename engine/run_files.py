@@ -75,8 +75,7 @@ class RunFiles:
         path = self.path / name
 
         def write_there() -> None:
-            if not self.run.is_there():
-                raise OSError("somebody moved or replaced its directory")
+            self.run.check_there()
             write(path, *arguments)
 
         try:

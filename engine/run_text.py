@@ -33,7 +33,5 @@ def open_corpus(run: Run) -> Corpus:
 
 def make_eval_text(run: Run, split: Split, max_tokens: int = 0, stride: int = 0) -> EvalText:
     """Cut a text in a run's tokens into windows, to be evaluated as the run reads text."""
-    eos = None
-    if run.cfg.data.padded:  # each window holds one document
-        eos = run.tokenizer.eos
+    eos = run.tokenizer.window_border(run.cfg.data.padded)
     return EvalText(split, run.cfg.model.block_size, eos, stride, max_tokens)

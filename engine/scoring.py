@@ -17,7 +17,7 @@ CHUNK_LOGITS = 2**20  # logits that are worked on at once, so that they stay in 
 MIN_CHUNK = 256  # tokens
 
 
-Columns = tuple[Tensor, ...]  # with as many rows each
+TensorColumns = tuple[Tensor, ...]  # with as many rows each
 
 
 class Predictions(NamedTuple):
@@ -67,7 +67,7 @@ def predict(model: GPT, batches: Iterable[Batch], device: Device) -> Iterator[Pr
     """
 
     @torch.inference_mode()
-    def read(batch: Batch) -> Columns:
+    def read(batch: Batch) -> TensorColumns:
         """Hidden states (n, C), targets (n,) and context lengths (n,) of the targets of a batch."""
         inputs, targets = device.to_device(batch.inputs, batch.targets)
         with device.autocast():
@@ -87,9 +87,9 @@ def predict(model: GPT, batches: Iterable[Batch], device: Device) -> Iterator[Pr
         yield Predictions(logits, targets, context_len)
 
 
-def regroup(parts: Iterable[Columns], size: int) -> Iterator[Columns]:
+def regroup(parts: Iterable[TensorColumns], size: int) -> Iterator[TensorColumns]:
     """Cut rows that come in parts of any size into groups of `size` rows; the last has the rest."""
-    left: Columns = ()
+    left: TensorColumns = ()
     for part in parts:
         if left:
             part = tuple(torch.cat(columns) for columns in zip(left, part, strict=True))

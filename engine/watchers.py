@@ -87,6 +87,10 @@ def explain_failure(name: str, error: BaseException) -> str:
         return str(error)
     if is_of_file(error):
         return f"{error.filename} could not be written ({error.strerror})"
+    return describe_failure(name, error)
+
+
+def describe_failure(name: str, error: BaseException) -> str:
     return f"{name} failed, and training continues without it: {error!r:.200}"
 
 

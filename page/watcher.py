@@ -58,8 +58,7 @@ class PageWatcher:
         """Give the path of a file to write; an OSError then has its name."""
         path = self.run.path / name
         try:
-            if not self.run.is_there():
-                raise OSError("somebody moved or replaced its directory")
+            self.run.check_there()
             yield path
         except OSError as error:
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error

@@ -21,7 +21,7 @@ from data.tokenizer import Tokenizer
 from data.unknown import make_replacer
 from engine.checkpoint import read_model
 from engine.device import setup_device
-from engine.generate import generate
+from engine.generate import generate_texts
 from engine.run import Run, open_run
 from engine.run_text import make_eval_text
 from engine.scoring import predict, score_targets
@@ -96,25 +96,23 @@ class Model:
             raise UserError(
                 "sample: temperature and top_k are 0 or more, and top_p is above 0 and at most 1"
             )
-        tokenizer = self.run.tokenizer
         prompt = self._read(prompt, unknown)
         shown = prompt
         if not prompt:  # the corpus's own may be long
             prompt = self.run.info.prompt
             shown = end_of_prompt(prompt)
-        steps = generate(
+        (text,) = generate_texts(
             self.gpt,
-            tokenizer.encode_prompt(prompt),
+            self.run.tokenizer,
+            prompt,
             self.device,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
             seed=seed,
-            eos=tokenizer.end,
         )
-        sample = [token for (token,) in steps if token != tokenizer.end]
-        return SampledText(shown + tokenizer.decode(sample))
+        return SampledText(shown + text)
 
     def curves(
         self, *others: "Model | str | Path", x: str = "step", scale: str = "log", unit: str = "nats"
