@@ -243,6 +243,7 @@ def finish(
     resumed run comes here again.
     """
     files = log.files
+    cfg = files.run.recipe
     files.check_saved()  # raises an error if a checkpoint could not be written
     final: Record = {"step": state.step, "finished": 1}
     if state.best_nll is not None:  # otherwise no loss was finite
@@ -251,13 +252,13 @@ def finish(
     files.attempt("curves.png", lambda path: draw_png([run], path))
     epochs = get_batch.epochs(state.windows)
     records = run.read_metrics()
-    verdict = make_verdict(records, final, corpus.info, cfg=run.recipe, state=state, epochs=epochs)
+    verdict = make_verdict(records, final, corpus.info, cfg=cfg, state=state, epochs=epochs)
     print(f"\n{verdict}", flush=True)
     files.write_text("verdict.txt", verdict)
 
     # If a file could not be written, log.end says to resume with this command.
     command = words.resume_command(run.path, files.device)
-    if state.nonfinite_in_a_row:  # it diverged
+    if state.diverged(cfg.run):
         log.end(final, "", command)
         return 1
     prompt = corpus.info.prompt

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from config.schema import Config
+from config.schema import Config, RunConfig
 from config.values import Count
 from loss import LossSums
 
@@ -244,8 +244,18 @@ class TrainState(BaseModel):
         """Return whether all steps are done, or it overfits, or it diverged."""
         is_done = self.step >= cfg.optim.max_iters
         overfits = 0 < cfg.run.patience <= self.overfitting
-        diverged = self.nonfinite_in_a_row >= cfg.run.max_nonfinite_steps
-        return is_done or overfits or diverged
+        is_hopeless = self.nonfinite_in_a_row >= cfg.run.max_nonfinite_steps
+        return is_done or overfits or is_hopeless
+
+    def diverged(self, cfg: RunConfig) -> bool:
+        """Return whether the last steps had no finite loss and gradient.
+
+        In float16 a few such steps are no sign: each makes the loss scale smaller.
+        """
+        allowed = 0
+        if cfg.dtype == "float16":
+            allowed = cfg.max_nonfinite_steps - 1
+        return self.nonfinite_in_a_row > allowed
 
     def record(self) -> dict[str, float]:
         """Return the first numbers of a line of metrics; counts of trouble if there was any."""

@@ -49,7 +49,14 @@ def make_verdict(
             lines.append(f"{meaning}: {records[-1][name]:,.0f}.")
     lines += describe_objective(records)
     log_v = uniform_nll(info.vocab_size)
-    signs = [*signs_of_divergence(records, log_v)]
+    signs = []
+    train_nll = [record["train_nll"] for record in records if "train_nll" in record]
+    if train_nll and train_nll[-1] > log_v + DIVERGED_RISE:
+        signs.append(f"the training loss is {train_nll[-1]:.4g}, and log|V| is {log_v:.4g}")
+    if state.diverged(cfg.run):
+        signs.append(
+            f"the last {state.nonfinite_in_a_row:,} step(s) had no finite loss and gradient"
+        )
     if signs:
         lines.append(
             f"It diverged: {'; '.join(signs)}. best.safetensors has the model from before."
@@ -146,16 +153,6 @@ def describe_objective(records: Sequence[Record]) -> Iterator[str]:
             "  Distillation is alpha (T^2 KL(teacher || model) - NLL - label smoothing), with both "
             f"predictions at temperature T; this KL is {record['teacher_kl']:.4f}."
         )
-
-
-def signs_of_divergence(records: Sequence[Record], log_v: float) -> Iterator[str]:
-    """Say what shows that a training diverged, if it did."""
-    train_nll = [record["train_nll"] for record in records if "train_nll" in record]
-    if train_nll and train_nll[-1] > log_v + DIVERGED_RISE:
-        yield f"the training loss is {train_nll[-1]:.4g}, and log|V| is {log_v:.4g}"
-    nonfinite = records[-1].get("nonfinite_in_a_row", 0)
-    if nonfinite:
-        yield f"the last {nonfinite:,.0f} steps had no finite loss and gradient"
 
 
 def describe_memorisation(final: Record) -> Iterator[str]:

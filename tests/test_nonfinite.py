@@ -114,7 +114,7 @@ def test_too_many_nonfinite_steps_stop_training(data_dir: Path, spoil: Callable[
     spoil(3, 4)
     printed = train("--max_nonfinite_steps=2", returns=1).stdout
     assert (
-        "the last 2 steps had no finite loss and gradient. best.safetensors has the model from "
+        "the last 2 step(s) had no finite loss and gradient. best.safetensors has the model from "
         "before.\nTry smaller steps: --learning_rate="
     ) in printed
     assert steps(data_dir / "out/run") == [*range(6), 5]

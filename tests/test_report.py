@@ -296,10 +296,22 @@ def test_a_run_that_diverged() -> None:
 def test_a_run_of_nonfinite_steps_diverged() -> None:
     first, final = make_records(4.17)
     stopped = {"step": 10, "seconds": 1.0, "nonfinite_steps": 10, "nonfinite_in_a_row": 10}
-    said = verdict([first, stopped, final])
-    assert "It diverged: the last 10 steps had no finite loss and gradient." in said
+    said = verdict([first, stopped, final], nonfinite_steps=10, nonfinite_in_a_row=10)
+    assert "It diverged: the last 10 step(s) had no finite loss and gradient." in said
     assert "not finite: 10." in said
     assert "No loss was finite" in verdict([{"step": 10, "seconds": 1.0}])
+
+
+def test_an_overflow_of_float16_in_the_last_step_is_no_divergence() -> None:
+    """It makes the loss scale smaller; only as many in a row as end a training are a sign."""
+    records = make_records(4.17, 2.0)
+    float16 = DEFAULTS.with_run(dtype="float16")
+    overflow = verdict(records, float16, nonfinite_steps=9, nonfinite_in_a_row=9)
+    assert "It diverged" not in overflow
+    too_many = verdict(records, float16, nonfinite_steps=10, nonfinite_in_a_row=10)
+    assert "It diverged: the last 10 step(s) had no finite loss and gradient." in too_many
+    float32 = verdict(records, nonfinite_steps=1, nonfinite_in_a_row=1)
+    assert "It diverged: the last 1 step(s)" in float32
 
 
 def test_advice_names_no_option_that_has_such_a_value_already() -> None:
