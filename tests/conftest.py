@@ -1,4 +1,4 @@
-"""A small corpus, a copy of the repository to run commands in, and a tiny run made there."""
+"""A small corpus, a tiny run, a copy of the repository to run commands in, and ranks as threads."""
 
 import io
 import json
@@ -8,20 +8,25 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.distributed import ReduceOp
 
 from config.errors import run_command
 from config.schema import Config, ModelConfig
-from data.batches import Batch
+from data.batches import Batch, TrainBatches
+from data.documents import Split
 from engine.checkpoint import Optimizers, _hash, read_checkpoint
 from engine.device import Device
 from engine.metrics import Record, parse_record
@@ -66,6 +71,8 @@ RUN_FILES = {
     "evaluation.json",
 }
 SMALL = ModelConfig(block_size=8, n_layer=2, n_head=2, n_embd=16)
+CPU = Device(torch.device("cpu"), torch.float32)
+T = TypeVar("T")
 
 torch.set_num_threads(1)  # models this small are slower with more
 
@@ -322,6 +329,68 @@ def take_step(
     state.loss_scale = loss_scale
     objective = TrainingObjective(terms, teacher)
     return train_step(model, optimizers, batch, objective, device, cfg=cfg, state=state)
+
+
+def make_batch(seed: int = 0) -> list[Batch]:
+    """Make a batch of 6 sequences of 8 tokens for `make_model`."""
+    tokens = np.random.default_rng(seed).integers(13, size=500)
+    get_batch = TrainBatches(Split(tokens), 8, 6, seed)
+    return get_batch(0)
+
+
+class Meeting:
+    """Where ranks that are threads exchange numbers.
+
+    Between two exchanges one thread runs at a time.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.turn = threading.Lock()
+        self.barrier = threading.Barrier(size, timeout=60)
+        self.brought: dict[int, torch.Tensor] = {}
+
+    def gather(self, rank: int, tensor: torch.Tensor) -> torch.Tensor:
+        """Stack the tensors of all ranks."""
+        self.brought[rank] = tensor.clone()
+        self._wait()
+        gathered = torch.stack([self.brought[rank] for rank in sorted(self.brought)])
+        self._wait()
+        return gathered
+
+    def _wait(self) -> None:
+        self.turn.release()
+        try:
+            self.barrier.wait()
+        finally:
+            self.turn.acquire()
+
+
+@dataclass(frozen=True)
+class Thread(Device):
+    """A rank that is a thread of this process: no processes are needed."""
+
+    meeting: Meeting = field(default_factory=lambda: Meeting(1))
+
+    def all_reduce(
+        self, tensor: torch.Tensor, op: ReduceOp.RedOpType = ReduceOp.SUM
+    ) -> torch.Tensor:
+        gathered = self.meeting.gather(self.rank, tensor)
+        if op == ReduceOp.SUM:
+            return tensor.copy_(gathered.sum(dim=0))
+        return tensor.copy_(gathered.amax(dim=0))
+
+
+def in_ranks(size: int, function: Callable[[Device], T]) -> list[T]:
+    """Return what a function returns on each of so many ranks."""
+    meeting = Meeting(size)
+
+    def work(rank: int) -> T:
+        device = Thread(CPU.torch_device, CPU.dtype, rank, size, meeting=meeting)
+        with meeting.turn:
+            return function(device)
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(work, range(size)))
 
 
 def work_in(folder: Path, patch: pytest.MonkeyPatch) -> None:

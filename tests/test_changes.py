@@ -142,3 +142,23 @@ def test_auto_resumes_a_run_or_starts_one(data_dir: Path) -> None:
         train("--init_from=auto", "--max_iters=4").stdout
     )
     assert not (data_dir / "out/run.1").exists()
+
+
+def test_resuming_another_model_or_text_is_refused(data_dir: Path) -> None:
+    train("--max_iters=2")
+    before = {path: path.read_bytes() for path in (data_dir / "out/run").iterdir()}
+
+    def refusal(*arguments: str) -> str:
+        done = call("train.py", "out/run", "--init_from=resume", *arguments, check=False)
+        assert done.returncode == 2
+        return done.stderr
+
+    for option, says in (
+        ("--n_layer=3", "n_layer was 2 and is now 3"),
+        ("--optimizer=adamw", "optimizer was muon"),
+        ("--val_fraction=0.5", "val_fraction was 0.1"),
+    ):
+        assert says in refusal(option)
+    (data_dir / "text.txt").write_text("Something else entirely.\n" * 50, encoding="utf-8")
+    assert "its text has changed (sha256 was " in refusal()
+    assert {path: path.read_bytes() for path in (data_dir / "out/run").iterdir()} == before

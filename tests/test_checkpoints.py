@@ -1,10 +1,11 @@
-"""Checkpoints that somebody forged: all in them is checked before any of it is used.
+"""A checkpoint restores all of a training; all in it is checked before any of it is used.
 
 A forger can compute the right hash, so it proves nothing about what a file holds.
 """
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from config.errors import UserError
-from config.schema import ModelConfig, OptimConfig
+from config.schema import Config, ModelConfig, OptimConfig
 from engine.checkpoint import Optimizers, save_checkpoint
 from engine.optim import make_optimizers
 from engine.state import TrainState
 from model import GPT
-from tests.conftest import load_checkpoint, write_checkpoint
+from tests.conftest import CPU, load_checkpoint, make_batch, make_model, take_step, write_checkpoint
 
 STEP = 7
 ADAM_FIRST = "optimizer.0.0"
@@ -198,3 +199,43 @@ def test_a_training_at_any_step_is_loaded(tmp_path: Path, steps: int) -> None:
         everything(other, restored), everything(model, optimizers), rtol=0, atol=0
     )
     assert load_checkpoint(tmp_path / "last.safetensors", other) == saved  # for prediction only
+
+
+def test_a_checkpoint_restores_all_of_a_training(tmp_path: Path) -> None:
+    model = make_model()
+    optimizers = make_optimizers(model, OptimConfig())
+    take_step(model, optimizers, make_batch(), Config(), CPU)
+    saved = TrainState(step=7, tokens=123, best_nll=1.5, variance=0.1 + 0.2)
+    save_checkpoint(tmp_path / "last.safetensors", model, saved, optimizers)
+    other = make_model()
+    restored = make_optimizers(other, OptimConfig())
+    assert load_checkpoint(tmp_path / "last.safetensors", other, restored) == saved
+    for m, o in ((model, optimizers), (other, restored)):
+        take_step(m, o, make_batch(1), Config(), CPU, step=1)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists() or not os.access("/proc/self/clear_refs", os.W_OK),
+    reason="needs Linux's /proc",
+)
+def test_saving_copies_and_reads_nothing(tmp_path: Path) -> None:
+    """A large model fits in memory once, not twice: it is written from where it lies."""
+    model = make_model(ngram_embedding=2, ngram_rows=400_000)
+    # so that everything is imported
+    save_checkpoint(tmp_path / "best.safetensors", model, TrainState())
+    state = 4 * model.num_params()
+    Path("/proc/self/clear_refs").write_text("5")  # peak = now
+    before = proc("status", "VmRSS") * 1024
+    read = proc("io", "rchar")
+    save_checkpoint(tmp_path / "last.safetensors", model, TrainState())
+    assert proc("status", "VmHWM") * 1024 - before < state / 4
+    assert proc("io", "rchar") - read < state / 4
+    assert (tmp_path / "last.safetensors").stat().st_size > state
+
+
+def proc(file: str, name: str) -> int:
+    """Read a number that Linux knows of this process."""
+    lines = (line.split() for line in Path(f"/proc/self/{file}").read_text().splitlines())
+    return next(int(words[1]) for words in lines if words[0] == f"{name}:")

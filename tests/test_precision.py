@@ -158,6 +158,17 @@ def test_a_device_that_is_not_there_is_a_mistake() -> None:
             setup_device(device, "auto")
 
 
+def test_devices() -> None:
+    assert setup_device("cpu", "float32") == Device(CPU, torch.float32)
+    assert setup_device("cpu", "bfloat16").dtype == torch.bfloat16
+    assert setup_device("auto", "auto").torch_device.type in ("cpu", "cuda", "mps")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="torch finds no cuda"):
+            setup_device("cuda:1", "auto")
+    with pytest.raises(UserError, match=r"^device=tpu: should be auto, cpu, mps, cuda or cuda:N$"):
+        setup_device("tpu", "auto")
+
+
 AUTO = [option for option in TINY if "dtype" not in option]
 
 

@@ -1,7 +1,9 @@
 """Several ranks give the curve of one process, also after one of them was killed."""
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -140,3 +142,53 @@ def test_only_rank_0_has_watchers(clone: Path) -> None:
     options = [*OPTIONS, "--max_iters=2", "--watchers=page,tensorboard"]
     wait(start_ranks(clone, *options, "--out_dir=out/watched"))
     assert len(list((clone / "out/watched/tensorboard").iterdir())) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no SIGTERM")
+def test_two_ranks_stopped_and_resumed_equal_one_process(clone: Path) -> None:
+    """Metrics, checkpoints and words.
+
+    With two micro-batches on two ranks everything should be equal bit for bit: of two addends the
+    order does not matter. The tolerance is for matrix products that depend on where in memory a
+    gradient lies.
+    """
+    options = [
+        "--corpus=text.txt",
+        *TINY,
+        "--device=cpu",
+        "--micro_batch_size=2",
+        "--dropout=0.1",
+        "--val_fraction=0.5",
+        "--eval_tokens=0",
+        "--eval_interval=16",
+        "--schedule=constant",
+        "--patience=0",
+    ]
+    two = clone / "out/two"
+    one = clone / "out/one"
+    ranks = start_ranks(clone, *options, "--out_dir=out/two", "--max_iters=100000")
+    ranks[0].wait_until(lambda: len(read_metrics(two)) > 3)
+    ranks[1].send_signal(signal.SIGTERM)
+    (code, printed), (_, nothing) = (rank.wait() for rank in ranks)
+    step = int(read_metrics(two)[-1]["step"])
+    assert code == 143
+    assert (
+        f"Stopped by SIGTERM at step {step:,}. To resume:\n"
+        "  torchrun --standalone --nproc_per_node=2 train.py out/two --init_from=resume\n"
+    ) in printed
+    assert len(re.findall(r"2 ranks of cpu with \d+ threads?, ", printed)) == 1
+    assert nothing == ""
+
+    last = f"--max_iters={step + 3}"
+    ranks = start_ranks(clone, *options, "--out_dir=out/two", last, "--init_from=resume")
+    (code, printed), (_, nothing) = (rank.wait() for rank in ranks)
+    assert code == 0, printed
+    for said in (f"resuming out/two at step {step:,}", "The best model, of step", "A sample:"):
+        assert printed.count(said) == 1
+    assert nothing == ""
+
+    Process(clone, *options, "--out_dir=out/one", last).succeed()
+    assert len(without_clocks(one)) == step + 5
+    for together, alone in zip(without_clocks(two), without_clocks(one), strict=True):
+        assert together == pytest.approx(alone, rel=1e-5)
+    assert sorted(os.listdir(two)) == sorted(os.listdir(one))

@@ -1,4 +1,4 @@
-"""What a resumed run keeps of itself, whether it is named by its directory or by its recipe."""
+"""A resumed run goes on as if it had not stopped, wherever it stopped and however it is named."""
 
 import shutil
 import sys
@@ -6,13 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-import train
+import train as script
 from config.cli import load_config
+from data.batches import TrainBatches
 from engine.run import open_run
 from engine.state import TrainState
-from tests.conftest import TINY, call, make_text, training_in, without_clocks
+from tests.conftest import TINY, call, make_text, read_metrics, training_in, without_clocks
+from tests.one_run import train
+from tests.processes import assert_same_checkpoints, read_checkpoint
+
+pytestmark = pytest.mark.usefixtures("numbers_only")
 
 TUNE = """
 data.corpus = "part.txt"
@@ -30,7 +36,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         Path("tune.toml").write_text(TUNE, encoding="utf-8")
         call("train.py", "--corpus=text.txt", "--out_dir=origin", *TINY)
         call("train.py", "tune.toml", "--out_dir=whole")
-        train_step = train.train_step
+        train_step = script.train_step
 
         def die(*arguments: Any, state: TrainState, **options: Any) -> Any:
             if state.step == 3:
@@ -97,3 +103,74 @@ def test_what_is_not_named_comes_from_the_run(data_dir: Path) -> None:
     assert open_run(run).cfg == before.model_copy(update={"optim": optim})
     done = call(*command, "--n_layer=5", check=False)
     assert "n_layer was 2 and is now 5: that would be another model or text" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options", [["--optimizer=muon"], ["--optimizer=adamw"], ["--ngram_embedding=3"]]
+)
+def test_resuming_continues_bit_for_bit(data_dir: Path, options: list[str]) -> None:
+    """6 steps at once equal 4 and 2: weights, optimizers, metrics; with dropout, over epochs."""
+    options += ["--dropout=0.2", "--batch_size=8", "--schedule=constant", "--val_fraction=0.99"]
+    train(*options, "--out_dir=out/whole")
+    train(*options, "--max_iters=4")
+    stopped, _ = read_checkpoint(data_dir / "out/run/last.safetensors")
+    train(*options, "--init_from=resume")
+    for name in ("last.safetensors", "best.safetensors"):
+        assert_same_checkpoints(data_dir / "out/run" / name, data_dir / "out/whole" / name)
+    resumed, _ = read_checkpoint(data_dir / "out/run/last.safetensors")
+    assert not np.array_equal(stopped["model.wte.weight"], resumed["model.wte.weight"])
+    assert without_clocks(data_dir / "out/run") == without_clocks(data_dir / "out/whole")
+
+
+STOPS = [
+    pytest.param(0, [], id="before the first step"),
+    pytest.param(2, [], id="after a line"),
+    pytest.param(3, ["--log_interval=2"], id="between two lines"),
+]
+
+
+@pytest.mark.parametrize(("stop_at", "options"), STOPS)
+def test_a_run_stopped_at_any_step_can_be_resumed(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int, options: list[str]
+) -> None:
+    """Before the first step, right after a line of metrics, and between two lines."""
+    asked = iter(range(100))
+
+    def requested(self: Any) -> bool:
+        self.received = 15 * (next(asked) >= stop_at)
+        return self.received > 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.signals.StopSignal.requested", requested)
+        done = call(
+            "train.py", "--corpus=text.txt", "--out_dir=out/run", *TINY, *options, check=False
+        )
+    assert done.returncode == 143
+    assert read_checkpoint(data_dir / "out/run/last.safetensors")[1]["step"] == stop_at
+    train("--init_from=resume")
+    steps = [record["step"] for record in read_metrics(data_dir / "out/run")]
+    assert steps == ([0, 1, 2, 3, 4, 5, 6, 6])
+
+
+def test_a_run_stopped_by_patience_can_be_resumed(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on with more patience; without, it is evaluated again, and stays as it is."""
+    losses = iter([3.0, 2.0, *[2.5] * 100])
+    validate = vars(script)["validate"]
+    monkeypatch.setattr(
+        script, "validate", lambda *arguments: validate(*arguments) | {"val_nll": next(losses)}
+    )
+    # what else shows overfitting needs more steps
+    monkeypatch.setattr("engine.state.SMOOTHED_STEPS", 1)
+    monkeypatch.setattr(TrainBatches, "epochs", lambda self, step: 2.0)
+    monkeypatch.setattr(TrainState, "train_rise", -1.0)
+    train("--patience=2")
+    before = without_clocks(data_dir / "out/run")
+    steps = [record["step"] for record in before]
+    assert steps == [0, 1, 2, 3, 4, 4]
+    train("--patience=2", "--init_from=resume")
+    assert without_clocks(data_dir / "out/run") == before
+    train("--patience=0", "--init_from=resume")
+    steps = [record["step"] for record in read_metrics(data_dir / "out/run")]
+    assert steps == [0, 1, 2, 3, 4, 5, 6, 6]
