@@ -31,8 +31,8 @@ from engine.run import Run, open_run
 from engine.run_text import make_eval_text, open_corpus
 from engine.watchers import load_wing
 from report import analysis
+from report.costs import show_costs
 from report.evaluation import in_words, unknown_lines
-from report.tokens import show_costs
 from surprisal import nats_to_bits
 
 

@@ -26,9 +26,9 @@ from engine.run import Run, open_run
 from engine.run_text import make_eval_text
 from engine.scoring import predict, score_targets
 from report.characters import draw_terminal
+from report.costs import paint_costs, show_costs
 from report.figures import make_figure
 from report.picture import X_LABELS, Y_LABELS
-from report.tokens import paint_costs, show_costs
 from surprisal import LN2, bits_per_byte, perplexity
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -16,7 +16,7 @@ from data.windows import find_windows
 from engine.device import Device
 from engine.scoring import predict, score_targets
 from model import GPT
-from report.tokens import show_costs
+from report.costs import show_costs
 from tests.conftest import TINY, call
 
 CPU = Device(torch.device("cpu"), torch.float32)

@@ -17,7 +17,7 @@ from config.terminal import CONTROL, Terminal, one_line, print_styled, printable
 from data.tokenizer import load_tokenizer
 from engine.run import open_run
 from report.characters import draw_terminal
-from report.tokens import show_costs
+from report.costs import show_costs
 from tests.conftest import TINY, call, make_text, training_in
 
 TITLE = "\x1b]0;owned\x07"  # renames the window

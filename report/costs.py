@@ -1,4 +1,4 @@
-"""Tokens for the eye: what each token of a text cost."""
+"""Shows what each token of a text cost, on a terminal or in a notebook."""
 
 import html
 import sys
