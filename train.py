@@ -253,8 +253,9 @@ def finish(
     epochs = get_batch.epochs(state.windows)
     records = run.read_metrics()
     verdict = make_verdict(records, final, corpus.info, cfg=cfg, state=state, epochs=epochs)
-    print(f"\n{verdict}", flush=True)
-    files.write_text("verdict.txt", verdict)
+    print(f"\n{verdict.text}", flush=True)
+    files.write_text("verdict.txt", verdict.text)
+    final[verdict.ending] = 1
 
     # If a file could not be written, log.end says to resume with this command.
     command = words.resume_command(run.path, files.device)

@@ -232,6 +232,21 @@ def write_atomically(path: Path, content: bytes, like: Path | None = None) -> No
         new.write_bytes(content)
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds the lock file `path`."""
+    if not path.exists():
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(0)
+    except Timeout:
+        return True
+    except OSError:  # it is another user's
+        return False
+    lock.release()
+    return False
+
+
 @contextmanager
 def locked(path: Path, taken: str, timeout: float = 0) -> Iterator[None]:
     """Hold the lock file `path`; UserError `taken` if another process holds it.

@@ -34,6 +34,7 @@ from engine.state import TrainState
 from model import GPT
 
 CHECKPOINTS = ("last.safetensors", "previous.safetensors")
+LOCK_WAIT = 1  # seconds: who asks whether a run is being trained holds its lock for a moment
 OptimizerState = dict[int, dict[str, Tensor]]  # by the number of the parameter
 
 
@@ -59,7 +60,8 @@ def lock_run(cfg: Config) -> Iterator[Run | None]:
                 f"out_dir={path}: another process is training there; wait for it, or choose "
                 "another --out_dir"
             )
-            stack.enter_context(locked(lock_of(path.resolve()), taken))
+            lock = lock_of(path.resolve())
+            stack.enter_context(locked(lock, taken, LOCK_WAIT))
         if cfg.run.resumes and is_run(path):
             earlier = open_run(path)
         if earlier is not None and not earlier.info.has_text:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 from config.schema import Config, OptimConfig
 from data.info import CorpusInfo, beside_baselines
@@ -24,6 +25,13 @@ TROUBLES = {
 }
 
 
+class Verdict(NamedTuple):
+    """Says how a training ended, in a word and in sentences."""
+
+    ending: Literal["finished", "stopped_early", "diverged"]
+    text: str
+
+
 def make_verdict(
     records: Sequence[Record],
     final: Record,
@@ -32,7 +40,7 @@ def make_verdict(
     cfg: Config,
     state: TrainState,
     epochs: float,
-) -> str:
+) -> Verdict:
     """Say how a training went.
 
     `records` are the lines of metrics.jsonl; `final` is the last of them, with what was measured of
@@ -42,7 +50,7 @@ def make_verdict(
     evaluations = [record for record in records if "val_nll" in record]
     if "best_val_nll" not in final or not evaluations:
         advice = advise_calmer_steps(cfg.optim, cfg.run.dtype)
-        return f"No loss was finite: nothing was learned. {advice}"
+        return Verdict("diverged", f"No loss was finite: nothing was learned. {advice}")
     lines = [*describe_best(final, records[-1]["step"], info)]
     for name, meaning in TROUBLES.items():
         if name in records[-1]:
@@ -62,8 +70,9 @@ def make_verdict(
             f"It diverged: {'; '.join(signs)}. best.safetensors has the model from before."
         )
         lines.append(advise_calmer_steps(cfg.optim, cfg.run.dtype))
-        return "\n".join(lines)
+        return Verdict("diverged", "\n".join(lines))
 
+    ending: Literal["finished", "stopped_early"] = "finished"
     memorised = [*describe_memorisation(final)]
     if memorised and cfg.run.source:
         memorised.append(
@@ -73,8 +82,9 @@ def make_verdict(
     rise = evaluations[-1]["val_nll"] - (state.best_nll or 0.0)
     worst = max(evaluations, key=lambda record: record["val_nll"])
     if state.overfitting:
-        stopped_early = state.step < cfg.optim.max_iters and state.is_finished(cfg)
-        lines += describe_overfitting(rise, state, epochs, stopped_early)
+        if state.step < cfg.optim.max_iters and state.is_finished(cfg):
+            ending = "stopped_early"
+        lines += describe_overfitting(rise, state, epochs, ending == "stopped_early")
         advice = f"Try --dropout={cfg.model.dropout + 0.1:.1f}, a smaller model, or more text."
     elif rise > OVERFITTING_RISE:
         lines += explain_rise(rise, state, epochs)
@@ -91,7 +101,7 @@ def make_verdict(
         if not cfg.run.source:
             advice += f", or larger, --n_layer={cfg.model.n_layer + 1}"
         advice += "."
-    return "\n".join([*lines, *memorised, advice])
+    return Verdict(ending, "\n".join([*lines, *memorised, advice]))
 
 
 def describe_best(final: Record, last_step: float, info: CorpusInfo) -> Iterator[str]:

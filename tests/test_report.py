@@ -96,7 +96,7 @@ def judge(
 ) -> str:
     last = records[-1]
     at_the_end = make_state(records, **state)
-    return make_verdict(records, last, info, cfg=cfg, state=at_the_end, epochs=epochs)
+    return make_verdict(records, last, info, cfg=cfg, state=at_the_end, epochs=epochs).text
 
 
 def verdict(
