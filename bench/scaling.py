@@ -11,7 +11,6 @@ the file has are not made again. The picture is beside it.
 import itertools
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -299,10 +298,6 @@ def main(argv: list[str]) -> None:
     path = Path("out/scaling.jsonl")
     if paths:
         path = Path(paths[0])
-    if not find_spec("scipy"):
-        raise UserError(
-            "bench/scaling.py needs scipy: python -m pip install -r requirements-dev.txt"
-        )
     runs = collect_runs(path, options.minutes)
     num_sizes = len(set(runs[0]))
     num_amounts = len(set(runs[1]))

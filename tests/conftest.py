@@ -210,6 +210,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "page",
         "large",
         "huggingface",
+        "sweeps",
         "bench",
         "docs",
     ]

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TRAIN = ROOT / "train.py"
 CORE = ("config", "data", "engine", "report")
 COMMANDS = ("train.py", "sample.py", "evaluate.py", "curves.py")  # of the core
-WINGS = ("page", "trackers", "large", "huggingface", "convert", "compress")
+WINGS = ("page", "trackers", "large", "huggingface", "convert", "compress", "sweeps")
 ASIDE = ("tests", "bench")  # measured in columns and dense lines only
 LAYOUT = (
     tokenize.COMMENT,
@@ -371,7 +371,7 @@ def test_the_core_is_not_larger() -> None:
 
 
 def test_a_training_without_watchers_imports_no_wing(clone: Path) -> None:
-    """Not as it runs, either."""
+    """Not as it runs, either; nor scipy, which only the sweep needs."""
     small = ["--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=8", "--max_iters=1"]
     options = ["--corpus=text.txt", "--out_dir=out/unwatched", "--watchers=", *small]
     code = f"""
@@ -380,7 +380,7 @@ import train
 try:
     train.main({options!r})
 except SystemExit:
-    print([name for name in {WINGS!r} if name in sys.modules])
+    print([name for name in {(*WINGS, "scipy")!r} if name in sys.modules])
 """
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)

@@ -132,13 +132,3 @@ def test_a_mistake_gets_one_line(data_dir: Path, arguments: list[str], message: 
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
-
-
-def test_without_scipy_it_says_what_to_install(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scaling, "find_spec", lambda _: None)
-    done = call("bench/scaling.py", check=False)
-    assert done.returncode == 2
-    install = "python -m pip install -r requirements-dev.txt"
-    assert done.stderr == f"error: bench/scaling.py needs scipy: {install}\n"
