@@ -33,6 +33,7 @@ from engine.watchers import load_wing
 from report import analysis
 from report.costs import show_costs
 from report.evaluation import in_words, unknown_lines
+from report.intervals import Blocks, intervals, measure_losses
 from surprisal import nats_to_bits
 
 
@@ -322,7 +323,7 @@ def explain_sentence(scores: list[RunScores], replaced: Replacer | None) -> str:
     bits_per_byte = []
     for each in scores:
         nats = each.columns["nll"].sum()
-        (losses,), _ = analysis.measure_losses([each.columns])
+        (losses,), _ = measure_losses([each.columns])
         loss = {unit: values[0] for unit, values in losses.items()}
         bits_per_byte.append(loss["bits_per_byte"])
         lines.append(
@@ -356,7 +357,7 @@ def add_up(scores: list[RunScores], chosen: Chosen, options: EvaluateOptions) ->
     """Say all about the first run's loss, and how the second's compares: what `--json` prints."""
     first = scores[0]
     run = first.run
-    losses, blocks = analysis.measure_losses([each.columns for each in scores])
+    losses, blocks = measure_losses([each.columns for each in scores])
     train = None
     kl_gap = None
     baselines = []
@@ -371,7 +372,7 @@ def add_up(scores: list[RunScores], chosen: Chosen, options: EvaluateOptions) ->
     evaluation = {
         "text": chosen.name,
         **first.about,
-        "loss": analysis.intervals(losses[0], blocks),
+        "loss": intervals(losses[0], blocks),
         "blocks": blocks._asdict(),
         "kl_gap": kl_gap,
         "baselines": baselines,
@@ -406,7 +407,7 @@ def list_baselines(scores: RunScores) -> list[dict[str, Any]]:
 
 
 def compare_runs(
-    scores: list[RunScores], losses: list[analysis.Columns], blocks: analysis.Blocks
+    scores: list[RunScores], losses: list[analysis.Columns], blocks: Blocks
 ) -> dict[str, Any]:
     """Compare two runs: the second's loss, and how much higher the first's is, in shared units."""
     first, second = scores
@@ -417,8 +418,8 @@ def compare_runs(
     difference = {unit: own[unit] - other[unit] for unit in units}
     return {
         **second.about,
-        "loss": analysis.intervals(other, blocks),
-        "difference": analysis.intervals(difference, blocks),
+        "loss": intervals(other, blocks),
+        "difference": intervals(difference, blocks),
         "other_targets": first.run.cfg.data.mask != second.run.cfg.data.mask,
     }
 

@@ -17,8 +17,8 @@ from data.tokenizer import Tokenizer
 from engine.metrics import Record, find_best, parse_record
 from engine.run import Run
 from page.records import read_evaluation, read_passages
-from report import analysis
 from report.analysis import PASSAGE_TEMPERATURES, Columns, Evaluation, Passage
+from report.intervals import FEW, intervals, measure_losses
 from report.picture import middles, thin
 from surprisal import perplexity
 
@@ -61,7 +61,7 @@ def content_of_runs(runs: Sequence[Run], status: str = "", live: bool = False) -
         "differences": differing_options([run.cfg.options() for run in runs]),
         "status": status,
         "live": live,
-        "few_targets": analysis.FEW,
+        "few_targets": FEW,
         "written": round(time.time(), 3),
     }
 
@@ -320,11 +320,11 @@ def compare_with_first(
         return None
     parts = part_columns(evaluation, run.info.bytes_per_target)
     first_parts = part_columns(first_evaluation, first.info.bytes_per_target)
-    (losses, first_losses), blocks = analysis.measure_losses([parts, first_parts])
+    (losses, first_losses), blocks = measure_losses([parts, first_parts])
     unit = "bits_per_byte"
     if run.tokenizer == first.tokenizer:
         unit = "nats_per_token"
-    estimates = analysis.intervals({unit: losses[unit] - first_losses[unit]}, blocks)
+    estimates = intervals({unit: losses[unit] - first_losses[unit]}, blocks)
     return {"unit": unit, **estimates[unit], "of_documents": blocks.of_documents}
 
 

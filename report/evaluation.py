@@ -3,7 +3,7 @@
 from typing import Any
 
 from data.info import Baseline, beside_baselines
-from report.analysis import FEW, RESAMPLES, Blocks
+from report.intervals import FEW, RESAMPLES, Blocks
 
 UNITS = [
     ("nats per token", "nats_per_token", ".4f"),

@@ -16,17 +16,14 @@ from engine.device import Device
 from engine.scoring import Predictions, predict, score_targets
 from report.analysis import (
     TEMPERATURES,
-    Blocks,
     Columns,
-    Estimate,
     calibrate,
     confidence_bins,
     group_targets,
-    intervals,
-    measure_losses,
     summarise,
 )
 from report.evaluation import claim
+from report.intervals import Blocks, Estimate, intervals, measure_losses
 from tests.conftest import make_model
 
 CPU = Device(torch.device("cpu"), torch.float32)
