@@ -5,6 +5,7 @@ from config.startup import end_on_interrupt
 end_on_interrupt(__name__)
 
 import codecs
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,8 @@ from config.values import Count, FileName, Positive, Rate, Section, Text, Unknow
 from data.info import end_of_prompt
 from data.unknown import make_replacer
 from engine.run import Run, open_run
+
+LONGEST_WORD = 20  # characters; some languages have no space between words
 
 
 class SampleOptions(Section):
@@ -77,18 +80,35 @@ def main(argv: list[str]) -> None:
     # all samples grow together; the first is shown as it grows
     print(shown, end="", flush=True)
     samples: list[list[int]] = [[] for _ in range(options.num_samples)]
-    # a token may end within a character
+    # a token may end within a character, and within a word, which the screen shows as a whole
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    text = ""
     for tokens in steps:
         append_tokens(samples, tokens, tokenizer.end)
         if tokens[0] != tokenizer.end:
-            new_bytes = tokenizer.token_bytes[tokens[0]]
-            print(decoder.decode(new_bytes), end="", flush=True)
-    print(decoder.decode(b"", final=True))
+            text += decoder.decode(tokenizer.token_bytes[tokens[0]])
+            before, text = cut_last_word(text)
+            print(before, end="", flush=True)
+    print(text + decoder.decode(b"", final=True))
 
     for sample in samples[1:]:
         print("-" * 40)
         print(shown + tokenizer.decode(sample))
+
+
+def cut_last_word(text: str) -> tuple[str, str]:
+    """Cut off the word at the end of a text, with the space before it.
+
+    Of a word that does not end, it leaves the last characters.
+
+    >>> cut_last_word("the mat and th")
+    ('the mat and', ' th')
+    """
+    word = re.search(rf"\s?\S{{0,{LONGEST_WORD}}}\Z", text)
+    start = len(text)
+    if word is not None:
+        start = word.start()
+    return text[:start], text[start:]
 
 
 def read_arguments(argv: list[str]) -> tuple[Run, SampleOptions, str]:

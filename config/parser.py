@@ -3,10 +3,12 @@
 import argparse
 import os
 import re
+from functools import partial
 from typing import Any, NoReturn, get_args
 
 from config.errors import UserError
 from config.recipe import Options, merge, sections
+from config.terminal import screen_width
 from config.values import Section
 
 
@@ -25,7 +27,12 @@ def parse_words(
 
     Words that are no options of the schema are among {option: text}, with an empty text.
     """
-    parser = _Parser(usage=f"%(prog)s {positional} [--name=value ...]", allow_abbrev=False)
+    parser = _Parser(
+        usage=f"%(prog)s {positional} [--name=value ...]",
+        formatter_class=partial(argparse.HelpFormatter, width=screen_width() - 2),
+        allow_abbrev=False,
+    )
+    vars(parser)["color"] = False  # Python 3.14's escape sequences would be shown as signs
     parser.add_argument(positional, nargs=nargs, help=meaning)
     names = {"-h", "--help", "--"}
     for section in sections(schema).values():

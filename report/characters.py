@@ -2,11 +2,11 @@
 
 import itertools
 import math
-import shutil
 import string
 import sys
 from collections.abc import Sequence
 
+from config.terminal import has_colours, screen_width
 from engine.logged_run import LoggedRun
 from report.picture import X_LABELS, Y_LABELS, Picture, show_number
 
@@ -30,7 +30,7 @@ def draw_terminal(
 
     plotext.clear_figure()
     plotext.limit_size(False, False)
-    plotext.plot_size(None, ROWS + 3)  # with the frame and the marks of the x axis
+    plotext.plot_size(screen_width(), ROWS + 3)  # with the frame and the marks of the x axis
     plotext.theme("clear")
     legend = []
     for marker, curve in zip(itertools.cycle(MARKERS), picture.curves, strict=False):
@@ -51,7 +51,7 @@ def draw_terminal(
     plotext.yticks(heights, [cut_label(label) for label in labels.values()])
 
     drawn = plotext.build()
-    if not sys.stdout.isatty():
+    if not has_colours(sys.stdout):
         drawn = plotext.uncolorize(drawn)
     return "\n".join([f"{Y_LABELS[unit]}, against {X_LABELS[x]}", drawn, *legend])
 
@@ -73,7 +73,7 @@ def row_height(picture: Picture, row: int) -> float:
 
 def cut_label(label: str) -> str:
     """Cut a label at half of the terminal."""
-    half = shutil.get_terminal_size().columns // 2
+    half = screen_width() // 2
     if len(label) <= half:
         return label
     return f"{label[: half - 1]}…"

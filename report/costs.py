@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from config.terminal import has_colours
 from data.show import show_token
 from data.tokenizer import Tokenizer
 from surprisal import nats_to_bits, uniform_nll
@@ -19,7 +20,7 @@ def show_costs(
 ) -> str:
     """List tokens (N,), each but the first with its cost (N - 1,).
 
-    On a terminal the text comes first, shaded by the costs.
+    On a terminal with colours the text comes first, shaded by the costs.
     """
     shown = [show_token(tokenizer, token) for token in tokens]
     costs_shown = ["given", *(f"{cost:.3f}" for cost in costs)]
@@ -28,7 +29,7 @@ def show_costs(
         cells.append(f"{text.replace(' ', '␣'):>12} {cost:<7}")
     rows = [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
     lines = [f"{unit} of each token:", *("".join(row) for row in rows)]
-    if sys.stdout.isatty():
+    if has_colours(sys.stdout):
         lines = [*_shade_text(shown, costs, unit), "", *lines]
     return "\n".join(lines)
 

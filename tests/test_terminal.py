@@ -1,7 +1,6 @@
 """What a stranger's run, text or file name says is shown, and never obeyed by the terminal."""
 
 import base64
-import io
 import json
 import re
 import shutil
@@ -19,6 +18,7 @@ from engine.run import open_run
 from report.characters import draw_terminal
 from report.costs import show_costs
 from tests.conftest import TINY, call, make_text, training_in
+from tests.screen import Tty
 
 TITLE = "\x1b]0;owned\x07"  # renames the window
 # also clears it, goes back to the start of the line, turns the text around
@@ -132,18 +132,11 @@ def test_errors_that_repeat_a_config_are_not_obeyed(theirs: Path, change: str, c
         assert "␛" in printed
 
 
-class Screen(io.StringIO):
-    """A terminal."""
-
-    encoding = "utf-8"
-
-    def isatty(self) -> bool:
-        return True
-
-
-def make_screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
+def make_screen(monkeypatch: pytest.MonkeyPatch) -> Tty:
     """Print everything to a screen from now on."""
-    screen = Screen()
+    screen = Tty()
+    for name in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, Terminal(screen))
     return screen
@@ -189,7 +182,7 @@ def test_an_error_is_not_obeyed_where_torchrun_repeats_it(
 
     with pytest.raises(SystemExit, match="2"):
         run_command(main)
-    assert screen.getvalue().startswith("error: it says ␛]0;owned␇␛[2J")
+    assert screen.getvalue().startswith("\x1b[33merror:\x1b[0m it says ␛]0;owned␇␛[2J")
     assert not CONTROL.search(
         json.loads((tmp_path / "error.json").read_text())["message"]["message"]
     )
