@@ -19,12 +19,13 @@ from pydantic import Field
 from config.errors import UserError, run_command, slow_imports
 from config.files import check_place
 from config.parser import load_options
+from config.schema import DataConfig
 from config.terminal import print_styled, printable, progress_bar
 from config.values import Count, FileName, Page, Section, Text, UnknownCharacters
 from data.corpora import read_corpus_text
 from data.documents import Document, Split, encode_documents, split_documents
 from data.eval_text import EvalText
-from data.prepare import Corpus
+from data.prepare import prepare_corpus
 from data.sources import read_all_documents
 from data.unknown import Replacer, make_replacer
 from engine.run import Run, open_run
@@ -40,7 +41,11 @@ from surprisal import nats_to_bits
 class EvaluateOptions(Section):
     """What to evaluate, and against what."""
 
-    split: Literal["val", "train"] = Field("val", description="which split of the run's corpus")
+    split: Literal["", "val", "tuning", "train"] = Field(
+        "",
+        description="which split of the run's corpus; empty = the one that its training evaluated, "
+        "val or tuning",
+    )
     text: FileName = Field(
         "",
         min_length=1,
@@ -96,7 +101,9 @@ class Chosen(NamedTuple):
 
     name: str
     splits: list[Split]  # in each run's tokens
-    corpus: Corpus | None = None  # the first run's, if the text is one of its splits
+    train: Split | None = None  # the first run's training text, if the text is of its corpus
+    source_nll: np.ndarray | None = None  # of the targets, where the text's source is known
+    has_baselines: bool = False  # those of the first run are of this text
     replaced: Replacer | None = None  # unknown characters in targets,
     replaced_masked: Replacer | None = None  # and in masked text
 
@@ -176,7 +183,7 @@ def choose_text(runs: list[Run], options: EvaluateOptions) -> Chosen:
         return read_sentence(runs, options)
     if options.text:
         return read_own_text(runs, options)
-    return read_split(runs, options.split)
+    return read_split(runs, options)
 
 
 def read_sentence(runs: list[Run], options: EvaluateOptions) -> Chosen:
@@ -198,7 +205,13 @@ def read_sentence(runs: list[Run], options: EvaluateOptions) -> Chosen:
 def read_own_text(runs: list[Run], options: EvaluateOptions) -> Chosen:
     """Read a text of one's own. The options of the first run say what its documents are."""
     cfg = runs[0].cfg.data.model_copy(update={"corpus": options.text})
-    documents = read_all_documents(cfg)
+    return encode_for_each(runs, read_all_documents(cfg), cfg, options.text, options)
+
+
+def encode_for_each(
+    runs: list[Run], documents: list[Document], cfg: DataConfig, name: str, options: EvaluateOptions
+) -> Chosen:
+    """Encode documents in the tokens of each run; unknown characters are replaced if asked to."""
     tokenizers = [run.tokenizer for run in runs]
     in_targets = make_replacer(tokenizers, options.unknown)
     in_masked = make_replacer(tokenizers, options.unknown)
@@ -206,10 +219,10 @@ def read_own_text(runs: list[Run], options: EvaluateOptions) -> Chosen:
         documents = replace_in_documents(documents, in_targets, in_masked)
 
     def encode(run: Run) -> Split:
-        return encode_documents(documents, run.tokenizer, cfg, options.text)
+        return encode_documents(documents, run.tokenizer, cfg, name)
 
     splits = in_tokens_of_each(runs, encode(runs[0]), encode)
-    return Chosen(options.text, splits, replaced=in_targets, replaced_masked=in_masked)
+    return Chosen(name, splits, replaced=in_targets, replaced_masked=in_masked)
 
 
 def replace_in_documents(
@@ -226,19 +239,57 @@ def replace_in_documents(
     return replaced
 
 
-def read_split(runs: list[Run], name: Literal["val", "train"]) -> Chosen:
-    """Read a split of the first run's corpus."""
+def read_split(runs: list[Run], options: EvaluateOptions) -> Chosen:
+    """Read a split of the first run's corpus. UserError for tuning text that the run learned from.
+
+    The prepared corpus of a run has its training text, and the text that its training evaluated.
+    """
     run = runs[0]
     cfg = run.cfg.data
+    name = options.split or cfg.split
     title = f"the {name} split of {run.info.name}"
+    corpus = open_corpus(run)
+    if name == "tuning" and cfg.split == "val":
+        raise UserError(
+            f"split=tuning: {run.path} was trained with split=val, so it learned from that text; "
+            "--split=train measures all that it learned from"
+        )
+    if name == "val" and cfg.split == "tuning":
+        chosen = read_validation(runs, title, options)
+        return chosen._replace(train=corpus.train)
+    part = "train" if name == "train" else "val"
 
     def encode(other: Run) -> Split:
-        documents = split_documents(read_corpus_text(cfg).text, cfg)[name]
+        documents = split_documents(read_corpus_text(cfg).text, cfg)[part]
         return encode_documents(documents, other.tokenizer, cfg, title)
 
-    corpus = open_corpus(run)
-    split = corpus.val if name == "val" else corpus.train
-    return Chosen(title, in_tokens_of_each(runs, split, encode), corpus)
+    if name == "train":
+        splits = in_tokens_of_each(runs, corpus.train, encode)
+        return Chosen(title, splits, corpus.train)
+    splits = in_tokens_of_each(runs, corpus.val, encode)
+    return Chosen(title, splits, corpus.train, corpus.source_nll, has_baselines=True)
+
+
+def read_validation(runs: list[Run], title: str, options: EvaluateOptions) -> Chosen:
+    """Read the validation text of a corpus, where the first run was trained on a tuning split.
+
+    That run's vocabulary may lack some of its characters. Of a large corpus it has to be prepared
+    in the run's tokens.
+    """
+    run = runs[0]
+    cfg = run.cfg.data.model_copy(update={"split": "val"})
+    if not cfg.is_large:
+        text = read_corpus_text(cfg)
+        documents = split_documents(text.text, cfg)["val"]
+        chosen = encode_for_each(runs, documents, cfg, title, options)
+        return chosen._replace(source_nll=text.nll_of_val(cfg))
+    tokens = {"tokenizer": str(run.path), "vocab_size": DataConfig().vocab_size}
+    prepared = prepare_corpus(cfg.model_copy(update=tokens), run.tokenizer)
+
+    def refuse(other: Run) -> Split:
+        raise UserError(f"against={other.path}: has other tokens than {run.path}; use --text=FILE")
+
+    return Chosen(title, in_tokens_of_each(runs, prepared.val, refuse))
 
 
 def in_tokens_of_each(runs: list[Run], first: Split, encode: Callable[[Run], Split]) -> list[Split]:
@@ -358,23 +409,18 @@ def add_up(scores: list[RunScores], chosen: Chosen, options: EvaluateOptions) ->
     first = scores[0]
     run = first.run
     losses, blocks = measure_losses([each.columns for each in scores])
-    train = None
-    kl_gap = None
     baselines = []
-    if chosen.corpus is not None:  # with a text of one's own, the corpus may be elsewhere
-        train = chosen.corpus.train
-        if options.split == "val":
-            kl_gap = measure_kl_gap(first, chosen.corpus.source_nll)
-            baselines = list_baselines(first)
+    if chosen.has_baselines:
+        baselines = list_baselines(first)
     summary = analysis.summarise(
-        first.columns, first.tempered, first.text, run.tokenizer, train
+        first.columns, first.tempered, first.text, run.tokenizer, chosen.train
     ).model_dump(exclude={"targets"})
     evaluation = {
         "text": chosen.name,
         **first.about,
         "loss": intervals(losses[0], blocks),
         "blocks": blocks._asdict(),
-        "kl_gap": kl_gap,
+        "kl_gap": measure_kl_gap(first, chosen.source_nll),
         "baselines": baselines,
         **summary,
         "against": None,
@@ -386,7 +432,7 @@ def add_up(scores: list[RunScores], chosen: Chosen, options: EvaluateOptions) ->
         evaluation["unknown_masked"] = chosen.replaced_masked.summary()
     if len(scores) == 2:
         evaluation["against"] = compare_runs(scores, losses, blocks) | {
-            "may_have_seen_it": not options.text and have_other_splits(scores)
+            "may_have_seen_it": not options.text and have_other_splits(scores, options)
         }
     return evaluation
 
@@ -400,7 +446,7 @@ def measure_kl_gap(scores: RunScores, source_nll: np.ndarray | None) -> float | 
 
 
 def list_baselines(scores: RunScores) -> list[dict[str, Any]]:
-    """List the baselines, which compare with a loss on all of the validation split only."""
+    """List the baselines, which compare with a loss on all of their text only."""
     if scores.about["targets"] < scores.about["of_targets"]:
         return []
     return [each.model_dump(exclude={"passage_nll"}) for each in scores.run.info.baselines]
@@ -424,12 +470,18 @@ def compare_runs(
     }
 
 
-def have_other_splits(scores: list[RunScores]) -> bool:
-    """Return whether two runs were trained on other texts, or other splits of one text."""
+def have_other_splits(scores: list[RunScores], options: EvaluateOptions) -> bool:
+    """Return whether two runs were trained on other texts, or other splits of one text.
+
+    A run with a tuning split did not read validation text either.
+    """
     splits = set()
     for each in scores:
         cfg = each.run.cfg.data
-        splits.add((each.run.info.sha256, cfg.val_fraction, cfg.documents))
+        split = cfg.split
+        if (options.split or scores[0].run.cfg.data.split) == "val":
+            split = "val"
+        splits.add((each.run.info.sha256, cfg.val_fraction, cfg.documents, split))
     return len(splits) > 1
 
 

@@ -27,8 +27,8 @@ class SampleOptions(Section):
 
     prompt: str = Field(
         "",
-        description="text to continue; empty = the prompt that the validation text starts with, or "
-        "a new line",
+        description="text to continue; empty = the prompt that the text of the run's evaluations "
+        "starts with, or a new line",
     )
     prompt_file: FileName = Field("", description="a UTF-8 file with the prompt")
     unknown: UnknownCharacters = Field(

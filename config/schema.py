@@ -55,6 +55,11 @@ class DataConfig(Section):
         description="share of the text that is the validation split: its end; in many files, one "
         "document in every 1 / val_fraction",
     )
+    split: Literal["val", "tuning"] = Field(
+        "val",
+        description="the text that evaluations measure: val; or tuning, the last tenth of the "
+        "training text, to choose options on, without reading validation text",
+    )
     documents: Literal["none", "lines", "paragraphs"] = Field(
         "none", description="each line, or each paragraph, is a document; eos tokens separate them"
     )

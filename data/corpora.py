@@ -23,6 +23,7 @@ from config.errors import UserError, did_you_mean, not_text
 from config.files import read_text, write_atomically
 from config.schema import DataConfig
 from config.values import CORPORA
+from data.documents import find_val
 from data.markov import LENGTH, MarkovSource
 
 DATA = Path(__file__).resolve().parent
@@ -46,9 +47,10 @@ class CorpusText:
     def sha256(self) -> str:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
-    def nll_of_last(self, n: int) -> np.ndarray | None:
-        """Give the source's NLL of the last n - 1 characters, in nats, (n - 1,)."""
-        return None if self.nll is None else self.nll[1 - n :]
+    def nll_of_val(self, cfg: DataConfig) -> np.ndarray | None:
+        """Give the source's NLL of the targets of evaluations, in nats."""
+        start, end = find_val(len(self.text), cfg)
+        return None if self.nll is None else self.nll[start + 1 : end]
 
 
 def read_corpus_text(cfg: DataConfig) -> CorpusText:

@@ -20,6 +20,7 @@ from data.tokenizer import Tokenizer
 Document = list[tuple[str, bool]]
 
 MASK_TIMEOUT = 60  # seconds
+TUNING_FRACTION = 0.1  # of the training text
 
 
 @dataclass(frozen=True)
@@ -84,23 +85,42 @@ class Exchange(BaseModel):
 
 
 def split_documents(text: str, cfg: DataConfig) -> dict[str, list[Document]]:
-    """Divide a text into the documents of both splits; the end of the text is validation.
+    """Divide a text into the documents of both splits; documents stay whole.
 
-    Documents stay whole.
+    "val" is what `find_val` finds.
     """
     if cfg.eos_text is None:
-        cut = int(len(text) * (1 - cfg.val_fraction))
-        train = read_documents(text[:cut], cfg)
-        val = read_documents(text[cut:], cfg)
+        start, end = find_val(len(text), cfg)
+        train = read_documents(text[:start], cfg)
+        val = read_documents(text[start:end], cfg)
         return {"train": train, "val": val}
     documents = read_documents(text, cfg)
-    if len(documents) < 2:
+    start, end = find_val(len(documents), cfg)
+    if not 0 < start < end:
         raise UserError(
             f"corpus {cfg.corpus}: has {len(documents)} document(s); one is needed for each split"
         )
-    cut = int(len(documents) * (1 - cfg.val_fraction))
-    cut = min(max(1, cut), len(documents) - 1)
-    return {"train": documents[:cut], "val": documents[cut:]}
+    return {"train": documents[:start], "val": documents[start:end]}
+
+
+def find_val(size: int, cfg: DataConfig) -> tuple[int, int]:
+    """Find where the text for evaluations begins and ends, in characters or documents.
+
+    It is the end of the text, validation; or with split=tuning the end of what comes before that.
+
+    >>> find_val(200, DataConfig()), find_val(200, DataConfig(split="tuning"))
+    ((180, 200), (162, 180))
+    """
+    start = find_cut(size, cfg.val_fraction)
+    if cfg.split == "tuning":
+        return find_cut(start, TUNING_FRACTION), start
+    return start, size
+
+
+def find_cut(size: int, fraction: float) -> int:
+    """Find where the last part begins. Of two characters or documents each part has one."""
+    cut = int(size * (1 - fraction))
+    return min(max(1, cut), size - 1)
 
 
 def read_documents(text: str, cfg: DataConfig) -> list[Document]:

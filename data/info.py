@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -90,11 +90,12 @@ class CorpusInfo(BaseModel):
 
     name: Name
     sha256: str  # of the text; empty where the text is unknown
+    split: Literal["val", "tuning"] = "val"  # which text `val` is
     tokenizer: Name
     vocab_size: int = Field(ge=1, le=MAX_VOCABULARY)
     train: SplitInfo
     val: SplitInfo
-    prompt: str  # masked text that the validation split starts with
+    prompt: str  # masked text that `val` starts with
     baselines: list[Baseline] = Field(max_length=MAX_BASELINES)
     entropy_rate: Nats | None = None  # of the text's source, in nats per token, where it is known
     source_nll: Nats | None = None  # the source's own loss on the validation split, likewise
@@ -103,6 +104,13 @@ class CorpusInfo(BaseModel):
     def has_text(self) -> bool:
         """Whether it is known what a run was trained on; that of a converted model is not."""
         return self.sha256 != ""
+
+    @property
+    def val_kind(self) -> str:
+        """The word for the text that evaluations measure: validation or tuning."""
+        if self.split == "val":
+            return "validation"
+        return self.split
 
     @property
     def bytes_per_target(self) -> float:
@@ -120,8 +128,8 @@ class CorpusInfo(BaseModel):
         train = self.train
         val = self.val
         lines = [
-            f"{self.name}: {train.tokens:,} training and {val.tokens:,} validation tokens "
-            f"({self.tokenizer}, |V| = {self.vocab_size:,})"
+            f"{self.name}: {train.tokens:,} training and {val.tokens:,} {self.val_kind} "
+            f"tokens ({self.tokenizer}, |V| = {self.vocab_size:,})"
         ]
         if train.documents > 1:
             lines.append(
@@ -137,7 +145,7 @@ class CorpusInfo(BaseModel):
         if train.tokens > MAX_TRAIN_TOKENS or val.tokens > MAX_VAL_TOKENS + 1:
             lines.append(
                 f"  baselines use at most the last {MAX_TRAIN_TOKENS:,} training tokens, and the "
-                f"first {MAX_VAL_TOKENS:,} validation tokens"
+                f"first {MAX_VAL_TOKENS:,} {self.val_kind} tokens"
             )
         lines += ["", "  baseline            nats/token  bits/byte  perplexity"]
         for each in sorted(self.baselines, key=lambda each: -each.nats_per_token):

@@ -78,7 +78,7 @@ def prepare_corpus(cfg: DataConfig, tokenizer: Tokenizer | None = None) -> Corpu
         text = read_corpus_text(cfg)
         folder = choose_folder(cfg, text.sha256, tokenizer)
         corpus = open_or_write(folder, lambda: write_corpus(folder, text, cfg, tokenizer))
-        return replace(corpus, source_nll=text.nll_of_last(len(corpus.val.tokens)))
+        return replace(corpus, source_nll=text.nll_of_val(cfg))
 
 
 def choose_tokenizer(
@@ -97,12 +97,15 @@ def choose_folder(cfg: DataConfig, text: str, tokenizer: Tokenizer | None) -> Pa
 
     `text` tells one text from others.
     """
+    excluded = {"corpus"}
+    if cfg.split == "val":  # as before there was the option
+        excluded.add("split")
     if tokenizer is None:
         kind = cfg.tokenizer
-        options = cfg.model_dump_json(exclude={"corpus"})
+        options = cfg.model_dump_json(exclude=excluded)
     else:
         kind = tokenizer.kind
-        options = cfg.model_dump_json(exclude={"corpus", "tokenizer"})
+        options = cfg.model_dump_json(exclude=excluded | {"tokenizer"})
         options += tokenizer.model_dump_json()
     key = hashlib.sha256(f"{FORMAT} {text} {options}".encode()).hexdigest()[:8]
     name = re.sub(r"[^\w.-]+", "_", cfg.corpus_name)
@@ -200,39 +203,39 @@ def write_corpus(
             learned_from = documents["train"] + documents["val"]
         texts = map(join_segments, learned_from)
         tokenizer = make_tokenizer(cfg.tokenizer, texts, cfg.vocab_size, cfg.eos_text)
-    splits = {
-        name: encode_documents(part, tokenizer, cfg, f"corpus {cfg.corpus}, {name} split")
-        for name, part in documents.items()
-    }
-    train = splits["train"]
-    val = splits["val"]
-    baselines = progress_bar(
+    split = cfg.split
+    where = f"corpus {cfg.corpus}"
+    train = encode_documents(documents["train"], tokenizer, cfg, f"{where}, train split")
+    val = encode_documents(documents["val"], tokenizer, cfg, f"{where}, {split} split")
+    measured = progress_bar(
         measure_baselines(train, val, tokenizer, text.entropy_rate),
         f"preparing {cfg.corpus}",
         unit=" baselines",
     )
+    baselines = list(measured)
     prompt = find_prompt(documents["val"][0]) if cfg.eos_text else ""
-    source_nll = text.nll_of_last(len(val.tokens))
+    source_nll = text.nll_of_val(cfg)
     source_loss = None if source_nll is None else float(source_nll.mean())
     train_info = measure_split(train, documents["train"])
     val_info = measure_split(val, documents["val"])
     info = CorpusInfo(
         name=cfg.corpus_name,
         sha256=text.sha256,
+        split=split,
         tokenizer=tokenizer.kind,
         vocab_size=tokenizer.vocab_size,
         train=train_info,
         val=val_info,
-        baselines=list(baselines),
+        baselines=baselines,
         prompt=prompt,
         entropy_rate=text.entropy_rate,
         source_nll=source_loss,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    for name, split in splits.items():
-        write_array(folder / f"{name}.npy", split.tokens)
-        if split.unmasked is not None:
-            write_array(folder / f"{name}_unmasked.npy", split.unmasked)
+    for name, part in (("train", train), ("val", val)):
+        write_array(folder / f"{name}.npy", part.tokens)
+        if part.unmasked is not None:
+            write_array(folder / f"{name}_unmasked.npy", part.unmasked)
     write_atomically(folder / "tokenizer.json", tokenizer.model_dump_json().encode())
     write_atomically(folder / "meta.json", info.model_dump_json(indent=1).encode())
     write_checksums(folder)

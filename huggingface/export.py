@@ -109,7 +109,7 @@ def model_card(run: Run, step: int, architecture: str) -> str:
         bits = measured[-1]["best_val_bits_per_byte"]
         loss = (
             f"Its loss is {nll:.4f} nats per token on all {info.val.targets:,} targets of the "
-            f"validation split: {bits:.4f} bits per byte, perplexity {perplexity(nll):.3f}."
+            f"{info.val_kind} split: {bits:.4f} bits per byte, perplexity {perplexity(nll):.3f}."
             f"{dtype}"
         )
     origin = f"A {architecture}, trained with Surprisal on the text `{info.name}` "

@@ -28,6 +28,7 @@ from config.schema import DataConfig
 from config.terminal import progress_bar
 from data.baselines import measure_baselines
 from data.checksums import hash_file, read_text_files, size_and_time, write_checksums
+from data.documents import TUNING_FRACTION
 from data.info import CorpusInfo, SplitInfo
 from data.prepare import (
     TOO_LARGE,
@@ -100,13 +101,18 @@ def write_large(
     if left_out:
         print(f"corpus {cfg.corpus}: left out: {left_out}", file=sys.stderr)
     val_fraction = choose_val_fraction(files, cfg.corpus, cfg.val_fraction)
+    tuning_fraction = choose_tuning_fraction(files, cfg.corpus, val_fraction)
 
     def read(verb: str) -> Iterator[Piece]:
         size = sum(path.stat().st_size for path in files)
         with progress_bar(
             desc=f"{verb} {cfg.corpus}", total=size or None, unit="B", unit_scale=True
         ) as progress:
-            yield from choose_split(read_pieces(cfg.corpus, progress), val_fraction)
+            pieces = choose_split(read_pieces(cfg.corpus, progress), val_fraction)
+            if cfg.split == "tuning":
+                training = (piece for piece in pieces if not piece.is_val)
+                pieces = choose_split(training, tuning_fraction)
+            yield from pieces
 
     path = folder / "tokenizer.json"
     if path.exists():
@@ -117,7 +123,7 @@ def write_large(
     write_atomically(path, tokenizer.model_dump_json().encode())
 
     shards = list(write_shards(read("encoding"), tokenizer, folder))
-    sizes = {name: add_sizes(shards, name, cfg.corpus) for name in SPLITS}
+    sizes = {name: add_sizes(shards, name, cfg) for name in SPLITS}
     splits = {name: load_split(folder, name, tokenizer.vocab_size) for name in SPLITS}
     if any(len(splits[name].tokens) != sizes[name].tokens for name in SPLITS):
         raise UserError(
@@ -128,9 +134,11 @@ def write_large(
         temporary.unlink()
     hashes = {path.name: hash_file(path) for path in sorted(folder.glob("*.npy"))}
     all_hashes = "".join(hashes.values()).encode()
+    sha256 = hashlib.sha256(all_hashes).hexdigest()
     info = CorpusInfo(
         name=cfg.corpus_name,
-        sha256=hashlib.sha256(all_hashes).hexdigest(),
+        sha256=sha256,
+        split=cfg.split,
         tokenizer=tokenizer.kind,
         vocab_size=tokenizer.vocab_size,
         prompt="",
@@ -142,13 +150,14 @@ def write_large(
     write_checksums(folder, hashes)
 
 
-def add_sizes(shards: list[Shard], split: str, corpus: str) -> SplitInfo:
+def add_sizes(shards: list[Shard], split: str, cfg: DataConfig) -> SplitInfo:
     """Add the sizes of a split's shards; UserError if it has no document."""
     tokens = sum(shard.tokens[split] for shard in shards)
     documents = sum(shard.documents[split] for shard in shards)
     if documents == 0:
+        name = cfg.split if split == "val" else split
         raise UserError(
-            f"corpus {corpus}: has no document for the {split} split; it needs more documents, "
+            f"corpus {cfg.corpus}: has no document for the {name} split; it needs more documents, "
             "another val_fraction, or files with `val` in their names and others without"
         )
     return SplitInfo(tokens=tokens, documents=documents, targets=tokens - 1)
@@ -166,6 +175,15 @@ def choose_val_fraction(files: list[Path], corpus: str, val_fraction: float) -> 
             f"corpus {corpus}: {files[0]} is one document; two are needed, one for each split"
         )
     return max(val_fraction, 1 / len(files))
+
+
+def choose_tuning_fraction(files: list[Path], corpus: str, val_fraction: float) -> float:
+    """Choose the share of the training documents that is the tuning split: a tenth, or one."""
+    if not files or not all(is_txt(path) for path in files):
+        return TUNING_FRACTION
+    training = [path for path in files if not is_validation(path, corpus)]
+    left = len(training) - int(len(files) * val_fraction + ROUNDING)
+    return max(TUNING_FRACTION, 1 / max(1, left))
 
 
 def choose_split(pieces: Iterable[Piece], val_fraction: float) -> Iterator[Piece]:

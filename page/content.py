@@ -51,6 +51,7 @@ def content_of_runs(runs: Sequence[Run], status: str = "", live: bool = False) -
         if number > 0:
             content["difference"] = compare_with_first(run, evaluation, runs[0], evaluations[0])
         shown.append(content)
+    kinds = {run.info.val_kind: None for run in runs}  # in this order
     title = f"{len(runs)} runs"
     if len(runs) <= 3:
         title = ", ".join(names)
@@ -58,6 +59,7 @@ def content_of_runs(runs: Sequence[Run], status: str = "", live: bool = False) -
         "title": title,
         "curves": True,
         "runs": shown,
+        "val_kind": " or ".join(kinds),  # validation, tuning, or both
         "differences": differing_options([run.cfg.options() for run in runs]),
         "status": status,
         "live": live,
@@ -158,9 +160,13 @@ def content_of_run(run: Run, max_passages: int) -> Content:
 
 def content_of_options(changed: dict[str, Any], info: CorpusInfo) -> Content:
     options = [f"{name}={value}" for name, value in changed.items()]
+    corpus = info.name
+    if info.split == "tuning":
+        corpus += ", tuning text"
     return {
         "options": ", ".join(options),
-        "corpus": info.name,
+        "corpus": corpus,
+        "val_kind": info.val_kind,
         "tokenizer": info.tokenizer,
         "bytes_per_target": info.bytes_per_target,
     }
@@ -331,7 +337,8 @@ def compare_with_first(
 def targets_of(run: Run) -> tuple[object, ...]:
     """Return what decides which bytes are validation targets."""
     data = run.cfg.data
-    return (run.info.sha256, data.val_fraction, data.documents, data.mask, data.predict_eos)
+    text = (run.info.sha256, data.val_fraction, data.split, data.documents)
+    return (*text, data.mask, data.predict_eos)
 
 
 def part_columns(evaluation: Evaluation, bytes_per_target: float) -> Columns:

@@ -39,6 +39,8 @@ class Curve:
             nat = bits_per_byte(1.0, run.info.bytes_per_target)
         self.train = read_train_series(records, x, nat)
         self.best: Series = ([], [])  # one point
+        if run.info.split == "tuning":  # its losses are of another text
+            name = f"{name} (tuning text)"
         self.label = f"no evaluation  {name}"
         if self.val[1]:
             self._set_best(records, name, x, val_name)
@@ -178,10 +180,11 @@ def read_baselines(info: CorpusInfo, unit: str) -> Baselines:
 
 
 def find_owners(runs: Sequence[LoggedRun], values: Sequence[Baselines]) -> list[str]:
-    """Name what each run's baselines belong to: the corpus, the tokens, or the first such run."""
+    """Name what each run's baselines belong to: the corpus, the split, the tokens, or the run."""
     by_corpus = [run.info.name for run in runs]
+    by_split = [run.info.val_kind for run in runs]
     by_tokens = [run.info.tokenizer for run in runs]
-    for owners in (by_corpus, by_tokens):
+    for owners in (by_corpus, by_split, by_tokens):
         first = [values[owners.index(owner)] for owner in owners]
         if first == list(values):
             return owners

@@ -23,6 +23,13 @@ INDENT = " " * 8  # of lines between those of the table
 MOST_TOLD = 10  # troubles of a kind that are told one by one; after that every hundredth
 
 
+def title_columns(split: str) -> str:
+    """Return the titles of the columns; the loss is that of the validation or the tuning split."""
+    if split == "tuning":
+        return COLUMNS.replace("val nll", " tuning")
+    return COLUMNS
+
+
 def describe_progress(record: Record) -> str:
     """Lay out a line of metrics under COLUMNS."""
     cells = []

@@ -184,8 +184,11 @@ def is_early(record: Record, vocab_size: int, eval_interval: int, warmup_iters: 
     return record["step"] < steps or record["tokens"] < EARLY_TOKENS * vocab_size
 
 
-def check_first_losses(record: Record, baselines: Sequence[Baseline]) -> str:
-    """Return a warning if the loss of an evaluation is not below the unigram's; else ""."""
+def check_first_losses(record: Record, baselines: Sequence[Baseline], kind: str) -> str:
+    """Return a warning if the loss of an evaluation is not below the unigram's; else "".
+
+    `kind` is the word for its text.
+    """
     nats = {each.name: each.nats_per_token for each in baselines}
     unigram = nats.get("unigram", math.inf)
     bigram = nats.get("bigram", math.inf)
@@ -194,7 +197,7 @@ def check_first_losses(record: Record, baselines: Sequence[Baseline]) -> str:
     step = record["step"]
     nll = record["val_nll"]
     return (
-        f"warning: after {step:,.0f} steps the validation loss, {nll:.3f}, is not below the "
+        f"warning: after {step:,.0f} steps the {kind} loss, {nll:.3f}, is not below the "
         f"unigram's, {unigram:.3f}:\n"
         "  the model has not learned more than how often each token comes. Its learning rate is "
         "far too low\n"

@@ -124,7 +124,7 @@ class TrainLog:
         """Add a line to the table of losses on the terminal."""
         if not self.has_table:
             self.has_table = True
-            say(progress.COLUMNS)
+            say(progress.title_columns(self.info.split))
         say(progress.describe_progress(record))
 
     def _show_standing(self, record: Record) -> bool:
@@ -142,7 +142,8 @@ class TrainLog:
         )
         if not self.checked_first_losses and not is_too_early:
             self.checked_first_losses = True
-            warning = check_first_losses(record, self.info.baselines)
+            kind = self.info.val_kind
+            warning = check_first_losses(record, self.info.baselines, kind)
             if warning:
                 say(warning)
         return has_passed

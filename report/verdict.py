@@ -73,7 +73,8 @@ def make_verdict(
         return Verdict("diverged", "\n".join(lines))
 
     ending: Literal["finished", "stopped_early"] = "finished"
-    memorised = [*describe_memorisation(final)]
+    kind = info.val_kind
+    memorised = [*describe_memorisation(final, kind)]
     if memorised and cfg.run.source:
         memorised.append(
             f"  Read means here: in this training. What {cfg.run.source} had read before is not "
@@ -84,19 +85,20 @@ def make_verdict(
     if state.overfitting:
         if state.step < cfg.optim.max_iters and state.is_finished(cfg):
             ending = "stopped_early"
-        lines += describe_overfitting(rise, state, epochs, ending == "stopped_early")
+        is_early = ending == "stopped_early"
+        lines += describe_overfitting(rise, state, epochs, kind, stopped_early=is_early)
         advice = f"Try --dropout={cfg.model.dropout + 0.1:.1f}, a smaller model, or more text."
     elif rise > OVERFITTING_RISE:
-        lines += explain_rise(rise, state, epochs)
+        lines += explain_rise(rise, state, epochs, kind)
         advice = advise_lower_rates(cfg.optim)
     elif worst["val_nll"] > log_v + BAD_START:
         lines.append(
-            f"At step {worst['step']:,.0f} the validation loss was {worst['val_nll']:.3f}, worse "
-            "than log|V|."
+            f"At step {worst['step']:,.0f} the {kind} loss was {worst['val_nll']:.3f}, worse than "
+            "log|V|."
         )
         advice = advise_calmer_steps(cfg.optim, cfg.run.dtype)
     else:
-        lines.append("It did not overfit: the last validation loss is as good as the best.")
+        lines.append(f"It did not overfit: the last {kind} loss is as good as the best.")
         advice = f"Try longer, --max_iters={2 * cfg.optim.max_iters}"
         if not cfg.run.source:
             advice += f", or larger, --n_layer={cfg.model.n_layer + 1}"
@@ -111,7 +113,7 @@ def describe_best(final: Record, last_step: float, info: CorpusInfo) -> Iterator
     direction = "below" if below >= 0 else "above"
     yield (
         f"The best model, of step {final['best_step']:,.0f} of {last_step:,.0f}, has a loss of "
-        f"{nll:.4f} nats per token on all {info.val.targets:,} validation targets:"
+        f"{nll:.4f} nats per token on all {info.val.targets:,} {info.val_kind} targets:"
     )
     yield (
         f"  {abs(below):.2f} nats {direction} log|V|; {final['best_val_bits_per_byte']:.3f} bits "
@@ -165,8 +167,11 @@ def describe_objective(records: Sequence[Record]) -> Iterator[str]:
         )
 
 
-def describe_memorisation(final: Record) -> Iterator[str]:
-    """Compare the best model's losses on text that it read or did not read, and on validation."""
+def describe_memorisation(final: Record, kind: str) -> Iterator[str]:
+    """Compare the best model's losses on text that it read or did not read, and on validation.
+
+    `kind` is the word for validation text, here and below: tuning text may take its place.
+    """
     val = final["best_val_nll"]
     read = final.get("best_train_read_nll")
     unread = final.get("best_train_unread_nll")
@@ -192,23 +197,23 @@ def describe_memorisation(final: Record) -> Iterator[str]:
             f"On training text that it read the best model has {read:.4f}, "
             f"{abs(val - read):.3f} ± {read_error:.3f} {direction}."
         )
-        yield "  That is memorisation and how much harder the validation text is, together."
+        yield f"  That is memorisation and how much harder the {kind} text is, together."
     elif unread is not None:
         yield f"On training text that it did not read the best model has {unread:.4f}."
     if unread is not None:
         direction = "harder" if val > unread else "easier"
         yield (
-            f"  The validation text is {abs(val - unread):.3f} ± {unread_error:.3f} {direction} "
+            f"  The {kind} text is {abs(val - unread):.3f} ± {unread_error:.3f} {direction} "
             "than training text that it did not read."
         )
 
 
 def describe_overfitting(
-    rise: float, state: TrainState, epochs: float, stopped_early: bool
+    rise: float, state: TrainState, epochs: float, kind: str, *, stopped_early: bool
 ) -> Iterator[str]:
     """Say what shows that a training overfitted, and whether it stopped for that."""
     yield (
-        f"It overfitted: since step {state.best_step:,} the validation loss rose by {rise:.3f}, "
+        f"It overfitted: since step {state.best_step:,} the {kind} loss rose by {rise:.3f}, "
         f"and the training loss fell by {-state.train_rise:.3f}."
     )
     yield f"  Training read its text {epochs:.1f} times."
@@ -216,9 +221,9 @@ def describe_overfitting(
         yield "Therefore it stopped early; --patience=0 trains on."
 
 
-def explain_rise(rise: float, state: TrainState, epochs: float) -> Iterator[str]:
+def explain_rise(rise: float, state: TrainState, epochs: float, kind: str) -> Iterator[str]:
     """Say why a validation loss rose, where that is not overfitting."""
-    since = f"Since step {state.best_step:,} the validation loss rose by {rise:.3f}"
+    since = f"Since step {state.best_step:,} the {kind} loss rose by {rise:.3f}"
     if state.train_rise > 0:
         yield (
             f"{since}, and the training loss by {state.train_rise:.3f}: the learning rates are too "

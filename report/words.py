@@ -14,6 +14,7 @@ from data.eval_text import EvalText
 from data.info import end_of_prompt
 from data.windows import describe_empty_windows
 from engine.device import Device, micro_batch_size, micro_batches_at_once
+from engine.logged_run import open_logged_run
 from engine.optim import get_lr_scale
 from engine.run import Run
 from engine.state import TrainState
@@ -48,11 +49,22 @@ def describe_start(run: Run, state: TrainState, remark: str) -> Iterator[str]:
     if remark:
         yield f"{run.path}: {remark}"
     if not run.is_resumed:
+        yield from warn_of_seen_text(run)
         return
     yield f"resuming {run.path} at step {state.step:,}"
     for name, (before, now) in run.changes.items():
         yield f"  {name} was {show_value(before)} and is now {show_value(now)}"
     yield from describe_lr_jump(run.cfg.optim, run.changes, state.step)
+
+
+def warn_of_seen_text(run: Run) -> Iterator[str]:
+    """Warn where a model that a new run learns from has itself learned from the tuning text."""
+    if run.info.split == "val":
+        return
+    for path in filter(None, (run.source, run.cfg.loss.teacher)):
+        info = open_logged_run(Path(path)).info
+        if (info.sha256, info.split) == (run.info.sha256, "val"):
+            yield f"warning: {path} was trained with split=val, so it learned from the tuning text"
 
 
 def describe_lr_jump(
@@ -108,8 +120,8 @@ def describe_plan(
     num_targets = len(val_text.positions)
     if num_targets < run.info.val.targets:
         yield (
-            f"validation: {num_targets:,} of the {run.info.val.targets:,} targets, spread evenly; "
-            "at the end the best model"
+            f"{run.info.val_kind}: {num_targets:,} of the {run.info.val.targets:,} targets, spread "
+            "evenly; at the end the best model"
         )
         yield "  is measured on all of them, where its loss is a little different"
     yield from describe_empty_windows(get_batch.split, block_size, get_batch.eos)

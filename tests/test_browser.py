@@ -523,3 +523,17 @@ def test_a_tap_tells_what_is_there(browser: Any, own: Path) -> None:
     tab.page.touchscreen.tap(box["x"] + 20, box["y"] + 5)  # on what it tells
     tab.page.wait_for_function("document.querySelector('#loss .told').textContent === ''")
     tab.close()
+
+
+def test_the_page_of_a_tuning_run_says_so_everywhere(browser: Any, own: Path) -> None:
+    corpus = json.loads((own / "corpus.json").read_text(encoding="utf-8"))
+    (own / "corpus.json").write_text(json.dumps(corpus | {"split": "tuning"}), encoding="utf-8")
+    (own / "verdict.txt").unlink()  # which was written before
+    write_runs(own / "tuning.html", [own, own])
+    tab = Tab(browser, own / "tuning.html")
+    page = tab.text("body")
+    assert "★: the best model, at the end on all tuning targets" in page
+    assert "The loss is that of the best model on the tuning text" in page
+    assert "validation" not in page
+    assert "validation" not in json.dumps(tab("page"))
+    tab.close()

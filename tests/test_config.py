@@ -406,6 +406,7 @@ CHANGES: dict[str, tuple[list[str], list[str]]] = {
     "tokenizer": (["--tokenizer=bpe", "--vocab_size=300"], []),
     "vocab_size": (["--vocab_size=280"], ["--tokenizer=bpe", "--vocab_size=300"]),
     "val_fraction": (["--val_fraction=0.3"], []),
+    "split": (["--split=tuning"], []),
     "documents": (["--documents=lines"], []),
     "padded": (["--padded"], ["--documents=lines"]),
     "predict_eos": (["--predict_eos=false"], ["--documents=lines"]),

@@ -62,6 +62,7 @@ EDITS = {
     "ngram_embedding": "2",
     "mask": '"the"',
     "val_fraction": "0.5",
+    "split": '"tuning"',
     "documents": '"lines"',
 }
 

@@ -504,7 +504,7 @@ def test_a_run_that_may_have_seen_the_text_is_named(runs) -> None:
             "against and max_tokens: use one of them",
         ),
         (["out/whole", "--explain=Ω"], r"'Ω' \(U\+03A9, at position 0\)"),
-        (["out/whole", "--split=test"], "'val' or 'train'"),
+        (["out/whole", "--split=test"], "'tuning' or 'train'"),
         (["out/whole", "--strid=2"], "did you mean --stride"),
         (["out/whole", "--device=tpu"], "device=tpu"),
         (["out/whole", "--dtype=float64"], "dtype=float64: input should be"),

@@ -85,12 +85,12 @@ function drawLoss(o, x) {
     const val = nll.map(nats => inUnit(nats, run, o.y));
     if (ticked.size <= FEW) marks.push(curve(run, "train", x, o.x, train, `training, ${run.name}`,
       {color, dash, width: 1, alpha: dark.matches ? 0.8 : 0.5}, digits));
-    marks.push(curve(run, "val", x, o.x, val, `validation, ${run.name}`, {color, dash, width: 2.5}, digits));
+    marks.push(curve(run, "val", x, o.x, val, `${run.val_kind}, ${run.name}`, {color, dash, width: 2.5}, digits));
     if (!nll.length) continue;
     if (nll.length <= MARKED) marks.push({kind: "points", x: marks.at(-1).x, y: val, color, size: 5});
     const place = x.at(run.best[o.x]), best = inUnit(bestLoss(run), run, o.y);
     marks.push({kind: "points", marker: "star", size: 17, x: [place], y: [best], color,
-                tell: () => `${digits(best)}${run.best_nll === null ? "" : " on all validation targets"}: best, ${run.name}`});
+                tell: () => `${digits(best)}${run.best_nll === null ? "" : ` on all ${run.val_kind} targets`}: best, ${run.name}`});
     if (run.overfits) spans.push({from: place, to: x.at(run.val[o.x].at(-1)), color});
   }
   const levels = o.baselines ? findBaselines(o.y).map(([name, value]) => [`${name} ${value.toPrecision(4)}`, value]) : [];
@@ -99,6 +99,7 @@ function drawLoss(o, x) {
   const ceiling = levels.length ? Math.max(levels.at(-1)[1], ...stars) : heights.reduce((a, b) => Math.max(a, b), 0);  // log|V|
   form.querySelector("output").textContent = o.smooth;
   byId("shaded").hidden = !spans.length;
+  for (const place of document.querySelectorAll("#curves .kind")) place.textContent = page.val_kind;
   plot("loss", marks, {key: [o.x, o.logx, o.y], zoom: true, together: true, levels, spans, x,
     y: {title: UNITS[o.y], log: o.logy, range: padded([heights.reduce((a, b) => Math.min(a, b), ceiling), ceiling], 0.04, o.logy)}});
 }

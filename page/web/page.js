@@ -43,8 +43,8 @@ function writeSummary() {
   const place = byId("summary"), [run] = page.runs, nats = bestLoss(run);
   place.replaceChildren();
   if (page.runs.length > 1 || !isFinite(nats)) return;
-  const what = !page.curves ? `Loss on ${whole.format(run.targets)} targets` : run.best_nll !== null ? "Loss of the best model on all validation targets"
-    : "Lowest loss so far, on a part of the validation targets";
+  const what = !page.curves ? `Loss on ${whole.format(run.targets)} targets` : run.best_nll !== null ? `Loss of the best model on all ${run.val_kind} targets`
+    : `Lowest loss so far, on a part of the ${run.val_kind} targets`;
   element("p", `${what}: ${nats.toFixed(4)} nats per token = ${(bits(nats) / run.bytes_per_target).toFixed(3)} bits per byte = perplexity ${short(Math.exp(nats))}.`, place);
   if (!page.curves) return;
   const uniform = run.baselines.find(({name}) => name.startsWith("uniform")), V = whole.format(uniform.perplexity);

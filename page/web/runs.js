@@ -47,7 +47,7 @@ function drawRuns() {
     element("button", title + (column !== order.column ? "" : order.down ? " ▾" : " ▴"), cell,
             {onclick: () => { order = {column, down: column === order.column && !order.down}; drawRuns(); place.querySelectorAll("button")[column].focus(); }});
   });
-  element("th", "validation", head);
+  element("th", page.val_kind, head);
   const sorted = page.runs.map((run, i) => [run, i]);
   if (value) sorted.sort(([a], [b]) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : 0) * (order.down ? -1 : 1));
   for (const [run, i] of sorted) {
@@ -61,7 +61,7 @@ function drawRuns() {
     element("td", "", row).append(sparkline(run, color));
   }
   const notes = [];
-  if (page.curves) notes.push("The loss is that of the best model on the validation text");
+  if (page.curves) notes.push(`The loss is that of the best model on the ${page.val_kind} text`);
   else notes.push(`The loss is that on this text: ${[...new Set(page.runs.map(run => `${whole.format(run.targets)} targets`))].join(", ")}`);
   if (page.runs.some(run => run.targets < page.few_targets)) notes.push(`It is too short to tell whether the difference is noise: fewer than ${page.few_targets} targets`);
   else if (page.runs.some(run => run.difference)) {
@@ -70,7 +70,7 @@ function drawRuns() {
       : "± gives the 95% interval for other documents of the same source, if these are a random sample of it. Another seed may also differ");
     notes.push(`The first run is ${page.runs[0].name}`);
   }
-  if (page.runs.some(run => run.best_nll === null)) notes.push("* is the lowest loss so far, on a part of the validation text");
+  if (page.runs.some(run => run.best_nll === null)) notes.push(`* is the lowest loss so far, on a part of the ${page.val_kind} text`);
   if (notes.length) element("p", notes.join(". ") + ".", place);
 }
 
@@ -79,7 +79,7 @@ function sparkline(run, color) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg"), line = document.createElementNS(svg.namespaceURI, "polyline");
   const y = run.val.val_nll ?? [], low = Math.min(...y), high = Math.max(...y), end = Math.log1p(run.val.step?.at(-1) || 1);
   const points = y.map((nll, i) => `${100 * Math.log1p(run.val.step[i]) / end},${1 + 20 * (high - nll) / (high - low || 1)}`);
-  for (const [name, value] of Object.entries({width: 100, height: 22, role: "img", "aria-label": "validation loss over steps"})) svg.setAttribute(name, value);
+  for (const [name, value] of Object.entries({width: 100, height: 22, role: "img", "aria-label": `${run.val_kind} loss over steps`})) svg.setAttribute(name, value);
   for (const [name, value] of Object.entries({points: points.join(" "), fill: "none", stroke: color, "stroke-width": 1.5})) line.setAttribute(name, value);
   svg.append(line);
   return svg;
