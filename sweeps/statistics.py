@@ -348,7 +348,8 @@ def describe_difference(pair: Difference) -> str:
     """Say what a difference is worth; the words and the figures follow from one interval."""
     if pair.low is None or pair.high is None:
         return describe_without_interval(pair)
-    digits = choose_digits(pair.low, pair.high - pair.low)
+    half_width = (pair.high - pair.low) / 2
+    digits = choose_digits(pair.low, half_width)
     low = f"{pair.low:.{digits}f}"
     high = f"{pair.high:.{digits}f}"
     interval = f"({low} to {high}), {pair.seeds} seeds"
