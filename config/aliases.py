@@ -14,6 +14,7 @@ ELSEWHERE = {
     "--val_fraction": (
         "val_split valid_split validation_split test_size val_ratio val_size valid_fraction"
     ),
+    "--split=tuning": "tuning tune tuning_split dev dev_split holdout hold_out",
     "--block_size": (
         "seq_len seqlen seq_length sequence_length sequence_len max_seq_len max_seq_length "
         "context context_length context_size context_len context_window ctx ctx_len n_ctx "

@@ -250,8 +250,9 @@ def test_records(value, raw) -> None:
     st.sampled_from([0.1, 0.5, 0.9]),
     st.sampled_from(["", "", "^[A-Z]+:$", "a*", "🎉|\\0"]),
     st.booleans(),
+    st.sampled_from(["val", "val", "tuning"]),
 )
-def test_corpora(text, tokenizer, documents, val_fraction, mask, predict_eos) -> None:
+def test_corpora(text, tokenizer, documents, val_fraction, mask, predict_eos, split) -> None:
     """Every byte is in a token, and every token is counted."""
     Path("fuzz.txt").write_bytes(text.encode())
     text = Path("fuzz.txt").read_text(encoding="utf-8-sig")  # with \n at the end of each line
@@ -263,22 +264,25 @@ def test_corpora(text, tokenizer, documents, val_fraction, mask, predict_eos) ->
         val_fraction=val_fraction,
         mask=mask,
         predict_eos=predict_eos or documents == "none",
+        split=split,
     )
     try:
         corpus = prepare.prepare_corpus(cfg)
     except UserError:
         return
     splits = {"train": corpus.train, "val": corpus.val}
-    for name, split in splits.items():
+    for name, part in splits.items():
         info = getattr(corpus.info, name)
-        assert info.tokens == len(split.tokens)
-        assert info.targets == split.num_targets() <= info.tokens - 1
+        assert info.tokens == len(part.tokens)
+        assert info.targets == part.num_targets() <= info.tokens - 1
     if documents == "none":
+        if split == "tuning":
+            text = text[: int(len(text) * (1 - val_fraction))]
         decode = corpus.tokenizer.decode_bytes
         whole = decode(corpus.train.tokens) + decode(corpus.val.tokens)
         assert whole == text.encode()
         if tokenizer == "char":
-            assert sum(len(split.tokens) for split in splits.values()) == len(text)
+            assert sum(len(part.tokens) for part in splits.values()) == len(text)
     for each in corpus.info.baselines:
         assert np.isfinite(each.nats_per_token)
         assert each.nats_per_token >= 0
