@@ -171,7 +171,7 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
     try:
         if stop.received:
             is_saved = "last.safetensors" not in files.failing
-            print(words.describe_stop(stop.received, state.step, is_saved, stop.resume_command))
+            print(words.describe_stop(stop, state.step, is_saved))
             return 128 + stop.received  # as shells report a signal
         with stop.at_once():  # all is saved: from here on a signal ends it without delay
             return finish(model, corpus, get_batch, log, state)
@@ -269,7 +269,7 @@ def finish(
         num_samples = 5
     samples = generate_texts(model, tokenizer, prompt, files.device, num_samples)
     log.end(final, samples[0], command)
-    print(f"\n{words.show_samples(prompt, samples)}")
+    say(f"\n{words.show_samples(prompt, samples)}", "sample")
     print(f"\n{words.next_commands(run.path)}")
     return 0
 

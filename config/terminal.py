@@ -17,7 +17,8 @@ MAX_COLUMNS = 100  # a longer line is hard to read
 STYLES = {"best": "1", "passed": "32", "sample": "36", "warning": "33"}  # bold, green, cyan, yellow
 STYLE = re.compile("\x1b\\[[0-9;]*m")
 WARNING = re.compile("^ *(warning|error|WRONG):", re.MULTILINE)
-WORD = re.compile("\n|[^\\S\n]*\\S+|[^\\S\n]+")  # a line end, or a word with the space before it
+# A line end, or a word with the space before it; a command begins with two words.
+WORD = re.compile("\n|[^\\S\n]*(?:python |torchrun )?\\S+|[^\\S\n]+")
 COMMAND = re.compile(r"\b(python \S+\.py|torchrun -)")
 CONTINUED = " \\\n"  # a shell reads on after it
 if os.name == "nt":
@@ -84,8 +85,9 @@ class Terminal:
             self.column = 0
             return word
         if COMMAND.search(self.line):
-            line_end = CONTINUED
             room -= 2
+        if COMMAND.search(before):
+            line_end = CONTINUED
         if before.strip() and count_columns(word) > room:
             word = re.sub(r"\S.*", "", before) + word.lstrip()
             self.column = count_columns(word)

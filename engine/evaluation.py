@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from config.errors import UserError
+from config.terminal import progress_bar
 from data.baselines import find_passage
 from data.batches import Batch
 from data.documents import Split
@@ -43,10 +44,10 @@ Columns = dict[str, np.ndarray]  # a value for each target of a text, (N,), in i
 # The loss of a text.
 
 
-def measure_parts(model: GPT, text: EvalText, device: Device) -> list[LossSums]:
+def measure_parts(model: GPT, text: EvalText, device: Device, title: str = "") -> list[LossSums]:
     """Measure the loss of contiguous parts of a text, without dropout and smoothing.
 
-    Ranks share the batches, and so do a CPU's cores. All ranks call it.
+    Ranks share the batches, and so do a CPU's cores. All ranks call it. A bar shows the `title`.
     """
 
     @torch.inference_mode()
@@ -63,6 +64,9 @@ def measure_parts(model: GPT, text: EvalText, device: Device) -> list[LossSums]:
     parts: list[list[LossSums]] = [[] for _ in range(num_parts)]
     numbers = range(device.rank, text.num_batches, device.world_size)  # of this rank's batches
     batches = itertools.islice(text.batches(), device.rank, None, device.world_size)
+    if title:
+        hidden = device.rank > 0 or None  # None: where nobody would see it
+        batches = progress_bar(batches, title, total=len(numbers), unit="batch", disable=hidden)
     for number, sums in zip(numbers, device.map(measure, batches), strict=True):
         parts[number // batches_per_part].append(sums)
     model.train()
@@ -143,7 +147,8 @@ def measure_all(
     has so many windows.
     """
     text = replace(text, max_tokens=0, min_batches=MIN_PARTS)
-    parts = measure_parts(model, text, device)
+    title = f"exact loss of {len(text.positions):,} targets"
+    parts = measure_parts(model, text, device, title)
     record = make_loss_record(mean_loss(sum_losses(parts)), text, corpus)
     return record, [(float(part.nll), float(part.num_targets)) for part in parts]
 
@@ -162,7 +167,7 @@ def measure_training_text(
         if count_targets(text.split, windows).sum() < MIN_TARGETS:
             continue
         part = replace(text, only=windows, min_batches=MIN_PARTS)
-        losses = measure_parts(model, part, device)
+        losses = measure_parts(model, part, device, "loss of training text")
         if len(losses) > 1:
             record[f"train_{name}_nll"] = mean_loss(sum_losses(losses)).nll
             record[f"train_{name}_error"] = standard_error(losses)

@@ -3,22 +3,26 @@
 from collections.abc import Sequence
 from datetime import timedelta
 
+from tqdm.utils import disp_trim
+
+from config.terminal import one_line
 from data.info import Baseline, passed_and_ahead
 from engine.metrics import Record
 from engine.state import StepResult, TrainState
 
-CELLS = [  # title, name in metrics.jsonl, width, format; 80 columns together
-    ("step", "step", 6, ".0f"),
-    ("train nll", "train_nll", 10, ".4f"),
-    ("val nll", "val_nll", 8, ".4f"),
-    ("perplexity", "val_perplexity", 11, ".4g"),
-    ("bits/byte", "val_bits_per_byte", 10, ".3f"),
-    ("top-1", "val_accuracy", 7, ".1%"),
-    ("grad norm", "grad_norm", 10, ".2g"),
-    ("lr", "lr", 8, ".2g"),
-    ("tokens/s", "tokens_per_second", 10, ",.0f"),
+CELLS = [  # title, name in metrics.jsonl, width, format; with spaces between, 80 columns
+    ("step", "step", 7, ".0f"),
+    ("train nll", "train_nll", 9, ".4f"),
+    ("val nll", "val_nll", 7, ".4f"),
+    ("perplexity", "val_perplexity", 10, ".4g"),
+    ("bits/byte", "val_bits_per_byte", 9, ".3f"),
+    ("top-1", "val_accuracy", 6, ".1%"),
+    ("grad norm", "grad_norm", 9, ".2g"),
+    ("lr", "lr", 7, ".2g"),
+    ("tokens/s", "tokens_per_second", 8, ",.0f"),
 ]
-COLUMNS = "".join(title.rjust(width) for title, _, width, _ in CELLS)
+COLUMNS = " ".join(title.rjust(width) for title, _, width, _ in CELLS)
+SAMPLE_COLUMNS = 64  # of a text that the model wrote; 80 with what stands before it
 INDENT = " " * 8  # of lines between those of the table
 MOST_TOLD = 10  # troubles of a kind that are told one by one; after that every hundredth
 
@@ -36,11 +40,11 @@ def describe_progress(record: Record) -> str:
     for _, name, width, form in CELLS:
         text = ""
         if name in record:
-            text = fit_number(record[name], width - 1, form)  # a space before it
+            text = fit_number(record[name], width, form)
         cells.append(text.rjust(width))
-    line = "".join(cells).rstrip()
+    line = " ".join(cells).rstrip()
     if "kl_gap" in record:
-        line += f"   {record['kl_gap']:.4f} above the source"
+        line += f"\n{INDENT}{record['kl_gap']:.4f} above the source"
     return line
 
 
@@ -58,7 +62,7 @@ def describe_gpus(record: Record) -> str:
     """Say how busy each GPU is, and how long the steps that are left will take."""
     mfu = ""
     if "mfu" in record:
-        mfu = f", {record['mfu']:.0%} of its best (MFU)"
+        mfu = f", MFU {record['mfu']:.0%}"
     left = timedelta(seconds=round(record["seconds_left"]))
     return (
         f"{INDENT}each GPU: {record['gpu_tokens_per_second']:,.0f} tokens/s{mfu}, "
@@ -80,13 +84,8 @@ def describe_standing(nll: float, baselines: Sequence[Baseline]) -> str:
 
 def describe_sample(text: str) -> str:
     """Show the beginning of a text that the model wrote, in one line."""
-    characters = []
-    for character in text.replace("\n", "⏎"):
-        if not character.isprintable():
-            character = " "
-        characters.append(character)
-    line = "".join(characters)
-    return f"{INDENT}writes: {line[:70]}"
+    line = one_line(text.replace("\n", "⏎"))
+    return f"{INDENT}writes: {disp_trim(line, SAMPLE_COLUMNS)}"
 
 
 def describe_trouble(state: TrainState, result: StepResult, spike: float | None) -> str:

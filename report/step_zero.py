@@ -198,9 +198,7 @@ def check_first_losses(record: Record, baselines: Sequence[Baseline], kind: str)
     nll = record["val_nll"]
     return (
         f"warning: after {step:,.0f} steps the {kind} loss, {nll:.3f}, is not below the "
-        f"unigram's, {unigram:.3f}:\n"
-        "  the model has not learned more than how often each token comes. Its learning rate is "
-        "far too low\n"
-        "  or too high, or its targets do not belong to its inputs: data/prepare.py --show_batch"
-        "\n  shows some"
+        f"unigram's, {unigram:.3f}: the model has not learned more than how often each token "
+        "comes. Its learning rate is far too low or too high, or its targets do not belong to its "
+        "inputs: data/prepare.py --show_batch shows some"
     )

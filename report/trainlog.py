@@ -32,6 +32,7 @@ class TrainLog:
         self.cfg = files.run.cfg
         self.device = files.device
         self.info = info
+        self.state = state
         self.bar = progress_bar(
             total=self.cfg.optim.max_iters,
             initial=state.step,
@@ -69,7 +70,7 @@ class TrainLog:
         self.bar.set_postfix_str(f"smoothed train nll {state.mean:.3f}", refresh=False)
         trouble = progress.describe_trouble(state, result, spike)
         if trouble:
-            say(trouble)
+            say(trouble, "warning")
 
     def is_due(self, state: TrainState, is_last: bool) -> bool:
         """Return whether this step gets a line: a resumed run has logged its first step already."""
@@ -107,15 +108,15 @@ class TrainLog:
 
         Returns whether an evaluation passed a baseline that none passed before, or is the first.
         """
+        measured = record
         record = without_nonfinite(record)
         self.files.append("metrics.jsonl", record)
         self.results.clear()
         self.logged_step = record["step"]
-        is_evaluation = "val_nll" in record
-        if is_evaluation or (self.bar.disable and "tokens" in record):
-            self._show(record)
+        if "val_nll" in measured or (self.bar.disable and "tokens" in measured):
+            self._show(measured)
         has_passed = False
-        if is_evaluation:
+        if "val_nll" in record:
             has_passed = self._show_standing(record)
         self.watchers.update(record)
         return has_passed
@@ -125,7 +126,10 @@ class TrainLog:
         if not self.has_table:
             self.has_table = True
             say(progress.title_columns(self.info.split))
-        say(progress.describe_progress(record))
+        style = ""
+        if record.get("val_nll") == self.state.best_nll:
+            style = "best"
+        say(progress.describe_progress(record), style)
 
     def _show_standing(self, record: Record) -> bool:
         """Say what an evaluation means; returns whether it passed a baseline or is the first."""
@@ -136,7 +140,10 @@ class TrainLog:
         has_passed = passed > self.passed
         if has_passed:
             self.passed = passed
-            say(progress.describe_standing(nll, self.info.baselines))
+            style = "passed"
+            if passed == 0:
+                style = ""
+            say(progress.describe_standing(nll, self.info.baselines), style)
         is_too_early = is_early(
             record, self.info.vocab_size, self.cfg.run.eval_interval, self.cfg.optim.warmup_iters
         )
@@ -194,7 +201,7 @@ class TrainLog:
         line = {"step": step, "text": text}
         self.files.append("samples.jsonl", line)
         self.watchers.update(line)
-        say(progress.describe_sample(text))
+        say(progress.describe_sample(text), "sample")
 
 
 def without_nonfinite(record: Record) -> Record:

@@ -128,19 +128,15 @@ def describe_best(final: Record, last_step: float, info: CorpusInfo) -> Iterator
     if info.tokenizer == "char" and info.name in ("shakespeare", "tinyshakespeare"):
         yield (
             "  English has about 1.0 to 1.5 bits per character; this is "
-            f"{nats_to_bits(nll):.2f}. That estimate"
-        )
-        yield (
-            "  is for modern prose, and for readers who know the world. This model read nothing "
-            "but old plays."
+            f"{nats_to_bits(nll):.2f}. That estimate is for modern prose, and for readers who "
+            "know the world. This model read nothing but old plays."
         )
     if info.entropy_rate is not None and info.source_nll is not None:
         yield (
             f"  H(p, q) = H(p) + KL(p || q): {nll:.4f} is the entropy rate "
             f"{info.entropy_rate:.4f}, {info.source_nll - info.entropy_rate:+.4f} of sampling "
-            "error of this text,"
+            f"error of this text, and KL(source || model) = {nll - info.source_nll:.4f}."
         )
-        yield f"  and KL(source || model) = {nll - info.source_nll:.4f}."
 
 
 def describe_objective(records: Sequence[Record]) -> Iterator[str]:

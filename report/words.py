@@ -3,7 +3,6 @@
 import math
 import os
 import shlex
-import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from engine.device import Device, micro_batch_size, micro_batches_at_once
 from engine.logged_run import open_logged_run
 from engine.optim import get_lr_scale
 from engine.run import Run
+from engine.signals import StopSignal, name_of
 from engine.state import TrainState
 
 
@@ -121,9 +121,9 @@ def describe_plan(
     if num_targets < run.info.val.targets:
         yield (
             f"{run.info.val_kind}: {num_targets:,} of the {run.info.val.targets:,} targets, spread "
-            "evenly; at the end the best model"
+            "evenly; at the end the best model is measured on all of them, where its loss is a "
+            "little different"
         )
-        yield "  is measured on all of them, where its loss is a little different"
     yield from describe_empty_windows(get_batch.split, block_size, get_batch.eos)
     yield from warn_of_idle_ranks(get_batch.num_micro_batches, device.world_size)
     if device.is_emulated:
@@ -157,13 +157,13 @@ def resume_command(path: Path, device: Device) -> str:
     return f"{launcher} train.py {shlex.quote(str(path))} --init_from=resume"
 
 
-def describe_stop(number: int, step: int, is_saved: bool, command: str) -> str:
+def describe_stop(stop: StopSignal, step: int, is_saved: bool) -> str:
     """Say that a signal has stopped a training, and how to resume it."""
-    name = signal.Signals(number).name
+    name = name_of(stop.received)
     lost = ""
     if not is_saved:
         lost = ", which could not be saved: make room first; the checkpoint before it is whole"
-    return f"Stopped by {name} at step {step:,}{lost}. To resume:\n  {command}"
+    return f"Stopped by {name} at step {step:,}{lost}. To resume:\n  {stop.resume_command}"
 
 
 def advise_less_memory(cfg: Config) -> str:
