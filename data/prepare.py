@@ -4,7 +4,8 @@ It takes the arguments of train.py, which prepares a new corpus by itself. --sho
 the first batch of a training, with what is masked in [brackets].
 
 In data/<corpus>-<tokenizer>-<hash of the text and the options>/ it writes train.npy and val.npy,
-token ids (uint16 or uint32); train_unmasked.npy and val_unmasked.npy (bool) if there is a mask;
+token ids (uint16 or uint32), val.npy of the validation or the tuning text, as --split says;
+train_unmasked.npy and val_unmasked.npy (bool) if there is a mask;
 tokenizer.json; meta.json with sizes and baselines; and checksums.json, the last one. A corpus of
 many or compressed files has several of each .npy: large/prepare.py writes them.
 """
