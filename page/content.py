@@ -14,12 +14,15 @@ from config.size import count_flops
 from data.info import Baseline, CorpusInfo, passed_and_ahead
 from data.show import show_token
 from data.tokenizer import Tokenizer
-from engine.metrics import Record, find_best, parse_record
+from engine.metrics import Record, find_best, is_outcome, parse_record
 from engine.run import Run
+from page.pairs import compare_all, number_targets
 from page.records import read_evaluation, read_passages
-from report.analysis import PASSAGE_TEMPERATURES, Columns, Evaluation, Passage
-from report.intervals import FEW, intervals, measure_losses
+from report.analysis import PASSAGE_TEMPERATURES, Columns, Passage
+from report.differences import differing_options, group_runs, short_names, without_seed
+from report.intervals import FEW
 from report.picture import middles, thin
+from report.status import read_status, status_of
 from surprisal import perplexity
 
 PLACES = ["step", "tokens", "seconds", "flops"]  # that a loss can be drawn against
@@ -34,7 +37,7 @@ Content = dict[str, Any]
 
 
 def content_of_runs(runs: Sequence[Run], status: str = "", live: bool = False) -> Content:
-    """Collect what a page of some runs shows; all but the first are compared with the first."""
+    """Collect what a page of some runs shows, and what differs between them."""
     max_passages = MAX_PASSAGES_PER_RUN
     if live:
         max_passages = MAX_PASSAGES_WHILE_LIVE
@@ -42,30 +45,49 @@ def content_of_runs(runs: Sequence[Run], status: str = "", live: bool = False) -
     names = unique_names([run.path for run in runs])
     evaluations = [read_evaluation(run.path / "evaluation.json") for run in runs]
     shown = []
-    for number, (run, evaluation) in enumerate(zip(runs, evaluations, strict=True)):
-        content = content_of_run(run, max_passages)
-        content["name"] = names[number]
+    for name, run, evaluation in zip(names, runs, evaluations, strict=True):
+        content = content_of_run(run)
+        content |= content_of_options(run.cfg.changed(), run.info)
+        content |= content_of_texts(run, max_passages, (content["best"] or {}).get("step", 0))
+        content["name"] = name
         content["evaluation"] = None
         if evaluation is not None:
             content["evaluation"] = evaluation.model_dump(exclude={"part_nll", "part_targets"})
-        if number > 0:
-            content["difference"] = compare_with_first(run, evaluation, runs[0], evaluations[0])
         shown.append(content)
     kinds = {run.info.val_kind: None for run in runs}  # in this order
     title = f"{len(runs)} runs"
     if len(runs) <= 3:
         title = ", ".join(names)
+    targets, target_names = number_targets(runs)
+    options = [run.cfg.options() for run in runs]
+    groups = group_runs(options)
+    short = short_names(options, names)
+    for number, content in enumerate(shown):
+        content["short"] = short[number]
+        content["group"] = groups[number]
+        content["target"] = targets[number]
     return {
         "title": title,
         "curves": True,
         "runs": shown,
         "val_kind": " or ".join(kinds),  # validation, tuning, or both
-        "differences": differing_options([run.cfg.options() for run in runs]),
+        "options": differing_options(options),
+        "groups": name_groups(options, groups),
+        "targets": target_names,
+        "pairs": compare_all(runs, evaluations),
+        "sweep": None,
         "status": status,
         "live": live,
         "few_targets": FEW,
         "written": round(time.time(), 3),
     }
+
+
+def name_groups(options: Sequence[dict[str, Any]], groups: Sequence[int]) -> list[str]:
+    """Name the groups of runs that share all options but the seed."""
+    first = [options[groups.index(group)] for group in sorted(set(groups))]
+    numbers = [f"group {number + 1}" for number in range(len(first))]
+    return short_names([without_seed(own) for own in first], numbers)
 
 
 def content_of_text(
@@ -92,13 +114,13 @@ def content_of_text(
         if passage is not None:
             shown["text"] = content_of_passages(run.tokenizer, [passage], {})
         shown["evaluation"] = None
-        shown["difference"] = None
+    content["pairs"] = []
     if found is not None:
         content["runs"][0]["evaluation"] = found
     if len(runs) > 1:
         content["versus"] = content["runs"][-1]["name"]
     if found is not None and found["against"] is not None:
-        content["runs"][1]["difference"] = difference_in_text(found)
+        content["pairs"] = [difference_in_text(found)]
     return content
 
 
@@ -109,6 +131,7 @@ def difference_in_text(found: dict[str, Any]) -> Content:
     if "nats_per_token" in differences:
         unit = "nats_per_token"
     return {
+        "runs": [0, 1],
         "unit": unit,
         "value": -differences[unit]["value"],
         "low": -differences[unit]["high"],
@@ -117,18 +140,8 @@ def difference_in_text(found: dict[str, Any]) -> Content:
     }
 
 
-def differing_options(options: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
-    """Return the options of some runs that differ, with their value in each run."""
-    differing = {}
-    for name in options[0]:
-        values = [str(own[name]) for own in options]
-        if len(set(values)) > 1:
-            differing[name] = values
-    return differing
-
-
-def content_of_run(run: Run, max_passages: int) -> Content:
-    """Collect a run's curves, its best evaluation, the baselines, and its texts."""
+def content_of_run(run: Run) -> Content:
+    """Collect a run's curves, its status, its best evaluation, and the baselines."""
     lines = run.read_metrics()
     records = [line for line in lines if "tokens" in line and "seconds" in line]
     add_flops(records, run)
@@ -141,6 +154,9 @@ def content_of_run(run: Run, max_passages: int) -> Content:
     content: Content = {
         "val": content_of_val(evaluations),
         "train": content_of_train(records),
+        "bytes_per_target": run.info.bytes_per_target,
+        "val_kind": run.info.val_kind,
+        "status": status_of_run(run, lines),
         "best_nll": best_nll,
         "best": None,
         "overfits": False,
@@ -152,10 +168,15 @@ def content_of_run(run: Run, max_passages: int) -> Content:
         content["overfits"] = bool(evaluations[-1].get("overfitting"))
     if records:
         content["seconds"] = records[-1]["seconds"]
-    content |= content_of_options(run.cfg.changed(), run.info)
-    content |= content_of_baselines(run.info.baselines, evaluations, best, best_nll)
-    content |= content_of_texts(run, max_passages, best.get("step", 0))
-    return content
+    return content | content_of_baselines(run.info.baselines, evaluations, best, best_nll)
+
+
+def status_of_run(run: Run, lines: Sequence[Record]) -> str:
+    """Return how far a run is; the last line of its metrics may not be in the file yet."""
+    for line in reversed(lines):
+        if is_outcome(line):
+            return status_of(line)
+    return read_status(run.path)
 
 
 def content_of_options(changed: dict[str, Any], info: CorpusInfo) -> Content:
@@ -163,13 +184,7 @@ def content_of_options(changed: dict[str, Any], info: CorpusInfo) -> Content:
     corpus = info.name
     if info.split == "tuning":
         corpus += ", tuning text"
-    return {
-        "options": ", ".join(options),
-        "corpus": corpus,
-        "val_kind": info.val_kind,
-        "tokenizer": info.tokenizer,
-        "bytes_per_target": info.bytes_per_target,
-    }
+    return {"options": ", ".join(options), "corpus": corpus, "tokenizer": info.tokenizer}
 
 
 def content_of_texts(run: Run, max_passages: int, best_step: float) -> Content:
@@ -311,49 +326,3 @@ def read_verdict(path: Path) -> str:
     if not path.exists():
         return ""
     return path.read_text(encoding="utf-8", errors="replace")
-
-
-def compare_with_first(
-    run: Run, evaluation: Evaluation | None, first: Run, first_evaluation: Evaluation | None
-) -> Content | None:
-    """Return how much higher a run's loss is than the first run's, with its interval.
-
-    None if their targets differ, or one was not evaluated.
-    """
-    if evaluation is None or first_evaluation is None:
-        return None
-    if targets_of(run) != targets_of(first):
-        return None
-    parts = part_columns(evaluation, run.info.bytes_per_target)
-    first_parts = part_columns(first_evaluation, first.info.bytes_per_target)
-    (losses, first_losses), blocks = measure_losses([parts, first_parts])
-    unit = "bits_per_byte"
-    if run.tokenizer == first.tokenizer:
-        unit = "nats_per_token"
-    estimates = intervals({unit: losses[unit] - first_losses[unit]}, blocks)
-    return {"unit": unit, **estimates[unit], "of_documents": blocks.of_documents}
-
-
-def targets_of(run: Run) -> tuple[object, ...]:
-    """Return what decides which bytes are validation targets."""
-    data = run.cfg.data
-    text = (run.info.sha256, data.val_fraction, data.split, data.documents)
-    return (*text, data.mask, data.predict_eos)
-
-
-def part_columns(evaluation: Evaluation, bytes_per_target: float) -> Columns:
-    """Return the parts of the validation text in the form of tokens."""
-    targets = np.array(evaluation.part_targets)
-    num_bytes = targets * bytes_per_target
-    offset = np.cumsum(num_bytes) - num_bytes
-    nothing = np.zeros(len(targets))
-    return {
-        "tokens": targets,
-        "bytes": num_bytes,
-        "offset": offset.astype(int),
-        # parts end where batches do, within documents: they are parts of one text
-        "document": nothing.astype(int),
-        "nll": np.array(evaluation.part_nll),
-        "top1": nothing,
-        "top5": nothing,
-    }

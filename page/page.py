@@ -5,6 +5,7 @@ its data from report.js beside it, again and again.
 """
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from importlib.resources import files
@@ -15,15 +16,31 @@ from config.files import write_atomically
 from engine.run import Run, open_run
 from page.content import Content, content_of_runs, content_of_text
 from report.analysis import Columns, Passage
+from report.status import INTERRUPTED, TRAINING
 
 WEB = Path(__file__).with_name("web")
 BOKEH = ["bokeh.min.js", "bokeh-api.min.js"]
 
 
 def write_runs(path: Path, folders: Sequence[Path]) -> None:
-    """Write a page of the runs in some directories, for `curves.py --html`."""
+    """Write a page of the runs in some directories, for `curves.py --html`.
+
+    The page follows those that train, by the report.js in their directories.
+    """
     runs = [open_run(folder) for folder in folders]
-    write_page(path, content_of_runs(runs))
+    content = content_of_runs(runs)
+    for run, shown in zip(runs, content["runs"], strict=True):
+        shown |= links_to(run.path, path.parent)
+    write_page(path, content)
+
+
+def links_to(folder: Path, place: Path) -> dict[str, Any]:
+    """Return how a page in a directory names a run's, and whether that has a page of its own."""
+    try:
+        name = Path(os.path.relpath(folder.resolve(), place.resolve())).as_posix()
+    except ValueError:  # on another drive
+        return {"folder": "", "hasReport": False}
+    return {"folder": name, "hasReport": (folder / "report.html").is_file()}
 
 
 def write_text(
@@ -49,7 +66,11 @@ def write_live_page(path: Path) -> None:
 
 def write_data(path: Path, run: Run, status: str, live: bool) -> None:
     """Replace report.js, which an open page reads every two seconds."""
-    write_script(path, build_script(content_of_runs([run], status, live)))
+    content = content_of_runs([run], status, live)
+    (shown,) = content["runs"]
+    if shown["status"] == TRAINING and not live:  # its lock is held until the program ends
+        shown["status"] = INTERRUPTED
+    write_script(path, build_script(content))
 
 
 def write_script(path: Path, text: str) -> None:

@@ -127,7 +127,7 @@ def test_a_page_of_several_runs_says_what_differs(own: Path, data_dir: Path) -> 
     (other / "config.toml").write_text(cfg.replace("seed = 1337", "seed = 7"))
     call("curves.py", str(own), str(other), f"--html={own}/both.html")
     data = content_of_runs([open_run(own), open_run(other)])
-    assert data["differences"] == {"seed": ["1337", "7"]}
+    assert data["options"] == {"seed": ["1337", "7"]}
     mistake = call("curves.py", str(own), "--html=a.html", "--unit=bits_per_byte", check=False)
     assert mistake.stderr == "error: unit: no use with html; who looks at the page chooses there\n"
     assert (own / "both.html").stat().st_size < 2.5e6
@@ -266,7 +266,8 @@ def test_the_difference_of_two_runs_is_that_of_evaluate(data_dir: Path) -> None:
             f"--out_dir=out/{seed}",
         )
     runs = [open_run(data_dir / "out" / seed) for seed in ("1", "2")]
-    shown = content_of_runs(runs)["runs"][1]["difference"]
+    (shown,) = content_of_runs(runs)["pairs"]
+    assert shown["runs"] == [0, 1]
     assert not shown["of_documents"]  # parts of one text: the page claims nothing about others
     printed = call("evaluate.py", "out/2", "--against=out/1", "--json").stdout
     found = json.loads(printed)["against"]["difference"]["nats_per_token"]

@@ -1,11 +1,13 @@
 "use strict";
 // Loss curves beside the baselines, and small ones below.
-const UNITS = {nats: "cross-entropy, nats per token", bits_per_byte: "cross-entropy, bits per byte", perplexity: "perplexity"};
+const UNITS = {nats: "cross-entropy, nats per token", perplexity: "perplexity",
+               bits_per_byte: "cross-entropy, bits per byte"};
 const AXES = {step: "steps", tokens: "training targets", seconds: "seconds", flops: "FLOPs"};
 const FEW = 5;  // runs whose training losses are drawn too
 const MARKED = 100;  // evaluations that have a point each: more are hard to see, and slow to draw
-const SMALL = {lr: "learning rate", grad_norm: "gradient norm", tokens_per_second: "tokens/s", objective: "objective",
-               smoothing: "label smoothing", z_loss: "z-loss", distillation: "distillation", kl_gap: "KL(source || model)"};
+const SMALL = {lr: "learning rate", grad_norm: "gradient norm", tokens_per_second: "tokens/s",
+               objective: "objective", smoothing: "label smoothing", z_loss: "z-loss",
+               distillation: "distillation", kl_gap: "KL(source || model)"};
 
 // A loss in nats per token, in the unit of the picture.
 function inUnit(nats, run, unit) {
@@ -20,7 +22,8 @@ function smooth(values, weight) {
 
 // Where a place stands on the x axis: the logarithm begins at the first place above 0, so that step 0 has a place too.
 function axis(name, log) {
-  const places = shownRuns().flatMap(([run]) => [...run.val[name], ...run.train[name]]).filter(place => place > 0);
+  const all = shownRuns().flatMap(([run]) => [...run.val[name] ?? [], ...run.train[name] ?? []]);
+  const places = all.filter(place => place > 0);
   const first = places.reduce((a, b) => Math.min(a, b), Infinity), last = places.reduce((a, b) => Math.max(a, b), 0);
   if (!log || !isFinite(first)) return {at: place => place, title: AXES[name]};
   const at = place => Math.log10(place / first + 1), placeAt = at => first * (10 ** at - 1);
@@ -46,11 +49,14 @@ function roundNumbers(from, to, wanted) {
   return found;
 }
 
-// The baselines of the runs that are shown, from the lowest; a name that means several losses says whose each is: by the
-// text and its tokens or, where these are the same, by the first of the runs.
+// The baselines of the runs that are shown, from the lowest; of many runs, those of the most
+// frequent targets. A name that means several losses says whose each is: by the text and its tokens
+// or, where these are the same, by the first of the runs.
 function findBaselines(unit) {
-  const found = new Map();
-  for (const [run] of shownRuns()) {
+  const found = new Map(), shown = shownRuns();
+  const first = lowest(shown.map(([run]) => run.target));
+  for (const [run] of shown) {
+    if (shown.length > FEW && run.target !== first) continue;
     const uniform = Math.max(...run.baselines.filter(({name}) => name.startsWith("uniform")).map(each => each[unit]));
     for (const {name, [unit]: value} of run.baselines.filter(each => each[unit] <= uniform)) {
       const key = `${name} ${value.toPrecision(4)}`;
@@ -65,10 +71,11 @@ function findBaselines(unit) {
   return all.map(each => [label(each), each.value]).sort((a, b) => a[1] - b[1]);
 }
 
-// One curve of a run, as a mark of a plot; pointing at it tells its points, and nothing between them.
-function curve(run, kind, x, place, y, label, look, text = short) {
-  return {kind: "line", x: run[kind][place].map(x.at), y, ...look,
-          tell: i => `${text(y[i])} at ${short(run[kind][place][i])} ${AXES[place]}: ${label}`};
+// One curve of a run, as a mark of a plot; pointing at it tells its points, and nothing between.
+function curve(run, kind, x, place, y, name, look, digits = short) {
+  const at = i => `at ${short(run[kind][place][i])} ${AXES[place]}`;
+  return {kind: "line", x: (run[kind][place] ?? []).map(x.at), y, ...look,
+          tell: i => ({value: y[i], text: digits(y[i]), name, at: at(i)})};
 }
 
 function drawCurves(o) {
@@ -77,41 +84,167 @@ function drawCurves(o) {
   drawSmall(o, x);
 }
 
+const fourDigits = value => value.toFixed(4);
+
 function drawLoss(o, x) {
-  const marks = [], spans = [], digits = value => value.toFixed(4);
-  for (const [run, i] of shownRuns()) {
-    const {color, dash} = pen(i), {val_nll: nll} = run.val;
-    const train = smooth(run.train.train_nll, Number(o.smooth)).map(nats => inUnit(nats, run, o.y));
-    const val = nll.map(nats => inUnit(nats, run, o.y));
-    if (ticked.size <= FEW) marks.push(curve(run, "train", x, o.x, train, `training, ${run.name}`,
-      {color, dash, width: 1, alpha: dark.matches ? 0.8 : 0.5}, digits));
-    marks.push(curve(run, "val", x, o.x, val, `${run.val_kind}, ${run.name}`, {color, dash, width: 2.5}, digits));
-    if (!nll.length) continue;
-    if (nll.length <= MARKED) marks.push({kind: "points", x: marks.at(-1).x, y: val, color, size: 5});
-    const place = x.at(run.best[o.x]), best = inUnit(bestLoss(run), run, o.y);
-    marks.push({kind: "points", marker: "star", size: 17, x: [place], y: [best], color,
-                tell: () => `${digits(best)}${run.best_nll === null ? "" : ` on all ${run.val_kind} targets`}: best, ${run.name}`});
-    if (run.overfits) spans.push({from: place, to: x.at(run.val[o.x].at(-1)), color});
-  }
-  const levels = o.baselines ? findBaselines(o.y).map(([name, value]) => [`${name} ${value.toPrecision(4)}`, value]) : [];
-  const heights = [...levels.map(([, value]) => value), ...marks.flatMap(mark => mark.y)].filter(isFinite);
-  const stars = marks.filter(({marker}) => marker).flatMap(mark => mark.y);
-  const ceiling = levels.length ? Math.max(levels.at(-1)[1], ...stars) : heights.reduce((a, b) => Math.max(a, b), 0);  // log|V|
-  form.querySelector("output").textContent = o.smooth;
+  const shown = shownRuns(), byGroup = showsMeans();
+  const withTrain = shown.length <= FEW && !byGroup;
+  const {marks, spans} = byGroup ? markGroups(shown, o, x) : markRuns(shown, o, x, withTrain);
+  const levels = !o.baselines ? [] : findBaselines(o.y)
+    .map(([name, value]) => [`${name} ${value.toPrecision(4)}`, value]);
+  form.elements.smooth.nextElementSibling.textContent = o.smooth;
+  form.elements.smooth.parentElement.hidden = !withTrain;
+  form.elements.mean.parentElement.hidden = !hasSeeds();
+  form.elements.fit.parentElement.hidden = !isMany();
   byId("shaded").hidden = !spans.length;
   for (const place of document.querySelectorAll("#curves .kind")) place.textContent = page.val_kind;
-  plot("loss", marks, {key: [o.x, o.logx, o.y], zoom: true, together: true, levels, spans, x,
-    y: {title: UNITS[o.y], log: o.logy, range: padded([heights.reduce((a, b) => Math.min(a, b), ceiling), ceiling], 0.04, o.logy)}});
+  byId("thin").hidden = !withTrain;
+  byId("banded").hidden = !byGroup;
+  const range = isMany() ? fitted(shown, o, marks) : withBaselines(marks, levels, o);
+  plot("loss", marks, {key: [o.x, o.logx, o.y, o.fit], zoom: true, together: true, levels, spans, x,
+                       y: {title: UNITS[o.y], log: o.logy, range}});
 }
 
+// Up to log|V|, and down to the lowest of the baselines.
+function withBaselines(marks, levels, o) {
+  const heights = [...levels.map(([, value]) => value), ...marks.flatMap(mark => mark.y)];
+  const stars = marks.filter(({marker}) => marker).flatMap(mark => mark.y);
+  const ceiling = levels.length ? Math.max(levels.at(-1)[1], ...stars) : highest(heights);
+  return padded([lowest(heights.filter(isFinite)), ceiling], 0.04, o.logy);
+}
+
+const lowest = values => values.reduce((a, b) => Math.min(a, b), Infinity);
+const highest = values => values.reduce((a, b) => Math.max(a, b), -Infinity);
+
+// What the runs show, but no loss above that before training: those are of runs that diverge.
+function fitted(shown, o, marks) {
+  let ceiling = -Infinity, end = -Infinity;
+  for (const [run] of shown) {
+    const {val_nll: nll = []} = run.val, uniform = highest(run.baselines.map(({nats}) => nats));
+    if (nll.length) ceiling = Math.max(ceiling, inUnit(Math.max(nll[0], uniform), run, o.y));
+  }
+  for (const {x} of marks) end = Math.max(end, highest(x));
+  const values = [];
+  for (const {x, y, low = [], high = []} of marks) {
+    const isLate = i => o.fit !== "end" || x[i] >= end / 2;
+    values.push(...[...y.filter((_, i) => isLate(i)), ...low.filter((_, i) => isLate(i)),
+                    ...high.filter((_, i) => isLate(i))].filter(isFinite));
+  }
+  return padded([lowest(values), Math.min(highest(values), ceiling)], 0.04, o.logy);
+}
+
+function markRuns(shown, o, x, withTrain) {
+  const marks = [], spans = [];
+  for (const [run, i] of shown) {
+    const {color, dash} = pen(i), {val_nll: nll = []} = run.val, runs = [i];
+    const name = kind => !isMany() ? kind || run.val_kind : kind ? `${run.short}, ${kind}` : run.short;
+    if (withTrain && run.train.train_nll) {
+      const train = smooth(run.train.train_nll, Number(o.smooth));
+      const y = train.map(nats => inUnit(nats, run, o.y));
+      const look = {color, dash, width: 1, alpha: dark.matches ? 0.8 : 0.5, runs};
+      marks.push(curve(run, "train", x, o.x, y, name("training"), look, fourDigits));
+    }
+    const val = nll.map(nats => inUnit(nats, run, o.y));
+    const look = {color, dash, width: shown.length > FEW ? 1.75 : 2.5, runs};
+    if (isMany()) look.label = labelOfCurve(run, run.short);
+    marks.push(curve(run, "val", x, o.x, val, name(""), look, fourDigits));
+    if (!nll.length) continue;
+    if (nll.length <= MARKED && shown.length <= FEW)
+      marks.push({kind: "points", x: marks.at(-1).x, y: val, color, size: 5, runs});
+    const place = x.at(run.best[o.x]), best = inUnit(bestLoss(run), run, o.y);
+    const kind = run.best_nll === null ? "best so far" : `best, on all ${run.val_kind} targets`;
+    const at = `at ${short(run.best[o.x])} ${AXES[o.x]}`;
+    const star = {kind: "points", marker: "star", size: shown.length > FEW ? 11 : 17, runs, color,
+                  x: [place], y: [best]};
+    if (shown.length <= FEW)
+      star.tell = () => ({value: best, text: fourDigits(best), name: name(kind), at});
+    marks.push(star);
+    if (run.overfits) spans.push({from: place, to: x.at(run.val[o.x].at(-1)), color});
+  }
+  return {marks, spans};
+}
+
+const labelOfCurve = (run, name) => run.target > 0 ? `other targets: ${name}` : name;
+
+// The mean of each group of runs that share all options but the seed, and a band of one standard
+// deviation. Runs that did not come as far as the others are thin lines.
+function markGroups(shown, o, x) {
+  const marks = [];
+  for (const [group, name] of page.groups.entries()) {
+    const own = shown.filter(([run]) => run.group === group && run.val.step?.length);
+    if (!own.length) continue;
+    const last = highest(own.map(([run]) => run.val.step.at(-1)));
+    const full = own.filter(([run]) => run.val.step.at(-1) === last);
+    const {color, dash} = groupPen(group), runs = own.map(([, i]) => i);
+    for (const [run, i] of own.filter(each => !full.includes(each))) {
+      const y = run.val.val_nll.map(nats => inUnit(nats, run, o.y));
+      const look = {color, dash, width: 1, alpha: 0.6, runs: [i]};
+      marks.push(curve(run, "val", x, o.x, y, run.short, look, fourDigits));
+    }
+    const mean = meanCurve(full.map(([run]) => run), o);
+    if (full.length > 1) {
+      const {x: places, y, low, high} = mean;
+      marks.push({kind: "band", x: places.map(x.at), y, low, high, color, alpha: 0.16, runs});
+    }
+    const at = i => `at ${short(mean.x[i])} ${AXES[o.x]}`;
+    const text = i => fourDigits(mean.y[i]) +
+      (full.length > 1 ? ` ± ${fourDigits(mean.high[i] - mean.y[i])}` : "");
+    marks.push({kind: "line", x: mean.x.map(x.at), y: mean.y, color, dash, width: 2.5, runs,
+                label: labelOfCurve(own[0][0], name),
+                tell: i => ({value: mean.y[i], text: text(i), name, at: at(i)})});
+  }
+  return {marks, spans: []};
+}
+
+// The mean of the validation losses of runs at the steps that all have, and one deviation around.
+function meanCurve(runs, o) {
+  const found = {x: [], y: [], low: [], high: []};
+  const places = runs.map(run => new Map(run.val.step.map((step, i) => [step, i])));
+  for (const step of runs[0].val.step) {
+    if (!places.every(place => place.has(step))) continue;
+    const numbers = places.map(place => place.get(step));
+    const losses = runs.map((run, k) => inUnit(run.val.val_nll[numbers[k]], run, o.y));
+    const middle = mean(losses), wide = deviation(losses);
+    found.x.push(mean(runs.map((run, k) => run.val[o.x][numbers[k]])));
+    found.y.push(middle);
+    found.low.push(middle - wide);
+    found.high.push(middle + wide);
+  }
+  return found;
+}
+
+// The standard deviation of a sample; 0 of a single value.
+function deviation(values) {
+  const middle = mean(values), squares = values.map(value => (value - middle) ** 2);
+  return values.length < 2 ? 0 : Math.sqrt(squares.reduce((a, b) => a + b) / (values.length - 1));
+}
+
+// Quantities that no run shown has measured have no chart.
 function drawSmall(o, x) {
-  const keys = Object.keys(SMALL).filter(key => page.runs.some(run => run.train[key]?.length || run.val[key]?.length));
-  for (const key of keys) {  // all of them first: each is as wide as they leave it room
+  const found = new Map();
+  for (const key of Object.keys(SMALL)) {
+    const marks = [];
+    for (const [run, i] of shownRuns()) {
+      for (const kind of ["train", "val"].filter(kind => run[kind][key]?.length)) {
+        const look = {...pen(i), runs: [i], width: 1.25};
+        marks.push(curve(run, kind, x, o.x, run[kind][key], isMany() ? run.short : "", look));
+      }
+    }
+    if (marks.length) found.set(key, marks);
+  }
+  for (const key of found.keys()) {  // all first: each is as wide as they leave it room
     if (!byId(key)) element("div", "", byId("small"), {id: key});
   }
-  for (const key of keys) {
-    const marks = shownRuns().flatMap(([run, i]) => ["train", "val"].filter(kind => run[kind][key]).map(kind =>
-      curve(run, kind, x, o.x, run[kind][key], run.name, pen(i))));
-    plot(key, marks, {key: [o.x, o.logx], together: true, x, y: {title: SMALL[key]}});
+  for (const key of Object.keys(SMALL)) {
+    const marks = found.get(key);
+    if (!marks) {
+      hidePlot(key);
+      continue;
+    }
+    // those of a run that diverges would leave no room for the others
+    const calm = marks.filter(({runs}) => page.runs[runs[0]].status !== "diverged");
+    const values = (calm.length ? calm : marks).flatMap(mark => mark.y);
+    const y = {title: SMALL[key], range: padded(values, 0.05)};
+    plot(key, marks, {key: [o.x, o.logx], together: true, x, y});
   }
 }

@@ -1,10 +1,15 @@
 "use strict";
 // The page: what all of its parts share, the data as it comes, and the state in the address.
-const COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f"];  // Okabe and Ito's
-const DASHES = ["solid", "dashed", "dotted"];
+// Okabe and Ito's colours, and three more; lighter on a dark ground.
+const ON_LIGHT = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f",
+                  "#8a5cc2", "#9a7d0a", "#c0392b"];
+const ON_DARK = ["#4aa8e0", "#f0803c", "#2cc295", "#e39cc6", "#f0b429", "#a3d8f7", "#a6a6a6",
+                 "#b28ae6", "#c9a92f", "#ea6a5e"];
+const DASHES = ["solid", "dashed", "dotted", "dotdash"];
 const form = document.getElementById("options"), dark = matchMedia("(prefers-color-scheme: dark)");
 let page = null;  // the data
-let ticked = null;  // numbers of the runs that are shown
+let hidden = new Set();  // numbers of the runs that somebody has hidden
+let filter = "";  // words that a run must have to be shown
 
 const byId = id => document.getElementById(id);
 const whole = new Intl.NumberFormat("en", {maximumFractionDigits: 0});
@@ -12,8 +17,29 @@ const short = value => value >= 1e6 ? value.toExponential(2).replace("e+", "e") 
   : String(Number(value.toPrecision(4)));
 const bits = nats => nats / Math.LN2;
 const percent = share => share >= 0.0995 ? `${Math.round(100 * share)}%` : `${Number((100 * share).toPrecision(2))}%`;
-const pen = i => ({color: COLORS[i % COLORS.length], dash: DASHES[Math.floor(i / COLORS.length) % DASHES.length]});
-const shownRuns = () => page.runs.map((run, i) => [run, i]).filter(([, i]) => ticked.has(i));
+const isMany = () => page.runs.length > 1;
+const shownRuns = () => page.runs.map((run, i) => [run, i]).filter(([run, i]) => isShown(run, i));
+const isShown = (run, i) => !hidden.has(i) && isFound(run);
+
+// Each run's colour and dashes: the runs of a group share a colour if there are several groups.
+const pen = i => pens[i];
+const colors = () => dark.matches ? ON_DARK : ON_LIGHT;
+const groupPen = group => ({color: colors()[group % colors().length],
+                            dash: DASHES[Math.floor(group / colors().length) % DASHES.length]});
+const rowPen = i => showsMeans() ? groupPen(page.runs[i].group) : pen(i);
+const showsMeans = () => hasSeeds() && form.elements.mean.checked;
+let pens = [];
+function choosePens() {
+  const times = new Map(), byGroup = page.groups.length > 1;
+  pens = page.runs.map((run, i) => {
+    const color = colors()[(byGroup ? run.group : i) % colors().length], time = times.get(color) ?? 0;
+    times.set(color, time + 1);
+    return {color, dash: DASHES[time % DASHES.length]};
+  });
+}
+
+// Whether any group has runs of several seeds.
+const hasSeeds = () => new Set(page.runs.map(run => run.group)).size < page.runs.length;
 
 function options() {
   const found = {};
@@ -55,27 +81,34 @@ function writeSummary() {
 }
 
 function writeWords() {
-  const place = byId("words"), runs = shownRuns(), several = page.runs.length > 1;
-  place.hidden = !page.curves;
+  const place = byId("words"), runs = shownRuns().filter(([run]) => run.verdict || run.samples?.length);
+  place.hidden = !page.curves || !runs.length;
   place.replaceChildren();
-  const differences = Object.entries(page.differences).map(([name, values]) => [name, ...runs.map(([, i]) => values[i])])
-    .filter(([, ...values]) => new Set(values).size > 1);
-  if (differences.length && runs.length <= 5) {
-    element("h2", "Options that differ", place);
-    table([["", ...runs.map(([run]) => run.name)], ...differences], element("div", "", place, {className: "wide"}));
-  }
+  if (isMany() && runs.length) element("h2", "Verdicts and samples", place);
   for (const [run] of runs) {
-    if (run.verdict) element("h2", several ? run.name : "What came of it", place), element("pre", run.verdict, place);
-    if (!run.samples.length) continue;
-    element("h2", "What the model writes, as it learns" + (several ? `: ${run.name}` : ""), place, {id: "samples"});
-    table([["step", ""], ...run.samples.map(sample => [whole.format(sample.step), sample.text])], place, [0]);
+    let own = place;
+    if (isMany()) {
+      own = element("details", "", place, {open: runs.length <= FEW});
+      element("summary", run.name, own);
+    }
+    if (run.verdict) {
+      if (!isMany()) element("h2", "What came of it", own);
+      element("pre", run.verdict, own);
+    }
+    if (!run.samples?.length) continue;
+    element(isMany() ? "h3" : "h2", "What the model writes, as it learns", own, {id: "samples"});
+    const samples = run.samples.map(sample => [whole.format(sample.step), sample.text]);
+    table([["step", ""], ...samples], own, [0]);
   }
 }
 
 function draw() {
   if (!page) return;
-  const state = options(), some = page.runs.length !== ticked.size;
-  location.replace("#" + new URLSearchParams(some ? {...state, runs: [...ticked].join(" ")} : state));
+  const state = options(), kept = {...state};
+  if (hidden.size) kept.hidden = [...hidden].join(" ");
+  if (filter) kept.filter = filter;
+  if (reference !== null) kept.reference = reference;
+  location.replace("#" + new URLSearchParams(kept));
   if (page.curves) drawCurves(state);
 }
 
@@ -85,50 +118,98 @@ function drawAll() {
   drawEvaluation();
   writeSummary();
   writeWords();
-  const parts = {curves: "loss curves", text: "what each token costs", evaluation: "calibration", words: page.runs.some(run => run.samples.length) ? "verdict and samples" : "verdict"};
+  const hasSamples = page.runs.some(run => run.samples?.length);
+  const parts = {curves: "loss curves", text: "what each token costs", evaluation: "calibration",
+                 words: hasSamples ? "verdict and samples" : "verdict"};
   byId("curves").hidden = !page.curves;
   const nav = document.querySelector("nav");
   nav.replaceChildren();
-  for (const [id, title] of Object.entries(parts)) {
-    if (!byId(id).hidden) element("button", title, nav, {onclick: () => byId(id).scrollIntoView()});
-  }
+  const shown = Object.entries(parts).filter(([id]) => !byId(id).hidden);
+  nav.hidden = shown.length < 2;
+  for (const [id, title] of shown)
+    element("button", title, nav, {onclick: () => byId(id).scrollIntoView()});
 }
 
 function showStatus() {
   const seconds = Math.round(Date.now() / 1000 - page.written);
-  byId("status").textContent = page.status + (page.live ? `; written ${seconds} s ago, this page follows it` : "");
+  const age = `written ${seconds} s ago, this page follows it`, followed = training().length;
+  byId("status").textContent = page.live ? `${page.status}; ${age}`
+    : isMany() && followed ? `${followed} of ${page.runs.length} runs train; this page follows them`
+    : page.status;
 }
 
-// Called by the data, which is a script: a page that is opened as a file may not fetch anything else.
+// Called by the data, which is a script: a page that is opened as a file may not fetch anything
+// else. On a page of many runs, it is also called by the report.js of those that train.
 function receive(data) {
+  const number = document.currentScript?.dataset.run;
+  if (number !== undefined) return follow(page.runs[Number(number)], data);
   if (page && page.written === data.written) return;
   page = data;
-  const known = ticked && [...ticked].filter(i => i in page.runs);
-  ticked = known && known.length === ticked.size ? ticked : firstTicks();
   document.title = document.querySelector("h1").textContent = data.title;
-  drawRuns();
-  drawAll();
+  document.body.classList.toggle("many", isMany());
+  document.body.classList.toggle("sweep", Boolean(data.sweep));
+  drawPage();
   showStatus();
 }
 
+function drawPage() {
+  choosePens();
+  drawOverview();
+  drawSweep();
+  drawRuns();
+  drawAll();
+}
+
+// What a run's own page shows of it, from now on also here.
+function follow(run, data) {
+  if (run.written === data.written) return;
+  const {name, short, group, target} = run;
+  Object.assign(run, data.runs[0], {name, short, group, target, written: data.written});
+  drawOverview();
+  drawRuns();
+  drawAll();
+}
+
+const training = () => page.runs.filter(run => run.folder && run.status === "training");
+
+// The data of a page is beside it: report.js, or sweep.js. That of the runs is in their folders.
 function poll() {
   if (page) showStatus();
-  if (page && !page.live) return;
-  const script = document.createElement("script");
-  script.src = "report.js?" + Date.now();
-  script.onload = script.onerror = () => { script.remove(); setTimeout(poll, 2000); };
-  document.body.append(script);
+  const sources = [], own = location.pathname.split("/").pop().replace(/html$/, "js");
+  if (!page || page.live) sources.push([own]);
+  else for (const run of training()) sources.push([`${run.folder}/report.js`, page.runs.indexOf(run)]);
+  if (!sources.length) return;
+  let waiting = sources.length;
+  for (const [source, run] of sources) {
+    const script = document.createElement("script");
+    script.src = `${source}?${Date.now()}`;
+    if (run !== undefined) script.dataset.run = run;
+    script.onload = script.onerror = () => {
+      script.remove();
+      waiting -= 1;
+      if (!waiting) setTimeout(poll, 2000);
+    };
+    document.body.append(script);
+  }
 }
 
 function start() {
   form.addEventListener("input", draw);
-  dark.addEventListener("change", drawAll);
+  form.elements.mean.addEventListener("input", drawRuns);
+  dark.addEventListener("change", () => { if (page) drawPage(); });
   addEventListener("beforeprint", () => plots.forEach((_, place) => show(place)));
-  if (!page) poll();
+  picker.addEventListener("input", pick);
+  picker.addEventListener("submit", event => event.preventDefault());
+  if (!page || training().length) poll();
 }
 
-for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
-  const field = form.elements[name];
-  if (field) field.type === "checkbox" ? field.checked = value === "true" : field.value = value;
-  if (name === "runs") ticked = new Set(value.split(" ").filter(Boolean).map(Number));
+// The state in the address; before the data comes.
+function readAddress() {
+  for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
+    const field = form.elements[name];
+    if (field) field.type === "checkbox" ? field.checked = value === "true" : field.value = value;
+    if (name === "hidden") hidden = new Set(value.split(" ").filter(Boolean).map(Number));
+    if (name === "filter") filter = picker.elements.filter.value = value;
+    if (name === "reference") reference = Number(value);
+  }
 }

@@ -1,18 +1,44 @@
 "use strict";
 // Plots, by Bokeh: the only file that knows it. The others say what is shown, as marks:
-//   {kind: "line" | "points" | "bars", x, y, color, alpha, size, width, dash, marker, tell}; tell(i) is what pointing shows;
-// and how: {title, x: {title, range, ticks}, y: {title, range, log, fromZero}, levels, spans, together, zoom, key}; where
-// ticks(start, end) gives places of x in this range, and their texts.
+//   {kind: "line" | "points" | "bars" | "band" | "whiskers", x, y, low, high, color, alpha, size,
+//    width, dash, marker, tell, runs, label}; tell(i) is what pointing shows of a point: a text or,
+//   in a plot whose marks tell together, {value, text, name, at}; `runs` are the numbers of the
+//   runs that a mark is of, and `label` stands at the end of its line;
+// and how: {title, x: {title, range, ticks}, y: {title, range, log, fromZero}, levels, spans,
+//   together, zoom, key}; where ticks(start, end) gives places of x in this range, and their texts.
 // A plot that is drawn again with the same key keeps the zoom that somebody chose.
+const TOLD = 6;  // lines that a pointer is told at once
+const LABEL_GAP = 15;  // pixels between labels, where there is room
+const LEAST_GAP = 10;
+const NEAR = 14;  // pixels from a curve, where the pointer means it
 const plots = new Map();  // by place
-const scales = log => log ? [Math.log, Math.exp] : [value => value, value => value];  // to what is even on the axis, and back
-const seen = new IntersectionObserver(entries => entries.forEach(each => { if (each.isIntersecting) show(each.target); }), {rootMargin: "200px"});
+// to what is even on the axis, and back
+const scales = log => log ? [Math.log, Math.exp] : [value => value, value => value];
+const mean = values => values.reduce((sum, value) => sum + value, 0) / values.length;
+const isTouch = () => matchMedia("(pointer: coarse)").matches;
+const seen = new IntersectionObserver(showSeen, {rootMargin: "200px"});
 
-// A plot, drawn as soon as somebody can see it. Bokeh comes last, because it is large: so the page opens fast.
+function showSeen(entries) {
+  for (const each of entries) {
+    if (each.isIntersecting) show(each.target);
+  }
+}
+
+// A plot, drawn as soon as somebody can see it. Bokeh comes last, because it is large: so the page
+// opens fast.
 function plot(id, marks, look) {
   const place = byId(id);
+  place.hidden = false;
   plots.set(place, Object.assign(plots.get(place) ?? {}, {place, marks, look, waits: true}));
   watch(place);
+}
+
+// A plot without anything to show vanishes.
+function hidePlot(id) {
+  const place = byId(id);
+  if (!place) return;
+  place.hidden = true;
+  if (plots.has(place)) plots.get(place).waits = false;
 }
 
 // So that it is told at once whether it can be seen.
@@ -25,97 +51,249 @@ function show(place) {
   const shown = plots.get(place);
   if (!shown?.waits || !window.Bokeh) return;
   shown.waits = false;
-  const {marks, look} = shown, fixed = ({kind, marker, width, dash, color, alpha}) => [kind, marker, width, dash, ...kind === "line" ? [color, alpha] : []];
-  const key = JSON.stringify([dark.matches, look.key, look.y.log, Boolean(look.levels), marks.map(fixed)]);
+  const {marks, look} = shown;
+  const fixed = ({kind, marker, width, dash, color, alpha}) =>
+    [kind, marker, width, dash, ...kind === "line" || kind === "band" ? [color, alpha] : []];
+  const parts = [dark.matches, look.key, look.y.log, Boolean(look.levels), marks.map(fixed)];
+  const key = JSON.stringify(parts);
   if (shown.key !== key) build(shown, key);
   const {figure} = shown;
   marks.forEach((mark, i) => { shown.sources[i].data = columns(mark); });
-  if (look.together) shown.pointer.data = pointed(marks);
   if (look.title) figure.title.text = look.title;
+  figure.min_border_right = labelWidth(shown);
   annotate(shown);
+  const reach = marks.flatMap(({y, low = [], high = []}) => [...y, ...low, ...high]);
   showAxis(shown, figure.xaxes[0], figure.x_range, look.x, marks.flatMap(mark => mark.x), 0.02);
-  showAxis(shown, figure.yaxes[0], figure.y_range, look.y, marks.flatMap(mark => mark.y), 0.05);
+  showAxis(shown, figure.yaxes[0], figure.y_range, look.y, reach, 0.05);
   placeTicks(shown);
   placeLabels(shown);
+  light(shown);
 }
 
 function build(shown, key) {
-  const {place, marks, look} = shown, ink = dark.matches ? "#ddd" : "#222", grid = dark.matches ? "#444" : "#e4e4e4", paper = getComputedStyle(document.documentElement).backgroundColor;
-  const {Plotting, ColumnDataSource, Range1d, HoverTool, CrosshairTool, LinearAxis} = Bokeh;
+  const {place, marks, look} = shown;
+  const ink = dark.matches ? "#ddd" : "#222", grid = dark.matches ? "#333" : "#e8e8e8";
+  const paper = getComputedStyle(document.documentElement).backgroundColor;
+  const {Plotting, ColumnDataSource, Range1d, HoverTool, CrosshairTool} = Bokeh;
   shown.view?.then(view => view.remove());
   const text = {text_color: ink, text_font_style: "normal", text_font_size: "12px"};
-  const axis = {axis_label_text_color: ink, axis_label_text_font_style: "normal", major_label_text_color: ink, axis_line_color: grid,
-                major_tick_line_color: grid, minor_tick_line_color: null};
+  const axis = {axis_label_text_color: ink, axis_label_text_font_style: "normal",
+                major_label_text_color: ink, axis_line_color: grid, major_tick_line_color: grid,
+                minor_tick_line_color: null};
   const figure = Plotting.figure({
-    sizing_mode: "stretch_both", background_fill_color: paper, border_fill_color: paper, outline_line_color: null, min_border_right: 10,
-    x_range: new Range1d(), y_range: new Range1d(), y_axis_type: look.y.log ? "log" : "linear",
-    tools: look.zoom ? "box_zoom,pan,reset" : "", toolbar_location: look.zoom ? "above" : null, toolbar_sticky: false,
-    active_drag: matchMedia("(pointer: coarse)").matches ? null : "box_zoom"});  // a finger scrolls the page
+    sizing_mode: "stretch_both", background_fill_color: paper, border_fill_color: paper,
+    outline_line_color: null, x_range: new Range1d(), y_range: new Range1d(),
+    y_axis_type: look.y.log ? "log" : "linear", tools: look.zoom ? "box_zoom,pan,reset" : "",
+    toolbar_location: look.zoom ? "above" : null, toolbar_sticky: false,
+    active_drag: isTouch() ? null : "box_zoom"});  // a finger scrolls the page
   figure.toolbar.logo = null;
-  if (look.zoom) figure.add_tools(new Bokeh.SaveTool({filename: look.y.title.replace(/\W+/g, "_")}));
+  if (look.zoom) {
+    figure.add_tools(new Bokeh.SaveTool({filename: look.y.title.replace(/\W+/g, "_")}));
+  }
   figure.title.setv({...text, align: "right"});
   for (const each of figure.axes) each.setv(axis);
   for (const each of figure.grids) each.grid_line_color = grid;
-  const sources = marks.map(mark => new ColumnDataSource({data: columns(mark)})), pointer = new ColumnDataSource({data: {x: [], y: []}});
+  const sources = marks.map(mark => new ColumnDataSource({data: columns(mark)}));
   const glyphs = marks.map((mark, i) => addGlyph(figure, mark, sources[i]));
-  const hover = (renderer, text, more) => figure.add_tools(new HoverTool({
-    visible: false, renderers: [renderer], limit: 3, tooltips: (_, {index}) => element("div", text(index), null, {style: "white-space: pre-line"}), ...more}));
   if (look.together) {
-    const line = figure.line({field: "x"}, {field: "y"}, {source: pointer, line_alpha: 0});
-    hover(line, i => tellAll(shown.marks, pointer.data.x[i], figure.x_range), {mode: "vline", line_policy: "nearest"});
-    figure.add_tools(new CrosshairTool({visible: false, dimensions: "height", line_color: ink, line_alpha: 0.4}));
+    const line = {visible: false, dimensions: "height", line_color: ink, line_alpha: 0.4};
+    figure.add_tools(new CrosshairTool(line));
   } else {
-    marks.forEach((mark, i) => { if (mark.tell) hover(glyphs[i], k => shown.marks[i].tell(k)); });
+    const style = {style: "white-space: pre-line"};
+    marks.forEach((mark, i) => {
+      const tooltips = (_, {index}) => element("div", shown.marks[i].tell(index), null, style);
+      const hover = {visible: false, renderers: [glyphs[i]], limit: 3, tooltips};
+      if (mark.tell) figure.add_tools(new HoverTool(hover));
+    });
   }
-  const labels = look.levels && new LinearAxis({...axis, axis_line_color: null, major_label_text_font_size: "12px"});
-  if (labels) figure.add_layout(labels, "right");
-  Object.assign(shown, {key, figure, sources, pointer, labels, home: new Map(), annotated: "", placed: "", leaders: [], center: [...figure.center]});
+  Object.assign(shown, {key, figure, sources, glyphs, home: new Map(), annotated: "", placed: "",
+                        center: [...figure.center]});
   place.replaceChildren();
   place.role = "img";
   place.ariaLabel = `${look.y.title} against ${look.x.title}`;
-  place.onclick = event => { if (matchMedia("(pointer: coarse)").matches) tap(shown, event); };
   shown.view = Plotting.show(figure, place);
+  shown.labels = element("div", "", place, {className: "labels"});
   shown.told = element("div", "", place, {className: "told"});
+  listen(shown);
   shown.view.then(() => {
     const {inner_width, inner_height} = figure.properties;
     figure.x_range.change.connect(() => placeTicks(shown));
-    for (const each of [figure.y_range, inner_width, inner_height]) each.change.connect(() => placeLabels(shown));
+    for (const each of [figure.x_range, figure.y_range, inner_width, inner_height])
+      each.change.connect(() => placeLabels(shown));
     placeLabels(shown);
   });
 }
 
-// A finger cannot point: a tap tells what is next to it, above the plot, until a tap there.
-async function tap({marks, look, told, view, figure}, {clientX, clientY, target}) {
-  if (target === told) return told.replaceChildren();
-  const {el, frame: {x_scale, y_scale}} = await view, box = el.getBoundingClientRect();
-  const far = (mark, i) => Math.hypot(box.x + x_scale.compute(mark.x[i]) - clientX, mark.kind === "bars" ? 0 : box.y + y_scale.compute(mark.y[i]) - clientY);
-  const all = marks.filter(mark => mark.tell).flatMap(mark => mark.x.map((_, i) => [far(mark, i), mark, i]));
-  const [, mark, i] = all.reduce((best, each) => each[0] < best[0] ? each : best, [Infinity]);
-  if (mark) told.textContent = look.together ? tellAll(marks, mark.x[i], figure.x_range) : mark.tell(i);
-}
-
-function addGlyph(figure, {kind, color, alpha = 1, width = 1.5, dash = "solid", marker = "circle"}, source) {
-  const x = {field: "x"}, y = {field: "y"}, filled = {source, fill_color: {field: "color"}, fill_alpha: {field: "alpha"}};
-  if (kind === "line") return figure.line(x, y, {source, line_color: color, line_alpha: alpha, line_width: width, line_dash: dash});
+function addGlyph(figure, mark, source) {
+  const {kind, color, alpha = 1, width = 1.5, dash = "solid", marker = "circle"} = mark;
+  const x = {field: "x"}, y = {field: "y"}, low = {field: "low"}, high = {field: "high"};
+  const filled = {source, fill_color: {field: "color"}, fill_alpha: {field: "alpha"}};
+  const line = {source, line_color: color, line_alpha: alpha, line_width: width, line_dash: dash};
+  if (kind === "line") return figure.line(x, y, line);
+  if (kind === "band") return figure.varea(x, low, high, {source, fill_color: color, fill_alpha: alpha});
+  if (kind === "whiskers") return figure.segment(x, low, x, high, {...line, line_color: {field: "color"}});
   if (kind === "bars") return figure.vbar(x, width, y, 0, {...filled, line_color: null});
-  return figure.scatter(x, y, {...filled, marker, size: {field: "size"}, line_color: marker === "star" ? "white" : null});
+  const edge = marker === "star" ? "white" : null;
+  return figure.scatter(x, y, {...filled, marker, size: {field: "size"}, line_color: edge});
 }
 
-function columns({x, y, color, alpha = 1, size = 6}) {
+function columns({x, y, low = y, high = y, color, alpha = 1, size = 6}) {
   const each = value => Array.isArray(value) ? value : x.map(() => value);
-  return {x, y, color: each(color), alpha: each(alpha), size: each(size)};
+  return {x, y, low, high, color: each(color), alpha: each(alpha), size: each(size)};
 }
 
-// Where one can point at, if the marks tell together: at every place of each.
-function pointed(marks) {
-  const points = marks.filter(mark => mark.tell).flatMap(mark => mark.x.map((x, i) => [x, mark.y[i]])).sort((a, b) => a[0] - b[0]);
-  return {x: points.map(each => each[0]), y: points.map(each => each[1])};
+// Pointing at a plot whose marks tell together: what they have there, from the lowest.
+
+function listen(shown) {
+  const {place} = shown;
+  place.onclick = event => { if (isTouch()) tap(shown, event); };
+  if (!shown.look.together) return;
+  place.onpointermove = event => { if (event.pointerType === "mouse") point(shown, event); };
+  place.onpointerleave = () => {
+    shown.told.replaceChildren();
+    setLit(null);
+  };
 }
 
-function tellAll(marks, place, {start, end}) {
-  const near = 0.01 * (end - start);
-  const nearest = ({x}) => x.reduce((best, value, i) => Math.abs(value - place) < Math.abs(x[best] - place) ? i : best, 0);
-  return marks.filter(mark => mark.tell && mark.x[0] - near <= place && place <= mark.x.at(-1) + near).map(mark => mark.tell(nearest(mark))).join("\n");
+async function point(shown, event) {
+  const found = locate(shown, await shown.view, event);
+  const {told, place} = shown;
+  told.replaceChildren();
+  if (!found) return setLit(null);
+  const nearest = nearestCurve(found);
+  setLit(nearest?.runs ?? null);
+  if (!tellAll(shown, found, nearest)) return;
+  const {x, frame} = found, isLeft = x < frame.bbox.left + 0.5 * frame.bbox.width;
+  told.style.left = isLeft ? `${x + 14}px` : "auto";
+  told.style.right = isLeft ? "auto" : `${place.clientWidth - x + 14}px`;
+  told.style.top = `${Math.min(found.y + 10, place.clientHeight - told.offsetHeight - 4)}px`;
+}
+
+// A finger cannot point: a tap tells what is next to it, above the plot, until a tap there.
+async function tap(shown, event) {
+  const {told, marks, look} = shown;
+  if (told.contains(event.target)) return told.replaceChildren();
+  const found = locate(shown, await shown.view, event);
+  if (!found) return;
+  if (look.together) {
+    tellAll(shown, found, nearestCurve(found));
+    return;
+  }
+  let best = Infinity;
+  for (const mark of marks.filter(mark => mark.tell)) {
+    mark.x.forEach((_, i) => {
+      const far = Math.hypot(found.placeX(mark.x[i]) - found.x,
+                             mark.kind === "bars" ? 0 : found.placeY(mark.y[i]) - found.y);
+      if (far >= best) return;
+      best = far;
+      told.textContent = mark.tell(i);
+    });
+  }
+}
+
+// Where a pointer is in a plot, in its pixels; null outside the axes.
+function locate({marks}, {el, frame}, {clientX, clientY}) {
+  const box = el.getBoundingClientRect(), x = clientX - box.x, y = clientY - box.y;
+  const {left, right, top, bottom} = frame.bbox;
+  if (x < left - 2 || x > right + 2 || y < top || y > bottom) return null;
+  const placeX = value => frame.x_scale.compute(value);
+  const placeY = value => frame.y_scale.compute(value);
+  return {x, y, frame, placeX, placeY, marks};
+}
+
+const nearestIndex = ({x}, place) =>
+  x.reduce((best, value, i) => Math.abs(value - place) < Math.abs(x[best] - place) ? i : best, 0);
+
+// The mark of runs whose line is nearest to the pointer, if it is near.
+function nearestCurve({x, y, placeX, placeY, marks}) {
+  let best = NEAR, found = null;
+  for (const mark of marks) {
+    if (!mark.runs || mark.kind !== "line") continue;
+    for (let i = 1; i < mark.x.length; i++) {
+      const left = placeX(mark.x[i - 1]), right = placeX(mark.x[i]);
+      if (x < left - NEAR || x > right + NEAR) continue;
+      const share = Math.min(1, Math.max(0, (x - left) / (right - left || 1)));
+      const from = placeY(mark.y[i - 1]), to = placeY(mark.y[i]);
+      const far = Math.abs(from + share * (to - from) - y);
+      if (far >= best) continue;
+      best = far;
+      found = mark;
+    }
+  }
+  return found;
+}
+
+// Writes what is told at a place; returns whether there is anything.
+function tellAll({told}, {x, y, frame, placeX, placeY, marks}, nearest) {
+  const telling = marks.filter(mark => mark.tell && mark.x.length);
+  let place = null;
+  for (const mark of telling) {
+    for (const value of mark.x) {
+      if (place === null || Math.abs(placeX(value) - x) < Math.abs(placeX(place) - x)) place = value;
+    }
+  }
+  const rows = [], near = 0.01 * frame.bbox.width;
+  for (const mark of telling) {
+    const i = nearestIndex(mark, place);
+    const first = placeX(mark.x[0]) - near, last = placeX(mark.x.at(-1)) + near;
+    if (placeX(place) < first || placeX(place) > last) continue;
+    const far = mark === nearest ? -1 : Math.abs(placeY(mark.y[i]) - y);
+    rows.push({...mark.tell(i), mark, far, isAt: mark.x[i] === place});
+  }
+  told.replaceChildren();
+  if (!rows.length) return false;
+  rows.sort((a, b) => a.far - b.far);
+  const chosen = rows.slice(0, TOLD).sort((a, b) => a.value - b.value);
+  const title = (rows.find(row => row.isAt) ?? rows[0]).at;
+  element("div", title, told, {className: "dim"});
+  for (const {mark, text, name, at} of chosen) {
+    const line = element("div", "", told, {className: mark === nearest ? "best" : ""});
+    line.append(swatch(mark));
+    element("b", text, line);
+    element("span", at === title ? name : `${name}, ${at}`, line);
+  }
+  if (rows.length > TOLD) element("div", `and ${rows.length - TOLD} more`, told, {className: "dim"});
+  return true;
+}
+
+function swatch({color, dash = "solid"}) {
+  const made = element("span", "", null, {className: "swatch"});
+  made.style.borderTopColor = Array.isArray(color) ? color[0] : color;
+  made.style.borderTopStyle = dash === "dotdash" ? "double" : dash;
+  return made;
+}
+
+// Of the runs that are pointed at, curves are thick; others are faint.
+
+let lit = null;  // the numbers of these runs; null where none is
+
+function setLit(runs) {
+  if (JSON.stringify(lit) === JSON.stringify(runs)) return;
+  lit = runs;
+  for (const shown of plots.values()) light(shown);
+  lightRows();
+}
+
+function light({glyphs = [], marks, labels}) {
+  const lightness = runs => !lit || !runs ? 0 : runs.some(run => lit.includes(run)) ? 1 : -1;
+  glyphs.forEach((renderer, i) => {
+    const {kind, runs, width = 1.5, alpha = 1} = marks[i], at = lightness(runs);
+    if (!runs) return;
+    if (kind === "line") {
+      renderer.glyph.line_alpha = at < 0 ? 0.13 : at > 0 ? 1 : alpha;
+      renderer.glyph.line_width = at > 0 ? width + 1.5 : width;
+      renderer.level = at > 0 ? "overlay" : "glyph";
+    } else if (kind === "band") {
+      renderer.glyph.fill_alpha = at < 0 ? 0.3 * alpha : alpha;
+    } else {
+      renderer.visible = at >= 0;
+    }
+  });
+  for (const label of labels?.querySelectorAll("span") ?? []) {
+    const at = lightness(label.runs);
+    label.classList.toggle("lit", at > 0);
+    label.classList.toggle("faint", at < 0);
+  }
 }
 
 // An axis and its range, unless somebody has zoomed.
@@ -128,53 +306,134 @@ function showAxis({home}, axis, range, {title, range: asked, log, fromZero}, val
 }
 
 // A stranger's name stays text: in a string, Bokeh would look for TeX.
-const namedTicks = ticks => ({ticker: new Bokeh.FixedTicker({ticks: ticks.map(([at]) => at)}),
-                              major_label_overrides: new Map(ticks.map(([at, text]) => [at, new Bokeh.PlainText({text})]))});
+const namedTicks = ticks => ({
+  ticker: new Bokeh.FixedTicker({ticks: ticks.map(([at]) => at)}),
+  major_label_overrides: new Map(ticks.map(([at, text]) => [at, new Bokeh.PlainText({text})]))});
 
 function placeTicks(shown) {
   const {place, figure, look: {x}} = shown, [axis] = figure.xaxes, [grid] = figure.xgrids;
-  const ticks = x.ticks?.(figure.x_range.start, figure.x_range.end), placed = JSON.stringify(ticks);
+  const ticks = x.ticks?.(figure.x_range.start, figure.x_range.end);
+  const placed = JSON.stringify(ticks);
   if (!ticks || shown.placed === placed) return;
   shown.placed = placed;
-  const crowded = ticks.reduce((sum, [, text]) => sum + 6 * text.length + 9, 60) > place.clientWidth;  // in pixels
-  axis.setv({...namedTicks(ticks), major_label_orientation: crowded ? 0.6 : "horizontal"});
+  const pixels = ticks.reduce((sum, [, text]) => sum + 6 * text.length + 9, 60);
+  const orientation = pixels > place.clientWidth - figure.min_border_right ? 0.6 : "horizontal";
+  axis.setv({...namedTicks(ticks), major_label_orientation: orientation});
   grid.ticker = axis.ticker;
 }
 
 // From the lowest to the highest value, and some room.
 function padded(values, room, log = false, fromZero = false) {
-  const [scale, value] = scales(log), finite = values.map(scale).filter(each => Number.isFinite(each));
+  const [scale, value] = scales(log);
+  const finite = values.map(scale).filter(each => Number.isFinite(each));
   if (!finite.length) return log ? [1, 10] : [0, 1];
-  const low = fromZero ? 0 : finite.reduce((a, b) => Math.min(a, b), Infinity), high = finite.reduce((a, b) => Math.max(a, b), -Infinity);
+  const low = fromZero ? 0 : finite.reduce((a, b) => Math.min(a, b), Infinity);
+  const high = finite.reduce((a, b) => Math.max(a, b), -Infinity);
   const more = room * (high - low || 1);
   return [value(fromZero ? 0 : low - more), value(high + more)];
 }
 
-// Levels are dotted lines with a label to the right; spans are shaded.
+// Levels are dotted lines; spans are shaded.
 function annotate(shown) {
-  const {look: {levels = [], spans = []}, figure, center} = shown, annotated = JSON.stringify([levels, spans]);
+  const {look: {levels = [], spans = []}, figure, center} = shown;
+  const annotated = JSON.stringify([levels, spans]);
   if (shown.annotated === annotated) return;
-  const lines = levels.map(([, location]) => new Bokeh.Span({location, dimension: "width", line_dash: [2, 4], line_color: "#888"}));
-  const boxes = spans.map(({from, to, color}) => new Bokeh.BoxAnnotation({left: from, right: to, fill_color: color, fill_alpha: 0.1, line_color: null}));
-  const place = {x_start: 0, x_end: 0, y_start: 0, y_end: 0, start_units: "screen", end_units: "screen"};
-  const leaders = levels.map(() => new Bokeh.Arrow({...place, end: null, line_color: "#888"}));
-  figure.center = [...center, ...boxes, ...lines, ...leaders];
-  Object.assign(shown, {leaders, annotated});
+  const dotted = {dimension: "width", line_dash: [2, 4], line_color: "#888"};
+  const lines = levels.map(([, location]) => new Bokeh.Span({location, ...dotted}));
+  const boxes = spans.map(({from, to, color}) => new Bokeh.BoxAnnotation(
+    {left: from, right: to, fill_color: color, fill_alpha: 0.1, line_color: null}));
+  figure.center = [...center, ...boxes, ...lines];
+  shown.annotated = annotated;
 }
 
-// The labels are those of an axis to the right, at least 15 pixels apart; a line leads to a label that had to move.
-function placeLabels({look: {levels = [], y}, figure, labels, leaders}) {
-  if (!labels || figure.properties.inner_width.is_unset) return;
-  const {inner_width: width, inner_height: height, y_range} = figure, [scale, value] = scales(y.log);
-  const start = scale(y_range.start), length = scale(y_range.end) - start;
-  const heights = levels.map(([, level]) => (scale(level) - start) / length * height), visible = heights.map(at => at >= -1 && at <= height + 1);
-  const places = heights.filter((_, i) => visible[i]);
-  for (let i = 1; i < places.length; i++) places[i] = Math.max(places[i], places[i - 1] + 15);
-  for (let i = places.length - 1, top = height; i >= 0; i--, top -= 15) top = places[i] = Math.min(places[i], top);
-  const ticks = levels.filter((_, i) => visible[i]).map(([text], i) => [value(start + places[i] / height * length), text]);
-  labels.setv(namedTicks(ticks));
-  leaders.forEach((leader, i) => {
-    const at = heights[i], end = places[visible.slice(0, i).filter(Boolean).length];
-    leader.setv(visible[i] && Math.abs(end - at) > 1 ? {x_start: width - 15, x_end: width, y_start: at, y_end: end, visible: true} : {visible: false});
+// Labels stand to the right of the axes: of curves at their ends, and of levels. A line leads to a
+// label that had to move. What is above or below the axes is named at the edge.
+
+const ruler = document.createElement("canvas").getContext("2d");
+
+function labelWidth({place, marks, look: {levels = []}}) {
+  ruler.font = "12px system-ui, sans-serif";
+  const texts = [...levels.map(([text]) => text), ...marks.map(mark => mark.label ?? "")];
+  const longest = texts.reduce((most, text) => Math.max(most, ruler.measureText(text).width), 0);
+  if (!longest) return 12;
+  return Math.min(Math.ceil(longest) + 26, 0.36 * place.clientWidth);
+}
+
+async function placeLabels(shown) {
+  const {look: {levels = [], y}, figure, marks} = shown;
+  const {frame: {bbox}} = await shown.view;
+  if (figure !== shown.figure || !bbox.height) return;
+  const {x_range, y_range} = figure, [scale] = scales(y.log), start = scale(y_range.start);
+  const length = scale(y_range.end) - start;
+  const heightOf = value => bbox.height * (1 - (scale(value) - start) / length);
+  const isInside = at => at >= -1 && at <= bbox.height + 1;
+  const levelAt = levels.map(([text, value]) => ({text, at: heightOf(value)}));
+  const ends = marks.filter(mark => mark.label).map(mark => endLabel(mark, x_range, heightOf, bbox));
+  const found = [...levelAt.filter(({at}) => isInside(at)), ...ends.filter(Boolean)];
+  found.sort((a, b) => a.at - b.at);
+  const most = Math.floor(bbox.height / LEAST_GAP), all = found.slice(0, most);
+  const gap = Math.min(LABEL_GAP, bbox.height / Math.max(1, all.length - 1));
+  const places = spread(all.map(({at}) => at), gap, bbox.height);
+  const {labels} = shown;
+  labels.replaceChildren();
+  Object.assign(labels.style, {left: `${bbox.right}px`, top: `${bbox.top}px`});
+  labels.style.fontSize = gap < 12 ? "10px" : "12px";
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  labels.append(svg);
+  const room = `${Math.max(0, figure.min_border_right - 20)}px`;
+  all.forEach((label, i) => {
+    if (Math.abs(places[i] - label.at) > 1 || label.color) svg.append(leader(label, places[i]));
+    const made = element("span", label.text, labels, {title: label.text, runs: label.runs});
+    Object.assign(made.style, {top: `${places[i]}px`, maxWidth: room, color: label.color ?? ""});
+    if (label.runs) made.onpointerenter = () => setLit(label.runs);
+    if (label.runs) made.onpointerleave = () => setLit(null);
   });
+  const left = found.length - all.length;
+  if (left) element("span", `and ${left} more`, labels).style.top = `${bbox.height + LEAST_GAP}px`;
+  placeEdges(shown, levelAt, bbox);
+  light(shown);
+}
+
+function endLabel({x, y, label, color, runs}, {start, end}, heightOf, {height}) {
+  let last = x.length - 1;
+  while (last > 0 && x[last] > end) last--;
+  if (last < 0 || x[last] < start) return null;
+  const at = heightOf(y[last]);
+  const text = at < -1 ? `↑ ${label}` : at > height + 1 ? `↓ ${label}` : label;
+  return {text, at: Math.min(height, Math.max(0, at)), color, runs};
+}
+
+function leader({at, color = "#888"}, to) {
+  const line = document.createElementNS("http://www.w3.org/2000/svg", "line");
+  const look = {x1: 2, x2: 14, y1: at, y2: to, stroke: color};
+  for (const [name, value] of Object.entries(look)) line.setAttribute(name, value);
+  return line;
+}
+
+// Levels above and below the axes: the nearest first.
+function placeEdges({labels}, levels, {width, height}) {
+  const sides = {
+    above: levels.filter(({at}) => at < -1).sort((a, b) => b.at - a.at),
+    below: levels.filter(({at}) => at > height + 1).sort((a, b) => a.at - b.at)};
+  for (const [side, some] of Object.entries(sides)) {
+    if (!some.length) continue;
+    const arrow = side === "above" ? "↑" : "↓";
+    const text = `${arrow} ${some.map(each => each.text).join(" · ")}`;
+    const edge = element("div", text, labels, {className: `edge ${side}`, title: text});
+    Object.assign(edge.style, {width: `${width}px`, top: side === "above" ? 0 : `${height}px`});
+  }
+}
+
+// The heights nearest to ascending ones that are at least `gap` apart, from 0 to `most`: an
+// isotonic regression.
+function spread(heights, gap, most) {
+  const groups = [];  // that share a mean; each height is less the gaps before it
+  heights.forEach((height, i) => {
+    let group = [height - i * gap];
+    while (groups.length && mean(groups.at(-1)) > mean(group)) group = [...groups.pop(), ...group];
+    groups.push(group);
+  });
+  const room = Math.max(0, most - (heights.length - 1) * gap);
+  const shared = groups.flatMap(group => group.map(() => mean(group)));
+  return shared.map((at, i) => Math.min(room, Math.max(0, at)) + i * gap);
 }

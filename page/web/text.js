@@ -136,7 +136,7 @@ function drawLearning() {
   const known = readText().evaluations.filter(each => each.nll[chosen] !== null), steps = known.map(each => each.step);
   byId("learning").hidden = known.length < 2;
   if (known.length < 2) return;
-  const x = axis("step", true), [blue, orange] = COLORS, now = evaluationNow(), y = known.map(each => bits(each.nll[chosen]));
+  const x = axis("step", true), [blue, orange] = colors(), now = evaluationNow(), y = known.map(each => bits(each.nll[chosen]));
   const places = steps.map(x.at);
   plot("learning", [{kind: "line", x: places, y, color: blue},
     {kind: "points", x: places, y, color: known.map(each => each === now ? orange : blue), size: known.map(each => each === now ? 12 : 5),
@@ -147,7 +147,7 @@ function drawLearning() {
 // The curve -log2 q, with the tokens of the text on it.
 function drawSurprise() {
   const now = evaluationNow(), known = now.nll.map((nll, i) => [nll, i]).filter(([nll]) => nll !== null);
-  const qs = Array.from({length: 200}, (_, k) => 2 ** (-16 * (1 - k / 199) ** 2)), [blue, orange] = COLORS;
+  const qs = Array.from({length: 200}, (_, k) => 2 ** (-16 * (1 - k / 199) ** 2)), [blue, orange] = colors();
   const isChosen = (yes, no) => known.map(([, i]) => i === chosen ? yes : no), y = known.map(([nll]) => bits(nll));
   plot("surprise", [
     {kind: "line", x: qs, y: qs.map(q => -Math.log2(q)), color: blue},
@@ -169,7 +169,7 @@ function drawSoftmax() {
   const norm = T === 1 ? 0 : now.log_z[chosen][text.temperatures.indexOf(T)];
   const withRest = shares => [...shares, Math.max(0, 1 - shares.reduce((a, b) => a + b, 0))];
   const q = withRest(logs.map(Math.exp)), tempered = withRest(logs.map(log => Math.exp(log / T - norm)));
-  const shown = [...names.map((name, k) => quote(name) + (k === place ? " ✓" : "")), "others"], [blue, orange] = COLORS;
+  const shown = [...names.map((name, k) => quote(name) + (k === place ? " ✓" : "")), "others"], [blue, orange] = colors();
   const bars = (y, shift, width, color, label) => ({kind: "bars", x: y.map((_, k) => k + shift), y, width, color,
                                                     tell: k => `${k < names.length ? "" : whole.format(text.vocab_size - k) + " "}${shown[k]}: ${label} = ${y[k].toFixed(4)}`});
   const x = title => ({title, range: [-0.6, shown.length - 0.4], ticks: () => shown.map((name, k) => [k, name])});

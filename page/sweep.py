@@ -1,0 +1,100 @@
+"""Writes sweep.html: what a sweep found, live while it runs."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from config.files import is_run
+from engine.run import open_run
+from page.content import Content, content_of_run
+from page.page import build_page, build_script, links_to, write_script
+from report.intervals import FEW
+
+# of a group
+MEASURED = ("mean", "deviation", "low", "high", "bits_per_byte", "seconds")
+EMPTY: Content = {  # a run that has not begun
+    "val": {},
+    "best": None,
+    "baselines": [],
+    "bytes_per_target": 1.0,
+    "overfits": False,
+    "hasReport": False,
+}
+
+
+def write_sweep_page(folder: Path, sweep: dict[str, Any]) -> None:
+    """Write sweep.html into a sweep's folder, and sweep.js, which an open page reads again.
+
+    `sweep` is what sweep.json has.
+    """
+    page = folder / "sweep.html"
+    if not page.exists():
+        write_script(page, build_page(""))
+    write_script(folder / "sweep.js", build_script(content_of_sweep(folder, sweep)))
+
+
+def content_of_sweep(folder: Path, sweep: dict[str, Any]) -> Content:
+    """Collect what the page of a sweep shows: each run's losses, and what sweep.json has."""
+    groups = [*sweep["groups"]]
+    for own in sweep["runs"]:
+        if options_but_seed(own) not in [group["options"] for group in groups]:
+            groups.append(unmeasured_group(own))
+    options = [group["options"] for group in groups]
+    shown = []
+    for own in sweep["runs"]:
+        content = content_of_member(folder, own)
+        content["group"] = options.index(options_but_seed(own))
+        shown.append(content)
+    about = {name: value for name, value in sweep.items() if name != "runs"}
+    return {
+        "title": f"Sweep: {sweep['name']}",
+        "curves": True,
+        "runs": shown,
+        "val_kind": sweep["loss_on"].removesuffix(" text"),
+        "options": {},
+        "groups": [group["name"] for group in groups],
+        "targets": [""],
+        "pairs": [],
+        "sweep": about | {"groups": groups},
+        "status": sweep["progress"],
+        "live": sweep["is_live"],
+        "few_targets": FEW,
+        "written": round(time.time(), 3),
+    }
+
+
+def options_but_seed(own: dict[str, Any]) -> dict[str, str]:
+    return {name: value for name, value in own["options"].items() if name != "seed"}
+
+
+def unmeasured_group(own: dict[str, Any]) -> dict[str, Any]:
+    """Return a group of runs none of which has a loss yet, from one of its runs."""
+    options = options_but_seed(own)
+    parts = [f"{name}={value}" for name, value in options.items()]
+    group: dict[str, Any] = dict.fromkeys(MEASURED)
+    name = ",".join(parts) or "all runs"
+    return group | {"name": name, "options": options, "seeds": 0, "status": own["status"]}
+
+
+def content_of_member(folder: Path, own: dict[str, Any]) -> Content:
+    """Collect what the page shows of a run of the sweep, which may not have begun."""
+    path = folder / own["name"]
+    content = {**EMPTY}
+    if is_run(path):
+        content |= content_of_run(open_run(path))
+        content |= links_to(path, folder)
+    seed = own["options"].get("seed", "")
+    inner = own["name"]
+    if seed:
+        inner = f"seed={seed}"
+    return content | {
+        "name": own["name"],
+        "short": own["name"],
+        "inner": inner,
+        "target": 0,
+        "train": {},  # each run's own page has it
+        "status": own["status"],
+        "reason": own["reason"],
+        "best_nll": own["loss"],
+        "seconds": own["seconds"],
+    }

@@ -1,0 +1,84 @@
+"""Tells what differs between runs: their options, short names made of these, and repeated seeds."""
+
+import tomllib
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from report.picture import shorten
+
+IGNORED = ("out_dir", "init_from", "watchers")  # what they change is not learned
+VALUE_LENGTH = 20  # of a value in a short name
+
+Options = dict[str, Any]
+
+
+def read_options(path: Path) -> Options:
+    """Read the options of a run as config.toml has them, unchecked; {} if it cannot be read."""
+    options: Options = {}
+    with suppress(OSError, ValueError):
+        for section in tomllib.loads(path.read_text(encoding="utf-8")).values():
+            if isinstance(section, dict):
+                options |= section
+    return options
+
+
+def differing_options(options: Sequence[Options]) -> dict[str, list[str]]:
+    """Return the options of some runs that differ, with their value in each run."""
+    names: dict[str, None] = {}  # in order
+    for own in options:
+        names |= dict.fromkeys(own)
+    differing = {}
+    for name in names:
+        values = [str(own.get(name, "")) for own in options]
+        if name not in IGNORED and len(set(values)) > 1:
+            differing[name] = values
+    return differing
+
+
+def short_names(options: Sequence[Options], names: Sequence[str]) -> list[str]:
+    """Name each run by the options in which it differs from the others.
+
+    A value that more than half of the runs share is left out. A run without a name of its own keeps
+    its name from `names`.
+
+    >>> options = [{"seed": 1, "n_layer": 2}, {"seed": 2, "n_layer": 2}, {"seed": 3, "n_layer": 4}]
+    >>> short_names(options, ["a", "b", "c"])
+    ['seed=1', 'seed=2', 'seed=3,n_layer=4']
+    """
+    parts: list[list[str]] = [[] for _ in names]
+    for option, values in differing_options(options).items():
+        usual, count = Counter(values).most_common(1)[0]
+        for own, value in zip(parts, values, strict=True):
+            if value != usual or 2 * count <= len(values):
+                own.append(f"{option}={shorten(value, VALUE_LENGTH)}")
+    short = [",".join(own) for own in parts]
+    counts = Counter(short)
+    chosen = []
+    for own_short, name in zip(short, names, strict=True):
+        if own_short == "" or counts[own_short] > 1:
+            own_short = name
+        chosen.append(own_short)
+    return chosen
+
+
+def group_runs(options: Sequence[Options]) -> list[int]:
+    """Number the groups of runs that share all options but the seed; returns each run's.
+
+    >>> group_runs([{"seed": 1, "lr": 1}, {"seed": 1, "lr": 2}, {"seed": 2, "lr": 1}])
+    [0, 1, 0]
+    """
+    known: list[Options] = []
+    groups = []
+    for own in options:
+        shared = without_seed(own)
+        if shared not in known:
+            known.append(shared)
+        groups.append(known.index(shared))
+    return groups
+
+
+def without_seed(options: Options) -> Options:
+    return {name: value for name, value in options.items() if name not in (*IGNORED, "seed")}
