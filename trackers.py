@@ -26,6 +26,7 @@ class Tracker:
     """
 
     name: str
+    address = ""  # W&B and Trackio say theirs
 
     def __init__(self, run: Run, step: int) -> None:
         self.lines: SimpleQueue[dict[str, Any] | None] = SimpleQueue()

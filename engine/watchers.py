@@ -26,6 +26,8 @@ WINGS = {  # where each is: a module, and a class or a function in it
 class Watcher(Protocol):
     """Follows a training. It is made with the run, and the step at which the run starts."""
 
+    address: str  # a line that says where a person sees what it shows; empty = no line
+
     def update(self, record: Record | dict[str, Any]) -> None:
         """Show a line of metrics.jsonl or samples.jsonl."""
 
@@ -60,7 +62,10 @@ class Watchers:
         self.watchers.clear()
 
     def _start(self, name: str, run: object, step: int) -> None:
-        self.watchers[name] = load_wing(name)(run, step)
+        watcher = load_wing(name)(run, step)
+        self.watchers[name] = watcher
+        if watcher.address:
+            self.say(f"{watcher.address}\n")
 
     def unwritten(self) -> list[str]:
         """Return the names of the run's files that could not be written the last time."""

@@ -11,6 +11,7 @@ from engine.run import Run
 from page.page import write_data, write_live_page
 
 TIME_SHARE = 0.02  # of a training, that is for the page at most
+MAX_URL = 70  # characters: it then fits a line of a terminal
 
 
 class PageWatcher:
@@ -25,8 +26,10 @@ class PageWatcher:
         self.step = step
         self.next_time = 0.0  # from which on report.js may be written again
         self.has_page = False
+        self.address = ""
         with suppress(OSError):  # what comes next tries again, and raises it
             self._write_page()
+            self.address = f"The page: {link_to(run.path / 'report.html')}"
 
     def update(self, record: dict[str, Any]) -> None:
         self.step = int(record["step"])
@@ -62,3 +65,11 @@ class PageWatcher:
             yield path
         except OSError as error:
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def link_to(path: Path) -> str:
+    """Return a file's URL, which many terminals open by a click; if it is long, the path."""
+    url = path.resolve().as_uri()
+    if len(url) > MAX_URL:
+        return str(path)
+    return url

@@ -11,6 +11,7 @@ from engine.state import OVERFITTING_RISE, TrainState
 from surprisal import nats_to_bits, perplexity, uniform_nll
 
 DIVERGED_RISE = 0.1  # nats of the training loss above log|V|
+FAR = 5  # times its default is a rate that explains why a training diverged
 BAD_START = 0.5  # nats of a validation loss above log|V|
 PARTS = {  # of the objective
     "smoothing": "label smoothing",
@@ -236,10 +237,23 @@ def explain_rise(rise: float, state: TrainState, epochs: float, kind: str) -> It
 
 
 def advise_calmer_steps(cfg: OptimConfig, dtype: str) -> str:
-    """Name options against steps that are too large; none that has such a value already."""
-    advice = [f"--learning_rate={cfg.learning_rate / 4:g}"]
+    """Name options against steps that are too large; none that has such a value already.
+
+    Where a rate is far above its default, it is the one to change.
+    """
+    rates = {"learning_rate": cfg.learning_rate}
     if cfg.optimizer == "muon":
-        advice.append(f"--muon_learning_rate={cfg.muon_learning_rate / 4:g}")
+        rates["muon_learning_rate"] = cfg.muon_learning_rate
+    advice = []
+    far = []
+    for name, rate in rates.items():
+        advice.append(f"--{name}={rate / 4:g}")
+        default = OptimConfig.model_fields[name].default
+        if rate >= FAR * default:
+            times = f"{name}={rate:g} is {rate / default:g} times its default of {default:g}"
+            far.append(f"{times}: try --{name}={default:g}.")
+    if far:
+        return "\n".join(far)
     warmup_iters = max(1, cfg.max_iters // 10)
     if cfg.warmup_iters < warmup_iters:
         advice.append(f"--warmup_iters={warmup_iters}")

@@ -70,6 +70,7 @@ def test_training_tells_the_whole_story(trained) -> None:
     }
     assert set(records[7]) == {
         "step",
+        "finished",
         "best_step",
         "best_epochs",
         "best_val_nll",

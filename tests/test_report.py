@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -292,6 +293,33 @@ def test_a_run_that_diverged() -> None:
     assert "--grad_clip" not in said  # it is 1 already
     assert "--dtype" not in said
     assert "overfit" not in said
+
+
+@pytest.mark.parametrize(
+    ("rates", "said"),
+    [
+        (
+            {"learning_rate": 3},
+            "learning_rate=3 is 300 times its default of 0.01: try --learning_rate=0.01.",
+        ),
+        (
+            {"muon_learning_rate": 1.5, "learning_rate": 0.049},
+            "muon_learning_rate=1.5 is 50 times its default of 0.03: try --muon_learning_rate=0.03.",
+        ),
+        (
+            {"muon_learning_rate": 1.5, "optimizer": "adamw"},
+            "Try smaller steps: --learning_rate=0.0025, --warmup_iters=80.",
+        ),
+        ({"learning_rate": 1e-5}, "Try smaller steps: --learning_rate=2.5e-06, "),
+    ],
+)
+def test_a_run_that_diverged_names_the_rate_that_is_far_from_its_default(
+    rates: dict[str, Any], said: str
+) -> None:
+    cfg = Config(optim=OptimConfig(**rates))
+    last_line = verdict(make_records(4.17, 300.0, train=500.0), cfg).splitlines()[-1]
+    assert last_line.startswith(said)
+    assert "times its default" not in verdict(make_records(4.17, 2.0), cfg)
 
 
 def test_a_run_of_nonfinite_steps_diverged() -> None:

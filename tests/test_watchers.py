@@ -56,7 +56,7 @@ def test_a_page_without_room_is_told_once_and_written_later(
         watchers = Watchers(["page"], own, 0, told.append)
         for step in (0, 1, 2):
             watchers.update({"step": step, "val_nll": 1.0})
-    path = own.path / "report.html"
+    path = own.path / "report.html"  # whose address is not said
     assert told == [f"warning: {path} could not be written (No space left on device)"]
     assert watchers.unwritten() == ["report.html"]
     watchers.close()
@@ -71,5 +71,22 @@ def test_a_page_is_not_written_into_another_runs_directory(own: Run) -> None:
     (own.path / "history.jsonl").write_text('{"step": 0}\n')
     (own.path / "report.js").unlink()
     watchers.close()
-    assert "somebody moved or replaced its directory" in told[0]
+    assert "somebody moved or replaced its directory" in told[-1]
     assert not (own.path / "report.js").exists()
+
+
+def test_the_address_of_the_page_is_said_once_at_the_start(
+    own: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    watchers = Watchers(["page"], own, 0, told.append)
+    watchers.update({"step": 1, "val_nll": 1.0})
+    watchers.close()
+    path = own.path / "report.html"
+    assert told in ([f"The page: {path.resolve().as_uri()}\n"], [f"The page: {path}\n"])
+    monkeypatch.setattr("page.watcher.MAX_URL", 10)
+    assert PageWatcher(own, 0).address == f"The page: {path}"
+    monkeypatch.setattr("page.watcher.MAX_URL", 1000)
+    assert PageWatcher(own, 0).address == f"The page: {path.resolve().as_uri()}"
+    assert Watchers([], own, 0, told.append).unwritten() == []
+    assert len(told) == 1
