@@ -1,9 +1,9 @@
 """Says what differences between groups of runs are worth: means, intervals, sentences.
 
 The runs of a group differ in their seed only; losses are in nats per token. Runs of one seed read
-the same batches and start from the same noise, so a lucky seed is lucky in all groups. That makes
-seeds the blocks of a randomised block design (Fisher 1935): a loss is an effect of its group, plus
-one of its seed, plus noise, and differences between groups are judged by the noise alone.
+the same batches and start from the same random weights, so a lucky seed is lucky in all groups.
+That makes seeds the blocks of a randomised block design (Fisher 1935): a loss is an effect of its
+group, plus one of its seed, plus noise, and differences between groups are judged by the noise.
 
 All pairs of groups are judged at once: where no groups differ, 95% of sweeps claim nothing. Tukey
 (1949) gives such intervals for groups of equal noise that all have the same seeds; Kramer (1956)
@@ -368,13 +368,16 @@ def describe_without_interval(pair: Difference) -> str:
     """Say why no claim is made about a pair."""
     both = f"{pair.better} and {pair.worse}"
     lower = describe_lower(pair, choose_digits(pair.difference))
+    each = f"with each of {pair.seeds} seeds"
+    if pair.seeds == 1:
+        each = "with the only seed"
     if pair.seeds == 0:
         return f"{both} have no seed in common: no claim"
+    if pair.difference == 0:
+        return f"{both} have the same loss {each}"
     if pair.seeds == 1:
         return f"{lower}, 1 seed: no claim without a second seed"
-    if pair.difference == 0:
-        return f"{both} have the same losses, {pair.seeds} seeds: no difference"
-    return f"{lower} with each of {pair.seeds} seeds: no claim, as there is no noise to judge it by"
+    return f"{lower} {each}: no claim, as there is no noise to judge it by"
 
 
 def describe_lower(pair: Difference, digits: int) -> str:
@@ -421,15 +424,19 @@ def name_best(differences: Sequence[Difference]) -> str:
 
 
 def describe_best(best: str, differences: Sequence[Difference]) -> list[str]:
-    """Say in full the first of each kind of difference from the best, and list the others."""
+    """Say in full the first difference from the best of each kind, and list the others.
+
+    Differences without an interval are only listed.
+    """
     kinds: dict[str, list[Difference]] = {}
     for pair in differences:
         kinds.setdefault(kind_of(pair, best), []).append(pair)
     lines = []
     for kind, pairs in kinds.items():
-        lines.append(describe_difference(pairs[0]))
-        if len(pairs) > 1:
-            others = [other_than(best, pair) for pair in pairs[1:]]
+        if pairs[0].method or len(pairs) == 1:
+            lines.append(describe_difference(pairs.pop(0)))
+        if pairs:
+            others = [other_than(best, pair) for pair in pairs]
             lines.append(f"{kind} {list_some(others)}")
     return lines
 
@@ -448,9 +455,11 @@ def kind_of(pair: Difference, best: str) -> str:
         return f"{best} is higher by more than noise than"
     if pair.method:
         return f"cannot be told apart from {best} either:"
-    if pair.difference == 0 and pair.seeds >= 2:
-        return f"the same losses as {best} have"
-    return f"no claim about {best} and"
+    if pair.difference == 0:
+        return f"the same loss as {best} with each seed:"
+    if pair.seeds >= 2:
+        return f"no claim, as there is no noise to judge it by: {best} against"
+    return f"no claim without a second seed: {best} against"
 
 
 def describe_others(differences: Sequence[Difference]) -> list[str]:

@@ -183,7 +183,7 @@ def test_options_that_change_nothing_do_not_narrow_the_other_intervals() -> None
     both = by_names(compare_all({**groups, "z": dict(groups["b"])}))
     assert {name: both[name] for name in alone} == alone
     assert both["bz"] == order_pair("b", "z", 0.0, 3)
-    assert describe_difference(both["bz"]) == "b and z have the same losses, 3 seeds: no difference"
+    assert describe_difference(both["bz"]) == "b and z have the same loss with each of 3 seeds"
     for name in set(both) - {"bz", *alone}:
         original = alone[name.replace("z", "b")]
         assert both[name][2:] == original[2:]
@@ -246,6 +246,11 @@ def test_one_seed_makes_no_claim() -> None:
     assert pair == order_pair("0.03", "0.01", 0.25, 1)
     text = "0.03 is lower than 0.01 by 0.250, 1 seed: no claim without a second seed"
     assert say_all([pair]) == [text]
+
+
+def test_the_same_loss_of_one_seed_is_not_called_lower() -> None:
+    (pair,) = compare_all(make_groups([[1.5], [1.5]]))
+    assert describe_difference(pair) == "a and b have the same loss with the only seed"
 
 
 def test_no_common_seed_makes_no_claim() -> None:
@@ -369,7 +374,7 @@ def test_many_groups_need_few_lines() -> None:
     pairs = [pair for pair in differences if best in pair[:2]]
     near = [pair for pair in pairs if pair.method and not pair.is_more_than_noise]
     far = [pair for pair in pairs if pair.is_more_than_noise]
-    assert lines[0] == "a and k have the same losses, 5 seeds: no difference"
+    assert lines[0] == "a and k have the same loss with each of 5 seeds"
     assert lines[1] == describe_difference(near[0])
     assert lines[2] == "cannot be told apart from a either: " + list_worse(near[1:])
     assert lines[3] == describe_difference(far[0])
@@ -402,12 +407,19 @@ def test_the_best_group_is_the_one_that_fewest_are_below() -> None:
     assert kind_of(clear, "a") == "a is higher by more than noise than"
 
 
-def test_many_groups_of_one_seed_need_two_lines() -> None:
-    groups = make_groups([[1], [2], [3], [4]])
-    lines = say_all(compare_all(groups))
-    assert lines == [
-        "a is lower than b by 1.000, 1 seed: no claim without a second seed",
-        "no claim about a and c, d",
+def test_what_makes_no_claim_is_only_listed() -> None:
+    groups = make_groups([[1], [1.5], [2], [1], [1]])
+    assert say_all(compare_all(groups)) == [
+        "the same loss as a with each seed: d, e",
+        "no claim without a second seed: a against b, c",
+    ]
+    losses = np.array([1, 1.5, 2.5])
+    shifted = make_groups([losses, losses + 1, losses + 2])
+    assert say_all(compare_all(shifted)) == [
+        "a is lower than b by 1.000 with each of 3 seeds: no claim, as there is no noise to judge "
+        "it by",
+        "a is lower than c by 2.000 with each of 3 seeds: no claim, as there is no noise to judge "
+        "it by",
     ]
 
 
