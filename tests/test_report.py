@@ -304,7 +304,7 @@ def test_a_run_that_diverged() -> None:
         ),
         (
             {"muon_learning_rate": 1.5, "learning_rate": 0.049},
-            "muon_learning_rate=1.5 is 50 times its default of 0.03: try --muon_learning_rate=0.03.",
+            "muon_learning_rate=1.5 is 50 times its default of 0.03: try --muon_learning_rate=0.03",
         ),
         (
             {"muon_learning_rate": 1.5, "optimizer": "adamw"},
