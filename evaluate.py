@@ -367,10 +367,10 @@ def score_run(run: Run, split: Split, options: EvaluateOptions) -> RunScores:
 
 
 def explain_sentence(scores: list[RunScores], replaced: Replacer | None) -> str:
-    """Show what each token of a sentence costs the first run, and what all cost each run."""
+    """Say what a sentence costs each run, and what each of its tokens costs the first."""
     first = scores[0]
     tokens = first.text.split.tokens.tolist()
-    lines = [show_costs(tokens, first.columns["nll"], first.run.tokenizer), ""]
+    lines = []
     bits_per_byte = []
     for each in scores:
         nats = each.columns["nll"].sum()
@@ -385,7 +385,8 @@ def explain_sentence(scores: list[RunScores], replaced: Replacer | None) -> str:
         )
     if replaced is not None:
         lines += unknown_lines(cost_of_replaced(replaced, first, bits_per_byte[0]))
-    return "\n".join(lines)
+    costs = show_costs(tokens, first.columns["nll"], first.run.tokenizer)
+    return "\n".join([*lines, "", costs])
 
 
 def cost_of_replaced(

@@ -12,7 +12,7 @@ from data.tokenizer import Tokenizer
 from surprisal import nats_to_bits, uniform_nll
 
 SHADES = (22, 28, 64, 100, 136, 130, 124, 160)  # of a terminal's 256 colours, from green to red
-COLUMNS = 6  # of the list of tokens
+COLUMNS = 4  # of the list of tokens, of 20 characters each
 
 
 def show_costs(
@@ -28,7 +28,7 @@ def show_costs(
     for text, cost in zip(shown, costs_shown, strict=True):
         cells.append(f"{text.replace(' ', '␣'):>12} {cost:<7}")
     rows = [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
-    lines = [f"{unit} of each token:", *("".join(row) for row in rows)]
+    lines = [f"{unit} of each token:", *("".join(row).rstrip() for row in rows)]
     if has_colours(sys.stdout):
         lines = [*_shade_text(shown, costs, unit), "", *lines]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Says what evaluate.py measured, in words and small tables."""
+"""Says what evaluate.py measured: the loss and what it means, then small tables."""
 
 from typing import Any
 
@@ -18,10 +18,10 @@ UNITS = [
 def in_words(evaluation: dict[str, Any]) -> str:
     """Say all of an evaluation, part by part; `--json` prints the same."""
     parts = [
-        _headline(evaluation),
-        _losses(evaluation["loss"], Blocks(**evaluation["blocks"])),
-        _remarks(evaluation),
+        _headline(evaluation) + _remarks(evaluation),
         _comparison(evaluation),
+        _targets(evaluation),
+        _losses(evaluation["loss"], Blocks(**evaluation["blocks"])),
         _calibration(evaluation),
     ]
     for kind, groups in evaluation["groups"].items():
@@ -30,6 +30,17 @@ def in_words(evaluation: dict[str, Any]) -> str:
 
 
 def _headline(evaluation: dict[str, Any]) -> list[str]:
+    loss = {unit: estimate["value"] for unit, estimate in evaluation["loss"].items()}
+    return [
+        f"{evaluation['run']}, {evaluation['checkpoint']} checkpoint of step "
+        f"{evaluation['step']:,}, has a loss of {loss['nats_per_token']:.4f} nats per token on "
+        f"{evaluation['text']}:",
+        f"  {loss['bits_per_byte']:.4f} bits per byte; perplexity {loss['perplexity']:.3f}; "
+        f"top-1 accuracy {loss['top1']:.2%}.",
+    ]
+
+
+def _targets(evaluation: dict[str, Any]) -> list[str]:
     part = ""
     if evaluation["targets"] < evaluation["of_targets"]:
         of_targets = evaluation["of_targets"]
@@ -38,10 +49,8 @@ def _headline(evaluation: dict[str, Any]) -> list[str]:
     if evaluation["stride"] < evaluation["block_size"]:
         moves = f" that moves on by {evaluation['stride']:,} tokens"
     return [
-        f"{evaluation['run']}, {evaluation['checkpoint']} checkpoint of step "
-        f"{evaluation['step']:,}, on {evaluation['text']}: "
-        f"{evaluation['targets']:,} targets{part}, {evaluation['bytes']:,} bytes,",
-        f"each once, in a window of {evaluation['block_size']:,}{moves}; {evaluation['device']}",
+        f"Measured on {evaluation['targets']:,} targets{part}, {evaluation['bytes']:,} bytes, each "
+        f"once, in a window of {evaluation['block_size']:,}{moves}; {evaluation['device']}"
     ]
 
 
@@ -58,9 +67,8 @@ def claim(blocks: Blocks) -> list[str]:
     """Say what the resamples of a text show, and about what."""
     if blocks.of_documents:
         return [
-            "The intervals are for other documents of the same source, "
-            "if these are a random sample",
-            f"of it: {RESAMPLES:,} resamples of {blocks.number} blocks of whole documents.",
+            "The intervals are for other documents of the same source, if these are a random "
+            f"sample of it: {RESAMPLES:,} resamples of {blocks.number} blocks of whole documents."
         ]
     return [
         f"The ranges show how much the loss varies in this text: {RESAMPLES:,} resamples of "
@@ -93,8 +101,8 @@ def unknown_lines(unknown: dict[str, Any] | None) -> list[str]:
     return [
         f"{unknown['says']}.",
         "The figures are of the text as it was read. A list of what the characters were takes "
-        f"{unknown['bits']:,} bits more (as in compress.py):",
-        f"with it, the text as it stands costs {unknown['bits_per_byte']:.4f} bits per byte.",
+        f"{unknown['bits']:,} bits more (as in compress.py): with it, the text as it stands costs "
+        f"{unknown['bits_per_byte']:.4f} bits per byte.",
     ]
 
 
@@ -115,6 +123,7 @@ def _comparison(evaluation: dict[str, Any]) -> list[str]:
         )
     if against["may_have_seen_it"]:
         lines.append("  It was trained on another text or split, and may have seen this one.")
+    lines.append(_judge_difference(evaluation))
     for title, unit, _ in UNITS:
         if unit in against["difference"]:
             own = evaluation["loss"][unit]["value"]
@@ -126,7 +135,7 @@ def _comparison(evaluation: dict[str, Any]) -> list[str]:
             )
     if "nats_per_token" not in against["difference"]:
         lines.append("  The two use different tokens: only bits per byte can be compared.")
-    return [*lines, _judge_difference(evaluation)]
+    return lines
 
 
 def _judge_difference(evaluation: dict[str, Any]) -> str:
@@ -169,15 +178,15 @@ def _calibration(evaluation: dict[str, Any]) -> list[str]:
 
 
 def _table(kind: str, groups: list[dict[str, Any]]) -> list[str]:
-    title = f"  {kind:<20}share of tokens   nats/token   share of the loss    top-1"
+    title = f"  {kind:<20} of tokens  nats/token  of the loss   top-1"
     has_confidence = all(each["confidence"] is not None for each in groups)
-    lines = [f"{title}   confidence" if has_confidence else title]
+    lines = [f"{title}  confidence" if has_confidence else title]
     for each in groups:
         line = (
-            f"  {each['name']:<20}{each['share']:15.1%}{each['nats_per_token']:13.4f}"
-            f"{each['share_of_nats']:20.1%}{each['top1']:9.1%}"
+            f"  {each['name']:<20}{each['share']:10.1%}{each['nats_per_token']:12.4f}"
+            f"{each['share_of_nats']:13.1%}{each['top1']:8.1%}"
         )
         if has_confidence:
-            line += f"{each['confidence']:13.1%}"
+            line += f"{each['confidence']:12.1%}"
         lines.append(line)
     return lines

@@ -55,7 +55,7 @@ def scored(text: str, eos_text: str | None = None) -> ScoredText:
 def test_the_scores_are_those_of_evaluate(model: Model) -> None:
     score = model.score(TEXT)
     said = call("evaluate.py", str(model.run.path), f"--explain={TEXT}").stdout
-    tokens, *_ = said.split("\n\n")
+    _, tokens = said.split("\n\n")
     nats = [*map(float, re.findall(r"\S (\d+\.\d{3})\b", tokens))]
     np.testing.assert_allclose(score.bits * LN2, nats, atol=6e-4)
     assert f"{score.bits_per_byte:.3f} bits per byte" in said
