@@ -4,20 +4,47 @@ from config.startup import end_on_interrupt
 
 end_on_interrupt(__name__)
 
+import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from config.errors import UserError, run_command
 from config.files import check_place, is_run
 from config.parser import load_options
 from config.terminal import print_styled
-from config.values import FileName, Page, Section
+from config.values import FileName, Fraction, Page, Section
 from engine.logged_run import LoggedRun, open_logged_run
 from engine.watchers import load_wing
 from report.characters import draw_terminal
 from report.figures import draw_png
+from report.many import limit, make_picture
+from report.picture import Picture
+
+
+def parse_range(text: str) -> tuple[float, float] | None:
+    """Read two numbers, the lower first; None for all of an axis."""
+    if not text:
+        return None
+    low, high = map(float, text.split(","))
+    if not 0 <= low < high < math.inf:
+        raise ValueError
+    return low, high
+
+
+def _check_range(text: str) -> str:
+    try:
+        parse_range(text)
+    except ValueError:
+        raise PydanticCustomError(
+            "range", "a range is two numbers, the lower first, as in 1.4,2.5"
+        ) from None
+    return text
+
+
+Range = Annotated[str, AfterValidator(_check_range)]
 
 
 class CurveOptions(Section):
@@ -31,6 +58,22 @@ class CurveOptions(Section):
     )
     unit: Literal["nats", "bits_per_byte"] = Field(
         "nats", description="of the loss; bits per byte compare tokenizers"
+    )
+    x_range: Range = Field("", description="part of the x axis to show, as in 100,2000")
+    y_range: Range = Field(
+        "",
+        description="part of the y axis, as in 1.4,2.5; baselines beyond it are named at its ends",
+    )
+    baselines: bool = Field(True, description="draw the baselines")
+    mean: bool = Field(
+        True,
+        description="draw runs that differ only in the seed as their mean, "
+        "with a band of one standard deviation to each side",
+    )
+    smooth: Fraction = Field(
+        0.0,
+        description="weight of the past in the training loss that is "
+        "drawn: 0.9 is about a mean of 10 points",
     )
     html: Page = Field(
         "", description="write a page for a browser instead: a file such as compare.html"
@@ -58,12 +101,24 @@ def main(argv: list[str]) -> None:
         write_runs_page(Path(options.html), [run.path for run in runs])
         print(options.html)
     elif options.terminal:
-        print_styled(draw_terminal(runs, options.x, options.scale, options.unit))
+        print_styled(draw_terminal(collect(runs, options)))
     else:
         check_place(Path(options.out))
         path = Path(options.out)
-        labels = draw_png(runs, path, options.x, options.scale, options.unit)
+        labels = draw_png(collect(runs, options), path)
         print(*labels, path, sep="\n")
+
+
+def collect(runs: list[LoggedRun], options: CurveOptions) -> Picture:
+    """Collect what the options ask for."""
+    picture = make_picture(
+        runs, options.x, options.scale, options.unit, mean=options.mean, smooth=options.smooth
+    )
+    if not options.baselines:
+        picture.baselines = []
+        picture.set_axes()
+    limit(picture, parse_range(options.x_range), parse_range(options.y_range))
+    return picture
 
 
 def open_runs(path: Path) -> list[LoggedRun]:

@@ -45,7 +45,7 @@ from engine.step import add_gradients, compile_model, seed_dropout
 from loss import LossSums, sum_losses
 from model import GPT
 from report import words
-from report.figures import draw_png
+from report.figures import draw_run
 from report.outcome import measure_best, write_passage
 from report.step_zero import check_start
 from report.trainlog import TrainLog
@@ -249,7 +249,7 @@ def finish(
     if state.best_nll is not None:  # otherwise no loss was finite
         final = measure_best(model, corpus, get_batch, files, state.step)
     run = replace(files.run, final=final)  # metrics.jsonl does not have it yet
-    files.attempt("curves.png", lambda path: draw_png([run], path))
+    files.attempt("curves.png", lambda path: draw_run(run, path))
     epochs = get_batch.epochs(state.windows)
     records = run.read_metrics()
     verdict = make_verdict(records, final, corpus.info, cfg=cfg, state=state, epochs=epochs)

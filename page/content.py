@@ -19,7 +19,7 @@ from engine.run import Run
 from page.pairs import compare_all, number_targets
 from page.records import read_evaluation, read_passages
 from report.analysis import PASSAGE_TEMPERATURES, Columns, Passage
-from report.differences import differing_options, group_runs, short_names, without_seed
+from report.differences import differing_options, group_runs, name_groups, short_names
 from report.intervals import FEW
 from report.picture import middles, thin
 from report.status import read_status, status_of
@@ -81,13 +81,6 @@ def content_of_runs(runs: Sequence[Run], status: str = "", live: bool = False) -
         "few_targets": FEW,
         "written": round(time.time(), 3),
     }
-
-
-def name_groups(options: Sequence[dict[str, Any]], groups: Sequence[int]) -> list[str]:
-    """Name the groups of runs that share all options but the seed."""
-    first = [options[groups.index(group)] for group in sorted(set(groups))]
-    numbers = [f"group {number + 1}" for number in range(len(first))]
-    return short_names([without_seed(own) for own in first], numbers)
 
 
 def content_of_text(

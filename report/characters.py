@@ -4,10 +4,8 @@ import itertools
 import math
 import string
 import sys
-from collections.abc import Sequence
 
 from config.terminal import has_colours, screen_width
-from engine.logged_run import LoggedRun
 from report.picture import X_LABELS, Y_LABELS, Picture, show_number
 
 ROWS = 21  # of the picture
@@ -15,16 +13,12 @@ MARKERS = ["braille", "dot", *"x+", *string.ascii_letters]  # of the curves
 SHOWN_MARKERS = {"braille": "⠒⠒", "dot": "••"}  # in the legend; of the others, two
 
 
-def draw_terminal(
-    runs: Sequence[LoggedRun], x: str = "step", scale: str = "log", unit: str = "nats"
-) -> str:
+def draw_terminal(picture: Picture) -> str:
     """Return the picture of figures.py in characters; baselines are the marks of the y axis."""
     import plotext
 
-    picture = Picture(runs, x, scale, unit)
-
     def place(value: float) -> float:
-        if scale == "log":
+        if picture.scale == "log":
             return math.log10(value / picture.first + 1)
         return value
 
@@ -48,12 +42,13 @@ def draw_terminal(
     heights = [row_height(picture, row) for row in labels]
     for height in heights:
         plotext.hline(height, "gray")
-    plotext.yticks(heights, [cut_label(label) for label in labels.values()])
+    if labels:  # else the marks are numbers
+        plotext.yticks(heights, [cut_label(label) for label in labels.values()])
 
     drawn = plotext.build()
     if not has_colours(sys.stdout):
         drawn = plotext.uncolorize(drawn)
-    return "\n".join([f"{Y_LABELS[unit]}, against {X_LABELS[x]}", drawn, *legend])
+    return "\n".join([f"{Y_LABELS[picture.unit]}, against {X_LABELS[picture.x]}", drawn, *legend])
 
 
 def label_rows(picture: Picture) -> dict[int, str]:
@@ -61,7 +56,7 @@ def label_rows(picture: Picture) -> dict[int, str]:
     names: dict[int, list[str]] = {}
     for name, value in reversed(picture.baselines):
         part = (value - picture.low) / (picture.high - picture.low)
-        row = round(part * (ROWS - 1))
+        row = round(min(max(part, 0.0), 1.0) * (ROWS - 1))
         names.setdefault(row, []).append(f"{name} {value:.3f}")
     return {row: ", ".join(group) for row, group in names.items()}
 

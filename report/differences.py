@@ -65,19 +65,37 @@ def short_names(options: Sequence[Options], names: Sequence[str]) -> list[str]:
 
 
 def group_runs(options: Sequence[Options]) -> list[int]:
-    """Number the groups of runs that share all options but the seed; returns each run's.
+    """Number the groups of runs that differ only in the seed; returns each run's.
+
+    Runs that share the seed too differ in what no option says, such as the code: each is a group.
 
     >>> group_runs([{"seed": 1, "lr": 1}, {"seed": 1, "lr": 2}, {"seed": 2, "lr": 1}])
     [0, 1, 0]
+    >>> group_runs([{"seed": 1}, {"seed": 2}, {"seed": 1}])
+    [0, 1, 2]
     """
-    known: list[Options] = []
+    shared = [without_seed(own) for own in options]
+    seeds = [str(own.get("seed")) for own in options]
+    known: list[object] = []
     groups = []
-    for own in options:
-        shared = without_seed(own)
-        if shared not in known:
-            known.append(shared)
-        groups.append(known.index(shared))
+    for number, rest in enumerate(shared):
+        own_seeds = [seed for seed, other in zip(seeds, shared, strict=True) if other == rest]
+        key: object = rest
+        if len(set(own_seeds)) < len(own_seeds):
+            key = number
+        if key not in known:
+            known.append(key)
+        groups.append(known.index(key))
     return groups
+
+
+def name_groups(options: Sequence[Options], groups: Sequence[int]) -> list[str]:
+    """Name the groups of runs that share all options but the seed."""
+    first = [options[groups.index(group)] for group in sorted(set(groups))]
+    if len(first) == 1:
+        return ["mean"]
+    numbers = [f"group {number + 1}" for number in range(len(first))]
+    return short_names([without_seed(own) for own in first], numbers)
 
 
 def without_seed(options: Options) -> Options:

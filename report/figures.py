@@ -2,15 +2,16 @@
 
 import math
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from config.errors import UserError
 from config.files import replacing
 from data.info import ENTROPY_RATE
 from engine.logged_run import LoggedRun
-from report.picture import X_LABELS, Y_LABELS, Curve, Picture, show_number, spread
+from report.picture import X_LABELS, Y_LABELS, Curve, Picture, picture_run, show_number, spread
 from surprisal import perplexity
 
 if TYPE_CHECKING:
@@ -28,22 +29,22 @@ GAP_HEIGHT = 1.5
 MARGIN = 0.7
 
 
-def draw_png(
-    runs: Sequence[LoggedRun], path: Path, x: str = "step", scale: str = "log", unit: str = "nats"
-) -> list[str]:
-    """Save the picture as .png, .svg or .pdf; returns what its legend says of each run."""
+def draw_run(run: LoggedRun, path: Path) -> None:
+    """Save the curves of a run."""
+    draw_png(picture_run(run), path)
+
+
+def draw_png(picture: Picture, path: Path) -> list[str]:
+    """Save the picture as .png, .svg or .pdf; returns what its legend says of each curve."""
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"{path}: cannot draw a {path.suffix} file; use .png, .svg or .pdf")
     with replacing(path) as new:
-        figure = make_figure(runs, x, scale, unit)
+        figure = make_figure(picture)
         figure.savefig(new, format=path.suffix[1:])
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    return labels[: len(runs)]
+    return [curve.label for curve in picture.curves]
 
 
-def make_figure(
-    runs: Sequence[LoggedRun], x: str = "step", scale: str = "log", unit: str = "nats"
-) -> "Figure":
+def make_figure(picture: Picture) -> "Figure":
     """Draw the training and validation loss of each run, a star at the best model, and baselines.
 
     Where the source of the text is known, a panel below has the gap to its entropy rate.
@@ -53,7 +54,6 @@ def make_figure(
 
     # instead of what the font does not have, there is a box
     warnings.filterwarnings("ignore", "Glyph")
-    picture = Picture(runs, x, scale, unit)
     columns = count_legend_columns(picture)
     heights = [max(MIN_HEIGHT, NAME_HEIGHT * len(picture.baselines))]
     if picture.shows_gap:
@@ -70,17 +70,17 @@ def make_figure(
         figure.legend(
             handles, labels, loc="outside lower center", frameon=False, fontsize=9, ncols=columns
         )
-        set_x_axis(axes, picture, scale)
+        set_x_axis(axes, picture)
         draw_baselines(axes, picture, NAME_HEIGHT / heights[0])
         for panel in panels:
             panel.spines[["top", "right"]].set_visible(False)
             panel.spines["bottom"].set_bounds(picture.left, picture.right)
             panel.grid(axis="x", alpha=0.15)
-        panels[-1].set_xlabel(X_LABELS[x])
-        axes.set_ylabel(Y_LABELS[unit])
+        panels[-1].set_xlabel(X_LABELS[picture.x])
+        axes.set_ylabel(Y_LABELS[picture.unit])
         if picture.shows_gap:
             draw_gap(panels[1], picture)
-        if unit == "nats":
+        if picture.unit == "nats":
             add_perplexity(axes)
     return figure
 
@@ -103,6 +103,8 @@ def draw_curves(axes: "Axes", picture: Picture) -> tuple[list[Any], list[str]]:
         if picture.shows_train:
             (thin_line,) = axes.plot(*curve.train, **style, linewidth=0.8, alpha=0.45)
         (line,) = axes.plot(*curve.val, **style, linewidth=2)
+        if curve.band:
+            draw_band(axes, curve, style["color"])
         star = draw_star(axes, curve, style["color"], star_size)
         handles.append((line, star))
         labels.append(curve.label)
@@ -110,6 +112,14 @@ def draw_curves(axes: "Axes", picture: Picture) -> tuple[list[Any], list[str]]:
         handles.append(thin_line)
         labels.append("thin: training text, before it is learned from")
     return handles, labels
+
+
+def draw_band(axes: "Axes", curve: Curve, color: str) -> None:
+    """Shade how far the losses of the runs of a mean lie apart."""
+    places, losses = curve.val
+    low = np.subtract(losses, curve.band)
+    high = np.add(losses, curve.band)
+    axes.fill_between(places, low, high, color=color, alpha=0.2, linewidth=0)
 
 
 def line_style(number: int) -> dict[str, Any]:
@@ -125,8 +135,8 @@ def draw_star(axes: "Axes", curve: Curve, color: str, size: int) -> Any:
     return stars[0]
 
 
-def set_x_axis(axes: "Axes", picture: Picture, scale: str) -> None:
-    if scale == "log":  # also from 0
+def set_x_axis(axes: "Axes", picture: Picture) -> None:
+    if picture.scale == "log":  # also from 0
         axes.set_xscale("symlog", linthresh=picture.first, linscale=0.3)
     axes.set_xlim(picture.left, picture.right)
     axes.set_xticks(picture.ticks, [show_number(tick) for tick in picture.ticks])
@@ -139,13 +149,16 @@ def draw_baselines(axes: "Axes", picture: Picture, name_height: float) -> None:
     The names stand right of the curves, one above the other; a line leads from each to its loss.
     `name_height` is a part of the axes.
     """
-    names = [f"{name}  {value:.3f}" for name, value in picture.baselines]
-    values = [value for _, value in picture.baselines]
-    width = 0.05 + 0.0108 * max(len(name) for name in names)  # of the axes
-    make_room(axes, picture, width)
     range_of_y = picture.high - picture.low
     margin = 0.04 * range_of_y
     axes.set_ylim(picture.low - margin, picture.high + margin)
+    if not picture.baselines:
+        return
+    names = [name_line(picture, name, value) for name, value in picture.baselines]
+    width = 0.05 + 0.0108 * max(len(name) for name in names)  # of the axes
+    make_room(axes, picture, width)
+    # one beyond the axis is a line at its end, and its name says its loss
+    values = [min(max(value, picture.low), picture.high) for _, value in picture.baselines]
     places = spread(values, name_height * range_of_y)
     for name, value, place in zip(names, values, places, strict=True):
         look: dict[str, Any] = {"color": "0.45", "linestyle": (0, (4, 3))}  # dashed
@@ -165,6 +178,16 @@ def draw_baselines(axes: "Axes", picture: Picture, name_height: float) -> None:
             color="0.2",
             arrowprops=arrow,
         )
+
+
+def name_line(picture: Picture, name: str, value: float) -> str:
+    """Name a baseline and its loss; an arrow says that it is beyond the axis."""
+    arrow = ""
+    if value > picture.high:
+        arrow = "↑ "
+    elif value < picture.low:
+        arrow = "↓ "
+    return f"{arrow}{name}  {value:.3f}"
 
 
 def make_room(axes: "Axes", picture: Picture, width: float) -> None:

@@ -28,6 +28,7 @@ from engine.scoring import predict, score_targets
 from report.characters import draw_terminal
 from report.costs import paint_costs, show_costs
 from report.figures import make_figure
+from report.many import make_picture
 from report.picture import X_LABELS, Y_LABELS
 from surprisal import LN2, bits_per_byte, perplexity
 
@@ -207,11 +208,11 @@ class Curves:
         return f"the loss curves of {', '.join(unique_names([run.path for run in self.runs]))}"
 
     def __str__(self) -> str:
-        return draw_terminal(self.runs, self.x, self.scale, self.unit)
+        return draw_terminal(make_picture(self.runs, self.x, self.scale, self.unit))
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         """Draw a PNG; also returns its width on the screen, where it may have more pixels."""
-        figure = make_figure(self.runs, self.x, self.scale, self.unit)
+        figure = make_figure(make_picture(self.runs, self.x, self.scale, self.unit))
         file = io.BytesIO()
         figure.savefig(file, format="png")
         return file.getvalue(), {"width": round(100 * figure.get_figwidth())}

@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from config.files import unique_names
 from config.terminal import one_line
 from data.info import UNIFORM, CorpusInfo
 from engine.logged_run import LoggedRun
 from engine.metrics import Record, find_best
 from surprisal import bits_per_byte
 
+NAME_LENGTH = 48  # of a run in a legend
 POINTS = 1000  # of a curve that can be told apart
 MAX_TRAIN_CURVES = 5  # of more runs only the validation losses are drawn
 X_LABELS = {"step": "steps", "tokens": "training targets", "seconds": "seconds"}
@@ -21,7 +21,7 @@ Y_LABELS = {
 }
 VAL_NAMES = {"nats": "val_nll", "bits_per_byte": "val_bits_per_byte"}
 
-Baselines = dict[str, float]  # their losses by name
+Baseline = tuple[str, float]  # its name and its loss
 Series = tuple[list[float], list[float]]  # where losses were measured, and the losses
 
 
@@ -32,7 +32,10 @@ class Curve:
         records = run.read_metrics()
         evaluations = [record for record in records if "val_nll" in record]
         val_name = VAL_NAMES[unit]
+        self.name = name
         self.val = read_series(evaluations, x, val_name)
+        self.steps = read_series(evaluations, "step", val_name)[0]
+        self.band: list[float] = []  # how far it extends to both sides of `val`
         self.gap = read_series(evaluations, x, "kl_gap")
         nat = 1.0
         if unit == "bits_per_byte":
@@ -63,24 +66,34 @@ class Curve:
 class Picture:
     """The curves of some runs, the baselines, and the ends and ticks of the axes."""
 
-    def __init__(self, runs: Sequence[LoggedRun], x: str, scale: str, unit: str) -> None:
-        names = unique_names([run.path for run in runs])
-        names = shorten_all(names, 48)
-        self.curves = []
-        for run, name in zip(runs, names, strict=True):
-            self.curves.append(Curve(run, name, x, unit))
-        self.baselines = find_baselines(runs, unit)
-        self.shows_train = len(runs) <= MAX_TRAIN_CURVES
+    def __init__(
+        self,
+        curves: list[Curve],
+        baselines: list[Baseline],
+        x: str = "step",
+        scale: str = "log",
+        unit: str = "nats",
+    ) -> None:
+        self.curves = curves
+        self.baselines = baselines
+        self.x = x
+        self.scale = scale
+        self.unit = unit
+        self.set_axes()
+
+    def set_axes(self) -> None:
+        """Fit the axes to the curves and the baselines."""
+        self.shows_train = len(self.curves) <= MAX_TRAIN_CURVES
         self.shows_gap = any(curve.gap[0] for curve in self.curves)
-        self._set_x_axis(scale)
+        self._set_x_axis()
         self._set_y_axis()
 
-    def _set_x_axis(self, scale: str) -> None:
+    def _set_x_axis(self) -> None:
         places: list[float] = []
         for curve in self.curves:
             places += curve.val[0] + curve.train[0]
         self.left = 0.0
-        if scale == "log":
+        if self.scale == "log":
             self.left = min(places, default=0.0)
         self.right = max(places, default=0.0)
         if self.right == self.left:  # a single point
@@ -88,8 +101,13 @@ class Picture:
             self.right += max(1.0, 1e-3 * self.left)
         evaluated = [place for curve in self.curves for place in curve.val[0] if place > 0]
         self.first = min(evaluated, default=self.right)  # evaluation after the start
-        between = [self.right * part / 4 for part in (1, 2, 3)]
-        if scale == "log":
+        self.set_ticks()
+
+    def set_ticks(self) -> None:
+        """Place ticks at the ends of the x axis, and between them."""
+        length = self.right - self.left
+        between = [self.left + length * part / 4 for part in (1, 2, 3)]
+        if self.scale == "log":
             start = max(self.first, 1.8 * self.left)
             powers = [10.0**power for power in range(-3, 16)]
             between = [power for power in powers if start <= power < self.right / 1.8]
@@ -98,12 +116,14 @@ class Picture:
     def _set_y_axis(self) -> None:
         values = [value for _, value in self.baselines]
         losses: list[float] = []
-        best: list[float] = []
+        least: list[float] = []  # that the axis reaches
         for curve in self.curves:
             losses += curve.val[1] + curve.train[1]
-            best += curve.best[1]
+            least += curve.best[1]
+            if not values:
+                least += curve.val[1][:1]  # before training
         self.low = min(values + losses)
-        self.high = max(values + best)
+        self.high = max(values + least, default=self.low)
         self.high = max(self.high, self.low + 1e-3)
 
 
@@ -151,50 +171,23 @@ def thin(values: Sequence[float] | np.ndarray) -> list[float]:
     return [float(mean) for mean in sums / sizes]
 
 
-def find_baselines(runs: Sequence[LoggedRun], unit: str) -> list[tuple[str, float]]:
+def picture_run(run: LoggedRun) -> Picture:
+    """Collect what a picture of one run shows, in nats against the steps."""
+    name = shorten(run.path.absolute().name, NAME_LENGTH)
+    baselines = read_baselines(run.info, "nats")
+    return Picture([Curve(run, name, "step", "nats")], baselines)
+
+
+def read_baselines(info: CorpusInfo, unit: str) -> list[Baseline]:
     """Return the names and losses of the baselines, from the lowest to the highest.
 
-    They include the entropy rate; one above log|V| says nothing, and is left out. A name that
-    means different losses says whose each is.
+    They include the entropy rate; one above log|V| says nothing, and is left out.
     """
-    values = [read_baselines(run.info, unit) for run in runs]
-    owners = shorten_all(find_owners(runs, values), 16)
-    found: Baselines = {}
-    for number, own in enumerate(values):
-        if own in values[:number]:  # they are those of an earlier run
-            continue
-        owner = owners[number]
-        for name, value in own.items():
-            label = name
-            if not is_shared(name, value, values):
-                label = f"{name} ({owner})"
-            if value <= own[UNIFORM]:
-                found[label] = value
-    return sorted(found.items(), key=lambda pair: pair[1])
-
-
-def read_baselines(info: CorpusInfo, unit: str) -> Baselines:
-    if unit == "nats":
-        return {baseline.name: baseline.nats_per_token for baseline in info.baselines}
-    return {baseline.name: baseline.bits_per_byte for baseline in info.baselines}
-
-
-def find_owners(runs: Sequence[LoggedRun], values: Sequence[Baselines]) -> list[str]:
-    """Name what each run's baselines belong to: the corpus, the split, the tokens, or the run."""
-    by_corpus = [run.info.name for run in runs]
-    by_split = [run.info.val_kind for run in runs]
-    by_tokens = [run.info.tokenizer for run in runs]
-    for owners in (by_corpus, by_split, by_tokens):
-        first = [values[owners.index(owner)] for owner in owners]
-        if first == list(values):
-            return owners
-    return unique_names([run.path for run in runs])
-
-
-def is_shared(name: str, value: float, values: Sequence[Baselines]) -> bool:
-    """Tell whether a baseline has the same loss in all runs."""
-    losses = [other.get(name, math.nan) for other in values]
-    return all(math.isclose(loss, value, rel_tol=1e-3) for loss in losses)
+    losses = {baseline.name: baseline.nats_per_token for baseline in info.baselines}
+    if unit == "bits_per_byte":
+        losses = {baseline.name: baseline.bits_per_byte for baseline in info.baselines}
+    found = [pair for pair in losses.items() if pair[1] <= losses[UNIFORM]]
+    return sorted(found, key=lambda pair: pair[1])
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:
@@ -223,14 +216,6 @@ def show_number(value: float) -> str:
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"
-
-
-def shorten_all(names: list[str], length: int) -> list[str]:
-    """Shorten the names if they stay different."""
-    short = [shorten(name, length) for name in names]
-    if len(set(short)) < len(set(names)):
-        return names
-    return short
 
 
 def shorten(name: str, length: int) -> str:

@@ -302,7 +302,7 @@ def train_in(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 def draw_nothing(patch: pytest.MonkeyPatch) -> None:
     """Let trainings leave an empty curves.png: a picture takes longer than a small training."""
-    patch.setattr("train.draw_png", lambda runs, path: path.touch())
+    patch.setattr("train.draw_run", lambda run, path: path.touch())
 
 
 def only_numbers(patch: pytest.MonkeyPatch) -> None:

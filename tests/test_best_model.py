@@ -13,7 +13,7 @@ from engine.metrics import find_best
 from engine.run import open_run
 from engine.run_text import make_eval_text, open_corpus
 from engine.state import TrainState
-from report.picture import Picture
+from report.picture import picture_run
 from tests.conftest import load_checkpoint, other_dtype, read_metrics, trained_dtype
 from tests.one_run import train
 from tests.processes import read_checkpoint
@@ -54,7 +54,7 @@ def test_the_best_model_is_measured_again_where_losses_do_not_compare(
     resumed = train("--init_from=resume", "--max_iters=8", change).stdout
     assert "the best model, of step 2, has 2.2000 as this start measures it" in resumed
     assert best()[0] == 2  # not replaced by step 8 with 2.3, and its star is at its step
-    curve = Picture([open_run(data_dir / "out/run")], "step", "log", "nats").curves[0]
+    curve = picture_run(open_run(data_dir / "out/run")).curves[0]
     assert curve.best[0] == [2]
     find = find_best(read_metrics(data_dir / "out/run")[:-1])
     assert (find["step"], find["val_nll"]) == (2, 2.2)

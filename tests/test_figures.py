@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,7 +24,8 @@ from engine.step import is_eval_step
 from page.content import content_of_runs
 from report import figures
 from report.characters import draw_terminal
-from report.picture import Picture, find_baselines, show_number, spread
+from report.many import find_baselines, limit, make_picture
+from report.picture import show_number, spread
 from tests.conftest import call, write_metrics
 
 PLAYS = {
@@ -183,10 +185,10 @@ def lines_of(axes: Axes) -> dict[float, list[Points]]:
 
 @pytest.mark.parametrize(("what", "options"), CASES, ids=str)
 def test_no_name_is_on_another_or_on_a_curve(
-    what: str, options: dict[str, str], tmp_path: Path
+    what: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     runs = make_runs(tmp_path, what)
-    figure = figures.make_figure(runs, **options)
+    figure = figures.make_figure(make_picture(runs, **options))
     figure.draw_without_rendering()
     axes = figure.axes[0]
     legend = figure.legends[0]
@@ -196,7 +198,7 @@ def test_no_name_is_on_another_or_on_a_curve(
     boxes = [Text.get_window_extent(label) for label in axes.texts]
     for first, second in itertools.combinations(boxes, 2):
         assert not first.overlaps(second)
-    picture = Picture(runs, options.get("x", "step"), "log", "nats")
+    picture = make_picture(runs, options.get("x", "step"), "log", "nats")
     curves_end = axes.transData.transform((picture.right, 0))[0]
     for box in boxes:
         assert curves_end < box.x0 < box.x1 < axes.bbox.x1 + 1
@@ -212,16 +214,16 @@ def test_no_name_is_on_another_or_on_a_curve(
 
 @pytest.mark.parametrize(("what", "options"), CASES, ids=str)
 def test_no_name_overwrites_another_in_the_terminal(
-    what: str, options: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     runs = make_runs(tmp_path, what)
-    drawn = draw_terminal(runs, **options)
+    drawn = draw_terminal(make_picture(runs, **options))
     for name, value in find_baselines(runs, options.get("unit", "nats")):
         assert drawn.count(f"{name} {value:.3f}") == 1
     marks = drawn.split("└")[1].splitlines()[1].split()
     scale = options.get("scale", "log")
-    picture = Picture(runs, options.get("x", "step"), scale, "nats")
+    picture = make_picture(runs, options.get("x", "step"), scale, "nats")
     assert marks == [show_number(tick) for tick in picture.ticks]
     legend = drawn.splitlines()[-len(runs) :]
     assert len({line.split()[0] for line in legend}) == len(runs)  # each run has a mark of its own
@@ -233,7 +235,7 @@ def test_no_name_overwrites_another_in_the_terminal(
 
 def test_each_baseline_is_in_the_row_of_its_loss(tmp_path: Path) -> None:
     """A curve that ends between two baselines ends between their rows."""
-    drawn = draw_terminal([make_run(tmp_path / "run", best=2.0)]).splitlines()
+    drawn = draw_terminal(make_picture([make_run(tmp_path / "run", best=2.0)])).splitlines()
     end = max(
         row
         for row, line in enumerate(drawn)
@@ -252,18 +254,18 @@ def test_names_of_runs_are_drawn_as_they_are(kind: str, tmp_path: Path) -> None:
     """No formulas, no escapes, and no warning."""
     path = tmp_path / f"picture.{kind}"
     runs = make_runs(tmp_path, "14 runs")
-    figures.draw_png(runs, path)
+    figures.draw_png(make_picture(runs), path)
     starts = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
     assert path.read_bytes().startswith(starts[kind])
     if kind == "svg":
         ET.fromstring(path.read_bytes())
-    legend = figures.make_figure(runs).legends[0]
+    legend = figures.make_figure(make_picture(runs)).legends[0]
     labels = [label.get_text().split("  ", 1) for label in legend.get_texts()]
     long = NAMES.index("long " * 20)
     shown = [*NAMES]
     name = NAMES[long]
     shown[long] = f"{name[:24]}…{name[-23:]}"
-    curves = Picture(runs, "step", "log", "nats").curves
+    curves = make_picture(runs, "step", "log", "nats").curves
     for (best, name), expected, curve in zip(labels, shown, curves, strict=True):
         assert best == f"best {curve.best[1][0]:.4f}"
         assert name == expected
@@ -283,13 +285,13 @@ def test_the_curves_are_the_metrics(tmp_path: Path) -> None:
         },
     ]
     run = make_run(tmp_path / "run", records=records, bytes_per_token=2.0)
-    lines = lines_of(figures.make_figure([run]).axes[0])
+    lines = lines_of(figures.make_figure(make_picture([run])).axes[0])
     val = [(0, 4.2), (2, 3.0), (10, 3.5)]
     assert val in lines[2.0]
     assert [(1, 4.0), (6, 3.0)] in lines[0.8]  # in the middle of the steps that it is a mean of
     # the star: on all validation text
     assert [(2, 3.1)] in [line for group in lines.values() for line in group]
-    curve = Picture([run], "step", "log", "bits_per_byte").curves[0]
+    curve = make_picture([run], "step", "log", "bits_per_byte").curves[0]
     assert curve.val == ([0, 2, 10], [3.0, 2.25, 2.5])
     nats = [loss * 2 * math.log(2) for loss in curve.train[1]]
     assert nats == pytest.approx([4.0, 3.0])
@@ -306,11 +308,11 @@ def test_perplexity_is_on_the_right_of_nats_only(tmp_path: Path) -> None:
             for mark, label in zip(child.get_yticks(), child.get_yticklabels(), strict=True)
         ]
 
-    marks = perplexities(figures.make_figure([run]))
+    marks = perplexities(figures.make_figure(make_picture([run])))
     assert len(marks) > 5
     for nats, text in marks:
         assert math.exp(nats) == pytest.approx(float(text))
-    assert not perplexities(figures.make_figure([run], unit="bits_per_byte"))
+    assert not perplexities(figures.make_figure(make_picture([run], unit="bits_per_byte")))
 
 
 def test_where_the_source_is_known_a_panel_has_the_gap(tmp_path: Path) -> None:
@@ -325,7 +327,7 @@ def test_where_the_source_is_known_a_panel_has_the_gap(tmp_path: Path) -> None:
         "best_kl_gap": 0.043,
     }
     run = make_run(tmp_path / "markov", MARKOV, [*records, final])
-    figure = figures.make_figure([run, make_run(tmp_path / "plays")])
+    figure = figures.make_figure(make_picture([run, make_run(tmp_path / "plays")]))
     figure.draw_without_rendering()
     axes, panel = figure.axes[:2]
     assert (panel.get_ylabel(), panel.get_yscale()) == ("KL(source || model)", "log")
@@ -338,8 +340,8 @@ def test_where_the_source_is_known_a_panel_has_the_gap(tmp_path: Path) -> None:
     assert "best 0.8100, KL 0.0430  markov" in [
         label.get_text() for label in figure.legends[0].get_texts()
     ]
-    assert "best 0.8100, KL 0.0430  markov" in draw_terminal([run])
-    assert len(figures.make_figure([make_run(tmp_path / "plain")]).axes) == 1
+    assert "best 0.8100, KL 0.0430  markov" in draw_terminal(make_picture([run]))
+    assert len(figures.make_figure(make_picture([make_run(tmp_path / "plain")])).axes) == 1
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
@@ -352,7 +354,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> Non
         ]
         names = [f"{first}/run", f"{second}/run"]
         assert unique_names([run.path for run in runs]) == names
-        labels = [curve.label for curve in Picture(runs, "step", "log", "nats").curves]
+        labels = [curve.label for curve in make_picture(runs, "step", "log", "nats").curves]
         assert len(set(labels)) == 2
         baselines = dict(find_baselines(runs, "nats"))
         assert [value for name, value in baselines.items() if "bigram" in name] == [2.3, 2.484]
@@ -395,12 +397,73 @@ def test_a_baseline_that_differs_says_whose_it_is(tmp_path: Path) -> None:
 def test_runs_that_went_badly_are_drawn_too(records: list[Record], tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", records=records)
     for x, scale in (("step", "log"), ("seconds", "linear")):
-        figure = figures.make_figure([run], x, scale)
+        figure = figures.make_figure(make_picture([run], x, scale))
         figure.draw_without_rendering()
         low, high = figure.axes[0].get_ylim()
         assert -1 < low < 1.5
         assert 4.3 < high < 10
-        assert "uniform, log|V| 4.234" in draw_terminal([run], x, scale)
+        assert "uniform, log|V| 4.234" in draw_terminal(make_picture([run], x, scale))
+
+
+def make_sweep(path: Path) -> list[Run]:
+    """Two learning rates, three seeds each; the last run was cut off."""
+    runs = []
+    for rate, best in (("0.01", 1.6), ("0.03", 1.5)):
+        for seed in range(3):
+            folder = path / f"run {rate} {seed}"
+            records = evaluations(4.234, best + 0.01 * seed)
+            runs.append(make_run(folder, records=records))
+            cfg = Config.model_validate({"optim": {"learning_rate": rate}, "run": {"seed": seed}})
+            (folder / "config.toml").write_text(to_toml(cfg))
+    write_metrics(runs[-1].path, evaluations(4.234, 1.52)[:9])
+    return runs
+
+
+def test_runs_are_named_by_what_differs_and_seeds_have_a_mean_and_a_band(tmp_path: Path) -> None:
+    runs = make_sweep(tmp_path)
+    each = make_picture(runs)
+    assert [curve.name for curve in each.curves][:2] == [
+        "learning_rate=0.01,seed=0",
+        "learning_rate=0.01,seed=1",
+    ]
+    first, second, cut_off = make_picture(runs, mean=True).curves
+    assert first.label.endswith("± 0.0098  learning_rate=0.01, 3 seeds")
+    assert second.label.endswith("± 0.0069  learning_rate=0.03, 2 seeds")
+    assert cut_off.label.endswith("learning_rate=0.03,seed=2")
+    columns = [curve.val[1] for curve in each.curves[:3]]
+    assert first.val[1] == pytest.approx(np.mean(columns, axis=0))
+    assert first.band == pytest.approx(np.std(columns, axis=0, ddof=1))
+    (axes,) = figures.make_figure(make_picture(runs, mean=True)).axes
+    assert len(axes.collections) == 2  # the bands
+    # runs of the same seed differ in something else
+    assert len(make_picture([runs[0], *runs[:3]], mean=True).curves) == 4
+    # seeds alone differ
+    (seeds,) = make_picture(runs[:3], mean=True).curves
+    assert seeds.label.endswith("mean, 3 seeds")
+
+
+def test_ranges_baselines_and_smoothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = make_run(Path("run"))
+    picture = make_picture([run], smooth=0.5)
+    train = make_picture([run]).curves[0].train[1]
+    assert picture.curves[0].train[1][:2] == pytest.approx(
+        [train[0], (0.5 * train[0] + train[1]) / 1.5]
+    )
+    limit(picture, (100.0, 400.0), (1.7, 2.3))
+    axes = figures.make_figure(picture).axes[0]
+    low, high = axes.get_ylim()
+    assert (low, high) == pytest.approx((1.7 - 0.024, 2.3 + 0.024))
+    assert axes.get_xlim()[0] == 100
+    names = [label.get_text() for label in axes.texts]
+    assert {"↑ bigram  2.484", "gzip  2.168", "↓ 6-gram  1.508"} < {*names}
+    call("curves.py", "run", "--baselines=false", "--y_range=1.5,3", "--out=none.svg")
+    call("curves.py", "run", "--baselines=false", "--terminal")
+    assert Path("none.svg").exists()
+    for text in ("3,1", "a", "1,2,3", "nan,1", "-1,2"):
+        done = call("curves.py", "run", f"--x_range={text}", check=False)
+        assert done.returncode == 2
+        assert "two numbers, the lower first, as in 1.4,2.5" in done.stderr
 
 
 def test_close_names_move_apart_and_others_stay() -> None:

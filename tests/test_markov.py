@@ -15,7 +15,8 @@ from data.markov import MarkovSource
 from data.prepare import prepare_corpus
 from engine.run import open_run
 from report.characters import draw_terminal
-from report.figures import draw_png
+from report.figures import draw_run
+from report.picture import picture_run
 from surprisal import entropy
 from tests.conftest import TINY, call
 
@@ -169,8 +170,8 @@ def test_training_shows_the_gap(short) -> None:
     assert f"{gaps[-1]:.4f} above the source" in printed
     assert "H(p, q) = H(p) + KL(p || q)" in printed
     assert "beats entropy rate" not in printed
-    draw_png([run], short / "c.png")
-    picture = draw_terminal([run])
+    draw_run(run, short / "c.png")
+    picture = draw_terminal(picture_run(run))
     assert "entropy rate" in picture
     best = run.read_metrics()[-1]  # of all validation targets
     assert best["best_kl_gap"] == pytest.approx(

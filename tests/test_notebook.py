@@ -14,6 +14,7 @@ from config.errors import UserError
 from data.tokenizer import char_tokenizer
 from engine.run import open_run
 from report.characters import draw_terminal
+from report.many import make_picture
 from report.notebook import Model, SampledText, ScoredText
 from surprisal import LN2
 from tests.conftest import ROOT, call, trained_dtype
@@ -183,9 +184,8 @@ def test_curves_are_a_picture_in_jupyter_and_characters_in_a_terminal(model: Mod
     assert png.startswith(b"\x89PNG")
     assert metadata == {"width": 720}
     assert repr(curves) == "the loss curves of tiny, tiny, tiny"
-    assert str(curves) == draw_terminal(
-        [open_run(model.run.path)] * 3, "tokens", "linear", "bits_per_byte"
-    )
+    runs = [open_run(model.run.path)] * 3
+    assert str(curves) == draw_terminal(make_picture(runs, *options.values()))
 
 
 def test_nothing_else_is_shown(trained, capfd: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from data.tokenizer import load_tokenizer
 from engine.run import open_run
 from report.characters import draw_terminal
 from report.costs import show_costs
+from report.picture import picture_run
 from tests.conftest import TINY, call, make_text, training_in
 from tests.screen import Tty
 
@@ -148,7 +149,7 @@ def test_our_own_colours_reach_the_terminal(theirs: Path, monkeypatch: pytest.Mo
     escape = tokenizer.token_bytes.index(b"\x1b")
     print_styled(show_costs([0, escape], np.ones(1), tokenizer))
     assert "\x1b[48;5;22m" in screen.getvalue()
-    print_styled(draw_terminal([open_run(theirs)]))
+    print_styled(draw_terminal(picture_run(open_run(theirs))))
     assert "\x1b[38;5;8m" in screen.getvalue()
     assert "␛]0;owned␇" in screen.getvalue()
     for sequence in (TITLE, "\x1b[2J", "\x9b", "\r", "\u202e"):

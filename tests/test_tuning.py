@@ -18,7 +18,7 @@ from data.prepare import Corpus, choose_folder, join_segments, prepare_corpus
 from engine.run import open_run
 from large.prepare import prepare_large
 from page.content import content_of_runs
-from report.picture import Picture, find_baselines
+from report.many import find_baselines, make_picture
 from tests.conftest import TINY, call, make_text, read_metrics, training_in, without_clocks
 
 TEXT = make_text()
@@ -212,7 +212,7 @@ def test_a_model_that_learned_from_the_tuning_text_gets_a_warning(runs: Path) ->
 
 def test_curves_tell_the_two_texts_apart(runs: Path) -> None:
     both = [open_run(Path("out/val")), open_run(Path("out/tuning"))]
-    labels = [curve.label for curve in Picture(both, "step", "log", "nats").curves]
+    labels = [curve.label for curve in make_picture(both).curves]
     assert ["tuning text" in label for label in labels] == [False, True]
     names = [name for name, _ in find_baselines(both, "nats")]
     assert {"unigram (validation)", "unigram (tuning)"} <= {*names}
@@ -255,7 +255,7 @@ def test_the_gap_to_a_known_source_is_of_the_tuning_text(data_dir: Path, monkeyp
     assert corpus.source_nll is not None
     assert corpus.source_nll.tolist() == nll[4861:5400].tolist()
     assert corpus.info.source_nll == pytest.approx(nll[4861:5400].mean())
-    monkeypatch.setattr("train.draw_png", lambda runs, path: path.touch())
+    monkeypatch.setattr("train.draw_run", lambda run, path: path.touch())
     train("markov-1-5-0.5", "markov", "--split=tuning", "--eval_tokens=0")
     on_tuning = evaluate("out/markov")
     on_val = evaluate("out/markov", "--split=val")
@@ -289,7 +289,7 @@ def test_a_large_corpus_has_a_tuning_split(data_dir: Path, monkeypatch) -> None:
     assert texts_of(corpus, "train") == [
         text for number, text in enumerate(others) if number % 10 < 9
     ]
-    monkeypatch.setattr("train.draw_png", lambda runs, path: path.touch())
+    monkeypatch.setattr("train.draw_run", lambda run, path: path.touch())
     train("large.jsonl", "large", "--split=tuning")
     message = refusal("evaluate.py", "out/large", "--split=val")
     command = message.partition("prepare it: python ")[2].split()
