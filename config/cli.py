@@ -31,7 +31,7 @@ def load_training(argv: list[str]) -> tuple[Config, set[str], list[str]]:
     given |= todays_words(old_words, cfg.options())
     named = set(given)
     if not cfg.run.out_dir:
-        out_dir = _choose_out_dir(path, given, cfg.run.source, cfg.run.resumes)
+        out_dir = choose_out_dir(path, given, cfg.run.source, cfg.run.resumes)
         cfg = cfg.with_run(out_dir=str(out_dir))
     run = Path(cfg.run.out_dir)
     unused: list[str] = []
@@ -72,7 +72,7 @@ def _recipe_source(path: Path | None, given: dict[str, str]) -> str:
     return merge(Config, path, others).run.source
 
 
-def _choose_out_dir(path: Path | None, given: dict[str, str], source: str, resumes: bool) -> Path:
+def choose_out_dir(path: Path | None, given: dict[str, str], source: str, resumes: bool) -> Path:
     """Name a run out/RECIPE, followed by the options that differ.
 
     Where the recipe is a run, the new one stands beside it, or it is that run which is resumed.

@@ -25,8 +25,17 @@ def parse_words(
 ) -> tuple[list[str], dict[str, str]]:
     """Read positional arguments and {option: text}; --help shows the schema.
 
-    Words that are no options of the schema are among {option: text}, with an empty text.
+    Words that are no options of the schema are among {option: text}, with an empty text. Of an
+    option that is given again, the last text counts.
     """
+    paths, texts = parse_repeated(schema, argv, positional, nargs, meaning)
+    return paths, {name: values[-1] for name, values in texts.items()}
+
+
+def parse_repeated(
+    schema: type[Section], argv: list[str], positional: str, nargs: str | int | None, meaning: str
+) -> tuple[list[str], dict[str, list[str]]]:
+    """Read positional arguments and {option: each text that is given}, as parse_words does."""
     parser = _Parser(
         usage=f"%(prog)s {positional} [--name=value ...]",
         formatter_class=partial(argparse.HelpFormatter, width=screen_width() - 2),
@@ -45,7 +54,8 @@ def parse_words(
     elif isinstance(paths, str):
         paths = [paths]
     for word in unknown:
-        given[word.encode(errors="replace").decode()] = ""  # bytes that are no text have no name
+        name = word.encode(errors="replace").decode()  # bytes that are no text have no name
+        given[name] = [""]
     return [os.path.expanduser(path) for path in paths], given
 
 
@@ -66,7 +76,12 @@ def _add_section(parser: argparse.ArgumentParser, section: type[Section]) -> set
         if field.annotation is bool:
             is_flag = {"nargs": "?", "const": "true"}
         group.add_argument(
-            option, default=argparse.SUPPRESS, metavar=default or '""', help=meaning, **is_flag
+            option,
+            action="append",
+            default=argparse.SUPPRESS,
+            metavar=default or '""',
+            help=meaning,
+            **is_flag,
         )
     return names
 

@@ -139,7 +139,7 @@ def _nearest_recipe(path: Path) -> str:
 
 def sections(schema: type[Section]) -> dict[str, type[Section]]:
     """List the sections of a schema by name; one without sections is a section without a name."""
-    if schema is not Config:
+    if not issubclass(schema, Config):
         return {"": schema}
     return {name: type(field.default) for name, field in schema.model_fields.items()}
 

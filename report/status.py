@@ -12,6 +12,7 @@ STOPPED_EARLY = "stopped early"  # because it overfits
 DIVERGED = "diverged"
 INTERRUPTED = "interrupted"  # it has not ended, and no process trains it
 FAILED = "failed"  # a sweep says so of a run that could not be trained
+HAS_NOT_ENDED = (WAITING, TRAINING, INTERRUPTED)
 STATUSES = (WAITING, TRAINING, FINISHED, STOPPED_EARLY, DIVERGED, INTERRUPTED, FAILED)
 
 

@@ -21,7 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 TRAIN = ROOT / "train.py"
 CORE = ("config", "data", "engine", "report")
 COMMANDS = ("train.py", "sample.py", "evaluate.py", "curves.py")  # of the core
-WINGS = ("page", "trackers", "large", "huggingface", "convert", "compress", "sweeps")
+WINGS = ("page", "trackers", "large", "huggingface", "convert", "compress", "sweep", "sweeps")
+# Wings may use their own folder, and the sweep may show a page.
+PAIRS = {("convert", "huggingface"), ("sweep", "sweeps"), ("sweep", "page"), ("sweeps", "page")}
 ASIDE = ("tests", "bench")  # measured in columns and dense lines only
 LAYOUT = (
     tokenize.COMMENT,
@@ -217,6 +219,19 @@ def wings_in_the_core() -> list[str]:
     return found
 
 
+def wings_in_wings() -> list[str]:
+    """Name the places where a wing imports another wing."""
+    found = []
+    for path in house():
+        wing = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        for module in imports_of(path):
+            top = module.relative_to(ROOT).parts[0].removesuffix(".py")
+            is_other = wing in WINGS and top in WINGS and top != wing
+            if is_other and (wing, top) not in PAIRS:
+                found.append(f"{path.relative_to(ROOT)} imports {module.relative_to(ROOT)}")
+    return found
+
+
 def dynamic_imports() -> list[str]:
     """Name the files of the core that import by a name made up as they run."""
     pattern = r"\bimport_module\b|\b__import__\b"
@@ -353,6 +368,7 @@ def test_a_statement_says_one_thing() -> None:
 
 def test_the_core_knows_no_wing() -> None:
     assert wings_in_the_core() == []
+    assert wings_in_wings() == []
     assert dynamic_imports() == ["engine/watchers.py"]
     reached = {path.relative_to(ROOT).parts[0] for path in reached_from(TRAIN)}
     assert not reached & {*WINGS, *(f"{wing}.py" for wing in WINGS)}

@@ -1,0 +1,115 @@
+"""Train many runs of one recipe: `python sweep.py [RECIPE] --learning_rate=0.003,0.01 --seed=1,2`.
+
+Each combination of the values is an ordinary run, in a folder of the sweep. The table says which is
+better, by how much, and whether that is more than noise. The same command goes on where it stopped.
+"""
+
+from config.startup import end_on_interrupt
+
+end_on_interrupt(__name__)
+
+import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
+
+from config.errors import UserError, run_command
+from config.files import is_run, lock_of, locked
+from sweeps.grid import Sweep, SweepOptions, read_sweep
+from sweeps.jobs import ROOT, Jobs, choose_jobs
+from sweeps.output import Output
+from sweeps.speed import check_equal_seconds, fit_steps
+from sweeps.table import Content, Table
+from sweeps.view import View
+
+
+def main(argv: list[str]) -> None:
+    sweep, options = read_sweep(argv)
+    if options.equal_seconds:
+        check_equal_seconds(sweep.runs, options.jobs)
+        steps = fit_steps(sweep.runs, options.equal_seconds, sweep.folder / "steps.json")
+        sweep, _ = read_sweep(argv, steps)
+    if options.find_lr:
+        find_lr(sweep)
+    elif options.list:
+        for run in sweep.runs:
+            print(shlex.join(["python", "train.py", *run.arguments()]))
+    elif options.only:
+        sys.exit(train_one(sweep, options.only))
+    else:
+        command = ["python", "sweep.py", *argv]
+        sys.exit(train_all(sweep, options, command))
+
+
+def find_lr(sweep: Sweep) -> None:
+    """Train a few steps at each of eight learning rates, and show what came of it."""
+    from sweeps.rates import describe_rates, draw_rates, try_rates
+
+    if len(sweep.runs) > 1:
+        raise UserError("find_lr looks at one recipe: name one value of each option")
+    run = sweep.runs[0]
+    trials = try_rates(run.cfg)
+    print(*describe_rates(trials, run.recipe), sep="\n")
+    picture = sweep.folder / "find_lr.png"
+    draw_rates(trials, picture)
+    print(picture)
+
+
+def train_one(sweep: Sweep, number: int) -> int:
+    """Train the run of a line of --list, as `train.py` would; returns its exit code."""
+    if number > len(sweep.runs):
+        raise UserError(f"only={number}: --list has {len(sweep.runs)} runs, the first is 1")
+    run = sweep.runs[number - 1]
+    command = [sys.executable, str(ROOT / "train.py"), *run.arguments()]
+    return subprocess.call(command)
+
+
+def train_all(sweep: Sweep, options: SweepOptions, command: list[str]) -> int:
+    """Train all runs that have not ended, and say what their differences are worth."""
+    if not find_spec("scipy"):  # in an installation of before there was a sweep
+        raise UserError("needs the package scipy: python -m pip install -r requirements.txt")
+    folder = sweep.folder
+    if is_run(folder) or folder.is_file():
+        raise UserError(f"{folder}: is no folder of a sweep; name another --out_dir")
+    with locked(lock_of(folder.resolve()), f"{folder}: another sweep.py trains there"):
+        at_once = 1
+        if not options.equal_seconds:
+            at_once = choose_jobs(options.jobs, sweep.runs)
+        jobs = Jobs(sweep.runs, at_once)
+        print(f"{describe_sweep(sweep)}, {at_once} at once; {folder}/sweep.html shows them")
+        table = Table(sweep, command, jobs)
+        view = View()
+        output = Output(folder)
+
+        def show() -> Content:
+            content = table.collect()
+            content["progress"] = view.describe_progress(content)
+            view.show(content)
+            output.update(content)
+            return content
+
+        jobs.train(show)
+        content = show()
+        view.show_end(content)
+        output.write(content | {"is_live": False})
+        if "sweep.html" not in output.failing:
+            print(f"\n{folder}/sweep.html")
+    if jobs.stopped_by:
+        print(f"\nStopped. To go on:\n  {content['command']}")
+        return 128 + jobs.stopped_by
+    return 0
+
+
+def describe_sweep(sweep: Sweep) -> str:
+    """Say how many runs there are, of how many values of each option.
+
+    For two rates and three seeds: `6 runs, 2 of learning_rate x 3 of seed`.
+    """
+    factors = [f"{len(values)} of {name}" for name, values in sweep.varied.items()]
+    if not factors:
+        return "1 run"
+    return f"{len(sweep.runs)} runs, {' x '.join(factors)}"
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,314 @@
+"""Reads what a sweep varies: each combination of values is a run, with a folder of its own."""
+
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from config.cli import choose_out_dir, load_config
+from config.errors import UserError
+from config.files import is_run
+from config.parser import parse_repeated
+from config.recipe import load_saved, merge, sections
+from config.schema import Config
+from config.values import Count, Rate, Section
+
+SAME = "the recipe"  # names the group of a sweep in which only the seed varies
+RECIPE = "recipe"  # stands among the options that vary, where a sweep has several recipes
+LONGEST = 60  # characters of a run's name; a run whose name would be longer gets a number
+MAX_RUNS = 10_000
+# Options that say where a run is, what it shows, or that it goes on: two runs that differ in
+# nothing else are the same.
+WITHOUT_EFFECT = {"out_dir", "init_from", "watchers", "log_interval", "checkpoint_interval"}
+
+Steps = dict[str, int]  # {name of a group: steps}
+NO_STEPS: Steps = {}
+Values = dict[str, list[str]]  # {name of an option: values}
+Runs = list[tuple[Path, Config]]  # that are trained already
+Options = dict[str, str]  # {name: value}, as on the command line
+
+
+class SweepOptions(Section):
+    """[sweep] How the runs are trained. Options of train.py take several values: --seed=1,2,3."""
+
+    jobs: Count = Field(0, description="runs at once; 0 = what is fastest on this machine")
+    list: bool = Field(
+        False, description="only print the command of each run, a line each, for other schedulers"
+    )
+    only: Count = Field(
+        0, description="only train the run of this line of --list, the first is 1; 0 = all"
+    )
+    equal_seconds: Rate = Field(
+        0.0, description="give each run the steps that fit into so many seconds; 0 = max_iters"
+    )
+    find_lr: bool = Field(
+        False, description="only look which learning rate is best, and at which training breaks"
+    )
+
+
+class SweepConfig(Config):
+    """All options of train.py, and those of a sweep."""
+
+    sweep: SweepOptions = SweepOptions()
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of a sweep, which may be there already."""
+
+    path: Path
+    recipe: str  # "" = all defaults
+    given: Options  # all options on its command line but out_dir and init_from
+    varied: Options  # those that vary in the sweep, and the recipe where that varies
+    cfg: Config
+
+    @property
+    def group(self) -> str:
+        """The name of what all runs share that differ from this one in their seed only."""
+        return name_group(self.varied)
+
+    @property
+    def seed(self) -> int:
+        return self.cfg.run.seed
+
+    def arguments(self) -> list[str]:
+        """List the arguments of train.py that train it, or train it on."""
+        init_from = self.given.get("init_from", "auto")  # resume it if it is there
+        if is_run(self.path):
+            init_from = "resume"
+        options = self.given | {"out_dir": str(self.path), "init_from": init_from}
+        return to_arguments(self.recipe, options)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Runs whose options differ, in a folder of their own."""
+
+    folder: Path
+    fixed: Options
+    varied: Values
+    runs: list[PlannedRun]
+
+    def names(self) -> list[str]:
+        return [run.path.name for run in self.runs]
+
+
+def read_sweep(argv: list[str], steps: Steps = NO_STEPS) -> tuple[Sweep, SweepOptions]:
+    """Read the arguments of sweep.py, and plan its runs.
+
+    `steps` has the max_iters of each group, where they follow from the time.
+
+    UserError with the mistakes of all combinations of options at once.
+    """
+    meaning = "the recipe of train.py, or several with commas between; none = all defaults"
+    words, given = parse_repeated(SweepConfig, argv, "[RECIPE]", "?", meaning)
+    own = {}
+    for name in SweepOptions.model_fields:
+        if name in given:
+            own[name] = given.pop(name)[-1]
+    options = merge(SweepOptions, None, own)
+    recipes = split_recipes(words)
+    values = {name: split_values(name, texts) for name, texts in given.items()}
+    if len(values.get("split", [])) > 1:
+        raise UserError("split: losses on two texts cannot be compared; name one")
+    folder = choose_folder(recipes, values, options)
+    values.pop("out_dir", None)
+    if len(recipes) > 1:
+        values = {RECIPE: recipes, **values}
+    fixed = fixed_options(values)
+    varied = {name: texts for name, texts in values.items() if len(texts) > 1}
+    runs = plan_runs(folder, recipes[0], fixed, varied, steps)
+    return Sweep(folder, fixed, varied, runs), options
+
+
+def fixed_options(values: Values) -> Options:
+    """Return the options that have one value."""
+    return {name: texts[0] for name, texts in values.items() if len(texts) == 1}
+
+
+def split_recipes(words: list[str]) -> list[str]:
+    """List the recipes that are named; the name of a run's directory may have commas itself."""
+    if not words:
+        return [""]
+    if Path(words[0]).exists():
+        return words
+    return list(dict.fromkeys(words[0].split(",")))
+
+
+def split_values(name: str, texts: list[str]) -> list[str]:
+    """List the values of an option: numbers and choices have commas between them.
+
+    An option whose value is a text is given again for each value.
+    """
+    values = texts
+    if not takes_text(name):
+        values = [value for text in texts for value in text.split(",")]
+    return list(dict.fromkeys(values))
+
+
+def takes_text(name: str) -> bool:
+    """Return whether an option's value is a text, which may have commas, or a word unknown here."""
+    for section in sections(Config).values():
+        field = section.model_fields.get(name)
+        if field is not None:
+            return field.annotation is str
+    return True
+
+
+def choose_folder(recipes: list[str], values: Values, options: SweepOptions) -> Path:
+    """Name the folder of a sweep after its recipe, and the options that stay fixed in it."""
+    if "out_dir" in values:
+        if len(values["out_dir"]) > 1:
+            raise UserError("out_dir is the folder of the whole sweep: name one")
+        return Path(values["out_dir"][0]).expanduser()
+    recipe = Path("recipes.toml")
+    if len(recipes) == 1:
+        recipe = Path(recipes[0] or "default.toml")
+        if recipe.is_dir():  # a run
+            recipe /= "config.toml"
+    fixed = fixed_options(values)
+    path = choose_out_dir(recipe, fixed, source=fixed.get("init_from", ""), resumes=False)
+    name = f"sweep-{path.name}"  # beside the run of this recipe
+    if options.equal_seconds:
+        name += f",equal_seconds={options.equal_seconds:g}"
+    return path.with_name(name)
+
+
+def plan_runs(
+    folder: Path, recipe: str, fixed: Options, varied: Values, steps: Steps
+) -> list[PlannedRun]:
+    """Plan a run for each combination of the values that vary.
+
+    A run that is there already keeps its name. UserError with the mistakes of all combinations.
+    """
+    count = 1
+    for values in varied.values():
+        count *= len(values)
+    if count > MAX_RUNS:
+        raise UserError(f"these are {count:,} runs, and at most {MAX_RUNS:,} are a sweep")
+    there = find_runs(folder)
+    taken = {path.name for path, _ in there}
+    problems: dict[str, None] = {}
+    runs: list[PlannedRun] = []
+    for combination in itertools.product(*varied.values()):
+        own = dict(zip(varied, combination, strict=True))
+        given = fixed | own
+        own_recipe = given.pop(RECIPE, recipe)
+        group = name_group(own)
+        if group in steps:
+            given["max_iters"] = str(steps[group])
+        try:
+            cfg = load_planned(own_recipe, given)
+        except UserError as error:
+            problems |= dict.fromkeys(str(error).split("\n  "))
+            continue
+        if any(is_same(cfg, run.cfg) for run in runs):  # as 0.01 and 1e-2
+            continue
+        path = find_same(cfg, there)
+        if path is None:
+            path = folder / choose_name(own, folder, taken)
+            refuse_other(path, there, cfg)
+            taken.add(path.name)
+        runs.append(PlannedRun(path, own_recipe, given, own, cfg))
+    if problems:
+        raise UserError("\n  ".join(problems))
+    return runs
+
+
+def load_planned(recipe: str, given: Options) -> Config:
+    """Load the configuration that a new run of these options would have."""
+    cfg, _ = load_config(to_arguments(recipe, given))
+    return cfg
+
+
+def to_arguments(recipe: str, given: Options) -> list[str]:
+    """List the arguments of train.py; unknown words, which it refuses, stand as they were given."""
+    arguments = []
+    if recipe:
+        arguments.append(recipe)
+    for name, value in given.items():
+        if name.startswith("-"):
+            arguments.append(name)
+        else:
+            arguments.append(f"--{name}={value}")
+    return arguments
+
+
+def find_runs(folder: Path) -> Runs:
+    """Find the runs in a folder, and the options that they were trained with."""
+    paths = sorted(filter(is_run, folder.glob("*")))
+    return [(path, load_saved(path / "config.toml")) for path in paths]
+
+
+def find_same(cfg: Config, there: Runs) -> Path | None:
+    """Find the run that has these options already."""
+    for path, other in there:
+        if is_same(cfg, other):
+            return path
+    return None
+
+
+def is_same(planned: Config, other: Config) -> bool:
+    """Return whether another run is trained as this one is planned."""
+    return not differing(planned, other)
+
+
+def differing(planned: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """List the options in which a run differs from a planned one, as (its value, the planned)."""
+    before = other.options()
+    found = {}
+    for name, value in planned.options().items():
+        is_chosen = name == "dtype" and value == "auto"  # the run has what was chosen then
+        if name not in WITHOUT_EFFECT and before[name] != value and not is_chosen:
+            found[name] = (before[name], value)
+    if planned.run.source != other.run.source:
+        found["init_from"] = (other.run.source, planned.run.source)
+    return found
+
+
+def refuse_other(path: Path, there: Runs, cfg: Config) -> None:
+    """Raise a UserError if a run of that name was trained with other options."""
+    for other, saved in there:
+        if other == path:
+            changes = [
+                f"{name} was {was} and is now {now}"
+                for name, (was, now) in differing(cfg, saved).items()
+            ]
+            raise UserError(
+                f"{path}: was trained with other options ({', '.join(changes)}); name another "
+                "--out_dir for this sweep"
+            )
+
+
+def choose_name(varied: Options, folder: Path, taken: set[str]) -> str:
+    """Name a run after what it varies; a number where that would be long, or no name of a file."""
+    parts = []
+    for name, value in varied.items():
+        if name == RECIPE:
+            parts.append(Path(value).stem)
+        else:
+            parts.append(f"{name}={value}")
+    name = ",".join(parts) or "run"
+    if len(name) <= LONGEST and re.fullmatch(r"[\w.,=+-]+", name):
+        return name
+    return next(number for number in numbers() if number not in taken)
+
+
+def name_group(varied: Options) -> str:
+    """Name a group of runs after what varies but the seed; the value alone, where one option does.
+
+    >>> name_group({"n_layer": "2", "seed": "1"}), name_group({"n_layer": "2", "n_head": "4"})
+    ('2', 'n_layer=2,n_head=4')
+    """
+    options = {name: value for name, value in varied.items() if name != "seed"}
+    if len(options) == 1:
+        return next(iter(options.values()))
+    return ",".join(f"{name}={value}" for name, value in options.items()) or SAME
+
+
+def numbers() -> Iterator[str]:
+    return map(str, itertools.count(1))

@@ -1,0 +1,267 @@
+"""A sweep trains all its runs, whatever happens to one, and goes on where it stopped."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config.files import lock_of, locked
+from config.recipe import to_toml
+from report.status import DIVERGED, FAILED, FINISHED, INTERRUPTED, TRAINING, WAITING
+from sweeps.grid import PlannedRun, read_sweep
+from sweeps.jobs import ROOT, Jobs, choose_jobs, threads
+from sweeps.table import count_statuses
+from tests.conftest import TINY, call, without_clocks
+
+FOLDER = Path("out/sweep")
+BASE = ["--corpus=text.txt", f"--out_dir={FOLDER}", "--watchers=", *TINY]
+
+# Stands for train.py: makes the files of a run, and ends as its learning rate says.
+FAKE = """
+import json, os, sys, time
+from pathlib import Path
+path, rate, config = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+path.mkdir(exist_ok=True)
+if rate == "0.3":
+    print("error: the disk is full")
+    sys.exit(2)
+for name in ("corpus.json", "tokenizer.json"):
+    (path / name).touch()  # damaged: sweep.html cannot be written
+(path / "config.toml").write_text(config)
+time.sleep(0.1)
+final = {"step": 6, "best_step": 6, "best_val_nll": float(rate), "best_val_bits_per_byte": 2.0}
+if rate == "0.4":
+    final["diverged"] = 1
+    (path / "verdict.txt").write_text("Best.\\nIt diverged: the loss is 9. best.safetensors ...")
+if rate == "0.5":
+    os.kill(os.getpid(), 9)
+line = json.dumps(final | {"seconds": 1.0})
+(path / "metrics.jsonl").write_text(line + "\\n")
+sys.exit(rate == "0.4")
+"""
+
+
+def start_fake(run: PlannedRun, at_once: int) -> "subprocess.Popen[bytes]":
+    log = run.path.parent / "logs" / f"{run.path.name}.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    rate = str(run.cfg.optim.learning_rate)
+    command = [sys.executable, "-c", FAKE, str(run.path), rate, to_toml(run.cfg)]
+    with log.open("wb") as output:
+        return subprocess.Popen(command, stdout=output)
+
+
+@pytest.fixture
+def fakes(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.jobs.start", start_fake)
+
+
+def make_jobs(rates: str, at_once: int = 2) -> tuple[Jobs, list[PlannedRun]]:
+    sweep, _ = read_sweep([*BASE, f"--learning_rate={rates}"])
+    return Jobs(sweep.runs, at_once), sweep.runs
+
+
+def read_table() -> dict[str, Any]:
+    return json.loads((FOLDER / "sweep.json").read_bytes())
+
+
+@pytest.mark.usefixtures("fakes")
+def test_a_run_that_fails_or_diverges_is_a_row_with_its_reason() -> None:
+    printed = call("sweep.py", *BASE, "--learning_rate=0.1,0.2,0.3,0.4,0.5", "--jobs=2").stdout
+    statuses = {run["options"]["learning_rate"]: run["status"] for run in read_table()["runs"]}
+    assert statuses == {
+        "0.1": FINISHED,
+        "0.2": FINISHED,
+        "0.3": FAILED,
+        "0.4": DIVERGED,
+        "0.5": FAILED,
+    }
+    assert "learning_rate=0.3: failed (error: the disk is full)" in printed
+    assert "1 s, diverged (It diverged: the loss is 9)" in printed
+    assert "learning_rate=0.5: failed (killed by SIGKILL)" in printed
+    rows = [line.split()[0] for line in printed.splitlines() if re.match(r"0\.\d ", line)]
+    assert printed.count("sweep.html could not be written: ") == 1
+    assert rows[:5] == ["0.1", "0.2", "0.4", "0.3", "0.5"]  # by loss; those without one last
+
+
+@pytest.mark.usefixtures("fakes")
+def test_what_is_done_is_not_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    call("sweep.py", *BASE, "--learning_rate=0.1,0.2,0.3")
+    started = []
+
+    def start(run: PlannedRun, at_once: int) -> "subprocess.Popen[bytes]":
+        started.append(run.path.name)
+        return start_fake(run, at_once)
+
+    monkeypatch.setattr("sweeps.jobs.start", start)
+    call("sweep.py", *BASE, "--learning_rate=0.1,0.2,0.3,0.6")
+    assert started == ["learning_rate=0.3", "learning_rate=0.6"]  # a failed one is tried again
+
+
+@pytest.mark.usefixtures("fakes")
+def test_a_run_that_another_process_trains_is_waited_for() -> None:
+    jobs, runs = make_jobs("0.1,0.2")
+    elsewhere = runs[0].path
+    start_fake(runs[0], 1).wait()
+    metrics = elsewhere / "metrics.jsonl"
+    final = metrics.read_bytes()
+    metrics.write_bytes(b"")
+    jobs, _ = make_jobs("0.1,0.2")
+    seen = []
+
+    def show() -> None:
+        seen.append([jobs.status_of(run) for run in runs])
+        if seen[-1][1] == FINISHED:
+            metrics.write_bytes(final)
+
+    with locked(lock_of(elsewhere.resolve()), "taken"):
+        jobs.train(show)
+    assert seen[0] == [TRAINING, TRAINING]
+    assert seen[-1] == [FINISHED, FINISHED]
+
+
+@pytest.mark.usefixtures("fakes")
+def test_no_more_runs_train_at_once_than_asked_for() -> None:
+    jobs, runs = make_jobs("0.1,0.2,0.6,0.7,0.8")
+    most = 0
+
+    def show() -> None:
+        nonlocal most
+        most = max(most, len(jobs.processes))
+
+    jobs.train(show)
+    assert most == 2
+    assert choose_jobs(0, runs[:1]) == 1
+    assert choose_jobs(4, runs) == 4
+    assert choose_jobs(9, runs) == 5
+    assert threads(1) == {}
+    assert int(threads(10_000)["OMP_NUM_THREADS"]) == 1
+
+
+@pytest.mark.usefixtures("fakes")
+def test_a_signal_stops_all_runs_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(run: PlannedRun, at_once: int) -> "subprocess.Popen[bytes]":
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr("sweeps.jobs.start", start)
+    done = call("sweep.py", *BASE, "--learning_rate=0.1,0.2", "--jobs=1", check=False)
+    assert done.returncode == 143
+    assert "Stopped. To go on:\n  python sweep.py --corpus=text.txt" in done.stdout
+    assert [run["status"] for run in read_table()["runs"]] == [WAITING, WAITING]
+
+
+def test_statuses_of_a_group_are_counted() -> None:
+    assert count_statuses([INTERRUPTED, FINISHED, FINISHED]) == "1 interrupted, 2 finished"
+
+
+def sweep_command(*arguments: str, **changes: str) -> list[str]:
+    """Return the command of a real sweep, with other values of some options of BASE."""
+    options = dict(word.split("=", 1) for word in BASE)
+    options |= {f"--{name}": value for name, value in changes.items()}
+    words = [f"{name}={value}" for name, value in options.items()]
+    return [sys.executable, str(ROOT / "sweep.py"), *words, *arguments]
+
+
+RATES = ["--learning_rate=0.003,0.03", "--seed=1,2"]
+
+
+def test_a_sweep_says_which_is_better_and_whether_that_is_noise(data_dir: Path) -> None:
+    """Real runs, which every other command takes."""
+    done = subprocess.run(
+        sweep_command(*RATES), capture_output=True, text=True, check=True, encoding="utf-8"
+    )
+    assert not done.stderr
+    table = read_table()
+    better, worse = table["groups"]
+    assert better["name"] == "0.03"
+    assert better["mean"] < worse["mean"]
+    assert better["seeds"] == 2
+    assert f"{better['mean']:.4f} ± {better['deviation']:.4f}" in done.stdout
+    assert re.search(r"^0\.03 (is lower than|and) 0\.003 ", done.stdout, re.MULTILINE)
+    first = FOLDER / "learning_rate=0.003,seed=1"
+    assert "seeds" not in call("sample.py", str(first), "--max_new_tokens=5").stdout
+    assert len(call("curves.py", str(FOLDER)).stdout.splitlines()) == 5  # four runs, a picture
+    again = subprocess.run(
+        sweep_command(*RATES), capture_output=True, text=True, check=True, encoding="utf-8"
+    )
+    last = done.stdout.splitlines()[-8:]
+    assert again.stdout.splitlines()[-8:] == last
+
+
+@pytest.mark.slow
+def test_losses_do_not_depend_on_how_many_run_at_once(data_dir: Path) -> None:
+    metrics = []
+    for jobs in (1, 2):
+        subprocess.run(
+            sweep_command(*RATES, f"--jobs={jobs}", out_dir=f"out/{jobs}"),
+            check=True,
+            env=os.environ | {"OMP_NUM_THREADS": "2"},
+            capture_output=True,
+        )
+        runs = sorted(Path(f"out/{jobs}").glob("*/metrics.jsonl"))
+        metrics.append([without_clocks(run.parent) for run in runs])
+    assert len(metrics[0]) == 4
+    assert metrics[0] == metrics[1]
+
+
+def without_seconds(content: dict[str, Any]) -> dict[str, Any]:
+    for part in (*content["runs"], *content["groups"]):
+        del part["seconds"]
+    return content
+
+
+@pytest.fixture
+def children() -> Iterator[list[int]]:
+    """The processes that sweeps left behind."""
+    found: list[int] = []
+    yield found
+    for process in found:
+        kill(process)
+
+
+def kill(process: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
+
+
+def children_of(process: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True)
+    return [int(word) for word in listed.stdout.split()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds child processes as Linux does")
+def test_a_sweep_killed_at_ten_random_instants_ends_with_the_same_table(
+    data_dir: Path, children: list[int]
+) -> None:
+    """kill -9 of the sweep, and every other time of its runs too."""
+    whole = sweep_command(*RATES, max_iters="40", out_dir="out/whole")
+    subprocess.run(whole, check=True, capture_output=True)
+    killed = sweep_command(*RATES, max_iters="40")
+    rng = random.Random(0)
+    for number in range(10):
+        process = subprocess.Popen(killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(rng.uniform(1, 7))
+        trainings = children_of(process.pid)
+        children += trainings
+        process.kill()
+        process.wait()
+        if number % 2 == 0:
+            for training in trainings:
+                kill(training)
+    subprocess.run(killed, check=True, capture_output=True)
+    table = without_seconds(read_table())
+    expected = without_seconds(json.loads(Path("out/whole/sweep.json").read_bytes()))
+    for name in ("runs", "groups", "differences", "sentences"):
+        assert table[name] == expected[name]
