@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from config.terminal import screen_width
 from engine.run import Run
 from page.page import write_data, write_live_page
 
 TIME_SHARE = 0.02  # of a training, that is for the page at most
-MAX_URL = 70  # characters: it then fits a line of a terminal
 
 
 class PageWatcher:
@@ -68,8 +68,8 @@ class PageWatcher:
 
 
 def link_to(path: Path) -> str:
-    """Return a file's URL, which many terminals open by a click; if it is long, the path."""
+    """Return a file's URL, which many terminals open by a click; its path, if that is too long."""
     url = path.resolve().as_uri()
-    if len(url) > MAX_URL:
+    if len(f"The page: {url}") > screen_width():
         return str(path)
     return url

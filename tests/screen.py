@@ -33,6 +33,10 @@ class Tty(io.StringIO):
     def isatty(self) -> bool:
         return True
 
+    def fileno(self) -> int:
+        """Return a number that bars ask the width of."""
+        return 1
+
 
 @dataclass
 class Screen:
@@ -93,6 +97,7 @@ def printing_to_a_terminal(columns: int = 80, **variables: str) -> Iterator[Tty]
             patch.delenv(name, raising=False)
         for name, value in {"COLUMNS": str(columns), "WT_SESSION": "1", **variables}.items():
             patch.setenv(name, value)
+        patch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((columns, 24)))
         with redirect_stdout(tty), redirect_stderr(tty):
             yield tty
 

@@ -84,9 +84,9 @@ def test_the_address_of_the_page_is_said_once_at_the_start(
     watchers.close()
     path = own.path / "report.html"
     assert told in ([f"The page: {path.resolve().as_uri()}\n"], [f"The page: {path}\n"])
-    monkeypatch.setattr("page.watcher.MAX_URL", 10)
+    monkeypatch.setattr("page.watcher.screen_width", lambda: 10)
     assert PageWatcher(own, 0).address == f"The page: {path}"
-    monkeypatch.setattr("page.watcher.MAX_URL", 1000)
+    monkeypatch.setattr("page.watcher.screen_width", lambda: 1000)
     assert PageWatcher(own, 0).address == f"The page: {path.resolve().as_uri()}"
     assert Watchers([], own, 0, told.append).unwritten() == []
     assert len(told) == 1
