@@ -111,6 +111,20 @@ def count_columns(text: str) -> int:
     return len(shown) + len(wide)
 
 
+def fit_number(value: float, width: int, form: str) -> str:
+    """Write a number in `width` characters, with fewer digits if it is long.
+
+    >>> fit_number(69, 7, ".2f"), fit_number(1.5e30, 7, ".2f")
+    ('69.00', '1.5e+30')
+    """
+    text = format(value, form)
+    digits = width
+    while len(text) > width and digits > 0:
+        text = format(value, f".{digits}g")
+        digits -= 1
+    return text
+
+
 def has_colours(stream: TextIO) -> bool:
     """Return whether a stream is a terminal with colours, and its user wants them."""
     is_old = os.name == "nt" and "WT_SESSION" not in os.environ

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from config.errors import DamagedError
 from config.files import without_bom
-from config.terminal import one_line
+from config.terminal import fit_number, one_line
 from config.values import Count
 from surprisal import nats_to_bits
 
@@ -149,9 +149,10 @@ class CorpusInfo(BaseModel):
             )
         lines += ["", "  baseline            nats/token  bits/byte  perplexity"]
         for each in sorted(self.baselines, key=lambda each: -each.nats_per_token):
+            shown = fit_number(each.perplexity, 11, ".2f")  # that of a short file is large
             lines.append(
                 f"  {each.name:<18} {each.nats_per_token:11.4f} {each.bits_per_byte:10.3f} "
-                f"{each.perplexity:11.2f}"
+                f"{shown:>11}"
             )
         if self.source_nll is not None:
             lines.append("")

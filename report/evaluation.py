@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from config.terminal import fit_number
 from data.info import Baseline, beside_baselines
 from report.intervals import FEW, RESAMPLES, Blocks
 
@@ -31,11 +32,12 @@ def in_words(evaluation: dict[str, Any]) -> str:
 
 def _headline(evaluation: dict[str, Any]) -> list[str]:
     loss = {unit: estimate["value"] for unit, estimate in evaluation["loss"].items()}
+    perplexity = fit_number(loss["perplexity"], 10, ".3f")
     return [
         f"{evaluation['run']}, {evaluation['checkpoint']} checkpoint of step "
         f"{evaluation['step']:,}, has a loss of {loss['nats_per_token']:.4f} nats per token on "
         f"{evaluation['text']}:",
-        f"  {loss['bits_per_byte']:.4f} bits per byte; perplexity {loss['perplexity']:.3f}; "
+        f"  {loss['bits_per_byte']:.4f} bits per byte; perplexity {perplexity}; "
         f"top-1 accuracy {loss['top1']:.2%}.",
     ]
 
@@ -58,8 +60,8 @@ def _losses(loss: dict[str, Any], blocks: Blocks) -> list[str]:
     ends = "95% interval" if blocks.of_documents else "range of 95% of the resamples"
     lines = [f"                       value   {ends}"]
     for title, unit, form in UNITS:
-        value, low, high = loss[unit].values()
-        lines.append(f"  {title:<16}{value:>10{form}}   {low:{form}} to {high:{form}}")
+        value, low, high = (fit_number(end, 10, form) for end in loss[unit].values())
+        lines.append(f"  {title:<16}{value:>10}   {low} to {high}")
     return [*lines, "", *claim(blocks)]
 
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from tqdm.utils import disp_trim
 
-from config.terminal import one_line
+from config.terminal import fit_number, one_line
 from data.info import Baseline, passed_and_ahead
 from engine.metrics import Record
 from engine.state import StepResult, TrainState
@@ -46,16 +46,6 @@ def describe_progress(record: Record) -> str:
     if "kl_gap" in record:
         line += f"\n{INDENT}{record['kl_gap']:.4f} above the source"
     return line
-
-
-def fit_number(value: float, width: int, form: str) -> str:
-    """Write a number in `width` characters: the losses of a run that diverges are long."""
-    text = format(value, form)
-    digits = width
-    while len(text) > width and digits > 0:
-        text = format(value, f".{digits}g")
-        digits -= 1
-    return text
 
 
 def describe_gpus(record: Record) -> str:

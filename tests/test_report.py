@@ -171,6 +171,14 @@ def test_columns_stay_apart_where_a_run_diverges() -> None:
         assert float(columns[2]) == pytest.approx(nll, rel=0.5, nan_ok=True)
 
 
+def test_baselines_keep_their_columns() -> None:
+    """A compressor's header makes the perplexity of a short text large."""
+    info = make_info(make_baseline("xz", 12.5), make_baseline("bzip2", 300.0))
+    table = info.describe().split("\n\n")[1].splitlines()
+    assert len(table) == 7
+    assert {len(row) for row in table} == {len(table[0])}
+
+
 def test_the_entropy_rate_is_no_baseline_to_beat() -> None:
     rate = Baseline(name="entropy rate", nats_per_token=1.2, bits_per_byte=1.7, perplexity=3.3)
     info = make_info(rate, entropy_rate=1.2, source_nll=1.25)
