@@ -35,12 +35,13 @@ def write_runs(path: Path, folders: Sequence[Path]) -> None:
 
 
 def links_to(folder: Path, place: Path) -> dict[str, Any]:
-    """Return how a page in a directory names a run's, and whether that has a page of its own."""
+    """Return how a page in a directory names a run's, and whether that has its own page."""
     try:
         name = Path(os.path.relpath(folder.resolve(), place.resolve())).as_posix()
     except ValueError:  # on another drive
-        return {"folder": "", "hasReport": False}
-    return {"folder": name, "hasReport": (folder / "report.html").is_file()}
+        return {"folder": "", "hasReport": False, "hasData": False}
+    has_report = (folder / "report.html").is_file()
+    return {"folder": name, "hasReport": has_report, "hasData": (folder / "report.js").is_file()}
 
 
 def write_text(

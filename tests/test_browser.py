@@ -19,17 +19,10 @@ from data.info import EQUAL
 from engine.run import open_run
 from page.content import content_of_runs
 from page.page import write_data, write_live_page, write_page, write_runs
+from tests.chromium import DRAWN, LABELS, LOSS, NEEDS_BROWSER, Tab, chromium, drawn
 from tests.conftest import TINY, call, read_metrics, write_metrics
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="needs playwright: pip install -r requirements-ci.txt"
-)
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs a browser: apt install chromium")
-LOSS = "plots.get(byId('loss'))"
-DRAWN = "document.querySelector('#loss > *, #tokens span')"
+pytestmark = NEEDS_BROWSER
 # the table of lines, and a column of the table of runs
 LINES = (
     "[...document.querySelectorAll('#lines tr')]"
@@ -38,7 +31,6 @@ LINES = (
 RUN_CELLS = (
     "[...document.querySelectorAll('#runs tr')].slice(1).map(row => row.cells[{}].textContent)"
 )
-LABELS = "[...document.querySelectorAll('#loss .labels span')]"  # right of the axes
 # draws the plots too that nobody sees, and waits for all
 DRAW_UNSEEN = """(async () => {
     for (const place of plots.keys()) show(place);
@@ -49,46 +41,8 @@ EVIL = "</script><script>document.title = 'stolen'</script><b>&amp;$$x$$"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
+    with chromium() as browser:
         yield browser
-        browser.close()
-
-
-class Tab:
-    """An open page, whose errors and requests are failures."""
-
-    def __init__(
-        self, browser: Any, path: Path, width: int = 1200, drawn: str = DRAWN, **kinds: Any
-    ) -> None:
-        viewport = {"width": width, "height": 900}
-        self.page = browser.new_page(viewport=viewport, **kinds)
-        self.troubles: list[str] = []
-        self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
-        self.page.on("console", self._check_message)
-        self.page.on("request", self._check_request)
-        self.page.goto(path.as_uri())
-        self.page.wait_for_function(drawn)
-
-    def _check_message(self, message: Any) -> None:
-        if message.type == "error":
-            self.troubles.append(message.text)
-
-    def _check_request(self, request: Any) -> None:
-        if not request.url.startswith(("file:", "data:", "blob:")):
-            self.troubles.append(request.url)
-
-    def __call__(self, script: str) -> Any:
-        return self.page.evaluate(script)
-
-    def text(self, selector: str) -> str:
-        return self.page.inner_text(selector)
-
-    def close(self) -> None:
-        self.page.close()
-        assert not self.troubles
 
 
 @pytest.fixture
@@ -116,13 +70,6 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def y_of(tab: Tab, number: int) -> Values:
     """Return the values of one of the curves: 0 is training, 1 validation."""
     return drawn(tab, "loss", number)
-
-
-def drawn(tab: Tab, place: str, number: int, column: str = "y") -> Values:
-    """Return what Bokeh has been given to draw, as soon as the plot can be seen."""
-    tab(f"byId('{place}').scrollIntoView()")
-    tab.page.wait_for_function(f"plots.get(byId('{place}'))?.waits === false")
-    return list(tab(f"[...plots.get(byId('{place}')).sources[{number}].data.{column}]"))
 
 
 def test_the_controls_do_what_they_say(tab: Tab, own: Path) -> None:
@@ -346,8 +293,6 @@ def test_the_table_sorts_and_its_ticks_show_curves(browser: Any, own: Path) -> N
     tab.page.click("#runs button:has-text('loss')")
     tab.page.click("#runs button:has-text('loss')")
     assert names() == ["c", "a", "b"]
-    tab.page.uncheck("[name=mean]")
-    y_of(tab, 1)
     assert tab(f"{LOSS}.sources.length") == 12
     tab.page.uncheck("#runs [aria-label='show a']")
     y_of(tab, 1)

@@ -170,7 +170,7 @@ function follow(run, data) {
   drawAll();
 }
 
-const training = () => page.runs.filter(run => run.folder && run.status === "training");
+const training = () => page.runs.filter(run => run.hasData && run.status === "training");
 
 // The data of a page is beside it: report.js, or sweep.js. That of the runs is in their folders.
 function poll() {

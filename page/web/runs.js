@@ -1,7 +1,8 @@
 "use strict";
 // Many runs: how each ended, the table, which are shown, and which is pointed at.
 const picker = document.getElementById("picker");
-const TROUBLES = ["interrupted", "diverged", "failed", "stopped early"];  // statuses to be told first
+const TROUBLES = ["stopped early", "diverged", "interrupted", "failed"];  // whose runs are named
+const STATUSES = ["finished", "training", "waiting", ...TROUBLES];
 const NAMED = 6;  // runs of a status by their names
 let order = {id: "loss", down: false};
 let reference = null;  // the number of the run from which differences are told; null: the best
@@ -37,12 +38,14 @@ function drawOverview() {
   place.replaceChildren();
   place.hidden = !isMany() || !page.curves;
   for (const run of page.runs) byStatus.set(run.status, [...byStatus.get(run.status) ?? [], run]);
-  for (const [status, runs] of byStatus) {
+  for (const status of STATUSES.filter(each => byStatus.has(each))) {
+    const runs = byStatus.get(status);
     const line = element("span", "", place);
     line.append(statusOf(status, runs.length));
     if (!TROUBLES.includes(status)) continue;
     const names = runs.slice(0, NAMED).map(run => run.name).join("; ");
     const more = runs.length > NAMED ? `; and ${runs.length - NAMED} more` : "";
+    line.append(": ");
     element("span", `${names}${more}`, line, {className: "dim"});
   }
 }

@@ -1,0 +1,340 @@
+"""The page of many runs, and that of a sweep, in a real browser."""
+
+import itertools
+import json
+import math
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config.recipe import to_toml
+from config.schema import Config
+from page.page import build_script, write_runs
+from page.sweep import write_sweep_page
+from report.analysis import Calibration, Summary, write_evaluation
+from tests.chromium import LABELS, LOSS, NEEDS_BROWSER, Tab, chromium, drawn
+from tests.test_figures import evaluations, make_run
+
+pytestmark = NEEDS_BROWSER
+ROWS = "[...document.querySelectorAll('#runs tbody tr:not(.section)')]"
+CELLS = f"{ROWS}.map(row => [...row.cells].map(each => each.textContent))"
+TITLES = "[...document.querySelectorAll('#runs thead th')].map(each => each.textContent)"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as browser:
+        yield browser
+
+
+def make_ended_run(path: Path, best: float, end: dict[str, float] | None, **options: Any) -> None:
+    """Write a run with some options, which ended with a line of metrics or was cut off."""
+    records = evaluations(4.234, best)
+    if end is None:
+        records = records[:12]
+    else:
+        records.append({"step": 800, "best_step": 800, "best_val_nll": best, **end})
+    make_run(path, records=records)
+    cfg = Config.model_validate(options)
+    (path / "config.toml").write_text(to_toml(cfg), encoding="utf-8")
+    if end is None:
+        return
+    calibration = Calibration(confidence=0.5, ece=0.1, temperature=1.0, nats_gained=0.0)
+    summary = Summary(targets=5000, calibration=calibration, groups={}, passages={})
+    parts = []
+    for part in range(50):
+        parts.append((100 * (best + 0.01 * math.sin(part * best)), 100.0))
+    write_evaluation(path / "evaluation.json", summary, parts)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make thirty runs: three rates, three widths, three seeds each, and three others."""
+    folder = tmp_path_factory.mktemp("many") / "out"
+    rates = (0.01, 0.03, 0.1)
+    widths = (16, 32, 64)
+    for number, (rate, width, seed) in enumerate(itertools.product(rates, widths, (1, 2, 3))):
+        best = 1.5 + 0.1 * (number // 3) + 0.01 * seed
+        options: dict[str, Any] = {
+            "optim": {"learning_rate": rate},
+            "model": {"n_embd": width},
+            "run": {"seed": seed},
+        }
+        make_ended_run(folder / f"run{number:02}", best, {}, **options)
+    make_ended_run(folder / "cut_off", 1.4, None)
+    make_ended_run(folder / "broke", 1.9, {"diverged": 1.0}, optim={"learning_rate": 50.0})
+    make_ended_run(folder / "masked", 1.0, {}, data={"mask": "^[A-Z]+:"})
+    return folder
+
+
+def test_thirty_runs_are_told_apart(browser: Any, many: Path) -> None:
+    write_runs(many / "runs.html", sorted(path for path in many.iterdir() if path.is_dir()))
+    tab = Tab(browser, many / "runs.html", 1400)
+    drawn(tab, "loss", 0)
+    tab.page.set_viewport_size({"width": 1400, "height": 900})
+
+    # nothing is left out, and what went wrong comes first
+    assert "30 of 30 runs shown" in tab.text("#picker")
+    assert tab.text("#overview").split("\n") == [
+        "28 finished",
+        "1 diverged: broke",
+        "1 interrupted: cut_off",
+    ]
+    titles = tab(TITLES)
+    assert titles[1:6] == ["run", "loss, nats ▴", "difference", "status", "bits/byte"]
+    assert {"learning_rate", "n_embd", "seed"} < {*titles}
+    assert "n_layer" not in titles
+
+    # runs on other targets come last, though their loss is the lowest
+    assert tab(CELLS)[-1][1] == "masked"
+    assert tab("document.querySelector('#runs tr.section').textContent") == (
+        "Other targets, not ranked with the runs above: mask=^[A-Z]+:"
+    )
+
+    # the header and the footnotes are seen, wherever the table is scrolled
+    place = "document.querySelector('#runs .wide')"
+    tab(f"{place}.scrollTop = 300")
+    top = f"document.querySelector('#runs thead th').getBoundingClientRect().top - {place}"
+    assert abs(tab(f"{top}.getBoundingClientRect().top")) <= 1
+    notes = tab("byId('notes').getBoundingClientRect().bottom")
+    assert 0 < notes <= tab(f"{place}.getBoundingClientRect().top")
+    tab(f"{place}.scrollTop = 0")
+
+    # a name at the end of each curve, none on another; two in one colour have other dashes
+    labels = tab(f"{LABELS}.filter(each => each.runs).map(each => each.textContent)")
+    assert len(labels) == 12
+    assert sum(label.startswith("other targets: ") for label in labels) == 1
+    assert sum("n_embd=32,learning_rate=0.03" in label for label in labels) == 1
+    tops = tab(f"{LABELS}.map(label => parseFloat(label.style.top))")
+    assert min(b - a for a, b in itertools.pairwise(tops)) >= 9.9
+    looks = tab("page.groups.map((_, i) => Object.values(groupPen(i)).join())")
+    assert len({*looks}) == len(looks)
+    tab.page.uncheck("[name=mean]")
+    drawn(tab, "loss", 0)
+    assert tab(f"{LABELS}.filter(each => each.runs).length") == 30
+    looks = tab("page.runs.map((_, i) => Object.values(pen(i)).join())")
+    assert len({*looks}) == 30
+
+    # the axis fits the curves; baselines beyond it are named at its edge
+    tab.page.select_option("[name=fit]", "end")
+    drawn(tab, "loss", 0)
+    assert tab(f"{LOSS}.figure.y_range.end") < 3.5
+    assert tab("document.querySelector('.edge.above').textContent").startswith(
+        "↑ uniform, log|V| 4.234"
+    )
+
+    # a row that is pointed at lights its curve up, and the reverse
+    number = tab("page.runs.findIndex(run => run.name === 'run04')")
+    tab.page.hover("#runs td:has-text('run04')")
+    assert tab("lit") == [number]
+    alphas = f"{LOSS}.glyphs.map(each => each.glyph.line_alpha?.value ?? each.glyph.line_alpha)"
+    lines = tab(f"{LOSS}.marks.map((mark, i) => [mark.kind, mark.runs[0], {alphas}[i]])")
+    bright = {run for kind, run, alpha in lines if kind == "line" and alpha == 1}
+    assert bright == {number}
+    x = drawn(tab, "loss", 0, "x")[-3]
+    tab(f"window.mark = {LOSS}.marks.find(({{kind, runs}}) => kind === 'line' && runs[0] === 3)")
+    at = tab(
+        f"""{LOSS}.view.then(({{frame, el}}) => {{ const box = el.getBoundingClientRect();
+        const i = nearestIndex(mark, {x});
+        return [box.x + frame.x_scale.compute(mark.x[i]),
+                box.y + frame.y_scale.compute(mark.y[i])]; }})"""
+    )
+    tab.page.mouse.move(at[0] - 5, at[1])
+    tab.page.mouse.move(*at)
+    tab.page.wait_for_function("lit?.[0] === 3")
+    assert tab("document.querySelector('#runs tr.lit').runs") == [3]
+
+    # it is told six values, sorted, with their colours
+    told = tab("[...document.querySelectorAll('#loss .told > div')].map(each => each.innerText)")
+    title, *values, more = told
+    assert re.fullmatch(r"at [\d,.]+ steps", title)
+    losses = [float(loss) for value in values for loss in re.findall(r"^[\d.]+", value)]
+    assert len(losses) == 6
+    assert losses == sorted(losses)
+    assert more == "and 23 more"  # of the 29 that came as far
+    assert tab("document.querySelectorAll('#loss .told .swatch').length") == 6
+    tab.page.mouse.move(5, 5)
+
+    # a click on a row chooses the reference, on a title the order
+    differences = dict(zip(*[[row[k] for row in tab(CELLS)] for k in (1, 3)], strict=True))
+    assert differences["run00"] == "reference"
+    assert re.fullmatch(r"\+0\.10\d\d ± 0\.\d{4}", differences["run03"])
+    assert differences["masked"] == ""
+    tab.page.click("#runs td:has-text('run03')")
+    assert tab.text("#notes").count("above the loss of run03") == 1
+    (first,) = [row for row in tab(CELLS) if row[1] == "run00"]
+    assert re.fullmatch(r"\u22120\.10\d\d ± 0\.\d{4}", first[3])
+    tab.page.click("#runs th button:has-text('seed')")
+    column = titles.index("seed")
+    assert [row[column] for row in tab(CELLS)[:9]] == ["1"] * 9
+
+    # filter, none and all
+    tab.page.fill("[name=filter]", "n_embd=16 seed=2")
+    assert "3 of 30 runs shown" in tab.text("#picker")
+    assert len(tab(CELLS)) == 3
+    tab.page.click("#picker button:has-text('none')")
+    tab.page.fill("[name=filter]", "")
+    assert "27 of 30 runs shown" in tab.text("#picker")
+    tab.page.reload()
+    tab.page.wait_for_function("page")
+    assert "27 of 30 runs shown" in tab.text("#picker")
+    assert "above the loss of run03" in tab.text("#notes")
+    tab.page.click("#picker button:has-text('all')")
+    assert "30 of 30 runs shown" in tab.text("#picker")
+
+    # no run has measured a gap to the source, so there is no chart of it
+    assert tab("[...byId('small').children].filter(each => !each.hidden).length") == 0
+    tab.close()
+
+
+def test_a_page_of_runs_follows_those_that_train(browser: Any, many: Path, tmp_path: Path) -> None:
+    for name in ("run00", "cut_off"):
+        shutil.copytree(many / name, tmp_path / "out" / name)
+    folders = [tmp_path / "out" / "run00", tmp_path / "out" / "cut_off"]
+    (folders[1] / "report.js").touch()
+    write_runs(tmp_path / "runs.html", folders)
+    page = (tmp_path / "runs.html").read_text(encoding="utf-8")
+    page = page.replace('"status":"interrupted"', '"status":"training"')
+    (tmp_path / "runs.html").write_text(page, encoding="utf-8")
+    tab = Tab(browser, tmp_path / "runs.html")
+    assert tab.text("#status") == "1 of 2 runs train; this page follows them"
+    assert tab.text("#overview").split("\n") == ["1 finished", "1 training"]
+    data = tab("({...page, runs: [{...page.runs[1], status: 'finished', best_nll: 1.25}]})")
+    script = build_script(data | {"written": time.time()})
+    (folders[1] / "report.js").write_text(script, encoding="utf-8")
+    tab.page.wait_for_function("page.runs[1].status === 'finished'", timeout=10_000)
+    assert tab.text("#overview") == "2 finished"
+    assert tab(CELLS)[0][1:3] == ["cut_off", "1.2500"]
+    tab.close()
+
+
+def make_sweep(folder: Path) -> dict[str, Any]:
+    """Write the runs of a sweep, of which one was cut off and one waits; return sweep.json."""
+    runs: list[dict[str, Any]] = []
+    groups: list[dict[str, Any]] = []
+    for place, (rate, mean) in enumerate((("0.03", 1.5), ("0.01", 1.6), ("0.1", 1.9))):
+        group = f"learning_rate={rate}"
+        groups.append(
+            {
+                "name": group,
+                "options": {"learning_rate": rate},
+                "mean": mean,
+                "deviation": 0.01,
+                "low": mean - 0.02,
+                "high": mean + 0.02,
+                "seeds": 3,
+                "bits_per_byte": 2.2,
+                "seconds": 21.4,
+                "status": "finished",
+            }
+        )
+        for seed in (1, 2, 3):
+            path = folder / f"{group},seed={seed}"
+            best = mean + 0.01 * (seed - 2)
+            end: dict[str, float] | None = {}
+            if (place, seed) == (1, 3):
+                end = None
+            status = "finished"
+            if (place, seed) == (2, 3):
+                status = "waiting"
+            else:
+                make_ended_run(path, best, end)
+            runs.append(
+                {
+                    "name": path.name,
+                    "options": {"learning_rate": rate, "seed": str(seed)},
+                    "group": place,
+                    "status": status,
+                    "reason": "",
+                    "loss": best,
+                    "bits_per_byte": 2.2,
+                    "seconds": 21.4,
+                }
+            )
+    runs[5] |= {"status": "interrupted", "loss": None}
+    runs[8] |= {"loss": None, "seconds": None}
+    (folder / "learning_rate=0.03,seed=1/report.html").touch()
+    sentence = "0.03 is lower than 0.01 by 0.100 (0.080 to 0.120), 3 seeds: more than noise"
+    return {
+        "name": "rates",
+        "command": "python sweep.py config/a.toml --learning_rate=0.01,0.03,0.1 --seed=1,2,3",
+        "recipe": "config/a.toml",
+        "fixed": {},
+        "varied": {"learning_rate": ["0.01", "0.03", "0.1"], "seed": ["1", "2", "3"]},
+        "is_live": True,
+        "progress": "7 of 9 runs, about 1 min left",
+        "loss_on": "validation text",
+        "remark": "chosen on validation text: optimistic",
+        "runs": runs,
+        "groups": groups,
+        "differences": [],
+        "sentences": [sentence, "another"],
+    }
+
+
+def test_a_page_of_a_sweep_says_what_is_better_and_lives(browser: Any, tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path)
+    write_sweep_page(tmp_path, sweep)
+    tab = Tab(browser, tmp_path / "sweep.html", 1400, drawn="page")
+    drawn(tab, "loss", 0)
+    assert tab.text("h1") == "Sweep: rates"
+    assert tab.text("#status").startswith("7 of 9 runs, about 1 min left; written")
+    assert tab("document.querySelector('#progress progress').value") == 8
+    # first: which is better, by how much, and whether that is noise; and which was cut off
+    assert tab("document.querySelector('#sentences .lead').textContent") == sweep["sentences"][0]
+    assert "Losses on validation text; chosen on validation text: optimistic." in tab.text("#sweep")
+    assert "1 interrupted: learning_rate=0.01,seed=3" in tab.text("#overview")
+    # groups open to their runs; the one with trouble is open
+    rows = [row[1:4] for row in tab(CELLS)]
+    assert rows == [
+        ["▸ learning_rate=0.03", "1.5000 ± 0.0100", "finished"],
+        ["▾ learning_rate=0.01", "1.6000 ± 0.0100", "2 finished 1 interrupted "],
+        ["seed=1", "1.5900", "finished"],
+        ["seed=2", "1.6000", "finished"],
+        ["seed=3", rows[4][1], "interrupted"],
+        ["▸ learning_rate=0.1", "1.9000 ± 0.0100", "2 finished 1 waiting "],
+    ]
+    assert rows[4][1].endswith(" *")  # on a part of the text
+    tab.page.click("text=▸ learning_rate=0.03")
+    link = tab("document.querySelector('#runs a').getAttribute('href')")
+    assert link == "learning_rate%3D0.03%2Cseed%3D1/report.html"
+    # the loss against the option, on a logarithmic axis; curves as means with bands
+    effect = "plots.get(byId('effect of learning_rate'))"
+    drawn(tab, "effect of learning_rate", 0)
+    assert tab(f"{effect}.look.x.title") == "learning_rate (log)"
+    kinds = tab(f"{effect}.marks.map(({{kind, x}}) => [kind, x.length])")
+    assert kinds == [["line", 3], ["whiskers", 3], ["points", 3], ["points", 7]]
+    assert tab(f"{effect}.marks[0].y") == [1.6, 1.5, 1.9]
+    assert tab(f"{LOSS}.marks.filter(({{kind}}) => kind === 'band').length") == 3
+    labels = tab(f"{LABELS}.filter(each => each.runs).map(each => each.textContent)")
+    assert labels == ["learning_rate=0.1", "learning_rate=0.01", "learning_rate=0.03"]
+    assert tab("byId('grid').hidden")
+    # two options: a grid, whose cells point at the runs
+    for each in (*sweep["runs"], *sweep["groups"]):
+        each["options"] = each["options"] | {"n_layer": "2"}
+    sweep["varied"]["n_layer"] = ["2", "4"]
+    sweep |= {"is_live": False, "progress": "9 of 9 runs"}
+    write_sweep_page(tmp_path, sweep)
+    tab.page.wait_for_function("!page.live", timeout=10_000)
+    assert tab.text("#status") == "9 of 9 runs"
+    grid = tab("[...document.querySelectorAll('#grid tr')].map(row => row.innerText)")
+    assert [row.split("\t")[0] for row in grid] == [
+        "learning_rate ↓ n_layer →",
+        "0.01",
+        "0.03",
+        "0.1",
+    ]
+    assert grid[2].split("\t")[1] == "1.5000 ± 0.0100"
+    tab.page.hover("#grid td:has-text('1.5000')")
+    assert tab("lit") == [0, 1, 2]
+    tab.close()
+    tab = Tab(browser, tmp_path / "sweep.html", 390, drawn="page", color_scheme="dark")
+    assert tab("document.documentElement.scrollWidth") <= 390
+    tab.close()
+    data = json.loads((tmp_path / "sweep.js").read_text(encoding="utf-8")[8:-2])
+    assert data["runs"][8]["status"] == "waiting"
