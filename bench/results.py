@@ -1,21 +1,21 @@
-"""Fill the table of results: recipes over several seeds, by the real command.
+"""Measure recipes over several seeds, by sweep.py, and print a row of docs/results.md for each.
 
     python bench/results.py config/shakespeare_char.toml "config/student.toml --max_iters=1600"
-    [--seeds=1,2,3]
+    [--seeds=1,2,3] [--docs]
 
-Runs are made one after another in out/results/. Finished ones are not made again, so it continues
-where it stopped. A row has the best model's loss on all validation targets, mean and standard
-deviation over the seeds, median seconds of the whole command, and the CPU. Rows go to
-docs/results.json, and from there to the table in docs/results.md.
+The runs train one after another, in out/results/; it continues where it stopped. A row has the
+best model's loss on all validation targets, mean and standard deviation over the seeds, median
+seconds of the whole command, and the CPU. With --docs, rows go to docs/results.json, and from there
+to the table in docs/results.md.
 """
 
 import json
+import math
 import re
 import shlex
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ from config.errors import UserError, run_command
 from config.parser import load_options
 from config.values import Section
 from data.prepare import prepare_corpus
-from engine.run import open_run
 
 TABLE = ROOT / "docs/results.md"
 STORE = ROOT / "docs/results.json"  # the rows of all machines
@@ -42,6 +41,7 @@ class ResultsOptions(Section):
 
     seeds: str = Field("1,2,3", pattern=r"^\d+(,\d+)*$", description="a run for each")
     dtype: str = Field("auto", description="as in train.py")
+    docs: bool = Field(False, description="also put the rows into docs/")
 
 
 def cpu_name() -> str:
@@ -58,75 +58,60 @@ def cpu_name() -> str:
     return f"{name}, {torch.get_num_threads()} threads, {kind}"
 
 
-def last_line(stderr: str) -> str:
-    """Return what a failed command said last."""
-    lines = stderr.strip().splitlines()
-    return lines[-1] if lines else "failed"
-
-
-def train(command: str, seed: int, dtype: str) -> dict[str, float]:
-    """Return the losses of a finished run of a recipe, and the seconds of the whole command."""
-    recipe = re.sub(r"[^\w.=-]+", "_", command.removeprefix("config/"))
-    folder = ROOT / f"out/results/{recipe}_{seed}_{dtype}"
-    done = folder / "seconds.json"
-    if not done.exists():
-        cfg, _ = load_config(shlex.split(command))
-        prepare_corpus(cfg.data)  # is not timed
-        started = time.perf_counter()
-        process = subprocess.run(
-            [
-                sys.executable,
-                "train.py",
-                *shlex.split(command),
-                f"--seed={seed}",
-                f"--dtype={dtype}",
-                f"--out_dir={folder}",
-            ],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
-        if process.returncode != 0:
-            raise UserError(f"{command}: {last_line(process.stderr)}")
-        done.write_text(json.dumps({"seconds": time.perf_counter() - started}))
-    final = open_run(folder).read_metrics()[-1]
-    return final | json.loads(done.read_text())
+def measure(command: str, options: ResultsOptions) -> dict[str, Any]:
+    """Train a recipe with each seed; returns its row."""
+    words = shlex.split(command)
+    cfg, _ = load_config(words)
+    prepare_corpus(cfg.data)  # is not timed
+    name = re.sub(r"[^\w.=-]+", "_", command.removeprefix("config/"))
+    folder = ROOT / f"out/results/{name}_{options.dtype}"
+    own = [f"--seed={options.seeds}", f"--dtype={options.dtype}", "--jobs=1", f"--out_dir={folder}"]
+    process = subprocess.run([sys.executable, "sweep.py", *words, *own], cwd=ROOT)
+    if process.returncode != 0:
+        raise UserError(f"{command}: sweep.py ended with exit code {process.returncode}")
+    content = json.loads((folder / "sweep.json").read_bytes())
+    runs = content["runs"]
+    failed = [run for run in runs if run["nats"] is None]
+    if failed:
+        raise UserError(f"{command}: {failed[0]['name']}: {failed[0]['status']}")
+    losses = [run["nats"] for run in runs]
+    seconds = [run["command_seconds"] for run in runs if run["command_seconds"] is not None]
+    return {
+        "nll": statistics.fmean(losses),
+        "std": content["groups"][0]["deviation"] or 0.0,
+        "bits_per_byte": statistics.fmean(run["bits_per_byte"] for run in runs),
+        "perplexity": statistics.fmean(map(math.exp, losses)),
+        "seconds": statistics.median(seconds or [math.nan]),  # none if each was interrupted
+        "seeds": options.seeds,
+        "cpu": cpu_name(),
+    }
 
 
 def main(argv: list[str]) -> None:
     commands, options = load_options(
         ResultsOptions, argv, "RECIPE", "+", "recipes, each with its options in quotes"
     )
-    rows = json.loads(STORE.read_text()) if STORE.exists() else {}
-    cpu = cpu_name()
-    kind = "AVX2"
-    if cpu.endswith("BF16") and options.dtype != "float32":
-        kind = "AVX512-BF16"
-    seeds = [int(seed) for seed in options.seeds.split(",")]
     for command in commands:
-        runs = [train(command, seed, options.dtype) for seed in seeds]
-        losses = [run["best_val_nll"] for run in runs]
-        deviation = 0.0
-        if len(losses) > 1:
-            deviation = statistics.stdev(losses)
-        row = {
-            "nll": statistics.mean(losses),
-            "std": deviation,
-            "bits_per_byte": statistics.mean(run["best_val_bits_per_byte"] for run in runs),
-            "perplexity": statistics.mean(run["best_val_perplexity"] for run in runs),
-            "seconds": statistics.median(run["seconds"] for run in runs),
-            "seeds": options.seeds,
-            "cpu": cpu,
-        }
-        rows.setdefault(command, {})[kind] = row
+        row = measure(command, options)
         print(
             f"{command}: {row['nll']:.4f} ± {row['std']:.4f} nats, "
             f"{row['bits_per_byte']:.3f} bits per byte, "
-            f"{row['seconds']:.0f} s, seeds {options.seeds}, {cpu}",
+            f"{row['seconds']:.0f} s, seeds {options.seeds}, {row['cpu']}",
             flush=True,
         )
-        STORE.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-        write_table(rows)
+        if options.docs:
+            add_to_docs(command, row, options.dtype)
+
+
+def add_to_docs(command: str, row: dict[str, Any], dtype: str) -> None:
+    """Put a row into docs/results.json, and write the table anew."""
+    kind = "AVX2"
+    if row["cpu"].endswith("BF16") and dtype != "float32":
+        kind = "AVX512-BF16"
+    rows = json.loads(STORE.read_text()) if STORE.exists() else {}
+    rows.setdefault(command, {})[kind] = row
+    STORE.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    write_table(rows)
 
 
 def write_table(rows: Rows) -> None:

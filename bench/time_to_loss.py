@@ -32,7 +32,6 @@ from pydantic import Field
 
 from bench.output import write_results
 from bench.peers import nanogpt_command, run_training
-from bench.results import last_line
 from config.cli import load_config
 from config.errors import UserError, run_command
 from config.parser import load_options
@@ -58,6 +57,12 @@ class Options(Section):
 
 
 Row = dict[str, Any]
+
+
+def last_line(stderr: str) -> str:
+    """Return what a failed command said last."""
+    lines = stderr.strip().splitlines()
+    return lines[-1] if lines else "failed"
 
 
 def run(arguments: list[str], folder: str, **env: str) -> tuple[float, str]:

@@ -30,6 +30,8 @@ class Jobs:
         self.waiting.sort(key=lambda run: seeds.index(run.seed))
         self.processes: dict[Path, subprocess.Popen[bytes]] = {}
         self.reasons: dict[Path, str] = {}  # of runs that failed
+        self.started: dict[Path, float] = {}  # when a new run was
+        self.seconds: dict[Path, float] = {}  # of its whole command
         self.stopped_by = 0  # the number of a signal
 
     def train(self, show: Callable[[], object]) -> None:
@@ -58,6 +60,8 @@ class Jobs:
                 self.waiting.remove(run)
             if status in (WAITING, INTERRUPTED):
                 self.reasons.pop(run.path, None)
+                if status == WAITING:
+                    self.started[run.path] = time.perf_counter()
                 self.processes[run.path] = start(run, self.at_once)
                 if self.stopped_by:  # by a signal that came in this moment
                     self.pass_on(self.stopped_by)
@@ -70,6 +74,8 @@ class Jobs:
                 continue
             del self.processes[path]
             has_ended = read_status(path) not in HAS_NOT_ENDED
+            if has_ended and path in self.started:
+                self.seconds[path] = time.perf_counter() - self.started[path]
             if not has_ended and code not in STOPPED:
                 self.reasons[path] = describe_failure(code, log_of(path))
             yield path

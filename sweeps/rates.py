@@ -39,7 +39,8 @@ class RateTrial(NamedTuple):
     @property
     def breaks(self) -> bool:
         """Whether the training loss rose far above where it began, or was no number."""
-        return not max(self.losses) < self.losses[0] + BREAK_RISE
+        limit = self.losses[0] + BREAK_RISE
+        return not all(loss < limit for loss in self.losses)
 
 
 def try_rates(cfg: Config) -> list[RateTrial]:

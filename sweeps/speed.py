@@ -48,5 +48,5 @@ def check_equal_seconds(runs: list[PlannedRun], jobs: int) -> None:
     """Raise a UserError for options that do not go with equal_seconds."""
     if jobs > 1:
         raise UserError(f"jobs={jobs}: runs that share a machine have no equal seconds; use 1")
-    if any("max_iters" in run.varied for run in runs):
+    if "max_iters" in runs[0].given:
         raise UserError("max_iters follows from equal_seconds: name only one of them")

@@ -3,6 +3,7 @@
 It is plain data, which becomes sweep.json, the table on the terminal, and sweep.html.
 """
 
+import json
 import math
 import shlex
 import statistics
@@ -48,6 +49,7 @@ class Table:
         elif len({run.group for run in sweep.runs}) == 1:  # there is nothing to choose
             self.about["remark"] = ""
         self.ended: dict[Path, Content] = {}  # what does not change any more
+        self.seconds = read_seconds(sweep.folder / "sweep.json")
         self.losses: dict[str, dict[int, float]] = {}  # that are compared already
         self.compared: Content = {"differences": [], "sentences": []}
 
@@ -74,6 +76,8 @@ class Table:
         if self.unit is not None and losses != self.losses:  # to compare may take seconds
             self.losses = losses
             self.compared = compare(losses)
+        if len(groups) == 1 and groups[0]["low"] is not None:
+            self.compared["sentences"] = [describe_mean(groups[0])]
         return self.about | {"runs": runs, "groups": groups} | self.compared
 
     def content_of(self, run: PlannedRun) -> Content:
@@ -82,12 +86,26 @@ class Table:
             return self.ended[run.path]
         status = self.jobs.status_of(run)
         content = content_of_run(run, status, self.jobs.reasons.get(run.path, ""))
+        known = self.seconds.get(run.path.name)
+        content["command_seconds"] = self.jobs.seconds.get(run.path, known)
         content["loss"] = content["nats"]
         if self.unit == BITS:
             content["loss"] = content["bits_per_byte"]
         if status not in HAS_NOT_ENDED:
             self.ended[run.path] = content
         return content
+
+
+def read_seconds(path: Path) -> dict[str, float]:
+    """Read how long the command of each run took, from the sweep.json of an earlier start.
+
+    None is known of a run that was stopped and resumed.
+    """
+    try:
+        runs = json.loads(path.read_bytes())["runs"]
+        return {run["name"]: run["command_seconds"] for run in runs}
+    except (OSError, ValueError, LookupError, TypeError):  # none, or not ours
+        return {}
 
 
 def choose_unit(runs: Sequence[PlannedRun]) -> str | None:
@@ -109,6 +127,14 @@ def compare(losses: dict[str, dict[int, float]]) -> Content:
     pairs = compare_all(losses)
     differences = [pair._asdict() | {"sentence": describe_difference(pair)} for pair in pairs]
     return {"differences": differences, "sentences": say_all(pairs)}
+
+
+def describe_mean(group: Content) -> str:
+    """Say how sure the mean of the only group is."""
+    return (
+        f"the mean of {group['seeds']} seeds is {group['mean']:.4f}, its 95% interval "
+        f"{group['low']:.4f} to {group['high']:.4f}"
+    )
 
 
 def mean_of(group: Content) -> float:

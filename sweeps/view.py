@@ -45,9 +45,8 @@ class View:
             self.draw(table)
         else:
             print(*table, sep="\n")
-        print()
-        print(*content["sentences"], sep="\n")
-        print(content["remark"])
+        lines = [*content["sentences"], content["remark"]]
+        print("", *filter(None, lines), sep="\n")
 
     def rows_of_table(self) -> int:
         return shutil.get_terminal_size().lines - 5
