@@ -161,7 +161,7 @@ def test_thirty_runs_are_told_apart(browser: Any, many: Path) -> None:
     tab.page.mouse.move(5, 5)
 
     # a click on a row chooses the reference, on a title the order
-    differences = dict(zip(*[[row[k] for row in tab(CELLS)] for k in (1, 3)], strict=True))
+    differences = {row[1]: row[3] for row in tab(CELLS)}
     assert differences["run00"] == "reference"
     assert re.fullmatch(r"\+0\.10\d\d ± 0\.\d{4}", differences["run03"])
     assert differences["masked"] == ""
