@@ -14,7 +14,8 @@ from typing import Any, TextIO
 # what follows.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 MAX_COLUMNS = 100  # a longer line is hard to read
-STYLES = {"best": "1", "passed": "32", "sample": "36", "warning": "33"}  # bold, green, cyan, yellow
+# Green, bold green, cyan and yellow.
+STYLES = {"best": "32", "passed": "1;32", "sample": "36", "warning": "33"}
 STYLE = re.compile("\x1b\\[[0-9;]*m")
 WARNING = re.compile("^ *(warning|error|WRONG):", re.MULTILINE)
 # A line end, or a word with the space before it; a command begins with two words.

@@ -1,12 +1,15 @@
 """Measures what came of a training: the best model exactly, and what is behind its loss."""
 
 import math
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from config.errors import UserError
-from data.batches import TrainBatches
+from config.terminal import progress_bar
+from data.batches import Batch, TrainBatches
 from data.eval_text import EvalText
 from data.prepare import Corpus
 from data.tokenizer import Tokenizer
@@ -50,7 +53,13 @@ def measure_best(
 
     def write(path: Path) -> None:
         text = replace(val_text, max_tokens=max_targets(tokenizer.vocab_size))
-        columns, tempered = score_text(model, text, tokenizer, TEMPERATURES, device)
+
+        def show_progress(batches: Iterable[Batch]) -> Any:
+            return progress_bar(batches, "calibration", total=text.num_batches, unit="batch")
+
+        columns, tempered = score_text(
+            model, text, tokenizer, TEMPERATURES, device, progress=show_progress
+        )
         summary = summarise(columns, tempered, text, tokenizer, corpus.train)
         write_evaluation(path, summary, parts)
 

@@ -81,7 +81,7 @@ def test_colours_are_for_terminals_that_have_them(variables: dict[str, str]) -> 
         assert tty.getvalue() == "warning: the ␛[31m disk is full\nbeats bigram\n"
     else:
         assert "\x1b[33mwarning:\x1b[0m the ␛[31m disk is full\n" in tty.getvalue()
-        assert "\x1b[32mbeats bigram\x1b[0m\n" in tty.getvalue()
+        assert "\x1b[1;32mbeats bigram\x1b[0m\n" in tty.getvalue()
 
 
 SENTENCE = "the cat sat on a mat; " * 9
@@ -136,8 +136,8 @@ def test_words_are_those_of_a_pipe(folder: Path) -> None:
 def test_colours_mark_a_best_a_baseline_and_a_sample(folder: Path) -> None:
     command = words_of("train.py --corpus=text.txt --out_dir=out/coloured")
     screen = show(*command)
-    assert re.search(r"\x1b\[1m {6}0 .*\x1b\[0m\n", screen.raw)  # the first evaluation
-    assert re.search(r"\x1b\[32m +beats uniform, .*\x1b\[0m\n", screen.raw)
+    assert re.search(r"\x1b\[32m {6}0 .*\x1b\[0m\n", screen.raw)  # the first evaluation
+    assert re.search(r"\x1b\[1;32m +beats uniform, .*\x1b\[0m\n", screen.raw)
     assert re.search(r"[\n\r] +beats nothing yet", screen.raw)
     assert re.search(r"\x1b\[36m +writes: .*\x1b\[0m\n", screen.raw)
     assert re.search(r"\x1b\[36m\nA sample:\n[^\x1b]*\x1b\[0m\n", screen.raw)
@@ -150,7 +150,7 @@ def test_a_corpus_and_its_model_have_no_colours_of_their_own(folder: Path) -> No
     lines = "the \x1b[31mcat\x1b[2J sat\n" * 300
     Path("evil.txt").write_text(lines, encoding="utf-8")
     screen = show(*words_of("train.py --corpus=evil.txt --out_dir=out/evil"))
-    ours = re.sub(r"\x1b\[(1|3[236]|0)m", "", screen.raw)
+    ours = re.sub(r"\x1b\[(1;32|3[236]|0)m", "", screen.raw)
     assert "\x1b" not in ours
     assert "␛" in ours
 
