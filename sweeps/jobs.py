@@ -166,7 +166,9 @@ def log_of(path: Path) -> Path:
 
 def describe_failure(code: int, log: Path) -> str:
     """Say why a process failed: the last line that it printed, or the signal that ended it."""
+    if code == -9:  # SIGKILL, which Windows does not have
+        return "killed, maybe because memory ran out: a smaller --jobs needs less"
     if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
+        return f"ended by {signal.Signals(-code).name}"
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else f"exit code {code}"

@@ -20,6 +20,7 @@ from convert import ConvertOptions
 from curves import CurveOptions
 from evaluate import EvaluateOptions
 from sample import SampleOptions
+from sweeps.grid import SweepOptions, read_sweep
 from tests.conftest import ROOT, RUN_FILES, TINY, call
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,6 +46,8 @@ PLACEHOLDERS = {
 OF_A_RUN = RUN_FILES | {
     "out/shakespeare_char/report.html",
     "compare.html",
+    "sweep.html",
+    "find_lr.png",
     "runs.html",
     "page.html",
     "model.safetensors",
@@ -56,6 +59,8 @@ OF_OTHERS = {
     "max",
     "nanogpt",
     "seeds",
+    "docs",
+    "array",
     "quick",
     "minutes",
     "help",
@@ -160,6 +165,8 @@ def test_the_command_is_one(command: str, small: Path, monkeypatch: pytest.Monke
     }
     if script.startswith("bench/"):
         importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    elif script == "sweep.py":
+        read_sweep(words)
     elif words == ["--help"]:
         assert "--" in call(script, "--help").stdout
     elif script in ("train.py", "data/prepare.py", "large/prepare.py"):
@@ -204,7 +211,7 @@ def test_defaults_in_the_table_are_the_defaults() -> None:
 
 
 def test_every_option_named_is_one() -> None:
-    schemas = (SampleOptions, EvaluateOptions, CurveOptions, CompressOptions)
+    schemas = (SampleOptions, EvaluateOptions, CurveOptions, CompressOptions, SweepOptions)
     known = set(Config().options())
     for schema in schemas:
         known |= {field.alias or name for name, field in schema.model_fields.items()}
