@@ -16,7 +16,7 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 MAX_COLUMNS = 100  # a longer line is hard to read
 # Green, bold green, cyan and yellow.
 STYLES = {"best": "32", "passed": "1;32", "sample": "36", "warning": "33"}
-STYLE = re.compile("\x1b\\[[0-9;]*m")
+SEQUENCE = re.compile("\x1b\\[[0-9;]*[A-Za-z]|\r")  # of our own; it takes no columns
 WARNING = re.compile("^ *(warning|error|WRONG):", re.MULTILINE)
 # A line end, or a word with the space before it; a command begins with two words.
 WORD = re.compile("\n|[^\\S\n]*(?:python |torchrun )?\\S+|[^\\S\n]+")
@@ -78,7 +78,7 @@ class Terminal:
         A command is continued as a shell reads it, so that it can be copied.
         """
         before = self.line
-        self.line += STYLE.sub("", word)
+        self.line += SEQUENCE.sub("", word)
         line_end = "\n"
         room = screen_width() - self.column
         if word == line_end:
@@ -107,7 +107,7 @@ def screen_width() -> int:
 
 def count_columns(text: str) -> int:
     """Count the columns that a text takes on a screen: some characters take two."""
-    shown = STYLE.sub("", text).expandtabs()
+    shown = SEQUENCE.sub("", text).expandtabs()
     wide = [character for character in shown if unicodedata.east_asian_width(character) in "WF"]
     return len(shown) + len(wide)
 

@@ -55,6 +55,10 @@ class Screen:
         for match in SEQUENCE.finditer(text):
             if match[2] == "A":
                 self.row = max(0, self.row - int(match[1] or 1))
+            elif match[2] == "K":
+                self.rows[self.row] = self.rows[self.row][: self.column]
+            elif match[2] == "J":
+                self.rows[self.row :] = [self.rows[self.row][: self.column]]
             elif match[2] is None:
                 self._put(match[0])
 

@@ -66,7 +66,8 @@ def test_colours_take_no_room() -> None:
     with printing_to_a_terminal(9) as tty:
         sys.stdout = Terminal(tty)
         print_styled("\x1b[32mone two\x1b[0m three")
-    assert tty.getvalue() == "\x1b[32mone two\x1b[0m\nthree\n"
+        print_styled("\x1b[4A\r\x1b[Jfour five")
+    assert tty.getvalue() == "\x1b[32mone two\x1b[0m\nthree\n\x1b[4A\r\x1b[Jfour five\n"
 
 
 @pytest.mark.parametrize(
@@ -198,3 +199,9 @@ def test_ctrl_c_after_the_last_step_answers_at_once(clone: Path) -> None:
     assert finished.too_long == []
     assert "The best model, of step " in finished.text
     assert re.search(r"\nThe page: \S+/report.html\n", finished.text)
+
+
+def test_the_page_is_named_once_where_it_is_watched(folder: Path) -> None:
+    command = words_of("train.py --corpus=text.txt --out_dir=out/watched")
+    assert show(*command).text.count("The page: ") == 1
+    assert "The page" not in show(*command, "--watchers=").text
