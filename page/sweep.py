@@ -8,7 +8,9 @@ from config.files import is_run
 from engine.run import open_run
 from page.content import Content, content_of_run
 from page.page import build_page, build_script, links_to, write_script
+from report.differences import VALUE_LENGTH
 from report.intervals import FEW
+from report.picture import shorten
 
 # of a group
 MEASURED = ("mean", "deviation", "low", "high", "bits_per_byte", "seconds")
@@ -35,7 +37,9 @@ def write_sweep_page(folder: Path, sweep: dict[str, Any]) -> None:
 
 def content_of_sweep(folder: Path, sweep: dict[str, Any]) -> Content:
     """Collect what the page of a sweep shows: each run's losses, and what sweep.json has."""
-    groups = [*sweep["groups"]]
+    groups = []
+    for group in sweep["groups"]:
+        groups.append(group | {"name": name_group(group["options"])})
     for own in sweep["runs"]:
         if options_but_seed(own) not in [group["options"] for group in groups]:
             groups.append(unmeasured_group(own))
@@ -70,10 +74,15 @@ def options_but_seed(own: dict[str, Any]) -> dict[str, str]:
 def unmeasured_group(own: dict[str, Any]) -> dict[str, Any]:
     """Return a group of runs none of which has a loss yet, from one of its runs."""
     options = options_but_seed(own)
-    parts = [f"{name}={value}" for name, value in options.items()]
     group: dict[str, Any] = dict.fromkeys(MEASURED)
-    name = ",".join(parts) or "all runs"
+    name = name_group(options)
     return group | {"name": name, "options": options, "seeds": 0, "status": own["status"]}
+
+
+def name_group(options: dict[str, str]) -> str:
+    """Name a group by all of its options: in a table and at a curve, a value alone says little."""
+    parts = [f"{name}={shorten(value, VALUE_LENGTH)}" for name, value in options.items()]
+    return ",".join(parts) or "all runs"
 
 
 def content_of_member(folder: Path, own: dict[str, Any]) -> Content:

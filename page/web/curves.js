@@ -49,6 +49,13 @@ function roundNumbers(from, to, wanted) {
   return found;
 }
 
+// The text and the tokens of a run, as far as they differ between runs.
+function ownerOf(run) {
+  const parts = ["corpus", "tokenizer"].filter(part =>
+    new Set(page.runs.map(each => each[part])).size > 1);
+  return parts.map(part => run[part]).join(" ");
+}
+
 // The baselines of the runs that are shown, from the lowest; of many runs, those of the most
 // frequent targets. A name that means several losses says whose each is: by the text and its tokens
 // or, where these are the same, by the first of the runs.
@@ -60,7 +67,7 @@ function findBaselines(unit) {
     const uniform = Math.max(...run.baselines.filter(({name}) => name.startsWith("uniform")).map(each => each[unit]));
     for (const {name, [unit]: value} of run.baselines.filter(each => each[unit] <= uniform)) {
       const key = `${name} ${value.toPrecision(4)}`;
-      if (!found.has(key)) found.set(key, {name, value, owner: `${run.corpus} ${run.tokenizer}`, run: run.name});
+      if (!found.has(key)) found.set(key, {name, value, owner: ownerOf(run), run: run.name});
     }
   }
   if (unit === "perplexity") found.forEach(each => { each.name = each.name.replace("log|V|", "|V|"); });

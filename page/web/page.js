@@ -148,6 +148,7 @@ function receive(data) {
   document.title = document.querySelector("h1").textContent = data.title;
   document.body.classList.toggle("many", isMany());
   document.body.classList.toggle("sweep", Boolean(data.sweep));
+  if (isMany()) byId("left").append(byId("small"));  // there is room under the table
   drawPage();
   showStatus();
 }

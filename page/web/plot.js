@@ -10,6 +10,7 @@
 const TOLD = 6;  // lines that a pointer is told at once
 const LABEL_GAP = 15;  // pixels between labels, where there is room
 const LEAST_GAP = 10;
+const NARROW = 500;  // pixels, of a plot
 const NEAR = 14;  // pixels from a curve, where the pointer means it
 const plots = new Map();  // by place
 // to what is even on the axis, and back
@@ -115,7 +116,9 @@ function build(shown, key) {
   shown.labels = element("div", "", place, {className: "labels"});
   shown.told = element("div", "", place, {className: "told"});
   listen(shown);
-  shown.view.then(() => {
+  shown.view.then(view => {
+    const drawn = view.export.bind(view);  // what the tool saves, which has no labels
+    view.export = (...arguments_) => withLabels(shown, drawn(...arguments_));
     const {inner_width, inner_height} = figure.properties;
     figure.x_range.change.connect(() => placeTicks(shown));
     for (const each of [figure.x_range, figure.y_range, inner_width, inner_height])
@@ -351,16 +354,21 @@ function annotate(shown) {
 
 const ruler = document.createElement("canvas").getContext("2d");
 
+// Where there is little room, a label has the values of options without their names.
+const fitLabel = (text, place) => place.clientWidth >= NARROW ? text
+  : text.replace("other targets: ", "≠ ").replace(/[a-z_]+=/g, "").replaceAll(",", ", ");
+
 function labelWidth({place, marks, look: {levels = []}}) {
   ruler.font = "12px system-ui, sans-serif";
-  const texts = [...levels.map(([text]) => text), ...marks.map(mark => mark.label ?? "")];
+  const labels = marks.map(({label}) => label ? `↑ ${fitLabel(label, place)}` : "");
+  const texts = [...levels.map(([text]) => text), ...labels];
   const longest = texts.reduce((most, text) => Math.max(most, ruler.measureText(text).width), 0);
   if (!longest) return 12;
   return Math.min(Math.ceil(longest) + 26, 0.36 * place.clientWidth);
 }
 
 async function placeLabels(shown) {
-  const {look: {levels = [], y}, figure, marks} = shown;
+  const {look: {levels = [], y}, figure, marks, place} = shown;
   const {frame: {bbox}} = await shown.view;
   if (figure !== shown.figure || !bbox.height) return;
   const {x_range, y_range} = figure, [scale] = scales(y.log), start = scale(y_range.start);
@@ -383,7 +391,8 @@ async function placeLabels(shown) {
   const room = `${Math.max(0, figure.min_border_right - 20)}px`;
   all.forEach((label, i) => {
     if (Math.abs(places[i] - label.at) > 1 || label.color) svg.append(leader(label, places[i]));
-    const made = element("span", label.text, labels, {title: label.text, runs: label.runs});
+    const text = label.runs ? fitLabel(label.text, place) : label.text;
+    const made = element("span", text, labels, {title: label.text, runs: label.runs});
     Object.assign(made.style, {top: `${places[i]}px`, maxWidth: room, color: label.color ?? ""});
     if (label.runs) made.onpointerenter = () => setLit(label.runs);
     if (label.runs) made.onpointerleave = () => setLit(null);
@@ -392,6 +401,23 @@ async function placeLabels(shown) {
   if (left) element("span", `and ${left} more`, labels).style.top = `${bbox.height + LEAST_GAP}px`;
   placeEdges(shown, levelAt, bbox);
   light(shown);
+}
+
+// The labels, in a picture that somebody saves.
+function withLabels({labels, place, figure}, layer) {
+  const {ctx, pixel_ratio: ratio} = layer, box = place.getBoundingClientRect();
+  ctx.save();
+  ctx.setTransform(ratio, 0, 0, ratio, 0, 0);
+  ctx.textBaseline = "middle";
+  for (const label of labels.querySelectorAll("span, .edge")) {
+    const {left, top, height} = label.getBoundingClientRect(), style = getComputedStyle(label);
+    ctx.font = `${style.fontWeight} ${style.fontSize} system-ui, sans-serif`;
+    ctx.fillStyle = style.color;
+    const room = label.className.includes("edge") ? figure.inner_width : figure.min_border_right - 18;
+    ctx.fillText(label.textContent, left - box.left, top + height / 2 - box.top, room);
+  }
+  ctx.restore();
+  return layer;
 }
 
 function endLabel({x, y, label, color, runs}, {start, end}, heightOf, {height}) {

@@ -89,6 +89,8 @@ function differenceText(i) {
   return `${sign}${Math.abs(value).toFixed(4)}${wide}${unit === "nats_per_token" ? "" : " b/byte"}`;
 }
 
+const secondsText = value => value < 10 ? value.toFixed(1) : whole.format(value);
+
 function speed(run) {
   const speeds = [...run.train.tokens_per_second ?? []].sort((a, b) => a - b);
   return speeds[speeds.length >> 1] ?? 0;  // the median
@@ -108,8 +110,8 @@ function columnsShown() {
                       text: run => isFinite(bitsPerByte(run)) ? bitsPerByte(run).toFixed(3) : "",
                       group: each => each.bits_per_byte?.toFixed(3) ?? ""};
   const seconds = {id: "seconds", title: "seconds", isNumber: true, value: run => run.seconds,
-                   text: run => run.seconds ? short(run.seconds) : "",
-                   group: each => each.seconds === null ? "" : short(each.seconds)};
+                   text: run => run.seconds ? secondsText(run.seconds) : "",
+                   group: each => each.seconds === null ? "" : secondsText(each.seconds)};
   if (page.sweep) {
     const seeds = {id: "seeds", title: "seeds", isNumber: true, value: run => -run.seeds,
                    text: () => "", group: each => String(each.seeds)};
@@ -198,7 +200,7 @@ function drawGroups(body, columns, own, {value, compare}) {
 function drawGroup(body, columns, group, isBest) {
   const {name, number, runs} = group, numbers = runs.map(([, i]) => i);
   const isEven = new Set(runs.map(([run]) => run.status)).size === 1;
-  const hasTrouble = runs.some(([run]) => TROUBLES.includes(run.status));
+  const hasTrouble = !isEven && runs.some(([run]) => TROUBLES.includes(run.status));
   const isOpen = opened.get(name) ?? hasTrouble;
   const row = element("tr", "", body, {className: "group", runs: numbers});
   drawTick(element("td", "", row), name, numbers, groupPen(number));
@@ -260,6 +262,7 @@ function drawName(cell, run) {
 
 function drawStatus(cell, run) {
   cell.append(statusOf(run.status));
+  cell.title = run.reason ?? "";
   if (run.reason) element("div", run.reason, cell, {className: "dim reason"});
 }
 

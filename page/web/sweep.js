@@ -23,7 +23,11 @@ function drawProgress() {
   const bar = element("progress", "", place, {max: runs.length, value: done});
   bar.ariaLabel = `${done} of ${runs.length} runs have ended`;
   bar.hidden = !page.live;
-  element("code", sweep.command, place);
+  const code = element("code", "", place);
+  for (const word of sweep.command.split(" ")) {
+    element("span", word, code);
+    code.append(" ");
+  }
 }
 
 // What the differences are worth comes first.
@@ -74,8 +78,15 @@ function drawEffects() {
 
 function effect(name, values) {
   const {at, axis} = optionAxis(name, values), marks = [], lines = new Map();
-  const shownGroups = page.sweep.groups.map((group, i) => [group, i])
+  const measured = page.sweep.groups.map((group, i) => [group, i])
     .filter(([group]) => group.mean !== null);
+  // the losses of groups that diverge would leave no room: the axis names them
+  const shownGroups = measured.filter(([, i]) => !isBroken(i));
+  const broken = new Set(measured.filter(([, i]) => isBroken(i)).map(([{options}]) => options[name]));
+  for (const [{options}] of shownGroups) broken.delete(options[name]);
+  const plain = axis.ticks;
+  axis.ticks = () => plain().map(([place, text]) =>
+    [place, broken.has(text) ? `${text} (diverged)` : text]);
   for (const [group, i] of shownGroups) {
     const others = Object.entries(group.options).filter(([option]) => option !== name);
     const key = others.map(([option, value]) => `${option}=${value}`).join(",");
@@ -109,6 +120,12 @@ function effect(name, values) {
                 tell: k => `${bestLoss(run(k)).toFixed(4)}: ${run(k).name}, ${run(k).status}`});
   }
   return [marks, {key: [name, values], x: axis, y: {title: "loss, nats per token"}}];
+}
+
+// Whether no run of a group came to a loss that can be compared.
+function isBroken(group) {
+  const own = numbersOf(group).map(i => page.runs[i].status);
+  return own.every(status => !["finished", "stopped early", "training"].includes(status));
 }
 
 const numbersOf = group => [...page.runs.keys()].filter(i => page.runs[i].group === group);
