@@ -147,6 +147,15 @@ def test_colours_mark_a_best_a_baseline_and_a_sample(folder: Path) -> None:
     assert "\x1b" not in call(*command).stdout
 
 
+@pytest.mark.parametrize(
+    "command", ["curves.py out/run --terminal", f"evaluate.py out/run '--explain={SENTENCE}'"]
+)
+def test_pictures_have_colours_only_where_they_are_wanted(folder: Path, command: str) -> None:
+    assert "\x1b[" in show(*words_of(command)).raw
+    assert "\x1b" not in show(*words_of(command), NO_COLOR="1").raw
+    assert "\x1b" not in call(*words_of(command)).stdout
+
+
 def test_a_corpus_and_its_model_have_no_colours_of_their_own(folder: Path) -> None:
     lines = "the \x1b[31mcat\x1b[2J sat\n" * 300
     Path("evil.txt").write_text(lines, encoding="utf-8")
