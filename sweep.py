@@ -97,7 +97,7 @@ def train_all(sweep: Sweep, options: SweepOptions, command: list[str]) -> int:
     if jobs.stopped_by:
         print(f"\nStopped. To go on:\n  {content['command']}")
         return 128 + jobs.stopped_by
-    return 0
+    return int(bool(jobs.reasons))  # 1 if a run failed
 
 
 def describe_sweep(sweep: Sweep) -> str:

@@ -16,7 +16,8 @@ from sweeps.table import Content
 WIDTH = 80
 BAR_WIDTH = 40
 BAR_WIDTH = 40
-LONGEST_NAME = 26  # of a group in the table
+WIDEST_NAMES = 34  # characters of all options in the table
+SHORTEST_NAME = 7  # that an option has there
 UP = "\x1b[{}A\r\x1b[J"  # moves the cursor so many lines up, and clears what follows
 
 
@@ -45,8 +46,12 @@ class View:
             self.draw(table)
         else:
             print(*table, sep="\n")
-        lines = [*content["sentences"], content["remark"]]
-        print("", *filter(None, lines), sep="\n")
+        for run in content["runs"]:
+            if run["reason"] and self.is_live:  # else it is told already
+                print(f"{run['name']}: {describe_end(run)}")
+        if content["sentences"]:
+            lines = [*content["sentences"], content["remark"]]
+            print("", *filter(None, lines), sep="\n")
 
     def rows_of_table(self) -> int:
         return shutil.get_terminal_size().lines - 5
@@ -130,26 +135,43 @@ def describe_end(run: Content) -> str:
 def show_table(content: Content, rows: int = 10**9) -> list[str]:
     """Show the groups, sorted by their loss; at most so many rows, and how many there are more."""
     groups = content["groups"]
-    title = "group"
-    if len(groups[0]["options"]) == 1:
-        title = next(iter(groups[0]["options"]))
     unit = content["unit"] or "nats per token"
     lines = [f"loss in {unit} on {content['loss_on']}: mean ± deviation over seeds"]
     shown = groups
     if len(groups) > rows - 2:
         shown = groups[: max(1, rows - 3)]
-    names = [title, *(group["name"] for group in shown)]
-    names = [shorten(name, LONGEST_NAME) for name in names]
-    width = max(map(len, names))
-    header = f"{names[0]:<{width}} {'loss':>15} seeds  bits/byte  seconds  status"
+    title, *names = name_rows(shown)
+    header = f"{title} {'loss':>15} seeds  bits/byte  seconds  status"
     lines.append(header)
     room = WIDTH - header.index("status")
-    for name, group in zip(names[1:], shown, strict=True):
-        lines.append(f"{name:<{width}} {show_group(group)}  {shorten(group['status'], room)}")
+    for name, group in zip(names, shown, strict=True):
+        lines.append(f"{name} {show_group(group)}  {shorten(group['status'], room)}")
     left_out = len(groups) - len(shown)
     if left_out:
         lines.append(f"... and {left_out} more")
     return lines
+
+
+def name_rows(groups: Sequence[Content]) -> list[str]:
+    """Name the first columns and the rows, all equally long: a column for each option that varies.
+
+    Long names of options and long values are cut in their middle, so that the table stays narrow.
+    """
+    options = [group["options"] for group in groups]
+    if not options[0]:
+        return pad(["group", *(group["name"] for group in groups)])
+    longest = max(SHORTEST_NAME, WIDEST_NAMES // len(options[0]) - 2)
+    columns = []
+    for name in options[0]:
+        texts = [name, *(own[name] for own in options)]
+        columns.append(pad([shorten(text, longest) for text in texts]))
+    return ["  ".join(cells) for cells in zip(*columns, strict=True)]
+
+
+def pad(texts: Sequence[str]) -> list[str]:
+    """Make texts equally long, with spaces at their ends."""
+    width = max(map(len, texts))
+    return [text.ljust(width) for text in texts]
 
 
 def show_group(group: Content) -> str:

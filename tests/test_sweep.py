@@ -76,7 +76,10 @@ def read_table() -> dict[str, Any]:
 
 @pytest.mark.usefixtures("fakes")
 def test_a_run_that_fails_or_diverges_is_a_row_with_its_reason() -> None:
-    printed = call("sweep.py", *BASE, "--learning_rate=0.1,0.2,0.3,0.4,0.5", "--jobs=2").stdout
+    rates = "--learning_rate=0.1,0.2,0.3,0.4,0.5"
+    done = call("sweep.py", *BASE, rates, "--jobs=2", check=False)
+    assert done.returncode == 1
+    printed = done.stdout
     statuses = {run["options"]["learning_rate"]: run["status"] for run in read_table()["runs"]}
     assert statuses == {
         "0.1": FINISHED,
@@ -95,7 +98,7 @@ def test_a_run_that_fails_or_diverges_is_a_row_with_its_reason() -> None:
 
 @pytest.mark.usefixtures("fakes")
 def test_what_is_done_is_not_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    call("sweep.py", *BASE, "--learning_rate=0.1,0.2,0.3")
+    call("sweep.py", *BASE, "--learning_rate=0.1,0.2,0.3", check=False)
     started = []
 
     def start(run: PlannedRun, at_once: int) -> "subprocess.Popen[bytes]":
@@ -103,7 +106,7 @@ def test_what_is_done_is_not_done_again(monkeypatch: pytest.MonkeyPatch) -> None
         return start_fake(run, at_once)
 
     monkeypatch.setattr("sweeps.jobs.start", start)
-    call("sweep.py", *BASE, "--learning_rate=0.1,0.2,0.3,0.6")
+    call("sweep.py", *BASE, "--learning_rate=0.1,0.2,0.3,0.6", check=False)
     assert started == ["learning_rate=0.3", "learning_rate=0.6"]  # a failed one is tried again
 
 
@@ -159,6 +162,17 @@ def test_a_signal_stops_all_runs_and_says_how_to_go_on(monkeypatch: pytest.Monke
     assert done.returncode == 143
     assert "Stopped. To go on:\n  python sweep.py --corpus=text.txt" in done.stdout
     assert [run["status"] for run in read_table()["runs"]] == [WAITING, WAITING]
+
+
+def test_the_table_has_a_column_for_each_option(fakes: None) -> None:
+    """Names of many options are cut, and never their values."""
+    printed = call("sweep.py", *BASE, "--learning_rate=0.1,0.2", "--warmup_iters=0,1").stdout
+    assert "\nlearning_rate  warmup_iters            loss seeds  bits/byte  seconds" in printed
+    assert re.search(r"^0\.1            0 +0\.1000     1      2\.000        1  fin", printed, re.M)
+    many = ["--learning_rate=0.1,0.2", "--warmup_iters=0,1", "--min_lr_ratio=0.1,0.2"]
+    printed = call("sweep.py", *BASE, *many).stdout
+    assert re.search(r"^lear…ate  warm…ers  min_…tio +loss seeds", printed, re.M)
+    assert re.search(r"^0\.1 +0 +0\.1 +0\.1000 ", printed, re.M)
 
 
 def test_statuses_of_a_group_are_counted() -> None:
