@@ -80,7 +80,7 @@ def unmeasured_group(own: dict[str, Any]) -> dict[str, Any]:
 
 
 def name_group(options: dict[str, str]) -> str:
-    """Name a group by all of its options: in a table and at a curve, a value alone says little."""
+    """Name a group or a run by all of its options: at a curve, a value alone says little."""
     parts = [f"{name}={shorten(value, VALUE_LENGTH)}" for name, value in options.items()]
     return ",".join(parts) or "all runs"
 
@@ -96,14 +96,11 @@ def content_of_member(folder: Path, own: dict[str, Any]) -> Content:
     inner = own["name"]
     if seed:
         inner = f"seed={seed}"
+    content |= {name: own[name] for name in ("name", "status", "reason", "seconds")}
     return content | {
-        "name": own["name"],
-        "short": own["name"],
+        "short": name_group(own["options"]),
         "inner": inner,
         "target": 0,
         "train": {},  # each run's own page has it
-        "status": own["status"],
-        "reason": own["reason"],
-        "best_nll": own["loss"],
-        "seconds": own["seconds"],
+        "best_nll": own["nats"],
     }

@@ -252,12 +252,13 @@ def make_sweep(folder: Path) -> dict[str, Any]:
                     "status": status,
                     "reason": "",
                     "loss": best,
+                    "nats": best,
                     "bits_per_byte": 2.2,
                     "seconds": 21.4,
                 }
             )
-    runs[5] |= {"status": "interrupted", "loss": None}
-    runs[8] |= {"loss": None, "seconds": None}
+    runs[5] |= {"status": "interrupted", "loss": None, "nats": None}
+    runs[8] |= {"loss": None, "nats": None, "seconds": None}
     (folder / "learning_rate=0.03,seed=1/report.html").touch()
     sentence = "0.03 is lower than 0.01 by 0.100 (0.080 to 0.120), 3 seeds: more than noise"
     return {
@@ -265,6 +266,7 @@ def make_sweep(folder: Path) -> dict[str, Any]:
         "command": "python sweep.py config/a.toml --learning_rate=0.01,0.03,0.1 --seed=1,2,3",
         "recipe": "config/a.toml",
         "fixed": {},
+        "unit": "nats per token",
         "varied": {"learning_rate": ["0.01", "0.03", "0.1"], "seed": ["1", "2", "3"]},
         "is_live": True,
         "progress": "7 of 9 runs, about 1 min left",
@@ -332,6 +334,19 @@ def test_a_page_of_a_sweep_says_what_is_better_and_lives(browser: Any, tmp_path:
     assert grid[2].split("\t")[1] == "1.5000 ± 0.0100"
     tab.page.hover("#grid td:has-text('1.5000')")
     assert tab("lit") == [0, 1, 2]
+    tab.close()
+    # different tokens: bits per byte
+    write_sweep_page(tmp_path, sweep | {"unit": "bits per byte"})
+    tab = Tab(browser, tmp_path / "sweep.html", 1400, drawn="page")
+    assert tab(TITLES)[1:3] == ["run", "loss, bits/byte ▴"]
+    assert tab("options().y") == "bits_per_byte"
+    assert float(tab(CELLS)[2][2]) == pytest.approx(1.59 / math.log(2), abs=1e-4)
+    tab.close()
+    # different texts: nothing is compared
+    write_sweep_page(tmp_path, sweep | {"unit": None, "sentences": []})
+    tab = Tab(browser, tmp_path / "sweep.html", 1400, drawn="page")
+    assert tab("byId('effects').hidden")
+    assert tab("document.querySelectorAll('#runs .best').length") == 0
     tab.close()
     tab = Tab(browser, tmp_path / "sweep.html", 390, drawn="page", color_scheme="dark")
     assert tab("document.documentElement.scrollWidth") <= 390

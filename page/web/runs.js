@@ -99,11 +99,13 @@ function speed(run) {
 // A column has what it sorts by, and its text; of a group of seeds too, if there are groups.
 function columnsShown() {
   const isExact = run => !page.curves || run.best_nll !== null;
-  const lossText = run => !isFinite(bestLoss(run)) ? ""
-    : bestLoss(run).toFixed(4) + (isExact(run) ? "" : " *");
+  const lossOf = run => page.sweep ? sweepLoss(run) : bestLoss(run);
+  const lossText = run => !isFinite(lossOf(run)) ? ""
+    : lossOf(run).toFixed(4) + (isExact(run) ? "" : " *");
   const name = {id: "name", title: "run", value: run => run.name};
   const status = {id: "status", title: "status", value: run => run.status};
-  const loss = {id: "loss", title: "loss, nats", isNumber: true, value: bestLoss, text: lossText,
+  const loss = {id: "loss", title: page.sweep && inBits() ? "loss, bits/byte" : "loss, nats", isNumber: true,
+                value: lossOf, text: lossText,
                 group: ({mean, deviation}) => mean === null ? ""
                   : mean.toFixed(4) + (deviation === null ? "" : ` ± ${deviation.toFixed(4)}`)};
   const bitsColumn = {id: "bits", title: "bits/byte", isNumber: true, value: bitsPerByte,
@@ -115,7 +117,7 @@ function columnsShown() {
   if (page.sweep) {
     const seeds = {id: "seeds", title: "seeds", isNumber: true, value: run => -run.seeds,
                    text: () => "", group: each => String(each.seeds)};
-    return [name, loss, status, seeds, bitsColumn, seconds];
+    return [name, loss, status, seeds, ...inBits() ? [] : [bitsColumn], seconds];
   }
   const optionColumns = Object.entries(page.options).map(([option, values]) => {
     const isNumber = values.every(value => value === "" || isFinite(value));
@@ -194,7 +196,7 @@ function drawGroups(body, columns, own, {value, compare}) {
       : order.id === "seeds" ? group.seeds : value(...runs[0]);
     groups.sort((a, b) => compare(sorting(a), sorting(b)));
   }
-  for (const group of groups) drawGroup(body, columns, group, group.number === 0);
+  for (const group of groups) drawGroup(body, columns, group, page.sweep.unit && group.number === 0);
 }
 
 function drawGroup(body, columns, group, isBest) {

@@ -3,15 +3,24 @@
 const SENTENCES = 4;  // that are seen at once
 const SPREAD = 8;  // the largest value over the smallest, from which the axis is logarithmic
 
+// The loss of a run in the unit of the sweep: bits per byte, where runs have different tokens.
+const inBits = () => page.sweep.unit === "bits per byte";
+const sweepLoss = run => inBits() ? bitsPerByte(run) : bestLoss(run);
+
 const varied = () => Object.entries(page.sweep.varied)
   .filter(([name, values]) => name !== "seed" && values.length > 1);
 
+let drawnBefore = false;
+
 function drawSweep() {
   byId("sweep").hidden = !page.sweep;
-  byId("effects").hidden = !page.sweep;
+  byId("effects").hidden = !page.sweep?.unit;
   if (!page.sweep) return;
+  if (inBits() && !drawnBefore) form.elements.y.value = "bits_per_byte";
+  drawnBefore = true;
   drawProgress();
   drawSentences();
+  if (!page.sweep.unit) return;  // the losses do not compare
   drawEffects();
   drawGrid();
 }
@@ -35,7 +44,8 @@ function drawSentences() {
   const {sentences, differences, loss_on, remark} = page.sweep, place = byId("sentences");
   place.replaceChildren();
   const all = sentences.length ? sentences : differences.map(each => each.sentence);
-  if (!all.length) element("p", "No differences yet: no two settings have ended.", place);
+  const isOpen = !all.length && page.sweep.unit && page.groups.length > 1;
+  if (isOpen) element("p", "No differences yet: no two settings have ended.", place);
   all.slice(0, SENTENCES).forEach((text, i) =>
     element("p", text, place, {className: i ? "" : "lead"}));
   if (all.length > SENTENCES) {
@@ -47,8 +57,8 @@ function drawSentences() {
 }
 
 function sweepNotes() {
-  return ["Loss: mean ± standard deviation over the seeds, nats per token",
-          "A row opens to its runs"];
+  const unit = page.sweep.unit ?? "nats per token";
+  return [`Loss: mean ± standard deviation over the seeds, ${unit}`, "A row opens to its runs"];
 }
 
 // Where the values of an option stand: numbers at their places, or their logarithms if they are
@@ -115,11 +125,11 @@ function effect(name, values) {
     const run = k => page.runs[seeds[k][2]];
     const shift = 0.02 * (axis.range[1] - axis.range[0]);  // beside the mean
     marks.push({kind: "points", x: seeds.map(([group]) => at(group.options[name]) + shift),
-                y: seeds.map((_, k) => bestLoss(run(k))), size: 5, alpha: 0.8,
+                y: seeds.map((_, k) => sweepLoss(run(k))), size: 5, alpha: 0.8,
                 color: seeds.map(([, i]) => groupPen(i).color),
-                tell: k => `${bestLoss(run(k)).toFixed(4)}: ${run(k).name}, ${run(k).status}`});
+                tell: k => `${sweepLoss(run(k)).toFixed(4)}: ${run(k).name}, ${run(k).status}`});
   }
-  return [marks, {key: [name, values], x: axis, y: {title: "loss, nats per token"}}];
+  return [marks, {key: [name, values], x: axis, y: {title: `loss, ${page.sweep.unit}`}}];
 }
 
 // Whether no run of a group came to a loss that can be compared.
