@@ -57,7 +57,7 @@ class Terminal:
     def __init__(self, stream: TextIO) -> None:
         # by this name tqdm knows that a bar there and text here share a terminal
         self._wrapped = stream
-        self.line = ""  # that is being written, as if the screen had room for it
+        self.line = ""  # the start of what is being written, as if the screen had room for it
         self.column = 0
 
     def write(self, text: str) -> int:
@@ -78,7 +78,7 @@ class Terminal:
         A command is continued as a shell reads it, so that it can be copied.
         """
         before = self.line
-        self.line += SEQUENCE.sub("", word)
+        self.line = (before + SEQUENCE.sub("", word))[:1000]  # enough to see a command
         line_end = "\n"
         room = screen_width() - self.column
         if word == line_end:
