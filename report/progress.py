@@ -56,7 +56,7 @@ def describe_gpus(record: Record) -> str:
     left = timedelta(seconds=round(record["seconds_left"]))
     return (
         f"{INDENT}each GPU: {record['gpu_tokens_per_second']:,.0f} tokens/s{mfu}, "
-        f"{record['gpu_gigabytes']:.1f} GB at the peak; {left} left"
+        f"{record['gpu_gigabytes']:.1f} GB at peak; {left} left"
     )
 
 

@@ -150,6 +150,18 @@ def test_a_line_of_the_table_has_80_columns_also_with_large_numbers() -> None:
     ]
 
 
+def test_the_line_of_the_gpus_fits_80_columns() -> None:
+    record = {
+        "gpu_tokens_per_second": 1_234_567,
+        "gpu_gigabytes": 133.1,
+        "mfu": 0.412,
+        "seconds_left": 36_003.0,
+    }
+    said = "each GPU: 1,234,567 tokens/s, MFU 41%, 133.1 GB at peak; 10:00:03 left"
+    assert progress.describe_gpus(record).lstrip() == said
+    assert len(progress.describe_gpus(record)) <= 80
+
+
 def test_columns_stay_apart_where_a_run_diverges() -> None:
     """A loss of 370.1892 has no room for its digits: it gets fewer of them."""
     for nll in (99.99, 117.9623, 1234.5678, 6.5e30, 1e300, math.inf, math.nan):

@@ -97,6 +97,6 @@ def test_what_each_gpu_does_is_told(data_dir: Path, monkeypatch: pytest.MonkeyPa
         return found if results else {}
 
     monkeypatch.setattr("report.trainlog.measure_gpus", measure)
-    says = "each GPU: 1,000,000 tokens/s, MFU 41%, 33.1 GB at the peak; 0:00:03 left"
+    says = "each GPU: 1,000,000 tokens/s, MFU 41%, 33.1 GB at peak; 0:00:03 left"
     assert train("--max_iters=8").stdout.count(says) == 5  # after steps 1, 2, 4, 6 and 8
     assert {record.get("mfu") for record in read_metrics(data_dir / "out/run")} == {None, 0.41}
