@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from config.terminal import one_line, print_styled
+from config.terminal import one_line, print_styled, screen_width
 from report.picture import shorten
 from report.status import HAS_NOT_ENDED
 from sweeps.table import Content
@@ -35,7 +35,9 @@ class View:
         """Show how far the sweep is."""
         if self.is_live:
             table = show_table(content, self.rows_of_table())
-            self.draw([*table, "", self.show_progress(content)])
+            lines = [*table, "", self.show_progress(content)]
+            # a line in two rows would be counted as one
+            self.draw([line[: screen_width()] for line in lines])
         else:
             self.tell_ends(content)
 

@@ -11,6 +11,7 @@ import pytest
 
 from config.terminal import Terminal, print_styled, say
 from report.progress import COLUMNS
+from sweeps.view import View
 from tests.conftest import TINY, call, make_text, training_in
 from tests.screen import Screen, printing_to_a_terminal, run_in_terminal, show
 
@@ -214,3 +215,23 @@ def test_the_page_is_named_once_where_it_is_watched(folder: Path) -> None:
     command = words_of("train.py --corpus=text.txt --out_dir=out/watched")
     assert show(*command).text.count("The page: ") == 1
     assert "The page" not in show(*command, "--watchers=").text
+
+
+def test_the_table_of_a_sweep_is_drawn_anew_in_its_place() -> None:
+    group = {
+        "name": "0.03",
+        "options": {"learning_rate": "0.03"},
+        "status": "2 training, 1 waiting",
+    }
+    group |= {"mean": 1.5, "deviation": 0.01, "seeds": 2, "bits_per_byte": 2.1, "seconds": 9.0}
+    runs = [{"name": "0.03", "status": "training", "step": 5, "max_iters": 10}]
+    content = {"groups": [group], "runs": runs, "unit": "", "loss_on": "validation text"}
+    with printing_to_a_terminal(50) as tty:
+        sys.stdout = Terminal(tty)
+        view = View()
+        for _ in range(3):
+            view.show(content)
+    screen = Screen(50)
+    screen.write(tty.getvalue())
+    assert screen.text.count("loss in") == 1
+    assert screen.too_long == []
