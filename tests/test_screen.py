@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -218,7 +219,7 @@ def test_the_page_is_named_once_where_it_is_watched(folder: Path) -> None:
 
 
 def test_the_table_of_a_sweep_is_drawn_anew_in_its_place() -> None:
-    group = {
+    group: dict[str, Any] = {
         "name": "0.03",
         "options": {"learning_rate": "0.03"},
         "status": "2 training, 1 waiting",
