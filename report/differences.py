@@ -9,7 +9,8 @@ from typing import Any
 
 from report.picture import shorten
 
-IGNORED = ("out_dir", "init_from", "watchers")  # what they change is not learned
+# what they change is not learned
+IGNORED = ("out_dir", "init_from", "watchers", "log_interval", "checkpoint_interval")
 VALUE_LENGTH = 20  # of a value in a short name
 
 Options = dict[str, Any]
@@ -41,18 +42,18 @@ def differing_options(options: Sequence[Options]) -> dict[str, list[str]]:
 def short_names(options: Sequence[Options], names: Sequence[str]) -> list[str]:
     """Name each run by the options in which it differs from the others.
 
-    A value that more than half of the runs share is left out. A run without a name of its own keeps
-    its name from `names`.
+    A value that more than two thirds of the runs share is left out. A run without a name of its own
+    keeps its name from `names`.
 
-    >>> options = [{"seed": 1, "n_layer": 2}, {"seed": 2, "n_layer": 2}, {"seed": 3, "n_layer": 4}]
-    >>> short_names(options, ["a", "b", "c"])
-    ['seed=1', 'seed=2', 'seed=3,n_layer=4']
+    >>> options = [{"seed": seed, "n_layer": 2} for seed in (1, 2, 3)]
+    >>> short_names([*options, {"seed": 4, "n_layer": 3}], ["a", "b", "c", "d"])
+    ['seed=1', 'seed=2', 'seed=3', 'seed=4,n_layer=3']
     """
     parts: list[list[str]] = [[] for _ in names]
     for option, values in differing_options(options).items():
         usual, count = Counter(values).most_common(1)[0]
         for own, value in zip(parts, values, strict=True):
-            if value != usual or 2 * count <= len(values):
+            if value != usual or 3 * count <= 2 * len(values):
                 own.append(f"{option}={shorten(value, VALUE_LENGTH)}")
     short = [",".join(own) for own in parts]
     counts = Counter(short)

@@ -106,11 +106,12 @@ def test_thirty_runs_are_told_apart(browser: Any, many: Path) -> None:
     tab(f"{place}.scrollTop = 0")
 
     # a name at the end of each curve, none on another; two in one colour have other dashes
-    labels = tab(f"{LABELS}.filter(each => each.runs).map(each => each.textContent)")
+    labels = tab(f"{LABELS}.filter(each => each.runs).map(each => each.title)")
     assert len(labels) == 12
-    assert sum(label.startswith("other targets: ") for label in labels) == 1
+    assert sum(label.startswith("≠ ") for label in labels) == 1
     assert sum("n_embd=32,learning_rate=0.03" in label for label in labels) == 1
-    tops = tab(f"{LABELS}.map(label => parseFloat(label.style.top))")
+    *tops, above = tab(f"{LABELS}.map(label => parseFloat(label.style.top))")
+    assert above < 0  # the names of the options, of which the labels have the values
     assert min(b - a for a, b in itertools.pairwise(tops)) >= 9.9
     looks = tab("page.groups.map((_, i) => Object.values(groupPen(i)).join())")
     assert len({*looks}) == len(looks)

@@ -106,6 +106,7 @@ function drawLoss(o, x) {
   byId("shaded").hidden = !spans.length;
   for (const place of document.querySelectorAll("#curves .kind")) place.textContent = page.val_kind;
   byId("thin").hidden = !withTrain;
+  byId("unlike").hidden = !shown.some(([run]) => run.target > 0);
   byId("banded").hidden = !byGroup;
   const range = isMany() ? fitted(shown, o, marks) : withBaselines(marks, levels, o);
   plot("loss", marks, {key: [o.x, o.logx, o.y, o.fit], zoom: true, together: true, levels, spans, x,
@@ -171,7 +172,7 @@ function markRuns(shown, o, x, withTrain) {
   return {marks, spans};
 }
 
-const labelOfCurve = (run, name) => run.target > 0 ? `other targets: ${name}` : name;
+const labelOfCurve = (run, name) => run.target > 0 ? `≠ ${name}` : name;
 
 // The mean of each group of runs that share all options but the seed, and a band of one standard
 // deviation. Runs that did not come as far as the others are thin lines.

@@ -61,7 +61,7 @@ function show(place) {
   const {figure} = shown;
   marks.forEach((mark, i) => { shown.sources[i].data = columns(mark); });
   if (look.title) figure.title.text = look.title;
-  figure.min_border_right = labelWidth(shown);
+  figure.min_border_right = measureLabels(shown);
   annotate(shown);
   const reach = marks.flatMap(({y, low = [], high = []}) => [...y, ...low, ...high]);
   showAxis(shown, figure.xaxes[0], figure.x_range, look.x, marks.flatMap(mark => mark.x), 0.02);
@@ -354,21 +354,40 @@ function annotate(shown) {
 
 const ruler = document.createElement("canvas").getContext("2d");
 
-// Where there is little room, a label has the values of options without their names.
-const fitLabel = (text, place) => place.clientWidth >= NARROW ? text
-  : text.replace("other targets: ", "≠ ").replace(/[a-z_]+=/g, "").replaceAll(",", ", ");
+// Where there is little room, the options that most labels have are named once, above them.
+const OPTION = /[a-z_0-9]+(?==)/g;
 
-function labelWidth({place, marks, look: {levels = []}}) {
+function shortenLabels(labels, isNarrow) {
+  const lists = labels.map(label => (label.match(OPTION) ?? []).join());
+  const times = list => lists.filter(each => each === list).length;
+  const usual = lists.reduce((best, list) => times(list) > times(best) ? list : best, lists[0]);
+  const isUsual = 2 * times(usual) > lists.length, names = usual.split(",").filter(Boolean);
+  const without = (label, dropped) =>
+    dropped.reduce((text, name) => text.replace(`${name}=`, ""), label).replaceAll(",", ", ");
+  const shorten = label => {
+    const own = label.match(OPTION) ?? [];
+    const isLikeOthers = isUsual && names.every(name => own.includes(name));
+    return isNarrow ? without(label, own) : isLikeOthers ? without(label, names) : label;
+  };
+  return {shorten, legend: isUsual ? names.join(", ") : ""};
+}
+
+function measureLabels(shown) {
+  const {place, marks, look: {levels = []}} = shown, most = 0.36 * place.clientWidth;
   ruler.font = "12px system-ui, sans-serif";
-  const labels = marks.map(({label}) => label ? `↑ ${fitLabel(label, place)}` : "");
-  const texts = [...levels.map(([text]) => text), ...labels];
-  const longest = texts.reduce((most, text) => Math.max(most, ruler.measureText(text).width), 0);
-  if (!longest) return 12;
-  return Math.min(Math.ceil(longest) + 26, 0.36 * place.clientWidth);
+  const width = texts => Math.ceil(highest([0, ...texts.map(text => ruler.measureText(text).width)]));
+  const labels = marks.filter(({label}) => label).map(({label}) => label);
+  const isLong = width(labels.map(label => `↑ ${label}`)) + 26 > most;
+  const {shorten, legend} = isLong ? shortenLabels(labels, place.clientWidth < NARROW)
+    : {shorten: label => label, legend: ""};
+  Object.assign(shown, {shorten, legend});
+  const fitted = labels.map(label => `↑ ${shorten(label)}`);
+  const longest = width([...levels.map(([text]) => text), ...fitted, legend]);
+  return longest ? Math.min(longest + 26, most) : 12;
 }
 
 async function placeLabels(shown) {
-  const {look: {levels = [], y}, figure, marks, place} = shown;
+  const {look: {levels = [], y}, figure, marks} = shown;
   const {frame: {bbox}} = await shown.view;
   if (figure !== shown.figure || !bbox.height) return;
   const {x_range, y_range} = figure, [scale] = scales(y.log), start = scale(y_range.start);
@@ -391,7 +410,7 @@ async function placeLabels(shown) {
   const room = `${Math.max(0, figure.min_border_right - 20)}px`;
   all.forEach((label, i) => {
     if (Math.abs(places[i] - label.at) > 1 || label.color) svg.append(leader(label, places[i]));
-    const text = label.runs ? fitLabel(label.text, place) : label.text;
+    const text = label.runs ? shown.shorten(label.text) : label.text;
     const made = element("span", text, labels, {title: label.text, runs: label.runs});
     Object.assign(made.style, {top: `${places[i]}px`, maxWidth: room, color: label.color ?? ""});
     if (label.runs) made.onpointerenter = () => setLit(label.runs);
@@ -399,6 +418,10 @@ async function placeLabels(shown) {
   });
   const left = found.length - all.length;
   if (left) element("span", `and ${left} more`, labels).style.top = `${bbox.height + LEAST_GAP}px`;
+  if (shown.legend) {
+    const legend = element("span", shown.legend, labels, {title: shown.legend});
+    Object.assign(legend.style, {top: "-14px", maxWidth: room});
+  }
   placeEdges(shown, levelAt, bbox);
   light(shown);
 }

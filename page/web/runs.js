@@ -247,12 +247,15 @@ function drawRun(body, columns, run, i, best) {
   }
   listenRow(row);
   if (page.sweep) return;
-  row.onclick = event => {
+  const choose = event => {
     if (event.target.closest("a, button, label, input")) return;
     reference = i;
     drawRuns();
     draw();
   };
+  row.onclick = choose;
+  row.tabIndex = 0;
+  row.onkeydown = event => { if (event.key === "Enter") choose(event); };
 }
 
 function drawName(cell, run) {
@@ -283,6 +286,8 @@ function drawTick(cell, name, numbers, {color, dash}) {
 function listenRow(row) {
   row.onpointerenter = () => setLit(row.runs);
   row.onpointerleave = () => setLit(null);
+  row.onfocus = () => setLit(row.runs);
+  row.onblur = () => setLit(null);
 }
 
 function lightRows() {
