@@ -4,31 +4,48 @@ import json
 import statistics
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from config.errors import UserError
-from config.files import write_atomically
+from config.files import lock_of, locked, write_atomically
 from config.schema import Config
 from config.terminal import progress_bar
-from sweeps.grid import PlannedRun, Steps
+from sweeps.grid import PlannedRun, Steps, name_options
 
 WARMUP_STEPS = 3  # that are slower, and not counted
 TIMED_STEPS = 20
+LONGEST_WAIT = 600  # seconds, for another process that measures
 
 
 def fit_steps(runs: list[PlannedRun], seconds: float, path: Path) -> Steps:
-    """Return how many steps of training each group takes in so many seconds, by its name.
+    """Return how many steps of training each group takes in so many seconds, by its options.
 
     Evaluations do not count. What was measured once stays, in the file `path`: the same command
-    trains the same runs again.
+    trains the same runs again. Of a job array, one job measures, and the others wait for it.
     """
-    steps: Steps = {}
-    if path.exists():
-        steps = json.loads(path.read_bytes())
-    first_of_group = {run.group: run for run in reversed(runs)}
-    new = {name: run for name, run in first_of_group.items() if name not in steps}
-    for name, run in progress_bar(new.items(), "measuring speed"):
-        steps[name] = max(1, round(seconds / measure_step(run.cfg)))
-    write_atomically(path, json.dumps(steps, indent=1).encode())
+    taken = f"{path}: another sweep.py measures the speed; start this one again when it trains"
+    with locked(lock_of(path.resolve()), taken, LONGEST_WAIT):
+        steps = read_steps(path)
+        firsts = {name_options(run.varied): run for run in reversed(runs)}  # of each group
+        new = {options: run for options, run in firsts.items() if options not in steps}
+        for options, run in progress_bar(new.items(), "measuring speed"):
+            steps[options] = max(1, round(seconds / measure_step(run.cfg)))
+        if new:
+            write_atomically(path, json.dumps(steps, indent=1).encode())
     return steps
+
+
+def read_steps(path: Path) -> Steps:
+    """Read the steps that were measured before; none if there is no file."""
+    if not path.exists():
+        return {}
+    try:
+        return TypeAdapter(Steps).validate_json(path.read_bytes())
+    except ValueError:
+        raise UserError(
+            f"{path}: is damaged; remove it to measure the speed anew, and name another --out_dir "
+            "if runs of this sweep are there already"
+        ) from None
 
 
 def measure_step(cfg: Config) -> float:

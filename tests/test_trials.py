@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from config.files import lock_of, locked
 from config.schema import Config
 from sweeps.rates import RateTrial, describe_rates, find_best_trial, list_rates, with_rate
 from tests.conftest import TINY, call, read_metrics
@@ -78,9 +79,32 @@ def test_equal_seconds_give_each_group_its_steps(monkeypatch: pytest.MonkeyPatch
     listed = call("sweep.py", *UNLIMITED, *options, "--list").stdout.splitlines()
     assert ["--max_iters=8" in line for line in listed] == [True, True, False, False]
     assert ["--max_iters=4" in line for line in listed] == [False, False, True, True]
-    assert json.loads((FOLDER / "steps.json").read_bytes()) == {"1": 8, "2": 4}
+    assert json.loads((FOLDER / "steps.json").read_bytes()) == {"n_head=1": 8, "n_head=2": 4}
     monkeypatch.setattr("sweeps.speed.measure_step", lambda cfg: 99.0)
     assert call("sweep.py", *UNLIMITED, *options, "--list").stdout.splitlines() == listed
+    # the value 1 of another option is another setting
+    other = ["--n_layer=1", "--n_layer=2", "--equal_seconds=99", "--list"]
+    assert "--max_iters=1 " in call("sweep.py", *UNLIMITED, *other).stdout
+
+
+@pytest.mark.usefixtures("data_dir")
+def test_steps_that_cannot_be_read_are_told() -> None:
+    FOLDER.mkdir(parents=True)
+    steps = FOLDER / "steps.json"
+    for content in ("{", "[1]", '{"n_head=1": "x"}'):
+        steps.write_text(content)
+        done = call("sweep.py", *UNLIMITED, "--equal_seconds=1", "--list", check=False)
+        assert done.stderr.startswith(f"error: {steps}: is damaged; remove it")
+        assert steps.read_text() == content
+
+
+@pytest.mark.usefixtures("data_dir")
+def test_only_one_process_measures_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The jobs of an array start together, and train the same number of steps."""
+    monkeypatch.setattr("sweeps.speed.LONGEST_WAIT", 0)
+    with locked(lock_of((FOLDER / "steps.json").resolve()), "taken"):
+        done = call("sweep.py", *UNLIMITED, "--equal_seconds=1", "--only=1", check=False)
+    assert "another sweep.py measures the speed" in done.stderr
 
 
 @pytest.mark.usefixtures("data_dir")
