@@ -14,7 +14,7 @@ import sys
 from importlib.util import find_spec
 
 from config.errors import UserError, run_command
-from config.files import is_run, lock_of, locked
+from config.files import lock_of, locked
 from sweeps.grid import Sweep, SweepOptions, read_sweep
 from sweeps.jobs import ROOT, Jobs, choose_jobs
 from sweeps.output import Output
@@ -58,7 +58,7 @@ def find_lr(sweep: Sweep) -> None:
 def train_one(sweep: Sweep, number: int) -> int:
     """Train the run of a line of --list, as `train.py` would; returns its exit code."""
     if number > len(sweep.runs):
-        raise UserError(f"only={number}: --list has {len(sweep.runs)} runs, the first is 1")
+        raise UserError(f"only={number}: the last line of --list is {len(sweep.runs)}")
     run = sweep.runs[number - 1]
     command = [sys.executable, str(ROOT / "train.py"), *run.arguments()]
     return subprocess.call(command)
@@ -69,8 +69,6 @@ def train_all(sweep: Sweep, options: SweepOptions, command: list[str]) -> int:
     if not find_spec("scipy"):  # in an installation of before there was a sweep
         raise UserError("needs the package scipy: python -m pip install -r requirements.txt")
     folder = sweep.folder
-    if is_run(folder) or folder.is_file():
-        raise UserError(f"{folder}: is no folder of a sweep; name another --out_dir")
     with locked(lock_of(folder.resolve()), f"{folder}: another sweep.py trains there"):
         at_once = 1
         if not options.equal_seconds:
@@ -105,9 +103,9 @@ def describe_sweep(sweep: Sweep) -> str:
 
     For two rates and three seeds: `6 runs, 2 of learning_rate x 3 of seed`.
     """
-    factors = [f"{len(values)} of {name}" for name, values in sweep.varied.items()]
-    if not factors:
+    if len(sweep.runs) == 1:
         return "1 run"
+    factors = [f"{len(values)} of {name}" for name, values in sweep.varied.items()]
     return f"{len(sweep.runs)} runs, {' x '.join(factors)}"
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from config.cli import choose_out_dir, load_config
 from config.errors import UserError
-from config.files import is_run
+from config.files import check_place, is_run
 from config.parser import parse_repeated
 from config.recipe import load_saved, merge, sections
 from config.schema import Config
@@ -23,9 +23,10 @@ LONGEST = 60  # characters of a run's name; a run whose name would be longer get
 MAX_RUNS = 10_000
 # Options that say where a run is, what it shows, or that it goes on: two runs that differ in
 # nothing else are the same.
-WITHOUT_EFFECT = {"out_dir", "init_from", "watchers", "log_interval", "checkpoint_interval"}
+UNCOMPARED = {"watchers", "log_interval", "checkpoint_interval"}
+WITHOUT_EFFECT = {"out_dir", "init_from", *UNCOMPARED}
 
-Steps = dict[str, int]  # {name of a group: steps}
+Steps = dict[str, int]  # {options of a group: steps}
 NO_STEPS: Steps = {}
 Values = dict[str, list[str]]  # {name of an option: values}
 Runs = list[tuple[Path, Config]]  # that are trained already
@@ -39,9 +40,7 @@ class SweepOptions(Section):
     list: bool = Field(
         False, description="only print the command of each run, a line each, for other schedulers"
     )
-    only: Count = Field(
-        0, description="only train the run of this line of --list, the first is 1; 0 = all"
-    )
+    only: Count = Field(0, description="only train the run of this line of --list, the first is 1")
     equal_seconds: Rate = Field(
         0.0, description="give each run the steps that fit into so many seconds; 0 = max_iters"
     )
@@ -111,18 +110,46 @@ def read_sweep(argv: list[str], steps: Steps = NO_STEPS) -> tuple[Sweep, SweepOp
         if name in given:
             own[name] = given.pop(name)[-1]
     options = merge(SweepOptions, None, own)
+    check_modes(options, own)
     recipes = split_recipes(words)
     values = {name: split_values(name, texts) for name, texts in given.items()}
-    if len(values.get("split", [])) > 1:
-        raise UserError("split: losses on two texts cannot be compared; name one")
+    check_values(values)
     folder = choose_folder(recipes, values, options)
+    if is_run(folder) or folder.is_file():
+        raise UserError(f"{folder}: is no folder of a sweep; name another --out_dir")
+    check_place(folder)
     values.pop("out_dir", None)
     if len(recipes) > 1:
         values = {RECIPE: recipes, **values}
     fixed = fixed_options(values)
     varied = {name: texts for name, texts in values.items() if len(texts) > 1}
     runs = plan_runs(folder, recipes[0], fixed, varied, steps)
+    for name in varied:  # without those that another writing has, as 1e-2 of 0.01
+        varied[name] = list(dict.fromkeys(run.varied[name] for run in runs))
     return Sweep(folder, fixed, varied, runs), options
+
+
+def check_modes(options: SweepOptions, own: Options) -> None:
+    """Raise a UserError for options of a sweep that do not go together.
+
+    `own` are those that were given. A job array that counts from 0 would train all runs first.
+    """
+    modes = [name for name in ("list", "only", "find_lr") if getattr(options, name)]
+    if len(modes) > 1:
+        raise UserError(f"{' and '.join(modes)} do not go together: name one of them")
+    if "only" in own and not options.only:
+        raise UserError("only=0: the lines of --list are counted from 1; leave it out to train all")
+
+
+def check_values(values: Values) -> None:
+    """Raise a UserError for options whose values cannot be compared."""
+    for name, texts in values.items():
+        if name in UNCOMPARED and len(texts) > 1:
+            raise UserError(f"{name}: changes no loss, so there is nothing to compare; name one")
+    if len(values.get("split", [])) > 1:
+        raise UserError("split: losses on two texts cannot be compared; name one")
+    if "resume" in values.get("init_from", []):
+        raise UserError("init_from=resume: leave it out; a sweep resumes runs that were cut off")
 
 
 def fixed_options(values: Values) -> Options:
@@ -146,7 +173,7 @@ def split_values(name: str, texts: list[str]) -> list[str]:
     """
     values = texts
     if not takes_text(name):
-        values = [value for text in texts for value in text.split(",")]
+        values = [value.strip() for text in texts for value in text.split(",")]
     return list(dict.fromkeys(values))
 
 
@@ -161,10 +188,11 @@ def takes_text(name: str) -> bool:
 
 def choose_folder(recipes: list[str], values: Values, options: SweepOptions) -> Path:
     """Name the folder of a sweep after its recipe, and the options that stay fixed in it."""
-    if "out_dir" in values:
-        if len(values["out_dir"]) > 1:
-            raise UserError("out_dir is the folder of the whole sweep: name one")
-        return Path(values["out_dir"][0]).expanduser()
+    out_dir = values.get("out_dir", [""])
+    if len(out_dir) > 1:
+        raise UserError("out_dir is the folder of the whole sweep: name one")
+    if out_dir[0]:
+        return Path(out_dir[0]).expanduser()
     recipe = Path("recipes.toml")
     if len(recipes) == 1:
         recipe = Path(recipes[0] or "default.toml")
@@ -192,15 +220,16 @@ def plan_runs(
         raise UserError(f"these are {count:,} runs, and at most {MAX_RUNS:,} are a sweep")
     there = find_runs(folder)
     taken = {path.name for path, _ in there}
+    planned = {"logs"}  # names in lower case: file systems of macOS and Windows know no other
     problems: dict[str, None] = {}
     runs: list[PlannedRun] = []
     for combination in itertools.product(*varied.values()):
         own = dict(zip(varied, combination, strict=True))
         given = fixed | own
         own_recipe = given.pop(RECIPE, recipe)
-        group = name_group(own)
-        if group in steps:
-            given["max_iters"] = str(steps[group])
+        setting = name_options(own)
+        if setting in steps:
+            given["max_iters"] = str(steps[setting])
         try:
             cfg = load_planned(own_recipe, given)
         except UserError as error:
@@ -210,9 +239,13 @@ def plan_runs(
             continue
         path = find_same(cfg, there)
         if path is None:
-            path = folder / choose_name(own, folder, taken)
+            name = choose_name(own)
+            if name is None or name.lower() in planned:  # as of a/recipe.toml and b/recipe.toml
+                name = next(number for number in numbers() if number not in taken)
+            path = folder / name
             refuse_other(path, there, cfg)
-            taken.add(path.name)
+            taken.add(name)
+        planned.add(path.name.lower())
         runs.append(PlannedRun(path, own_recipe, given, own, cfg))
     if problems:
         raise UserError("\n  ".join(problems))
@@ -284,8 +317,8 @@ def refuse_other(path: Path, there: Runs, cfg: Config) -> None:
             )
 
 
-def choose_name(varied: Options, folder: Path, taken: set[str]) -> str:
-    """Name a run after what it varies; a number where that would be long, or no name of a file."""
+def choose_name(varied: Options) -> str | None:
+    """Name a run after what it varies; None where that would be long, or no name of a file."""
     parts = []
     for name, value in varied.items():
         if name == RECIPE:
@@ -293,9 +326,9 @@ def choose_name(varied: Options, folder: Path, taken: set[str]) -> str:
         else:
             parts.append(f"{name}={value}")
     name = ",".join(parts) or "run"
-    if len(name) <= LONGEST and re.fullmatch(r"[\w.,=+-]+", name):
-        return name
-    return next(number for number in numbers() if number not in taken)
+    if len(name) > LONGEST or not re.fullmatch(r"[\w.,=+-]*[\w,=+-]", name):
+        return None
+    return name
 
 
 def name_group(varied: Options) -> str:
@@ -304,9 +337,15 @@ def name_group(varied: Options) -> str:
     >>> name_group({"n_layer": "2", "seed": "1"}), name_group({"n_layer": "2", "n_head": "4"})
     ('2', 'n_layer=2,n_head=4')
     """
+    values = [value for name, value in varied.items() if name != "seed"]
+    if len(values) == 1:
+        return values[0]
+    return name_options(varied)
+
+
+def name_options(varied: Options) -> str:
+    """Name the options that vary but the seed, with their values, also where it is only one."""
     options = {name: value for name, value in varied.items() if name != "seed"}
-    if len(options) == 1:
-        return next(iter(options.values()))
     return ",".join(f"{name}={value}" for name, value in options.items()) or SAME
 
 

@@ -40,7 +40,10 @@ def test_each_combination_is_a_run() -> None:
     assert names("--learning_rate=0.01,1e-2,0.01") == ["learning_rate=0.01"]
     assert names("--optimizer=muon,adamw") == ["optimizer=muon", "optimizer=adamw"]
     assert names("--qk_norm=true,false") == ["qk_norm=true", "qk_norm=false"]
+    assert names("--seed=1, 2") == ["seed=1", "seed=2"]
     assert names() == ["run"]
+    sweep, _ = read_sweep([*BASE, "--learning_rate=0.01,1e-2,0.1"])
+    assert sweep.varied == {"learning_rate": ["0.01", "0.1"]}
 
 
 @pytest.mark.usefixtures("data_dir")
@@ -50,10 +53,8 @@ def test_an_option_that_is_a_text_is_given_again() -> None:
     assert [run.path.name for run in sweep.runs] == ["1", "2", "mask=t,seed=1", "mask=t,seed=2"]
     assert [run.varied["mask"] for run in sweep.runs] == ["a{1,2}", "a{1,2}", "t", "t"]
     assert [run.cfg.data.mask for run in sweep.runs] == ["a{1,2}", "a{1,2}", "t", "t"]
-    long = [
-        f"--{name}=1,2" for name in ("warmup_iters", "eval_interval", "log_interval", "n_layer")
-    ]
-    assert len(names(*long, "--checkpoint_interval=5,6")[-1]) <= 2
+    many = ("warmup_iters", "eval_interval", "patience", "n_layer", "eval_tokens")
+    assert len(names(*(f"--{name}=1,2" for name in many))[-1]) <= 2
 
 
 @pytest.mark.usefixtures("data_dir")
@@ -67,11 +68,36 @@ def test_several_recipes() -> None:
 
 
 @pytest.mark.usefixtures("data_dir")
+def test_no_two_runs_have_one_directory() -> None:
+    """Recipes may have one name, and some file systems do not tell a from A."""
+    Path("other").mkdir()
+    for path in ("a.toml", "other/a.toml", "logs.toml"):
+        Path(path).write_text(f"[optim]\nlearning_rate = 0.{len(path)}\n")
+    sweep, _ = read_sweep(["a.toml,other/a.toml,logs.toml", *BASE])
+    assert sweep.names() == ["a", "1", "2"]  # logs/ has what runs printed
+    assert names("--mask=t", "--mask=T") == ["mask=t", "1"]
+    assert names("--mask=t", "--mask=t.") == ["mask=t", "1"]  # Windows knows no dot at the end
+
+
+@pytest.mark.usefixtures("data_dir")
+def test_options_that_do_not_go_together() -> None:
+    assert "list and only do not go together" in error("--list", "--only=1")
+    assert "only and find_lr do not go together" in error("--find_lr", "--only=1")
+    assert "only=0: the lines of --list are counted from 1" in error("--only=0", "--seed=1,2")
+    assert "log_interval: changes no loss" in error("--log_interval=1,2")
+    assert "watchers: changes no loss" in error("--watchers=", "--watchers=page")
+    assert "init_from=resume: leave it out" in error("--init_from=resume", "--seed=1,2")
+    assert not os.path.exists("out")
+
+
+@pytest.mark.usefixtures("data_dir")
 def test_the_folder_is_named_after_what_stays() -> None:
     """It stands beside the run of the same recipe, and is never that run."""
     Path("small.toml").write_text("[model]\nn_layer = 1\n")
     options = ["--corpus=text.txt", "--max_iters=5"]
     sweep, _ = read_sweep(["small.toml", *options, "--learning_rate=0.1,0.2", "--seed=1,2"])
+    assert sweep.folder == Path("out/sweep-small,corpus=text.txt,max_iters=5")
+    sweep, _ = read_sweep(["small.toml", *options, "--out_dir="])
     assert sweep.folder == Path("out/sweep-small,corpus=text.txt,max_iters=5")
     sweep, _ = read_sweep(["small.toml", *options, "--seed=1,2", "--out_dir=out/mine"])
     assert sweep.folder == Path("out/mine")
@@ -79,6 +105,9 @@ def test_the_folder_is_named_after_what_stays() -> None:
     assert "out/mine: is no folder of a sweep; name another --out_dir" in error(
         "--out_dir=out/mine"
     )
+    for mode in ("--only=1", "--list", "--find_lr", "--equal_seconds=1"):
+        assert "is no folder of a sweep" in error("--out_dir=out/mine", mode)
+        assert "text.txt/x: nothing can be written into" in error("--out_dir=text.txt/x", mode)
     assert "out_dir is the folder of the whole sweep" in error("--out_dir=a", "--out_dir=b")
 
 
@@ -121,4 +150,4 @@ def test_the_list_has_the_commands_for_other_schedulers() -> None:
     assert words[:2] == ["python", "train.py"]
     call("train.py", *words[2:])
     assert "learning_rate = 0.2" in Path("out/a sweep/learning_rate=0.2/config.toml").read_text()
-    assert "only=3: --list has 2 runs, the first is 1" in error(*arguments, "--only=3")
+    assert "only=3: the last line of --list is 2" in error(*arguments, "--only=3")
