@@ -1,10 +1,12 @@
 """Writes sweep.html: what a sweep found, live while it runs."""
 
 import time
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from config.files import is_run
+from config.errors import UserError
 from engine.run import open_run
 from page.content import Content, content_of_run
 from page.page import build_page, build_script, links_to, write_script
@@ -67,6 +69,12 @@ def content_of_sweep(folder: Path, sweep: dict[str, Any]) -> Content:
     }
 
 
+@lru_cache(maxsize=10_000)
+def read_curves(path: Path, written: tuple[int, int]) -> Content:
+    """Collect a run's losses; again only if its metrics were written since."""
+    return content_of_run(open_run(path))
+
+
 def options_but_seed(own: dict[str, Any]) -> dict[str, str]:
     return {name: value for name, value in own["options"].items() if name != "seed"}
 
@@ -89,8 +97,9 @@ def content_of_member(folder: Path, own: dict[str, Any]) -> Content:
     """Collect what the page shows of a run of the sweep, which may not have begun."""
     path = folder / own["name"]
     content = {**EMPTY}
-    if is_run(path):
-        content |= content_of_run(open_run(path))
+    with suppress(OSError, UserError):  # it has not begun, or its files are damaged
+        written = (path / "metrics.jsonl").stat()
+        content |= read_curves(path, (written.st_mtime_ns, written.st_size))
         content |= links_to(path, folder)
     seed = own["options"].get("seed", "")
     inner = own["name"]

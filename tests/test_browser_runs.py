@@ -86,7 +86,7 @@ def test_thirty_runs_are_told_apart(browser: Any, many: Path) -> None:
         "1 interrupted: cut_off",
     ]
     titles = tab(TITLES)
-    assert titles[1:6] == ["run", "loss, nats ▴", "difference", "status", "bits/byte"]
+    assert titles[1:6] == ["run", "loss, nats ▴", "difference", "status", "n_embd"]
     assert {"learning_rate", "n_embd", "seed"} < {*titles}
     assert "n_layer" not in titles
 
@@ -194,9 +194,9 @@ def test_thirty_runs_are_told_apart(browser: Any, many: Path) -> None:
 
 
 def test_a_page_of_runs_follows_those_that_train(browser: Any, many: Path, tmp_path: Path) -> None:
-    for name in ("run00", "cut_off"):
-        shutil.copytree(many / name, tmp_path / "out" / name)
-    folders = [tmp_path / "out" / "run00", tmp_path / "out" / "cut_off"]
+    folders = [tmp_path / "out" / "run00", tmp_path / "out" / "100% #1?"]
+    shutil.copytree(many / "run00", folders[0])
+    shutil.copytree(many / "cut_off", folders[1])
     (folders[1] / "report.js").touch()
     write_runs(tmp_path / "runs.html", folders)
     page = (tmp_path / "runs.html").read_text(encoding="utf-8")
@@ -210,7 +210,7 @@ def test_a_page_of_runs_follows_those_that_train(browser: Any, many: Path, tmp_p
     (folders[1] / "report.js").write_text(script, encoding="utf-8")
     tab.page.wait_for_function("page.runs[1].status === 'finished'", timeout=10_000)
     assert tab.text("#overview") == "2 finished"
-    assert tab(CELLS)[0][1:3] == ["cut_off", "1.2500"]
+    assert tab(CELLS)[0][1:3] == ["100% #1?", "1.2500"]
     tab.close()
 
 

@@ -174,6 +174,8 @@ function follow(run, data) {
   drawAll();
 }
 
+// A run's folder in an address.
+const pathOf = run => run.folder.split("/").map(encodeURIComponent).join("/");
 const training = () => page.runs.filter(run => run.hasData && run.status === "training");
 
 // The data of a page is beside it: report.js, or sweep.js. That of the runs is in their folders.
@@ -181,7 +183,7 @@ function poll() {
   if (page) showStatus();
   const sources = [], own = location.pathname.split("/").pop().replace(/html$/, "js");
   if (!page || page.live) sources.push([own]);
-  else for (const run of training()) sources.push([`${run.folder}/report.js`, page.runs.indexOf(run)]);
+  else for (const run of training()) sources.push([`${pathOf(run)}/report.js`, page.runs.indexOf(run)]);
   if (!sources.length) return;
   let waiting = sources.length;
   for (const [source, run] of sources) {

@@ -119,7 +119,10 @@ function columnsShown() {
                    text: () => "", group: each => String(each.seeds)};
     return [name, loss, status, seeds, ...inBits() ? [] : [bitsColumn], seconds];
   }
-  const optionColumns = Object.entries(page.options).map(([option, values]) => {
+  // what differs in most runs comes first
+  const usual = ([, values]) => highest(values.map(each => values.filter(v => v === each).length));
+  const options = Object.entries(page.options).sort((a, b) => usual(a) - usual(b));
+  const optionColumns = options.map(([option, values]) => {
     const isNumber = values.every(value => value === "" || isFinite(value));
     const value = (run, i) => isNumber ? Number(values[i]) : values[i];
     return {id: `option ${option}`, title: option, isNumber, value, text: (run, i) => values[i]};
@@ -130,7 +133,7 @@ function columnsShown() {
   const speeds = {id: "speed", title: "tokens/s", isNumber: true, value: speed,
                   text: run => speed(run) ? short(speed(run)) : ""};
   if (!page.curves) return [name, loss, difference, bitsColumn];
-  return [name, loss, difference, status, bitsColumn, ...optionColumns, seconds, speeds];
+  return [name, loss, difference, status, ...optionColumns, bitsColumn, seconds, speeds];
 }
 
 function drawRuns() {
@@ -259,10 +262,9 @@ function drawRun(body, columns, run, i, best) {
 }
 
 function drawName(cell, run) {
-  const folder = run.folder?.split("/").map(encodeURIComponent).join("/");
   const text = page.sweep ? run.inner : run.name;
   if (!run.hasReport) return element("span", text, cell, {title: run.name});
-  element("a", text, cell, {href: `${folder}/report.html`, title: `${run.name}: its own page`});
+  element("a", text, cell, {href: `${pathOf(run)}/report.html`, title: `${run.name}: its own page`});
 }
 
 function drawStatus(cell, run) {
