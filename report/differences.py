@@ -42,8 +42,8 @@ def differing_options(options: Sequence[Options]) -> dict[str, list[str]]:
 def short_names(options: Sequence[Options], names: Sequence[str]) -> list[str]:
     """Name each run by the options in which it differs from the others.
 
-    A value that more than two thirds of the runs share is left out. A run without a name of its own
-    keeps its name from `names`.
+    A value that more than two thirds of the runs share is left out, and so is an empty one. A run
+    without a name of its own keeps its name from `names`.
 
     >>> options = [{"seed": seed, "n_layer": 2} for seed in (1, 2, 3)]
     >>> short_names([*options, {"seed": 4, "n_layer": 3}], ["a", "b", "c", "d"])
@@ -52,8 +52,9 @@ def short_names(options: Sequence[Options], names: Sequence[str]) -> list[str]:
     parts: list[list[str]] = [[] for _ in names]
     for option, values in differing_options(options).items():
         usual, count = Counter(values).most_common(1)[0]
+        is_rare = 3 * count <= 2 * len(values)
         for own, value in zip(parts, values, strict=True):
-            if value != usual or 3 * count <= 2 * len(values):
+            if value and (is_rare or value != usual):
                 own.append(f"{option}={shorten(value, VALUE_LENGTH)}")
     short = [",".join(own) for own in parts]
     counts = Counter(short)

@@ -29,8 +29,10 @@ from engine.run_text import make_eval_text, open_corpus
 from page.content import content_of_runs
 from page.page import write_data
 from page.records import read_passages
+from page.sweep import content_of_sweep
 from report.analysis import PASSAGE_TEMPERATURES
 from tests.conftest import TINY, call, read_metrics, write_metrics
+from tests.many_runs import make_ended_run, make_sweep
 
 
 @pytest.fixture
@@ -276,6 +278,60 @@ def test_the_difference_of_two_runs_is_that_of_evaluate(data_dir: Path) -> None:
     width = shown["high"] - shown["low"]
     exact = found["high"] - found["low"]
     assert 0.5 * exact < width < 2 * exact  # the same blocks of the text, but for their borders
+
+
+def test_runs_of_other_targets_are_compared_with_none(tmp_path: Path) -> None:
+    make_ended_run(tmp_path / "a", 1.5, {})
+    make_ended_run(tmp_path / "b", 1.6, {}, run={"seed": 7})
+    make_ended_run(tmp_path / "c", 1.7, {"stopped_early": 1.0}, run={"seed": 8})
+    make_ended_run(tmp_path / "d", 1.0, None, data={"mask": "[A-Z]+:"})
+    make_ended_run(tmp_path / "e", 1.1, {"diverged": 1.0}, data={"mask": "[A-Z]+:"})
+    content = content_of_runs([open_run(tmp_path / name) for name in "abcde"])
+    pairs = [pair["runs"] for pair in content["pairs"]]
+    assert pairs == [[0, 1], [0, 2], [1, 2]]
+    differences = [pair["value"] for pair in content["pairs"]]
+    assert differences == pytest.approx([0.1, 0.2, 0.1], abs=2e-3)
+    assert all(pair["low"] < pair["value"] < pair["high"] for pair in content["pairs"])
+    runs = content["runs"]
+    assert [run["target"] for run in runs] == [0, 0, 0, 1, 1]
+    assert content["targets"][1] == "mask=[A-Z]+:"
+    # d and e share all options and the seed: they are no repetition
+    assert [run["group"] for run in runs] == [0, 0, 0, 1, 2]
+    assert [run["status"] for run in runs] == [
+        "finished",
+        "finished",
+        "stopped early",
+        "interrupted",
+        "diverged",
+    ]
+    assert runs[1]["short"] == "seed=7"
+    assert runs[3]["short"] == "d"
+
+
+def test_a_page_of_a_sweep_reads_what_is_new_and_leaves_out_what_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = make_sweep(tmp_path)
+    content = content_of_sweep(tmp_path, sweep)
+    counts = [len(run["val"].get("val_nll", [])) for run in content["runs"]]
+    assert counts == [27, 27, 27, 27, 27, 12, 27, 27, 0]
+    assert content["runs"][8]["status"] == "waiting"
+    opened: list[Path] = []
+
+    def opening(path: Path) -> Run:
+        opened.append(path)
+        return open_run(path)
+
+    monkeypatch.setattr("page.sweep.open_run", opening)
+    with (tmp_path / sweep["runs"][5]["name"] / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 480, "tokens": 9, "seconds": 9.0, "val_nll": 1.9}\n')
+    first = tmp_path / sweep["runs"][0]["name"]
+    (first / "corpus.json").write_text("{}")
+    (first / "metrics.jsonl").touch()
+    content = content_of_sweep(tmp_path, sweep)
+    assert opened == [first, tmp_path / sweep["runs"][5]["name"]]
+    assert content["runs"][0]["val"] == {}
+    assert len(content["runs"][5]["val"]["val_nll"]) == 13
 
 
 def test_damaged_files_of_a_run_are_left_out(own: Path) -> None:
