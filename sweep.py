@@ -15,6 +15,7 @@ from importlib.util import find_spec
 
 from config.errors import UserError, run_command
 from config.files import lock_of, locked
+from report.status import HAS_NOT_ENDED
 from sweeps.grid import Sweep, SweepOptions, read_sweep
 from sweeps.jobs import ROOT, Jobs, choose_jobs
 from sweeps.output import Output
@@ -77,7 +78,7 @@ def train_all(sweep: Sweep, options: SweepOptions, command: list[str]) -> int:
         print(f"{describe_sweep(sweep)}, {at_once} at once; {folder}/sweep.html shows them")
         table = Table(sweep, command, jobs)
         view = View()
-        output = Output(folder)
+        output = Output(folder, view.warn)
 
         def show() -> Content:
             content = table.collect()
@@ -86,16 +87,19 @@ def train_all(sweep: Sweep, options: SweepOptions, command: list[str]) -> int:
             output.update(content)
             return content
 
-        jobs.train(show)
-        content = show()
-        view.show_end(content)
-        output.write(content | {"is_live": False})
+        with jobs.signals():  # also a second Ctrl-C: the files say that nothing trains any more
+            jobs.train(show)
+            content = show()
+            output.write(content | {"is_live": False})
+            view.show_end(content)
         if "sweep.html" not in output.failing:
             print(f"\n{folder}/sweep.html")
-    if jobs.stopped_by:
+    has_all = all(run["status"] not in HAS_NOT_ENDED for run in content["runs"])
+    if not has_all:
         print(f"\nStopped. To go on:\n  {content['command']}")
+    if jobs.stopped_by:
         return 128 + jobs.stopped_by
-    return int(bool(jobs.reasons))  # 1 if a run failed
+    return int(bool(jobs.reasons) or not has_all)  # 1 if a run failed, or was stopped by others
 
 
 def describe_sweep(sweep: Sweep) -> str:

@@ -6,10 +6,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from config.errors import slow_imports
 from config.files import write_atomically
 from report.status import FAILED, HAS_NOT_ENDED, INTERRUPTED, TRAINING, WAITING, read_status
 from sweeps.grid import PlannedRun
@@ -40,15 +41,14 @@ class Jobs:
         A run that another process trains, on this machine or another one, is waited for.
         """
         runs = {run.path: run for run in self.waiting}
-        with self.signals():
-            while self.processes or (self.waiting and not self.stopped_by):
-                self.start_some()
-                show()
-                time.sleep(PAUSE)
-                for path in self.collect():
-                    if read_status(path) == TRAINING:  # another process was faster
-                        self.reasons.pop(path, None)
-                        self.waiting.append(runs[path])
+        while self.processes or (self.waiting and not self.stopped_by):
+            self.start_some()
+            show()
+            time.sleep(PAUSE)
+            for path in self.collect():
+                if read_status(path) == TRAINING:  # another process was faster
+                    self.reasons.pop(path, None)
+                    self.waiting.append(runs[path])
 
     def start_some(self) -> None:
         """Start as many runs as may train at once."""
@@ -90,23 +90,33 @@ class Jobs:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Pass Ctrl-C and SIGTERM on: each run finishes its step and saves, or stops at once."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = [signal.signal(number, self.pass_on) for number in numbers]
+        """Pass Ctrl-C and SIGTERM on: each run finishes its step and saves, or stops at once.
+
+        So it is where a terminal is closed.
+        """
+        before = {}
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number and signal.getsignal(number) != signal.SIG_IGN:  # as with nohup
+                before[number] = signal.signal(number, self.pass_on)
         try:
             yield
         except BaseException:  # a fault of ours: no run goes on without us
-            self.pass_on(signal.SIGTERM)
+            if not self.stopped_by:
+                self.pass_on(signal.SIGTERM)
             raise
         finally:
-            for number, handler in zip(numbers, before, strict=True):
+            for number, handler in before.items():
                 signal.signal(number, handler)
 
     def pass_on(self, number: int, frame: FrameType | None = None) -> None:
         self.stopped_by = number
-        if sys.platform != "win32":  # where Ctrl-C reaches all processes of a console
-            for process in self.processes.values():
-                process.send_signal(number)
+        if sys.platform == "win32":  # where Ctrl-C reaches all processes of a console
+            return
+        if number != signal.SIGINT:
+            number = signal.SIGTERM  # train.py knows no other
+        for process in self.processes.values():
+            process.send_signal(number)
 
 
 def choose_jobs(asked: int, runs: Sequence[PlannedRun]) -> int:
@@ -123,8 +133,8 @@ def choose_jobs(asked: int, runs: Sequence[PlannedRun]) -> int:
 
 def has_gpu() -> bool:
     """Return whether PyTorch would train on a GPU here."""
-    import torch  # here, because it takes seconds
-
+    with slow_imports():
+        import torch
     return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
@@ -170,5 +180,7 @@ def describe_failure(code: int, log: Path) -> str:
         return "killed, maybe because memory ran out: a smaller --jobs needs less"
     if code < 0:
         return f"ended by {signal.Signals(-code).name}"
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    lines: list[str] = []
+    with suppress(OSError):  # somebody removed it
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else f"exit code {code}"

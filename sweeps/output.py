@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from config.files import write_atomically
-from config.terminal import say
 from page.sweep import write_sweep_page
 from sweeps.table import Content
 
@@ -17,8 +16,9 @@ INTERVAL = 5  # seconds between two versions
 class Output:
     """The files of a sweep. One that cannot be written is told once, and stops no training."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
         self.folder = folder
+        self.warn = warn
         self.written_at = -math.inf
         self.failing: set[str] = set()
 
@@ -41,5 +41,5 @@ class Output:
             self.failing.discard(name)
         except Exception as error:  # a full disk, or a run whose files are damaged
             if name not in self.failing:
-                say(f"warning: {self.folder / name} could not be written: {error}")
+                self.warn(f"warning: {self.folder / name} could not be written: {error}")
             self.failing.add(name)

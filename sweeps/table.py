@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.metrics import Record, read_records
-from report.status import DIVERGED, HAS_NOT_ENDED
+from report.status import DIVERGED, HAS_NOT_ENDED, STATUSES
 from sweeps.grid import PlannedRun, Sweep
 from sweeps.jobs import Jobs
 from sweeps.statistics import compare_all, describe_difference, mean_of_seeds, say_all
@@ -194,12 +194,15 @@ def losses_by_seed(runs: Sequence[Content]) -> dict[int, float]:
 
 
 def count_statuses(statuses: Sequence[str]) -> str:
-    """Say how far the runs of a group are: `finished`, or `2 finished, 1 diverged`.
+    """Say how far the runs of a group are: `finished`, or `1 diverged, 2 finished`.
+
+    What is not as it should be comes first: where there is little room, the end is cut.
 
     >>> count_statuses(["finished", "finished"]), count_statuses(["finished", "diverged"])
-    ('finished', '1 finished, 1 diverged')
+    ('finished', '1 diverged, 1 finished')
     """
     counts = Counter(statuses)
     if len(counts) == 1:
         return statuses[0]
-    return ", ".join(f"{count} {status}" for status, count in counts.items())
+    found = [status for status in reversed(STATUSES) if status in counts]
+    return ", ".join(f"{counts[status]} {status}" for status in found)

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from config.terminal import one_line, print_styled, screen_width
+from config.terminal import one_line, print_styled, printable, say, screen_width
 from report.picture import shorten
 from report.status import HAS_NOT_ENDED
 from sweeps.table import Content
 
 WIDTH = 80
-BAR_WIDTH = 40
 BAR_WIDTH = 40
 WIDEST_NAMES = 34  # characters of all options in the table
 SHORTEST_NAME = 7  # that an option has there
@@ -36,8 +35,9 @@ class View:
         if self.is_live:
             table = show_table(content, self.rows_of_table())
             lines = [*table, "", self.show_progress(content)]
+            room = max(1, shutil.get_terminal_size().lines - 1)  # the cursor has a row of its own
             # a line in two rows would be counted as one
-            self.draw([line[: screen_width()] for line in lines])
+            self.draw([line[: screen_width()] for line in lines[-room:]])
         else:
             self.tell_ends(content)
 
@@ -69,10 +69,12 @@ class View:
     def show_progress(self, content: Content) -> str:
         """Draw a bar over all steps of all runs."""
         done, total = count_steps(content)
+        said = self.describe_progress(content)
+        width = min(BAR_WIDTH, screen_width() - len(said) - 1)
         bar = tqdm.format_meter(
-            done, total, elapsed=0, ncols=BAR_WIDTH, bar_format="{percentage:3.0f}%|{bar}|"
+            done, total, elapsed=0, ncols=width, bar_format="{percentage:3.0f}%|{bar}|"
         )
-        return f"{bar} {self.describe_progress(content)}"
+        return f"{bar} {said}"
 
     def describe_progress(self, content: Content) -> str:
         """Say how many runs have ended, and how much time the others will take."""
@@ -86,6 +88,14 @@ class View:
             return said
         seconds = (time.monotonic() - self.started) * (total - done) / own
         return f"{said}, about {describe_time(seconds)} left"
+
+    def warn(self, text: str) -> None:
+        """Print a warning that stays, above what is drawn next."""
+        if self.is_live:
+            self.draw([printable(text)])
+            self.lines = 0
+        else:
+            say(text)
 
     def tell_ends(self, content: Content) -> None:
         """Say of each run how it ended, once."""
@@ -147,11 +157,22 @@ def show_table(content: Content, rows: int = 10**9) -> list[str]:
     lines.append(header)
     room = WIDTH - header.index("status")
     for name, group in zip(names, shown, strict=True):
-        lines.append(f"{name} {show_group(group)}  {shorten(group['status'], room)}")
+        lines.append(f"{name} {show_group(group)}  {cut(group['status'], room)}")
     left_out = len(groups) - len(shown)
     if left_out:
         lines.append(f"... and {left_out} more")
     return lines
+
+
+def cut(text: str, length: int) -> str:
+    """Cut the end of a text that is longer than `length`.
+
+    >>> cut("1 interrupted, 2 finished", 15)
+    '1 interrupted,…'
+    """
+    if len(text) <= length:
+        return text
+    return text[: length - 1] + "…"
 
 
 def name_rows(groups: Sequence[Content]) -> list[str]:

@@ -17,11 +17,14 @@ import pytest
 
 from config.files import lock_of, locked
 from config.recipe import to_toml
+from config.terminal import Terminal
 from report.status import DIVERGED, FAILED, FINISHED, INTERRUPTED, TRAINING, WAITING
 from sweeps.grid import PlannedRun, read_sweep
-from sweeps.jobs import ROOT, Jobs, choose_jobs, threads
+from sweeps.jobs import ROOT, STOPPED, Jobs, choose_jobs, describe_failure, threads
 from sweeps.table import count_statuses
+from sweeps.view import View
 from tests.conftest import TINY, call, without_clocks
+from tests.screen import Screen, printing_to_a_terminal
 
 FOLDER = Path("out/sweep")
 BASE = ["--corpus=text.txt", f"--out_dir={FOLDER}", "--watchers=", *TINY]
@@ -150,18 +153,90 @@ def test_no_more_runs_train_at_once_than_asked_for() -> None:
     assert int(threads(10_000)["OMP_NUM_THREADS"]) == 1
 
 
-@pytest.mark.usefixtures("fakes")
-def test_a_signal_stops_all_runs_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def start_endless(run: PlannedRun, at_once: int) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+
+
+SIGNALS = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+@pytest.mark.usefixtures("data_dir")
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_signal_stops_all_runs_and_says_how_to_go_on(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So does a closed terminal, and a second signal does not hinder the first."""
+    number = getattr(signal, name)
+    processes = []
+
     def start(run: PlannedRun, at_once: int) -> "subprocess.Popen[bytes]":
-        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-        os.kill(os.getpid(), signal.SIGTERM)
+        processes.append(start_endless(run, at_once))
+        os.kill(os.getpid(), number)
+        return processes[-1]
+
+    def show_end(view: View, content: dict[str, Any]) -> None:
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("sweeps.jobs.start", start)
+    monkeypatch.setattr(View, "show_end", show_end)
+    done = call("sweep.py", *BASE, "--learning_rate=0.1,0.2", "--jobs=1", check=False)
+    assert done.returncode == 128 + number
+    assert "Stopped. To go on:\n  python sweep.py --corpus=text.txt" in done.stdout
+    assert [run["status"] for run in read_table()["runs"]] == [WAITING, WAITING]
+    assert not read_table()["is_live"]
+    assert len(processes) == 1
+    assert processes[0].poll() in (-signal.SIGINT, -signal.SIGTERM, 1)
+
+
+@pytest.mark.usefixtures("data_dir")
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has none")
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    """As with nohup."""
+    jobs, _ = make_jobs("0.1,0.2")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with jobs.signals():
+        os.kill(os.getpid(), signal.SIGHUP)
+    signal.signal(signal.SIGHUP, before)
+    assert not jobs.stopped_by
+
+
+@pytest.mark.usefixtures("data_dir")
+def test_a_run_that_somebody_else_stops_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(run: PlannedRun, at_once: int) -> "subprocess.Popen[bytes]":
+        process = start_endless(run, at_once)
+        process.terminate()
         return process
 
     monkeypatch.setattr("sweeps.jobs.start", start)
-    done = call("sweep.py", *BASE, "--learning_rate=0.1,0.2", "--jobs=1", check=False)
-    assert done.returncode == 143
+    monkeypatch.setattr("sweeps.jobs.STOPPED", (*STOPPED, 1))  # on Windows
+    done = call("sweep.py", *BASE, "--learning_rate=0.1,0.2", check=False)
+    assert done.returncode == 1
     assert "Stopped. To go on:\n  python sweep.py --corpus=text.txt" in done.stdout
     assert [run["status"] for run in read_table()["runs"]] == [WAITING, WAITING]
+
+
+def test_why_a_run_failed_is_said_without_what_it_printed_too(tmp_path: Path) -> None:
+    assert describe_failure(2, tmp_path / "removed.txt") == "exit code 2"
+
+
+def test_warnings_stay_above_the_table_and_few_rows_hold_it() -> None:
+    content: dict[str, Any] = {"runs": [], "unit": "", "loss_on": "validation text"}
+    group = {"name": "a", "options": {"mask": "a"}, "status": WAITING, "mean": None, "seeds": 0}
+    content["groups"] = [group] * 9
+    with printing_to_a_terminal(LINES="5") as tty:
+        sys.stdout = Terminal(tty)
+        view = View()
+        for _ in range(3):
+            view.show(content)
+        view.warn("warning: the disk is full")
+        for _ in range(3):
+            view.show(content)
+    screen = Screen()
+    screen.write(tty.getvalue())
+    rows = screen.text.splitlines()
+    assert rows[0] == "warning: the disk is full"
+    assert len(rows) == 5
+    assert rows[-1].endswith("| 0 of 0 runs")
 
 
 def test_the_table_has_a_column_for_each_option(fakes: None) -> None:
@@ -176,7 +251,7 @@ def test_the_table_has_a_column_for_each_option(fakes: None) -> None:
 
 
 def test_statuses_of_a_group_are_counted() -> None:
-    assert count_statuses([INTERRUPTED, FINISHED, FINISHED]) == "1 interrupted, 2 finished"
+    assert count_statuses([FINISHED, INTERRUPTED, FINISHED]) == "1 interrupted, 2 finished"
 
 
 def sweep_command(*arguments: str, **changes: str) -> list[str]:
