@@ -12,9 +12,9 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from config.errors import UserError, run_command
-from config.files import check_place, is_run
+from config.files import check_place, is_run, unique_names
 from config.parser import load_options
-from config.terminal import print_styled
+from config.terminal import one_line, print_styled
 from config.values import FileName, Fraction, Page, Section
 from engine.logged_run import LoggedRun, open_logged_run
 from engine.watchers import load_wing
@@ -106,7 +106,18 @@ def main(argv: list[str]) -> None:
         check_place(Path(options.out))
         path = Path(options.out)
         labels = draw_png(collect(runs, options), path)
+        if len(labels) == len(runs):  # none is a mean
+            folders = unique_names([run.path for run in runs])
+            labels = [add_name(*pair) for pair in zip(labels, folders, strict=True)]
         print(*labels, path, sep="\n")
+
+
+def add_name(label: str, name: str) -> str:
+    """Add a run's directory to its label, which may have only what differs."""
+    name = one_line(name)
+    if label.endswith(f"  {name}"):
+        return label
+    return f"{label}  ({name})"
 
 
 def collect(runs: list[LoggedRun], options: CurveOptions) -> Picture:

@@ -95,7 +95,7 @@ def test_a_run_that_fails_or_diverges_is_a_row_with_its_reason() -> None:
     assert "1 s, diverged (It diverged: the loss is 9)" in printed
     assert "learning_rate=0.5: failed (killed, maybe because memory ran out" in printed
     rows = [line.split()[0] for line in printed.splitlines() if re.match(r"0\.\d ", line)]
-    assert printed.count("sweep.html could not be written: ") == 1
+    assert "could not be written" not in printed  # the page leaves damaged runs out
     assert rows[:5] == ["0.1", "0.2", "0.4", "0.3", "0.5"]  # by loss; those without one last
 
 
