@@ -47,7 +47,6 @@ def content_of_runs(runs: Sequence[Run], status: str = "", live: bool = False) -
     shown = []
     for name, run, evaluation in zip(names, runs, evaluations, strict=True):
         content = content_of_run(run)
-        content |= content_of_options(run.cfg.changed(), run.info)
         content |= content_of_texts(run, max_passages, (content["best"] or {}).get("step", 0))
         content["name"] = name
         content["evaluation"] = None
@@ -161,6 +160,7 @@ def content_of_run(run: Run) -> Content:
         content["overfits"] = bool(evaluations[-1].get("overfitting"))
     if records:
         content["seconds"] = records[-1]["seconds"]
+    content |= content_of_options(run.cfg.changed(), run.info)
     return content | content_of_baselines(run.info.baselines, evaluations, best, best_nll)
 
 

@@ -20,6 +20,8 @@ EMPTY: Content = {  # a run that has not begun
     "val": {},
     "best": None,
     "baselines": [],
+    "corpus": "",
+    "tokenizer": "",
     "bytes_per_target": 1.0,
     "overfits": False,
     "hasReport": False,

@@ -49,6 +49,8 @@ function roundNumbers(from, to, wanted) {
   return found;
 }
 
+const nameOf = run => hasSeeds() ? page.groups[run.group] : run.short;
+
 // The text and the tokens of a run, as far as they differ between runs.
 function ownerOf(run) {
   const parts = ["corpus", "tokenizer"].filter(part =>
@@ -67,7 +69,7 @@ function findBaselines(unit) {
     const uniform = Math.max(...run.baselines.filter(({name}) => name.startsWith("uniform")).map(each => each[unit]));
     for (const {name, [unit]: value} of run.baselines.filter(each => each[unit] <= uniform)) {
       const key = `${name} ${value.toPrecision(4)}`;
-      if (!found.has(key)) found.set(key, {name, value, owner: ownerOf(run), run: run.name});
+      if (!found.has(key)) found.set(key, {name, value, owner: ownerOf(run), run: nameOf(run)});
     }
   }
   if (unit === "perplexity") found.forEach(each => { each.name = each.name.replace("log|V|", "|V|"); });
@@ -108,6 +110,7 @@ function drawLoss(o, x) {
   byId("thin").hidden = !withTrain;
   byId("unlike").hidden = !shown.some(([run]) => run.target > 0);
   byId("banded").hidden = !byGroup;
+  byId("starred").hidden = byGroup;
   const range = isMany() ? fitted(shown, o, marks) : withBaselines(marks, levels, o);
   plot("loss", marks, {key: [o.x, o.logx, o.y, o.fit], zoom: true, together: true, levels, spans, x,
                        y: {title: UNITS[o.y], log: o.logy, range}});

@@ -62,6 +62,7 @@ function show(place) {
   marks.forEach((mark, i) => { shown.sources[i].data = columns(mark); });
   if (look.title) figure.title.text = look.title;
   figure.min_border_right = measureLabels(shown);
+  figure.min_border_top = shown.legend ? 20 : 5;
   annotate(shown);
   const reach = marks.flatMap(({y, low = [], high = []}) => [...y, ...low, ...high]);
   showAxis(shown, figure.xaxes[0], figure.x_range, look.x, marks.flatMap(mark => mark.x), 0.02);
