@@ -89,9 +89,10 @@ def main(argv: list[str]) -> None:
         CurveOptions, argv, "RUN", "+", "directories of runs, or a directory with runs in it"
     )
     runs = [run for path in paths for run in open_runs(Path(path))]
-    empty = [str(run.path) for run in runs if not run.has_metrics()]
-    if empty:
-        raise UserError(f"{', '.join(empty)}: no metrics yet; train first")
+    empty = [run.path for run in runs if not run.has_metrics()]
+    without = ", ".join(map(str, empty))
+    if len(empty) == len(runs) or any(Path(path) in empty for path in paths):
+        raise UserError(f"{without}: no metrics yet; train first")
     if options.html:
         others = options.model_fields_set - {"html"}
         if others:
@@ -100,7 +101,11 @@ def main(argv: list[str]) -> None:
         write_runs_page = load_wing("page of runs")
         write_runs_page(Path(options.html), [run.path for run in runs])
         print(options.html)
-    elif options.terminal:
+        return
+    if empty:  # in a directory of runs
+        print(f"not drawn, because there are no metrics yet: {one_line(without)}")
+        runs = [run for run in runs if run.path not in empty]
+    if options.terminal:
         print_styled(draw_terminal(collect(runs, options)))
     else:
         check_place(Path(options.out))
@@ -133,13 +138,11 @@ def collect(runs: list[LoggedRun], options: CurveOptions) -> Picture:
 
 
 def open_runs(path: Path) -> list[LoggedRun]:
-    """Open the run in a directory, or all runs in it that have metrics."""
+    """Open the run in a directory, or all runs in it."""
     if not is_run(path):
         folders = sorted(filter(is_run, path.glob("*")))
-        inside = [open_logged_run(folder) for folder in folders]
-        trained = [run for run in inside if run.has_metrics()]
-        if trained:
-            return trained
+        if folders:
+            return [open_logged_run(folder) for folder in folders]
     return [open_logged_run(path)]  # or it says what is missing
 
 

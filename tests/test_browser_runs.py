@@ -167,6 +167,18 @@ def test_thirty_runs_are_told_apart(browser: Any, many: Path) -> None:
 
     # no run has measured a gap to the source, so there is no chart of it
     assert tab("[...byId('small').children].filter(each => !each.hidden).length") == 0
+
+    # a saved picture has the labels, and a phone has the width
+    ink = tab(
+        f"""{LOSS}.view.then(view => {{ const {{canvas, ctx}} = view.export('png');
+        const left = view.frame.bbox.right + 17, {{data}} =
+            ctx.getImageData(left, 0, canvas.width - left, canvas.height);
+        return new Set(data).size; }})"""
+    )
+    assert ink > 20  # values of the colours
+    tab.page.set_viewport_size({"width": 390, "height": 844})
+    tab.page.wait_for_function("byId('loss').clientWidth < 390")
+    assert tab("document.documentElement.scrollWidth") <= 390
     tab.close()
 
 

@@ -492,6 +492,14 @@ def test_the_command_draws_or_says_why_not(tmp_path: Path, monkeypatch: pytest.M
         assert says in done.stderr
         assert len(done.stderr.splitlines()) == 1
         assert {path.name for path in tmp_path.iterdir()} == before
+    # in a directory of runs, one that has not begun is left out of the picture, not of the page
+    make_run(Path("out/begun"))
+    make_run(Path("out/new"), records=[])
+    said = call("curves.py", "out").stdout.splitlines()
+    assert said[0] == f"not drawn, because there are no metrics yet: {Path('out/new')}"
+    assert said[1].endswith("  begun")
+    call("curves.py", "out", "--html=page.html")
+    assert '"name":"new"' in Path("page.html").read_text(encoding="utf-8")
     assert re.fullmatch(r"best 1\.6\d\d\d  run\ncurves\.png\n", call("curves.py", "run").stdout)
     assert Path("curves.png").read_bytes().startswith(b"\x89PNG")
     drawn = call("curves.py", "run", "--terminal").stdout
