@@ -75,6 +75,7 @@ def content_of_runs(runs: Sequence[Run], status: str = "", live: bool = False) -
         "targets": target_names,
         "pairs": compare_all(runs, evaluations),
         "sweep": None,
+        "model": None,
         "status": status,
         "live": live,
         "few_targets": FEW,

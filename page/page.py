@@ -15,6 +15,7 @@ from typing import Any
 from config.files import write_atomically
 from engine.run import Run, open_run
 from page.content import Content, content_of_runs, content_of_text
+from page.weights import content_of_model
 from report.analysis import Columns, Passage
 from report.status import INTERRUPTED, TRAINING
 
@@ -31,6 +32,8 @@ def write_runs(path: Path, folders: Sequence[Path]) -> None:
     content = content_of_runs(runs)
     for run, shown in zip(runs, content["runs"], strict=True):
         shown |= links_to(run.path, path.parent)
+    if len(runs) == 1 and content["runs"][0]["status"] != TRAINING:
+        content["model"] = content_of_model(runs[0])
     write_page(path, content)
 
 
@@ -71,6 +74,8 @@ def write_data(path: Path, run: Run, status: str, live: bool) -> None:
     (shown,) = content["runs"]
     if shown["status"] == TRAINING and not live:  # its lock is held until the program ends
         shown["status"] = INTERRUPTED
+    if not live:  # a page that is read again and again stays small
+        content["model"] = content_of_model(run)
     write_script(path, build_script(content))
 
 

@@ -214,7 +214,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "bench",
         "docs",
     ]
-    suffixes = (".py", ".toml", ".html", ".js", ".ipynb")
+    suffixes = (".py", ".toml", ".html", ".js", ".css", ".ipynb")
     for folder in folders:
         for source in (ROOT / folder).rglob("*"):
             if source.suffix in suffixes or source.name == "results.json":

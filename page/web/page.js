@@ -119,9 +119,10 @@ function drawAll() {
   drawEvaluation();
   writeSummary();
   writeWords();
+  drawTyping();
   const hasSamples = page.runs.some(run => run.samples?.length);
   const parts = {curves: "loss curves", text: "what each token costs", evaluation: "calibration",
-                 words: hasSamples ? "verdict and samples" : "verdict"};
+                 words: hasSamples ? "verdict and samples" : "verdict", typing: "type a text"};
   byId("curves").hidden = !page.curves;
   const nav = document.querySelector("nav");
   nav.replaceChildren();

@@ -1,0 +1,103 @@
+"""Puts a run's model into its page, as text; page/web/model.js predicts with it.
+
+It imports no torch: a page of runs is written without it.
+"""
+
+import base64
+import json
+import shlex
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from config.errors import UserError
+from config.old_options import translate
+from config.resume import kept_options
+from config.size import count_params
+from engine.run import Run
+
+MAX_PARAMS = 1_000_000  # 2.7 MB of text in float16
+MODEL = "model."  # begins the names of a model's weights in a checkpoint
+FLOAT16_MAX = 65_504.0
+DType = Literal["float16", "float32"]
+
+
+def content_of_model(run: Run, dtype: DType = "float16") -> dict[str, Any]:
+    """Collect the best model of a run.
+
+    If the page cannot have it, `why` says so, and `commands` do what the page would.
+    """
+    try:
+        check_fits(run)
+        weights = read_weights(run)
+    except UserError as error:
+        path = shlex.quote(str(run.path))
+        commands = [
+            f'python evaluate.py {path} --explain="a sentence"',
+            f'python sample.py {path} --prompt="a sentence"',
+        ]
+        return {"why": str(error), "commands": commands}
+    tokenizer = run.tokenizer
+    cfg = run.cfg.model
+    return {
+        "cfg": cfg.model_dump() | {"is_gpt2": cfg.is_gpt2},
+        "vocabulary": [token.decode(errors="replace") for token in tokenizer.token_bytes],
+        "eos": tokenizer.eos,
+        "end": tokenizer.end,  # with which the model ends a text
+        "context": tokenizer.encode_prompt("")[0],  # comes before a text: eos or a new line
+        "weights": {name: to_text(values, dtype) for name, values in weights.items()},
+    }
+
+
+def check_fits(run: Run) -> None:
+    """Raise a UserError for a model that is too large, or that model.js cannot compute."""
+    kind = run.tokenizer.kind
+    if kind != "char":
+        raise UserError(f"its tokens are {kind}, and only char tokens can be made in a page")
+    if run.cfg.model.ngram_embedding > 1:
+        raise UserError("it has ngram_embedding, which the page does not compute")
+    num_params = count_params(run.cfg.model, run.info.vocab_size)
+    if num_params > MAX_PARAMS:
+        raise UserError(f"it has {num_params:,} parameters, and a page at most {MAX_PARAMS:,}")
+
+
+def read_weights(run: Run) -> dict[str, np.ndarray]:
+    """Read the weights of best.safetensors by name; UserError if there are none that fit."""
+    path = run.path / "best.safetensors"
+    if not path.is_file():
+        raise UserError(f"there is no {path.name}")
+    try:
+        metadata, weights = open_weights(path)
+        options = dict(json.loads(metadata.get("options", "{}")))
+        translate(options, is_saved=True)  # of an earlier edition
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path.name} cannot be read ({error})") from None
+    now = kept_options(run.cfg.options())
+    is_same = all(options.get(name, value) == value for name, value in now.items())
+    num_params = sum(values.size for values in weights.values())
+    if not is_same or num_params != count_params(run.cfg.model, run.info.vocab_size):
+        raise UserError(f"{path.name} holds another model than config.toml describes")
+    largest = max(float(np.abs(values).max()) for values in weights.values())
+    if not largest <= FLOAT16_MAX:  # nor if it is no number
+        raise UserError("its weights are too large for float16, or no numbers: it diverged")
+    return weights
+
+
+def open_weights(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Read the metadata and the model's tensors of a checkpoint."""
+    weights = {}
+    with safe_open(path, framework="np") as file:
+        metadata = dict(file.metadata() or {})
+        for name in file.keys():  # noqa: SIM118
+            if name.startswith(MODEL):
+                weights[name.removeprefix(MODEL)] = file.get_tensor(name)
+    return metadata, weights
+
+
+def to_text(values: np.ndarray, dtype: DType) -> dict[str, Any]:
+    """Write a tensor as base64 of its numbers, row after row, the low byte of each first."""
+    kind = np.dtype(dtype).newbyteorder("<")
+    text = base64.b64encode(values.astype(kind).tobytes()).decode()
+    return {"shape": list(values.shape), "dtype": dtype, "base64": text}
