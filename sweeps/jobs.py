@@ -11,8 +11,8 @@ from pathlib import Path
 from types import FrameType
 
 from config.errors import slow_imports
-from config.files import write_atomically
-from report.status import FAILED, HAS_NOT_ENDED, INTERRUPTED, TRAINING, WAITING, read_status
+from config.files import is_locked, lock_of, write_atomically
+from report.status import FAILED, HAS_NOT_ENDED, TRAINING, WAITING, read_status
 from sweeps.grid import PlannedRun
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +46,7 @@ class Jobs:
             show()
             time.sleep(PAUSE)
             for path in self.collect():
-                if read_status(path) == TRAINING:  # another process was faster
+                if is_taken(path):  # another process was faster
                     self.reasons.pop(path, None)
                     self.waiting.append(runs[path])
 
@@ -56,9 +56,11 @@ class Jobs:
             if self.stopped_by or len(self.processes) >= self.at_once:
                 return
             status = read_status(run.path)
-            if status != TRAINING:
-                self.waiting.remove(run)
-            if status in (WAITING, INTERRUPTED):
+            has_ended = status not in HAS_NOT_ENDED
+            if not has_ended and is_taken(run.path):
+                continue
+            self.waiting.remove(run)
+            if not has_ended:
                 self.reasons.pop(run.path, None)
                 if status == WAITING:
                     self.started[run.path] = time.perf_counter()
@@ -117,6 +119,11 @@ class Jobs:
             number = signal.SIGTERM  # train.py knows no other
         for process in self.processes.values():
             process.send_signal(number)
+
+
+def is_taken(path: Path) -> bool:
+    """Return whether a process trains a run, or prepares the text of one that is not there yet."""
+    return is_locked(lock_of(path.resolve()))
 
 
 def choose_jobs(asked: int, runs: Sequence[PlannedRun]) -> int:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,25 @@ def test_a_run_that_another_process_trains_is_waited_for() -> None:
         jobs.train(show)
     assert seen[0] == [TRAINING, TRAINING]
     assert seen[-1] == [FINISHED, FINISHED]
+
+
+@pytest.mark.usefixtures("fakes")
+def test_a_run_that_another_process_prepares_is_waited_for() -> None:
+    """It has no directory yet, which takes long where its text is large."""
+    jobs, runs = make_jobs("0.1,0.2")
+    prepared = runs[0].path
+    seen = []
+
+    def show() -> None:
+        seen.append([run.path in jobs.processes for run in runs])
+        if jobs.status_of(runs[1]) == FINISHED:
+            other.close()
+
+    with ExitStack() as other:
+        other.enter_context(locked(lock_of(prepared.resolve()), "taken"))
+        jobs.train(show)
+    assert seen[0] == [False, True]
+    assert [jobs.status_of(run) for run in runs] == [FINISHED, FINISHED]
 
 
 @pytest.mark.usefixtures("fakes")
