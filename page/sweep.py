@@ -34,9 +34,16 @@ def write_sweep_page(folder: Path, sweep: dict[str, Any]) -> None:
     `sweep` is what sweep.json has.
     """
     page = folder / "sweep.html"
-    if not page.exists():
-        write_script(page, build_page(""))
+    if not page.exists():  # somebody removed it
+        write_frame.cache_clear()
+    write_frame(page)
     write_script(folder / "sweep.js", build_script(content_of_sweep(folder, sweep)))
+
+
+@lru_cache
+def write_frame(page: Path) -> None:
+    """Write sweep.html, once in a process: one of an earlier version does not know today's data."""
+    write_script(page, build_page(""))
 
 
 def content_of_sweep(folder: Path, sweep: dict[str, Any]) -> Content:

@@ -210,6 +210,8 @@ def test_a_page_of_a_sweep_says_what_is_better_and_lives(browser: Any, tmp_path:
     drawn(tab, "loss", 0)
     assert tab.text("h1") == "Sweep: rates"
     assert tab.text("#status").startswith("7 of 9 runs, about 1 min left; written")
+    tab("page.written -= 100, showStatus()")
+    assert tab.text("#status").endswith("s: was the sweep stopped?")
     assert tab("document.querySelector('#progress progress').value") == 8
     # first: which is better, by how much, and whether that is noise; and which was cut off
     assert tab("document.querySelector('#sentences .lead').textContent") == sweep["sentences"][0]

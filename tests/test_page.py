@@ -29,7 +29,7 @@ from engine.run_text import make_eval_text, open_corpus
 from page.content import content_of_runs
 from page.page import write_data
 from page.records import read_passages
-from page.sweep import content_of_sweep
+from page.sweep import content_of_sweep, write_sweep_page
 from report.analysis import PASSAGE_TEMPERATURES
 from tests.conftest import TINY, call, read_metrics, write_metrics
 from tests.many_runs import make_ended_run, make_sweep
@@ -312,6 +312,9 @@ def test_a_page_of_a_sweep_reads_what_is_new_and_leaves_out_what_is_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = make_sweep(tmp_path)
+    (tmp_path / "sweep.html").write_text("of an earlier version")
+    write_sweep_page(tmp_path, sweep)
+    assert "Bokeh" in (tmp_path / "sweep.html").read_text(encoding="utf-8")
     content = content_of_sweep(tmp_path, sweep)
     counts = [len(run["val"].get("val_nll", [])) for run in content["runs"]]
     assert counts == [27, 27, 27, 27, 27, 12, 27, 27, 0]
