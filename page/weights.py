@@ -79,9 +79,9 @@ def read_weights(run: Run) -> dict[str, np.ndarray]:
     num_params = sum(values.size for values in weights.values())
     if not is_same or num_params != count_params(run.cfg.model, run.info.vocab_size):
         raise UserError(f"{path.name} holds another model than config.toml describes")
-    largest = max(float(np.abs(values).max()) for values in weights.values())
-    if not largest <= FLOAT16_MAX:  # nor if it is no number
-        raise UserError("its weights are too large for float16, or no numbers: it diverged")
+    for name, values in weights.items():
+        if not np.abs(values).max() <= FLOAT16_MAX:  # nor if it is not a number
+            raise UserError(f"its weights, in {name}, are too large for float16: it diverged")
     return weights
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from config.schema import ModelConfig
 from data.documents import Split
-from engine.checkpoint import MODEL
+from engine.checkpoint import MODEL, read_model
 from engine.generate import generate
 from engine.run import Run, open_run
 from evaluate import EvaluateOptions, score_run
@@ -163,7 +163,8 @@ def test_each_new_token_costs_one_position(scripts: Any) -> None:
     """Also where somebody changes the text's end, and back."""
     model = form_of("nanochat")
     script = """saved => {
-        const model = read_model(saved), window = new Window(model), tokens = [1, 2, 3, 4, 5];
+        const model = read_model(saved), tokens = [1, 2, 3, 4, 5];
+        const window = new ContextWindow(model);
         let count = 0;
         const compute = model.hidden_state;
         model.hidden_state = (...all) => { count += 1; return compute.apply(model, all); };
@@ -273,6 +274,7 @@ def test_a_model_that_the_page_cannot_compute_is_named(
 
 def test_weights_that_do_not_belong_to_the_run_are_left_out(own: Path) -> None:
     run = open_run(own)
+    model, _ = read_model(run, "best")
     cfg = (own / "config.toml").read_text()
     (own / "config.toml").write_text(cfg.replace("n_head = 2", "n_head = 4"))
     assert why_not(open_run(own)) == (
@@ -282,6 +284,10 @@ def test_weights_that_do_not_belong_to_the_run_are_left_out(own: Path) -> None:
     path = own / "best.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     assert why_not(run).startswith("best.safetensors cannot be read (")
+    tensors = {f"{MODEL}{name}": p.detach().clone() for name, p in model.named_parameters()}
+    tensors[f"{MODEL}lm_head.weight"][3, 3] = torch.nan
+    save_file(tensors, path)
+    assert why_not(run) == "its weights, in lm_head.weight, are too large for float16: it diverged"
     path.unlink()
     assert why_not(run) == "there is no best.safetensors"
 
@@ -407,6 +413,7 @@ def test_a_long_text_is_read_in_steps_and_its_windows_move(tab: Tab, own: Path) 
     expected = logits_in(tab.page, model, window.tolist())[-1]
     assert tab(steps)[8] == pytest.approx(expected.tolist(), abs=1e-2)
     assert f"{len(text)} tokens: " in tab.text("#typing-sum")
+    assert "It sees 8 tokens at most, then half of them." in tab.text("#typing-sum")
 
 
 @NEEDS_BROWSER

@@ -263,8 +263,9 @@ class GPT {
 
 // engine/generate.py: which tokens are read to predict the next one, and how it is chosen.
 
-// When block_size tokens are read, the window moves on by half, and the cache is computed anew.
-class Window {
+// Window there; a browser has another Window. When block_size tokens are read, it moves on by half,
+// and the cache is computed anew.
+class ContextWindow {
   constructor(model) {
     this.model = model;
     this.cache = new KVCache(model.cfg);
@@ -323,7 +324,7 @@ function make_random(seed) {
 
 // Continue a prompt of at least one token.
 function* generate(model, prompt, max_new_tokens, {temperature = 0.8, seed = 1337, end} = {}) {
-  const tokens = [...prompt], window = new Window(model), random = make_random(seed);
+  const tokens = [...prompt], window = new ContextWindow(model), random = make_random(seed);
   for (let place = 0; place < tokens.length - 1; place++) window.read(tokens, place);
   for (let number = 0; number < max_new_tokens; number++) {
     const logits = window.read(tokens, tokens.length - 1);

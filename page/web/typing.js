@@ -43,7 +43,9 @@ class Typing {
     this.before = [];  // texts, to go back to
     this.written = 0;  // characters that the model wrote, at the text's end
     this.timer = null;  // while the model writes
-    this.forget();
+    this.tokens = [saved.context];  // the text as the model reads it
+    this.logits = [];  // after each token that is read
+    this.costs = [];  // bits of each; nothing for the context
     this.build(place);
     this.field.value = text;
     setTimeout(() => this.begin());
@@ -51,14 +53,8 @@ class Typing {
 
   begin() {
     this.model = read_model(this.saved);
-    this.window = new Window(this.model);
+    this.window = new ContextWindow(this.model);
     this.update();
-  }
-
-  forget() {
-    this.tokens = [this.saved.context];  // the text as the model reads it
-    this.logits = [];  // after each token that is read
-    this.costs = [];  // bits of each; nothing for the context
   }
 
   // What there is to see.
@@ -86,7 +82,7 @@ class Typing {
   }
 
   buildControls(place) {
-    this.token = element("p", "", place, {ariaLive: "polite", className: "typing-token"});
+    this.token = element("p", "", place, {className: "typing-token"});
     const label = element("label", "temperature ", place);
     const range = {type: "range", min: 0, max: 2, step: 0.05, value: 1};
     this.slider = element("input", "", label, range);
@@ -95,10 +91,11 @@ class Typing {
     const buttons = element("p", "", place, {className: "typing-buttons"});
     this.button = element("button", "", buttons, {type: "button"});
     this.undo = element("button", "Undo", buttons, {type: "button"});
-    this.story = element("p", "", place, {role: "status"});
+    this.story = element("p", "", place);
     this.slider.addEventListener("input", () => this.drawCursor());
     this.button.addEventListener("click", () => this.timer ? this.stop() : this.goOn());
     this.undo.addEventListener("click", () => this.goBack());
+    this.tellAloud(true);
   }
 
   buildBars(place) {
@@ -185,6 +182,9 @@ class Typing {
       this.sum.textContent = `${countOf(count, "token")}: ${sumOf(costs).toFixed(1)} bits, ` +
         `${each.toFixed(2)} each, perplexity ${short(2 ** each)}.`;
       if (rest) this.sum.append(` The model still reads ${countOf(rest, "token")}.`);
+      const {block_size} = this.saved.cfg;
+      if (all > block_size)
+        this.sum.append(` It sees ${whole.format(block_size)} tokens at most, then half of them.`);
     }
     const strangers = characters.filter(({place}) => place === undefined);
     const names = [...new Set(strangers.map(({name}) => shown(name)))].join(" ");
@@ -210,8 +210,9 @@ class Typing {
     const before = characters.slice(0, cursor).filter(({place}) => place !== undefined);
     const logits = this.logits[before.at(-1)?.place ?? 0];
     if (!logits) return;  // it still reads
-    const tail = characters.slice(Math.max(0, cursor - 12), cursor).map(({name}) => name).join("");
-    this.title.textContent = "What the model expects " + (tail ? `after ${shown(tail)}` : "first");
+    const tail = before.slice(-12).map(({name}) => name).join("");
+    const after = tail ? shown(tail) : this.nameOf(this.saved.context);
+    this.title.textContent = `What the model expects after ${after}`;
     this.drawBars(probabilities(logits, temperature), softmax(logits), this.tokens[at]);
   }
 
@@ -239,7 +240,7 @@ class Typing {
     const left = 1 - tokens.reduce((sum, token) => sum + tempered[token], 0);
     const others = countOf(plain.length - tokens.length, "other");
     const line = this.temperature === 1 ? "" : " Lines: at temperature 1.";
-    this.rest.textContent = `${others}: ${percent(Math.max(0, left))}.${line} ` +
+    this.rest.textContent = `${others}: ${percentOf(Math.max(0, left))}.${line} ` +
       "Press one to write it, and the text goes on from it.";
   }
 
@@ -256,7 +257,7 @@ class Typing {
     element("span", this.nameOf(token) + (token === next ? " ✓" : ""), bar);
     const share = element("span", "", bar, {className: "typing-bar", ariaHidden: "true"});
     share.classList.toggle("typing-tempered", this.temperature !== 1);
-    element("span", percent(tempered[token]), bar);
+    element("span", percentOf(tempered[token]), bar);
     bar.title = token === next ? "it came" : "";
   }
 
@@ -266,7 +267,7 @@ class Typing {
   }
 
   nameOf(token) {
-    return token === this.saved.end ? "end of text" : shown(this.saved.vocabulary[token]);
+    return token === this.saved.end ? "<|eos|>" : shown(this.saved.vocabulary[token]);
   }
 
   // What somebody does.
@@ -325,7 +326,7 @@ class Typing {
   }
 
   run() {
-    this.token.ariaLive = "off";  // a screen reader would read each token
+    this.tellAloud(false);
     this.timer = setTimeout(() => this.step(), PACE);
     this.drawButtons();
   }
@@ -350,8 +351,13 @@ class Typing {
     if (!this.timer) return;
     clearTimeout(this.timer);
     this.timer = null;
-    this.token.ariaLive = "polite";
+    this.tellAloud(true);
     this.drawCursor();
+  }
+
+  // Screen readers read what changes, but not each token that the model writes.
+  tellAloud(isWanted) {
+    this.token.ariaLive = this.story.ariaLive = isWanted ? "polite" : "off";
   }
 }
 
@@ -363,6 +369,7 @@ function costOf(logits, token) {
   return bits(most + Math.log(sum) - logits[token]);
 }
 
+const percentOf = share => share > 0 && share < 0.001 ? "<0.1%" : percent(share);
 const sumOf = values => values.reduce((sum, value) => sum + value, 0);
 const countOf = (count, name) => `${whole.format(count)} ${name}${count === 1 ? "" : "s"}`;
 
