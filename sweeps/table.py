@@ -181,7 +181,8 @@ def content_of_group(name: str, runs: Sequence[Content]) -> Content:
     content["options"] = options
     content |= mean_of_seeds(losses_by_seed(runs))._asdict()
     for key, average in (("bits_per_byte", statistics.fmean), ("seconds", statistics.median)):
-        values = [run[key] for run in runs if run["loss"] is not None]
+        measured = [run for run in runs if run["loss"] is not None]
+        values = [run[key] for run in measured if run[key] is not None]  # else it is damaged
         content[key] = None
         if values:
             content[key] = average(values)

@@ -134,8 +134,10 @@ def count_steps(content: Content) -> tuple[int, int]:
 def describe_end(run: Content) -> str:
     """Say how a run ended, with its loss."""
     parts = []
-    if run["loss"] is not None:
-        parts.append(f"{run['nats']:.4f} nats, {run['bits_per_byte']:.3f} bits per byte")
+    if run["nats"] is not None:
+        parts.append(f"{run['nats']:.4f} nats")
+    if run["bits_per_byte"] is not None:
+        parts.append(f"{run['bits_per_byte']:.3f} bits per byte")
     if run["seconds"] is not None:
         parts.append(f"{run['seconds']:.0f} s")
     parts.append(run["status"])
@@ -204,5 +206,13 @@ def show_group(group: Content) -> str:
     loss = f"{group['mean']:.4f}"
     if group["deviation"] is not None:
         loss += f" ± {group['deviation']:.4f}"
-    bits = group["bits_per_byte"]
-    return f"{loss:>15} {group['seeds']:>5}  {bits:>9.3f}  {group['seconds']:>7.0f}"
+    bits = show_number(group["bits_per_byte"], ".3f")
+    seconds = show_number(group["seconds"], ".0f")
+    return f"{loss:>15} {group['seeds']:>5}  {bits:>9}  {seconds:>7}"
+
+
+def show_number(value: float | None, form: str) -> str:
+    """Show a number; a dash where none is known, as of a run whose files are damaged."""
+    if value is None:
+        return "-"
+    return format(value, form)

@@ -100,6 +100,17 @@ def test_a_run_that_fails_or_diverges_is_a_row_with_its_reason() -> None:
 
 
 @pytest.mark.usefixtures("fakes")
+def test_numbers_that_are_lost_are_dashes() -> None:
+    """Also where all that is left of a run's metrics is its loss."""
+    call("sweep.py", *BASE, "--learning_rate=0.1,0.2")
+    damaged = FOLDER / "learning_rate=0.1/metrics.jsonl"
+    damaged.write_text('{"step": 6, "best_step": 6, "best_val_nll": 0.1}\n')
+    printed = call("sweep.py", *BASE, "--learning_rate=0.1,0.2").stdout
+    assert "learning_rate=0.1: 0.1000 nats, finished\n" in printed
+    assert re.search(r"^0\.1 +0\.1000 +1 +- +-  finished$", printed, re.M)
+
+
+@pytest.mark.usefixtures("fakes")
 def test_what_is_done_is_not_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
     call("sweep.py", *BASE, "--learning_rate=0.1,0.2,0.3", check=False)
     started = []
