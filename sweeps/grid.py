@@ -219,6 +219,8 @@ def plan_runs(
     if count > MAX_RUNS:
         raise UserError(f"these are {count:,} runs, and at most {MAX_RUNS:,} are a sweep")
     there = find_runs(folder)
+    trained = index_runs(there)
+    identities: set[str] = set()
     taken = {path.name for path, _ in there}
     planned = {"logs"}  # names in lower case: file systems of macOS and Windows know no other
     problems: dict[str, None] = {}
@@ -235,9 +237,11 @@ def plan_runs(
         except UserError as error:
             problems |= dict.fromkeys(str(error).split("\n  "))
             continue
-        if any(is_same(cfg, run.cfg) for run in runs):  # as 0.01 and 1e-2
+        path = trained.get(identify(cfg))
+        is_planned = path is not None and path.name.lower() in planned  # dtype=auto, and its choice
+        if is_planned or identify(cfg) in identities:  # 0.01 and 1e-2
             continue
-        path = find_same(cfg, there)
+        identities.add(identify(cfg))
         if path is None:
             name = choose_name(own)
             if name is None or name.lower() in planned:  # as of a/recipe.toml and b/recipe.toml
@@ -277,17 +281,20 @@ def find_runs(folder: Path) -> Runs:
     return [(path, load_saved(path / "config.toml")) for path in paths]
 
 
-def find_same(cfg: Config, there: Runs) -> Path | None:
-    """Find the run that has these options already."""
-    for path, other in there:
-        if is_same(cfg, other):
-            return path
-    return None
+def index_runs(there: Runs) -> dict[str, Path]:
+    """Find the first run of each identity; also with dtype=auto, which chose that of the run."""
+    found: dict[str, Path] = {}
+    for path, cfg in there:
+        found.setdefault(identify(cfg), path)
+        found.setdefault(identify(cfg.with_run(dtype="auto")), path)
+    return found
 
 
-def is_same(planned: Config, other: Config) -> bool:
-    """Return whether another run is trained as this one is planned."""
-    return not differing(planned, other)
+def identify(cfg: Config) -> str:
+    """Return a text that two configurations share if they train the same."""
+    options = cfg.options()
+    told = [f"{name}={options[name]!r}" for name in options if name not in WITHOUT_EFFECT]
+    return "\n".join([*told, cfg.run.source])
 
 
 def differing(planned: Config, other: Config) -> dict[str, tuple[Any, Any]]:

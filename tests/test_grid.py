@@ -42,6 +42,8 @@ def test_each_combination_is_a_run() -> None:
     assert names("--qk_norm=true,false") == ["qk_norm=true", "qk_norm=false"]
     assert names("--seed=1, 2") == ["seed=1", "seed=2"]
     assert names() == ["run"]
+    # what auto chooses is known only when it is trained
+    assert names("--dtype=float32,auto") == ["dtype=float32", "dtype=auto"]
     sweep, _ = read_sweep([*BASE, "--learning_rate=0.01,1e-2,0.1"])
     assert sweep.varied == {"learning_rate": ["0.01", "0.1"]}
 
