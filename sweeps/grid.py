@@ -13,7 +13,7 @@ from config.cli import choose_out_dir, load_config
 from config.errors import UserError
 from config.files import check_place, is_run
 from config.parser import parse_repeated
-from config.recipe import load_saved, merge, sections
+from config.recipe import load_saved, merge, section_of, sections
 from config.schema import Config
 from config.values import Count, Rate, Section
 
@@ -109,6 +109,9 @@ def read_sweep(argv: list[str], steps: Steps = NO_STEPS) -> tuple[Sweep, SweepOp
     for name in SweepOptions.model_fields:
         if name in given:
             own[name] = given.pop(name)[-1]
+    for name in given:
+        if name not in section_of(Config) and not name.startswith("-"):
+            raise UserError(f"{name}: recipes and values have commas between them, and no spaces")
     options = merge(SweepOptions, None, own)
     check_modes(options, own)
     recipes = split_recipes(words)
@@ -163,7 +166,8 @@ def split_recipes(words: list[str]) -> list[str]:
         return [""]
     if Path(words[0]).exists():
         return words
-    return list(dict.fromkeys(words[0].split(",")))
+    names = [name.strip() for name in words[0].split(",")]
+    return list(dict.fromkeys(filter(None, names))) or [""]
 
 
 def split_values(name: str, texts: list[str]) -> list[str]:

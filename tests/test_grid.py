@@ -67,6 +67,14 @@ def test_several_recipes() -> None:
     assert [run.path.name for run in sweep.runs] == ["a,seed=1", "a,seed=2", "b,seed=1", "b,seed=2"]
     assert [run.cfg.optim.learning_rate for run in sweep.runs] == [0.97, 0.97, 0.98, 0.98]
     assert sweep.folder.name.startswith("sweep-recipes,")
+    sweep, _ = read_sweep(["a.toml, b.toml,", *BASE])
+    assert sweep.names() == ["a", "b"]
+    for words in (["a.toml", "b.toml"], ["a.toml", "--seed=1", "b.toml"]):
+        done = call("sweep.py", *words, check=False)
+        assert (
+            done.stderr
+            == "error: b.toml: recipes and values have commas between them, and no spaces\n"
+        )
 
 
 @pytest.mark.usefixtures("data_dir")
