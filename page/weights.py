@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from config.errors import UserError
 from config.old_options import translate
 from config.resume import kept_options
+from config.schema import ModelConfig
 from config.size import count_params
 from engine.run import Run
 
@@ -68,16 +69,14 @@ def read_weights(run: Run) -> dict[str, np.ndarray]:
     path = run.path / "best.safetensors"
     if not path.is_file():
         raise UserError(f"there is no {path.name}")
+    shapes = shapes_of(run.cfg.model, run.info.vocab_size)
     try:
-        metadata, weights = open_weights(path)
-        options = dict(json.loads(metadata.get("options", "{}")))
-        translate(options, is_saved=True)  # of an earlier edition
+        options, weights = open_weights(path, shapes)
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{path.name} cannot be read ({error})") from None
     now = kept_options(run.cfg.options())
     is_same = all(options.get(name, value) == value for name, value in now.items())
-    num_params = sum(values.size for values in weights.values())
-    if not is_same or num_params != count_params(run.cfg.model, run.info.vocab_size):
+    if not is_same or not weights:
         raise UserError(f"{path.name} holds another model than config.toml describes")
     for name, values in weights.items():
         if not np.abs(values).max() <= FLOAT16_MAX:  # nor if it is not a number
@@ -85,15 +84,52 @@ def read_weights(run: Run) -> dict[str, np.ndarray]:
     return weights
 
 
-def open_weights(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """Read the metadata and the model's tensors of a checkpoint."""
+def open_weights(
+    path: Path, shapes: dict[str, tuple[int, ...]]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Read a checkpoint's options and, if they have these names and shapes, the model's weights.
+
+    Others are not read: a stranger's file may have any size.
+    """
+    found = {}
     weights = {}
     with safe_open(path, framework="np") as file:
-        metadata = dict(file.metadata() or {})
+        metadata = file.metadata() or {}
         for name in file.keys():  # noqa: SIM118
             if name.startswith(MODEL):
-                weights[name.removeprefix(MODEL)] = file.get_tensor(name)
-    return metadata, weights
+                shape = file.get_slice(name).get_shape()
+                found[name.removeprefix(MODEL)] = tuple(shape)
+        if found == shapes:
+            weights = {name: file.get_tensor(f"{MODEL}{name}") for name in shapes}
+    options = dict(json.loads(metadata.get("options", "{}")))
+    translate(options, is_saved=True)  # of an earlier edition
+    return options, weights
+
+
+def shapes_of(cfg: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
+    """Name the weights of a GPT without n-gram tables, with their shapes, as model.py has them."""
+    C = cfg.n_embd
+    table = (vocab_size, C)
+    shapes: dict[str, tuple[int, ...]] = {"wte.weight": table}
+    if cfg.is_gpt2:
+        shapes["wpe.weight"] = (cfg.block_size, C)
+    if not cfg.tied:
+        shapes["lm_head.weight"] = table
+    linears = {"attn.qkv": (3 * C, C), "attn.proj": (C, C)}
+    linears |= {"mlp.fc": (4 * C, C), "mlp.proj": (C, 4 * C)}
+    norms = ["norm"]
+    for layer in range(cfg.n_layer):
+        norms += [f"blocks.{layer}.norm1", f"blocks.{layer}.norm2"]
+        for name, shape in linears.items():
+            shapes[f"blocks.{layer}.{name}.weight"] = shape
+            if cfg.has_bias:
+                shapes[f"blocks.{layer}.{name}.bias"] = shape[:1]
+    for name in norms:
+        if cfg.is_gpt2:
+            shapes[f"{name}.weight"] = (C,)
+        if cfg.has_bias:
+            shapes[f"{name}.bias"] = (C,)
+    return shapes
 
 
 def to_text(values: np.ndarray, dtype: DType) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from engine.run import Run, open_run
 from evaluate import EvaluateOptions, score_run
 from model import GPT
 from page.page import write_data, write_live_page, write_runs
-from page.weights import DType, content_of_model, to_text
+from page.weights import DType, content_of_model, shapes_of, to_text
 from surprisal import nats_to_bits
 from tests.chromium import NEEDS_BROWSER, Tab, chromium
 from tests.conftest import CPU, ROOT, TINY, call, make_model
@@ -119,6 +119,8 @@ def test_logits_are_those_of_pytorch(scripts: Any, name: str) -> None:
         expected = model(torch.from_numpy(tokens)[None])[0].numpy()
     exact = logits_in(scripts, saved_of(model, "float32"), tokens.tolist())
     assert exact == pytest.approx(expected, abs=1e-4)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert shapes_of(model.cfg, 13) == shapes  # which a file must have
     half = logits_in(scripts, saved_of(model, "float16"), tokens.tolist())
     assert half == pytest.approx(expected, abs=1e-2)
     assert np.abs(half - exact).max() > 0
@@ -282,6 +284,9 @@ def test_weights_that_do_not_belong_to_the_run_are_left_out(own: Path) -> None:
     )
     (own / "config.toml").write_text(cfg)
     path = own / "best.safetensors"
+    saved = {f"{MODEL}{name}": p.detach().T.contiguous() for name, p in model.named_parameters()}
+    save_file(saved, path)  # as many numbers, in other shapes
+    assert why_not(run) == "best.safetensors holds another model than config.toml describes"
     path.write_bytes(path.read_bytes()[:1000])
     assert why_not(run).startswith("best.safetensors cannot be read (")
     tensors = {f"{MODEL}{name}": p.detach().clone() for name, p in model.named_parameters()}
