@@ -19,7 +19,7 @@ from nbformat import NotebookNode
 from PIL import Image
 
 from tests.conftest import ROOT
-from tests.test_house import MAX_COLUMNS
+from tests.test_house import DENSE, MAX_COLUMNS, lines_of
 
 NOTEBOOK = ROOT / "docs/cross_entropy.ipynb"
 SHOWN: NotebookNode = nbformat.read(NOTEBOOK, as_version=4)
@@ -122,11 +122,14 @@ def test_it_runs_in_a_clone_and_prints_what_it_shows(clone: Path) -> None:
                 assert printed(cell) == printed(shown), cell.id
 
 
-def test_cells_are_short() -> None:
+def test_cells_are_short_and_lines_are_plain(tmp_path: Path) -> None:
     for cell in SHOWN.cells:
         assert len(cell.source.splitlines()) <= MAX_LINES, cell.id
     for cell in CODE:
         assert max(map(len, cell.source.splitlines())) <= MAX_COLUMNS, cell.id
+        path = tmp_path / f"{cell.id}.py"
+        path.write_text(python(cell), encoding="utf-8")
+        assert max(lines_of(path).values()) <= DENSE, cell.id
 
 
 def test_it_imports_what_the_readme_names() -> None:
