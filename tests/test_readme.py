@@ -87,6 +87,7 @@ FOLDERS = (
     "",
     "config",
     "data",
+    "page/web",
     "engine",
     "report",
     "huggingface",
