@@ -382,7 +382,7 @@ def describe_without_interval(pair: Difference) -> str:
 
 def describe_lower(pair: Difference, digits: int) -> str:
     difference = f"{pair.difference:.{digits}f}"
-    return f"{pair.better} is lower than {pair.worse} by {difference}"
+    return f"with {pair.better} the loss is lower than with {pair.worse} by {difference}"
 
 
 def choose_digits(*values: float) -> int:
@@ -450,9 +450,9 @@ def other_than(name: str, pair: Difference) -> str:
 def kind_of(pair: Difference, best: str) -> str:
     """Begin the sentence that lists the other groups of which the same is true."""
     if pair.is_more_than_noise and pair.better == best:
-        return f"{best} is lower by more than noise than"
+        return f"with {best} the loss is lower by more than noise than with"
     if pair.is_more_than_noise:
-        return f"{best} is higher by more than noise than"
+        return f"with {best} the loss is higher by more than noise than with"
     if pair.method:
         return f"cannot be told apart from {best} either:"
     if pair.difference == 0:

@@ -19,9 +19,14 @@ from sweeps.jobs import Jobs
 from sweeps.statistics import compare_all, describe_difference, mean_of_seeds, say_all
 
 Content = dict[str, Any]
-OPTIMISTIC = "chosen on validation text: optimistic; --split=tuning chooses without it"
+OPTIMISTIC = (
+    "chosen on validation text: optimistic, as the best was partly lucky there; add "
+    "--split=tuning to choose without it"
+)
 OTHER_TARGETS = "the runs predict different texts, or parts of one: their losses do not compare"
-HONEST = "chosen on tuning text; evaluate.py RUN --split=val measures the one that you choose"
+HONEST = (
+    "chosen on tuning text; `python evaluate.py RUN --split=val` measures the one that you choose"
+)
 BITS = "bits per byte"
 TOKENS = {"tokenizer", "vocab_size"}  # options that change the tokens, and not the text
 

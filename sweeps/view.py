@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from config.terminal import one_line, print_styled, printable, say, screen_width
 from report.picture import shorten
-from report.status import HAS_NOT_ENDED
+from report.status import HAS_NOT_ENDED, TRAINING
 from sweeps.table import Content
 
 WIDTH = 80
@@ -83,6 +83,9 @@ class View:
         done, total = count_steps(content)
         if self.steps_before is None:
             self.steps_before = done
+        is_training = any(run["status"] == TRAINING for run in content["runs"])
+        if not is_training and len(ended) < len(content["runs"]):
+            return f"stopped after {said}"
         own = done - self.steps_before  # steps of this sweep since it was started
         if own == 0 or done == total:
             return said

@@ -77,7 +77,8 @@ def make_sweep(folder: Path) -> dict[str, Any]:
     runs[5] |= {"status": "interrupted", "loss": None, "nats": None}
     runs[8] |= {"loss": None, "nats": None, "seconds": None}
     (folder / "learning_rate=0.03,seed=1/report.html").touch()
-    sentence = "0.03 is lower than 0.01 by 0.100 (0.080 to 0.120), 3 seeds: more than noise"
+    lower = "with 0.03 the loss is lower than with 0.01 by 0.100"
+    sentence = f"{lower} (0.080 to 0.120), 3 seeds: more than noise"
     return {
         "name": "rates",
         "command": "python sweep.py config/a.toml --learning_rate=0.01,0.03,0.1 --seed=1,2,3",

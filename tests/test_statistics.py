@@ -118,7 +118,7 @@ def test_a_block_design_worked_by_hand() -> None:
     assert second.needed_seeds is None
     assert say_all([first, second, third]) == [
         "a and b cannot be told apart (-0.910 to 4.910), 3 seeds: about 5 seeds would",
-        "a is lower than c by 4.000 (1.090 to 6.910), 3 seeds: more than noise",
+        "with a the loss is lower than with c by 4.000 (1.090 to 6.910), 3 seeds: more than noise",
         "b and c cannot be told apart (-0.910 to 4.910), 3 seeds: about 5 seeds would",
         "95% intervals, 3 pairs at once: Tukey",
     ]
@@ -244,7 +244,10 @@ def test_one_seed_makes_no_claim() -> None:
     groups = {"0.01": {1: 1.5}, "0.03": {1: 1.25}}
     (pair,) = compare_all(groups)
     assert pair == order_pair("0.03", "0.01", 0.25, 1)
-    text = "0.03 is lower than 0.01 by 0.250, 1 seed: no claim without a second seed"
+    text = (
+        "with 0.03 the loss is lower than with 0.01 by 0.250, 1 seed: no claim without a second "
+        "seed"
+    )
     assert say_all([pair]) == [text]
 
 
@@ -265,7 +268,8 @@ def test_without_noise_there_is_no_claim(seeds: int) -> None:
     losses = 0.1 + np.arange(seeds) / 7
     (pair,) = compare_all(make_groups([losses, losses + 0.1]))
     assert pair[3:] == (None, None, seeds, None, "")
-    text = f"a is lower than b by 0.100 with each of {seeds} seeds: no claim, as there is no noise"
+    lower = "with a the loss is lower than with b by 0.100"
+    text = f"{lower} with each of {seeds} seeds: no claim, as there is no noise"
     assert describe_difference(pair).startswith(text)
     (same,) = compare_all(make_groups([losses, losses]))
     assert same == order_pair("a", "b", 0.0, seeds)
@@ -351,10 +355,13 @@ def test_words_never_contradict_the_figures() -> None:
 
 def test_a_figure_has_as_many_digits_as_its_words_need() -> None:
     pair = Difference("a", "b", 0.0334, 0.01234, 0.0544, 3, None, TUKEY)
-    text = "a is lower than b by 0.033 (0.012 to 0.054), 3 seeds: more than noise"
+    text = (
+        "with a the loss is lower than with b by 0.033 (0.012 to 0.054), 3 seeds: more than noise"
+    )
     assert describe_difference(pair) == text
     close = pair._replace(low=0.00002, high=0.0668)
-    text = "a is lower than b by 0.03340 (0.00002 to 0.06680), 3 seeds: more than noise"
+    lower = "with a the loss is lower than with b by 0.03340"
+    text = f"{lower} (0.00002 to 0.06680), 3 seeds: more than noise"
     assert describe_difference(close) == text
     below = pair._replace(low=-0.00002, high=0.0668, needed_seeds=4)
     text = "a and b cannot be told apart (-0.00002 to 0.06680), 3 seeds: about 4 seeds would"
@@ -378,7 +385,9 @@ def test_many_groups_need_few_lines() -> None:
     assert lines[1] == describe_difference(near[0])
     assert lines[2] == "cannot be told apart from a either: " + list_worse(near[1:])
     assert lines[3] == describe_difference(far[0])
-    assert lines[4] == "a is lower by more than noise than " + list_worse(far[1:])
+    assert lines[4] == "with a the loss is lower by more than noise than with " + list_worse(
+        far[1:]
+    )
     others = [pair for pair in differences if pair not in pairs and pair.method]
     share = f"{sum(pair.is_more_than_noise for pair in others)} of {len(others)} pairs"
     assert lines[5].startswith(f"more than noise among the others, {share}: ")
@@ -403,8 +412,8 @@ def test_the_best_group_is_the_one_that_fewest_are_below() -> None:
     assert name_best([unclear, circle, below]) == "a"
     clear = below._replace(low=0.5, high=1.5)
     assert name_best([unclear, circle, clear]) == "c"
-    assert kind_of(clear, "b") == "b is lower by more than noise than"
-    assert kind_of(clear, "a") == "a is higher by more than noise than"
+    assert kind_of(clear, "b") == "with b the loss is lower by more than noise than with"
+    assert kind_of(clear, "a") == "with a the loss is higher by more than noise than with"
 
 
 def test_what_makes_no_claim_is_only_listed() -> None:
@@ -416,10 +425,10 @@ def test_what_makes_no_claim_is_only_listed() -> None:
     losses = np.array([1, 1.5, 2.5])
     shifted = make_groups([losses, losses + 1, losses + 2])
     assert say_all(compare_all(shifted)) == [
-        "a is lower than b by 1.000 with each of 3 seeds: no claim, as there is no noise to judge "
-        "it by",
-        "a is lower than c by 2.000 with each of 3 seeds: no claim, as there is no noise to judge "
-        "it by",
+        "with a the loss is lower than with b by 1.000 with each of 3 seeds: no claim, as there is "
+        "no noise to judge it by",
+        "with a the loss is lower than with c by 2.000 with each of 3 seeds: no claim, as there is "
+        "no noise to judge it by",
     ]
 
 

@@ -307,7 +307,9 @@ def test_a_sweep_says_which_is_better_and_whether_that_is_noise(data_dir: Path) 
     assert better["mean"] < worse["mean"]
     assert better["seeds"] == 2
     assert f"{better['mean']:.4f} ± {better['deviation']:.4f}" in done.stdout
-    assert re.search(r"^0\.03 (is lower than|and) 0\.003 ", done.stdout, re.MULTILINE)
+    assert re.search(
+        r"^(with )?0\.03 (the loss is lower than with|and) 0\.003 ", done.stdout, re.MULTILINE
+    )
     first = FOLDER / "learning_rate=0.003,seed=1"
     assert "seeds" not in call("sample.py", str(first), "--max_new_tokens=5").stdout
     assert len(call("curves.py", str(FOLDER)).stdout.splitlines()) == 3  # two means, a picture
