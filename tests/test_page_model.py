@@ -158,6 +158,8 @@ def test_samples_follow_the_probabilities_and_the_seed(scripts: Any) -> None:
     assert scripts.evaluate(script, 2) != shares
     last = "sample_token(Float32Array.from([0, 0, -Infinity]), 1 - 2 ** -40, 1)"
     assert scripts.evaluate(last) == 1
+    cold = "sample_token(Float32Array.from([7, 9, 8]), 0.9, 1e-300)"
+    assert scripts.evaluate(cold) == 1
 
 
 @NEEDS_BROWSER

@@ -297,18 +297,23 @@ class ContextWindow {
 
 // The probabilities (V) of logits; temperature 0 is greedy.
 function probabilities(logits, temperature) {
-  if (temperature > 0) return softmax(logits.map(z => z / temperature));
+  const most = Math.max(...logits);
+  if (temperature > 0) return softmax(logits.map(z => (z - most) / temperature));
   const greedy = new Float32Array(logits.length);
-  greedy[logits.indexOf(Math.max(...logits))] = 1;
+  greedy[logits.indexOf(most)] = 1;
   return greedy;
 }
 
 // Choose a token by a random number u in [0, 1): it inverts the cumulative distribution.
 function sample_token(logits, u, temperature) {
-  const q = probabilities(logits, temperature), place = Math.min(u, ALMOST_ONE);
-  let sum = 0;
-  const token = q.findIndex(share => (sum += share) > place);
-  return token < 0 ? q.lastIndexOf(Math.max(...q)) : token;
+  const q = probabilities(logits, temperature);
+  let total = 0, cumulative = 0;
+  for (const share of q) total += share;
+  const place = Math.min(u, ALMOST_ONE) * total;
+  for (let token = 0; token < q.length; token++) {
+    cumulative += q[token];
+    if (cumulative > place) return token;
+  }
 }
 
 // Random numbers in [0, 1) from a seed: mulberry32, by Tommy Ettinger. NumPy's are others.
