@@ -424,6 +424,22 @@ def test_a_long_text_is_read_in_steps_and_its_windows_move(tab: Tab, own: Path) 
 
 
 @NEEDS_BROWSER
+def test_the_eos_token_begins_and_ends_a_text(browser: Any, data_dir: Path) -> None:
+    options = ["--documents=lines", "--max_iters=1", "--out_dir=out/lines"]
+    call("train.py", "--corpus=text.txt", *TINY, *options)
+    tab = open_page(browser, data_dir / "out/lines")
+    type_text(tab, "\n")
+    assert "does not know “⏎”" in tab.text(".typing-unknown")  # as evaluate.py says
+    assert tab.text("#typing-title") == "What the model expects after <|eos|>"
+    type_text(tab, "the")
+    tab("typing.random = () => 1")  # chooses the last token of the vocabulary
+    tab.page.click("#typing button:has-text('Let the model go on')")
+    tab.page.wait_for_selector("text=The model ends the text here.")
+    assert text_of(tab) == "the"
+    tab.close()
+
+
+@NEEDS_BROWSER
 @pytest.mark.parametrize("width", [390, 1400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_field_lies_over_its_colours(browser: Any, own: Path, width: int, scheme: str) -> None:

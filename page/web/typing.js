@@ -103,7 +103,7 @@ class Typing {
     const list = element("div", "", place, {className: "typing-bars", role: "group"});
     list.setAttribute("aria-labelledby", this.title.id);
     this.bars = Array.from({length: BARS + 1}, () => {
-      const bar = element("button", "", list, {type: "button"});
+      const bar = element("button", "", list, {type: "button", disabled: true});
       bar.addEventListener("click", () => this.choose(Number(bar.dataset.token)));
       return bar;
     });
@@ -116,7 +116,11 @@ class Typing {
     return this.field.value;
   }
 
-  // Number the cursor's place in characters.
+  get isFull() {
+    return this.text.length >= LONGEST;
+  }
+
+  // The cursor's place, in characters.
   get cursor() {
     return Array.from(this.text.slice(0, this.field.selectionStart)).length;
   }
@@ -333,7 +337,11 @@ class Typing {
 
   step() {
     const isRead = this.update();
-    if (isRead && !this.writeToken()) return this.stop();
+    if (isRead && !this.writeToken()) {
+      this.stop();
+      this.story.append(this.isFull ? " The text is full." : " The model ends the text here.");
+      return;
+    }
     this.timer = setTimeout(() => this.step(), PACE);
   }
 
@@ -341,7 +349,7 @@ class Typing {
   writeToken() {
     const token = sample_token(this.logits.at(-1), this.random(), this.temperature);
     const name = this.saved.vocabulary[token];
-    if (!this.ids.has(name) || this.text.length >= LONGEST) return false;  // it ends the text
+    if (!this.ids.has(name) || this.isFull) return false;  // eos ends the text
     this.written += 1;
     this.write(this.text + name);
     return true;
