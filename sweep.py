@@ -11,12 +11,14 @@ end_on_interrupt(__name__)
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 from config.errors import UserError, run_command
 from config.files import lock_of, locked
-from report.status import HAS_NOT_ENDED
-from sweeps.grid import Sweep, SweepOptions, read_sweep
+from data.prepare import prepare_corpus
+from report.status import HAS_NOT_ENDED, read_status
+from sweeps.grid import PlannedRun, Sweep, SweepOptions, read_sweep
 from sweeps.jobs import ROOT, Jobs, choose_jobs
 from sweeps.output import Output
 from sweeps.speed import check_equal_seconds, fit_steps
@@ -71,6 +73,7 @@ def train_all(sweep: Sweep, options: SweepOptions, command: list[str]) -> int:
         raise UserError("needs the package scipy: python -m pip install -r requirements.txt")
     folder = sweep.folder
     with locked(lock_of(folder.resolve()), f"{folder}: another sweep.py trains there"):
+        prepare_texts(sweep.runs)
         at_once = 1
         if not options.equal_seconds:
             at_once = choose_jobs(options.jobs, sweep.runs)
@@ -100,6 +103,13 @@ def train_all(sweep: Sweep, options: SweepOptions, command: list[str]) -> int:
     if jobs.stopped_by:
         return 128 + jobs.stopped_by
     return int(bool(jobs.reasons) or not has_all)  # 1 if a run failed, or was stopped by others
+
+
+def prepare_texts(runs: Sequence[PlannedRun]) -> None:
+    """Prepare the corpora, so that a mistake in one is told before anything is trained."""
+    to_train = [run for run in runs if read_status(run.path) in HAS_NOT_ENDED]
+    for data in dict.fromkeys(run.cfg.data for run in to_train):
+        prepare_corpus(data)
 
 
 def describe_sweep(sweep: Sweep) -> str:

@@ -8,7 +8,7 @@ import math
 import shlex
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,13 @@ class Table:
         if self.unit is not None and losses != self.losses:  # to compare may take seconds
             self.losses = losses
             self.compared = compare(losses)
+        sentences = [*self.compared["sentences"]]
         if len(groups) == 1 and groups[0]["low"] is not None:
-            self.compared["sentences"] = [describe_mean(groups[0])]
-        return self.about | {"runs": runs, "groups": groups} | self.compared
+            sentences.append(describe_mean(groups[0]))
+        for group in groups:
+            sentences += describe_diverged(by_group[group["name"]], group)
+        found = {"runs": runs, "groups": groups, "sentences": sentences}
+        return self.about | self.compared | found
 
     def content_of(self, run: PlannedRun) -> Content:
         """Collect what is known of a run; of one that has ended, files are read once."""
@@ -140,6 +144,16 @@ def describe_mean(group: Content) -> str:
         f"the mean of {group['seeds']} seeds is {group['mean']:.4f}, its 95% interval "
         f"{group['low']:.4f} to {group['high']:.4f}"
     )
+
+
+def describe_diverged(runs: Sequence[Content], group: Content) -> Iterator[str]:
+    """Say that a group's losses are those of models from before its runs diverged."""
+    diverged = [run for run in runs if run["status"] == DIVERGED]
+    if diverged:
+        yield (
+            f"with {group['name']}, {len(diverged)} of {len(runs)} runs diverged: the loss counts "
+            "of the best model before that"
+        )
 
 
 def mean_of(group: Content) -> float:

@@ -369,6 +369,9 @@ WITHOUT_TORCH = {
     "evaluate.py --help": 0,
     "evaluate.py out/tiny --stride=99": 2,
     "evaluate.py out/tiny --explain=Ω": 2,
+    "sweep.py --help": 0,
+    "sweep.py --corpus=text.txt --seed=1,2 --list": 0,
+    "sweep.py --corpus=no.txt --seed=1,2": 2,
 }
 
 

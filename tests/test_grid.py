@@ -161,3 +161,11 @@ def test_the_list_has_the_commands_for_other_schedulers() -> None:
     call("train.py", *words[2:])
     assert "learning_rate = 0.2" in Path("out/a sweep/learning_rate=0.2/config.toml").read_text()
     assert "only=3: the last line of --list is 2" in error(*arguments, "--only=3")
+
+
+@pytest.mark.usefixtures("data_dir")
+def test_a_text_that_is_not_there_is_told_before_anything_is_trained() -> None:
+    done = call("sweep.py", "--corpus=no.txt", "--seed=1,2", *TWO_STEPS, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: corpus 'no.txt': no such file")
+    assert not list(Path("out").glob("*/*"))

@@ -93,6 +93,7 @@ def test_a_run_that_fails_or_diverges_is_a_row_with_its_reason() -> None:
     }
     assert "learning_rate=0.3: failed (error: the disk is full)" in printed
     assert "1 s, diverged (It diverged: the loss is 9)" in printed
+    assert "with 0.4, 1 of 1 runs diverged: the loss counts of the best model" in printed
     assert "learning_rate=0.5: failed (killed, maybe because memory ran out" in printed
     rows = [line.split()[0] for line in printed.splitlines() if re.match(r"0\.\d ", line)]
     assert "could not be written" not in printed  # the page leaves damaged runs out
