@@ -154,6 +154,8 @@ def content_of_run(run: Run) -> Content:
         "best": None,
         "overfits": False,
         "seconds": 0.0,
+        "step": 0,
+        "max_iters": run.cfg.optim.max_iters,
     }
     if best:
         content["best"] = {name: best[name] for name in [*PLACES, "val_nll"]}
@@ -161,6 +163,7 @@ def content_of_run(run: Run) -> Content:
         content["overfits"] = bool(evaluations[-1].get("overfitting"))
     if records:
         content["seconds"] = records[-1]["seconds"]
+        content["step"] = records[-1]["step"]
     content |= content_of_options(run.cfg.changed(), run.info)
     return content | content_of_baselines(run.info.baselines, evaluations, best, best_nll)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from config.errors import UserError
+from config.files import is_run
 from engine.run import open_run
 from page.content import Content, content_of_run
 from page.page import build_page, build_script, links_to, write_script
@@ -19,6 +20,8 @@ MEASURED = ("mean", "deviation", "low", "high", "bits_per_byte", "seconds")
 EMPTY: Content = {  # a run that has not begun
     "val": {},
     "best": None,
+    "step": 0,
+    "max_iters": 0,
     "baselines": [],
     "corpus": "",
     "tokenizer": "",
@@ -61,6 +64,7 @@ def content_of_sweep(folder: Path, sweep: dict[str, Any]) -> Content:
         content["group"] = options.index(options_but_seed(own))
         shown.append(content)
     about = {name: value for name, value in sweep.items() if name != "runs"}
+    about["others"] = count_others(folder, sweep)
     return {
         "title": f"Sweep: {sweep['name']}",
         "curves": True,
@@ -94,6 +98,12 @@ def unmeasured_group(own: dict[str, Any]) -> dict[str, Any]:
     group: dict[str, Any] = dict.fromkeys(MEASURED)
     name = name_group(options)
     return group | {"name": name, "options": options, "seeds": 0, "status": own["status"]}
+
+
+def count_others(folder: Path, sweep: dict[str, Any]) -> int:
+    """Count the runs in the folder that are not of the sweep, which had other values before."""
+    own = {run["name"] for run in sweep["runs"]}
+    return sum(path.name not in own and is_run(path) for path in folder.iterdir())
 
 
 def name_group(options: dict[str, str]) -> str:

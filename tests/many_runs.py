@@ -7,6 +7,7 @@ from typing import Any
 from config.recipe import to_toml
 from config.schema import Config
 from report.analysis import Calibration, Summary, write_evaluation
+from sweeps.statistics import mean_of_seeds
 from tests.test_figures import evaluations, make_run
 
 
@@ -40,11 +41,6 @@ def make_sweep(folder: Path) -> dict[str, Any]:
             {
                 "name": group,
                 "options": {"learning_rate": rate},
-                "mean": mean,
-                "deviation": 0.01,
-                "low": mean - 0.02,
-                "high": mean + 0.02,
-                "seeds": 3,
                 "bits_per_byte": 2.2,
                 "seconds": 21.4,
                 "status": "finished",
@@ -76,6 +72,12 @@ def make_sweep(folder: Path) -> dict[str, Any]:
             )
     runs[5] |= {"status": "interrupted", "loss": None, "nats": None}
     runs[8] |= {"loss": None, "nats": None, "seconds": None}
+    for place, content in enumerate(groups):
+        losses = {}
+        for run in runs[3 * place : 3 * place + 3]:
+            if run["loss"] is not None:
+                losses[int(run["options"]["seed"])] = run["loss"]
+        content |= mean_of_seeds(losses)._asdict()
     (folder / "learning_rate=0.03,seed=1/report.html").touch()
     lower = "with 0.03 the loss is lower than with 0.01 by 0.100"
     sentence = f"{lower} (0.080 to 0.120), 3 seeds: more than noise"

@@ -27,13 +27,18 @@ function axis(name, log) {
   const first = places.reduce((a, b) => Math.min(a, b), Infinity), last = places.reduce((a, b) => Math.max(a, b), 0);
   if (!log || !isFinite(first)) return {at: place => place, title: AXES[name]};
   const at = place => Math.log10(place / first + 1), placeAt = at => first * (10 ** at - 1);
+  const power = 10 ** Math.floor(Math.log10(last)), round = Math.floor(last / power * 1.001) * power;
   const ticks = (start, end) => {
-    const from = placeAt(start), to = placeAt(end), ends = [from <= 0 ? [0] : [], to >= last ? [last] : []];
-    const between = roundNumbers(Math.max(from, first), to >= last ? last / 1.8 : to, from > 0 || to < last ? 3 : 1);
-    return [...ends[0], ...between, ...ends[1]].map(place => [at(place), short(place)]);
+    const from = placeAt(start), to = placeAt(end), isWhole = to >= last;
+    const between = roundNumbers(Math.max(from, first), isWhole ? round / 1.8 : to, from > 0 || !isWhole ? 3 : 1);
+    const places = [...from <= 0 ? [0] : [], ...between, ...isWhole ? [round] : []];
+    return places.map(place => [at(place), tickText(place)]);
   };
   return {at, title: AXES[name], ticks};
 }
+
+const tickText = place => place >= 1e6 ? String(Number(place.toPrecision(3)).toExponential()).replace("e+", "e")
+  : short(place);
 
 // Round numbers between two: powers of ten or, if these are fewer than wanted, also others.
 function roundNumbers(from, to, wanted) {
@@ -109,9 +114,14 @@ function drawLoss(o, x) {
   for (const place of document.querySelectorAll("#curves .kind")) place.textContent = page.val_kind;
   byId("thin").hidden = !withTrain;
   byId("unlike").hidden = !shown.some(([run]) => run.target > 0);
-  byId("banded").hidden = !byGroup;
+  byId("banded").hidden = !marks.some(({kind}) => kind === "band");
   byId("starred").hidden = byGroup;
-  const range = isMany() ? fitted(shown, o, marks) : withBaselines(marks, levels, o);
+  const isEmpty = isMany() && !marks.some(({x}) => x.length), nothing = byId("nothing");
+  nothing.hidden = !isEmpty;
+  byId("caption").hidden = isEmpty;
+  nothing.textContent = shown.length ? "no run that is shown has a curve yet" : "no runs shown";
+  if (isEmpty) return hidePlot("loss");
+  const range = isMany() ? fitted(shown, o, marks, x) : withBaselines(marks, levels, o);
   plot("loss", marks, {key: [o.x, o.logx, o.y, o.fit], zoom: true, together: true, levels, spans, x,
                        y: {title: UNITS[o.y], log: o.logy, range}});
 }
@@ -128,16 +138,15 @@ const lowest = values => values.reduce((a, b) => Math.min(a, b), Infinity);
 const highest = values => values.reduce((a, b) => Math.max(a, b), -Infinity);
 
 // What the runs show, but no loss above that before training: those are of runs that diverge.
-function fitted(shown, o, marks) {
-  let ceiling = -Infinity, end = -Infinity;
+function fitted(shown, o, marks, {at}) {
+  let ceiling = -Infinity;
   for (const [run] of shown) {
     const {val_nll: nll = []} = run.val, uniform = highest(run.baselines.map(({nats}) => nats));
     if (nll.length) ceiling = Math.max(ceiling, inUnit(Math.max(nll[0], uniform), run, o.y));
   }
-  for (const {x} of marks) end = Math.max(end, highest(x));
-  const values = [];
+  const middle = at(highest(shown.map(([run]) => run.val[o.x]?.at(-1) ?? 0)) / 2), values = [];
   for (const {x, y, low = [], high = []} of marks) {
-    const isLate = i => o.fit !== "end" || x[i] >= end / 2;
+    const isLate = i => o.fit !== "end" || x[i] >= middle;
     values.push(...[...y.filter((_, i) => isLate(i)), ...low.filter((_, i) => isLate(i)),
                     ...high.filter((_, i) => isLate(i))].filter(isFinite));
   }
@@ -192,6 +201,7 @@ function markGroups(shown, o, x) {
       const look = {color, dash, width: 1, alpha: 0.6, runs: [i]};
       marks.push(curve(run, "val", x, o.x, y, run.short, look, fourDigits));
     }
+    if (full.length > 1) marks.push(...full.map(([run, i]) => memberCurve(run, i, o, x)));
     const mean = meanCurve(full.map(([run]) => run), o);
     if (full.length > 1) {
       const {x: places, y, low, high} = mean;
@@ -205,6 +215,13 @@ function markGroups(shown, o, x) {
                 tell: i => ({value: mean.y[i], text: text(i), name, at: at(i)})});
   }
   return {marks, spans: []};
+}
+
+// A run that is in a mean: its line is seen while it is pointed at.
+function memberCurve(run, i, o, x) {
+  const y = run.val.val_nll.map(nats => inUnit(nats, run, o.y));
+  return {kind: "line", x: run.val[o.x].map(x.at), y, color: groupPen(run.group).color,
+          dash: groupPen(run.group).dash, width: 1.5, runs: [i], isInMean: true};
 }
 
 // The mean of the validation losses of runs at the steps that all have, and one deviation around.

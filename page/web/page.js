@@ -13,6 +13,12 @@ let hidden = new Set();  // numbers of the runs that somebody has hidden
 let filter = "";  // words that a run must have to be shown
 
 const byId = id => document.getElementById(id);
+// A text of names and values, whose lines end after a comma where there is no room.
+function breakable(text, parent) {
+  text.split(/(?<=,)/).forEach((part, i) => parent.append(...i ? [element("wbr")] : [], part));
+  return parent;
+}
+
 const whole = new Intl.NumberFormat("en", {maximumFractionDigits: 0});
 const short = value => value >= 1e6 ? value.toExponential(2).replace("e+", "e") : value >= 100 ? whole.format(value)
   : String(Number(value.toPrecision(4)));
@@ -111,6 +117,7 @@ function draw() {
   if (reference !== null) kept.reference = reference;
   location.replace("#" + new URLSearchParams(kept));
   if (page.curves) drawCurves(state);
+  drawComparison();
 }
 
 function drawAll() {
@@ -133,13 +140,28 @@ function drawAll() {
 }
 
 function showStatus() {
-  const seconds = Math.round(Date.now() / 1000 - page.written);
-  const isOld = page.sweep && seconds > SILENCE, followed = training().length;
-  const age = isOld ? `nothing was written for ${seconds} s: was the sweep stopped?`
-    : `written ${seconds} s ago, this page follows it`;
+  const seconds = Math.round(Date.now() / 1000 - page.written), followed = training().length;
+  if (page.live && page.sweep && seconds > SILENCE) {
+    silence();
+    byId("status").textContent = `${ended().length} of ${page.runs.length} runs have ended; ` +
+      `nothing was written for ${duration(seconds)}: the sweep seems to have been stopped`;
+    return;
+  }
+  const age = `written ${seconds} s ago, this page follows it`;
   byId("status").textContent = page.live ? `${page.status}; ${age}`
     : isMany() && followed ? `${followed} of ${page.runs.length} runs train; this page follows them`
     : page.status;
+}
+
+const duration = seconds => seconds < 120 ? `${seconds} s` : seconds < 7200
+  ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} hours`;
+
+// A sweep that was killed could not write that its runs do not train any more.
+function silence() {
+  if (page.isSilent) return;
+  page.isSilent = true;
+  for (const run of page.runs.filter(({status}) => status === "training")) run.status = "interrupted";
+  drawPage();
 }
 
 // Called by the data, which is a script: a page that is opened as a file may not fetch anything
@@ -149,7 +171,9 @@ function receive(data) {
   if (number !== undefined) return follow(page.runs[Number(number)], data);
   if (page && page.written === data.written) return;
   page = data;
-  document.title = document.querySelector("h1").textContent = data.title;
+  document.title = data.title;
+  document.querySelector("h1").replaceChildren();
+  breakable(data.title, document.querySelector("h1"));
   document.body.classList.toggle("many", isMany());
   document.body.classList.toggle("sweep", Boolean(data.sweep));
   if (isMany()) byId("left").append(byId("small"));  // there is room under the table
@@ -202,7 +226,7 @@ function poll() {
 
 function start() {
   form.addEventListener("input", draw);
-  form.elements.mean.addEventListener("input", drawRuns);
+  for (const name of ["mean", "y"]) form.elements[name].addEventListener("input", drawRuns);
   dark.addEventListener("change", () => { if (page) drawPage(); });
   addEventListener("beforeprint", () => plots.forEach((_, place) => show(place)));
   picker.addEventListener("input", pick);

@@ -97,6 +97,7 @@ function build(shown, key) {
   for (const each of figure.grids) each.grid_line_color = grid;
   const sources = marks.map(mark => new ColumnDataSource({data: columns(mark)}));
   const glyphs = marks.map((mark, i) => addGlyph(figure, mark, sources[i]));
+  marks.forEach(({isInMean}, i) => { glyphs[i].visible = !isInMean; });
   if (look.together) {
     const line = {visible: false, dimensions: "height", line_color: ink, line_alpha: 0.4};
     figure.add_tools(new CrosshairTool(line));
@@ -212,7 +213,7 @@ const nearestIndex = ({x}, place) =>
 function nearestCurve({x, y, placeX, placeY, marks}) {
   let best = NEAR, found = null;
   for (const mark of marks) {
-    if (!mark.runs || mark.kind !== "line") continue;
+    if (!mark.runs || mark.kind !== "line" || mark.isInMean) continue;
     for (let i = 1; i < mark.x.length; i++) {
       const left = placeX(mark.x[i - 1]), right = placeX(mark.x[i]);
       if (x < left - NEAR || x > right + NEAR) continue;
@@ -267,22 +268,29 @@ function swatch({color, dash = "solid"}) {
   return made;
 }
 
-// Of the runs that are pointed at, curves are thick; others are faint.
+// Of the runs that are pointed at, curves are thick; others are faint. A run whose line is in a mean
+// has a line of its own only while it is pointed at, and the mean is then faint too.
 
 let lit = null;  // the numbers of these runs; null where none is
+let isLitByRow = false;  // of the table, not by a curve
 
-function setLit(runs) {
+function setLit(runs = null, byRow = false) {
+  isLitByRow = byRow;
   if (JSON.stringify(lit) === JSON.stringify(runs)) return;
   lit = runs;
   for (const shown of plots.values()) light(shown);
   lightRows();
 }
 
-function light({glyphs = [], marks, labels}) {
+function light({glyphs = [], marks, labels, waits}) {
+  if (waits) return;  // its glyphs are of other marks
   const lightness = runs => !lit || !runs ? 0 : runs.some(run => lit.includes(run)) ? 1 : -1;
+  const isAlone = lit?.length === 1 && marks.some(mark => mark.isInMean && mark.runs[0] === lit[0]);
   glyphs.forEach((renderer, i) => {
-    const {kind, runs, width = 1.5, alpha = 1} = marks[i], at = lightness(runs);
+    const {kind, runs, width = 1.5, alpha = 1, isInMean} = marks[i];
     if (!runs) return;
+    const at = isAlone && runs.length > 1 ? -1 : lightness(runs);
+    if (isInMean) renderer.visible = isAlone && at > 0;
     if (kind === "line") {
       renderer.glyph.line_alpha = at < 0 ? 0.13 : at > 0 ? 1 : alpha;
       renderer.glyph.line_width = at > 0 ? width + 1.5 : width;

@@ -8,8 +8,13 @@ let order = {id: "loss", down: false};
 let reference = null;  // the number of the run from which differences are told; null: the best
 let opened = new Map();  // whether somebody has opened or closed a group, by its name
 
+const LOSSES = {nats: "loss, nats", bits_per_byte: "loss, bits/byte", perplexity: "perplexity"};
+
 const bestLoss = run => run.best_nll ?? run.best?.val_nll ?? Infinity;
-const bitsPerByte = run => bits(bestLoss(run)) / run.bytes_per_target;
+const isMeasured = run => !page.curves || Number.isFinite(run.best_nll);
+// The table has the unit of the curves.
+const tableUnit = () => page.curves ? form.elements.y.value : "nats";
+const lossIn = (run, unit) => isFinite(bestLoss(run)) ? inUnit(bestLoss(run), run, unit) : null;
 
 // Filter: every word is in a run's name, its options, its status or its text.
 function isFound(run) {
@@ -46,7 +51,7 @@ function drawOverview() {
     const names = runs.slice(0, NAMED).map(run => run.name).join("; ");
     const more = runs.length > NAMED ? `; and ${runs.length - NAMED} more` : "";
     line.append(": ");
-    element("span", `${names}${more}`, line, {className: "dim"});
+    breakable(`${names}${more}`, element("span", "", line, {className: "dim"}));
   }
 }
 
@@ -96,44 +101,51 @@ function speed(run) {
   return speeds[speeds.length >> 1] ?? 0;  // the median
 }
 
-// A column has what it sorts by, and its text; of a group of seeds too, if there are groups.
+// A column has what it sorts by, which is null where there is nothing, and its text; of a group of
+// seeds too, if there are groups. Rough values are of runs that were not measured at their end.
 function columnsShown() {
-  const isExact = run => !page.curves || run.best_nll !== null;
-  const lossOf = run => page.sweep ? sweepLoss(run) : bestLoss(run);
-  const lossText = run => !isFinite(lossOf(run)) ? ""
-    : lossOf(run).toFixed(4) + (isExact(run) ? "" : " *");
-  const name = {id: "name", title: "run", value: run => run.name};
-  const status = {id: "status", title: "status", value: run => run.status};
-  const loss = {id: "loss", title: page.sweep && inBits() ? "loss, bits/byte" : "loss, nats", isNumber: true,
-                value: lossOf, text: lossText,
+  const unit = tableUnit(), isRough = run => !isMeasured(run);
+  const soFar = (text, run) => text && isRough(run) ? `${text} so far` : text;
+  const name = {id: "name", title: "run", value: run => run.name, of: group => group.name};
+  const status = {id: "status", title: "status", value: run => STATUSES.indexOf(run.status),
+                  text: run => run.status,
+                  of: ({runs}) => highest(runs.map(([run]) => STATUSES.indexOf(run.status)))};
+  const spread = page.sweep && hasSeeds() ? " ± SD" : "";
+  const loss = {id: "loss", title: LOSSES[unit] + spread, isNumber: true, isRough,
+                value: run => lossIn(run, unit), of: group => group.mean,
+                text: run => soFar(lossIn(run, unit)?.toFixed(4) ?? "", run),
                 group: ({mean, deviation}) => mean === null ? ""
                   : mean.toFixed(4) + (deviation === null ? "" : ` ± ${deviation.toFixed(4)}`)};
-  const bitsColumn = {id: "bits", title: "bits/byte", isNumber: true, value: bitsPerByte,
-                      text: run => isFinite(bitsPerByte(run)) ? bitsPerByte(run).toFixed(3) : "",
-                      group: each => each.bits_per_byte?.toFixed(3) ?? ""};
-  const seconds = {id: "seconds", title: "seconds", isNumber: true, value: run => run.seconds,
+  const inBits = run => lossIn(run, "bits_per_byte");
+  const bitsColumn = {id: "bits", title: "bits/byte", isNumber: true, isRough, value: inBits,
+                      text: run => inBits(run)?.toFixed(3) ?? "", of: group => group.bits,
+                      group: each => each.bits?.toFixed(3) ?? ""};
+  const seconds = {id: "seconds", title: "seconds", isNumber: true, value: run => run.seconds || null,
                    text: run => run.seconds ? secondsText(run.seconds) : "",
+                   of: group => group.seconds,
                    group: each => each.seconds === null ? "" : secondsText(each.seconds)};
+  const bitsColumns = unit === "bits_per_byte" ? [] : [bitsColumn];
   if (page.sweep) {
-    const seeds = {id: "seeds", title: "seeds", isNumber: true, value: run => -run.seeds,
-                   text: () => "", group: each => String(each.seeds)};
-    return [name, loss, status, seeds, ...inBits() ? [] : [bitsColumn], seconds];
+    const seeds = {id: "seeds", title: "seeds", isNumber: true, value: () => null, text: () => "",
+                   of: group => group.seeds, group: seedsText};
+    return [name, loss, status, seeds, ...bitsColumns, seconds];
   }
   // what differs in most runs comes first
   const usual = ([, values]) => highest(values.map(each => values.filter(v => v === each).length));
   const options = Object.entries(page.options).sort((a, b) => usual(a) - usual(b));
   const optionColumns = options.map(([option, values]) => {
     const isNumber = values.every(value => value === "" || isFinite(value));
-    const value = (run, i) => isNumber ? Number(values[i]) : values[i];
+    const value = (run, i) => isNumber && values[i] !== "" ? Number(values[i]) : values[i];
     return {id: `option ${option}`, title: option, isNumber, value, text: (run, i) => values[i]};
   });
-  const difference = {id: "difference", title: "difference", isNumber: true,
-                      value: (run, i) => differenceFrom(i, referenceRun())?.value ?? 0,
+  const from = referenceRun();
+  const difference = {id: "difference", title: "difference", isNumber: true, isRough,
+                      value: (run, i) => i === from ? 0 : differenceFrom(i, from)?.value,
                       text: (run, i) => differenceText(i)};
-  const speeds = {id: "speed", title: "tokens/s", isNumber: true, value: speed,
+  const speeds = {id: "speed", title: "tokens/s", isNumber: true, value: run => speed(run) || null,
                   text: run => speed(run) ? short(speed(run)) : ""};
   if (!page.curves) return [name, loss, difference, bitsColumn];
-  return [name, loss, difference, status, ...optionColumns, bitsColumn, seconds, speeds];
+  return [name, loss, difference, status, ...optionColumns, ...bitsColumns, seconds, speeds];
 }
 
 function drawRuns() {
@@ -150,9 +162,12 @@ function drawRuns() {
   drawSections(body, columns, found.filter(([run]) => isFound(run)));
   if (focused) place.querySelector(`th[data-id="${CSS.escape(focused)}"] button`)?.focus();
   [place.scrollTop, place.scrollLeft] = scrolled;
-  const shown = shownRuns().length;
-  picker.querySelector("output").textContent = `${shown} of ${page.runs.length} runs shown`;
+  const shown = shownRuns(), bare = shown.filter(([run]) => page.curves && !run.val.step?.length);
+  picker.querySelector("output").textContent = `${shown.length} of ${page.runs.length} runs shown` +
+    (bare.length ? `, ${bare.length} without a curve yet` : "");
   drawNotes();
+  byId("more").hidden = place.scrollWidth <= place.clientWidth;
+  if (lit && isLitByRow) setLit(document.querySelector("#runs tbody tr:hover, #grid td:hover")?.runs);
   lightRows();
 }
 
@@ -168,12 +183,33 @@ function drawHead(head, {id, title, isNumber}) {
   element("button", title + (isSorted ? arrow : ""), cell, {onclick: sort});
 }
 
+// Sorts by a value. What has none comes last in both directions, and what is rough before that.
+function sortBy(items, value, isRough = () => false) {
+  const isMissing = each => each === null || each === undefined || each === "";
+  const sign = order.down ? -1 : 1;
+  const keyed = items.map(item => {
+    const own = value(item);
+    return {item, own, rank: isMissing(own) ? 2 : isRough(item) ? 1 : 0};
+  });
+  keyed.sort((a, b) => a.rank - b.rank || (a.rank < 2 ? sign * compare(a.own, b.own) : 0));
+  return keyed.map(({item}) => item);
+}
+
+// Numbers within texts are compared as numbers: learning_rate=0.003 comes before 0.01.
+function compare(a, b) {
+  const [own, others] = [a, b].map(each => String(each).split(/[,=]/));
+  for (let i = 0; i < Math.min(own.length, others.length); i++) {
+    const numbers = [Number(own[i]), Number(others[i])], areNumbers = numbers.every(isFinite);
+    const [left, right] = areNumbers ? numbers : [own[i], others[i]];
+    if (left !== right) return left < right ? -1 : 1;
+  }
+  return own.length - others.length;
+}
+
 // Runs on other targets come after the others: their losses are not comparable.
 function drawSections(body, columns, found) {
-  const {value} = columns.find(({id}) => id === order.id) ?? columns[0];
-  const sign = order.down ? -1 : 1;
-  const compare = (a, b) => sign * (a < b ? -1 : a > b ? 1 : 0);
-  const sorted = [...found].sort(([a, i], [b, k]) => compare(value(a, i), value(b, k)));
+  const column = columns.find(({id}) => id === order.id) ?? columns[0];
+  const sorted = sortBy(found, ([run, i]) => column.value(run, i), ([run]) => column.isRough?.(run));
   for (const target of page.targets.keys()) {
     const own = sorted.filter(([run]) => run.target === target);
     if (!own.length) continue;
@@ -182,32 +218,31 @@ function drawSections(body, columns, found) {
       const text = `Other targets, not ranked with the runs above: ${page.targets[target]}`;
       element("th", text, row, {colSpan: columns.length + 1});
     }
-    const measured = own.map(([run]) => run).filter(run => !page.curves || run.best_nll !== null);
-    const best = lowest(measured.map(bestLoss));
-    if (page.sweep) drawGroups(body, columns, own, {value, compare});
+    const best = lowest(own.map(([run]) => run).filter(isMeasured).map(bestLoss));
+    if (page.sweep) drawGroups(body, columns, own, column);
     else for (const [run, i] of own) drawRun(body, columns, run, i, best);
   }
 }
 
-function drawGroups(body, columns, own, {value, compare}) {
+function drawGroups(body, columns, own, {of}) {
   const groups = page.sweep.groups.map((group, number) => {
     const runs = own.filter(([run]) => run.group === number);
-    return {...group, number, runs, name: group.name};
+    const ticked = runs.filter(([, i]) => !hidden.has(i));
+    return {...figuresOf(number, ticked.length ? ticked : runs), number, runs, name: group.name};
   }).filter(({runs}) => runs.length);
-  if (order.id !== "loss" || order.down) {
-    const sorting = ({runs, ...group}) => order.id === "loss" ? group.mean ?? Infinity
-      : order.id === "seeds" ? group.seeds : value(...runs[0]);
-    groups.sort((a, b) => compare(sorting(a), sorting(b)));
-  }
-  for (const group of groups) drawGroup(body, columns, group, page.sweep.unit && group.number === 0);
+  const best = lossesCompare() ? lowest(groups.filter(({mean}) => mean !== null).map(({mean}) => mean)) : NaN;
+  for (const group of sortBy(groups, of)) drawGroup(body, columns, group, group.mean === best);
 }
 
+// Whether something went wrong in some of a group's runs: these are seen at once.
+const hasTrouble = runs => new Set(runs.map(run => run.status)).size > 1 &&
+  runs.some(run => TROUBLES.includes(run.status));
+
 function drawGroup(body, columns, group, isBest) {
-  const {name, number, runs} = group, numbers = runs.map(([, i]) => i);
+  const {name, number, runs, isPart} = group, numbers = runs.map(([, i]) => i);
   const isEven = new Set(runs.map(([run]) => run.status)).size === 1;
-  const hasTrouble = !isEven && runs.some(([run]) => TROUBLES.includes(run.status));
-  const isOpen = opened.get(name) ?? hasTrouble;
-  const row = element("tr", "", body, {className: "group", runs: numbers});
+  const isOpen = opened.get(name) ?? hasTrouble(runs.map(([run]) => run));
+  const row = element("tr", "", body, {className: isPart ? "group part" : "group", runs: numbers});
   drawTick(element("td", "", row), name, numbers, groupPen(number));
   for (const {id, group: text, isNumber} of columns) {
     const look = isNumber ? "number" : `of-${id}`, strong = isBest && id === "loss" ? " best" : "";
@@ -216,6 +251,8 @@ function drawGroup(body, columns, group, isBest) {
     else if (id === "status" && isEven) cell.append(statusOf(runs[0][0].status));
     else if (id === "status") drawStatuses(cell, runs);
     else cell.textContent = text(group);
+    if (isNumber && group.seeds < group.total) cell.title = `${seedsText(group)} runs${
+      isPart ? " are shown and" : ""} measured`;
   }
   listenRow(row);
   if (isOpen) for (const [run, i] of runs) drawRun(body, columns, run, i, NaN);
@@ -227,7 +264,7 @@ function drawToggle(cell, name, isOpen) {
     drawRuns();
   };
   const look = {className: "toggle", ariaExpanded: isOpen, onclick: toggle};
-  element("button", `${isOpen ? "▾" : "▸"} ${name}`, cell, look);
+  breakable(`${isOpen ? "▾" : "▸"}\u00a0${name}`, element("button", "", cell, look));
 }
 
 function drawStatuses(cell, runs) {
@@ -241,12 +278,13 @@ function drawRun(body, columns, run, i, best) {
   const row = element("tr", "", body, {runs: [i], className: isReference ? "reference" : ""});
   if (page.sweep) row.classList.add("inner");
   drawTick(element("td", "", row), run.name, [i], rowPen(i));
-  for (const {id, value, text = value, isNumber} of columns) {
+  for (const {id, value, text = value, isNumber, isRough} of columns) {
     const cell = element("td", "", row, {className: isNumber ? "number" : `of-${id}`});
+    if (isRough?.(run)) cell.classList.add("dim");
     if (id === "name") drawName(cell, run);
     else if (id === "status") drawStatus(cell, run);
     else cell.textContent = cell.title = text(run, i);
-    if (id === "loss" && value(run) === best) cell.classList.add("best");
+    if (id === "loss" && isMeasured(run) && bestLoss(run) === best) cell.classList.add("best");
   }
   listenRow(row);
   if (page.sweep) return;
@@ -263,14 +301,24 @@ function drawRun(body, columns, run, i, best) {
 
 function drawName(cell, run) {
   const text = page.sweep ? run.inner : run.name;
-  if (!run.hasReport) return element("span", text, cell, {title: run.name});
-  element("a", text, cell, {href: `${pathOf(run)}/report.html`, title: `${run.name}: its own page`});
+  if (!run.hasReport) return breakable(text, element("span", "", cell, {title: run.name}));
+  const look = {href: `${pathOf(run)}/report.html`, title: `${run.name}: its own page`};
+  breakable(text, element("a", "", cell, look));
 }
 
 function drawStatus(cell, run) {
+  const far = howFar(run);
   cell.append(statusOf(run.status));
-  cell.title = run.reason ?? "";
+  cell.title = run.reason || `${run.status} ${far}`.trim();
+  if (far) element("div", far, cell, {className: "dim far"});
   if (run.reason) element("div", run.reason, cell, {className: "dim reason"});
+}
+
+// How far a run has come that has not ended.
+function howFar({status, step, max_iters: last}) {
+  if (!last || !["training", "interrupted"].includes(status)) return "";
+  if (step < last) return `at step ${whole.format(step)} of ${whole.format(last)}`;
+  return `after its last step, ${status === "training" ? "being" : "before it was"} measured`;
 }
 
 function drawTick(cell, name, numbers, {color, dash}) {
@@ -286,10 +334,8 @@ function drawTick(cell, name, numbers, {color, dash}) {
 
 // Pointing at a row shows its curve, and the reverse.
 function listenRow(row) {
-  row.onpointerenter = () => setLit(row.runs);
-  row.onpointerleave = () => setLit(null);
-  row.onfocus = () => setLit(row.runs);
-  row.onblur = () => setLit(null);
+  row.onpointerenter = row.onfocus = () => setLit(row.runs, true);
+  row.onpointerleave = row.onblur = () => setLit(null);
 }
 
 function lightRows() {
@@ -315,7 +361,8 @@ function drawNotes() {
     const counts = new Set(page.runs.map(run => `${whole.format(run.targets)} targets`));
     notes.push(`Loss: on this text, ${[...counts].join(", ")}`);
   }
-  if (isPart) notes.push("*: the lowest so far, on a part of that text");
+  if (isPart) notes.push("So far: the lowest on a part of that text; the run was not measured at its " +
+                         `end, and is not ranked${page.sweep ? ", nor in a mean" : ""}`);
   if (!page.sweep) notes.push(...differenceNotes());
   element("p", `${notes.join(". ")}.`, place);
 }

@@ -3,9 +3,13 @@
 const SENTENCES = 4;  // that are seen at once
 const SPREAD = 8;  // the largest value over the smallest, from which the axis is logarithmic
 
-// The loss of a run in the unit of the sweep: bits per byte, where runs have different tokens.
+// Of Student's t for a 95% interval, by its degrees of freedom; an expansion of it for more.
+const STUDENT = [NaN, 12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.306, 2.2622, 2.2281];
+const student = n => STUDENT[n] ?? 1.96 + 2.3723 / n + 2.8225 / n ** 2 + 2.5558 / n ** 3;
+
+// Where runs have different tokens, only bits per byte compare.
 const inBits = () => page.sweep.unit === "bits per byte";
-const sweepLoss = run => inBits() ? bitsPerByte(run) : bestLoss(run);
+const lossesCompare = () => page.sweep.unit && (!inBits() || tableUnit() === "bits_per_byte");
 
 const varied = () => Object.entries(page.sweep.varied)
   .filter(([name, values]) => name !== "seed" && values.length > 1);
@@ -20,23 +24,47 @@ function drawSweep() {
   drawnBefore = true;
   drawProgress();
   drawSentences();
-  if (!page.sweep.unit) return;  // the losses do not compare
+}
+
+// What follows the filter, the ticks and the unit; nothing if the losses do not compare.
+function drawComparison() {
+  if (!page.sweep?.unit) return;
   drawEffects();
   drawGrid();
 }
 
 function drawProgress() {
-  const {runs, sweep} = page, place = byId("progress");
-  const done = runs.filter(({status}) => !["waiting", "training"].includes(status)).length;
+  const {runs, sweep} = page, place = byId("progress"), done = ended().length;
   place.replaceChildren();
   const bar = element("progress", "", place, {max: runs.length, value: done});
   bar.ariaLabel = `${done} of ${runs.length} runs have ended`;
-  bar.hidden = !page.live;
-  const code = element("code", "", place);
+  bar.hidden = !isRunning();
+  const goesOn = !isRunning() && done < runs.length;
+  const label = goesOn ? "The same command goes on, and keeps what is done:" : "Made by:";
+  const line = element("div", `${label} `, place);
+  const code = element("code", "", line);
   for (const word of sweep.command.split(" ")) {
     element("span", word, code);
     code.append(" ");
   }
+  element("button", "copy", line, {onclick: event => copy(sweep.command, event.target)});
+  const {others} = sweep;
+  if (others) element("div", `The folder has ${others} more run${others > 1 ? "s that are" : " that is"
+    } not of this sweep.`, place);
+}
+
+const isRunning = () => page.live && !page.isSilent;
+const ended = () => page.runs.filter(({status}) =>
+  !["waiting", "training", "interrupted"].includes(status));
+
+// Also from a file, where a browser may refuse navigator.clipboard.
+function copy(text, button) {
+  const field = element("textarea", "", button.parentElement, {value: text});
+  field.select();
+  const isDone = document.execCommand("copy");
+  field.remove();
+  button.textContent = isDone ? "copied" : "cannot copy";
+  setTimeout(() => { button.textContent = "copy"; }, 2000);
 }
 
 // What the differences are worth comes first.
@@ -57,8 +85,44 @@ function drawSentences() {
 }
 
 function sweepNotes() {
-  const unit = page.sweep.unit ?? "nats per token";
-  return [`Loss: mean ± standard deviation over the seeds, ${unit}`, "A row opens to its runs"];
+  const notes = ["Loss: mean of the measured seeds ± their standard deviation (SD)"];
+  const groups = page.sweep.groups.map((_, number) => numbersOf(number).map(i => page.runs[i]));
+  if (hasSeeds()) notes.push("▸ opens the runs of a setting" + (groups.some(hasTrouble)
+    ? "; those in which something went wrong are open" : ""));
+  return notes;
+}
+
+// The mean of some runs of a group, in the unit of the table: of those that are measured.
+function figuresOf(number, runs) {
+  const isKnown = i => isMeasured(page.runs[i]), all = numbersOf(number);
+  const own = runs.map(([run]) => run).filter(isMeasured), seeds = own.length;
+  const found = {seeds, total: all.length, isPart: seeds < all.filter(isKnown).length,
+                 mean: null, deviation: null, low: null, high: null, bits: null, seconds: null};
+  if (!seeds) return found;
+  const losses = own.map(run => lossIn(run, tableUnit())), middle = mean(losses);
+  Object.assign(found, {mean: middle, bits: mean(own.map(run => lossIn(run, "bits_per_byte"))),
+                        seconds: median(own.map(run => run.seconds).filter(Boolean))});
+  if (seeds === 1) return found;
+  const wide = deviation(losses);
+  if (wide < 1e-9) return Object.assign(found, {deviation: 0});  // runs of the same steps
+  const half = student(seeds - 1) * wide / Math.sqrt(seeds);
+  return Object.assign(found, {deviation: wide, low: middle - half, high: middle + half});
+}
+
+const seedsText = ({seeds, total}) => seeds < total ? `${seeds} of ${total}` : String(seeds);
+
+function median(values) {
+  const sorted = [...values].sort((a, b) => a - b), half = sorted.length >> 1;
+  return sorted.length ? mean([sorted[half], sorted.at(-half - 1)]) : null;
+}
+
+// The groups of the runs that are shown, as far as they are measured.
+function shownGroups() {
+  const shown = shownRuns(), groups = page.sweep.groups.map((group, number) => {
+    const runs = shown.filter(([run]) => run.group === number);
+    return {...group, ...figuresOf(number, runs), number, runs};
+  });
+  return groups.filter(group => group.mean !== null);
 }
 
 // Where the values of an option stand: numbers at their places, or their logarithms if they are
@@ -77,59 +141,65 @@ function optionAxis(name, values) {
 // The loss against each option: points for the seeds, their mean, and its 95% interval. Groups that
 // share all other options are joined by a line.
 function drawEffects() {
-  const place = byId("effects"), shown = varied();
-  for (const [name] of shown) {
+  const place = byId("effects"), options = varied(), groups = shownGroups();
+  for (const [name] of options) {
     const id = `effect of ${name}`;
     if (!byId(id)) element("div", "", byId("charts"), {id});
+    if (groups.length) plot(id, ...effect(name, page.sweep.varied[name], groups));
+    else hidePlot(id);
   }
-  place.hidden = !shown.length;
-  for (const [name, values] of shown) plot(`effect of ${name}`, ...effect(name, values));
+  place.hidden = !options.length || !groups.length;
+  byId("bars").hidden = groups.every(({low}) => low === null);
+  byId("few").hidden = groups.every(({seeds}) => seeds !== 2);
 }
 
-function effect(name, values) {
+function effect(name, values, measured) {
   const {at, axis} = optionAxis(name, values), marks = [], lines = new Map();
-  const measured = page.sweep.groups.map((group, i) => [group, i])
-    .filter(([group]) => group.mean !== null);
+  const placeOf = group => at(group.options[name]), colorOf = ({number}) => groupPen(number).color;
   // the losses of groups that diverge would leave no room: the axis names them
-  const shownGroups = measured.filter(([, i]) => !isBroken(i));
-  const broken = new Set(measured.filter(([, i]) => isBroken(i)).map(([{options}]) => options[name]));
-  for (const [{options}] of shownGroups) broken.delete(options[name]);
+  const groups = measured.filter(({number}) => !isBroken(number));
+  const broken = new Set(measured.map(({options}) => options[name]));
+  for (const {options} of groups) broken.delete(options[name]);
   const plain = axis.ticks;
   axis.ticks = () => plain().map(([place, text]) =>
     [place, broken.has(text) ? `${text} (diverged)` : text]);
-  for (const [group, i] of shownGroups) {
+  for (const group of groups) {
     const others = Object.entries(group.options).filter(([option]) => option !== name);
     const key = others.map(([option, value]) => `${option}=${value}`).join(",");
-    lines.set(key, [...lines.get(key) ?? [], [group, i]]);
+    lines.set(key, [...lines.get(key) ?? [], group]);
   }
   for (const [key, own] of lines) {
-    own.sort(([a], [b]) => at(a.options[name]) - at(b.options[name]));
-    const x = own.map(([group]) => at(group.options[name])), y = own.map(([group]) => group.mean);
-    const colors = own.map(([, i]) => groupPen(i).color);
-    const runs = own.flatMap(([, i]) => numbersOf(i));
+    own.sort((a, b) => placeOf(a) - placeOf(b));
+    const x = own.map(placeOf), y = own.map(group => group.mean), color = own.map(colorOf);
     if (own.length > 1) {
-      const label = lines.size > 1 ? key : undefined;
-      marks.push({kind: "line", x, y, color: dark.matches ? "#888" : "#999", width: 1, label, runs});
+      // one line of all groups belongs to no run more than to others
+      const more = lines.size > 1 ? {label: key, runs: own.flatMap(({number}) => numbersOf(number))} : {};
+      marks.push({kind: "line", x, y, color: dark.matches ? "#888" : "#999", width: 1, ...more});
     }
-    const known = own.filter(([group]) => group.low !== null);
+    const known = own.filter(({low}) => low !== null);
     if (known.length) {
-      marks.push({kind: "whiskers", x: known.map(([group]) => at(group.options[name])),
-                  y: known.map(([group]) => group.mean), low: known.map(([group]) => group.low),
-                  high: known.map(([group]) => group.high), width: 2,
-                  color: known.map(([, i]) => groupPen(i).color)});
+      marks.push({kind: "whiskers", x: known.map(placeOf), y: known.map(group => group.mean),
+                  low: known.map(({low}) => low), high: known.map(({high}) => high), width: 2,
+                  color: known.map(colorOf)});
     }
-    const tell = k => groupText(own[k][0]);
-    marks.push({kind: "points", marker: "diamond", x, y, color: colors, size: 13, tell});
-    const seeds = own.flatMap(([group, i]) => numbersOf(i).map(number => [group, i, number]))
-      .filter(([, , number]) => page.runs[number].best_nll !== null);
-    const run = k => page.runs[seeds[k][2]];
-    const shift = 0.02 * (axis.range[1] - axis.range[0]);  // beside the mean
-    marks.push({kind: "points", x: seeds.map(([group]) => at(group.options[name]) + shift),
-                y: seeds.map((_, k) => sweepLoss(run(k))), size: 5, alpha: 0.8,
-                color: seeds.map(([, i]) => groupPen(i).color),
-                tell: k => `${sweepLoss(run(k)).toFixed(4)}: ${run(k).name}, ${run(k).status}`});
+    marks.push({kind: "points", marker: "diamond", x, y, color, size: 13,
+                tell: k => groupText(own[k])});
+    marks.push(seedPoints(own, placeOf, axis.range[1] - axis.range[0]));
   }
-  return [marks, {key: [name, values], x: axis, y: {title: `loss, ${page.sweep.unit}`}}];
+  const title = `loss, ${UNITS[tableUnit()].replace("cross-entropy, ", "")}`;
+  return [marks, {key: [name, values], x: axis, y: {title: title.replace("loss, perplexity", "perplexity")}}];
+}
+
+// The runs of groups: points beside the mean, each a little further so that equal losses are seen.
+function seedPoints(groups, placeOf, width) {
+  const points = groups.flatMap(group => {
+    const runs = group.runs.map(([run]) => run).filter(isMeasured);
+    const shift = k => width * (0.02 + (runs.length > 1 ? 0.035 * k / (runs.length - 1) : 0));
+    return runs.map((run, k) => ({run, x: placeOf(group) + shift(k), loss: lossIn(run, tableUnit())}));
+  });
+  return {kind: "points", x: points.map(({x}) => x), y: points.map(({loss}) => loss), size: 5,
+          alpha: 0.8, color: points.map(({run}) => groupPen(run.group).color),
+          tell: k => `${points[k].loss.toFixed(4)}: ${points[k].run.name}, ${points[k].run.status}`};
 }
 
 // Whether no run of a group came to a loss that can be compared.
@@ -140,9 +210,10 @@ function isBroken(group) {
 
 const numbersOf = group => [...page.runs.keys()].filter(i => page.runs[i].group === group);
 
-function groupText({name, mean, low, high, seeds}) {
-  const interval = low === null ? "" : `, 95% interval ${low.toFixed(4)} to ${high.toFixed(4)}`;
-  return `${mean.toFixed(4)}: ${name}, mean of ${seeds} seed${seeds > 1 ? "s" : ""}${interval}`;
+function groupText({name, mean, low, high, seeds, total}) {
+  const few = seeds === 2 ? ", wide as there are only 2" : "", of = seeds < total ? ` of ${total}` : "";
+  const interval = low === null ? "" : `\n95% interval ${low.toFixed(4)} to ${high.toFixed(4)}${few}`;
+  return `${mean.toFixed(4)}: ${name}, mean of ${seeds}${of} seed${total > 1 ? "s" : ""}${interval}`;
 }
 
 // With exactly two options: a colour for each pair of values, the lowest loss the strongest.
@@ -151,8 +222,8 @@ function drawGrid() {
   place.replaceChildren();
   place.hidden = options.length !== 2;
   if (place.hidden) return;
-  const [[first, rows], [second, columns]] = options, {groups} = page.sweep;
-  const means = groups.map(group => group.mean).filter(mean => mean !== null);
+  const [[first, rows], [second, columns]] = options, groups = shownGroups();
+  const means = groups.map(group => group.mean);
   const low = lowest(means), high = highest(means), made = element("table", "", place);
   const head = element("tr", "", made);
   element("th", `${first} ↓ ${second} →`, head);
@@ -161,23 +232,22 @@ function drawGrid() {
     const row = element("tr", "", made);
     element("th", value, row, {className: "number"});
     for (const other of columns) {
-      const number = groups.findIndex(({options}) =>
-        options[first] === value && options[second] === other);
-      drawCell(row, groups[number], number, {low, high});
+      const isHere = ({options}) => options[first] === value && options[second] === other;
+      const group = groups.find(isHere);
+      if (group) drawCell(row, group, {low, high});
+      else element("td", page.sweep.groups.some(isHere) ? "–" : "", row, {className: "dim"});
     }
   }
 }
 
-function drawCell(row, group, number, {low, high}) {
-  const isKnown = group && group.mean !== null;
-  const cell = element("td", isKnown ? group.mean.toFixed(4) : group?.status ?? "", row);
-  if (!isKnown) return cell.classList.add("dim");
+function drawCell(row, group, {low, high}) {
+  const cell = element("td", group.mean.toFixed(4), row);
   const share = (high - group.mean) / (high - low || 1);  // 1 is the best
   cell.style.background = `rgba(0, 114, 178, ${(0.06 + 0.79 * share ** 2).toFixed(3)})`;
   if (share ** 2 > 0.75) cell.style.color = "#fff";
-  if (group.mean === low) cell.classList.add("best");
+  if (group.mean === low && lossesCompare()) cell.classList.add("best");
   if (group.deviation !== null) element("small", ` ± ${group.deviation.toFixed(4)}`, cell);
   cell.title = groupText(group);
-  cell.runs = numbersOf(number);
+  cell.runs = numbersOf(group.number);
   listenRow(cell);
 }
