@@ -21,7 +21,7 @@ from sweeps.trial import Trial
 NUM_RATES = 8
 LOWEST = 1e-4
 HIGHEST = 1.0
-PART = 8  # the trial takes max_iters / PART steps,
+PART = 10  # the trial takes max_iters / PART steps,
 LEAST_STEPS = 20
 MOST_STEPS = 100  # within these bounds
 BREAK_RISE = 0.5  # nats
