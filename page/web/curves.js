@@ -209,7 +209,7 @@ function markGroups(shown, o, x) {
     }
     const at = i => `at ${short(mean.x[i])} ${AXES[o.x]}`;
     const text = i => fourDigits(mean.y[i]) +
-      (full.length > 1 ? ` ± ${fourDigits(mean.high[i] - mean.y[i])}` : "");
+      (full.length > 1 ? ` ± ${fourDigits(mean.high[i] - mean.y[i])} SD` : "");
     marks.push({kind: "line", x: mean.x.map(x.at), y: mean.y, color, dash, width: 2.5, runs,
                 label: labelOfCurve(own[0][0], name),
                 tell: i => ({value: mean.y[i], text: text(i), name, at: at(i)})});

@@ -294,7 +294,7 @@ function light({glyphs = [], marks, labels, waits}) {
     if (kind === "line") {
       renderer.glyph.line_alpha = at < 0 ? 0.13 : at > 0 ? 1 : alpha;
       renderer.glyph.line_width = at > 0 ? width + 1.5 : width;
-      renderer.level = at > 0 ? "overlay" : "glyph";
+      renderer.level = at > 0 ? "annotation" : "glyph";  // an overlay would stay
     } else if (kind === "band") {
       renderer.glyph.fill_alpha = at < 0 ? 0.3 * alpha : alpha;
     } else {

@@ -221,6 +221,7 @@ function drawGrid() {
   const place = byId("grid"), options = varied();
   place.replaceChildren();
   place.hidden = options.length !== 2;
+  byId("celled").hidden = place.hidden;
   if (place.hidden) return;
   const [[first, rows], [second, columns]] = options, groups = shownGroups();
   const means = groups.map(group => group.mean);
