@@ -337,6 +337,7 @@ def test_what_is_shown_of_a_sweep_is_what_the_filter_leaves(browser: Any, tmp_pa
     seen = f"""{LOSS}.marks.flatMap((mark, i) => mark.kind === 'line' && {LOSS}.glyphs[i].visible
         && {LOSS}.glyphs[i].glyph.line_alpha.value === 1 ? [mark.runs.join()] : [])"""
     assert "4" not in tab(seen)
+    assert "Thin: a run that did not come as far" in tab.text("#caption")
     chart = tab.page.locator("#loss canvas").first
     before = chart.screenshot()
     tab.page.hover("#runs tr.inner td:has-text('seed=2')")

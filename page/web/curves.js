@@ -115,6 +115,7 @@ function drawLoss(o, x) {
   byId("thin").hidden = !withTrain;
   byId("unlike").hidden = !shown.some(([run]) => run.target > 0);
   byId("banded").hidden = !marks.some(({kind}) => kind === "band");
+  byId("lagging").hidden = !marks.some(({isBehind}) => isBehind);
   byId("starred").hidden = byGroup;
   const isEmpty = isMany() && !marks.some(({x}) => x.length), nothing = byId("nothing");
   nothing.hidden = !isEmpty;
@@ -198,7 +199,7 @@ function markGroups(shown, o, x) {
     const {color, dash} = groupPen(group), runs = own.map(([, i]) => i);
     for (const [run, i] of own.filter(each => !full.includes(each))) {
       const y = run.val.val_nll.map(nats => inUnit(nats, run, o.y));
-      const look = {color, dash, width: 1, alpha: 0.6, runs: [i]};
+      const look = {color, dash, width: 1, alpha: 0.6, runs: [i], isBehind: true};
       marks.push(curve(run, "val", x, o.x, y, run.short, look, fourDigits));
     }
     if (full.length > 1) marks.push(...full.map(([run, i]) => memberCurve(run, i, o, x)));

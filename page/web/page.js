@@ -5,7 +5,7 @@ const ON_LIGHT = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e
                   "#8a5cc2", "#9a7d0a", "#c0392b"];
 const ON_DARK = ["#4aa8e0", "#f0803c", "#2cc295", "#e39cc6", "#f0b429", "#a3d8f7", "#a6a6a6",
                  "#b28ae6", "#c9a92f", "#ea6a5e"];
-const SILENCE = 60;  // seconds: a sweep writes more often
+const SILENCE = 30;  // seconds: a sweep writes every 5
 const DASHES = ["solid", "dashed", "dotted", "dotdash"];
 const form = document.getElementById("options"), dark = matchMedia("(prefers-color-scheme: dark)");
 let page = null;  // the data

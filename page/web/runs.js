@@ -230,7 +230,8 @@ function drawGroups(body, columns, own, {of}) {
     const ticked = runs.filter(([, i]) => !hidden.has(i));
     return {...figuresOf(number, ticked.length ? ticked : runs), number, runs, name: group.name};
   }).filter(({runs}) => runs.length);
-  const best = lossesCompare() ? lowest(groups.filter(({mean}) => mean !== null).map(({mean}) => mean)) : NaN;
+  const means = groups.map(({mean}) => mean).filter(each => each !== null);
+  const best = lossesCompare() && means.length > 1 ? lowest(means) : NaN;
   for (const group of sortBy(groups, of)) drawGroup(body, columns, group, group.mean === best);
 }
 
@@ -361,8 +362,8 @@ function drawNotes() {
     const counts = new Set(page.runs.map(run => `${whole.format(run.targets)} targets`));
     notes.push(`Loss: on this text, ${[...counts].join(", ")}`);
   }
-  if (isPart) notes.push("So far: the lowest on a part of that text; the run was not measured at its " +
-                         `end, and is not ranked${page.sweep ? ", nor in a mean" : ""}`);
+  if (isPart) notes.push("So far: the lowest on a part of that text; the run has not been measured " +
+                         `at its end, and is not ranked${page.sweep ? ", nor in a mean" : ""}`);
   if (!page.sweep) notes.push(...differenceNotes());
   element("p", `${notes.join(". ")}.`, place);
 }
