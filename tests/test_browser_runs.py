@@ -353,11 +353,14 @@ def test_what_is_shown_of_a_sweep_is_what_the_filter_leaves(browser: Any, tmp_pa
     tab.page.click("#picker button:has-text('all')")
     # a group of which one run is found has that run's figures, and is grey
     tab.page.fill("[name=filter]", "learning_rate=0.03 seed=1")
-    (group,) = tab(CELLS)
+    group = tab(CELLS)[0]
     assert group[2:5] == ["1.4900", "finished", "1 of 3"]
     assert tab("document.querySelectorAll('#runs tr.part').length") == 1
     effect = "plots.get(byId('effect of learning_rate'))"
     assert tab(f"{effect}.marks.map(({{kind}}) => kind)") == ["points", "points"]
+    tab.page.fill("[name=filter]", "interrupted")  # which run that is, one sees at once
+    assert [row[1] for row in tab(CELLS)] == ["▾\xa0learning_rate=0.01", "seed=3"]
+    tab.page.fill("[name=filter]", "learning_rate=0.03 seed=1")
     # the unit of the curves is that of the table and of the lower chart
     tab.page.select_option("[name=y]", "perplexity")
     assert tab(TITLES)[2] == "perplexity ± SD ▴"
@@ -370,9 +373,12 @@ def test_what_is_shown_of_a_sweep_is_what_the_filter_leaves(browser: Any, tmp_pa
     tab.page.fill("[name=filter]", "")
     assert not tab("byId('loss').hidden || byId('effects').hidden")
     # a sweep that was killed could not say so
-    told = tab("page.written -= 7200, showStatus(), byId('status').textContent")
+    told, is_hidden = tab(  # at once: the page reads sweep.js again
+        """(page.written -= 7200, showStatus(), [byId('status').textContent,
+        document.querySelector('#progress progress').hidden])"""
+    )
     assert told.startswith("7 of 9 runs have ended; nothing was written for 2 hours: the sweep")
-    assert tab("document.querySelector('#progress progress').hidden")
+    assert is_hidden
     # names break after commas, and no number is cut in two
     assert tab("byId('overview').querySelectorAll('wbr').length") == 1
     tab.close()
@@ -384,4 +390,6 @@ def test_ticks_are_round(browser: Any, tmp_path: Path) -> None:
     scaled = "page.runs.forEach(run => run.val.flops &&= run.val.step.map(step => step * 6.33e8))"
     ticks = "axis('flops', true).ticks(0, 99).map(([, text]) => text)"
     assert tab(f"{scaled}, {ticks}")[-2:] == ["1e11", "5e11"]
+    even = "evenTicks(-1e10, 5.06e11).map(([, text]) => text)"
+    assert tab(even) == ["0", "1e11", "2e11", "3e11", "4e11", "5e11"]
     tab.close()

@@ -25,7 +25,7 @@ function axis(name, log) {
   const all = shownRuns().flatMap(([run]) => [...run.val[name] ?? [], ...run.train[name] ?? []]);
   const places = all.filter(place => place > 0);
   const first = places.reduce((a, b) => Math.min(a, b), Infinity), last = places.reduce((a, b) => Math.max(a, b), 0);
-  if (!log || !isFinite(first)) return {at: place => place, title: AXES[name]};
+  if (!log || !isFinite(first)) return {at: place => place, title: AXES[name], ticks: evenTicks};
   const at = place => Math.log10(place / first + 1), placeAt = at => first * (10 ** at - 1);
   const power = 10 ** Math.floor(Math.log10(last)), round = Math.floor(last / power * 1.001) * power;
   const ticks = (start, end) => {
@@ -37,8 +37,20 @@ function axis(name, log) {
   return {at, title: AXES[name], ticks};
 }
 
-const tickText = place => place >= 1e6 ? String(Number(place.toPrecision(3)).toExponential()).replace("e+", "e")
-  : short(place);
+function tickText(place) {
+  const value = Number(place.toPrecision(6));
+  return value >= 1e6 ? value.toExponential().replace("e+", "e")
+    : Number.isInteger(value) ? whole.format(value) : String(value);
+}
+
+// Places from 0 on that are 1, 2 or 5 times a power of ten apart.
+function evenTicks(start, end) {
+  const rough = (end - start) / 7, power = 10 ** Math.floor(Math.log10(rough)), found = [];
+  const step = power * [1, 2, 5, 10].find(digit => digit * power >= rough * 0.999);
+  for (let k = Math.ceil(Math.max(0, start) / step); k * step <= end; k++)
+    found.push([k * step, tickText(k * step)]);
+  return found;
+}
 
 // Round numbers between two: powers of ten or, if these are fewer than wanted, also others.
 function roundNumbers(from, to, wanted) {

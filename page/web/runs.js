@@ -242,7 +242,7 @@ const hasTrouble = runs => new Set(runs.map(run => run.status)).size > 1 &&
 function drawGroup(body, columns, group, isBest) {
   const {name, number, runs, isPart} = group, numbers = runs.map(([, i]) => i);
   const isEven = new Set(runs.map(([run]) => run.status)).size === 1;
-  const isOpen = opened.get(name) ?? hasTrouble(runs.map(([run]) => run));
+  const isOpen = opened.get(name) ?? hasTrouble(numbersOf(number).map(i => page.runs[i]));
   const row = element("tr", "", body, {className: isPart ? "group part" : "group", runs: numbers});
   drawTick(element("td", "", row), name, numbers, groupPen(number));
   for (const {id, group: text, isNumber} of columns) {
