@@ -194,10 +194,13 @@ SIGNALS = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n
 @pytest.mark.usefixtures("data_dir")
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_signal_stops_all_runs_and_says_how_to_go_on(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """So does a closed terminal, and a second signal does not hinder the first."""
     number = getattr(signal, name)
+    # pytest may be started with nohup, where it would be ignored
+    before = signal.signal(number, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(number, before))
     processes = []
 
     def start(run: PlannedRun, at_once: int) -> "subprocess.Popen[bytes]":
@@ -340,6 +343,8 @@ def test_losses_do_not_depend_on_how_many_run_at_once(data_dir: Path) -> None:
 def without_seconds(content: dict[str, Any]) -> dict[str, Any]:
     for part in (*content["runs"], *content["groups"]):
         del part["seconds"]
+    for run in content["runs"]:
+        del run["command_seconds"]
     return content
 
 
