@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from config.errors import UserError, run_command
 from config.files import lock_of, locked
 from data.prepare import prepare_corpus
-from report.status import HAS_NOT_ENDED, read_status
+from report.status import ENDED, read_status
 from sweeps.grid import PlannedRun, Sweep, SweepOptions, read_sweep
 from sweeps.jobs import ROOT, Jobs, choose_jobs
 from sweeps.output import Output
@@ -97,7 +97,7 @@ def train_all(sweep: Sweep, options: SweepOptions, command: list[str]) -> int:
             view.show_end(content)
         if "sweep.html" not in output.failing:
             print(f"\n{folder}/sweep.html")
-    has_all = all(run["status"] not in HAS_NOT_ENDED for run in content["runs"])
+    has_all = all(run["status"] in ENDED for run in content["runs"])
     if not has_all:
         print(f"\nStopped. To go on:\n  {content['command']}")
     if jobs.stopped_by:
@@ -107,7 +107,7 @@ def train_all(sweep: Sweep, options: SweepOptions, command: list[str]) -> int:
 
 def prepare_texts(runs: Sequence[PlannedRun]) -> None:
     """Prepare the corpora, so that a mistake in one is told before anything is trained."""
-    to_train = [run for run in runs if read_status(run.path) in HAS_NOT_ENDED]
+    to_train = [run for run in runs if read_status(run.path) not in ENDED]
     for data in dict.fromkeys(run.cfg.data for run in to_train):
         prepare_corpus(data)
 

@@ -14,7 +14,7 @@ from config.size import count_flops
 from data.info import Baseline, CorpusInfo, passed_and_ahead
 from data.show import show_token
 from data.tokenizer import Tokenizer
-from engine.metrics import Record, find_best, is_outcome, parse_record
+from engine.metrics import Record, find_best, parse_record
 from engine.run import Run
 from page.pairs import compare_all, number_targets
 from page.records import read_evaluation, read_passages
@@ -22,7 +22,7 @@ from report.analysis import PASSAGE_TEMPERATURES, Columns, Passage
 from report.differences import differing_options, group_runs, name_groups, short_names
 from report.intervals import FEW
 from report.picture import middles, thin
-from report.status import read_status, status_of
+from report.status import find_status
 from surprisal import perplexity
 
 PLACES = ["step", "tokens", "seconds", "flops"]  # that a loss can be drawn against
@@ -149,7 +149,7 @@ def content_of_run(run: Run) -> Content:
         "train": content_of_train(records),
         "bytes_per_target": run.info.bytes_per_target,
         "val_kind": run.info.val_kind,
-        "status": status_of_run(run, lines),
+        "status": find_status(run.path, lines),
         "best_nll": best_nll,
         "best": None,
         "overfits": False,
@@ -166,14 +166,6 @@ def content_of_run(run: Run) -> Content:
         content["step"] = records[-1]["step"]
     content |= content_of_options(run.cfg.changed(), run.info)
     return content | content_of_baselines(run.info.baselines, evaluations, best, best_nll)
-
-
-def status_of_run(run: Run, lines: Sequence[Record]) -> str:
-    """Return how far a run is; the last line of its metrics may not be in the file yet."""
-    for line in reversed(lines):
-        if is_outcome(line):
-            return status_of(line)
-    return read_status(run.path)
 
 
 def content_of_options(changed: dict[str, Any], info: CorpusInfo) -> Content:

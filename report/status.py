@@ -1,5 +1,6 @@
 """Tells how far a run is, and how it ended."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from config.files import is_locked, is_run, lock_of
@@ -12,7 +13,7 @@ STOPPED_EARLY = "stopped early"  # because it overfits
 DIVERGED = "diverged"
 INTERRUPTED = "interrupted"  # it has not ended, and no process trains it
 FAILED = "failed"  # a sweep says so of a run that could not be trained
-HAS_NOT_ENDED = (WAITING, TRAINING, INTERRUPTED)
+ENDED = (FINISHED, STOPPED_EARLY, DIVERGED, FAILED)
 STATUSES = (WAITING, TRAINING, FINISHED, STOPPED_EARLY, DIVERGED, INTERRUPTED, FAILED)
 
 
@@ -20,8 +21,13 @@ def read_status(path: Path) -> str:
     """Return the status of the run in a directory; WAITING if there is none yet."""
     if not is_run(path):
         return WAITING
+    return find_status(path, read_records(path / "metrics.jsonl"))
+
+
+def find_status(path: Path, records: Iterable[Record]) -> str:
+    """Return the status of the run in a directory, of whose metrics these are the lines."""
     final: Record = {}
-    for record in read_records(path / "metrics.jsonl"):
+    for record in records:
         if is_outcome(record):
             final = record
     if final:

@@ -12,7 +12,7 @@ from types import FrameType
 
 from config.errors import slow_imports
 from config.files import is_locked, lock_of, write_atomically
-from report.status import FAILED, HAS_NOT_ENDED, TRAINING, WAITING, read_status
+from report.status import ENDED, FAILED, TRAINING, WAITING, read_status
 from sweeps.grid import PlannedRun
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +25,7 @@ class Jobs:
 
     def __init__(self, runs: Sequence[PlannedRun], at_once: int) -> None:
         self.at_once = at_once
-        self.waiting = [run for run in runs if read_status(run.path) in HAS_NOT_ENDED]
+        self.waiting = [run for run in runs if read_status(run.path) not in ENDED]
         # All groups with the first seed come first: so there is soon something to compare.
         seeds = list(dict.fromkeys(run.seed for run in runs))
         self.waiting.sort(key=lambda run: seeds.index(run.seed))
@@ -56,7 +56,7 @@ class Jobs:
             if self.stopped_by or len(self.processes) >= self.at_once:
                 return
             status = read_status(run.path)
-            has_ended = status not in HAS_NOT_ENDED
+            has_ended = status in ENDED
             if not has_ended and is_taken(run.path):
                 continue
             self.waiting.remove(run)
@@ -75,7 +75,7 @@ class Jobs:
             if code is None:
                 continue
             del self.processes[path]
-            has_ended = read_status(path) not in HAS_NOT_ENDED
+            has_ended = read_status(path) in ENDED
             if has_ended and path in self.started:
                 self.seconds[path] = time.perf_counter() - self.started[path]
             if not has_ended and code not in STOPPED:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.metrics import Record, read_records
-from report.status import DIVERGED, HAS_NOT_ENDED, STATUSES
+from report.status import DIVERGED, ENDED, STATUSES
 from sweeps.grid import PlannedRun, Sweep
 from sweeps.jobs import Jobs
 from sweeps.statistics import compare_all, describe_difference, mean_of_seeds, say_all
@@ -100,7 +100,7 @@ class Table:
         content["loss"] = content["nats"]
         if self.unit == BITS:
             content["loss"] = content["bits_per_byte"]
-        if status not in HAS_NOT_ENDED:
+        if status in ENDED:
             self.ended[run.path] = content
         return content
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from config.terminal import one_line, print_styled, printable, say, screen_width
 from report.picture import shorten
-from report.status import HAS_NOT_ENDED, TRAINING
+from report.status import ENDED, TRAINING
 from sweeps.table import Content
 
 WIDTH = 80
@@ -78,7 +78,7 @@ class View:
 
     def describe_progress(self, content: Content) -> str:
         """Say how many runs have ended, and how much time the others will take."""
-        ended = [run for run in content["runs"] if run["status"] not in HAS_NOT_ENDED]
+        ended = [run for run in content["runs"] if run["status"] in ENDED]
         said = f"{len(ended)} of {len(content['runs'])} runs"
         done, total = count_steps(content)
         if self.steps_before is None:
@@ -103,7 +103,7 @@ class View:
     def tell_ends(self, content: Content) -> None:
         """Say of each run how it ended, once."""
         for run in content["runs"]:
-            if run["status"] not in HAS_NOT_ENDED and run["name"] not in self.told:
+            if run["status"] in ENDED and run["name"] not in self.told:
                 self.told.add(run["name"])
                 print(f"{run['name']}: {describe_end(run)}", flush=True)
 
@@ -127,7 +127,7 @@ def count_steps(content: Content) -> tuple[int, int]:
     total = 0
     for run in content["runs"]:
         total += run["max_iters"]
-        if run["status"] in HAS_NOT_ENDED:
+        if run["status"] not in ENDED:
             done += min(int(run["step"]), run["max_iters"])
         else:
             done += run["max_iters"]
