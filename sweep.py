@@ -73,11 +73,12 @@ def train_all(sweep: Sweep, options: SweepOptions, command: list[str]) -> int:
         raise UserError("needs the package scipy: python -m pip install -r requirements.txt")
     folder = sweep.folder
     with locked(lock_of(folder.resolve()), f"{folder}: another sweep.py trains there"):
-        prepare_texts(sweep.runs)
+        to_train = [run for run in sweep.runs if read_status(run.path) not in ENDED]
+        prepare_texts(to_train)
         at_once = 1
-        if not options.equal_seconds:
+        if to_train and not options.equal_seconds:  # to ask for a GPU takes seconds
             at_once = choose_jobs(options.jobs, sweep.runs)
-        jobs = Jobs(sweep.runs, at_once)
+        jobs = Jobs(to_train, at_once)
         print(f"{describe_sweep(sweep)}, {at_once} at once; {folder}/sweep.html shows them")
         table = Table(sweep, command, jobs)
         view = View()
@@ -107,8 +108,7 @@ def train_all(sweep: Sweep, options: SweepOptions, command: list[str]) -> int:
 
 def prepare_texts(runs: Sequence[PlannedRun]) -> None:
     """Prepare the corpora, so that a mistake in one is told before anything is trained."""
-    to_train = [run for run in runs if read_status(run.path) not in ENDED]
-    for data in dict.fromkeys(run.cfg.data for run in to_train):
+    for data in dict.fromkeys(run.cfg.data for run in runs):
         prepare_corpus(data)
 
 

@@ -15,8 +15,7 @@ from report.differences import VALUE_LENGTH
 from report.intervals import FEW
 from report.picture import shorten
 
-# of a group
-MEASURED = ("mean", "deviation", "low", "high", "bits_per_byte", "seconds")
+SAID = ("name", "group", "status", "reason", "seconds")  # of a run in sweep.json
 EMPTY: Content = {  # a run that has not begun
     "val": {},
     "best": None,
@@ -54,15 +53,7 @@ def content_of_sweep(folder: Path, sweep: dict[str, Any]) -> Content:
     groups = []
     for group in sweep["groups"]:
         groups.append(group | {"name": name_group(group["options"])})
-    for own in sweep["runs"]:
-        if options_but_seed(own) not in [group["options"] for group in groups]:
-            groups.append(unmeasured_group(own))
-    options = [group["options"] for group in groups]
-    shown = []
-    for own in sweep["runs"]:
-        content = content_of_member(folder, own)
-        content["group"] = options.index(options_but_seed(own))
-        shown.append(content)
+    shown = [content_of_member(folder, own) for own in sweep["runs"]]
     about = {name: value for name, value in sweep.items() if name != "runs"}
     about["others"] = count_others(folder, sweep)
     return {
@@ -86,18 +77,6 @@ def content_of_sweep(folder: Path, sweep: dict[str, Any]) -> Content:
 def read_curves(path: Path, written: tuple[int, int]) -> Content:
     """Collect a run's losses; again only if its metrics were written since."""
     return content_of_run(open_run(path))
-
-
-def options_but_seed(own: dict[str, Any]) -> dict[str, str]:
-    return {name: value for name, value in own["options"].items() if name != "seed"}
-
-
-def unmeasured_group(own: dict[str, Any]) -> dict[str, Any]:
-    """Return a group of runs none of which has a loss yet, from one of its runs."""
-    options = options_but_seed(own)
-    group: dict[str, Any] = dict.fromkeys(MEASURED)
-    name = name_group(options)
-    return group | {"name": name, "options": options, "seeds": 0, "status": own["status"]}
 
 
 def count_others(folder: Path, sweep: dict[str, Any]) -> int:
@@ -124,7 +103,7 @@ def content_of_member(folder: Path, own: dict[str, Any]) -> Content:
     inner = own["name"]
     if seed:
         inner = f"seed={seed}"
-    content |= {name: own[name] for name in ("name", "status", "reason", "seconds")}
+    content |= {name: own[name] for name in SAID}
     return content | {
         "short": name_group(own["options"]),
         "inner": inner,

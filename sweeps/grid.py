@@ -92,9 +92,6 @@ class Sweep:
     varied: Values
     runs: list[PlannedRun]
 
-    def names(self) -> list[str]:
-        return [run.path.name for run in self.runs]
-
 
 def read_sweep(argv: list[str], steps: Steps = NO_STEPS) -> tuple[Sweep, SweepOptions]:
     """Read the arguments of sweep.py, and plan its runs.
@@ -294,33 +291,31 @@ def index_runs(there: Runs) -> dict[str, Path]:
     return found
 
 
+def compared_options(cfg: Config) -> dict[str, Any]:
+    """Return the options that decide what a training learns."""
+    options = cfg.options()
+    for name in WITHOUT_EFFECT:
+        del options[name]
+    return options | {"init_from": cfg.run.source}
+
+
 def identify(cfg: Config) -> str:
     """Return a text that two configurations share if they train the same."""
-    options = cfg.options()
-    told = [f"{name}={options[name]!r}" for name in options if name not in WITHOUT_EFFECT]
-    return "\n".join([*told, cfg.run.source])
-
-
-def differing(planned: Config, other: Config) -> dict[str, tuple[Any, Any]]:
-    """List the options in which a run differs from a planned one, as (its value, the planned)."""
-    before = other.options()
-    found = {}
-    for name, value in planned.options().items():
-        is_chosen = name == "dtype" and value == "auto"  # the run has what was chosen then
-        if name not in WITHOUT_EFFECT and before[name] != value and not is_chosen:
-            found[name] = (before[name], value)
-    if planned.run.source != other.run.source:
-        found["init_from"] = (other.run.source, planned.run.source)
-    return found
+    return repr(compared_options(cfg))
 
 
 def refuse_other(path: Path, there: Runs, cfg: Config) -> None:
     """Raise a UserError if a run of that name was trained with other options."""
     for other, saved in there:
         if other == path:
+            before = compared_options(saved)
+            now = compared_options(cfg)
+            if now["dtype"] == "auto":  # the run has what was chosen then
+                now["dtype"] = before["dtype"]
             changes = [
-                f"{name} was {was} and is now {now}"
-                for name, (was, now) in differing(cfg, saved).items()
+                f"{name} was {before[name]} and is now {value}"
+                for name, value in now.items()
+                if value != before[name]
             ]
             raise UserError(
                 f"{path}: was trained with other options ({', '.join(changes)}); name another "

@@ -25,10 +25,9 @@ class Jobs:
 
     def __init__(self, runs: Sequence[PlannedRun], at_once: int) -> None:
         self.at_once = at_once
-        self.waiting = [run for run in runs if read_status(run.path) not in ENDED]
         # All groups with the first seed come first: so there is soon something to compare.
         seeds = list(dict.fromkeys(run.seed for run in runs))
-        self.waiting.sort(key=lambda run: seeds.index(run.seed))
+        self.waiting = sorted(runs, key=lambda run: seeds.index(run.seed))
         self.processes: dict[Path, subprocess.Popen[bytes]] = {}
         self.reasons: dict[Path, str] = {}  # of runs that failed
         self.started: dict[Path, float] = {}  # when a new run was
@@ -129,7 +128,7 @@ def is_taken(path: Path) -> bool:
 def choose_jobs(asked: int, runs: Sequence[PlannedRun]) -> int:
     """Choose how many runs train at once: on a CPU one for each core, on a GPU one.
 
-    Small models wait for each other's cores more than they compute (bench/NOTES.md).
+    Two small trainings on a core each end earlier than one after another on both (docs/results.md).
     """
     if asked:
         return min(asked, len(runs))

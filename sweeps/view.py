@@ -69,7 +69,7 @@ class View:
     def show_progress(self, content: Content) -> str:
         """Draw a bar over all steps of all runs."""
         done, total = count_steps(content)
-        said = self.describe_progress(content)
+        said = content["progress"]
         width = min(BAR_WIDTH, screen_width() - len(said) - 1)
         bar = tqdm.format_meter(
             done, total, elapsed=0, ncols=width, bar_format="{percentage:3.0f}%|{bar}|"

@@ -67,8 +67,7 @@ def test_several_recipes() -> None:
     assert [run.path.name for run in sweep.runs] == ["a,seed=1", "a,seed=2", "b,seed=1", "b,seed=2"]
     assert [run.cfg.optim.learning_rate for run in sweep.runs] == [0.97, 0.97, 0.98, 0.98]
     assert sweep.folder.name.startswith("sweep-recipes,")
-    sweep, _ = read_sweep(["a.toml, b.toml,", *BASE])
-    assert sweep.names() == ["a", "b"]
+    assert names("a.toml, b.toml,") == ["a", "b"]
     for words in (["a.toml", "b.toml"], ["a.toml", "--seed=1", "b.toml"]):
         done = call("sweep.py", *words, check=False)
         assert (
@@ -83,8 +82,7 @@ def test_no_two_runs_have_one_directory() -> None:
     Path("other").mkdir()
     for path in ("a.toml", "other/a.toml", "logs.toml"):
         Path(path).write_text(f"[optim]\nlearning_rate = 0.{len(path)}\n")
-    sweep, _ = read_sweep(["a.toml,other/a.toml,logs.toml", *BASE])
-    assert sweep.names() == ["a", "1", "2"]  # logs/ has what runs printed
+    assert names("a.toml,other/a.toml,logs.toml") == ["a", "1", "2"]  # logs/ has what runs printed
     assert names("--mask=t", "--mask=T") == ["mask=t", "1"]
     assert names("--mask=t", "--mask=t.") == ["mask=t", "1"]  # Windows knows no dot at the end
 

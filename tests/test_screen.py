@@ -227,6 +227,7 @@ def test_the_table_of_a_sweep_is_drawn_anew_in_its_place() -> None:
     group |= {"mean": 1.5, "deviation": 0.01, "seeds": 2, "bits_per_byte": 2.1, "seconds": 9.0}
     runs = [{"name": "0.03", "status": "training", "step": 5, "max_iters": 10}]
     content = {"groups": [group], "runs": runs, "unit": "", "loss_on": "validation text"}
+    content["progress"] = "0 of 1 runs"
     with printing_to_a_terminal(50) as tty:
         sys.stdout = Terminal(tty)
         view = View()

@@ -256,7 +256,7 @@ def test_why_a_run_failed_is_said_without_what_it_printed_too(tmp_path: Path) ->
 def test_warnings_stay_above_the_table_and_few_rows_hold_it() -> None:
     content: dict[str, Any] = {"runs": [], "unit": "", "loss_on": "validation text"}
     group = {"name": "a", "options": {"mask": "a"}, "status": WAITING, "mean": None, "seeds": 0}
-    content["groups"] = [group] * 9
+    content |= {"groups": [group] * 9, "progress": "0 of 0 runs"}
     with printing_to_a_terminal(LINES="5") as tty:
         sys.stdout = Terminal(tty)
         view = View()
