@@ -16,7 +16,7 @@ from data.show import show_token
 from data.tokenizer import Tokenizer
 from engine.metrics import Record, find_best, parse_record
 from engine.run import Run
-from page.pairs import compare_all, number_targets
+from page.pairs import compare_pairs, number_targets
 from page.records import read_evaluation, read_passages
 from report.analysis import PASSAGE_TEMPERATURES, Columns, Passage
 from report.differences import differing_options, group_runs, name_groups, short_names
@@ -73,7 +73,7 @@ def content_of_runs(runs: Sequence[Run], status: str = "", live: bool = False) -
         "options": differing_options(options),
         "groups": name_groups(options, groups),
         "targets": target_names,
-        "pairs": compare_all(runs, evaluations),
+        "pairs": compare_pairs(runs, evaluations),
         "sweep": None,
         "model": None,
         "status": status,

@@ -43,7 +43,7 @@ def targets_of(run: Run) -> tuple[object, ...]:
     return (*text, data.mask, data.predict_eos)
 
 
-def compare_all(runs: Sequence[Run], evaluations: Sequence[Evaluation | None]) -> list[Pair]:
+def compare_pairs(runs: Sequence[Run], evaluations: Sequence[Evaluation | None]) -> list[Pair]:
     """Compare all pairs of runs that were evaluated on the same targets.
 
     A difference comes with its interval. Runs whose evaluations have the same parts share their

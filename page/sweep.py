@@ -52,7 +52,7 @@ def content_of_sweep(folder: Path, sweep: dict[str, Any]) -> Content:
     """Collect what the page of a sweep shows: each run's losses, and what sweep.json has."""
     groups = []
     for group in sweep["groups"]:
-        groups.append(group | {"name": name_group(group["options"])})
+        groups.append(group | {"name": title_of(group["options"])})
     shown = [content_of_member(folder, own) for own in sweep["runs"]]
     about = {name: value for name, value in sweep.items() if name != "runs"}
     about["others"] = count_others(folder, sweep)
@@ -85,7 +85,7 @@ def count_others(folder: Path, sweep: dict[str, Any]) -> int:
     return sum(path.name not in own and is_run(path) for path in folder.iterdir())
 
 
-def name_group(options: dict[str, str]) -> str:
+def title_of(options: dict[str, str]) -> str:
     """Name a group or a run by all of its options: at a curve, a value alone says little."""
     parts = [f"{name}={shorten(value, VALUE_LENGTH)}" for name, value in options.items()]
     return ",".join(parts) or "all runs"
@@ -105,7 +105,7 @@ def content_of_member(folder: Path, own: dict[str, Any]) -> Content:
         inner = f"seed={seed}"
     content |= {name: own[name] for name in SAID}
     return content | {
-        "short": name_group(own["options"]),
+        "short": title_of(own["options"]),
         "inner": inner,
         "target": 0,
         "train": {},  # each run's own page has it

@@ -114,7 +114,7 @@ def read_sweep(argv: list[str], steps: Steps = NO_STEPS) -> tuple[Sweep, SweepOp
     recipes = split_recipes(words)
     values = {name: split_values(name, texts) for name, texts in given.items()}
     check_values(values)
-    folder = choose_folder(recipes, values, options)
+    folder = name_folder(recipes, values, options)
     if is_run(folder) or folder.is_file():
         raise UserError(f"{folder}: is no folder of a sweep; name another --out_dir")
     check_place(folder)
@@ -187,7 +187,7 @@ def takes_text(name: str) -> bool:
     return True
 
 
-def choose_folder(recipes: list[str], values: Values, options: SweepOptions) -> Path:
+def name_folder(recipes: list[str], values: Values, options: SweepOptions) -> Path:
     """Name the folder of a sweep after its recipe, and the options that stay fixed in it."""
     out_dir = values.get("out_dir", [""])
     if len(out_dir) > 1:

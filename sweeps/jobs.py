@@ -78,7 +78,7 @@ class Jobs:
             if has_ended and path in self.started:
                 self.seconds[path] = time.perf_counter() - self.started[path]
             if not has_ended and code not in STOPPED:
-                self.reasons[path] = describe_failure(code, log_of(path))
+                self.reasons[path] = explain_exit(code, log_of(path))
             yield path
 
     def status_of(self, run: PlannedRun) -> str:
@@ -180,7 +180,7 @@ def log_of(path: Path) -> Path:
     return path.parent / "logs" / f"{path.name}.txt"
 
 
-def describe_failure(code: int, log: Path) -> str:
+def explain_exit(code: int, log: Path) -> str:
     """Say why a process failed: the last line that it printed, or the signal that ended it."""
     if code == -9:  # SIGKILL, which Windows does not have
         return "killed, maybe because memory ran out: a smaller --jobs needs less"

@@ -408,7 +408,7 @@ def say_all(differences: Sequence[Difference]) -> list[str]:
     if len(about_best) <= IN_FULL and has_noise:
         lines = [describe_difference(pair) for pair in about_best]
     else:
-        lines = describe_best(best, about_best)
+        lines = say_of_best(best, about_best)
     lines += describe_others(others)
     lines += describe_method(differences)
     return lines
@@ -423,14 +423,14 @@ def name_best(differences: Sequence[Difference]) -> str:
     return min(fewest, key=clearly_worse.count)
 
 
-def describe_best(best: str, differences: Sequence[Difference]) -> list[str]:
+def say_of_best(best: str, differences: Sequence[Difference]) -> list[str]:
     """Say in full the first difference from the best of each kind, and list the others.
 
     Differences without an interval are only listed.
     """
     kinds: dict[str, list[Difference]] = {}
     for pair in differences:
-        kinds.setdefault(kind_of(pair, best), []).append(pair)
+        kinds.setdefault(begin_list(pair, best), []).append(pair)
     lines = []
     for kind, pairs in kinds.items():
         if pairs[0].method or len(pairs) == 1:
@@ -447,7 +447,7 @@ def other_than(name: str, pair: Difference) -> str:
     return pair.better
 
 
-def kind_of(pair: Difference, best: str) -> str:
+def begin_list(pair: Difference, best: str) -> str:
     """Begin the sentence that lists the other groups of which the same is true."""
     if pair.is_more_than_noise and pair.better == best:
         return f"with {best} the loss is lower by more than noise than with"

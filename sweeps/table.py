@@ -69,9 +69,9 @@ class Table:
             content = self.content_of(run)
             runs.append(content)
             by_group.setdefault(run.group, []).append(content)
-        groups = [content_of_group(name, own) for name, own in by_group.items()]
+        groups = [collect_group(name, own) for name, own in by_group.items()]
         if self.unit is not None:
-            groups.sort(key=mean_of)
+            groups.sort(key=place_in_table)
         losses = {}
         for number, group in enumerate(groups):
             own = by_group[group["name"]]
@@ -94,7 +94,7 @@ class Table:
         if run.path in self.ended:
             return self.ended[run.path]
         status = self.jobs.status_of(run)
-        content = content_of_run(run, status, self.jobs.reasons.get(run.path, ""))
+        content = collect_run(run, status, self.jobs.reasons.get(run.path, ""))
         known = self.seconds.get(run.path.name)
         content["command_seconds"] = self.jobs.seconds.get(run.path, known)
         content["loss"] = content["nats"]
@@ -156,13 +156,13 @@ def describe_diverged(runs: Sequence[Content], group: Content) -> Iterator[str]:
         )
 
 
-def mean_of(group: Content) -> float:
+def place_in_table(group: Content) -> float:
     if group["mean"] is None:
         return math.inf
     return float(group["mean"])
 
 
-def content_of_run(run: PlannedRun, status: str, reason: str) -> Content:
+def collect_run(run: PlannedRun, status: str, reason: str) -> Content:
     """Collect what is known of a run: its status, and the exact loss of its best model."""
     last: Record = {}
     for record in read_records(run.path / "metrics.jsonl"):
@@ -192,7 +192,7 @@ def read_reason(verdict: Path) -> str:
     return ""
 
 
-def content_of_group(name: str, runs: Sequence[Content]) -> Content:
+def collect_group(name: str, runs: Sequence[Content]) -> Content:
     """Average the runs that differ in their seed only."""
     content: Content = {"name": name}
     options = dict(runs[0]["options"])

@@ -162,17 +162,17 @@ def show_table(content: Content, rows: int = 10**9) -> list[str]:
     lines.append(header)
     room = WIDTH - header.index("status")
     for name, group in zip(names, shown, strict=True):
-        lines.append(f"{name} {show_group(group)}  {cut(group['status'], room)}")
+        lines.append(f"{name} {show_group(group)}  {cut_end(group['status'], room)}")
     left_out = len(groups) - len(shown)
     if left_out:
         lines.append(f"... and {left_out} more")
     return lines
 
 
-def cut(text: str, length: int) -> str:
+def cut_end(text: str, length: int) -> str:
     """Cut the end of a text that is longer than `length`.
 
-    >>> cut("1 interrupted, 2 finished", 15)
+    >>> cut_end("1 interrupted, 2 finished", 15)
     '1 interrupted,…'
     """
     if len(text) <= length:
@@ -209,12 +209,12 @@ def show_group(group: Content) -> str:
     loss = f"{group['mean']:.4f}"
     if group["deviation"] is not None:
         loss += f" ± {group['deviation']:.4f}"
-    bits = show_number(group["bits_per_byte"], ".3f")
-    seconds = show_number(group["seconds"], ".0f")
+    bits = number_or_dash(group["bits_per_byte"], ".3f")
+    seconds = number_or_dash(group["seconds"], ".0f")
     return f"{loss:>15} {group['seeds']:>5}  {bits:>9}  {seconds:>7}"
 
 
-def show_number(value: float | None, form: str) -> str:
+def number_or_dash(value: float | None, form: str) -> str:
     """Show a number; a dash where none is known, as of a run whose files are damaged."""
     if value is None:
         return "-"

@@ -20,10 +20,10 @@ from sweeps.statistics import (
     UNEQUAL_BY_CHANCE,
     Difference,
     add_interval,
+    begin_list,
     compare_all,
     compare_layout,
     describe_difference,
-    kind_of,
     mean_of_seeds,
     name_best,
     order_pair,
@@ -412,8 +412,8 @@ def test_the_best_group_is_the_one_that_fewest_are_below() -> None:
     assert name_best([unclear, circle, below]) == "a"
     clear = below._replace(low=0.5, high=1.5)
     assert name_best([unclear, circle, clear]) == "c"
-    assert kind_of(clear, "b") == "with b the loss is lower by more than noise than with"
-    assert kind_of(clear, "a") == "with a the loss is higher by more than noise than with"
+    assert begin_list(clear, "b") == "with b the loss is lower by more than noise than with"
+    assert begin_list(clear, "a") == "with a the loss is higher by more than noise than with"
 
 
 def test_what_makes_no_claim_is_only_listed() -> None:

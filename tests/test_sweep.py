@@ -20,7 +20,7 @@ from config.recipe import to_toml
 from config.terminal import Terminal
 from report.status import DIVERGED, FAILED, FINISHED, INTERRUPTED, TRAINING, WAITING
 from sweeps.grid import PlannedRun, read_sweep
-from sweeps.jobs import ROOT, STOPPED, Jobs, choose_jobs, describe_failure, threads
+from sweeps.jobs import ROOT, STOPPED, Jobs, choose_jobs, explain_exit, threads
 from sweeps.table import count_statuses
 from sweeps.view import View
 from tests.conftest import TINY, call, without_clocks
@@ -250,7 +250,7 @@ def test_a_run_that_somebody_else_stops_has_not_failed(monkeypatch: pytest.Monke
 
 
 def test_why_a_run_failed_is_said_without_what_it_printed_too(tmp_path: Path) -> None:
-    assert describe_failure(2, tmp_path / "removed.txt") == "exit code 2"
+    assert explain_exit(2, tmp_path / "removed.txt") == "exit code 2"
 
 
 def test_warnings_stay_above_the_table_and_few_rows_hold_it() -> None:
