@@ -18,7 +18,7 @@ from config.errors import UserError, run_command
 from config.files import lock_of, locked
 from data.prepare import prepare_corpus
 from report.status import ENDED, read_status
-from sweeps.grid import PlannedRun, Sweep, SweepOptions, read_sweep
+from sweeps.grid import PlannedRun, Sweep, SweepOptions, read_sweep, to_arguments
 from sweeps.jobs import ROOT, Jobs, choose_jobs
 from sweeps.output import Output
 from sweeps.speed import check_equal_seconds, fit_steps
@@ -52,7 +52,9 @@ def find_lr(sweep: Sweep) -> None:
         raise UserError("find_lr looks at one recipe: name one value of each option")
     run = sweep.runs[0]
     trials = try_rates(run.cfg)
-    print(*describe_rates(trials, run.recipe), sep="\n")
+    rates = ("learning_rate", "muon_learning_rate", "seed")
+    others = {name: value for name, value in run.given.items() if name not in rates}
+    print(*describe_rates(trials, to_arguments(run.recipe, others)), sep="\n")
     picture = sweep.folder / "find_lr.png"
     draw_rates(trials, picture)
     print(picture)

@@ -89,8 +89,11 @@ def with_rate(cfg: Config, rate: float, steps: int) -> Config:
     return cfg.model_copy(update={"optim": optim.model_copy(update=changes)})
 
 
-def describe_rates(trials: list[RateTrial], recipe: str) -> list[str]:
-    """Say which rate is best, at which training breaks, and what to do with that."""
+def describe_rates(trials: list[RateTrial], arguments: list[str]) -> list[str]:
+    """Say which rate is best, at which training breaks, and what to do with that.
+
+    `arguments` are those of train.py, without the rates and the seed.
+    """
     has_muon = trials[0].muon_rate is not None
     title = "learning_rate"
     if has_muon:
@@ -119,8 +122,8 @@ def describe_rates(trials: list[RateTrial], recipe: str) -> list[str]:
     near = [best.rate / 2, best.rate, best.rate * 2]
     values = ",".join(f"{rate:.2g}" for rate in near)
     lines.append("A longer training often wants a lower rate. To see what it is worth:")
-    command = ["python", "sweep.py", recipe, f"--learning_rate={values}", "--seed=1,2,3"]
-    lines.append("  " + shlex.join(filter(None, command)))
+    varied = [f"--learning_rate={values}", "--seed=1,2,3"]
+    lines.append("  " + shlex.join(["python", "sweep.py", *arguments, *varied]))
     if has_muon:
         lines.append(
             f"  (with --muon_learning_rate={best.muon_rate:.2g}: here both have one ratio)"

@@ -36,6 +36,9 @@ def test_eight_rates_take_the_same_batches() -> None:
     assert rows[best][3:5] == ["the", "best"]
     rate = float(rows[best][0])
     assert f"--learning_rate={rate / 2:.2g},{rate:.2g},{2 * rate:.2g} --seed=1,2,3" in printed
+    command = next(line for line in printed.splitlines() if line.startswith("  python sweep.py "))
+    assert "--corpus=text.txt" in command  # and what else its user chose
+    assert command.count("--learning_rate=") == 1
     assert (FOLDER / "find_lr.png").read_bytes().startswith(b"\x89PNG")
     assert call("sweep.py", *BASE, "--find_lr").stdout == printed
     assert [path.name for path in FOLDER.iterdir()] == ["find_lr.png"]  # it leaves no run
@@ -53,11 +56,11 @@ def test_training_breaks_where_its_loss_rises_far_above_where_it_began() -> None
     ends = RateTrial(1.0, None, [4.0, math.nan, math.nan], math.nan)
     assert [trial.breaks for trial in (falls, recovers, ends)] == [False, True, True]
     assert find_best_trial([falls, recovers, ends]) is falls
-    said = describe_rates([falls, recovers, ends], "")
+    said = describe_rates([falls, recovers, ends], [])
     assert said[3].endswith("3.0000  the best")
     assert said[4].endswith("breaks: the training loss rose to 9")
-    assert "Training breaks at each of these rates" in describe_rates([recovers, ends], "")[-1]
-    assert "It breaks at none of these rates." in describe_rates([falls], "")
+    assert "Training breaks at each of these rates" in describe_rates([recovers, ends], [])[-1]
+    assert "It breaks at none of these rates." in describe_rates([falls], [])
 
 
 def test_a_short_training_has_its_share_of_warmup() -> None:
