@@ -29,6 +29,7 @@ from data.batches import Batch, TrainBatches
 from data.documents import Split
 from engine.checkpoint import Optimizers, _hash, read_checkpoint
 from engine.device import Device
+from engine.evaluation import validate
 from engine.metrics import Record, parse_record
 from engine.objective import TrainingObjective
 from engine.start import copy_all
@@ -292,6 +293,21 @@ def finished(example: Path, data_dir: Path) -> Path:
 @pytest.fixture
 def numbers_only(monkeypatch: pytest.MonkeyPatch) -> None:
     only_numbers(monkeypatch)
+
+
+@pytest.fixture
+def overfits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let trainings overfit: the validation loss rises after the second evaluation."""
+    losses = iter([3.0, 2.0, *[2.5] * 100])
+
+    def rise(*arguments: Any) -> Record:
+        return validate(*arguments) | {"val_nll": next(losses)}
+
+    monkeypatch.setattr("train.validate", rise)
+    # what else shows overfitting needs more steps
+    monkeypatch.setattr("engine.state.SMOOTHED_STEPS", 1)
+    monkeypatch.setattr(TrainBatches, "epochs", lambda self, step: 2.0)
+    monkeypatch.setattr(TrainState, "train_rise", -1.0)
 
 
 def train_in(folder: Path, patch: pytest.MonkeyPatch) -> None:

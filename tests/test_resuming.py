@@ -11,7 +11,6 @@ import pytest
 
 import train as script
 from config.cli import load_config
-from data.batches import TrainBatches
 from engine.run import open_run
 from engine.state import TrainState
 from tests.conftest import TINY, call, make_text, read_metrics, training_in, without_clocks
@@ -152,19 +151,9 @@ def test_a_run_stopped_at_any_step_can_be_resumed(
     assert steps == ([0, 1, 2, 3, 4, 5, 6, 6])
 
 
-def test_a_run_stopped_by_patience_can_be_resumed(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("overfits")
+def test_a_run_stopped_by_patience_can_be_resumed(data_dir: Path) -> None:
     """It goes on with more patience; without, it is evaluated again, and stays as it is."""
-    losses = iter([3.0, 2.0, *[2.5] * 100])
-    validate = vars(script)["validate"]
-    monkeypatch.setattr(
-        script, "validate", lambda *arguments: validate(*arguments) | {"val_nll": next(losses)}
-    )
-    # what else shows overfitting needs more steps
-    monkeypatch.setattr("engine.state.SMOOTHED_STEPS", 1)
-    monkeypatch.setattr(TrainBatches, "epochs", lambda self, step: 2.0)
-    monkeypatch.setattr(TrainState, "train_rise", -1.0)
     train("--patience=2")
     before = without_clocks(data_dir / "out/run")
     steps = [record["step"] for record in before]

@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 
 from config.files import lock_of, locked
-from data.batches import TrainBatches
-from engine.state import TrainState
 from report.status import (
     DIVERGED,
     FINISHED,
@@ -38,17 +36,8 @@ def test_a_run_waits_trains_is_interrupted_and_finishes(data_dir: Path) -> None:
     assert read_status(RUN) == FINISHED
 
 
-def test_a_run_that_overfits_stops_early(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import train as script
-
-    losses = iter([3.0, 2.0, *[2.5] * 100])
-    validate = vars(script)["validate"]
-    monkeypatch.setattr(
-        script, "validate", lambda *arguments: validate(*arguments) | {"val_nll": next(losses)}
-    )
-    monkeypatch.setattr("engine.state.SMOOTHED_STEPS", 1)
-    monkeypatch.setattr(TrainBatches, "epochs", lambda self, step: 2.0)
-    monkeypatch.setattr(TrainState, "train_rise", -1.0)
+@pytest.mark.usefixtures("data_dir", "overfits")
+def test_a_run_that_overfits_stops_early() -> None:
     train("--patience=2")
     assert read_status(RUN) == STOPPED_EARLY
     train("--patience=0", "--init_from=resume")
