@@ -34,7 +34,7 @@ from engine.watchers import load_wing
 from report import analysis
 from report.costs import show_costs
 from report.evaluation import in_words, unknown_lines
-from report.intervals import Blocks, intervals, measure_losses
+from report.intervals import Blocks, byte_offsets, intervals, measure_losses
 from surprisal import nats_to_bits
 
 
@@ -343,6 +343,7 @@ def score_run(run: Run, split: Split, options: EvaluateOptions) -> RunScores:
     columns, tempered = score_text(
         model, text, run.tokenizer, analysis.TEMPERATURES, device, progress=show_progress
     )
+    columns |= byte_offsets(text, run.tokenizer)
     about = {
         "run": str(run.path),
         "checkpoint": options.checkpoint,

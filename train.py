@@ -46,7 +46,7 @@ from loss import LossSums, sum_losses
 from model import GPT
 from report import words
 from report.figures import draw_run
-from report.outcome import measure_best, write_passage
+from report.outcome import measure_best, write_passages
 from report.step_zero import check_start
 from report.trainlog import TrainLog
 from report.verdict import make_verdict
@@ -144,7 +144,7 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
                 # keep_best counts evaluations that show overfitting, which may end the training
                 is_last = is_last or state.is_finished(cfg)
                 if cfg.run.watchers:
-                    write_passage(model, val_text, tokenizer, files, state.step)
+                    write_passages(model, val_text, tokenizer, files, state.step)
             # true at the first evaluation, and at one that passes a baseline
             is_worth_a_sample = log.write(record)
             if is_worth_a_sample:

@@ -16,7 +16,15 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from data.documents import Split
-from data.info import ENTROPY_RATE, MAX_TRAIN_TOKENS, MAX_VAL_TOKENS, PASSAGE, UNIFORM, Baseline
+from data.info import (
+    ENTROPY_RATE,
+    MAX_TRAIN_TOKENS,
+    MAX_VAL_TOKENS,
+    PASSAGE,
+    PASSAGES,
+    UNIFORM,
+    Baseline,
+)
 from data.ngrams import ngram_nll
 from data.tokenizer import Tokenizer
 from surprisal import LN2, bits_per_byte, perplexity, uniform_nll
@@ -36,11 +44,12 @@ def measure_baselines(
 ) -> Iterator[Baseline]:
     """Measure the baselines, one after another; the entropy rate is in nats per token."""
     train = train.last(MAX_TRAIN_TOKENS)
-    val = val.first(max(MAX_VAL_TOKENS, val.first_target()))  # one target at least
+    val = measured_part(val)
     vocab_size = tokenizer.vocab_size
     num_targets = val.num_targets()
     num_bytes = tokenizer.count_bytes(val.targets())
-    passage = find_passage(val, tokenizer)
+    passages = choose_passages(val, tokenizer)
+    shown = np.concatenate([np.arange(each.start, each.stop) for each in passages])
 
     def baseline(name: str, nats: float, passage_nll: Iterable[float] = ()) -> Baseline:
         mean = nats / num_targets
@@ -61,41 +70,61 @@ def measure_baselines(
     for order, nll in enumerate(nll_by_order, start=1):
         if order in names:
             of_targets = nll if val.unmasked is None else nll[val.unmasked[1:]]
-            of_passage = nll[passage.start - 1 : passage.stop - 1]
-            yield baseline(names[order], float(of_targets.sum()), of_passage)
+            yield baseline(names[order], float(of_targets.sum()), nll[shown - 1])
 
     if val.unmasked is None:
         text = tokenizer.decode_bytes(val.tokens[1:].tolist())
         for name, compress in COMPRESSORS.items():
             nats = 8 * LN2 * len(compress(text))
-            of_passage = np.zeros(0)
+            costs: list[float] = []
             if name == "gzip":
-                of_passage = gzip_nll(val.tokens, passage, tokenizer)
-            yield baseline(name, nats, of_passage)
+                for passage in passages:
+                    costs.extend(gzip_nll(val.tokens, passage, tokenizer))
+            yield baseline(name, nats, costs)
 
     if entropy_rate is not None:
         yield baseline(ENTROPY_RATE, num_targets * entropy_rate)
 
 
-def find_passage(val: Split, tokenizer: Tokenizer) -> slice:
-    """Find the tokens of the validation split that a run's page shows.
+def measured_part(val: Split) -> Split:
+    """Return the beginning of a validation split; it has one target at least."""
+    return val.first(max(MAX_VAL_TOKENS, val.first_target()))
 
-    They start after a line end, and where gzip's window is full; in a short text, in its middle or
-    before. Under a mask, there is a target among them.
+
+def choose_passages(val: Split, tokenizer: Tokenizer) -> list[slice]:
+    """Choose the tokens of the validation split that a run's page shows: whole lines, if these fit.
+
+    The first passage is where gzip's window is full, in a short text in its middle or before; the
+    others are spread over the rest. Each has a target, and none overlaps another.
     """
-    latest = max(1, len(val.tokens) - PASSAGE)
-    earliest = min(GZIP_WINDOW, 1 + latest // 2)
-    start = earliest
-    tokens = val.take(slice(earliest, earliest + PASSAGE)).tolist()
-    for number, token in enumerate(tokens, start=1):
+    val = measured_part(val)
+    size = len(val.tokens)
+    targets = np.arange(1, size)
+    if val.unmasked is not None:
+        targets = targets[val.unmasked[1:]]
+    earliest = min(GZIP_WINDOW, 1 + max(0, size - PASSAGE) // 2)
+    first = min(int(np.searchsorted(targets, earliest)), len(targets) - 1)
+    passages = []
+    stop = 0
+    for number in np.linspace(first, len(targets), PASSAGES, endpoint=False).astype(int):
+        place = int(targets[number])
+        start = max(find_line_ends(val, tokenizer, place - PASSAGE // 2, place), default=place)
+        if start >= stop:
+            full = start + PASSAGE
+            ends = find_line_ends(val, tokenizer, full - PASSAGE // 2, full)
+            stop = max(ends, default=min(full, size))
+            passages.append(slice(start, stop))
+    return passages
+
+
+def find_line_ends(val: Split, tokenizer: Tokenizer, start: int, stop: int) -> list[int]:
+    """Find the places after the line ends in a part of a split."""
+    start = max(0, start)
+    ends = []
+    for place, token in enumerate(val.take(slice(start, stop)).tolist(), start=start + 1):
         if token == tokenizer.eos or tokenizer.token_bytes[token].endswith(b"\n"):
-            start = min(earliest + number, latest)
-            break
-    if val.unmasked is not None and not val.unmasked[start : start + PASSAGE].any():
-        targets = 1 + np.flatnonzero(val.unmasked[1:])
-        nearest = int(targets[np.abs(targets - start).argmin()])
-        start = max(1, min(nearest - PASSAGE // 2, latest))
-    return slice(start, min(start + PASSAGE, len(val.tokens)))
+            ends.append(place)
+    return ends
 
 
 def gzip_nll(tokens: np.ndarray, passage: slice, tokenizer: Tokenizer) -> np.ndarray:

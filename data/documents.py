@@ -48,13 +48,13 @@ class Split:
 
     def first(self, n: int) -> "Split":
         """Keep the beginning, up to the n-th token that can be a target."""
-        return self._cut(slice(n + 1))
+        return self.part(slice(n + 1))
 
     def last(self, n: int) -> "Split":
         """Keep the last n tokens."""
-        return self._cut(slice(-n, None))
+        return self.part(slice(-n, None))
 
-    def _cut(self, part: slice) -> "Split":
+    def part(self, part: slice) -> "Split":
         unmasked = None if self.unmasked is None else self.unmasked[part]
         return replace(self, tokens=self.tokens[part], unmasked=unmasked)
 

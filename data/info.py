@@ -18,7 +18,8 @@ MAX_NATS = 1e6  # that a file may say of a token; a compressor's header can cost
 EQUAL = 1e-4  # nats that are rounding
 MAX_TRAIN_TOKENS = 8_000_000  # counted; of a longer text, the last ones
 MAX_VAL_TOKENS = 1_000_000  # measured on; of a longer text, the first ones
-PASSAGE = 256  # tokens of the validation split that a run's page shows one by one
+PASSAGES = 3  # of the validation split, which a run's page shows token by token
+PASSAGE = 512  # tokens in each, at most
 MAX_BASELINES = 100
 MAX_VOCABULARY = 2_000_000  # there are 1,114,112 code points
 PROMPT_SHOWN = 500  # characters
@@ -44,8 +45,8 @@ class Baseline(BaseModel):
     nats_per_token: Nats
     bits_per_byte: Nats
     perplexity: float = Field(ge=0)
-    # In nats, of each token of the passage, where it is known.
-    passage_nll: list[Nats] = Field([], max_length=PASSAGE)
+    # In nats, of each token of the passages, one after another, where it is known.
+    passage_nll: list[Nats] = Field([], max_length=PASSAGES * PASSAGE)
 
 
 def passed_and_ahead(

@@ -16,9 +16,7 @@ import torch
 
 from config.errors import UserError
 from config.terminal import progress_bar
-from data.baselines import find_passage
 from data.batches import Batch
-from data.documents import Split
 from data.eval_text import EvalText
 from data.prepare import Corpus
 from data.tokenizer import Tokenizer
@@ -36,7 +34,6 @@ from surprisal import bits_per_byte, perplexity
 MAX_PARTS = 250  # of a text; curves.py compares runs part by part
 MIN_PARTS = 50  # of a text whose loss gets an interval or a standard error
 MIN_TARGETS = 500  # for a standard error
-CHUNK = 2**24  # tokens whose bytes are counted at once
 
 Columns = dict[str, np.ndarray]  # a value for each target of a text, (N,), in its order
 
@@ -203,14 +200,11 @@ def score_text(
     """
     scores = score_targets(predict(model, progress(text.batches()), device), temperatures)
     n_bytes = tokenizer.byte_lengths[text.split.tokens[text.positions]]
-    offset, document = byte_offsets(text, tokenizer)
     columns = {
         "target": scores.targets,
         "context_len": scores.context_len,
         "tokens": np.ones(len(n_bytes)),
         "bytes": n_bytes,
-        "offset": offset,
-        "document": document,
         "nll": scores.nll,
         "top1": scores.top(1),
         "top5": scores.top(5),
@@ -219,43 +213,17 @@ def score_text(
     return columns, scores.tempered / len(n_bytes)
 
 
-def byte_offsets(text: EvalText, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Count the bytes of the text before each target, (N,), and before its document, (N,)."""
-    offsets = np.empty(len(text.positions), dtype=np.int64)
-    documents = np.empty(len(text.positions), dtype=np.int64)
-    before = 0  # bytes before this chunk
-    document = 0  # bytes before the document that is open where this chunk begins
-    eos = -1 if tokenizer.eos is None else tokenizer.eos  # -1 is no token: the text is one document
-    for start in range(0, len(text.split.tokens), CHUNK):
-        tokens = text.split.take(slice(start, start + CHUNK))
-        ends = before + np.cumsum(tokenizer.byte_lengths[tokens])
-        here = slice(*np.searchsorted(text.positions, [start, start + CHUNK]))
-        places = text.positions[here] - start
-        offsets[here] = ends[places] - tokenizer.byte_lengths[tokens[places]]
-        is_eos = tokens == eos
-        begins = np.append(document, ends[is_eos])  # the open document, and those after each eos
-        number = np.cumsum(is_eos) - is_eos  # an eos token belongs to the document that it ends
-        documents[here] = begins[number[places]]
-        document = int(begins[-1])
-        before = int(ends[-1])
-    return offsets, documents
+# The passages of the validation text whose tokens a watcher shows one by one.
 
 
-# The passage of the validation text whose tokens a watcher shows one by one.
-
-
-def cut_passage(val_text: EvalText, tokenizer: Tokenizer) -> tuple[EvalText, int]:
-    """Cut the passage out of the validation text, with half a block before it as its context.
+def cut_passage(val_text: EvalText, passage: slice) -> tuple[EvalText, int]:
+    """Cut a passage out of the validation text, with half a block before it as its context.
 
     Also returns the number of tokens in that context: near the text's start they are fewer.
     """
-    val = val_text.split
-    passage = find_passage(val, tokenizer)
     half_block = math.ceil(val_text.block_size / 2)
     start = max(0, passage.start - half_block)
-    part = slice(start, passage.stop)
-    unmasked = None if val.unmasked is None else val.unmasked[part]
-    split = Split(val.tokens[part], unmasked)
+    split = val_text.split.part(slice(start, passage.stop))
     text = replace(val_text, split=split, stride=half_block, max_tokens=0)
     return text, passage.start - start
 
@@ -265,8 +233,8 @@ def measure_passage(
 ) -> dict[str, list[Any]]:
     """Measure what each token of a short text costs, without the first `skip`, which are context.
 
-    Returns the columns of a line of passage.jsonl, besides the step: a value for each token, None
-    where it is masked. UserError if the model diverged.
+    Returns the columns of a line of passage.jsonl: a value for each token, with three digits after
+    the point, None where it is masked. UserError if the model diverged.
     """
     try:
         details = detail_targets(predict(model, text.batches(), device), temperatures)
@@ -274,20 +242,12 @@ def measure_passage(
         model.train()
     tokens = text.split.tokens[skip:].tolist()
     is_shown = text.positions >= skip
-    places = (text.positions[is_shown] - skip).tolist()
-    columns: dict[str, list[Any]] = {"tokens": tokens}
+    places = text.positions[is_shown] - skip
+    columns: dict[str, list[Any]] = {"tokens": tokens, "temperatures": list(temperatures)}
     for name, values in details._asdict().items():
         column: list[Any] = [None] * len(tokens)
-        for place, value in zip(places, values[is_shown].tolist(), strict=True):
-            column[place] = round_to_four_digits(value)
+        rounded = values[is_shown].astype(float).round(3).tolist()
+        for place, value in zip(places, rounded, strict=True):
+            column[place] = value
         columns[name] = column
     return columns
-
-
-def round_to_four_digits(value: Any) -> Any:
-    """Round the floats among numbers, also in lists: a page has hundreds of thousands of them."""
-    if isinstance(value, list):
-        return [round_to_four_digits(each) for each in value]
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    return value

@@ -54,6 +54,7 @@ class Details(NamedTuple):
     rank: np.ndarray  # (N,) 1 = the model held it most probable
     top: np.ndarray  # (N, TOP) the most probable tokens
     log_q: np.ndarray  # (N, TOP) their log-probabilities
+    entropy: np.ndarray  # (N,) of the prediction, in nats: the surprisal that it expects
     # (N, K) log sum_v q_v^(1/T), which normalises the prediction at each of K temperatures T
     log_z: np.ndarray
 
@@ -152,8 +153,9 @@ def detail_targets(predictions: Iterable[Predictions], temperatures: Sequence[fl
         rank = 1 + (log_q > log_q_y).sum(dim=1)
         top = log_q.topk(min(TOP, log_q.shape[1]), dim=1)
         nll = -log_q_y[:, 0]
+        entropy = -(log_q.exp() * log_q).sum(dim=1)
         log_z = [(log_q / T).logsumexp(dim=1) for T in temperatures]
         log_z_of_each = torch.stack(log_z, dim=1)
-        chunks.append((nll, rank, top.indices, top.values, log_z_of_each))
+        chunks.append((nll, rank, top.indices, top.values, entropy, log_z_of_each))
     columns = [torch.cat(parts) for parts in zip(*chunks, strict=True)]
     return Details(*(column.cpu().numpy() for column in columns))

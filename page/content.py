@@ -18,7 +18,7 @@ from engine.metrics import Record, find_best, parse_record
 from engine.run import Run
 from page.pairs import compare_pairs, number_targets
 from page.records import read_evaluation, read_passages
-from report.analysis import PASSAGE_TEMPERATURES, Columns, Passage
+from report.analysis import Columns, Passage
 from report.differences import differing_options, group_runs, name_groups, short_names
 from report.intervals import FEW
 from report.picture import middles, thin
@@ -29,8 +29,8 @@ PLACES = ["step", "tokens", "seconds", "flops"]  # that a loss can be drawn agai
 VAL = ["val_nll", "kl_gap"]
 TRAIN = ["train_nll", "lr", "grad_norm", "tokens_per_second"]
 PARTS = ["smoothing", "z_loss", "distillation"]  # of the objective, besides the NLL
-MAX_PASSAGES = 72  # in a page, of all its runs, but at least the last of each
-MAX_PASSAGES_PER_RUN = 40
+MAX_PASSAGES = 64  # in a page, of all its runs, but at least the last of each
+MAX_PASSAGES_PER_RUN = 32
 MAX_PASSAGES_WHILE_LIVE = 8
 
 Content = dict[str, Any]
@@ -103,9 +103,9 @@ def content_of_text(
         shown["best_nll"] = columns["nll"].mean()
         shown["bytes_per_target"] = columns["bytes"].mean()
         shown["targets"] = len(columns["nll"])
-        shown["text"] = None
+        shown["texts"] = []
         if passage is not None:
-            shown["text"] = content_of_passages(run.tokenizer, [passage], {})
+            shown["texts"] = [content_of_passage(run.tokenizer, [passage], {})]
         shown["evaluation"] = None
     content["pairs"] = []
     if found is not None:
@@ -177,14 +177,19 @@ def content_of_options(changed: dict[str, Any], info: CorpusInfo) -> Content:
 
 
 def content_of_texts(run: Run, max_passages: int, best_step: float) -> Content:
-    """Collect what the model wrote, what training said at its end, and what a passage cost."""
+    """Collect what the model wrote, what training said at its end, and what passages cost."""
     path = run.path / "passage.jsonl"
-    passages = read_passages(path, run.tokenizer, max_passages, best_step)
-    others = {baseline.name: baseline.passage_nll for baseline in run.info.baselines}
+    texts = []
+    start = 0  # of a passage, in what baselines paid for all of them
+    for evaluations in read_passages(path, run.tokenizer, max_passages, best_step):
+        stop = start + len(evaluations[0].tokens)
+        others = {each.name: each.passage_nll[start:stop] for each in run.info.baselines}
+        texts.append(content_of_passage(run.tokenizer, evaluations, others))
+        start = stop
     return {
         "samples": read_samples(run.path / "samples.jsonl"),
         "verdict": read_verdict(run.path / "verdict.txt"),
-        "text": content_of_passages(run.tokenizer, passages, others),
+        "texts": texts,
     }
 
 
@@ -267,22 +272,20 @@ def content_of_baselines(
     return {"baselines": shown, "passed": steps, "ahead": [baseline.name for baseline in ahead]}
 
 
-def content_of_passages(
-    tokenizer: Tokenizer, passages: Sequence[Passage], others: dict[str, list[float]]
-) -> Content | None:
-    """Collect a text token by token, and what each token costs in the passages.
+def content_of_passage(
+    tokenizer: Tokenizer, evaluations: Sequence[Passage], others: dict[str, list[float]]
+) -> Content:
+    """Collect a text token by token, and what each token costs at some evaluations.
 
     `others` has the NLL of each token by other models.
     """
-    if not passages:
-        return None
-    tokens = passages[0].tokens
-    likely = set()  # tokens that a passage says were likely
-    for passage in passages:
-        for row in passage.top:
+    tokens = evaluations[0].tokens
+    likely = set()  # tokens that an evaluation says were likely
+    for evaluation in evaluations:
+        for row in evaluation.top:
             likely.update(row or [])
     names = {token: show_token(tokenizer, token) for token in sorted(likely)}
-    evaluations = [passage.model_dump(exclude={"tokens"}) for passage in passages]
+    excluded = {"tokens", "temperatures", "number"}
     others = {name: nll for name, nll in others.items() if len(nll) == len(tokens)}
     shown = [show_token(tokenizer, token) for token in tokens]
     num_bytes = tokenizer.byte_lengths[tokens]
@@ -292,8 +295,8 @@ def content_of_passages(
         "names": names,
         "bytes": num_bytes.tolist(),
         "vocab_size": tokenizer.vocab_size,
-        "temperatures": PASSAGE_TEMPERATURES,
-        "evaluations": evaluations,
+        "temperatures": evaluations[-1].temperatures,
+        "evaluations": [each.model_dump(exclude=excluded) for each in evaluations],
         "others": others,
     }
 

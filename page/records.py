@@ -1,50 +1,77 @@
 """Reads what a run's files keep of its evaluations, for the page.
 
-passage.jsonl has, of each evaluation, what each token of one passage of the validation text costs;
-evaluation.json has what is behind the loss of the best model.
+passage.jsonl has, of each evaluation, what each token of some passages of the validation text
+costs; evaluation.json has what is behind the loss of the best model.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
 
+from data.info import PASSAGES
 from data.tokenizer import Tokenizer
 from report.analysis import Evaluation, Passage
+
+BEGINNING = re.compile(rb'{"step":(\d+),(?:"number":(\d+),)?')  # of a line of passage.jsonl
+FURTHER = 4  # times as many evaluations has the first passage as each further one
+
+Lines = dict[int, bytes]  # by step
 
 
 def read_passages(
     path: Path, tokenizer: Tokenizer, at_most: int, best_step: float
-) -> list[Passage]:
-    """Read the passages of passage.jsonl that have the tokens of the last; without damaged lines.
+) -> list[list[Passage]]:
+    """Read the evaluations of each passage in passage.jsonl; damaged lines are left out.
 
-    Of more than `at_most` there are so many, spread evenly, and that of the best step.
+    Of more than `at_most` there are so many, spread evenly, and that of the best step; of the
+    further passages a part of it, or none.
     """
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    spread = np.linspace(0, len(lines) - 1, min(at_most, len(lines)))
-    chosen = {int(number) for number in spread.round()}
-    best_start = b'{"step":%d,' % best_step
-    for number, line in enumerate(lines):
-        if line.startswith(best_start):
-            chosen.add(number)
+    lines: list[Lines] = [{} for _ in range(PASSAGES)]
+    if path.exists():
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            found = BEGINNING.match(line)
+            if found is not None and int(found[2] or 0) < PASSAGES:
+                lines[int(found[2] or 0)][int(found[1])] = line
+    passages = [read_evaluations(lines[0], tokenizer, at_most, best_step)]
+    for further in lines[1:]:
+        passages.append(read_evaluations(further, tokenizer, at_most // FURTHER, best_step))
+    return [evaluations for evaluations in passages if evaluations]
+
+
+def read_evaluations(
+    lines: Lines, tokenizer: Tokenizer, at_most: int, best_step: float
+) -> list[Passage]:
+    """Read some of the evaluations of a passage, those that have the tokens of the last."""
+    steps = sorted(lines)
+    spread = np.linspace(0, len(steps) - 1, min(at_most, len(steps)))
+    chosen = {steps[number] for number in spread.round().astype(int)}
+    if at_most > 0 and best_step in lines:
+        chosen.add(int(best_step))
     passages: list[Passage] = []  # from the last to the first
-    for number in sorted(chosen, reverse=True):
+    for step in sorted(chosen, reverse=True):
         try:
-            passage = Passage.model_validate_json(lines[number])
+            passage = Passage.model_validate_json(lines[step])
         except ValidationError:
             continue
-        is_same_text = not passages or passage.tokens == passages[0].tokens
-        if is_same_text and fits(passage, tokenizer):
+        if fits(passage, tokenizer) and (not passages or is_alike(passage, passages[0])):
             passages.append(passage)
     return passages[::-1]
+
+
+def is_alike(passage: Passage, other: Passage) -> bool:
+    """Tell whether two evaluations are of the same tokens, and at the same temperatures."""
+    return (passage.tokens, passage.temperatures) == (other.tokens, other.temperatures)
 
 
 def fits(passage: Passage, tokenizer: Tokenizer) -> bool:
     """Tell whether a tokenizer has the tokens of a passage, and each token has its numbers."""
     columns = (passage.nll, passage.rank, passage.top, passage.log_q, passage.log_z)
-    if any(len(column) != len(passage.tokens) for column in columns):
+    sizes = {len(column) for column in columns}
+    if passage.entropy:  # files of earlier editions have none
+        sizes.add(len(passage.entropy))
+    if sizes != {len(passage.tokens)}:
         return False
     ids = set(passage.tokens)
     for row in passage.top:

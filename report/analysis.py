@@ -40,7 +40,7 @@ PASSAGE_LENGTH = 64  # targets in a passage that is called hard or easy
 EXAMPLES = 3  # hard passages, and as many easy ones
 MAX_TARGETS = 32_768  # scored for evaluation.json: about a second
 MAX_LOGITS = 2**25  # of these targets
-PASSAGE_TEMPERATURES = (0.5, 0.7, 0.85, 1.2, 1.5, 2.0)  # of the predictions in passage.jsonl
+PASSAGE_TEMPERATURES = (0.5, 0.7, 1.5)  # of the predictions in passage.jsonl
 
 Columns = dict[str, np.ndarray]
 
@@ -49,16 +49,22 @@ Columns = dict[str, np.ndarray]
 
 
 class Passage(BaseModel):
-    """A line of passage.jsonl: what each token of a text costs at a step; None where masked."""
+    """A line of passage.jsonl: what each token of a text costs at a step; None where masked.
+
+    Lines of earlier editions are of one passage, with six temperatures and without the entropy.
+    """
 
     model_config = ConfigDict(allow_inf_nan=False)
 
     step: int
+    number: int = 0  # of the passage
     tokens: list[int]
     nll: list[float | None]
     rank: list[int | None]
     top: list[list[int] | None]
     log_q: list[list[float] | None]
+    entropy: list[float | None] = []
+    temperatures: list[float] = [0.5, 0.7, 0.85, 1.2, 1.5, 2.0]
     log_z: list[list[float] | None]
 
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.eval_text import EvalText
+from data.tokenizer import Tokenizer
 from report.analysis import Columns
 from surprisal import LN2
 
@@ -21,6 +23,8 @@ MIN_DOCUMENT_BLOCKS = 10  # blocks of whole documents that make an interval
 Z_95 = 1.645  # 95% of a normal distribution are below it
 FEW = 10 * BLOCKS  # targets: resamples of fewer promise too much
 
+CHUNK = 2**24  # tokens whose bytes are counted at once
+
 Estimate = dict[str, float]  # a value, and the ends "low" and "high" of 95% of its resamples
 
 
@@ -29,6 +33,28 @@ class Blocks(NamedTuple):
 
     of_documents: bool  # whole documents in each; else parts of one text
     number: int
+
+
+def byte_offsets(text: EvalText, tokenizer: Tokenizer) -> Columns:
+    """Count the bytes of the text before each target ("offset"), and before its "document"."""
+    offsets = np.empty(len(text.positions), dtype=np.int64)
+    documents = np.empty(len(text.positions), dtype=np.int64)
+    before = 0  # bytes before this chunk
+    document = 0  # bytes before the document that is open where this chunk begins
+    eos = -1 if tokenizer.eos is None else tokenizer.eos  # -1 is no token: the text is one document
+    for start in range(0, len(text.split.tokens), CHUNK):
+        tokens = text.split.take(slice(start, start + CHUNK))
+        ends = before + np.cumsum(tokenizer.byte_lengths[tokens])
+        here = slice(*np.searchsorted(text.positions, [start, start + CHUNK]))
+        places = text.positions[here] - start
+        offsets[here] = ends[places] - tokenizer.byte_lengths[tokens[places]]
+        is_eos = tokens == eos
+        begins = np.append(document, ends[is_eos])  # the open document, and those after each eos
+        number = np.cumsum(is_eos) - is_eos  # an eos token belongs to the document that it ends
+        documents[here] = begins[number[places]]
+        document = int(begins[-1])
+        before = int(ends[-1])
+    return {"offset": offsets, "document": documents}
 
 
 def measure_losses(runs: Sequence[Columns]) -> tuple[list[Columns], Blocks]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from config.errors import UserError
 from config.terminal import progress_bar
+from data.baselines import choose_passages
 from data.batches import Batch, TrainBatches
 from data.eval_text import EvalText
 from data.prepare import Corpus
@@ -81,15 +82,25 @@ def measure_best(
     return final
 
 
-def write_passage(
+def write_passages(
     model: GPT, val_text: EvalText, tokenizer: Tokenizer, files: RunFiles, step: int
 ) -> None:
-    """Append to passage.jsonl what each token of a passage costs now, for the watchers to show."""
-    text, skip = cut_passage(val_text, tokenizer)
+    """Append to passage.jsonl what each token of the passages costs now, for the watchers to show.
+
+    The first passage is measured at each evaluation, the others at the last and at those whose
+    number is a power of two: the file and the page stay small.
+    """
+    passages = choose_passages(val_text.split, tokenizer)
+    cfg = files.run.cfg
+    number = step // cfg.run.eval_interval
+    if number & (number - 1) != 0 and step != cfg.optim.max_iters:
+        passages = passages[:1]
 
     def write(path: Path) -> None:
         with suppress(UserError):  # it diverged
-            costs = measure_passage(model, text, skip, PASSAGE_TEMPERATURES, files.device)
-            append_line(path, Passage(step=step, **costs))
+            for number, passage in enumerate(passages):
+                text, skip = cut_passage(val_text, passage)
+                costs = measure_passage(model, text, skip, PASSAGE_TEMPERATURES, files.device)
+                append_line(path, Passage(step=step, number=number, **costs))
 
     files.attempt("passage.jsonl", write)

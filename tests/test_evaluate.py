@@ -16,7 +16,6 @@ import evaluate
 from config.errors import UserError
 from data.batches import IGNORE_INDEX
 from data.eval_text import EvalText
-from engine import evaluation
 from engine.checkpoint import load_model
 from engine.device import Device
 from engine.run import open_run
@@ -297,7 +296,7 @@ def test_what_resamples_say_depends_on_the_documents(runs) -> None:
 @pytest.mark.parametrize("chunk", [1, 50, 2**24])
 @pytest.mark.parametrize("name", ["out/bpe", "out/bpe_lines"])
 def test_columns_know_where_tokens_and_documents_are(runs, name, chunk, monkeypatch) -> None:
-    monkeypatch.setattr(evaluation, "CHUNK", chunk)
+    monkeypatch.setattr("report.intervals.CHUNK", chunk)
     run = open_run(Path(name))
     val = open_corpus(run).val
     of_each = evaluate.score_run(run, val, EvaluateOptions()).columns

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from config.size import count_flops
-from data.baselines import find_passage
+from data.baselines import choose_passages
 from data.documents import Split
-from data.info import PASSAGE
+from data.info import PASSAGE, PASSAGES
 from data.tokenizer import char_tokenizer
 from engine.checkpoint import load_model
 from engine.device import setup_device
@@ -31,7 +31,7 @@ from page.page import write_data
 from page.records import read_passages
 from page.sweep import content_of_sweep, write_sweep_page
 from report.analysis import PASSAGE_TEMPERATURES
-from tests.conftest import TINY, call, read_metrics, write_metrics
+from tests.conftest import TINY, call, make_text, read_metrics, write_metrics
 from tests.many_runs import make_ended_run, make_sweep
 
 
@@ -174,7 +174,7 @@ def test_a_million_lines_are_thinned(own: Path) -> None:
     records.append({"step": 20000, "train_nll": 1.0})  # a line that somebody edited
     write_metrics(own, records)
     write_data(own / "report.js", open_run(own), "", live=True)
-    assert (own / "report.js").stat().st_size < 250_000
+    assert (own / "report.js").stat().st_size < 320_000
     (shown,) = data_of(own)["runs"]
     steps = shown["train"]["step"]
     assert 500 < len(steps) <= 1000
@@ -191,16 +191,20 @@ def test_a_run_that_is_stopped_is_no_longer_live(data_dir: Path) -> None:
 
 def test_each_evaluation_keeps_what_a_passage_costs(own: Path, data_dir: Path) -> None:
     run = open_run(own)
-    passages = read_passages(own / "passage.jsonl", run.tokenizer, at_most=100, best_step=0)
+    read = read_passages(own / "passage.jsonl", run.tokenizer, at_most=100, best_step=0)
     evaluated = [record["step"] for record in evaluations_of(own)]
-    assert [passage.step for passage in passages] == evaluated
+    for evaluations in read:
+        assert [passage.step for passage in evaluations] == evaluated
     printed = call("evaluate.py", str(own), "--checkpoint=last", "--json", "--stride=4").stdout
-    last = passages[-1]
+    last = read[0][-1]
     val = open_corpus(run).val
-    where = find_passage(val, run.tokenizer)
-    assert last.tokens == val.tokens[where].tolist()
-    assert len(last.tokens) == PASSAGE == len(run.info.baselines[1].passage_nll)
-    text, skip = cut_passage(make_eval_text(run, val), run.tokenizer)
+    passages = choose_passages(val, run.tokenizer)
+    for evaluations, passage in zip(read, passages, strict=True):
+        assert evaluations[-1].tokens == val.tokens[passage].tolist()
+    assert PASSAGE / 2 < len(last.tokens) <= PASSAGE
+    sizes = [passage.stop - passage.start for passage in passages]
+    assert len(run.info.baselines[1].passage_nll) == sum(sizes)
+    text, skip = cut_passage(make_eval_text(run, val), passages[0])
     assert text.split.tokens[skip:].tolist() == last.tokens
     device = setup_device("cpu", "float32")
     model, _ = load_model(run, "last", device)
@@ -208,53 +212,129 @@ def test_each_evaluation_keeps_what_a_passage_costs(own: Path, data_dir: Path) -
     logits = model(torch.tensor([window.tolist()]))
     # the first window whose targets are in the passage begins 4 tokens before
     log_q = logits[0].log_softmax(dim=-1)
-    hot = torch.softmax(logits[0] / 2.0, dim=-1)
-    hot_column = PASSAGE_TEMPERATURES.index(2.0)
+    entropy = -(log_q.exp() * log_q).sum(dim=-1)
+    hot = torch.softmax(logits[0] / 1.5, dim=-1)
+    hot_column = PASSAGE_TEMPERATURES.index(1.5)
+    assert last.temperatures == [*PASSAGE_TEMPERATURES]
     for place in range(4):
         token = last.tokens[place]
         row = log_q[3 + place]
         target = row[token]
         top = last.top[place]
-        assert last.nll[place] == pytest.approx(-target.item(), rel=2e-3)
+        assert last.nll[place] == pytest.approx(-target.item(), abs=2e-3)
+        assert last.entropy[place] == pytest.approx(entropy[3 + place].item(), abs=2e-3)
         assert last.rank[place] == 1 + (row > target).sum().item()
         assert top == row.topk(5).indices.tolist()
         log_q_top = last.log_q[place]
         log_z = last.log_z[place]
         assert log_q_top
         assert log_z
-        at_two = np.exp(np.array(log_q_top) / 2.0 - log_z[hot_column])
+        tempered = np.exp(np.array(log_q_top) / 1.5 - log_z[hot_column])
         expected = hot[3 + place, top].tolist()
-        assert at_two.tolist() == pytest.approx(expected, rel=5e-3)
+        assert tempered.tolist() == pytest.approx(expected, rel=5e-3)
     assert json.loads(printed)["targets"] > PASSAGE
 
 
 def test_gzip_pays_for_a_passage_what_it_adds_to_the_text_before(own: Path, data_dir: Path) -> None:
     run = open_run(own)
     val = open_corpus(run).val
-    where = find_passage(val, run.tokenizer)
-    text = run.tokenizer.decode_bytes(val.tokens[: where.start].tolist())
-    before = text[-(2**15) :]  # as far as gzip looks back
-    passage = run.tokenizer.decode_bytes(val.tokens[where].tolist())
-    size = len(zlib.compress(before, 9))
-    added = len(zlib.compress(before + passage, 9)) - size
     gzip = next(each for each in run.info.baselines if each.name == "gzip")
-    bits = sum(gzip.passage_nll) / math.log(2)
-    assert bits == pytest.approx(8 * added, abs=17)
     assert min(gzip.passage_nll) >= 0
+    start = 0
+    for passage in choose_passages(val, run.tokenizer):
+        stop = start + passage.stop - passage.start
+        text = run.tokenizer.decode_bytes(val.tokens[: passage.start].tolist())
+        before = text[-(2**15) :]  # as far as gzip looks back
+        shown = run.tokenizer.decode_bytes(val.tokens[passage].tolist())
+        size = len(zlib.compress(before, 9))
+        added = len(zlib.compress(before + shown, 9)) - size
+        bits = sum(gzip.passage_nll[start:stop]) / math.log(2)
+        assert bits == pytest.approx(8 * added, abs=17)
+        start = stop
+    assert start == len(gzip.passage_nll)
+
+
+def slices_of(tokens: np.ndarray, unmasked: np.ndarray | None = None) -> list[slice]:
+    """Choose the passages of a text of the tokens 0, the line end, 1 and 2."""
+    tokenizer = char_tokenizer("ab\n")
+    assert tokenizer.ids["\n"] == 0
+    return choose_passages(Split(tokens, unmasked), tokenizer)
+
+
+def test_passages_are_whole_lines_spread_over_the_text() -> None:
+    lines = np.tile([1] * 29 + [0], 10_000)
+    first, second, third = slices_of(lines)
+    for passage in (first, second, third):
+        assert lines[passage.start - 1] == lines[passage.stop - 1] == 0
+        assert PASSAGE - 30 < passage.stop - passage.start <= PASSAGE
+    assert first.start <= 2**15 < first.stop  # where gzip's window is full
+    assert first.start < second.start < third.start
+    assert second.start - first.start == pytest.approx(third.start - second.start, abs=60)
+    assert 300_000 - third.stop < second.start - first.start
+
+
+def test_a_text_without_line_ends_has_passages_too() -> None:
+    first, *others = slices_of(np.ones(100_000, dtype=np.int64))
+    assert first == slice(2**15, 2**15 + PASSAGE)
+    assert len(others) == PASSAGES - 1
+
+
+def test_a_short_text_has_fewer_passages() -> None:
+    assert slices_of(np.array([0, 1])) == [slice(1, 2)]
+    assert slices_of(np.ones(PASSAGE, dtype=np.int64)) == [slice(1, PASSAGE)]
+    for size in range(2, 3 * PASSAGE, 37):
+        end = 0
+        for passage in slices_of(np.tile([1, 1, 0], size)[:size]):
+            assert max(1, end) <= passage.start < passage.stop <= size
+            end = passage.stop
 
 
 def test_a_passage_under_a_mask_has_a_target() -> None:
-    tokenizer = char_tokenizer("ab\n")
     unmasked = np.zeros(100_000, dtype=bool)
     unmasked[90_000] = True
-    where = find_passage(Split(np.zeros(100_000, dtype=np.int64), unmasked), tokenizer)
-    assert where.start < 90_000 < where.stop == where.start + PASSAGE
-    shortest = Split(np.array([0, 1]))
-    assert find_passage(shortest, tokenizer) == slice(1, 2)
-    lines = np.array([1] * 40_000 + [0] + [1] * 40_000)
-    assert find_passage(Split(lines), tokenizer).start == 2**15  # no line end is near
-    lines[2**15 + 7] = 0
-    assert find_passage(Split(lines), tokenizer).start == 2**15 + 8
+    (passage,) = slices_of(np.ones(100_000, dtype=np.int64), unmasked)
+    assert passage.start <= 90_000 < passage.stop == passage.start + PASSAGE
+    unmasked[[20_000, 50_000, 50_010]] = True
+    passages = slices_of(np.tile([1, 1, 1, 0], 25_000), unmasked)
+    assert len(passages) == 2
+    for passage in passages:
+        assert unmasked[passage].any()
+
+
+def test_further_passages_are_measured_at_fewer_evaluations(data_dir: Path) -> None:
+    (data_dir / "long.txt").write_text(3 * make_text(), encoding="utf-8")
+    options = [*TINY, "--eval_interval=1", "--max_iters=7", "--out_dir=out/seven"]
+    call("train.py", "--corpus=long.txt", *options)
+    run = open_run(data_dir / "out/seven")
+    texts = shown_of(run)["texts"]
+    first, second, _ = texts
+    assert [each["step"] for each in first["evaluations"]] == [*range(8)]
+    assert [each["step"] for each in second["evaluations"]] == [0, 1, 2, 4, 7]
+    paid: dict[str, float] = {}  # by the unigram, whose costs depend on the token only
+    for text in texts:
+        costs = text["others"]["unigram"]
+        for token, nats in zip(text["tokens"], costs, strict=True):
+            assert paid.setdefault(token, nats) == nats
+    shutil.rmtree(run.path)
+
+
+def test_lines_of_earlier_editions_open(own: Path) -> None:
+    """They are of one passage, with six temperatures and without the entropy."""
+    run = open_run(own)
+    lines = []
+    for line in (own / "passage.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if record["number"] == 0:
+            for name in ("number", "entropy", "temperatures"):
+                del record[name]
+            record["log_z"] = [[0.1] * 6 for _ in record["log_z"]]
+            lines.append(json.dumps(record, separators=(",", ":")) + "\n")
+    (own / "passage.jsonl").write_text("".join(lines))
+    (text,) = shown_of(run)["texts"]
+    assert [each["step"] for each in text["evaluations"]] == [0, 1, 2, 4, 6]
+    assert text["temperatures"] == [0.5, 0.7, 0.85, 1.2, 1.5, 2.0]
+    assert text["evaluations"][0]["entropy"] == []
+    assert set(text["others"]) >= {"unigram", "bigram", "gzip"}
 
 
 def test_the_difference_of_two_runs_is_that_of_evaluate(data_dir: Path) -> None:
@@ -353,11 +433,11 @@ def test_damaged_files_of_a_run_are_left_out(own: Path) -> None:
         (own / "evaluation.json").write_bytes(damaged)
         (own / "verdict.txt").write_bytes(damaged)
         shown = shown_of(open_run(own))
-        assert shown["text"] is None
+        assert shown["texts"] == []
         assert shown["evaluation"] is None
     (own / "passage.jsonl").write_bytes(lines[0] + b"torn" + lines[1])
     shown = shown_of(open_run(own))
-    assert [each["step"] for each in shown["text"]["evaluations"]] == [0]
+    assert [each["step"] for each in shown["texts"][0]["evaluations"]] == [0]
 
 
 def test_a_page_of_many_evaluations_stays_small(own: Path) -> None:
@@ -365,7 +445,7 @@ def test_a_page_of_many_evaluations_stays_small(own: Path) -> None:
     many = [lines[0].replace('"step":0', f'"step":{step}') for step in range(200)]
     (own / "passage.jsonl").write_text("".join(many))
     shown = shown_of(open_run(own))
-    steps = [each["step"] for each in shown["text"]["evaluations"]]
+    steps = [each["step"] for each in shown["texts"][0]["evaluations"]]
     assert len(steps) <= 41
     assert steps[-1] == 199
     assert steps == sorted(steps)

@@ -3,6 +3,7 @@
 The browser's tests need Chromium, as those of tests/test_browser.py do.
 """
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 
 from config.schema import ModelConfig
 from data.documents import Split
+from data.info import PASSAGE, PASSAGES
 from engine.checkpoint import MODEL, read_model
 from engine.generate import generate
 from engine.run import Run, open_run
@@ -206,15 +208,27 @@ DEFAULT: tuple[dict[str, int], int, float] = ({}, 335_000, 5e6)
 LARGEST: tuple[dict[str, int], int, float] = ({"n_embd": 160}, 925_000, 7e6)  # nearly
 
 
+def full_passages(path: Path) -> str:
+    """Write as many evaluations of passages of full length as a page can have."""
+    record = json.loads(path.read_text().splitlines()[-1])
+    for name, column in record.items():
+        if name not in ("step", "number", "temperatures"):
+            record[name] = (2 * column)[:PASSAGE]
+    lines = []
+    for step in range(40):
+        for number in range(PASSAGES):
+            record |= {"step": step, "number": number}
+            lines.append(json.dumps(record, separators=(",", ":")) + "\n")
+    return "".join(lines)
+
+
 @pytest.mark.parametrize(("shape", "least_params", "most_bytes"), [DEFAULT, LARGEST])
 def test_a_page_with_its_model_stays_small(
     own: Path, shape: dict[str, int], least_params: int, most_bytes: float
 ) -> None:
     """Also with as many passages as it can have."""
     run = put_model(own, **shape)
-    line = (own / "passage.jsonl").read_text().splitlines()[0]
-    many = [line.replace('"step":0', f'"step":{step}', 1) for step in range(40)]
-    (own / "passage.jsonl").write_text("\n".join([*many, ""]))
+    (own / "passage.jsonl").write_text(full_passages(own / "passage.jsonl"))
     weights = content_of_model(run)["weights"].values()
     num_params = sum(np.prod(each["shape"]) for each in weights)
     assert num_params > least_params

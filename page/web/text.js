@@ -5,8 +5,8 @@ const WORSE = "213, 94, 0", BETTER = "0, 114, 178";  // vermillion and blue, whi
 const reading = byId("reading"), heat = byId("tokens"), slider = byId("temperature");
 let chosen = -1, readingRun = null, others = {};  // the number of a token; the run that the text is of; its costs elsewhere
 
-const runsWithText = () => shownRuns().filter(([run]) => run.text);
-const readText = () => readingRun.text;
+const runsWithText = () => shownRuns().filter(([run]) => run.texts?.length);
+const readText = () => readingRun.texts[0];
 const evaluationNow = () => readText().evaluations[Number(reading.elements.evaluation.value)];
 const endsLine = text => /⏎$|<\|eos\|>$/.test(text);
 const quote = text => `“${text.replace(/^ | $/g, "␣")}”`;
@@ -24,8 +24,8 @@ const labelOf = run => run.name in readText().others ? `${run.name} (run)` : run
 
 // The NLLs of the same tokens by baselines and other runs, by name.
 function otherCosts() {
-  const same = runsWithText().filter(([run]) => run !== readingRun && run.text.tokens.join("\0") === readText().tokens.join("\0"));
-  return {...readText().others, ...Object.fromEntries(same.map(([run]) => [labelOf(run), run.text.evaluations[bestEvaluation(run)].nll]))};
+  const same = runsWithText().filter(([run]) => run !== readingRun && run.texts[0].tokens.join("\0") === readText().tokens.join("\0"));
+  return {...readText().others, ...Object.fromEntries(same.map(([run]) => [labelOf(run), run.texts[0].evaluations[bestEvaluation(run)].nll]))};
 }
 
 // The evaluation at the step of the lowest validation loss, or the nearest that is there.
@@ -34,7 +34,7 @@ function bestEvaluation(run) {
 }
 
 function nearest(run, step) {
-  const {evaluations} = run.text, distance = each => Math.abs(each.step - step);
+  const {evaluations} = run.texts[0], distance = each => Math.abs(each.step - step);
   return evaluations.reduce((found, each, i) => distance(each) < distance(evaluations[found]) ? i : found, 0);
 }
 

@@ -28,7 +28,7 @@ function explainAbsence(place, {why, commands}) {
 // A line of the passage, to begin with.
 function firstLine() {
   const [run] = page.runs;
-  const lines = (run.text?.tokens.join("") ?? "").split(/⏎|<\|eos\|>/);
+  const lines = (run.texts?.[0]?.tokens.join("") ?? "").split(/⏎|<\|eos\|>/);
   return (lines.find(line => line.length >= 20) ?? "").slice(0, 80);
 }
 
