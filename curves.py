@@ -78,6 +78,11 @@ class CurveOptions(Section):
     html: Page = Field(
         "", description="write a page for a browser instead: a file such as compare.html"
     )
+    animation: FileName = Field(
+        "",
+        description="write an animated picture instead: the colours of a passage as the steps go "
+        "by, a file such as learning.svg",
+    )
     out: FileName = Field(
         "curves.png", min_length=1, description="the picture to write: .png, .svg or .pdf"
     )
@@ -93,11 +98,16 @@ def main(argv: list[str]) -> None:
     without = ", ".join(map(str, empty))
     if len(empty) == len(runs) or any(Path(path) in empty for path in paths):
         raise UserError(f"{without}: no metrics yet; train first")
+    if options.animation:
+        refuse_others(options, "animation", "it always shows the same")
+        if len(runs) > 1:
+            raise UserError(f"animation: is of one run, and these are {len(runs)}; name one")
+        write_animation = load_wing("animation")
+        write_animation(Path(options.animation), runs[0].path)
+        print(options.animation)
+        return
     if options.html:
-        others = options.model_fields_set - {"html"}
-        if others:
-            names = ", ".join(sorted(others))
-            raise UserError(f"{names}: no use with html; who looks at the page chooses there")
+        refuse_others(options, "html", "who looks at the page chooses there")
         write_runs_page = load_wing("page of runs")
         write_runs_page(Path(options.html), [run.path for run in runs])
         print(options.html)
@@ -115,6 +125,13 @@ def main(argv: list[str]) -> None:
             folders = unique_names([run.path for run in runs])
             labels = [add_name(*pair) for pair in zip(labels, folders, strict=True)]
         print(*labels, path, sep="\n")
+
+
+def refuse_others(options: CurveOptions, name: str, reason: str) -> None:
+    """Raise a UserError if there are other options than `name`."""
+    others = options.model_fields_set - {name}
+    if others:
+        raise UserError(f"{', '.join(sorted(others))}: no use with {name}; {reason}")
 
 
 def add_name(label: str, name: str) -> str:

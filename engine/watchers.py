@@ -19,6 +19,7 @@ WINGS = {  # where each is: a module, and a class or a function in it
     "trackio": ("trackers", "Trackio"),
     "mlflow": ("trackers", "MLflow"),
     "page of runs": ("page.page", "write_runs"),
+    "animation": ("page.animation", "write_animation"),
     "page of a text": ("page.page", "write_text"),
 }
 
