@@ -61,7 +61,7 @@ class Tab:
 
     def close(self) -> None:
         self.page.close()
-        assert not self.troubles
+        assert not self.troubles, self.troubles
 
 
 def drawn(tab: Tab, place: str, number: int, column: str = "y") -> list[float]:

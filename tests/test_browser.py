@@ -78,10 +78,10 @@ def test_the_controls_do_what_they_say(tab: Tab, own: Path) -> None:
     train = [record["train_nll"] for record in read_metrics(own) if "train_nll" in record]
     val = [record["val_nll"] for record in records]
     assert y_of(tab, 1) == pytest.approx(val, rel=1e-5)
-    tab.page.select_option("[name=y]", "bits_per_byte")
+    tab.page.check("[name=y][value=bits_per_byte]")
     bits = [nll / math.log(2) / run.info.bytes_per_target for nll in val]
     assert y_of(tab, 1) == pytest.approx(bits, rel=1e-5)
-    tab.page.select_option("[name=y]", "perplexity")
+    tab.page.check("[name=y][value=perplexity]")
     perplexities = [math.exp(nll) for nll in val]
     assert y_of(tab, 1) == pytest.approx(perplexities, rel=1e-4)
     # nats are smoothed, then converted; the first point has no extra weight
@@ -137,7 +137,8 @@ def test_a_token_shows_its_cost(tab: Tab, own: Path) -> None:
     passages = read_lines(own / "passage.jsonl")
     evals = [record for record in read_metrics(own) if "val_nll" in record]
     best = min(evals, key=lambda record: record["val_nll"])["step"]
-    assert tab.text("#reading output") == f"{best:.0f}, the best"
+    assert tab.text("#timeline output").startswith(f"step {best:.0f} · ")
+    assert tab.text("#timeline output").endswith(" · the best")
     (passage,) = [each for each in passages if each["step"] == best]
     tab.page.hover("#token30")
     nats = passage["nll"]
@@ -164,7 +165,7 @@ def test_a_token_shows_its_cost(tab: Tab, own: Path) -> None:
     )
     # an earlier evaluation, and the difference from a baseline
     tab.page.fill("[name=evaluation]", "0")
-    assert tab.text("#reading output") == str(passages[0]["step"])
+    assert tab.text("#timeline output").startswith(f"step {passages[0]['step']} · ")
     tab.page.hover("h1")
     tab.page.hover("#token30")
     assert f"{passages[0]['nll'][30] / math.log(2):.2f} bits" in tab.text("#token")
@@ -179,7 +180,7 @@ def test_a_token_shows_its_cost(tab: Tab, own: Path) -> None:
 
 def test_the_result_comes_first(tab: Tab, own: Path) -> None:
     final = read_metrics(own)[-1]
-    said = tab.text("#summary")
+    said = tab("byId('meaning').textContent")
     assert f"on all validation targets: {final['best_val_nll']:.4f} nats per token" in said
     assert f"= {final['best_val_bits_per_byte']:.3f} bits per byte" in said
     assert f"= perplexity {final['best_val_perplexity']:.4}" in said
@@ -191,7 +192,7 @@ def test_the_result_comes_first(tab: Tab, own: Path) -> None:
                 for record in evals
                 if record["val_nll"] < each.nats_per_token - EQUAL
             )
-            assert f"{each.name} (step {step:.0f})" in said
+            assert f"{each.name} step {step:.0f}" in tab.text("#standing")
 
 
 def test_nothing_is_offered_to_be_sent_elsewhere(tab: Tab) -> None:
@@ -208,9 +209,9 @@ def test_who_zooms_keeps_the_zoom(tab: Tab, own: Path) -> None:
     box = tab.page.locator("#loss").bounding_box()
     left = box["x"]
     top = box["y"]
-    tab.page.mouse.move(left + 300, top + 100)
+    tab.page.mouse.move(left + 120, top + 100)
     tab.page.mouse.down()
-    tab.page.mouse.move(left + 600, top + 300, steps=4)
+    tab.page.mouse.move(left + 240, top + 250, steps=4)
     shown = (
         "(({start, end, reset_start, reset_end}) => [start, end, reset_start, reset_end])"
         f"({LOSS}.figure.x_range)"
@@ -252,8 +253,8 @@ def test_an_open_page_follows_the_training(browser: Any, own: Path) -> None:
     write_data(own / "report.js", open_run(own), "step 3 of 6", live=True)
     tab = Tab(browser, own / "report.html")
     before = len(y_of(tab, 1))
-    assert tab.text("#status").startswith("step 3 of 6; written")
-    tab.page.select_option("[name=y]", "perplexity")
+    assert re.search(r"3 of 6 steps · .* · written \d+ s ago", tab.text("#status"))
+    tab.page.check("[name=y][value=perplexity]")
     tab.page.fill("[name=evaluation]", "1")
     tab.page.fill("#temperature", "2")
     (own / "metrics.jsonl").write_text("".join(lines))
@@ -261,7 +262,9 @@ def test_an_open_page_follows_the_training(browser: Any, own: Path) -> None:
     (own / "passage.jsonl").write_text("".join(passages[1:]))
     time.sleep(0.2)  # it is told by the time of writing, in tenths of a second
     write_data(own / "report.js", open_run(own), "step 6 of 6", live=False)
-    tab.page.wait_for_function("byId('status').textContent === 'step 6 of 6'", timeout=10_000)
+    tab.page.wait_for_function(
+        "byId('status').textContent.includes('6 of 6 steps')", timeout=10_000
+    )
     assert len(y_of(tab, 1)) > before
     assert tab("options().y") == "perplexity"
     assert tab("[evaluationNow().step, byId('temperature').value]") == [1, "2"]
@@ -293,13 +296,13 @@ def test_the_table_sorts_and_its_ticks_show_curves(browser: Any, own: Path) -> N
     tab.page.click("#runs button:has-text('loss')")
     tab.page.click("#runs button:has-text('loss')")
     assert names() == ["c", "a", "b"]
-    assert tab(f"{LOSS}.sources.length") == 12
+    assert tab(f"{LOSS}.sources.length") == 13  # and a dot at the step that is shown
     tab.page.uncheck("#runs [aria-label='show a']")
     y_of(tab, 1)
-    assert tab(f"{LOSS}.sources.length") == 8
+    assert tab(f"{LOSS}.sources.length") == 9
     tab.page.reload()
     tab.page.wait_for_function(DRAWN)
-    assert tab(f"{LOSS}.sources.length") == 8
+    assert tab(f"{LOSS}.sources.length") == 9
     tab.close()
 
 
@@ -383,9 +386,9 @@ def test_a_text_that_is_masked_at_its_beginning_has_a_page_too(
     )
     (data_dir / "mine.txt").write_text("the cat sat on a mat;\n" * 100, encoding="utf-8")
     call("evaluate.py", "masked", "--text=mine.txt", "--html=mine.html")
-    tab = Tab(browser, data_dir / "mine.html", drawn="document.querySelector('#summary p')")
+    tab = Tab(browser, data_dir / "mine.html", drawn="document.querySelector('#numbers b')")
     assert tab("byId('text').hidden")
-    assert "Loss on 100 targets: " in tab.text("#summary")
+    assert "The loss on 100 targets: " in tab("byId('meaning').textContent")
     tab.close()
 
 
@@ -432,9 +435,8 @@ def test_the_lowest_loss_is_not_a_mean_of_neighbours(browser: Any, own: Path) ->
         return changed
 
     tab = Tab(browser, edited(own, change))
-    assert "Lowest loss so far, on a part of the validation targets: 1.2000 nats" in tab.text(
-        "#summary"
-    )
+    said = tab("byId('meaning').textContent")
+    assert "The lowest loss so far, on a part of the validation targets: 1.2000 nats" in said
     assert drawn(tab, "loss", 2) == [1.2]  # the star
     tab.close()
 
@@ -472,6 +474,7 @@ def test_the_page_of_a_tuning_run_says_so_everywhere(browser: Any, own: Path) ->
     (own / "verdict.txt").unlink()  # which was written before
     write_runs(own / "tuning.html", [own, own])
     tab = Tab(browser, own / "tuning.html")
+    tab("document.querySelectorAll('details').forEach(each => each.open = true)")
     page = tab.text("body")
     assert "★: the best model, at the end on all tuning targets" in page
     assert "Loss: of the best model, on the tuning text" in page

@@ -105,20 +105,19 @@ function curve(run, kind, x, place, y, name, look, digits = short) {
 }
 
 function drawCurves(o) {
-  const x = axis(o.x, o.logx);
-  drawLoss(o, x);
-  drawSmall(o, x);
+  drawLoss(o);
+  drawSmall(o);
 }
 
 const fourDigits = value => value.toFixed(4);
 
-function drawLoss(o, x) {
-  const shown = shownRuns(), byGroup = showsMeans();
+function drawLoss(o) {
+  const x = axis(o.x, o.logx), shown = shownRuns(), byGroup = showsMeans();
   const withTrain = shown.length <= FEW && !byGroup;
   const {marks, spans} = byGroup ? markGroups(shown, o, x) : markRuns(shown, o, x, withTrain);
   const levels = !o.baselines ? [] : findBaselines(o.y)
     .map(([name, value]) => [`${name} ${value.toPrecision(4)}`, value]);
-  form.elements.smooth.nextElementSibling.textContent = o.smooth;
+  form.elements.smooth.nextElementSibling.textContent = Number(o.smooth) ? o.smooth : "";
   form.elements.smooth.parentElement.hidden = !withTrain;
   form.elements.mean.parentElement.hidden = !hasSeeds();
   form.elements.fit.parentElement.hidden = !isMany();
@@ -129,6 +128,7 @@ function drawLoss(o, x) {
   byId("banded").hidden = !marks.some(({kind}) => kind === "band");
   byId("lagging").hidden = !marks.some(({isBehind}) => isBehind);
   byId("starred").hidden = byGroup;
+  if (!byGroup) marks.push(...markMoment(o, x));
   const isEmpty = isMany() && !marks.some(({x}) => x.length), nothing = byId("nothing");
   nothing.hidden = !isEmpty;
   byId("caption").hidden = isEmpty;
@@ -174,7 +174,7 @@ function markRuns(shown, o, x, withTrain) {
     if (withTrain && run.train.train_nll) {
       const train = smooth(run.train.train_nll, Number(o.smooth));
       const y = train.map(nats => inUnit(nats, run, o.y));
-      const look = {color, dash, width: 1, alpha: dark.matches ? 0.8 : 0.5, runs};
+      const look = {color, dash, width: 1, alpha: isDark() ? 0.8 : 0.5, runs};
       marks.push(curve(run, "train", x, o.x, y, name("training"), look, fourDigits));
     }
     const val = nll.map(nats => inUnit(nats, run, o.y));
@@ -195,6 +195,15 @@ function markRuns(shown, o, x, withTrain) {
     if (run.overfits) spans.push({from: place, to: x.at(run.val[o.x].at(-1)), color});
   }
   return {marks, spans};
+}
+
+// A dot at the step that the slider of training shows.
+function markMoment(o, x) {
+  const run = timedRun(), i = (run.val.step ?? []).indexOf(momentShown());
+  if (i < 0 || !isShown(run, page.runs.indexOf(run))) return [];
+  const color = isDark() ? "#fff" : "#222";
+  return [{kind: "points", x: [x.at(run.val[o.x][i])], size: 9, color,
+           y: [inUnit(run.val.val_nll[i], run, o.y)]}];
 }
 
 const labelOfCurve = (run, name) => run.target > 0 ? `≠ ${name}` : name;
@@ -261,8 +270,8 @@ function deviation(values) {
 }
 
 // Quantities that no run shown has measured have no chart.
-function drawSmall(o, x) {
-  const found = new Map();
+function drawSmall(o) {
+  const x = axis(o.x, o.logx), found = new Map();
   for (const key of Object.keys(SMALL)) {
     const marks = [];
     for (const [run, i] of shownRuns()) {

@@ -55,7 +55,7 @@ function show(place) {
   const {marks, look} = shown;
   const fixed = ({kind, marker, width, dash, color, alpha}) =>
     [kind, marker, width, dash, ...kind === "line" || kind === "band" ? [color, alpha] : []];
-  const parts = [dark.matches, look.key, look.y.log, Boolean(look.levels), marks.map(fixed)];
+  const parts = [isDark(), look.key, look.y.log, Boolean(look.levels), marks.map(fixed)];
   const key = JSON.stringify(parts);
   if (shown.key !== key) build(shown, key);
   const {figure} = shown;
@@ -74,8 +74,9 @@ function show(place) {
 
 function build(shown, key) {
   const {place, marks, look} = shown;
-  const ink = dark.matches ? "#ddd" : "#222", grid = dark.matches ? "#333" : "#e8e8e8";
-  const paper = getComputedStyle(document.documentElement).backgroundColor;
+  const ink = isDark() ? "#ddd" : "#222", grid = isDark() ? "#333" : "#e8e8e8";
+  const ground = place.closest(".card, .one > section") ?? document.documentElement;
+  const paper = getComputedStyle(ground).backgroundColor;
   const {Plotting, ColumnDataSource, Range1d, HoverTool, CrosshairTool} = Bokeh;
   shown.view?.then(view => view.remove());
   const text = {text_color: ink, text_font_style: "normal", text_font_size: "12px"};
@@ -118,7 +119,9 @@ function build(shown, key) {
   shown.labels = element("div", "", place, {className: "labels"});
   shown.told = element("div", "", place, {className: "told"});
   listen(shown);
+  shown.drawn = null;
   shown.view.then(view => {
+    shown.drawn = view;
     const drawn = view.export.bind(view);  // what the tool saves, which has no labels
     view.export = (...arguments_) => withLabels(shown, drawn(...arguments_));
     const {inner_width, inner_height} = figure.properties;
@@ -494,4 +497,26 @@ function spread(heights, gap, most) {
   const room = Math.max(0, most - (heights.length - 1) * gap);
   const shared = groups.flatMap(group => group.map(() => mean(group)));
   return shared.map((at, i) => Math.min(room, Math.max(0, at)) + i * gap);
+}
+
+// Printing. A canvas keeps the size that it has on the screen; its picture takes that of the paper.
+
+// Draws what nobody has seen yet, when there is time.
+function drawUnseen() {
+  const waiting = [...plots.values()].find(({waits, place}) => waits && !place.hidden);
+  if (!waiting) return;
+  show(waiting.place);
+  setTimeout(drawUnseen, 50);
+}
+
+function preparePrint() {
+  for (const shown of plots.values()) {
+    const {place, drawn} = shown;
+    place.querySelector(".print")?.remove();
+    if (place.hidden || !drawn) continue;
+    const picture = element("img", "", place, {className: "print", alt: place.ariaLabel});
+    picture.src = drawn.export("png", true).canvas.toDataURL();
+    place.classList.add("printed");
+  }
+  for (const each of document.querySelectorAll("details")) each.open = true;
 }

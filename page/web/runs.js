@@ -55,11 +55,6 @@ function drawOverview() {
   }
 }
 
-function statusOf(status, count = 0) {
-  const text = count ? `${count} ${status}` : status;
-  return element("span", text, null, {className: `status ${status.replace(" ", "-")}`});
-}
-
 // The run from which differences are told: the best of those with the most frequent targets that
 // were measured on all of them.
 function referenceRun() {

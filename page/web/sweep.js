@@ -57,16 +57,6 @@ const isRunning = () => page.live && !page.isSilent;
 const ended = () => page.runs.filter(({status}) =>
   !["waiting", "training", "interrupted"].includes(status));
 
-// Also from a file, where a browser may refuse navigator.clipboard.
-function copy(text, button) {
-  const field = element("textarea", "", button.parentElement, {value: text});
-  field.select();
-  const isDone = document.execCommand("copy");
-  field.remove();
-  button.textContent = isDone ? "copied" : "cannot copy";
-  setTimeout(() => { button.textContent = "copy"; }, 2000);
-}
-
 // What the differences are worth comes first.
 function drawSentences() {
   const {sentences, differences, loss_on, remark} = page.sweep, place = byId("sentences");
@@ -174,7 +164,7 @@ function effect(name, values, measured) {
     if (own.length > 1) {
       // one line of all groups belongs to no run more than to others
       const more = lines.size > 1 ? {label: key, runs: own.flatMap(({number}) => numbersOf(number))} : {};
-      marks.push({kind: "line", x, y, color: dark.matches ? "#888" : "#999", width: 1, ...more});
+      marks.push({kind: "line", x, y, color: isDark() ? "#888" : "#999", width: 1, ...more});
     }
     const known = own.filter(({low}) => low !== null);
     if (known.length) {

@@ -3,11 +3,14 @@
 const DEAREST = 10;  // bits, in the strongest colour
 const WORSE = "213, 94, 0", BETTER = "0, 114, 178";  // vermillion and blue, which colour-blind people can tell apart
 const reading = byId("reading"), heat = byId("tokens"), slider = byId("temperature");
+let isChosen = false;  // by somebody, and not as the dearest
 let chosen = -1, readingRun = null, others = {};  // the number of a token; the run that the text is of; its costs elsewhere
 
 const runsWithText = () => shownRuns().filter(([run]) => run.texts?.length);
 const readText = () => readingRun.texts[0];
-const evaluationNow = () => readText().evaluations[Number(reading.elements.evaluation.value)];
+const stepsOf = text => text.evaluations.map(each => each.step);
+const evaluationNow = () =>
+  readText().evaluations[nearest(stepsOf(readText()), momentWanted(readingRun))];
 const endsLine = text => /⏎$|<\|eos\|>$/.test(text);
 const quote = text => `“${text.replace(/^ | $/g, "␣")}”`;
 
@@ -29,13 +32,25 @@ function otherCosts() {
 }
 
 // The evaluation at the step of the lowest validation loss, or the nearest that is there.
-function bestEvaluation(run) {
-  return nearest(run, run.best?.step ?? 0);
+const bestEvaluation = run => nearest(momentsOf(run), run.best?.step ?? 0);
+
+// What the address says of a list of choices, once.
+function takeWanted(select, name) {
+  if (wanted[name] !== undefined) select.value = wanted[name];
+  if (!select.value) select.selectedIndex = 0;
+  delete wanted[name];
 }
 
-function nearest(run, step) {
-  const {evaluations} = run.texts[0], distance = each => Math.abs(each.step - step);
-  return evaluations.reduce((found, each, i) => distance(each) < distance(evaluations[found]) ? i : found, 0);
+// What somebody has chosen, for the address.
+function textState() {
+  const found = {};
+  if (!readingRun) return found;
+  if (isChosen) found.token = chosen;
+  for (const name of ["run", "versus"]) {
+    const select = reading.elements[name];
+    if (select.selectedIndex > 0) found[name] = select.value;
+  }
+  return found;
 }
 
 // Fill a list of choices, and keep the choice.
@@ -49,19 +64,20 @@ function offer(select, names) {
 
 function drawText() {
   const runs = runsWithText();
-  byId("text").hidden = !runs.length;
-  if (!runs.length) return;
-  const {run: choice, versus, evaluation} = reading.elements;
+  byId("text").hidden = byId("details").hidden = !runs.length;
+  if (!runs.length) {
+    readingRun = null;
+    return;
+  }
+  const {run: choice, versus} = reading.elements;
   offer(choice, runs.map(([run, i]) => [i, run.name]));
-  // The step that somebody chose stays; who looks at the last one follows the training.
-  const before = readingRun?.name, step = page.live && evaluation.value === evaluation.max ? null : readingRun && evaluationNow().step;
+  takeWanted(choice, "run");
   readingRun = page.runs[Number(choice.value)];
   others = otherCosts();
-  evaluation.max = readText().evaluations.length - 1;
-  evaluation.value = before === readingRun.name && step !== null ? nearest(readingRun, step)
-    : page.live ? evaluation.max : bestEvaluation(readingRun);
-  evaluation.parentElement.hidden = readText().evaluations.length < 2;
   offer(versus, [["", "surprisal"], ...Object.keys(others).map(name => [name, `difference from ${name}`])]);
+  takeWanted(versus, "versus");
+  if (wanted.token !== undefined) chosen = Number(wanted.token);
+  delete wanted.token;
   if (chosen < 0 && page.versus) versus.value = labelOf(page.runs.at(-1));
   if (chosen < 0 || chosen >= readText().tokens.length) chosen = Math.max(0, evaluationNow().nll.indexOf(Math.max(...evaluationNow().nll)));  // the dearest
   heat.replaceChildren();
@@ -80,7 +96,6 @@ function drawText() {
 // What changes with the evaluation and with what it is compared to.
 function colourText() {
   const now = evaluationNow(), other = others[reading.elements.versus.value];
-  reading.elements.evaluation.ariaValueText = reading.querySelector("output").textContent = whole.format(now.step) + (reading.elements.evaluation.value == bestEvaluation(readingRun) ? ", the best" : "");
   now.nll.forEach((nll, i) => {
     const span = byId(`token${i}`), known = nll !== null && (!other || other[i] !== null);
     span.classList.toggle("masked", !known);
@@ -129,6 +144,12 @@ function choose(i) {
   drawSurprise();
   drawLearning();
   drawSoftmax();
+}
+
+function pickToken(i) {
+  isChosen = true;
+  choose(i);
+  writeAddress();
 }
 
 // What the chosen token cost at each evaluation.
@@ -202,17 +223,19 @@ function drawLines() {
   if (ends.length > 60) element("p", `These are the first 60 of ${whole.format(ends.length)} lines.`, place);
 }
 
-reading.elements.run.addEventListener("input", drawText);
-reading.elements.versus.addEventListener("input", colourText);
-reading.elements.evaluation.addEventListener("input", colourText);
+reading.elements.run.addEventListener("input", drawAll);
+reading.elements.versus.addEventListener("input", () => {
+  colourText();
+  writeAddress();
+});
 slider.addEventListener("input", drawSoftmax);
 heat.addEventListener("mouseover", event => { if (event.target.dataset.i) describeToken(Number(event.target.dataset.i)); });
 heat.addEventListener("mouseleave", () => describeToken(chosen));
-heat.addEventListener("click", event => { if (event.target.dataset.i) choose(Number(event.target.dataset.i)); });
+heat.addEventListener("click", event => { if (event.target.dataset.i) pickToken(Number(event.target.dataset.i)); });
 heat.addEventListener("keydown", event => {
   const last = readText().tokens.length - 1, to = {ArrowRight: chosen + 1, ArrowLeft: chosen - 1, Home: 0, End: last}[event.key];
   if (to === undefined || to < 0 || to > last) return;
   event.preventDefault();
-  choose(to);
+  pickToken(to);
   byId(`token${to}`).scrollIntoView({block: "nearest"});
 });

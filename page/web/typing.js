@@ -15,9 +15,13 @@ function drawTyping() {
   typing?.stop();
   typing = null;
   place.replaceChildren();
-  element("h2", "Type a text", place);
+  const title = element("h2", "Type a sentence ", place);
   if (saved.why) explainAbsence(place, saved);
-  else typing = new Typing(place, saved, firstLine());
+  else {
+    element("span", "each character is coloured by what it costs the model, which is in this page",
+            title, {className: "dim"});
+    typing = new Typing(place, saved, firstLine());
+  }
 }
 
 function explainAbsence(place, {why, commands}) {
@@ -60,9 +64,6 @@ class Typing {
   // What there is to see.
 
   build(place) {
-    element("p", "Each character is coloured by its surprisal, as you type: the model is in this " +
-            "page, and needs no network.", place);
-    drawLegend(element("div", "", place, {className: "legend"}), false, "");
     const paper = element("div", "", place, {className: "typing-paper"});
     this.back = element("div", "", paper, {className: "text", ariaHidden: "true"});
     this.field = element("textarea", "", paper, {

@@ -1,0 +1,140 @@
+"use strict";
+// The head of a page: how each run ended, the loss of a single run, and the baselines beside it.
+const SILENCE = 30;  // seconds: a sweep writes every 5
+
+function statusOf(status, count = 0) {
+  const text = count ? `${count} ${status}` : status;
+  return element("span", text, null, {className: `status ${status.replace(" ", "-")}`});
+}
+
+// What happens now: of one run how far it has come, of many how many have ended.
+function showStatus() {
+  const place = byId("status");
+  place.replaceChildren();
+  if (!isMany() && page.curves) return drawStatusOf(page.runs[0], place);
+  const followed = training().length, seconds = Date.now() / 1000 - page.written;
+  if (page.live && page.sweep && seconds > SILENCE) {
+    silence();
+    place.textContent = `${ended().length} of ${page.runs.length} runs have ended; nothing was ` +
+      `written for ${duration(seconds)}: the sweep seems to have been stopped`;
+  } else if (page.live) place.textContent = `${page.status}; ${ageOf(seconds)}`;
+  else if (followed)
+    place.textContent = `${followed} of ${page.runs.length} runs train; this page follows them`;
+  else place.textContent = page.status;
+}
+
+const ageOf = seconds => `written ${Math.round(seconds)} s ago, this page follows it`;
+
+function drawStatusOf(run, place) {
+  place.append(statusOf(run.status));
+  const far = `${whole.format(run.step)} of ${whole.format(run.max_iters)} steps`;
+  const parts = [far];
+  const isLive = run.status === "training";
+  if (run.seconds && isLive && run.step < run.max_iters)
+    parts.push(`about ${duration(run.seconds * (run.max_iters / run.step - 1))} left`);
+  else if (run.seconds) parts.push(duration(run.seconds));
+  if (page.live) {
+    const seconds = Date.now() / 1000 - page.written;
+    parts.push(ageOf(seconds));
+  }
+  element("span", parts.join(" · "), place, {className: "dim"});
+}
+
+// A sweep that was killed could not write that its runs do not train any more.
+function silence() {
+  if (page.isSilent) return;
+  page.isSilent = true;
+  for (const run of page.runs.filter(({status}) => status === "training")) run.status = "interrupted";
+  drawPage();
+}
+
+// A live page without its data.
+function sayMissing(source) {
+  byId("status").textContent =
+    `There is no ${source} beside this page yet, and a training's numbers are there: it is written ` +
+    "at the first evaluation. If this page was moved or sent without it, open the page in the run's folder.";
+}
+
+// The loss of a single run in each unit, the baselines that it has passed, and what was said of it.
+function drawResult() {
+  showStatus();
+  const place = byId("result"), [run] = page.runs;
+  const nats = isMany() ? Infinity : bestLoss(run);
+  place.hidden = !isFinite(nats);
+  if (place.hidden) return;
+  drawHeadline(run, nats);
+  drawStanding(run, nats);
+  drawSaying(run, nats);
+  drawMeaning(run, nats);
+}
+
+function drawHeadline(run, nats) {
+  const place = byId("numbers"), {y: unit} = options(), word = tokenWord(run);
+  const texts = {nats: `nats a ${word}`, bits_per_byte: "bits a byte", perplexity: "perplexity"};
+  place.replaceChildren();
+  const units = [unit, ...Object.keys(texts).filter(each => each !== unit)];
+  for (const [i, each] of units.entries()) {
+    const value = inUnit(nats, run, each);
+    const number = i ? value.toPrecision(3) : value.toPrecision(4);
+    const part = element("span", i ? "= " : "", place, {className: i ? "same" : "main"});
+    if (each === "perplexity") part.append("perplexity ");
+    element(i ? "span" : "b", number, part);
+    if (each !== "perplexity") part.append(` ${texts[each]}`);
+  }
+}
+
+// Baselines as chips: those that the model has passed, from the worst on, and those ahead of it.
+function drawStanding(run, nats) {
+  const place = byId("standing"), {y: unit} = options();
+  place.replaceChildren();
+  if (!page.curves) return;
+  const byName = new Map(run.baselines.map(each => [each.name, each]));
+  if (run.passed.length) element("span", "passed", place, {className: "dim"});
+  for (const [name, step] of run.passed) {
+    const chip = element("button", name, place, {type: "button", className: "chip passed"});
+    chip.title = `${name}: ${byName.get(name).nats.toFixed(3)} nats; passed by step ${whole.format(step)}`;
+    element("small", ` step ${whole.format(step)}`, chip);
+    chip.onclick = () => goTo(step);
+  }
+  if (run.ahead.length) element("span", "ahead", place, {className: "dim"});
+  for (const name of run.ahead) {
+    const baseline = byName.get(name);
+    const distance = inUnit(nats, run, unit) - baseline[unit];
+    const chip = element("span", name, place, {className: "chip ahead"});
+    chip.title = `${name}: ${baseline.nats.toFixed(3)} nats`;
+    element("small", ` by ${distance.toPrecision(2)}`, chip);
+  }
+}
+
+// Two sentences: what the loss means, and what came of the training.
+function drawSaying(run, nats) {
+  const place = byId("saying"), word = tokenWord(run);
+  place.textContent = `As uncertain as a choice among ${Number(Math.exp(nats).toPrecision(3))} equally likely ${word}s.`;
+  if (!page.curves) return;
+  const lines = run.verdict.split("\n").filter(line => line && !line.startsWith(" "));
+  for (const line of lines.slice(1).filter(isOutcome)) place.append(` ${line}`);
+  if (run.status === "training") place.append(" It is still learning.");
+}
+
+// The lines of a verdict that say what came of a training, and what to try.
+const isOutcome = line => /^(It |Since |At step |No loss |Try |Therefore )/.test(line);
+
+function drawMeaning(run, nats) {
+  const place = byId("meaning"), [summary] = place.children;
+  place.replaceChildren(summary);
+  const measured = `the best model on all ${run.val_kind} targets`;
+  let what = `The lowest loss so far, on a part of the ${run.val_kind} targets`;
+  if (!page.curves) what = `The loss on ${whole.format(run.targets)} targets`;
+  else if (run.best_nll !== null) what = `The loss of ${measured}`;
+  const perByte = bits(nats) / run.bytes_per_target;
+  element("p", `${what}: ${nats.toFixed(4)} nats per token = ${perByte.toFixed(3)} bits per byte = ` +
+          `perplexity ${short(Math.exp(nats))}.`, place);
+  if (!page.curves) return;
+  const uniform = run.baselines.find(({name}) => name.startsWith("uniform"));
+  const size = whole.format(uniform.perplexity);
+  element("p", "The loss is the mean of −log q, where q is the probability that the model gave the " +
+          `token that came. Before training it is a guess among |V| = ${size} tokens: log|V| = ln ` +
+          `${size} = ${uniform.nats.toFixed(4)} nats = ${bits(uniform.nats).toFixed(3)} bits.`, place);
+  element("p", "A baseline is passed at the first evaluation below it; evaluations while training " +
+          `goes on are on a part of the ${run.val_kind} text.`, place);
+}

@@ -1,0 +1,112 @@
+"use strict";
+// One slider of training: it moves the colours of the text, a dot on the curve, and the sample.
+const FRAME = 350;  // milliseconds of a step that is played
+const timeline = byId("timeline");
+let moment = null;  // the step that somebody chose; null: the best model, or the latest while it trains
+let player = null;  // a timer, while the training is played
+
+// The run whose training the slider moves through, and the steps that have a colouring of the text.
+const timedRun = () => readingRun ?? page.runs[0];
+const momentsOf = run => run.texts?.length ? stepsOf(run.texts[0]) : [];
+
+function bestStep(run) {
+  if (page.live) return momentsOf(run).at(-1);
+  return run.best?.step ?? 0;
+}
+
+const momentWanted = run => moment ?? bestStep(run);
+const momentIndex = run => nearest(momentsOf(run), momentWanted(run));
+
+function nearest(steps, wanted) {
+  let found = 0;
+  for (const [i, step] of steps.entries()) {
+    if (Math.abs(step - wanted) < Math.abs(steps[found] - wanted)) found = i;
+  }
+  return found;
+}
+
+// The step that is shown; null where there is no text.
+function momentShown() {
+  const run = timedRun(), steps = momentsOf(run);
+  return steps.length ? steps[momentIndex(run)] : null;
+}
+
+const momentState = () => moment === null ? {} : {step: moment};
+
+function drawTimeline() {
+  const run = timedRun(), steps = momentsOf(run), slider = timeline.elements.evaluation;
+  timeline.hidden = !page.curves || steps.length < 2;
+  slider.max = steps.length - 1;
+  if (steps.length) slider.value = momentIndex(run);
+  showMoment();
+}
+
+// What is written of the step: its loss, and what the model wrote then.
+function showMoment() {
+  const run = timedRun(), step = momentShown(), output = timeline.querySelector("output");
+  if (step === null) return drawWriting(run, Infinity);
+  const place = (run.val.step ?? []).indexOf(step), {y: unit} = options();
+  let text = `step ${whole.format(step)}`;
+  if (place >= 0) {
+    const value = inUnit(run.val.val_nll[place], run, unit);
+    const numbers = {nats: `${value.toFixed(3)} nats`, bits_per_byte: `${value.toFixed(3)} bits per byte`,
+                     perplexity: `perplexity ${short(value)}`};
+    text += ` · ${numbers[unit]}`;
+  }
+  if (step === run.best?.step) text += " · the best";
+  output.textContent = text;
+  timeline.elements.evaluation.ariaValueText = text;
+  drawWriting(run, step);
+}
+
+// The last sample up to a step.
+function drawWriting(run, step) {
+  const place = byId("writing"), samples = (run.samples ?? []).filter(each => each.step <= step);
+  place.hidden = isMany() || !samples.length;
+  if (place.hidden) return;
+  const sample = samples.at(-1);
+  place.querySelector("h2 span").textContent = `at step ${whole.format(sample.step)}`;
+  place.querySelector("pre").textContent = sample.text;
+}
+
+// Show another step in all places.
+function goTo(step) {
+  const run = timedRun(), steps = momentsOf(run);
+  if (!steps.length) return;
+  const index = nearest(steps, step);
+  moment = steps[index];
+  timeline.elements.evaluation.value = index;
+  colourText();
+  showMoment();
+  if (page.curves) drawLoss(options());
+  writeAddress();
+}
+
+function play() {
+  const steps = momentsOf(timedRun()), slider = timeline.elements.evaluation;
+  if (Number(slider.value) >= steps.length - 1) goTo(steps[0]);
+  player = setInterval(() => {
+    const next = Number(slider.value) + 1;
+    if (next < steps.length) goTo(steps[next]);
+    if (next >= steps.length - 1) pause();
+  }, FRAME);
+  showPlaying();
+}
+
+function pause() {
+  clearInterval(player);
+  player = null;
+  showPlaying();
+}
+
+function showPlaying() {
+  byId("play").textContent = player ? "❚❚" : "▶";
+  byId("play").ariaLabel = player ? "pause" : "play the training";
+}
+
+timeline.addEventListener("submit", event => event.preventDefault());
+byId("play").addEventListener("click", () => player ? pause() : play());
+timeline.elements.evaluation.addEventListener("input", event => {
+  pause();
+  goTo(momentsOf(timedRun())[Number(event.target.value)]);
+});
