@@ -36,7 +36,7 @@ MAX_PASSAGES_WHILE_LIVE = 8
 Content = dict[str, Any]
 
 
-def content_of_runs(runs: Sequence[Run], status: str = "", live: bool = False) -> Content:
+def content_of_runs(runs: Sequence[Run], live: bool = False) -> Content:
     """Collect what a page of some runs shows, and what differs between them."""
     max_passages = MAX_PASSAGES_PER_RUN
     if live:
@@ -76,7 +76,7 @@ def content_of_runs(runs: Sequence[Run], status: str = "", live: bool = False) -
         "pairs": compare_pairs(runs, evaluations),
         "sweep": None,
         "model": None,
-        "status": status,
+        "status": "",
         "live": live,
         "few_targets": FEW,
         "written": round(time.time(), 3),

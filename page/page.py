@@ -1,7 +1,7 @@
 """Writes the losses of runs as a page for any browser.
 
-The page needs no network: its data and Bokeh's JavaScript are in it. The page of a training reads
-its data from report.js beside it, again and again.
+The page needs no network: its data and Bokeh's JavaScript are in it. While a run trains, its page
+reads its data from report.js beside it, again and again; after the end, they are in it too.
 """
 
 import json
@@ -64,19 +64,19 @@ def write_page(path: Path, content: Content) -> None:
 
 
 def write_live_page(path: Path) -> None:
-    """Write report.html, which reads report.js beside it."""
+    """Write report.html of a training that goes on: it reads report.js beside it."""
     write_script(path, build_page(""))
 
 
-def write_data(path: Path, run: Run, status: str, live: bool) -> None:
-    """Replace report.js, which an open page reads every two seconds."""
-    content = content_of_runs([run], status, live)
+def script_of_run(run: Run, live: bool) -> str:
+    """Return report.js of a run, which an open page reads every two seconds while it is live."""
+    content = content_of_runs([run], live=live)
     (shown,) = content["runs"]
     if shown["status"] == TRAINING and not live:  # its lock is held until the program ends
         shown["status"] = INTERRUPTED
     if not live:  # a page that is read again and again stays small
         content["model"] = content_of_model(run)
-    write_script(path, build_script(content))
+    return build_script(content)
 
 
 def write_script(path: Path, text: str) -> None:

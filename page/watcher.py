@@ -9,21 +9,22 @@ from typing import Any
 
 from config.terminal import screen_width
 from engine.run import Run
-from page.page import write_data, write_live_page
+from page.page import build_page, script_of_run, write_live_page, write_script
 
 TIME_SHARE = 0.02  # of a training, that is for the page at most
 
 
 class PageWatcher:
-    """Writes report.html at the start, and report.js after evaluations and at the end.
+    """Writes report.html at the start, and report.js after evaluations.
 
-    It raises an OSError with the file's name where there is no room, or the run's directory was
-    moved. What could not be written is tried again later.
+    At the end, the data are also in report.html, which is then one file to share. An OSError has
+    the file's name, where there is no room or the run's directory was moved; what could not be
+    written is tried again later.
     """
 
     def __init__(self, run: Run, step: int) -> None:
+        del step  # the page shows all that the run's files have
         self.run = run
-        self.step = step
         self.next_time = 0.0  # from which on report.js may be written again
         self.has_page = False
         self.address = ""
@@ -32,7 +33,6 @@ class PageWatcher:
             self.address = f"The page: {link_to(run.path / 'report.html')}"
 
     def update(self, record: dict[str, Any]) -> None:
-        self.step = int(record["step"])
         if "best_val_nll" in record:  # the last line, which metrics.jsonl may not have yet
             self.run = replace(self.run, final=record)
         started = time.perf_counter()
@@ -47,9 +47,12 @@ class PageWatcher:
     def _write(self, live: bool) -> None:
         if not self.has_page:
             self._write_page()
-        status = f"step {self.step:,} of {self.run.cfg.optim.max_iters:,}"
         with self._writing("report.js") as path:
-            write_data(path, self.run, status, live)
+            script = script_of_run(self.run, live)
+            write_script(path, script)
+        if not live:
+            with self._writing("report.html") as path:
+                write_script(path, build_page(script))
 
     def _write_page(self) -> None:
         with self._writing("report.html") as path:

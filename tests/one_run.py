@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.run import Run
+from page.page import script_of_run, write_script
 from tests.conftest import TINY, Done, call, read_metrics
 
 RUN = ["--corpus=text.txt", "--out_dir=out/run", *TINY]
@@ -53,3 +55,8 @@ def files_of_at_most(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def write_data(path: Path, run: Run, live: bool) -> None:
+    """Write a run's report.js."""
+    write_script(path, script_of_run(run, live))

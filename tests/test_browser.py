@@ -18,9 +18,10 @@ import pytest
 from data.info import EQUAL
 from engine.run import open_run
 from page.content import content_of_runs
-from page.page import write_data, write_live_page, write_page, write_runs
+from page.page import write_live_page, write_page, write_runs
 from tests.chromium import DRAWN, LABELS, LOSS, NEEDS_BROWSER, Tab, chromium, drawn
 from tests.conftest import TINY, call, read_metrics, write_metrics
+from tests.one_run import write_data
 
 pytestmark = NEEDS_BROWSER
 # the table of lines, and a column of the table of runs
@@ -250,7 +251,7 @@ def test_an_open_page_follows_the_training(browser: Any, own: Path) -> None:
     lines = (own / "metrics.jsonl").read_text().splitlines(keepends=True)
     (own / "metrics.jsonl").write_text("".join(lines[:4]))
     write_live_page(own / "report.html")
-    write_data(own / "report.js", open_run(own), "step 3 of 6", live=True)
+    write_data(own / "report.js", open_run(own), live=True)
     tab = Tab(browser, own / "report.html")
     before = len(y_of(tab, 1))
     assert re.search(r"3 of 6 steps · .* · written \d+ s ago", tab.text("#status"))
@@ -261,7 +262,7 @@ def test_an_open_page_follows_the_training(browser: Any, own: Path) -> None:
     passages = (own / "passage.jsonl").read_text().splitlines(keepends=True)
     (own / "passage.jsonl").write_text("".join(passages[1:]))
     time.sleep(0.2)  # it is told by the time of writing, in tenths of a second
-    write_data(own / "report.js", open_run(own), "step 6 of 6", live=False)
+    write_data(own / "report.js", open_run(own), live=False)
     tab.page.wait_for_function(
         "byId('status').textContent.includes('6 of 6 steps')", timeout=10_000
     )
@@ -304,6 +305,90 @@ def test_the_table_sorts_and_its_ticks_show_curves(browser: Any, own: Path) -> N
     tab.page.wait_for_function(DRAWN)
     assert tab(f"{LOSS}.sources.length") == 9
     tab.close()
+
+
+DOT = f"{LOSS}.marks.at(-1)"
+
+
+def move_slider(tab: Tab, index: int) -> None:
+    tab.page.fill("#timeline [name=evaluation]", str(index))
+
+
+def test_one_slider_moves_the_colours_the_dot_and_the_sample(tab: Tab, own: Path) -> None:
+    evals = [record for record in read_metrics(own) if "val_nll" in record]
+    samples = read_lines(own / "samples.jsonl")
+    first = evals[0]
+    y_of(tab, 1)
+    move_slider(tab, 0)
+    assert tab(f"[{DOT}.y, {DOT}.kind]") == [[pytest.approx(first["val_nll"], rel=1e-5)], "points"]
+    assert tab("evaluationNow().step") == first["step"] == 0
+    assert f"step 0 · {first['val_nll']:.3f} nats" in tab.text("#timeline output")
+    assert tab.text("#writing pre").strip() == samples[0]["text"].strip()
+    colours = "[...document.querySelectorAll('#tokens span')].map(each => each.style.background)"
+    before = tab(colours)
+    move_slider(tab, 3)
+    assert tab(colours) != before
+    step = tab("evaluationNow().step")
+    (there,) = [record for record in evals if record["step"] == step]
+    assert tab(f"{DOT}.y[0]") == pytest.approx(there["val_nll"], rel=1e-5)
+    latest = [sample for sample in samples if sample["step"] <= step][-1]
+    assert tab.text("#writing pre").strip() == latest["text"].strip()
+
+
+def test_a_play_button_moves_the_slider_to_the_end(tab: Tab, own: Path) -> None:
+    tab.page.click("#play")  # from the end: it begins anew
+    assert tab("evaluationNow().step") == 0
+    assert tab("byId('play').ariaLabel") == "pause"
+    last = read_lines(own / "passage.jsonl")[-1]["step"]
+    tab.page.wait_for_function(f"evaluationNow().step === {last}", timeout=10_000)
+    tab.page.wait_for_function("byId('play').ariaLabel === 'play the training'")
+
+
+def test_a_chip_shows_when_its_baseline_was_passed(tab: Tab) -> None:
+    chip = "#standing .passed >> nth=-1"
+    step = re.search(r"step (\d+)", tab.text(chip))
+    assert step
+    tab.page.click(chip)
+    assert tab("evaluationNow().step") == int(step[1])
+
+
+def test_the_address_has_the_step_the_token_and_the_colouring(tab: Tab) -> None:
+    move_slider(tab, 2)
+    step = tab("evaluationNow().step")
+    tab.page.click("#token30")
+    tab.page.select_option("[name=versus]", "bigram")
+    tab.page.click("#theme")
+    assert tab("document.documentElement.style.colorScheme") == "dark"
+    state = "[evaluationNow().step, chosen, reading.elements.versus.value, isDark()]"
+    assert tab(state) == [step, 30, "bigram", True]
+    tab.page.reload()
+    tab.page.wait_for_function(DRAWN)
+    assert tab(state) == [step, 30, "bigram", True]
+
+
+def test_a_printed_page_has_all_of_its_charts(tab: Tab) -> None:
+    tab.page.wait_for_function(
+        "[...plots.values()].every(each => !each.waits || each.place.hidden)"
+    )
+    tab("dispatchEvent(new Event('beforeprint'))")
+    tab.page.emulate_media(media="print")
+    shown = "[...document.querySelectorAll('.print')].filter(each => each.offsetWidth > 100)"
+    charts = "[...plots.values()].filter(({place}) => place.offsetParent)"
+    assert tab(f"{shown}.length") == tab(f"{charts}.length") > 5
+    assert not tab.page.is_visible("#timeline")
+    assert not tab.page.is_visible("#tools")
+    assert tab("byId('caption').open")
+
+
+def test_a_live_page_says_that_its_data_are_missing(browser: Any, own: Path) -> None:
+    write_live_page(own / "report.html")
+    (own / "report.js").unlink()
+    page = browser.new_page()
+    page.goto((own / "report.html").as_uri())
+    page.wait_for_function("byId('status').textContent.startsWith('There is no report.js')")
+    write_data(own / "report.js", open_run(own), live=False)
+    page.wait_for_function("byId('status').textContent.includes('6 of 6 steps')", timeout=10_000)
+    page.close()
 
 
 def test_a_strangers_text_stays_text(browser: Any, own: Path) -> None:

@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ from engine.metrics import Record
 from engine.run import Run, open_run
 from engine.run_text import make_eval_text, open_corpus
 from page.content import content_of_runs
-from page.page import write_data
+from page.page import WEB
 from page.records import read_passages
 from page.sweep import content_of_sweep, write_sweep_page
 from report.analysis import PASSAGE_TEMPERATURES
 from tests.conftest import TINY, call, make_text, read_metrics, write_metrics
 from tests.many_runs import make_ended_run, make_sweep
+from tests.one_run import write_data
 
 
 @pytest.fixture
@@ -64,8 +66,8 @@ def test_training_writes_a_page_whose_numbers_are_the_metrics(own: Path) -> None
     # nothing from a network
     assert not re.search(r"<(script|link|img)[^>]*(src|href)=", page.split("<script>")[0])
     assert not data["live"]
-    assert data["status"] == "step 6 of 6"
     (shown,) = data["runs"]
+    assert [shown[name] for name in ("status", "step", "max_iters")] == ["finished", 6, 6]
     evaluations = evaluations_of(own)
     losses = [record["val_nll"] for record in evaluations]
     assert shown["val"]["step"] == [record["step"] for record in evaluations]
@@ -173,7 +175,7 @@ def test_a_million_lines_are_thinned(own: Path) -> None:
         records.append(record)
     records.append({"step": 20000, "train_nll": 1.0})  # a line that somebody edited
     write_metrics(own, records)
-    write_data(own / "report.js", open_run(own), "", live=True)
+    write_data(own / "report.js", open_run(own), live=True)
     assert (own / "report.js").stat().st_size < 320_000
     (shown,) = data_of(own)["runs"]
     steps = shown["train"]["step"]
@@ -181,11 +183,21 @@ def test_a_million_lines_are_thinned(own: Path) -> None:
     assert steps[:2] == [9.025, 29.0]  # means of 20 middles: 0, 0.5, ... 18.5 and 19.5, ... 38.5
 
 
+def test_no_two_scripts_of_a_page_have_the_same_name() -> None:
+    """All scripts of a page share their names: the last function of a name is the one."""
+    names = []
+    for path in sorted(WEB.glob("*.js")):
+        script = path.read_text(encoding="utf-8")
+        names += re.findall(r"^(?:async )?(?:function|const|let|class) (\w+)", script, re.MULTILINE)
+    assert len(names) > 100
+    assert [name for name, times in Counter(names).items() if times > 1] == []
+
+
 def test_a_run_that_is_stopped_is_no_longer_live(data_dir: Path) -> None:
     call("train.py", "--corpus=text.txt", *TINY, "--max_iters=1", "--out_dir=out/short")
     assert '"live":false' in (data_dir / "out/short/report.js").read_text()
     call("train.py", "out/short", "--init_from=resume", "--max_iters=2")
-    assert '"status":"step 2 of 2"' in (data_dir / "out/short/report.js").read_text()
+    assert '"step":2,"max_iters":2' in (data_dir / "out/short/report.js").read_text()
     shutil.rmtree(data_dir / "out/short")
 
 

@@ -23,11 +23,12 @@ from engine.generate import generate
 from engine.run import Run, open_run
 from evaluate import EvaluateOptions, score_run
 from model import GPT
-from page.page import write_data, write_live_page, write_runs
+from page.page import write_live_page, write_runs
 from page.weights import DType, content_of_model, shapes_of, to_text
 from surprisal import nats_to_bits
 from tests.chromium import NEEDS_BROWSER, Tab, chromium
 from tests.conftest import CPU, ROOT, TINY, call, make_model
+from tests.one_run import write_data
 
 SIZES = {"block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 32}
 FORMS: dict[str, dict[str, Any]] = {
@@ -233,7 +234,7 @@ def test_a_page_with_its_model_stays_small(
     num_params = sum(np.prod(each["shape"]) for each in weights)
     assert num_params > least_params
     write_live_page(own / "report.html")
-    write_data(own / "report.js", run, "", live=False)
+    write_data(own / "report.js", run, live=False)
     size = sum((own / name).stat().st_size for name in ("report.html", "report.js"))
     assert size < most_bytes
     write_runs(own / "whole.html", [own])
@@ -255,9 +256,9 @@ def test_the_speed_of_the_default(scripts: Any, own: Path) -> None:
 
 
 def test_a_live_page_has_no_model(own: Path) -> None:
-    write_data(own / "report.js", open_run(own), "", live=True)
+    write_data(own / "report.js", open_run(own), live=True)
     assert '"model":null' in (own / "report.js").read_text(encoding="utf-8")
-    write_data(own / "report.js", open_run(own), "", live=False)
+    write_data(own / "report.js", open_run(own), live=False)
     assert '"base64"' in (own / "report.js").read_text(encoding="utf-8")
 
 
@@ -484,11 +485,11 @@ def test_a_page_without_a_model_says_why(browser: Any, own: Path) -> None:
 @NEEDS_BROWSER
 def test_an_open_page_gets_the_model_at_the_end(browser: Any, own: Path) -> None:
     write_live_page(own / "report.html")
-    write_data(own / "report.js", open_run(own), "", live=True)
+    write_data(own / "report.js", open_run(own), live=True)
     tab = Tab(browser, own / "report.html")
     assert not tab.page.is_visible("#typing")
     time.sleep(0.2)
-    write_data(own / "report.js", open_run(own), "", live=False)
+    write_data(own / "report.js", open_run(own), live=False)
     tab.page.wait_for_function(READS_ALL, timeout=10_000)
     assert tab.page.is_visible("#typing textarea")
     (own / "report.js").unlink()

@@ -22,12 +22,13 @@ def test_the_page_takes_at_most_2_percent_of_the_time(
     now = 0.0
     written = []
 
-    def write_data(path: Path, run: Run, status: str, live: bool) -> None:
+    def script_of_run(run: Run, live: bool) -> str:
         nonlocal now
         now += 2.0  # seconds that it takes
-        written.append((status, live))
+        written.append(live)
+        return ""
 
-    monkeypatch.setattr("page.watcher.write_data", write_data)
+    monkeypatch.setattr("page.watcher.script_of_run", script_of_run)
     monkeypatch.setattr("page.watcher.time", SimpleNamespace(perf_counter=lambda: now))
     watcher = PageWatcher(own, 0)
     for step in range(1000):
@@ -36,9 +37,9 @@ def test_the_page_takes_at_most_2_percent_of_the_time(
         now += 1.0
     assert 2.0 * (len(written) - 1) <= 0.02 * now
     assert len(written) > 5
-    assert all(live for _, live in written)
+    assert all(written)
     watcher.close()
-    assert written[-1] == ("step 999 of 6", False)
+    assert written[-1] is False
 
 
 def test_a_page_without_room_is_told_once_and_written_later(
@@ -63,6 +64,16 @@ def test_a_page_without_room_is_told_once_and_written_later(
     assert watchers.unwritten() == []
     assert path.exists()
     assert '"live":false' in (own.path / "report.js").read_text(encoding="utf-8")
+
+
+def test_report_html_is_one_file_to_share_after_the_end(own: Run) -> None:
+    watcher = PageWatcher(own, 0)
+    watcher.update({"step": 1, "val_nll": 1.0})
+    page = own.path / "report.html"
+    assert "receive({" not in page.read_text(encoding="utf-8")
+    watcher.close()
+    data = (own.path / "report.js").read_text(encoding="utf-8")
+    assert data in page.read_text(encoding="utf-8")
 
 
 def test_a_page_is_not_written_into_another_runs_directory(own: Run) -> None:
