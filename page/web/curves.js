@@ -11,26 +11,31 @@ const SMALL = {lr: "learning rate", grad_norm: "gradient norm", tokens_per_secon
 
 // A loss in nats per token, in the unit of the picture.
 function inUnit(nats, run, unit) {
-  return unit === "perplexity" ? Math.exp(nats) : unit === "nats" ? nats : bits(nats) / run.bytes_per_target;
+  if (unit === "perplexity") return Math.exp(nats);
+  return unit === "nats" ? nats : bits(nats) / run.bytes_per_target;
 }
 
-// An exponential mean without the first point's weight (Adam's correction), of nats, before any change of units.
+// An exponential mean without the first point's weight (Adam's correction), of nats, before any
+// change of units.
 function smooth(values, weight) {
   let mean = 0, sum = 0;
   return values.map(value => (mean = weight * mean + value, sum = weight * sum + 1, mean / sum));
 }
 
-// Where a place stands on the x axis: the logarithm begins at the first place above 0, so that step 0 has a place too.
+// Where a place stands on the x axis: the logarithm begins at the first place above 0, so that
+// step 0 has a place too.
 function axis(name, log) {
   const all = shownRuns().flatMap(([run]) => [...run.val[name] ?? [], ...run.train[name] ?? []]);
   const places = all.filter(place => place > 0);
-  const first = places.reduce((a, b) => Math.min(a, b), Infinity), last = places.reduce((a, b) => Math.max(a, b), 0);
+  const first = lowest(places), last = Math.max(0, highest(places));
   if (!log || !isFinite(first)) return {at: place => place, title: AXES[name], ticks: evenTicks};
   const at = place => Math.log10(place / first + 1), placeAt = at => first * (10 ** at - 1);
-  const power = 10 ** Math.floor(Math.log10(last)), round = Math.floor(last / power * 1.001) * power;
-  const ticks = (start, end) => {
-    const from = placeAt(start), to = placeAt(end), isWhole = to >= last;
-    const between = roundNumbers(Math.max(from, first), isWhole ? round / 1.8 : to, from > 0 || !isWhole ? 3 : 1);
+  const power = 10 ** Math.floor(Math.log10(last));
+  const round = Math.floor(last / power * 1.001) * power;
+  const ticks = (left, right) => {
+    const from = placeAt(left), to = placeAt(right), isWhole = to >= last;
+    const end = isWhole ? round / 1.8 : to, wanted = from > 0 || !isWhole ? 3 : 1;
+    const between = roundNumbers(Math.max(from, first), end, wanted);
     const places = [...from <= 0 ? [0] : [], ...between, ...isWhole ? [round] : []];
     return places.map(place => [at(place), tickText(place)]);
   };
@@ -55,14 +60,16 @@ function evenTicks(start, end) {
 // Round numbers between two: powers of ten or, if these are fewer than wanted, also others.
 function roundNumbers(from, to, wanted) {
   if (!(from < to)) return [];
+  const isBetween = value => value >= from && value <= to;
   for (const digits of [[1], [1, 2, 5], [1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9]]) {
     const found = [];
     for (let power = Math.floor(Math.log10(Math.max(from, to / 1e6))); 10 ** power <= to; power++)
-      found.push(...digits.map(digit => digit * 10 ** power).filter(value => value >= from && value <= to));
+      found.push(...digits.map(digit => digit * 10 ** power).filter(isBetween));
     if (found.length >= wanted) return found;
   }
   const step = 10 ** Math.floor(Math.log10((to - from) / 2)), found = [];
-  for (let k = Math.ceil(from / step); k * step <= to && found.length < 20; k++) found.push(k * step);
+  for (let k = Math.ceil(from / step); k * step <= to && found.length < 20; k++)
+    found.push(k * step);
   return found;
 }
 
@@ -83,16 +90,21 @@ function findBaselines(unit) {
   const first = lowest(shown.map(([run]) => run.target));
   for (const [run] of shown) {
     if (shown.length > FEW && run.target !== first) continue;
-    const uniform = Math.max(...run.baselines.filter(({name}) => name.startsWith("uniform")).map(each => each[unit]));
+    const uniforms = run.baselines.filter(({name}) => name.startsWith("uniform"));
+    const uniform = highest(uniforms.map(each => each[unit]));
     for (const {name, [unit]: value} of run.baselines.filter(each => each[unit] <= uniform)) {
       const key = `${name} ${value.toPrecision(4)}`;
       if (!found.has(key)) found.set(key, {name, value, owner: ownerOf(run), run: nameOf(run)});
     }
   }
-  if (unit === "perplexity") found.forEach(each => { each.name = each.name.replace("log|V|", "|V|"); });
+  if (unit === "perplexity") {
+    for (const each of found.values()) each.name = each.name.replace("log|V|", "|V|");
+  }
   const all = [...found.values()], label = each => {
-    const same = all.filter(({name}) => name === each.name), owners = new Set(same.map(({owner}) => owner));
-    return same.length === 1 ? each.name : `${each.name} (${owners.size === same.length ? each.owner : each.run})`;
+    const same = all.filter(({name}) => name === each.name);
+    const owners = new Set(same.map(({owner}) => owner));
+    if (same.length === 1) return each.name;
+    return `${each.name} (${owners.size === same.length ? each.owner : each.run})`;
   };
   return all.map(each => [label(each), each.value]).sort((a, b) => a[1] - b[1]);
 }
@@ -170,7 +182,10 @@ function markRuns(shown, o, x, withTrain) {
   const marks = [], spans = [];
   for (const [run, i] of shown) {
     const {color, dash} = pen(i), {val_nll: nll = []} = run.val, runs = [i];
-    const name = kind => !isMany() ? kind || run.val_kind : kind ? `${run.short}, ${kind}` : run.short;
+    const name = kind => {
+      if (!isMany()) return kind || run.val_kind;
+      return kind ? `${run.short}, ${kind}` : run.short;
+    };
     if (withTrain && run.train.train_nll) {
       const train = smooth(run.train.train_nll, Number(o.smooth));
       const y = train.map(nats => inUnit(nats, run, o.y));

@@ -44,15 +44,17 @@ function drawStatusOf(run, place) {
 function silence() {
   if (page.isSilent) return;
   page.isSilent = true;
-  for (const run of page.runs.filter(({status}) => status === "training")) run.status = "interrupted";
+  const silent = page.runs.filter(({status}) => status === "training");
+  for (const run of silent) run.status = "interrupted";
   drawPage();
 }
 
 // A live page without its data.
 function sayMissing(source) {
   byId("status").textContent =
-    `There is no ${source} beside this page yet, and a training's numbers are there: it is written ` +
-    "at the first evaluation. If this page was moved or sent without it, open the page in the run's folder.";
+    `There is no ${source} beside this page yet, and a training's numbers are there: it is ` +
+    "written at the first evaluation. If this page was moved or sent without it, open the page " +
+    "in the run's folder.";
 }
 
 // The loss of a single run in each unit, the baselines that it has passed, and what was said of it.
@@ -92,8 +94,9 @@ function drawStanding(run, nats) {
   if (run.passed.length) element("span", "passed", place, {className: "dim"});
   for (const [name, step] of run.passed) {
     const chip = element("button", name, place, {type: "button", className: "chip passed"});
-    chip.title = `${name}: ${byName.get(name).nats.toFixed(3)} nats; passed by step ${whole.format(step)}`;
-    element("small", ` step ${whole.format(step)}`, chip);
+    const at = `step ${whole.format(step)}`;
+    chip.title = `${name}: ${byName.get(name).nats.toFixed(3)} nats; passed by ${at}`;
+    element("small", ` ${at}`, chip);
     chip.onclick = () => goTo(step);
   }
   if (run.ahead.length) element("span", "ahead", place, {className: "dim"});
@@ -108,8 +111,9 @@ function drawStanding(run, nats) {
 
 // Two sentences: what the loss means, and what came of the training.
 function drawSaying(run, nats) {
-  const place = byId("saying"), word = tokenWord(run);
-  place.textContent = `As uncertain as a choice among ${Number(Math.exp(nats).toPrecision(3))} equally likely ${word}s.`;
+  const place = byId("saying"), choices = Number(Math.exp(nats).toPrecision(3));
+  place.textContent =
+    `As uncertain as a choice among ${choices} equally likely ${tokenWord(run)}s.`;
   if (!page.curves) return;
   const lines = run.verdict.split("\n").filter(line => line && !line.startsWith(" "));
   for (const line of lines.slice(1).filter(isOutcome)) place.append(` ${line}`);
@@ -127,14 +131,15 @@ function drawMeaning(run, nats) {
   if (!page.curves) what = `The loss on ${whole.format(run.targets)} targets`;
   else if (run.best_nll !== null) what = `The loss of ${measured}`;
   const perByte = bits(nats) / run.bytes_per_target;
-  element("p", `${what}: ${nats.toFixed(4)} nats per token = ${perByte.toFixed(3)} bits per byte = ` +
-          `perplexity ${short(Math.exp(nats))}.`, place);
+  element("p", `${what}: ${nats.toFixed(4)} nats per token = ${perByte.toFixed(3)} bits per ` +
+          `byte = perplexity ${short(Math.exp(nats))}.`, place);
   if (!page.curves) return;
   const uniform = run.baselines.find(({name}) => name.startsWith("uniform"));
   const size = whole.format(uniform.perplexity);
-  element("p", "The loss is the mean of −log q, where q is the probability that the model gave the " +
-          `token that came. Before training it is a guess among |V| = ${size} tokens: log|V| = ln ` +
-          `${size} = ${uniform.nats.toFixed(4)} nats = ${bits(uniform.nats).toFixed(3)} bits.`, place);
-  element("p", "A baseline is passed at the first evaluation below it; evaluations while training " +
-          `goes on are on a part of the ${run.val_kind} text.`, place);
+  const log_V = `${uniform.nats.toFixed(4)} nats = ${bits(uniform.nats).toFixed(3)} bits`;
+  element("p", "The loss is the mean of −log q, where q is the probability that the model gave " +
+          `the token that came. Before training it is a guess among |V| = ${size} tokens: ` +
+          `log|V| = ln ${size} = ${log_V}.`, place);
+  element("p", "A baseline is passed at the first evaluation below it; evaluations while " +
+          `training goes on are on a part of the ${run.val_kind} text.`, place);
 }

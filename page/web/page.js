@@ -48,7 +48,8 @@ function table(rows, parent, numbers = []) {
 
 // Also from a file, where a browser may refuse navigator.clipboard.
 function copy(text, button) {
-  const field = element("textarea", "", button.parentElement, {value: text}), before = button.textContent;
+  const field = element("textarea", "", button.parentElement, {value: text});
+  const before = button.textContent;
   field.select();
   const isDone = document.execCommand("copy");
   field.remove();

@@ -138,8 +138,10 @@ function addGlyph(figure, mark, source) {
   const filled = {source, fill_color: {field: "color"}, fill_alpha: {field: "alpha"}};
   const line = {source, line_color: color, line_alpha: alpha, line_width: width, line_dash: dash};
   if (kind === "line") return figure.line(x, y, line);
-  if (kind === "band") return figure.varea(x, low, high, {source, fill_color: color, fill_alpha: alpha});
-  if (kind === "whiskers") return figure.segment(x, low, x, high, {...line, line_color: {field: "color"}});
+  const area = {source, fill_color: color, fill_alpha: alpha};
+  if (kind === "band") return figure.varea(x, low, high, area);
+  const whisker = {...line, line_color: {field: "color"}};
+  if (kind === "whiskers") return figure.segment(x, low, x, high, whisker);
   if (kind === "bars") return figure.vbar(x, width, y, 0, {...filled, line_color: null});
   const edge = marker === "star" ? "white" : null;
   return figure.scatter(x, y, {...filled, marker, size: {field: "size"}, line_color: edge});
@@ -237,7 +239,8 @@ function tellAll({told}, {x, y, frame, placeX, placeY, marks}, nearest) {
   let place = null;
   for (const mark of telling) {
     for (const value of mark.x) {
-      if (place === null || Math.abs(placeX(value) - x) < Math.abs(placeX(place) - x)) place = value;
+      const far = Math.abs(placeX(value) - x);
+      if (place === null || far < Math.abs(placeX(place) - x)) place = value;
     }
   }
   const rows = [], near = 0.01 * frame.bbox.width;
@@ -260,7 +263,8 @@ function tellAll({told}, {x, y, frame, placeX, placeY, marks}, nearest) {
     element("b", text, line);
     element("span", at === title ? name : `${name}, ${at}`, line);
   }
-  if (rows.length > TOLD) element("div", `and ${rows.length - TOLD} more`, told, {className: "dim"});
+  const left = rows.length - TOLD;
+  if (left > 0) element("div", `and ${left} more`, told, {className: "dim"});
   return true;
 }
 
@@ -271,8 +275,8 @@ function swatch({color, dash = "solid"}) {
   return made;
 }
 
-// Of the runs that are pointed at, curves are thick; others are faint. A run whose line is in a mean
-// has a line of its own only while it is pointed at, and the mean is then faint too.
+// Of the runs that are pointed at, curves are thick; others are faint. A run whose line is in a
+// mean has a line of its own only while it is pointed at, and the mean is then faint too.
 
 let lit = null;  // the numbers of these runs; null where none is
 let isLitByRow = false;  // of the table, not by a curve
@@ -387,7 +391,8 @@ function shortenLabels(labels, isNarrow) {
 function measureLabels(shown) {
   const {place, marks, look: {levels = []}} = shown, most = 0.36 * place.clientWidth;
   ruler.font = "12px system-ui, sans-serif";
-  const width = texts => Math.ceil(highest([0, ...texts.map(text => ruler.measureText(text).width)]));
+  const widthOf = text => ruler.measureText(text).width;
+  const width = texts => Math.ceil(highest([0, ...texts.map(widthOf)]));
   const labels = marks.filter(({label}) => label).map(({label}) => label);
   const isLong = width(labels.map(label => `↑ ${label}`)) + 26 > most;
   const {shorten, legend} = isLong ? shortenLabels(labels, place.clientWidth < NARROW)
@@ -407,7 +412,8 @@ async function placeLabels(shown) {
   const heightOf = value => bbox.height * (1 - (scale(value) - start) / length);
   const isInside = at => at >= -1 && at <= bbox.height + 1;
   const levelAt = levels.map(([text, value]) => ({text, at: heightOf(value)}));
-  const ends = marks.filter(mark => mark.label).map(mark => endLabel(mark, x_range, heightOf, bbox));
+  const named = marks.filter(mark => mark.label);
+  const ends = named.map(mark => endLabel(mark, x_range, heightOf, bbox));
   const found = [...levelAt.filter(({at}) => isInside(at)), ...ends.filter(Boolean)];
   found.sort((a, b) => a.at - b.at);
   const most = Math.floor(bbox.height / LEAST_GAP), all = found.slice(0, most);
@@ -448,7 +454,8 @@ function withLabels({labels, place, figure}, layer) {
     const {left, top, height} = label.getBoundingClientRect(), style = getComputedStyle(label);
     ctx.font = `${style.fontWeight} ${style.fontSize} system-ui, sans-serif`;
     ctx.fillStyle = style.color;
-    const room = label.className.includes("edge") ? figure.inner_width : figure.min_border_right - 18;
+    const isEdge = label.className.includes("edge");
+    const room = isEdge ? figure.inner_width : figure.min_border_right - 18;
     ctx.fillText(label.textContent, left - box.left, top + height / 2 - box.top, room);
   }
   ctx.restore();

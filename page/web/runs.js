@@ -115,7 +115,8 @@ function columnsShown() {
   const bitsColumn = {id: "bits", title: "bits/byte", isNumber: true, isRough, value: inBits,
                       text: run => inBits(run)?.toFixed(3) ?? "", of: group => group.bits,
                       group: each => each.bits?.toFixed(3) ?? ""};
-  const seconds = {id: "seconds", title: "seconds", isNumber: true, value: run => run.seconds || null,
+  const seconds = {id: "seconds", title: "seconds", isNumber: true,
+                   value: run => run.seconds || null,
                    text: run => run.seconds ? secondsText(run.seconds) : "",
                    of: group => group.seconds,
                    group: each => each.seconds === null ? "" : secondsText(each.seconds)};
@@ -162,7 +163,8 @@ function drawRuns() {
     (bare.length ? `, ${bare.length} without a curve yet` : "");
   drawNotes();
   byId("more").hidden = place.scrollWidth <= place.clientWidth;
-  if (lit && isLitByRow) setLit(document.querySelector("#runs tbody tr:hover, #grid td:hover")?.runs);
+  const pointed = document.querySelector("#runs tbody tr:hover, #grid td:hover");
+  if (lit && isLitByRow) setLit(pointed?.runs);
   lightRows();
 }
 
@@ -204,7 +206,8 @@ function compare(a, b) {
 // Runs on other targets come after the others: their losses are not comparable.
 function drawSections(body, columns, found) {
   const column = columns.find(({id}) => id === order.id) ?? columns[0];
-  const sorted = sortBy(found, ([run, i]) => column.value(run, i), ([run]) => column.isRough?.(run));
+  const isRough = ([run]) => column.isRough?.(run);
+  const sorted = sortBy(found, ([run, i]) => column.value(run, i), isRough);
   for (const target of page.targets.keys()) {
     const own = sorted.filter(([run]) => run.target === target);
     if (!own.length) continue;
@@ -339,7 +342,8 @@ function lightRows() {
     const isLit = Boolean(lit && row.runs?.some(run => lit.includes(run)));
     row.classList.toggle("lit", isLit);
   }
-  const first = document.querySelector("#runs tr.lit"), place = document.querySelector("#runs .wide");
+  const first = document.querySelector("#runs tr.lit");
+  const place = document.querySelector("#runs .wide");
   if (!first || place.matches(":hover")) return;
   const row = first.getBoundingClientRect(), box = place.getBoundingClientRect();
   if (row.top < box.top + 30) place.scrollTop -= box.top + 30 - row.top;
@@ -357,8 +361,10 @@ function drawNotes() {
     const counts = new Set(page.runs.map(run => `${whole.format(run.targets)} targets`));
     notes.push(`Loss: on this text, ${[...counts].join(", ")}`);
   }
-  if (isPart) notes.push("So far: the lowest on a part of that text; the run has not been measured " +
-                         `at its end, and is not ranked${page.sweep ? ", nor in a mean" : ""}`);
+  const nor = page.sweep ? ", nor in a mean" : "";
+  if (isPart)
+    notes.push("So far: the lowest on a part of that text; the run has not been measured at its " +
+               `end, and is not ranked${nor}`);
   if (!page.sweep) notes.push(...differenceNotes());
   element("p", `${notes.join(". ")}.`, place);
 }

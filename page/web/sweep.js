@@ -4,7 +4,8 @@ const SENTENCES = 4;  // that are seen at once
 const SPREAD = 8;  // the largest value over the smallest, from which the axis is logarithmic
 
 // Of Student's t for a 95% interval, by its degrees of freedom; an expansion of it for more.
-const STUDENT = [NaN, 12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.306, 2.2622, 2.2281];
+const STUDENT = [NaN, 12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.306, 2.2622,
+                 2.2281];
 const student = n => STUDENT[n] ?? 1.96 + 2.3723 / n + 2.8225 / n ** 2 + 2.5558 / n ** 3;
 
 // Where runs have different tokens, only bits per byte compare.
@@ -49,8 +50,8 @@ function drawProgress() {
   }
   element("button", "copy", line, {onclick: event => copy(sweep.command, event.target)});
   const {others} = sweep;
-  if (others) element("div", `The folder has ${others} more run${others > 1 ? "s that are" : " that is"
-    } not of this sweep.`, place);
+  const what = others > 1 ? "runs that are" : "run that is";
+  if (others) element("div", `The folder has ${others} more ${what} not of this sweep.`, place);
 }
 
 const isRunning = () => page.live && !page.isSilent;
@@ -121,7 +122,10 @@ function optionAxis(name, values) {
   const numbers = values.map(Number), isNumber = numbers.every(isFinite);
   const low = lowest(numbers), high = highest(numbers);
   const isLog = isNumber && low > 0 && high / low >= SPREAD;
-  const at = text => isLog ? Math.log10(Number(text)) : isNumber ? Number(text) : values.indexOf(text);
+  const at = text => {
+    if (!isNumber) return values.indexOf(text);
+    return isLog ? Math.log10(Number(text)) : Number(text);
+  };
   const ticks = () => values.map(text => [at(text), text]).sort((a, b) => a[0] - b[0]);
   const places = values.map(at), room = 0.12 * (highest(places) - lowest(places) || 1);
   const range = [lowest(places) - room, highest(places) + room];
@@ -163,7 +167,8 @@ function effect(name, values, measured) {
     const x = own.map(placeOf), y = own.map(group => group.mean), color = own.map(colorOf);
     if (own.length > 1) {
       // one line of all groups belongs to no run more than to others
-      const more = lines.size > 1 ? {label: key, runs: own.flatMap(({number}) => numbersOf(number))} : {};
+      const runs = own.flatMap(({number}) => numbersOf(number));
+      const more = lines.size > 1 ? {label: key, runs} : {};
       marks.push({kind: "line", x, y, color: isDark() ? "#888" : "#999", width: 1, ...more});
     }
     const known = own.filter(({low}) => low !== null);
@@ -177,7 +182,8 @@ function effect(name, values, measured) {
     marks.push(seedPoints(own, placeOf, axis.range[1] - axis.range[0]));
   }
   const title = `loss, ${UNITS[tableUnit()].replace("cross-entropy, ", "")}`;
-  return [marks, {key: [name, values], x: axis, y: {title: title.replace("loss, perplexity", "perplexity")}}];
+  const y = {title: title.replace("loss, perplexity", "perplexity")};
+  return [marks, {key: [name, values], x: axis, y}];
 }
 
 // The runs of groups: points beside the mean, each a little further so that equal losses are seen.
@@ -185,11 +191,15 @@ function seedPoints(groups, placeOf, width) {
   const points = groups.flatMap(group => {
     const runs = group.runs.map(([run]) => run).filter(isMeasured);
     const shift = k => width * (0.02 + (runs.length > 1 ? 0.035 * k / (runs.length - 1) : 0));
-    return runs.map((run, k) => ({run, x: placeOf(group) + shift(k), loss: lossIn(run, tableUnit())}));
+    const loss = run => lossIn(run, tableUnit());
+    return runs.map((run, k) => ({run, x: placeOf(group) + shift(k), loss: loss(run)}));
   });
   return {kind: "points", x: points.map(({x}) => x), y: points.map(({loss}) => loss), size: 5,
           alpha: 0.8, color: points.map(({run}) => groupPen(run.group).color),
-          tell: k => `${points[k].loss.toFixed(4)}: ${points[k].run.name}, ${points[k].run.status}`};
+          tell: k => {
+            const {loss, run} = points[k];
+            return `${loss.toFixed(4)}: ${run.name}, ${run.status}`;
+          }};
 }
 
 // Whether no run of a group came to a loss that can be compared.
@@ -201,9 +211,11 @@ function isBroken(group) {
 const numbersOf = group => [...page.runs.keys()].filter(i => page.runs[i].group === group);
 
 function groupText({name, mean, low, high, seeds, total}) {
-  const few = seeds === 2 ? ", wide as there are only 2" : "", of = seeds < total ? ` of ${total}` : "";
-  const interval = low === null ? "" : `\n95% interval ${low.toFixed(4)} to ${high.toFixed(4)}${few}`;
-  return `${mean.toFixed(4)}: ${name}, mean of ${seeds}${of} seed${total > 1 ? "s" : ""}${interval}`;
+  const few = seeds === 2 ? ", wide as there are only 2" : "";
+  const of = seeds < total ? ` of ${total}` : "", seed = total > 1 ? "seeds" : "seed";
+  const said = `${mean.toFixed(4)}: ${name}, mean of ${seeds}${of} ${seed}`;
+  if (low === null) return said;
+  return `${said}\n95% interval ${low.toFixed(4)} to ${high.toFixed(4)}${few}`;
 }
 
 // With exactly two options: a colour for each pair of values, the lowest loss the strongest.

@@ -2,7 +2,7 @@
 // One slider of training: it moves the colours of the text, a dot on the curve, and the sample.
 const FRAME = 350;  // milliseconds of a step that is played
 const timeline = byId("timeline");
-let moment = null;  // the step that somebody chose; null: the best model, or the latest while it trains
+let moment = null;  // the step that somebody chose; null: the best, or the latest while it trains
 let player = null;  // a timer, while the training is played
 
 // The run whose training the slider moves through, and the steps that have a colouring of the text.
@@ -49,8 +49,8 @@ function showMoment() {
   let text = `step ${whole.format(step)}`;
   if (place >= 0) {
     const value = inUnit(run.val.val_nll[place], run, unit);
-    const numbers = {nats: `${value.toFixed(3)} nats`, bits_per_byte: `${value.toFixed(3)} bits per byte`,
-                     perplexity: `perplexity ${short(value)}`};
+    const numbers = {nats: `${value.toFixed(3)} nats`, perplexity: `perplexity ${short(value)}`,
+                     bits_per_byte: `${value.toFixed(3)} bits per byte`};
     text += ` · ${numbers[unit]}`;
   }
   if (step === run.best?.step) text += " · the best";
