@@ -26,7 +26,7 @@ from config.files import check_place, check_regular, write_atomically
 from config.parser import load_options
 from config.terminal import progress_bar
 from config.values import Section, Text
-from data.baselines import COMPRESSORS
+from data.baselines import find_compressors
 from data.sources import zstd
 from data.unknown import Replacer, known_to, unpack_list
 from engine.run import Run, open_run
@@ -373,7 +373,7 @@ def describe_bits(coded: Coded, in_file: int, in_list: int = 0) -> str:
 def compare_sizes(text: bytes, file_bytes: int) -> str:
     """Say what a file takes beside those of compressors."""
     sizes = {"this model": file_bytes}
-    for name, compress in COMPRESSORS.items():
+    for name, compress in find_compressors().items():
         sizes[name] = len(compress(text))
     sizes["zstd"] = len(zstd.compress(text, 19))
     shown = [f"{name} {8 * size / len(text):.3f}" for name, size in sizes.items()]

@@ -2,8 +2,10 @@
 
 They are measured on the tokens that are a model's targets: val[1:], without the masked ones. The
 n-grams are counted in the training split, where they end in a target; their contexts may be masked.
-The compressors see val[1:] only; under a mask there are none, because they cannot be told what is
-masked.
+Like a model's weights, their counts stand still on validation text. Compressors learn while they
+read: each is measured on val[1:] alone, and after the training text, which makes it a `trained`
+one, by the difference of two lengths. Under a mask there are none, because they cannot be told what
+is masked.
 """
 
 import bz2
@@ -12,6 +14,8 @@ import lzma
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
@@ -22,6 +26,7 @@ from data.info import (
     MAX_VAL_TOKENS,
     PASSAGE,
     PASSAGES,
+    TRAINED,
     UNIFORM,
     Baseline,
 )
@@ -29,14 +34,33 @@ from data.ngrams import ngram_nll
 from data.tokenizer import Tokenizer
 from surprisal import LN2, bits_per_byte, perplexity, uniform_nll
 
+Compress = Callable[[bytes], bytes]
+Compressed = dict[str, Iterator[bytes]]  # texts, by the name of a compressor
+
+NGRAMS = ("unigram", "bigram", "3-gram", "4-gram", "5-gram", "6-gram")
 MAX_ORDER = 6  # tokens in the longest n-gram, for small vocabularies
 MAX_ORDER_OF_MANY = 4  # and for others
 GZIP_WINDOW = 2**15  # bytes that gzip looks back
-COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
-    "gzip": lambda data: gzip.compress(data, 9, mtime=0),
-    "bzip2": bz2.compress,
-    "xz": lzma.compress,
-}
+
+
+def find_compressors() -> dict[str, Compress]:
+    """Return the compressors by name; PPMd is one if pyppmd is installed, else a line says so.
+
+    PPMd is prediction by partial matching (Cleary & Witten 1984) in Shkarin's variant H.
+    """
+    compressors: dict[str, Compress] = {
+        "gzip": gzip.compress,
+        "bzip2": bz2.compress,
+        "xz": lzma.compress,
+    }
+    try:
+        import pyppmd  # here, because it takes a twentieth of a second
+    except ImportError:
+        print("without PPMd: `pip install pyppmd` adds it", file=sys.stderr)
+    else:
+        # contexts of 6 bytes at most, in at most 128 MiB of memory
+        compressors["PPMd"] = partial(pyppmd.compress, max_order=6, mem_size=2**27, variant="H")
+    return compressors
 
 
 def measure_baselines(
@@ -61,29 +85,51 @@ def measure_baselines(
             passage_nll=[round(float(each), 4) for each in passage_nll],
         )
 
+    compressed = compress_all(train, val, tokenizer)
     yield baseline(UNIFORM, num_targets * uniform_nll(vocab_size))
 
     most = MAX_ORDER if vocab_size < 500 else MAX_ORDER_OF_MANY
     longest = max(1, min(most, len(train.tokens) - 1))
-    names = {longest: f"{longest}-gram", 1: "unigram", 2: "bigram"}
     nll_by_order = ngram_nll(train, val.tokens, vocab_size, longest)
-    for order, nll in enumerate(nll_by_order, start=1):
-        if order in names:
-            of_targets = nll if val.unmasked is None else nll[val.unmasked[1:]]
-            yield baseline(names[order], float(of_targets.sum()), nll[shown - 1])
+    for name, nll in zip(NGRAMS, nll_by_order, strict=False):
+        of_targets = nll if val.unmasked is None else nll[val.unmasked[1:]]
+        yield baseline(name, float(of_targets.sum()), nll[shown - 1])
 
-    if val.unmasked is None:
-        text = tokenizer.decode_bytes(val.tokens[1:].tolist())
-        for name, compress in COMPRESSORS.items():
-            nats = 8 * LN2 * len(compress(text))
-            costs: list[float] = []
-            if name == "gzip":
-                for passage in passages:
-                    costs.extend(gzip_nll(val.tokens, passage, tokenizer))
-            yield baseline(name, nats, costs)
+    # PPMd first, while threads are busy with the others
+    for name, results in reversed(compressed.items()):
+        alone, before, both = (8 * LN2 * len(each) for each in results)
+        costs: list[float] = []
+        if name == "gzip":
+            for passage in passages:
+                costs.extend(gzip_nll(val.tokens, passage, tokenizer))
+        yield baseline(name, alone, costs)
+        yield baseline(TRAINED + name, max(0.0, both - before))
 
     if entropy_rate is not None:
         yield baseline(ENTROPY_RATE, num_targets * entropy_rate)
+
+
+def compress_all(train: Split, val: Split, tokenizer: Tokenizer) -> Compressed:
+    """Compress the validation targets, the text before them, and both; nothing under a mask.
+
+    Threads do it while n-grams are counted. PPMd waits until its results are asked for: it takes
+    Python's lock so often that beside another thread it would take a hundred times as long.
+    """
+    if val.unmasked is not None:
+        return {}
+    tokens = [*train.tokens.tolist(), val.tokens[0]]
+    before = tokenizer.decode_bytes(tokens)[-MAX_TRAIN_TOKENS:]
+    targets = tokenizer.decode_bytes(val.tokens[1:].tolist())
+    texts = (targets, before, before + targets)
+    pool = ThreadPoolExecutor()
+    results: Compressed = {}
+    for name, compress in find_compressors().items():
+        if name == "PPMd":
+            results[name] = map(compress, texts)
+        else:
+            results[name] = pool.map(compress, texts)
+    pool.shutdown(wait=False)
+    return results
 
 
 def measured_part(val: Split) -> Split:

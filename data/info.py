@@ -1,6 +1,6 @@
 """Describes a prepared corpus: its sizes, its tokens and its baselines."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -14,9 +14,19 @@ from surprisal import nats_to_bits
 
 UNIFORM = "uniform, log|V|"  # where every untrained model is
 ENTROPY_RATE = "entropy rate"  # of the text's source, where it is known: no model has a lower loss
+# Groups of baselines.
+STANDS_STILL = "stand still while they are measured, as a model does"
+LEARNS = "learn while they read"
+LEARNS_ON = "have read the training text, and learn on while they read"
+COMPRESSORS = ("gzip", "bzip2", "xz", "PPMd")
+TRAINED = "trained "  # begins the name of a compressor that has read the training text
+WINDOWS = {  # that hold less than a training text
+    "trained gzip": "last 32,768 bytes",
+    "trained bzip2": "last 900,000 bytes",
+}
 MAX_NATS = 1e6  # that a file may say of a token; a compressor's header can cost hundreds
 EQUAL = 1e-4  # nats that are rounding
-MAX_TRAIN_TOKENS = 8_000_000  # counted; of a longer text, the last ones
+MAX_TRAIN_TOKENS = 8_000_000  # counted, or bytes compressed; of a longer text, the last ones
 MAX_VAL_TOKENS = 1_000_000  # measured on; of a longer text, the first ones
 PASSAGES = 3  # of the validation split, which a run's page shows token by token
 PASSAGE = 512  # tokens in each, at most
@@ -48,6 +58,40 @@ class Baseline(BaseModel):
     # In nats, of each token of the passages, one after another, where it is known.
     passage_nll: list[Nats] = Field([], max_length=PASSAGES * PASSAGE)
 
+    @property
+    def group(self) -> str:
+        """Whether it learns while it reads and, if so, whether it has read the training text."""
+        if self.name.startswith(TRAINED):
+            return LEARNS_ON
+        if self.name in COMPRESSORS:
+            return LEARNS
+        return STANDS_STILL
+
+    @property
+    def has_read(self) -> bool:
+        """Whether it has read the training text."""
+        return self.group == LEARNS_ON or "gram" in self.name
+
+    @property
+    def learns(self) -> bool:
+        """Whether it learns while it reads; else it stands still."""
+        return self.group != STANDS_STILL
+
+    @property
+    def label(self) -> str:
+        """Its name in a picture."""
+        if self.learns:
+            return f"{self.name} (learns)"
+        return self.name
+
+
+def group_baselines(baselines: Sequence[Baseline]) -> dict[str, list[Baseline]]:
+    """Divide the baselines into groups, each from the worst to the best."""
+    groups: dict[str, list[Baseline]] = {}
+    for each in sorted(baselines, key=lambda each: (each.learns, -each.nats_per_token)):
+        groups.setdefault(each.group, []).append(each)
+    return groups
+
 
 def passed_and_ahead(
     nll: float, baselines: Sequence[Baseline]
@@ -62,14 +106,21 @@ def passed_and_ahead(
     return passed, ordered[len(passed) :]
 
 
-def beside_baselines(nll: float, baselines: Sequence[Baseline]) -> list[str]:
-    """Say which baselines a loss beats, and which are ahead."""
-    passed, ahead = passed_and_ahead(nll, baselines)
-    names = ", ".join(each.name for each in passed) or "none of the baselines"
-    if not ahead:
-        return [f"It beats {names}: all of the baselines."]
-    losses = ", ".join(f"{each.name} ({each.nats_per_token:.3f})" for each in ahead)
-    return [f"It beats {names}.", f"It does not beat {losses}."]
+def beside_baselines(nll: float, baselines: Sequence[Baseline]) -> Iterator[str]:
+    """Say of each group of baselines which a loss beats, and which are ahead."""
+    for group, members in group_baselines(baselines).items():
+        passed, ahead = passed_and_ahead(nll, members)
+        names = ", ".join(each.name for each in passed) or "none"
+        losses = ", ".join(f"{each.name} ({each.nats_per_token:.3f})" for each in ahead) or "none"
+        yield f"Of those that {group}, it beats {names}; ahead: {losses}."
+
+
+def choose_landmarks(baselines: Sequence[Baseline]) -> list[Baseline]:
+    """Choose what a picture has a line for: well-known baselines, and the best of both kinds."""
+    _, ordered = passed_and_ahead(MAX_NATS, baselines)
+    best = {each.learns: each.name for each in ordered}  # the last of a kind
+    names = {UNIFORM, "unigram", "bigram", "gzip", ENTROPY_RATE, *best.values()}
+    return [each for each in baselines if each.name in names]
 
 
 class SplitInfo(BaseModel, frozen=True):
@@ -125,7 +176,7 @@ class CorpusInfo(BaseModel):
         return nats_to_bits(worst.nats_per_token) / worst.bits_per_byte
 
     def describe(self) -> str:
-        """Describe the corpus in a line or two, and lists its baselines, the best one last."""
+        """Describe the corpus in a line or two, and list its baselines, the best of a kind last."""
         train = self.train
         val = self.val
         lines = [
@@ -143,18 +194,23 @@ class CorpusInfo(BaseModel):
                 f"{val.targets / val.tokens:.1%} are targets; the others are masked (compressors "
                 "cannot be told, so there are none)"
             )
-        if train.tokens > MAX_TRAIN_TOKENS or val.tokens > MAX_VAL_TOKENS + 1:
+        train_bytes = train.tokens * self.bytes_per_target
+        if train_bytes > MAX_TRAIN_TOKENS or val.tokens > MAX_VAL_TOKENS:
             lines.append(
                 f"  baselines use at most the last {MAX_TRAIN_TOKENS:,} training tokens, and the "
-                f"first {MAX_VAL_TOKENS:,} {self.val_kind} tokens"
+                f"first {MAX_VAL_TOKENS:,} {self.val_kind} tokens; compressors at most the last "
+                f"{MAX_TRAIN_TOKENS:,} bytes before"
             )
-        lines += ["", "  baseline            nats/token  bits/byte  perplexity"]
-        for each in sorted(self.baselines, key=lambda each: -each.nats_per_token):
-            shown = fit_number(each.perplexity, 11, ".2f")  # that of a short file is large
-            lines.append(
-                f"  {each.name:<18} {each.nats_per_token:11.4f} {each.bits_per_byte:10.3f} "
-                f"{shown:>11}"
-            )
+        lines += ["", f"  {'baseline':<19} nats/token  bits/byte  perplexity  training text"]
+        for group, members in group_baselines(self.baselines).items():
+            lines.append(f"  These {group}:")
+            for each in members:
+                shown = fit_number(each.perplexity, 11, ".2f")  # that of a short file is large
+                read = "read" if each.has_read else "not read"
+                lines.append(
+                    f"  {each.name:<18} {each.nats_per_token:11.4f} {each.bits_per_byte:10.3f} "
+                    f"{shown:>11}  {WINDOWS.get(each.name, read)}"
+                )
         if self.source_nll is not None:
             lines.append("")
             lines.append(

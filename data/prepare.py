@@ -49,7 +49,7 @@ from data.show import show_masks
 from data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, read_tokenizer, with_eos
 from data.windows import describe_empty_windows
 
-FORMAT = 12  # of prepared files; those of an older one are not used
+FORMAT = 13  # of prepared files; those of an older one are not used
 WAIT = 600  # seconds that another process may take to prepare the same corpus
 TOO_LARGE = "the corpus is too large for this machine; use a smaller text"
 SHOW_BATCH = "--show_batch"

@@ -11,7 +11,7 @@ from xml.sax.saxutils import escape
 from config.errors import UserError
 from config.files import check_place, write_atomically
 from config.terminal import count_columns
-from data.info import passed_and_ahead
+from data.info import choose_landmarks, passed_and_ahead
 from data.show import show_token
 from engine.metrics import find_best
 from engine.run import Run, open_run
@@ -137,15 +137,16 @@ def draw_head(run: Run, evaluations: Sequence[Passage], nll: Sequence[float]) ->
         rectangle("line", (MARGIN, 46, width, 10)),
         rectangle("loss", (MARGIN, 46, float(lengths[-1]), 10), animate("width", lengths)),
     ]
-    for baseline in run.info.baselines:
+    landmarks = choose_landmarks(run.info.baselines)
+    for baseline in landmarks:
         place = MARGIN + width * baseline.nats_per_token / log_v
         if place < right - 1:
             drawn.append(rectangle("tick", (place, 43, 2, 16)))
     for number, evaluation in enumerate(evaluations):
         shown = ["0"] * len(evaluations)
         shown[number] = "1"
-        passed, _ = passed_and_ahead(nll[number], run.info.baselines)
-        names = [each.name.replace("uniform, ", "") for each in passed] or ["nothing yet"]
+        passed, _ = passed_and_ahead(nll[number], landmarks)
+        names = [each.label.replace("uniform, ", "") for each in passed] or ["nothing yet"]
         drawn += [
             f'<g opacity="{shown[-1]}">{animate("opacity", shown)}',
             f'<text x="{MARGIN}" y="34" class="step">step {evaluation.step:,}</text>',

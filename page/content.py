@@ -11,7 +11,7 @@ import numpy as np
 
 from config.files import unique_names
 from config.size import count_flops
-from data.info import Baseline, CorpusInfo, passed_and_ahead
+from data.info import Baseline, CorpusInfo, choose_landmarks, passed_and_ahead
 from data.show import show_token
 from data.tokenizer import Tokenizer
 from engine.metrics import Record, find_best, parse_record
@@ -183,7 +183,8 @@ def content_of_texts(run: Run, max_passages: int, best_step: float) -> Content:
     start = 0  # of a passage, in what baselines paid for all of them
     for evaluations in read_passages(path, run.tokenizer, max_passages, best_step):
         stop = start + len(evaluations[0].tokens)
-        others = {each.name: each.passage_nll[start:stop] for each in run.info.baselines}
+        landmarks = choose_landmarks(run.info.baselines)
+        others = {each.name: each.passage_nll[start:stop] for each in landmarks}
         texts.append(content_of_passage(run.tokenizer, evaluations, others))
         start = stop
     return {
@@ -246,7 +247,8 @@ def content_of_baselines(
     best: Record,
     best_nll: float | None,
 ) -> Content:
-    """Collect the baselines, those that the best model passed and when, and those ahead of it."""
+    """Collect some baselines, those that the best model passed and when, and those ahead of it."""
+    baselines = choose_landmarks(baselines)
     if best_nll is None:
         best_nll = best.get("val_nll", math.inf)
     passed, ahead = passed_and_ahead(best_nll, baselines)
@@ -257,19 +259,21 @@ def content_of_baselines(
             if passed_and_ahead(record["val_nll"], [baseline])[0]:
                 step = record["step"]
                 break
-        steps.append([baseline.name, step])
+        steps.append([baseline.label, step])
     shown = []
     for baseline in baselines:
         nats = baseline.nats_per_token
         shown.append(
             {
-                "name": baseline.name,
+                "name": baseline.label,
+                "has_read": baseline.has_read,
+                "learns": baseline.learns,
                 "nats": nats,
                 "bits_per_byte": baseline.bits_per_byte,
                 "perplexity": perplexity(nats),
             }
         )
-    return {"baselines": shown, "passed": steps, "ahead": [baseline.name for baseline in ahead]}
+    return {"baselines": shown, "passed": steps, "ahead": [baseline.label for baseline in ahead]}
 
 
 def content_of_passage(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from config.terminal import one_line
-from data.info import UNIFORM, CorpusInfo
+from data.info import UNIFORM, CorpusInfo, choose_landmarks
 from engine.logged_run import LoggedRun
 from engine.metrics import Record, find_best
 from surprisal import bits_per_byte
@@ -183,9 +183,8 @@ def read_baselines(info: CorpusInfo, unit: str) -> list[Baseline]:
 
     They include the entropy rate; one above log|V| says nothing, and is left out.
     """
-    losses = {baseline.name: baseline.nats_per_token for baseline in info.baselines}
-    if unit == "bits_per_byte":
-        losses = {baseline.name: baseline.bits_per_byte for baseline in info.baselines}
+    column = "nats_per_token" if unit == "nats" else unit
+    losses = {each.label: getattr(each, column) for each in choose_landmarks(info.baselines)}
     found = [pair for pair in losses.items() if pair[1] <= losses[UNIFORM]]
     return sorted(found, key=lambda pair: pair[1])
 

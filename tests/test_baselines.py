@@ -1,20 +1,36 @@
 """What a loss has to beat: n-grams against their definition, and all of them against each other."""
 
+import bz2
+import gzip
+import lzma
+import sys
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyppmd
 import pytest
 
 from config.schema import DataConfig
 from data.baselines import measure_baselines
 from data.documents import Split
-from data.info import UNIFORM, Baseline
+from data.info import (
+    COMPRESSORS,
+    LEARNS,
+    LEARNS_ON,
+    STANDS_STILL,
+    UNIFORM,
+    Baseline,
+    beside_baselines,
+    choose_landmarks,
+    group_baselines,
+    read_info,
+)
 from data.ngrams import distinct, ngram_nll
 from data.prepare import prepare_corpus
 from data.tokenizer import char_tokenizer
-from tests.conftest import make_text
+from tests.conftest import ROOT, make_text
 
 TEXT = make_text()
 TOKENIZER = char_tokenizer(TEXT)
@@ -181,9 +197,12 @@ def test_distinct_keys_are_found_also_if_they_are_large(largest: int) -> None:
 
 def test_baselines() -> None:
     measured = measure_text()
-    assert list(measured) == [UNIFORM, "unigram", "bigram", "6-gram", "gzip", "bzip2", "xz"]
-    nats = [baseline.nats_per_token for baseline in measured.values()]
-    uniform, unigram, bigram, sixgram, *_ = nats
+    ngrams = ["unigram", "bigram", "3-gram", "4-gram", "5-gram", "6-gram"]
+    learning = {f"{begin}{name}" for begin in ("", "trained ") for name in COMPRESSORS}
+    assert list(measured)[:7] == [UNIFORM, *ngrams]
+    assert {*measured} == {UNIFORM, *ngrams, *learning}
+    nats = [measured[name].nats_per_token for name in (UNIFORM, "unigram", "bigram", "6-gram")]
+    uniform, unigram, bigram, sixgram = nats
     assert uniform == pytest.approx(np.log(TOKENIZER.vocab_size))
     assert uniform > unigram > bigram > sixgram
     before = [2.484481205343546, 0.9800944524365784, 0.6645950270780122]  # in earlier editions
@@ -214,3 +233,118 @@ def test_baselines_of_a_large_corpus_are_those_of_a_part(
     (data_dir / "text.txt").write_text(TEXT + "the end", encoding="utf-8")
     described = prepare_corpus(DataConfig(corpus="text.txt")).info.describe()
     assert "the last 3,000 training tokens, and the first 200 validation tokens" in described
+
+
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_a_trained_compressor_costs_what_the_validation_text_adds(name: str) -> None:
+    """Lengths of files: of training and validation text together, less that of training alone."""
+    compress = {
+        "gzip": lambda data: gzip.compress(data, 9),
+        "bzip2": lambda data: bz2.compress(data, 9),
+        "xz": lambda data: lzma.compress(data, preset=6),
+        "PPMd": lambda data: pyppmd.compress(data, max_order=6, mem_size=2**27, variant="H"),
+    }[name]
+    measured = measure_text()
+    before = TEXT[:9001].encode()  # the first character of validation is no target
+    targets = TEXT[9001:].encode()
+    sizes = {name: compress(targets), f"trained {name}": compress(before + targets)}
+    lengths = {key: len(data) for key, data in sizes.items()}
+    lengths[f"trained {name}"] -= len(compress(before))
+    for key, length in lengths.items():
+        nats = 8 * np.log(2) * length / len(TEXT[9001:])
+        assert measured[key].nats_per_token == pytest.approx(nats)
+    assert lengths[f"trained {name}"] < lengths[name]
+
+
+def test_no_trained_compressor_stands_still() -> None:
+    """Neither as a property, nor in the table, nor beside a loss."""
+    measured = list(measure_text().values())
+    for each in measured:
+        assert each.learns == (each.name.removeprefix("trained ") in COMPRESSORS)
+        assert each.has_read == ("gram" in each.name or "trained" in each.name)
+    groups = group_baselines(measured)
+    assert list(groups) == [STANDS_STILL, LEARNS, LEARNS_ON]
+    assert {each.name for each in groups[LEARNS_ON]} == {f"trained {name}" for name in COMPRESSORS}
+    assert not any(each.learns for each in groups[STANDS_STILL])
+    still, alone, trained = beside_baselines(1e-9, measured)
+    assert "stand still" in still
+    assert "learn" not in still
+    assert "trained" not in still + alone
+    assert "have read the training text, and learn on while they read" in trained
+
+
+def test_the_table_says_what_each_has_read(data_dir: Path) -> None:
+    described = prepare_corpus(DataConfig(corpus="text.txt")).info.describe()
+    assert max(map(len, described.splitlines())) <= 80
+    rows = {}
+    for line in described.splitlines():
+        name = line[:20].strip()
+        rows[name] = line[56:].strip()
+    assert rows[UNIFORM] == rows["gzip"] == rows["PPMd"] == "not read"
+    assert rows["6-gram"] == rows["trained xz"] == rows["trained PPMd"] == "read"
+    assert rows["trained gzip"] == "last 32,768 bytes"
+    assert rows["trained bzip2"] == "last 900,000 bytes"
+
+
+def test_without_pyppmd_a_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_ppmd = measure_text()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setitem(sys.modules, "pyppmd", None)
+    without = measure_text()
+    assert capsys.readouterr().err == "without PPMd: `pip install pyppmd` adds it\n"
+    assert with_ppmd == without | {key: with_ppmd[key] for key in ("PPMd", "trained PPMd")}
+
+
+def test_compressors_see_only_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a token has many bytes."""
+    seen: list[bytes] = []
+
+    def compress(data: bytes) -> bytes:
+        seen.append(data)
+        return data
+
+    monkeypatch.setattr("data.baselines.find_compressors", lambda: {"copy": compress})
+    monkeypatch.setattr("data.baselines.MAX_TRAIN_TOKENS", 100)
+    monkeypatch.setattr("data.baselines.MAX_VAL_TOKENS", 10)
+    tokenizer = char_tokenizer("é")
+    list(measure_baselines(Split(np.zeros(500, int)), Split(np.zeros(50, int)), tokenizer))
+    assert sorted(map(len, seen)) == [20, 100, 120]
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_tuning_shows_no_validation_text_to_a_compressor(kind: str, data_dir: Path) -> None:
+    found = []
+    for end in (TEXT[9000:], "ß\n" * (len(TEXT[9000:]) // 2)):
+        Path("one.txt").write_text(TEXT[:9000] + end, encoding="utf-8")
+        cfg = DataConfig(
+            corpus="one.txt",
+            tokenizer=kind,
+            vocab_size=300,
+            val_fraction=len(end) / (9000 + len(end)),
+            split="tuning",
+        )
+        baselines = by_name(prepare_corpus(cfg).info.baselines)
+        found.append({name: each.bits_per_byte for name, each in baselines.items() if each.learns})
+    assert len(found[0]) == 8
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("tests/second_edition/*/corpus.json")))
+def test_baselines_of_earlier_editions_say_what_they_have_read(path: Path) -> None:
+    info = read_info(path)
+    for each in info.baselines:
+        assert each.learns == (each.name in ("gzip", "bzip2", "xz"))
+        assert each.has_read == each.name.endswith("gram")
+    assert "trained" not in info.describe()
+    assert choose_landmarks(info.baselines)
+
+
+def test_landmarks_are_few_and_the_best_are_among_them() -> None:
+    measured = measure_text()
+    names = [each.name for each in choose_landmarks([*measured.values()])]
+    best = {}
+    for each in sorted(measured.values(), key=lambda each: -each.nats_per_token):
+        best[each.learns] = each.name
+    assert {*names} == {UNIFORM, "unigram", "bigram", "gzip", *best.values()}

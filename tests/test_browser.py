@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from data.info import EQUAL
+from data.info import EQUAL, choose_landmarks, read_info
 from engine.run import open_run
 from page.content import content_of_runs
 from page.page import write_live_page, write_page, write_runs
@@ -145,10 +145,13 @@ def test_a_token_shows_its_cost(tab: Tab, own: Path) -> None:
     nats = passage["nll"]
     bits = nats[30] / math.log(2)
     text = tab.text("#token")
-    assert f"{bits:.2f} bits = probability " in text
-    assert f"rank {passage['rank'][30]} of {open_run(own).info.vocab_size}" in text
-    (probability,) = re.findall(r"probability ([\d.]+)%", text)
-    assert float(probability) == pytest.approx(100 * math.exp(-nats[30]), rel=0.06)
+    assert f"{bits:.2f} bits, rank {passage['rank'][30]} of {open_run(own).info.vocab_size}" in text
+    probability = re.findall(r"probability ([\d.]+)%", text)
+    likeliest = re.findall(r"most likely: “.+?” ([\d.]+)%", text)
+    log_probs = [-nats[30], passage["log_q"][30][0]]
+    expected = [100 * math.exp(log_q) for log_q in log_probs]
+    percents = [float(percent) for percent in probability + likeliest]
+    assert percents == pytest.approx(expected, rel=0.06)
     up_to_here = sum(cost for cost in nats[:31] if cost is not None)
     assert f"up to here {up_to_here / math.log(2):.1f} bits" in text
     # the keyboard moves the choice, and the charts follow
@@ -170,7 +173,7 @@ def test_a_token_shows_its_cost(tab: Tab, own: Path) -> None:
     unigram = next(
         each for each in open_run(own).info.baselines if each.name == "unigram"
     ).passage_nll
-    assert f"unigram\n{unigram[30] / math.log(2):.2f}" in tab.text("#token")
+    assert f"unigram {unigram[30] / math.log(2):.2f}" in tab.text("#token")
     tab.page.select_option("[name=versus]", "unigram")
     blue = passages[0]["nll"][30] < unigram[30]
     assert ("0, 114, 178" in tab("byId('token30').style.background")) == blue
@@ -183,14 +186,14 @@ def test_the_result_comes_first(tab: Tab, own: Path) -> None:
     assert f"= {final['best_val_bits_per_byte']:.3f} bits per byte" in said
     assert f"= perplexity {final['best_val_perplexity']:.4}" in said
     evals = [record for record in read_metrics(own) if "val_nll" in record]
-    for each in open_run(own).info.baselines:
+    for each in choose_landmarks(open_run(own).info.baselines):
         if each.nats_per_token > final["best_val_nll"]:
             step = next(
                 record["step"]
                 for record in evals
                 if record["val_nll"] < each.nats_per_token - EQUAL
             )
-            assert f"{each.name} step {step:.0f}" in tab.text("#standing")
+            assert f"{each.label} step {step:.0f}" in tab.text("#standing")
 
 
 def test_nothing_is_offered_to_be_sent_elsewhere(tab: Tab) -> None:
@@ -500,7 +503,7 @@ def test_baselines_come_back_and_their_labels_stay_inside(browser: Any, own: Pat
         y_of(tab, 1)
         labels = 0
         if shown:
-            labels = len(info["baselines"])
+            labels = len(choose_landmarks(read_info(own / "corpus.json").baselines))
         tab.page.wait_for_function(f"{LABELS}.length === {labels}")
     pixels = tab(f"{LABELS}.map(label => parseFloat(label.style.top))")
     assert min(pixels) >= 0

@@ -52,7 +52,7 @@ def test_training_tells_the_whole_story(trained) -> None:
         "spread evenly; at the end ",
         "as it should be, the model knows nothing yet",
         "The best model, of step ",
-        "It beats",
+        "it beats",
         "A sample:",
         f"python sample.py {Path('out/tiny')}",
     ):

@@ -54,6 +54,9 @@ def test_a_regular_expression_says_what_is_masked(data_dir, tokenizer) -> None:
         "uniform, log|V|",
         "unigram",
         "bigram",
+        "3-gram",
+        "4-gram",
+        "5-gram",
         "6-gram",
     ]
     bigram = [

@@ -552,7 +552,7 @@ def test_the_real_command(runs, clone) -> None:
     for part in (
         "nats per token",
         "95% of the resamples",
-        "It beats",
+        "it beats",
         "Calibration:",
         "context length",
         "new line",

@@ -242,7 +242,7 @@ def test_each_baseline_is_in_the_row_of_its_loss(tmp_path: Path) -> None:
         if line.rstrip().endswith(("│", "┤")) and line[-2] not in " ─"
     )
     assert next(row for row, line in enumerate(drawn) if "gzip" in line) < end
-    assert end < next(row for row, line in enumerate(drawn) if "xz" in line)
+    assert end < next(row for row, line in enumerate(drawn) if "bzip2" in line)
     # no line without its name
     for line in drawn:
         name, *baseline = line.split("├")
@@ -370,17 +370,19 @@ def test_a_baseline_that_differs_says_whose_it_is(tmp_path: Path) -> None:
         return [name for name, _ in find_baselines(runs, unit)]
 
     plays, bpe = make_runs(tmp_path, "tokenizers")
-    assert names(plays, plays) == [*reversed(PLAYS)]
+    drawn = ["6-gram", "bzip2 (learns)", "gzip (learns)", "bigram", "unigram", "uniform, log|V|"]
+    assert names(plays, plays) == drawn
     assert {"bigram (char)", "bigram (bpe)"} < {*names(plays, bpe)}
-    assert {"gzip", "xz", "bzip2", "unigram (char)"} < {*names(plays, bpe, unit="bits_per_byte")}
+    in_bits = names(plays, bpe, unit="bits_per_byte")
+    assert {"gzip (learns)", "bzip2 (learns)", "unigram (char)"} < {*in_bits}
     other = make_run(tmp_path / "other", PLAYS | {"bigram": 2.4}, corpus="poems")
     assert {"unigram", "bigram (plays)", "bigram (poems)"} < {*names(plays, other)}
     masked = make_run(tmp_path / "masked", PLAYS | {"bigram": 2.3})  # the same text and tokens
     # by the names of the runs
     assert {"bigram (char)", "bigram (masked)"} < {*names(plays, masked)}
-    high = make_run(tmp_path / "high", PLAYS | {"xz": 300.0})
+    high = make_run(tmp_path / "high", PLAYS | {"gzip": 300.0})
     # above log|V| it says nothing
-    assert names(high) == [name for name in reversed(PLAYS) if name != "xz"]
+    assert names(high) == [name for name in drawn if name != "gzip (learns)"]
 
 
 @pytest.mark.parametrize(
@@ -456,7 +458,7 @@ def test_ranges_baselines_and_smoothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert (low, high) == pytest.approx((1.7 - 0.024, 2.3 + 0.024))
     assert axes.get_xlim()[0] == 100
     names = [label.get_text() for label in axes.texts]
-    assert {"↑ bigram  2.484", "gzip  2.168", "↓ 6-gram  1.508"} < {*names}
+    assert {"↑ bigram  2.484", "gzip (learns)  2.168", "↓ 6-gram  1.508"} < {*names}
     call("curves.py", "run", "--baselines=false", "--y_range=1.5,3", "--out=none.svg")
     call("curves.py", "run", "--baselines=false", "--terminal")
     assert Path("none.svg").exists()

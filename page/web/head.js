@@ -95,7 +95,7 @@ function drawStanding(run, nats) {
   for (const [name, step] of run.passed) {
     const chip = element("button", name, place, {type: "button", className: "chip passed"});
     const at = `step ${whole.format(step)}`;
-    chip.title = `${name}: ${byName.get(name).nats.toFixed(3)} nats; passed by ${at}`;
+    chip.title = `${tellBaseline(byName.get(name))}; passed by ${at}`;
     element("small", ` ${at}`, chip);
     chip.onclick = () => goTo(step);
   }
@@ -104,9 +104,16 @@ function drawStanding(run, nats) {
     const baseline = byName.get(name);
     const distance = inUnit(nats, run, unit) - baseline[unit];
     const chip = element("span", name, place, {className: "chip ahead"});
-    chip.title = `${name}: ${baseline.nats.toFixed(3)} nats`;
+    chip.title = tellBaseline(baseline);
     element("small", ` by ${distance.toPrecision(2)}`, chip);
   }
+}
+
+// A baseline's loss, what it has read, and whether it learns while it reads.
+function tellBaseline({name, nats, has_read: hasRead, learns}) {
+  const read = hasRead ? "has read the training text" : "has not read the training text";
+  const moves = learns ? "learns while it reads" : "stands still, as the model does";
+  return `${name}: ${nats.toFixed(3)} nats; ${read}; ${moves}`;
 }
 
 // Two sentences: what the loss means, and what came of the training.
@@ -141,5 +148,7 @@ function drawMeaning(run, nats) {
           `the token that came. Before training it is a guess among |V| = ${size} tokens: ` +
           `log|V| = ln ${size} = ${log_V}.`, place);
   element("p", "A baseline is passed at the first evaluation below it; evaluations while " +
-          `training goes on are on a part of the ${run.val_kind} text.`, place);
+          `training goes on are on a part of the ${run.val_kind} text. ` +
+          "Baselines that learn do so while they read, as compressors do; the others and the " +
+          "model stand still. A trained compressor has read the training text before.", place);
 }
