@@ -184,7 +184,6 @@ function drawAll() {
 function drawNavigation() {
   const nav = document.querySelector("nav");
   nav.replaceChildren();
-  nav.hidden = !isMany();
   const hasSamples = page.runs.some(run => run.samples?.length);
   const parts = {curves: "loss curves", text: "what each token costs", evaluation: "calibration",
                  words: hasSamples ? "verdicts and samples" : "verdicts"};
@@ -193,6 +192,7 @@ function drawNavigation() {
     if (place.hidden) continue;
     element("button", title, nav, {type: "button", onclick: () => place.scrollIntoView()});
   }
+  nav.hidden = !isMany() || nav.children.length < 2;
 }
 
 function drawPage() {
