@@ -62,7 +62,7 @@ function showMoment() {
 // The last sample up to a step.
 function drawWriting(run, step) {
   const place = byId("writing"), samples = (run.samples ?? []).filter(each => each.step <= step);
-  place.hidden = isMany() || !samples.length;
+  place.hidden = isMany() || !page.curves || !samples.length;
   if (place.hidden) return;
   const sample = samples.at(-1);
   place.querySelector("h2 span").textContent = `at step ${whole.format(sample.step)}`;
