@@ -30,7 +30,7 @@ function drawStatusOf(run, place) {
   const far = `${whole.format(run.step)} of ${whole.format(run.max_iters)} steps`;
   const parts = [far];
   const isLive = run.status === "training";
-  if (run.seconds && isLive && run.step < run.max_iters)
+  if (isLive && run.step > 0 && run.step < run.max_iters)
     parts.push(`about ${duration(run.seconds * (run.max_iters / run.step - 1))} left`);
   else if (run.seconds) parts.push(duration(run.seconds));
   if (page.live) {
@@ -105,7 +105,7 @@ function drawStanding(run, nats) {
     const distance = inUnit(nats, run, unit) - baseline[unit];
     const chip = element("span", name, place, {className: "chip ahead"});
     chip.title = tellBaseline(baseline);
-    element("small", ` by ${distance.toPrecision(2)}`, chip);
+    element("small", ` by ${distance < 0.01 ? "<0.01" : distance.toPrecision(2)}`, chip);
   }
 }
 
