@@ -11,7 +11,7 @@ from xml.sax.saxutils import escape
 from config.errors import UserError
 from config.files import check_place, write_atomically
 from config.terminal import count_columns
-from data.info import choose_landmarks, passed_and_ahead
+from data.info import Baseline, choose_landmarks, passed_and_ahead
 from data.show import show_token
 from engine.metrics import find_best
 from engine.run import Run, open_run
@@ -133,7 +133,6 @@ def draw_head(run: Run, evaluations: Sequence[Passage], nll: Sequence[float]) ->
     lengths = [f"{width * min(1.0, each / log_v):.0f}" for each in nll]
     drawn = [
         f'<text x="{right}" y="34" text-anchor="end" class="dim">log|V| = {log_v:.2f} nats</text>',
-        f'<text x="{right}" y="80" text-anchor="end" class="dim">each mark: a baseline</text>',
         rectangle("line", (MARGIN, 46, width, 10)),
         rectangle("loss", (MARGIN, 46, float(lengths[-1]), 10), animate("width", lengths)),
     ]
@@ -145,15 +144,20 @@ def draw_head(run: Run, evaluations: Sequence[Passage], nll: Sequence[float]) ->
     for number, evaluation in enumerate(evaluations):
         shown = ["0"] * len(evaluations)
         shown[number] = "1"
-        passed, _ = passed_and_ahead(nll[number], landmarks)
-        names = [each.label.replace("uniform, ", "") for each in passed] or ["nothing yet"]
+        passed, ahead = passed_and_ahead(nll[number], landmarks)
+        standing = f"passed: {in_words(passed)}; ahead: {in_words(ahead)}"
         drawn += [
             f'<g opacity="{shown[-1]}">{animate("opacity", shown)}',
             f'<text x="{MARGIN}" y="34" class="step">step {evaluation.step:,}</text>',
             f'<text x="{MARGIN + 130}" y="34">loss {nll[number]:.2f} nats a {unit}</text>',
-            f'<text x="{MARGIN}" y="80" class="dim">passed: {escape(", ".join(names))}</text></g>',
+            f'<text x="{MARGIN}" y="80" class="dim">{escape(standing)}</text></g>',
         ]
     return drawn
+
+
+def in_words(baselines: Sequence[Baseline]) -> str:
+    names = [each.label.replace("uniform, ", "") for each in baselines]
+    return ", ".join(names) or "none"
 
 
 def draw_tokens(places: Sequence[Place], evaluations: Sequence[Passage]) -> list[str]:
@@ -184,7 +188,12 @@ def draw_text(places: Sequence[Place]) -> list[str]:
 
 def draw_legend(y: int) -> list[str]:
     """Draw what the colours mean."""
-    drawn = [f'<text x="{MARGIN}" y="{y + 17}" class="dim">bits that each token costs:</text>']
+    right = MARGIN + CHARACTER * COLUMNS
+    marks = "marks on the bar: baselines"
+    drawn = [
+        f'<text x="{MARGIN}" y="{y + 17}" class="dim">bits that each token costs:</text>',
+        f'<text x="{right}" y="{y + 17}" text-anchor="end" class="dim">{marks}</text>',
+    ]
     for number, bits in enumerate(LEGEND):
         x = MARGIN + 180 + 50 * number
         drawn.append(rectangle("cost", (x, y, 44, LINE), opacity=opacity_of(bits * LN2)))
