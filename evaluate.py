@@ -451,7 +451,11 @@ def list_baselines(scores: RunScores) -> list[dict[str, Any]]:
     """List the baselines, which compare with a loss on all of their text only."""
     if scores.about["targets"] < scores.about["of_targets"]:
         return []
-    return [each.model_dump(exclude={"passage_nll"}) for each in scores.run.info.baselines]
+    listed = []
+    for each in scores.run.info.baselines:
+        facts = {"has_read": each.has_read, "learns": each.learns}
+        listed.append(each.model_dump(exclude={"passage_nll"}) | facts)
+    return listed
 
 
 def compare_runs(

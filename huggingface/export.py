@@ -18,6 +18,7 @@ from huggingface.tokens import to_tokenizer_json
 from huggingface.weights import to_hugging_face
 from surprisal import perplexity
 
+YES_OR_NO = {True: "yes", False: "no"}
 MEASURED = {"best_val_nll", "best_val_bits_per_byte"}  # in the last line of metrics.jsonl
 
 
@@ -117,10 +118,13 @@ def model_card(run: Run, step: int, architecture: str) -> str:
         origin = f"A {architecture}, which Surprisal read from `{info.name}` "
     table = ""
     if info.baselines:
-        table = "| baseline | nats per token |\n|---|---|\n"
+        table = "| baseline | nats per token | read the training text | learns while it reads |\n"
+        table += "|---|---|---|---|\n"
     for baseline in sorted(info.baselines, key=lambda baseline: -baseline.nats_per_token):
         name = baseline.name.replace("log|V|", "log\\|V\\|")
-        table += f"| {name} | {baseline.nats_per_token:.4f} |\n"
+        nats = f"{baseline.nats_per_token:.4f}"
+        has_read = YES_OR_NO[baseline.has_read]
+        table += f"| {name} | {nats} | {has_read} | {YES_OR_NO[baseline.learns]} |\n"
     if table:
         table += "\n"
     return (

@@ -390,7 +390,11 @@ def test_a_copy_of_a_split_has_its_loss(runs) -> None:
             for kind, groups in of_text["groups"].items():
                 assert groups == of_split["groups"][kind]
             assert of_text["baselines"] == []
-    assert found("out/whole")["baselines"]
+    baselines = {each["name"]: each for each in found("out/whole")["baselines"]}
+    for name, facts in {"6-gram": (True, False), "gzip": (False, True)}.items():
+        assert (baselines[name]["has_read"], baselines[name]["learns"]) == facts
+    assert baselines["trained PPMd"]["has_read"]
+    assert baselines["trained PPMd"]["learns"]
 
 
 def test_against_another_run(runs) -> None:

@@ -246,6 +246,8 @@ def test_transformers_loads_what_is_exported(name: str, here: Path) -> None:
     assert greedy == written[0, len(prompt) :].tolist()
     card = Path(exported, "README.md").read_text(encoding="utf-8")
     assert "| uniform, log\\|V\\| | " in card
+    assert re.search(r"\| 6-gram \| [\d.]+ \| yes \| no \|", card)
+    assert re.search(r"\| trained PPMd \| [\d.]+ \| yes \| yes \|", card)
     assert f"{run.read_metrics()[-1]['best_val_nll']:.4f}" in card
 
 
