@@ -141,9 +141,10 @@ def dense_lines(most: int, paths: list[Path]) -> list[str]:
 
 
 def long_lines() -> list[str]:
-    """Name the lines with more than MAX_COLUMNS, everywhere."""
+    """Name the lines with more than MAX_COLUMNS, everywhere, also in the page's scripts."""
     found = []
-    for path in python_files():
+    scripts = sorted((ROOT / "page/web").glob("*.js"))
+    for path in [*python_files(), *scripts]:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             if len(line) > MAX_COLUMNS:
                 found.append(place(path, number, f"{len(line)} columns"))

@@ -22,10 +22,10 @@ function sayWhoPays(costs) {
   const sorted = [...costs].sort((a, b) => b - a);
   const count = Math.max(1, Math.round(DEAR * sorted.length));
   const all = sumOf(sorted), dear = sumOf(sorted.slice(0, count));
-  const median = sorted[Math.floor(sorted.length / 2)];
+  const median = sorted[Math.floor(sorted.length / 2)], mean = all / sorted.length;
   return `A tenth of the tokens pays ${percent(dear / all)} of the bits: the ${count} dearest of ` +
-    `${sorted.length} cost ${(dear / count).toFixed(1)} bits each. The mean is ` +
-    `${(all / sorted.length).toFixed(2)} bits; half of the tokens cost at most ${median.toFixed(2)}.`;
+    `${sorted.length} cost ${(dear / count).toFixed(1)} bits each. ` +
+    `The mean is ${mean.toFixed(2)} bits; half of the tokens cost at most ${median.toFixed(2)}.`;
 }
 
 // For each bin two bars: its share of the tokens, and its share of the bits.
