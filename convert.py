@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{to}: exists already; name a new directory")
     if is_run(Path(source)):
         run = open_run(Path(source))
-        to_config_json(run.cfg.model, run.tokenizer, source)  # tells what transformers has not
+        to_config_json(run.cfg, run.tokenizer, source)  # tells what transformers has not
 
         with slow_imports():
             from huggingface.export import export

@@ -32,7 +32,7 @@ from engine.run import Run, open_run
 from engine.run_text import make_eval_text, open_corpus
 from engine.watchers import load_wing
 from report import analysis
-from report.costs import show_costs
+from report.costs import show_costs, show_costs_without_tables
 from report.evaluation import in_words, unknown_lines
 from report.intervals import Blocks, byte_offsets, intervals, measure_losses
 from surprisal import nats_to_bits
@@ -80,6 +80,11 @@ class EvaluateOptions(Section):
         description="also write a page for a browser, with the text token by token: a file such as "
         "page.html",
     )
+    tables: bool = Field(
+        False,
+        description="also measure it with the run's tables of n-grams left out, one after the "
+        "other, the longest first",
+    )
     json_: bool = Field(False, alias="json", description="print JSON, and nothing else")
 
 
@@ -118,6 +123,8 @@ class RunScores(NamedTuple):
     tempered: np.ndarray  # the mean NLL at each of TEMPERATURES
     # the first PAGE_TOKENS tokens, for a page; None if all of them are masked
     passage: analysis.Passage | None
+    # with tables up to n only: the NLL of each target by n, 1 = none; empty unless asked for
+    by_longest: dict[int, np.ndarray]
 
 
 def main(argv: list[str]) -> None:
@@ -166,6 +173,8 @@ def read_arguments(argv: list[str]) -> tuple[list[Run], EvaluateOptions]:
             names = " and ".join(sorted(pair)).rstrip("_")
             why = "; two runs are compared on all of the text" if "against" in pair else ""
             raise UserError(f"{names}: use one of them{why}")
+    if options.tables and runs[0].cfg.tables.max_ngram < 2:
+        raise UserError(f"tables: {runs[0].path} has no tables of n-grams")
     if options.unknown == "refuse":
         for run in runs:
             run.tokenizer.encode_prompt(options.explain)  # tells unknown characters
@@ -322,6 +331,7 @@ def score_run(run: Run, split: Split, options: EvaluateOptions) -> RunScores:
         from engine.checkpoint import load_model
         from engine.device import setup_device
         from engine.evaluation import measure_passage, score_text
+        from engine.table_use import nll_without_tables
 
     where = options.device or run.cfg.run.device
     device = setup_device(where, options.dtype or run.cfg.run.dtype)
@@ -361,7 +371,10 @@ def score_run(run: Run, split: Split, options: EvaluateOptions) -> RunScores:
         start_text = make_eval_text(run, start, stride=options.stride)
         costs = measure_passage(model, start_text, 0, analysis.PASSAGE_TEMPERATURES, device)
         passage = analysis.Passage(step=state.step, **costs)
-    return RunScores(run, text, about, columns, tempered, passage)
+    by_longest = {}
+    if options.tables and run.cfg.tables.max_ngram > 1:
+        by_longest = nll_without_tables(model, text, device)
+    return RunScores(run, text, about, columns, tempered, passage, by_longest)
 
 
 # What they add up to.
@@ -387,6 +400,9 @@ def explain_sentence(scores: list[RunScores], replaced: Replacer | None) -> str:
     if replaced is not None:
         lines += unknown_lines(cost_of_replaced(replaced, first, bits_per_byte[0]))
     costs = show_costs(tokens, first.columns["nll"], first.run.tokenizer)
+    if first.by_longest:
+        without = show_costs_without_tables(tokens, first.by_longest, first.run.tokenizer)
+        costs = f"{costs}\n\n{without}"
     return "\n".join([*lines, "", costs])
 
 
@@ -427,6 +443,9 @@ def add_up(scores: list[RunScores], chosen: Chosen, options: EvaluateOptions) ->
         **summary,
         "against": None,
     }
+    if first.by_longest:
+        means = {longest: float(nll.mean()) for longest, nll in first.by_longest.items()}
+        evaluation["tables"] = means
     if chosen.replaced is not None:
         bits_per_byte = losses[0]["bits_per_byte"][0]
         evaluation["unknown"] = cost_of_replaced(chosen.replaced, first, bits_per_byte)

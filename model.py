@@ -16,11 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chunked_loss import next_token_loss
-from config.schema import ModelConfig
+from config.schema import ModelConfig, TablesConfig
 from config.size import count_flops
 from kernels import attention, causal_mask, dropout, relu2, rms_norm
 from kv_cache import KVCache
 from loss import PLAIN, LossSums, Objective, soft_cap
+from tables import NgramTables
+
+NO_TABLES = TablesConfig()
 
 
 class RMSNorm(nn.Module):
@@ -117,9 +120,8 @@ class GPT(nn.Module):
     # for the type checker, which does not know register_buffer and ModuleList
     cos: Tensor
     sin: Tensor
-    ngrams: nn.ModuleList
 
-    def __init__(self, cfg: ModelConfig, vocab_size: int) -> None:
+    def __init__(self, cfg: ModelConfig, vocab_size: int, tables: TablesConfig = NO_TABLES) -> None:
         super().__init__()
         self.cfg = cfg
         self.vocab_size = vocab_size
@@ -127,9 +129,7 @@ class GPT(nn.Module):
         self.wpe = None
         if cfg.is_gpt2:
             self.wpe = nn.Embedding(cfg.block_size, cfg.n_embd)
-        # one more table for the last 2 tokens, one for the last 3, ...
-        sizes = range(2, cfg.ngram_embedding + 1)
-        self.ngrams = nn.ModuleList(nn.Embedding(cfg.ngram_rows, cfg.n_embd) for _ in sizes)
+        self.tables = NgramTables(tables, cfg.n_embd)
         self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layer))
         self.norm = make_norm(cfg)
         self.lm_head = nn.Linear(cfg.n_embd, vocab_size, bias=False)
@@ -178,9 +178,8 @@ class GPT(nn.Module):
         start = end - tokens.shape[1]  # the place of the first new token
 
         x = self.wte(tokens)
-        for n, table in enumerate(self.ngrams, start=2):
-            rows = hash_ngrams(context, n, self.cfg.ngram_rows)
-            x = x + table(rows[:, start:])
+        if self.tables:
+            x = x + self.tables(context, end - start)
         if self.wpe is not None:
             x = x + self.wpe.weight[start:end]
         if self.cfg.embedding_norm:
@@ -220,11 +219,11 @@ class GPT(nn.Module):
 
         The output projections of attention and MLP are divided by sqrt(2 n_layer), or zero in
         nanochat's form. There an lm_head that is not tied is zero too, so that the first loss is
-        log V. Biases and n-gram tables are zero.
+        log V. Biases and tables of n-grams are zero.
         """
         for name, p in self.named_parameters():  # a tied lm_head is wte, and has no name of its own
             is_projection = name.endswith("proj.weight")
-            starts_at_zero = name.startswith("ngrams") or name.endswith("bias")
+            starts_at_zero = name.startswith("tables.") or name.endswith("bias")
             if not self.cfg.is_gpt2:
                 starts_at_zero = starts_at_zero or is_projection or name == "lm_head.weight"
             if starts_at_zero:
@@ -240,19 +239,3 @@ class GPT(nn.Module):
     def flops_per_token(self) -> int:
         """Count the FLOPs of training per position."""
         return count_flops(self.cfg, self.vocab_size)
-
-
-def hash_ngrams(tokens: Tensor, n: int, rows: int) -> Tensor:
-    """Choose a table's row, (B, S), for the last n tokens at each position of tokens (B, S).
-
-    N-grams may share a row. Places before the first token count as token id 0. The hash is a
-    polynomial in a prime, modulo another one: the products stay below 2^63 (modded-nanogpt's bigram
-    hash embedding; Engram, DeepSeek 2026).
-    """
-    S = tokens.shape[1]
-    key = tokens
-    for i in range(1, n):
-        earlier = F.pad(tokens, (i, 0))[:, :S]  # the token i places before
-        # The + 1 has no purpose; it stays because saved runs were trained with it.
-        key = (key * 1_000_003 + earlier + 1) % (2**31 - 1)
-    return key % rows

@@ -72,7 +72,7 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
         # Otherwise each core of a CPU takes a micro-batch; a compiled model uses all cores at once.
         device = device.without_workers()
     cfg = cfg.with_run(dtype=device.dtype_name)
-    check_memory(cfg.model, cfg.optim.optimizer, device.torch_device)
+    check_memory(cfg, device.torch_device)
     torch.manual_seed(cfg.run.seed)
 
     # data
@@ -100,8 +100,8 @@ def train(cfg: Config, named: set[str], earlier: Run | None) -> int:
 
     # model
     vocab_size = tokenizer.vocab_size
-    print(words.describe_model(cfg.model, vocab_size), flush=True)
-    model = GPT(cfg.model, vocab_size).to(device.torch_device)
+    print(words.describe_model(cfg, vocab_size), flush=True)
+    model = GPT(cfg.model, vocab_size, cfg.tables).to(device.torch_device)
     optimizers = make_optimizers(model, cfg.optim, device)
     objective = load_objective(cfg.loss, tokenizer, block_size, device)
 

@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
     batch_size = cfg.optim.batch_size
     batches = TrainBatches(corpus.train, block_size, batch_size, cfg.run.seed)
     torch.manual_seed(cfg.run.seed)
-    model = GPT(cfg.model, corpus.tokenizer.vocab_size).to(device.torch_device)
+    model = GPT(cfg.model, corpus.tokenizer.vocab_size, cfg.tables).to(device.torch_device)
     optimizers = make_optimizers(model, cfg.optim)
     objective = load_objective(cfg.loss, corpus.tokenizer, block_size, device)
     rows = []

@@ -239,7 +239,7 @@ def evaluation_rates(recipe: str) -> dict[str, float]:
         corpus.train, block_size, batch_size, cfg.run.seed, micro_batch_size=micro_batch_size(cfg)
     )
     torch.manual_seed(0)
-    model = GPT(cfg.model, corpus.info.vocab_size)
+    model = GPT(cfg.model, corpus.info.vocab_size, cfg.tables)
     optimizers = make_optimizers(model, cfg.optim, device)
     objective = load_objective(cfg.loss, corpus.tokenizer, block_size, device)
     for step in range(STEPS_BESIDE + 1):

@@ -91,7 +91,7 @@ def train(shape: tuple[int, int], batch_size: int, steps: int, seed: int) -> Rec
     corpus = prepare_corpus(cfg.data)
     block = cfg.model.block_size
     torch.manual_seed(seed)
-    model = GPT(cfg.model, corpus.info.vocab_size).to(device.torch_device)
+    model = GPT(cfg.model, corpus.info.vocab_size, cfg.tables).to(device.torch_device)
     optimizers = make_optimizers(model, cfg.optim, device)
     objective = load_objective(cfg.loss, corpus.tokenizer, cfg.model.block_size, device)
     get_batch = TrainBatches(

@@ -87,7 +87,7 @@ def measure(cfg: Config, steps: int) -> dict[str, Any]:
         micro_batch_size=micro_batch_size(cfg),
     )
     torch.manual_seed(cfg.run.seed)
-    model = GPT(cfg.model, corpus.tokenizer.vocab_size).to(device.torch_device)
+    model = GPT(cfg.model, corpus.tokenizer.vocab_size, cfg.tables).to(device.torch_device)
     forward: torch.nn.Module = model
     objective = load_objective(cfg.loss, corpus.tokenizer, block_size, device)
     if cfg.run.compile:

@@ -23,12 +23,14 @@ def find_conflicts(cfg: Config) -> list[str]:
             changed,
             "another corpus: the entropy of markov is known per character of the whole text only",
         )
-    if cfg.model.ngram_embedding > 1:
+    if cfg.tables.max_ngram > 1:
         found += unmet(
-            "document_attention", changed, "--ngram_embedding=0: n-grams look across documents"
+            "document_attention", changed, "--max_ngram=0: n-grams look across documents"
         )
     else:
-        found += unmet("ngram_rows", changed, "--ngram_embedding=2 or more")
+        found += unmet(
+            "table_rows table_dropout table_learning_rate", changed, "--max_ngram=2 or more"
+        )
     if not cfg.loss.teacher:
         found += unmet("alpha temperature", changed, "a --teacher")
     if cfg.optim.optimizer != "muon":

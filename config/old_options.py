@@ -44,12 +44,13 @@ SWITCHES = {"qk_norm": True, "embedding_norm": True, "tied": False}
 MARKOV = ("markov_order", "markov_alphabet", "markov_temperature")  # the corpus's name has them
 
 GONE = {
+    "ngram_rows": "write table_rows in [tables]",
     "parallel": "torchrun's ranks always divide each batch",
     "explain_batch": "python data/prepare.py RECIPE --show_batch shows a batch",
 }
 
 SECTIONS = (
-    dict.fromkeys(FORMS["nanochat"], "model")
+    dict.fromkeys([*FORMS["nanochat"], "ngram_embedding"], "model")
     | dict.fromkeys(MARKOV, "data")
     | {"tracker": "run"}
     | dict.fromkeys(GONE, "run")
@@ -82,6 +83,7 @@ def translate(options: Options, is_saved: bool) -> list[str]:
     """
     problems = _translate_form(options, is_saved)
     problems += _translate_markov(options, is_saved)
+    problems += _refuse_ngrams(options)
     tracker = options.pop("tracker", "none")
     if tracker != "none":
         options["watchers"] = f"{options.get('watchers', 'page')},{tracker}"
@@ -133,6 +135,17 @@ def _translate_markov(options: Options, is_saved: bool) -> list[str]:
     if asked == defaults:
         options["corpus"] = "markov"
     return []
+
+
+def _refuse_ngrams(options: Options) -> list[str]:
+    """Refuse dense tables, whose rows were chosen and learned in another way."""
+    longest = str(options.pop("ngram_embedding", 0))
+    if longest in ("0", "1"):
+        return []
+    return [
+        f"ngram_embedding={longest}: this edition cannot read dense tables of n-grams; train anew "
+        f"with max_ngram={longest} in [tables]"
+    ]
 
 
 def _read(value: Any) -> Any:

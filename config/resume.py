@@ -6,12 +6,14 @@ from typing import Any
 from config.errors import UserError, did_you_mean
 from config.files import is_run, nearest_run
 from config.recipe import load_saved
-from config.schema import Config, DataConfig, ModelConfig
+from config.schema import Config, DataConfig, ModelConfig, TablesConfig
+from config.values import Section
 
+SHAPE = {*ModelConfig.model_fields, *TablesConfig.model_fields}
+# These may be named where a training resumes a run, or starts with its model.
+MAY_DIFFER = {"dropout", "table_dropout", "table_learning_rate"}
 # These stay on resume: with others it would be another model or text.
-MUST_STAY = {*DataConfig.model_fields, *ModelConfig.model_fields, "optimizer"} - {"dropout"}
-# These may be named where a training starts with the model of a run.
-MAY_DIFFER = {"dropout"}
+MUST_STAY = {*DataConfig.model_fields, *SHAPE, "optimizer"} - MAY_DIFFER
 
 # What a checkpoint keeps with the weights: a text may move.
 KEPT = MUST_STAY - {"corpus", "tokenizer"}
@@ -60,8 +62,8 @@ def unused_options(recipe: Config, cfg: Config, named: set[str]) -> list[str]:
 def adopt_shape(cfg: Config) -> Config:
     """Return the configuration with the shape and the tokens of the run that it starts from.
 
-    UserError for options that ask for another model; only `dropout` and a smaller `block_size` may
-    differ.
+    UserError for options that ask for another model; only those in MAY_DIFFER and a smaller
+    `block_size` may differ.
     """
     source = cfg.run.source
     if not is_run(Path(source)):
@@ -69,24 +71,28 @@ def adopt_shape(cfg: Config) -> Config:
         raise UserError(
             f"init_from={source}: should be scratch, resume, auto, or the directory of a run{meant}"
         )
-    shape = load_saved(Path(source) / "config.toml").model.model_dump()
-    asked = cfg.model.model_dump(exclude_unset=True)
-    kept = {}
+    saved = load_saved(Path(source) / "config.toml")
+    data = cfg.data.model_copy(update={"tokenizer": source})
+    updates: dict[str, Section] = {"data": data}
     wrong = []
-    for name, value in asked.items():
-        is_smaller = name == "block_size" and value < shape[name]
-        if name in MAY_DIFFER or is_smaller:
-            kept[name] = value
-        elif value != shape[name]:
-            wrong.append(f"{name}={value}: {source} has {name}={shape[name]}")
+    for section in ("model", "tables"):
+        asked = getattr(cfg, section)
+        shape = getattr(saved, section)
+        kept = {}
+        for name, value in asked.model_dump(exclude_unset=True).items():
+            own = getattr(shape, name)
+            is_smaller = name == "block_size" and value < own
+            if name in MAY_DIFFER or is_smaller:
+                kept[name] = value
+            elif value != own:
+                wrong.append(f"{name}={value}: {source} has {name}={own}")
+        updates[section] = shape.model_copy(update=kept)
     tokenizer = cfg.data.tokenizer
     if "tokenizer" in cfg.data.model_fields_set and tokenizer != source:
         wrong.append(f"tokenizer={tokenizer}: {source} has tokens of its own")
     if wrong:
         raise UserError("\n  ".join(wrong))
-    model = cfg.model.model_copy(update=shape | kept)
-    data = cfg.data.model_copy(update={"tokenizer": source})
-    return cfg.model_copy(update={"model": model, "data": data})
+    return cfg.model_copy(update=updates)
 
 
 def changed_options(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[Any]]:

@@ -151,12 +151,6 @@ class ModelConfig(Section):
         0.0, description="logits z become softcap tanh(z / softcap); 0 = unchanged"
     )
     document_attention: bool = Field(False, description="tokens attend to their own document only")
-    ngram_embedding: int = Field(
-        0, ge=0, le=16, description="add embeddings of the last 2, ... n tokens; below 2 none"
-    )
-    ngram_rows: Size = Field(
-        8192, description="rows in the table of each n; n-grams are hashed to them"
-    )
 
     @property
     def is_gpt2(self) -> bool:
@@ -167,6 +161,21 @@ class ModelConfig(Section):
     def has_bias(self) -> bool:
         """Biases in linear layers and LayerNorms."""
         return self.form == "gpt2"
+
+
+class TablesConfig(Section):
+    """[tables] Embeddings of the last 2, 3, ... tokens, added to those of the tokens."""
+
+    max_ngram: int = Field(
+        0, ge=0, le=16, description="the longest n-gram: a table for each n from 2 on; 0 = none"
+    )
+    table_rows: int = Field(
+        131_072, ge=2, le=1_000_000, description="rows of each table; n-grams are hashed to them"
+    )
+    table_dropout: Fraction = Field(
+        0.0, description="probability of leaving out a table's embedding in training"
+    )
+    table_learning_rate: Rate = Field(0.02, description="peak learning rate of the rows")
 
 
 class LossConfig(Section):
@@ -287,6 +296,7 @@ class Config(Section):
 
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
+    tables: TablesConfig = TablesConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     run: RunConfig = RunConfig()

@@ -1,10 +1,10 @@
 """Counts the parameters and the FLOPs of a GPT by its options, before it is built."""
 
-from config.schema import ModelConfig
+from config.schema import ModelConfig, TablesConfig
 
 
 def count_params(cfg: ModelConfig, vocab_size: int) -> int:
-    """Count the parameters of a GPT, from the sizes of its weights (width = n_embd)."""
+    """Count the parameters of a GPT without tables, from their sizes (width = n_embd)."""
     width = cfg.n_embd
     norm = 0  # RMSNorm has no weights
     if cfg.is_gpt2:
@@ -19,10 +19,14 @@ def count_params(cfg: ModelConfig, vocab_size: int) -> int:
     if not cfg.tied:
         rows += vocab_size  # lm_head,
     if cfg.is_gpt2:
-        rows += cfg.block_size  # wpe,
-    if cfg.ngram_embedding > 1:
-        rows += (cfg.ngram_embedding - 1) * cfg.ngram_rows  # and n-gram tables
+        rows += cfg.block_size  # and wpe
     return cfg.n_layer * block + rows * width + norm
+
+
+def count_table_params(cfg: TablesConfig, width: int) -> int:
+    """Count the parameters of the tables of n-grams, whose rows are as wide as the model."""
+    num_tables = max(0, cfg.max_ngram - 1)
+    return num_tables * cfg.table_rows * width
 
 
 def count_flops(cfg: ModelConfig, vocab_size: int) -> int:

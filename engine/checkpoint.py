@@ -30,6 +30,7 @@ from engine.state import TrainState
 from model import GPT
 
 MODEL = "model."  # begins the names of a model's weights in a checkpoint
+TABLES = "tables."  # and those of its tables, which are packed
 OTHER_MODEL = "holds another model than the options describe"
 Optimizers = Sequence[torch.optim.Optimizer]
 
@@ -45,7 +46,7 @@ class Checkpoint:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The tensors of the model; the others belong to the optimizers."""
+        """The weights of the model; the others are its tables, and the optimizers'."""
         return {name: p for name, p in self.tensors.items() if name.startswith(MODEL)}
 
     def check_options(self, options: dict[str, Any]) -> None:
@@ -63,9 +64,11 @@ class Checkpoint:
 
     def check_weights(self, model: GPT) -> None:
         """Raise a DamagedError if these are not the weights of such a model."""
-        shapes = {f"{MODEL}{name}": p.shape for name, p in model.named_parameters()}
+        shapes = {name: p.shape for name, p in dense_weights(model).items()}
         if shapes != {name: tensor.shape for name, tensor in self.weights.items()}:
             raise DamagedError(f"{self.path}: {OTHER_MODEL}")
+        with telling_damage(self.path):
+            model.tables.check(self.tensors)
         for name, tensor in self.weights.items():
             if tensor.dtype != torch.float32:
                 raise DamagedError(f"{self.path}: damaged ({name} is {tensor.dtype})")
@@ -73,8 +76,18 @@ class Checkpoint:
     def copy_to(self, model: GPT) -> None:
         """Copy the weights into a model; DamagedError if they do not fit: then none is copied."""
         self.check_weights(model)
-        for name, p in model.named_parameters():
-            p.detach().copy_(self.tensors[f"{MODEL}{name}"])
+        for name, weight in dense_weights(model).items():
+            weight.copy_(self.tensors[name])
+        model.tables.unpack(self.tensors)
+
+
+def dense_weights(model: GPT) -> dict[str, Tensor]:
+    """Name the weights of a model without its tables, as in a checkpoint."""
+    weights = {}
+    for name, p in model.named_parameters():
+        if not name.startswith(TABLES):
+            weights[f"{MODEL}{name}"] = p.detach()
+    return weights
 
 
 def save_checkpoint(
@@ -89,7 +102,7 @@ def save_checkpoint(
     `options` are those that the weights belong to. The checkpoint that last.safetensors was becomes
     previous.safetensors. OSError if there is no room: then all checkpoints are as they were.
     """
-    tensors = {f"{MODEL}{name}": p.detach() for name, p in model.named_parameters()}
+    tensors = dense_weights(model) | model.tables.pack()
     for number, optimizer in enumerate(optimizers):
         for index, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{index}.{key}": value for key, value in values.items()}
@@ -159,7 +172,7 @@ def read_model(run: Run, checkpoint: str) -> tuple[GPT, TrainState]:
     # before it is built: it may be huge
     if num_params != count_params(run.cfg.model, run.info.vocab_size):
         raise UserError(f"{saved.path}: {OTHER_MODEL}")
-    model = GPT(run.cfg.model, run.info.vocab_size)
+    model = GPT(run.cfg.model, run.info.vocab_size, run.cfg.tables)
     try:
         saved.copy_to(model)
     except UserError as error:

@@ -143,20 +143,47 @@ class Device:
         """
         parameters = list(parameters)
         if self.world_size > 1:
+            self._add_rows(parameters)
             for p in parameters:
                 if p.grad is None:
                     p.grad = torch.zeros_like(p)
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        self.all_reduce_each(gradients)
+        dense = without_sparse(parameters)
+        self.all_reduce_each([p.grad for p in dense if p.grad is not None])
         if scale != 1.0:
-            torch._foreach_mul_(gradients, 1 / scale)
+            for p in parameters:
+                if p.grad is not None:
+                    p.grad = p.grad / scale
+
+    def _add_rows(self, parameters: list[torch.nn.Parameter]) -> None:
+        """Sum the ranks' sparse gradients: the rows that occurred on any of them."""
+        flags = [p.grad is not None and p.grad.is_sparse for p in parameters]
+        is_sparse = self.all_reduce(torch.tensor(flags, dtype=torch.int32))
+        for p, count in zip(parameters, is_sparse.tolist(), strict=True):
+            if count == 0:
+                continue
+            grad = p.grad
+            if grad is None:  # this rank has no micro-batch
+                grad = torch.zeros_like(p, layout=torch.sparse_coo)
+            grad = grad.coalesce()
+            occurs = torch.zeros(len(p), device=p.device)
+            occurs[grad.indices()[0]] = 1
+            rows = self.all_reduce(occurs).nonzero()[:, 0]
+            values = grad.index_select(0, rows).to_dense()
+            self.all_reduce(values)
+            p.grad = torch.sparse_coo_tensor(rows[None], values, p.shape, check_invariants=False)
 
     def clip_gradients(self, parameters: Iterable[torch.nn.Parameter], largest: float) -> float:
-        """Scale the gradient to a norm of at most `largest`, 0 = any; returns the norm before."""
-        return float(torch.nn.utils.clip_grad_norm_(parameters, largest or float("inf")))
+        """Scale the gradient to a norm of at most `largest`, 0 = any; returns the norm before.
+
+        Sparse gradients are left out: the size of a table's steps does not depend on theirs.
+        """
+        dense = without_sparse(parameters)
+        return float(torch.nn.utils.clip_grad_norm_(dense, largest or float("inf")))
 
     def check_same_start(self, model: torch.nn.Module, corpus_sha256: str) -> None:
         """Raise a UserError if the ranks do not hold the same weights and the same text."""
+        if self.world_size == 1:
+            return
         checksum = zlib.crc32(corpus_sha256.encode())
         for p in model.parameters():
             checksum = zlib.crc32(p.detach().cpu().numpy().data, checksum)
@@ -216,6 +243,11 @@ def setup_device(device: str, dtype: str, options: dict[str, Any] | None = None)
     return Device(
         torch.device(device), getattr(torch, dtype), RANK, WORLD_SIZE, Workers(num_workers)
     )
+
+
+def without_sparse(parameters: Iterable[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
+    """List the parameters but for tables: the gradients of these are rows, and their values."""
+    return [p for p in parameters if p.grad is None or not p.grad.is_sparse]
 
 
 def _choose_device(device: str) -> str:

@@ -1,6 +1,6 @@
 """Optimizers and their learning rates: Muon for the matrices of the blocks, AdamW for the rest.
 
-With optimizer=adamw, AdamW has all parameters.
+With optimizer=adamw, AdamW has the matrices too. Tables of n-grams have an optimizer of their own.
 """
 
 import math
@@ -15,6 +15,7 @@ from config.schema import OptimConfig
 from engine.device import Device
 from engine.torch_startup import AdamW
 from model import GPT
+from tables import RowwiseRMSProp
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # a, b and c of `orthogonalise`
 ITERATIONS = 5
@@ -126,7 +127,10 @@ def make_optimizers(
     for_muon = []
     decayed = []
     others = []
+    for_tables = list(model.tables.parameters())
     for name, p in model.named_parameters():
+        if name.startswith("tables."):
+            continue
         is_matrix_of_block = name.startswith("blocks.") and p.ndim == 2
         if is_matrix_of_block and cfg.optimizer == "muon":
             for_muon.append(p)
@@ -143,6 +147,9 @@ def make_optimizers(
     if for_muon:
         muon = Muon(for_muon, cfg.muon_learning_rate, cfg.momentum, cfg.weight_decay, device)
         optimizers.append(muon)
+    if for_tables:
+        lr = model.tables.cfg.table_learning_rate
+        optimizers.append(RowwiseRMSProp(for_tables, lr, device.map))
     return optimizers
 
 
@@ -150,9 +157,7 @@ def set_lr(optimizers: Sequence[torch.optim.Optimizer], cfg: OptimConfig, step: 
     """Set the learning rates of a step; returns AdamW's."""
     scale = get_lr_scale(cfg, step)
     for optimizer in optimizers:
-        peak = cfg.learning_rate
-        if isinstance(optimizer, Muon):
-            peak = cfg.muon_learning_rate
+        peak = optimizer.defaults["lr"]
         for group in optimizer.param_groups:
             group["lr"] = scale * peak
     return scale * cfg.learning_rate

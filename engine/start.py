@@ -27,11 +27,20 @@ from config.files import (
 from config.resume import changed_options, refuse_changes
 from config.schema import Config
 from data.prepare import Corpus
-from engine.checkpoint import Checkpoint, Optimizers, read_checkpoint, read_model, telling_damage
+from engine.checkpoint import (
+    MODEL,
+    TABLES,
+    Checkpoint,
+    Optimizers,
+    read_checkpoint,
+    read_model,
+    telling_damage,
+)
 from engine.optim import Muon
 from engine.run import Run, open_run
 from engine.state import TrainState
 from model import GPT
+from tables import RowwiseRMSProp
 
 CHECKPOINTS = ("last.safetensors", "previous.safetensors")
 LOCK_WAIT = 1  # seconds: who asks whether a run is being trained holds its lock for a moment
@@ -252,7 +261,7 @@ def _read_optimizers(saved: Checkpoint, optimizers: Optimizers) -> list[Optimize
 
     ValueError if there is not exactly what the optimizers keep of their parameters.
     """
-    left = saved.tensors.keys() - saved.weights.keys()
+    left = {name for name in saved.tensors if not name.startswith((MODEL, TABLES))}
     has_states = bool(left) or saved.state.applied_steps > 0
     if not has_states or not optimizers:
         return [{} for _ in optimizers]
@@ -293,4 +302,6 @@ def state_shapes(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, torch
     """
     if isinstance(optimizer, Muon):
         return {"momentum": p.shape}
+    if isinstance(optimizer, RowwiseRMSProp):
+        return {"count": p.shape[:1], "mean_square": p.shape[:1]}
     return {"step": torch.Size(), "exp_avg": p.shape, "exp_avg_sq": p.shape}

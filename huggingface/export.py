@@ -29,7 +29,7 @@ def export(run: Run, to: Path, checkpoint: str) -> str:
     """
     model, state = read_model(run, checkpoint)
     tokenizer = run.tokenizer
-    cfg = to_config_json(run.cfg.model, tokenizer, str(run.path))
+    cfg = to_config_json(run.cfg, tokenizer, str(run.path))
     architecture = cfg["architectures"][0]
     if tokenizer.eos is not None:
         data = run.cfg.data

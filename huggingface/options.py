@@ -6,7 +6,7 @@ The models are GPT2LMHeadModel and NanoChatForCausalLM of transformers.
 from typing import Any, NamedTuple
 
 from config.errors import UserError
-from config.schema import ModelConfig
+from config.schema import Config
 from data.tokenizer import Tokenizer
 
 
@@ -52,8 +52,9 @@ FORMS = {
 NEVER = {"rope_theta": 10_000.0, "rope_scaling": None, "partial_rotary_factor": 1.0}
 
 
-def to_config_json(model: ModelConfig, tokenizer: Tokenizer, name: str) -> dict[str, Any]:
+def to_config_json(run_cfg: Config, tokenizer: Tokenizer, name: str) -> dict[str, Any]:
     """Return config.json of a model; UserError that names what such a model cannot have there."""
+    model = run_cfg.model
     kind = "nanochat"
     if model.is_gpt2:
         kind = "gpt2"
@@ -63,8 +64,8 @@ def to_config_json(model: ModelConfig, tokenizer: Tokenizer, name: str) -> dict[
     for option, value in form.options.items():
         if own[option] != value:
             others.append(f"{option}={own[option]}")
-    if model.ngram_embedding > 1:
-        others.append(f"ngram_embedding={model.ngram_embedding}")
+    if run_cfg.tables.max_ngram > 1:
+        others.append(f"max_ngram={run_cfg.tables.max_ngram}")
     if model.document_attention:
         others.append("document_attention=true")
     if others:

@@ -57,8 +57,8 @@ def check_fits(run: Run) -> None:
     kind = run.tokenizer.kind
     if kind != "char":
         raise UserError(f"its tokens are {kind}, and only char tokens can be made in a page")
-    if run.cfg.model.ngram_embedding > 1:
-        raise UserError("it has ngram_embedding, which the page does not compute")
+    if run.cfg.tables.max_ngram > 1:
+        raise UserError("it has tables of n-grams, which are too large for a page")
     num_params = count_params(run.cfg.model, run.info.vocab_size)
     if num_params > MAX_PARAMS:
         raise UserError(f"it has {num_params:,} parameters, and a page at most {MAX_PARAMS:,}")
@@ -107,7 +107,7 @@ def open_weights(
 
 
 def shapes_of(cfg: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
-    """Name the weights of a GPT without n-gram tables, with their shapes, as model.py has them."""
+    """Name the weights of a GPT without tables, with their shapes, as model.py has them."""
     C = cfg.n_embd
     table = (vocab_size, C)
     shapes: dict[str, tuple[int, ...]] = {"wte.weight": table}

@@ -34,6 +34,27 @@ def show_costs(
     return "\n".join(lines)
 
 
+def show_costs_without_tables(
+    tokens: Sequence[int], by_longest: dict[int, np.ndarray], tokenizer: Tokenizer
+) -> str:
+    """List each token but the first with its nats, as tables of n-grams are left out.
+
+    A column has the NLL (N - 1,) with n-grams of at most so many tokens; the last has none.
+    """
+    heads = [str(longest) for longest in by_longest if longest > 1]
+    heads.append("none")
+    lines = ["nats with n-grams of at most so many tokens:"]
+    lines.append("            " + "".join(f"{head:>6}" for head in heads))
+    names = [show_token(tokenizer, token).replace(" ", "␣") for token in tokens[1:]]
+    names.append("mean")
+    table = np.stack(list(by_longest.values()), axis=1)
+    rows = [*table, table.mean(axis=0)]
+    for name, costs in zip(names, rows, strict=True):
+        cells = "".join(f"{cost:6.2f}" for cost in costs)
+        lines.append(f"{name:>12}{cells}")
+    return "\n".join(lines)
+
+
 def _shade_text(shown: Sequence[str], costs: np.ndarray, unit: str) -> list[str]:
     """Colour a text by the costs of its tokens; the first line says what the colours mean."""
     step = max(costs, default=0.0) / len(SHADES)

@@ -24,6 +24,7 @@ def in_words(evaluation: dict[str, Any]) -> str:
         _targets(evaluation),
         _losses(evaluation["loss"], Blocks(**evaluation["blocks"])),
         _calibration(evaluation),
+        _tables(evaluation.get("tables", {})),
     ]
     for kind, groups in evaluation["groups"].items():
         parts.append(_table(kind, groups))
@@ -40,6 +41,17 @@ def _headline(evaluation: dict[str, Any]) -> list[str]:
         f"  {loss['bits_per_byte']:.4f} bits per byte; perplexity {perplexity}; "
         f"top-1 accuracy {loss['top1']:.2%}.",
     ]
+
+
+def _tables(by_longest: dict[int, float]) -> list[str]:
+    """Say what the loss is as tables of n-grams are left out, the longest first."""
+    if not by_longest:
+        return []
+    lines = ["The loss with tables of n-grams up to so many tokens only, in nats per token:"]
+    for longest, nll in by_longest.items():
+        name = str(longest) if longest > 1 else "none"
+        lines.append(f"  {name:>4} {nll:8.4f}")
+    return lines
 
 
 def _targets(evaluation: dict[str, Any]) -> list[str]:

@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from config.schema import Config, ModelConfig, OptimConfig
-from config.size import count_flops, count_params
+from config.schema import Config, OptimConfig
+from config.size import count_flops, count_params, count_table_params
 from data.batches import TrainBatches
 from data.eval_text import EvalText
 from data.info import end_of_prompt
@@ -33,13 +33,18 @@ def show_value(value: object) -> str:
     return str(value) or '""'
 
 
-def describe_model(cfg: ModelConfig, vocab_size: int) -> str:
+def describe_model(cfg: Config, vocab_size: int) -> str:
     """Say how large a model will be: to build a very large one takes minutes."""
-    return (
-        f"GPT with {count_params(cfg, vocab_size):,} parameters: n_layer={cfg.n_layer} "
-        f"n_head={cfg.n_head} n_embd={cfg.n_embd} block_size={cfg.block_size}; "
-        f"{count_flops(cfg, vocab_size) / 1e6:.1f} MFLOP per training token"
+    shape = cfg.model
+    text = (
+        f"GPT with {count_params(shape, vocab_size):,} parameters: n_layer={shape.n_layer} "
+        f"n_head={shape.n_head} n_embd={shape.n_embd} block_size={shape.block_size}; "
+        f"{count_flops(shape, vocab_size) / 1e6:.1f} MFLOP per training token"
     )
+    if cfg.tables.max_ngram > 1:
+        in_tables = count_table_params(cfg.tables, shape.n_embd)
+        text += f"\nand {in_tables:,} in tables of the last 2 to {cfg.tables.max_ngram} tokens"
+    return text
 
 
 def describe_start(run: Run, state: TrainState, remark: str) -> Iterator[str]:

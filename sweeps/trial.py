@@ -28,7 +28,7 @@ class Trial:
         block_size = cfg.model.block_size
         eos = tokenizer.window_border(cfg.data.padded)
         torch.manual_seed(cfg.run.seed)
-        self.model = GPT(cfg.model, tokenizer.vocab_size).to(device.torch_device)
+        self.model = GPT(cfg.model, tokenizer.vocab_size, cfg.tables).to(device.torch_device)
         self.optimizers = make_optimizers(self.model, cfg.optim, device)
         self.objective = load_objective(cfg.loss, tokenizer, block_size, device)
         self.state = TrainState()

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch.distributed import ReduceOp
 
 from config.errors import run_command
-from config.schema import Config, ModelConfig
+from config.schema import Config, ModelConfig, TablesConfig
 from data.batches import Batch, TrainBatches
 from data.documents import Split
 from engine.checkpoint import Optimizers, _hash, read_checkpoint
@@ -122,13 +122,23 @@ def call(script: str, *arguments: str, check: bool = True) -> Done:
     return Done(code, out.getvalue(), err.getvalue())
 
 
-def make_model(seed: int = 0, std: float = 0.2, **options: Any) -> GPT:
+def make_model(
+    seed: int = 0, std: float = 0.2, tables: TablesConfig | None = None, **options: Any
+) -> GPT:
     """Make a GPT for 13 tokens, SMALL but for the options, with weights that are nowhere zero."""
     torch.manual_seed(seed)
-    model = GPT(SMALL.model_copy(update=options), 13)
+    model = GPT(SMALL.model_copy(update=options), 13, tables or TablesConfig())
+    fill_weights(model, std)
+    return model
+
+
+def fill_weights(model: GPT, std: float) -> None:
+    """Draw all weights from a normal distribution; of tables, they have 16 bits, as in training."""
     for p in model.parameters():
         torch.nn.init.normal_(p, std=std)
-    return model
+    for table in model.tables.parameters():
+        table.data = table.data.half().float()
+        table.data[0] = 0.0
 
 
 def load_checkpoint(path: Path, model: GPT, optimizers: Optimizers = ()) -> TrainState:

@@ -222,7 +222,7 @@ def test_a_checkpoint_restores_all_of_a_training(tmp_path: Path) -> None:
 )
 def test_saving_copies_and_reads_nothing(tmp_path: Path) -> None:
     """A large model fits in memory once, not twice: it is written from where it lies."""
-    model = make_model(ngram_embedding=2, ngram_rows=400_000)
+    model = make_model(form="gpt2", block_size=400_000)
     # so that everything is imported
     save_checkpoint(tmp_path / "best.safetensors", model, TrainState())
     state = 4 * model.num_params()

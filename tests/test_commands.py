@@ -229,7 +229,7 @@ def test_recipes_for_a_gpu_go_through_here(run, clone, recipe) -> None:
         "--dtype=bfloat16",
         "--max_iters=2",
         "--warmup_iters=1",
-        "--ngram_embedding=2",
+        "--max_ngram=2",
     )
     assert "bfloat16: 2 steps" in done.stdout
     assert "The best model, of step " in done.stdout

@@ -32,7 +32,7 @@ def train(compiled: bool, *argv: str) -> list[float]:
     tokens = np.random.default_rng(0).integers(V, size=4000) // 2
     get_batch = TrainBatches(Split(tokens), 16, 4, seed=0)
     torch.manual_seed(0)
-    model = GPT(cfg.model, V)
+    model = GPT(cfg.model, V, cfg.tables)
     optimizers = make_optimizers(model, cfg.optim)
     forward: torch.nn.Module = model
     if compiled:
@@ -75,7 +75,7 @@ def test_a_compiled_model_has_the_same_losses(
     if chunked:
         monkeypatch.setattr(chunked_loss, "MAX_LOGITS", 0)
         monkeypatch.setattr(chunked_loss, "MIN_CHUNK", 16)
-    argv = ["--z_loss=0.01", "--ngram_embedding=2", "--ngram_rows=64"]
+    argv = ["--z_loss=0.01", "--max_ngram=3", "--table_rows=64"]
     losses = train(True, *argv)
     assert capsys.readouterr().out == ""
     assert losses == pytest.approx(train(False, *argv), abs=1e-4)

@@ -17,7 +17,7 @@ from constriction import stream
 
 from compress import CATEGORICAL, HEADER, code, make_predictor
 from config.errors import UserError
-from config.schema import ModelConfig
+from config.schema import ModelConfig, TablesConfig
 from engine.checkpoint import load_model, read_model, save_checkpoint
 from engine.device import Device
 from engine.run import open_run
@@ -172,8 +172,7 @@ def test_a_text_starts_after_a_new_line() -> None:
 def random_model(vocab_size: int = 13, std: float = 0.3) -> GPT:
     torch.manual_seed(0)
     shape = ModelConfig(block_size=8, n_layer=2, n_head=2, n_embd=16)
-    with_ngrams = shape.model_copy(update={"ngram_embedding": 2, "ngram_rows": 50})
-    model = GPT(with_ngrams, vocab_size)
+    model = GPT(shape, vocab_size, TablesConfig(max_ngram=2, table_rows=50))
     for p in model.parameters():
         torch.nn.init.normal_(p, std=std)
     return model.eval()

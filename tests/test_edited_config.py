@@ -59,7 +59,7 @@ EDITS = {
     "tied": "true",
     "n_layer": "999999",
     "n_embd": "32",
-    "ngram_embedding": "2",
+    "max_ngram": "2",
     "mask": '"the"',
     "val_fraction": "0.5",
     "split": '"tuning"',

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from config.errors import UserError
+from config.schema import TablesConfig
 from engine.device import Device
 from engine.generate import generate, sample_token
 from tests.conftest import make_model
@@ -24,7 +25,11 @@ def test_one_token_stays_however_small_top_p_is(top_p: float) -> None:
     assert torch.equal(sampled, logits.argmax(dim=-1))
 
 
-MODELS = [{"form": "nanochat"}, {"form": "gpt2"}, {"ngram_embedding": 3}]
+MODELS = [
+    {"form": "nanochat"},
+    {"form": "gpt2"},
+    {"tables": TablesConfig(max_ngram=3, table_rows=50)},
+]
 GREEDY = {"temperature": 0.0}
 HOT = {"temperature": 1.3}
 CUT = {"top_k": 3, "top_p": 0.8}

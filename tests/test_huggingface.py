@@ -494,14 +494,14 @@ def test_a_smaller_block_size_may_be_named_and_nothing_else(here: Path) -> None:
                 "--n_layer=7",
                 "--tokenizer=char",
                 "--tied",
-                "--ngram_embedding=3",
+                "--max_ngram=3",
             ]
         )
     for line in (
         f"block_size=99: bpe_back has block_size={shape.block_size}",
         "n_layer=7: bpe_back has n_layer=2",
         "tied=True: bpe_back has tied=False",
-        "ngram_embedding=3: bpe_back has ngram_embedding=0",
+        "max_ngram=3: bpe_back has max_ngram=0",
         "tokenizer=char: bpe_back has tokens of its own",
     ):
         assert line in str(told.value)
@@ -701,8 +701,8 @@ def test_an_eos_token_that_this_text_does_not_need(here: Path) -> None:
     ("option", "named"),
     [
         (
-            "--ngram_embedding=3",
-            "NanoChatForCausalLM, the nearest model of transformers, has no ngram_embedding=3",
+            "--max_ngram=3",
+            "NanoChatForCausalLM, the nearest model of transformers, has no max_ngram=3",
         ),
         ("--document_attention", "has no document_attention"),
         ("--qk_norm=false", "has no qk_norm=False"),

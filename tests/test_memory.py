@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from config.errors import UserError
-from config.schema import ModelConfig
-from config.size import count_params
+from config.schema import Config, ModelConfig, OptimConfig, TablesConfig
+from config.size import count_params, count_table_params
 from engine import memory
 from engine.checkpoint import read_model, save_checkpoint
 from engine.memory import check_memory, total_memory
@@ -22,24 +22,20 @@ from tests.conftest import call
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"tied": True},
-        {"form": "gpt2"},
-        {"form": "nanogpt"},
-        {"form": "nanogpt", "tied": False},
-        {"ngram_embedding": 1},
-        {"ngram_embedding": 4, "ngram_rows": 7},
-    ],
-    ids=str,
-)
+FORMS = [{"form": "nanochat"}, {"form": "gpt2"}, {"form": "nanogpt"}]
+UNUSUAL = [{"tied": True}, {"form": "nanogpt", "tied": False}]
+
+
+@pytest.mark.parametrize("options", FORMS + UNUSUAL, ids=str)
 def test_the_number_of_parameters_is_known_before(options: dict[str, object]) -> None:
     cfg = ModelConfig.model_validate(
         {"n_layer": 3, "n_head": 2, "n_embd": 8, "block_size": 5} | options
     )
     assert count_params(cfg, 11) == GPT(cfg, 11).num_params()
+    for max_ngram in (0, 1, 2, 4):
+        tables = TablesConfig(max_ngram=max_ngram, table_rows=7)
+        added = GPT(cfg, 11, tables).num_params() - count_params(cfg, 11)
+        assert count_table_params(tables, 8) == added
 
 
 def test_a_model_that_cannot_fit_is_refused_before_anything_is_prepared_or_built(
@@ -59,7 +55,7 @@ def test_a_model_that_cannot_fit_is_refused_before_anything_is_prepared_or_built
         "error: a model of 120,000,000,000,200,000 parameters "
         "needs at least 1,440,000,000.0 GB to be trained, and cpu has "
     )
-    assert done.stderr.endswith(" GB: use a smaller --n_layer or --n_embd\n")
+    assert done.stderr.endswith(" GB: use a smaller --n_layer, --n_embd or --table_rows\n")
     assert not (data_dir / "data").exists()
     assert not [*(data_dir / "out").iterdir()]
 
@@ -92,14 +88,23 @@ def test_what_may_fit_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int | None] = []
     monkeypatch.setattr(memory, "total_memory", lambda device: sizes.pop())
     for optimizer, needed in (("muon", 12 * 120_200), ("adamw", 16 * 120_200)):
-        sizes.append(needed)
-        check_memory(shape, optimizer, CPU)
-        sizes.append(needed - 1)
-        told = r"^a model of 120,200 parameters needs at least 0\.0 GB"
-        with pytest.raises(UserError, match=told):
-            check_memory(shape, optimizer, CPU)
+        cfg = Config(model=shape, optim=OptimConfig(optimizer=optimizer))
+        assert_needs(cfg, needed, 120_200, sizes)
+        tables = TablesConfig(max_ngram=3, table_rows=1000)  # rows have no such states
+        with_tables = cfg.model_copy(update={"tables": tables})
+        assert_needs(with_tables, needed + 4 * 200_000, 320_200, sizes)
     sizes.append(None)
-    check_memory(ModelConfig(n_layer=1_000_000, n_embd=1_000_000, n_head=1), "muon", CPU)
+    huge = ModelConfig(n_layer=1_000_000, n_embd=1_000_000, n_head=1)
+    check_memory(Config(model=huge), CPU)
+
+
+def assert_needs(cfg: Config, needed: int, num_params: int, sizes: list[int | None]) -> None:
+    sizes.append(needed)
+    check_memory(cfg, CPU)
+    sizes.append(needed - 1)
+    told = rf"^a model of {num_params:,} parameters needs at least 0\.0 GB"
+    with pytest.raises(UserError, match=told):
+        check_memory(cfg, CPU)
 
 
 def test_a_container_may_have_less_than_the_machine(

@@ -6,29 +6,36 @@ import pytest
 import torch
 from torch import Tensor
 
-from config.schema import ModelConfig
+from config.schema import ModelConfig, TablesConfig
 from kernels import attention
 from kv_cache import KVCache
 from loss import IGNORE_INDEX, LossSums, Objective, cross_entropy, mean_loss
-from model import GPT, hash_ngrams, rotate
+from model import GPT, rotate
+from tests.conftest import fill_weights
 
 V = 11
 MODERN = ModelConfig(block_size=16, n_layer=2, n_head=2, n_embd=32)
 GPT2 = ModelConfig(block_size=16, n_layer=2, n_head=2, n_embd=32, form="gpt2")
-NGRAMS = MODERN.model_copy(update={"ngram_embedding": 4, "ngram_rows": 512})
 DOCUMENTS = MODERN.model_copy(update={"document_attention": True})
+NGRAMS = TablesConfig(max_ngram=4, table_rows=512)
 FORMS = pytest.mark.parametrize(
-    "cfg", [MODERN, GPT2, NGRAMS, DOCUMENTS], ids=["modern", "gpt2", "ngrams", "documents"]
+    ("cfg", "tables"),
+    [
+        (MODERN, TablesConfig()),
+        (GPT2, TablesConfig()),
+        (DOCUMENTS, TablesConfig()),
+        (MODERN, NGRAMS),
+    ],
+    ids=["modern", "gpt2", "documents", "ngrams"],
 )
 
 
-def make_model(cfg: ModelConfig, trained: bool = True) -> GPT:
+def make_model(cfg: ModelConfig, tables: TablesConfig | None = None, trained: bool = True) -> GPT:
     """A model; `trained` ones have weights that are nowhere zero."""
     torch.manual_seed(0)
-    model = GPT(cfg, V).eval()
+    model = GPT(cfg, V, tables or TablesConfig()).eval()
     if trained:
-        for p in model.parameters():
-            torch.nn.init.normal_(p, std=0.3)
+        fill_weights(model, std=0.3)
     return model
 
 
@@ -48,8 +55,8 @@ def in_pieces(model: GPT, tokens: Tensor) -> Tensor:
 
 
 @FORMS
-def test_an_untrained_model_knows_nothing(cfg: ModelConfig) -> None:
-    model = make_model(cfg, trained=False)
+def test_an_untrained_model_knows_nothing(cfg: ModelConfig, tables: TablesConfig) -> None:
+    model = make_model(cfg, tables, trained=False)
     tokens = make_tokens(8)
     sums = model(tokens, tokens.roll(-1, 1))
     tolerance = {"nanochat": 1e-6, "gpt2": 0.02}[cfg.form]
@@ -58,8 +65,10 @@ def test_an_untrained_model_knows_nothing(cfg: ModelConfig) -> None:
 
 
 @FORMS
-def test_without_targets_logits_and_with_targets_sums_of_the_loss(cfg: ModelConfig) -> None:
-    model = make_model(cfg.model_copy(update={"softcap": 5.0}))
+def test_without_targets_logits_and_with_targets_sums_of_the_loss(
+    cfg: ModelConfig, tables: TablesConfig
+) -> None:
+    model = make_model(cfg.model_copy(update={"softcap": 5.0}), tables)
     tokens = make_tokens()
     targets = tokens.roll(-1, 1)
     targets[0, :5] = IGNORE_INDEX
@@ -83,8 +92,8 @@ def assert_near(sums: LossSums, expected: LossSums) -> None:
 
 
 @FORMS
-def test_the_future_is_invisible(cfg: ModelConfig) -> None:
-    model = make_model(cfg)
+def test_the_future_is_invisible(cfg: ModelConfig, tables: TablesConfig) -> None:
+    model = make_model(cfg, tables)
     tokens = make_tokens(1)
     changed = tokens.clone()
     changed[0, 9] = (changed[0, 9] + 1) % (V - 1)  # not to eos, which would open a document
@@ -96,16 +105,16 @@ def test_the_future_is_invisible(cfg: ModelConfig) -> None:
 
 
 @FORMS
-def test_cached_equals_uncached(cfg: ModelConfig) -> None:
-    model = make_model(cfg)
+def test_cached_equals_uncached(cfg: ModelConfig, tables: TablesConfig) -> None:
+    model = make_model(cfg, tables)
     tokens = make_tokens()
     expected = model.hidden_states(tokens)
     torch.testing.assert_close(in_pieces(model, tokens), expected, atol=1e-5, rtol=1e-5)
 
 
 @FORMS
-def test_positions_matter(cfg: ModelConfig) -> None:
-    model = make_model(cfg)
+def test_positions_matter(cfg: ModelConfig, tables: TablesConfig) -> None:
+    model = make_model(cfg, tables)
     text = [1, 2, 3, 4, 5, 6]
     swapped = [2, 1, 3, 4, 5, 6]
     tokens = torch.tensor([text, swapped])
@@ -177,7 +186,7 @@ def test_parameters_and_operations_are_counted() -> None:
     assert model.flops_per_token() == 6 * (vocabulary + blocks) + 6 * 2 * 16 * 32
     modern = make_model(MODERN)
     assert modern.num_params() == 2 * vocabulary + blocks
-    tables = make_model(NGRAMS)
+    tables = make_model(MODERN, NGRAMS)
     assert tables.num_params() == modern.num_params() + 3 * 512 * 32
     assert tables.flops_per_token() == modern.flops_per_token()  # looking up multiplies nothing
 
@@ -188,63 +197,3 @@ def test_dropout_drops_only_in_training() -> None:
     assert torch.equal(model(tokens), model(tokens))
     model.train()
     assert not torch.allclose(model(tokens), model(tokens))
-
-
-def test_hashes_of_ngrams() -> None:
-    """The same last n tokens have the same row, in any place; others mostly have another row."""
-    tokens = make_tokens(4, 500)
-    for n in (2, 3, 4):
-        rows = hash_ngrams(tokens, n, 8192)
-        assert rows.shape == tokens.shape
-        assert 0 <= rows.min() <= rows.max() < 8192
-        row_of: dict[tuple[int, ...], int] = {}
-        for text, text_rows in zip(tokens.tolist(), rows.tolist(), strict=True):
-            for end in range(n, len(text) + 1):
-                ngram = tuple(text[end - n : end])
-                row = text_rows[end - 1]
-                assert row_of.setdefault(ngram, row) == row
-        distinct = len(set(row_of.values()))
-        # so many rows are hit by chance
-        expected = 8192 * (1 - (1 - 1 / 8192) ** len(row_of))
-        assert distinct > 0.8 * expected
-    large = torch.full((1, 5), 999_999)  # a large vocabulary does not overflow
-    assert hash_ngrams(large, 16, 7).min() >= 0
-
-
-def test_ngram_embeddings_start_at_zero_and_learn() -> None:
-    """At first the model is the one without them; training the tables alone lowers the loss."""
-    without = make_model(MODERN, trained=False)
-    model = make_model(NGRAMS, trained=False)
-    own = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, p in without.named_parameters():
-            torch.nn.init.normal_(p, std=0.3)
-            own[name].copy_(p)
-    tokens = make_tokens()
-    assert torch.equal(model(tokens), without(tokens))
-
-    targets = tokens.roll(-1, 1)
-    optimizer = torch.optim.SGD(model.ngrams.parameters(), lr=0.5)  # the tables alone
-    losses = []
-    for _ in range(30):
-        sums = model(tokens, targets)
-        (sums.objective / sums.num_targets).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(sums.objective.item() / sums.num_targets.item())
-    assert losses[-1] < losses[0] - 0.3
-    assert all(table.any() for table in model.ngrams.parameters())
-
-
-def test_the_longest_ngram_reaches_as_far_back_as_it_says() -> None:
-    model = make_model(NGRAMS)
-    for name, p in model.named_parameters():  # no attention: only the embeddings see other tokens
-        if name.endswith("attn.proj.weight"):
-            torch.nn.init.zeros_(p)
-    tokens = make_tokens(1)
-    changed = tokens.clone()
-    changed[0, 5] = (changed[0, 5] + 1) % V
-    before = model.hidden_states(tokens)[0]
-    after = model.hidden_states(changed)[0]
-    differs = (before != after).any(dim=-1)
-    assert differs.nonzero().flatten().tolist() == [5, 6, 7, 8]

@@ -66,6 +66,8 @@ def test_a_tracker_becomes_a_watcher() -> None:
         (["--corpus=markov", "--markov_order=4"], "corpus=markov-4-27-0.5: .* an order of 1 to 3"),
         (["--tracker=wand"], "watchers=page,wand: should be one of page, tensorboard, wandb"),
         (["--parallel=fsdp"], "parallel=fsdp: this option is gone: torchrun's ranks"),
+        (["--ngram_rows=5"], "ngram_rows=5: this option is gone: write table_rows in "),
+        (["--ngram_embedding=4"], "ngram_embedding=4: this edition .* with max_ngram=4 in "),
         (["--explain_batch"], "explain_batch=True: this option is gone: python data/prepare.py"),
     ],
     ids=str,

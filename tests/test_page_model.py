@@ -280,7 +280,7 @@ def test_a_model_that_does_not_fit_a_page_is_named(own: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--ngram_embedding=3", "--ngram_rows=64"], "it has ngram_embedding, which the page does"),
+        (["--max_ngram=3", "--table_rows=64"], "it has tables of n-grams, which are too large for"),
         (["--tokenizer=bpe", "--vocab_size=270"], "its tokens are bpe, and only char tokens"),
     ],
 )

@@ -28,7 +28,11 @@ OPTIONS = [
     "--patience=0",
     "--weight_decay=0.1",
 ]
-KINDS = {"muon": [], "adamw": ["--optimizer=adamw"]}
+KINDS = {
+    "muon": [],
+    "adamw": ["--optimizer=adamw"],
+    "tables": ["--max_ngram=4", "--table_rows=500"],
+}
 
 
 def wait(ranks: list[Process]) -> None:
@@ -53,7 +57,7 @@ def alone(clone: Path) -> dict[str, Path]:
     return {kind: clone / f"out/alone_{kind}" for kind in KINDS}
 
 
-TWO_RANKS = [("muon", 2), ("adamw", 2)]
+TWO_RANKS = [("muon", 2), ("adamw", 2), ("tables", 2)]
 FOUR_RANKS = pytest.param("muon", 4, marks=pytest.mark.slow)
 
 

@@ -105,7 +105,8 @@ def test_what_is_not_named_comes_from_the_run(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [["--optimizer=muon"], ["--optimizer=adamw"], ["--ngram_embedding=3"]]
+    "options",
+    [["--optimizer=muon"], ["--optimizer=adamw"], ["--max_ngram=3", "--table_dropout=0.3"]],
 )
 def test_resuming_continues_bit_for_bit(data_dir: Path, options: list[str]) -> None:
     """6 steps at once equal 4 and 2: weights, optimizers, metrics; with dropout, over epochs."""

@@ -13,6 +13,7 @@ from tests.conftest import call
 
 SAVED = Path(__file__).with_name("second_edition")
 EXPECTED = json.loads((SAVED / "expected.json").read_text(encoding="utf-8"))
+EXPECTED.pop("ngrams")  # it has dense tables, which this edition does not read
 QUICK = [name for name in EXPECTED if name != "markov"]
 NAMES = [*QUICK, pytest.param("markov", marks=pytest.mark.slow)]  # 2 million symbols
 EXACT = 1e-5  # nats; CPUs add in different orders
@@ -55,7 +56,7 @@ def test_it_resumes(saved: Path, name: str) -> None:
     assert last["train_nll"] == pytest.approx(EXPECTED[name]["resumed_train_nll"], abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["default", "gpt2", "ngrams"])
+@pytest.mark.parametrize("name", ["default", "gpt2"])
 def test_it_compresses(saved: Path, name: str) -> None:
     text = Path("text.txt").read_bytes()[:300]
     Path("short.txt").write_bytes(text)
@@ -63,6 +64,25 @@ def test_it_compresses(saved: Path, name: str) -> None:
     Path("short.txt").unlink()
     call("compress.py", f"runs/{name}", "short.txt.srp")
     assert Path("short.txt").read_bytes() == text
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate.py", "runs/ngrams"],
+        ["sample.py", "runs/ngrams"],
+        ["train.py", "runs/ngrams", "--init_from=resume"],
+        ["train.py", "--corpus=text.txt", "--init_from=runs/ngrams"],
+    ],
+    ids=" ".join,
+)
+def test_dense_tables_are_refused_in_one_line(saved: Path, command: list[str]) -> None:
+    done = call(*command, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.removeprefix("error: ") == (
+        "ngram_embedding=3: this edition cannot read dense tables of n-grams; train anew with "
+        "max_ngram=3 in [tables]\n"
+    )
 
 
 def test_their_curves_are_drawn(saved: Path) -> None:

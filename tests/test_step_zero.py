@@ -44,7 +44,7 @@ def look(
     """Return what is said of a new model that has the given faults."""
     cfg, _ = load_config(list(argv))
     torch.manual_seed(seed)
-    model = GPT(cfg.model, vocab_size)
+    model = GPT(cfg.model, vocab_size, cfg.tables)
     change(model)
     said = check_step_zero(model, batches or sound_batches(cfg), V, CPU)
     assert model.training
@@ -74,7 +74,7 @@ def relabel(new_targets: Relabel, batch_size: int = 16) -> Batches:
         ["--form=nanogpt"],
         [*NORMAL_INIT, "--softcap=2"],
         GPT2,
-        ["--ngram_embedding=3"],
+        ["--max_ngram=3"],
         ["--tied", "--embedding_norm=false"],
         ["--block_size=1"],
         ["--block_size=2"],

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from config.schema import Config, OptimConfig
+from config.schema import Config, OptimConfig, TablesConfig
 from data.batches import IGNORE_INDEX, Batch, TrainBatches
 from engine.optim import Muon, get_lr_scale, make_optimizers, set_lr
 from model import GPT
+from tables import RowwiseRMSProp
 from tests.conftest import CPU, make_batch, make_model, read_metrics, take_step
 from tests.one_run import train
 
@@ -74,24 +75,28 @@ def test_skipped_steps_are_counted_also_after_a_resume(
 
 
 def test_every_parameter_has_one_optimizer() -> None:
-    model = make_model(form="gpt2", ngram_embedding=2)
+    model = make_model(form="gpt2", tables=TablesConfig(max_ngram=3, table_rows=9))
     for kind in ("muon", "adamw"):
         decays = []
         for optimizer in make_optimizers(model, OptimConfig(optimizer=kind, weight_decay=0.1)):
             for group in optimizer.param_groups:
-                decays += [(id(p), group["weight_decay"]) for p in group["params"]]
+                decay = group.get("weight_decay", 0.0)
+                decays += [(id(p), decay) for p in group["params"]]
         expected = []
-        for p in model.parameters():
-            is_matrix = p.ndim == 2
-            expected.append((id(p), 0.1 * is_matrix))
+        for name, p in model.named_parameters():
+            is_decayed = p.ndim == 2 and not name.startswith("tables.")
+            expected.append((id(p), 0.1 * is_decayed))
         assert sorted(decays) == sorted(expected)
-    adamw, muon = make_optimizers(model, OptimConfig())
-    assert isinstance(muon, Muon)
-    assert len(muon.param_groups[0]["params"]) == 2 * 4
     cfg = OptimConfig(warmup_iters=3, learning_rate=0.4, muon_learning_rate=0.8)
-    assert set_lr([adamw, muon], cfg, 0) == 0.1
+    adamw, muon, rows = make_optimizers(model, cfg)
+    assert isinstance(muon, Muon)
+    assert isinstance(rows, RowwiseRMSProp)
+    assert len(muon.param_groups[0]["params"]) == 2 * 4
+    assert len(rows.param_groups[0]["params"]) == 2
+    assert set_lr([adamw, muon, rows], cfg, 0) == 0.1
     assert adamw.param_groups[0]["lr"] == 0.1
     assert muon.param_groups[0]["lr"] == 0.2
+    assert rows.param_groups[0]["lr"] == model.tables.cfg.table_learning_rate / 4
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
