@@ -151,6 +151,24 @@ def test_a_reader_chooses_a_passage(browser: Any, own: Path) -> None:
     tab.close()
 
 
+def test_arrow_keys_move_in_the_text(tab: Tab) -> None:
+    place = "(({offsetLeft, offsetTop}) => [offsetLeft, offsetTop])(byId(`token${chosen}`))"
+    tab.page.click("#token40")
+    left, top = tab(place)
+    tab.page.keyboard.press("ArrowDown")
+    below, line = tab(place)
+    assert line > top
+    assert abs(below - left) < 20
+    tab.page.keyboard.press("ArrowUp")
+    assert tab(place) == [pytest.approx(left, abs=20), top]
+    tab.page.click("#token40")
+    tab.page.keyboard.press("ArrowLeft")
+    assert tab("chosen") == 39
+    tab.page.keyboard.press("End")
+    tab.page.keyboard.press("ArrowDown")
+    assert tab("chosen === readText().tokens.length - 1")
+
+
 def test_few_dear_tokens_make_the_mean(tab: Tab, own: Path) -> None:
     for place, record in enumerate(read_evaluations(own)):
         tab.page.fill("[name=evaluation]", str(place))

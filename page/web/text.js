@@ -160,6 +160,18 @@ function tokenOf(event) {
   return i === undefined ? undefined : Number(i);
 }
 
+// The token below token i, or above it with a direction of -1; i itself at the end of the text.
+function tokenBelow(i, direction) {
+  const start = byId(`token${i}`), spans = [...heat.children];
+  const far = span => direction * (span.offsetTop - start.offsetTop);
+  const further = spans.filter(span => far(span) > start.offsetHeight / 2);
+  if (!further.length) return i;
+  const next = Math.min(...further.map(far));
+  const line = further.filter(span => far(span) < next + start.offsetHeight / 2);
+  const lefts = line.map(span => span.offsetLeft);
+  return Number(line[nearest(lefts, start.offsetLeft)].dataset.i);
+}
+
 reading.elements.run.addEventListener("input", drawAll);
 reading.elements.passage.addEventListener("input", () => {
   chosen = -1;
@@ -181,7 +193,8 @@ heat.addEventListener("click", event => {
 });
 heat.addEventListener("keydown", event => {
   const last = readText().tokens.length - 1;
-  const moves = {ArrowRight: chosen + 1, ArrowLeft: chosen - 1, Home: 0, End: last};
+  const moves = {ArrowRight: chosen + 1, ArrowLeft: chosen - 1, Home: 0, End: last,
+                 ArrowDown: tokenBelow(chosen, 1), ArrowUp: tokenBelow(chosen, -1)};
   const to = moves[event.key];
   if (to === undefined || to < 0 || to > last) return;
   event.preventDefault();
