@@ -50,8 +50,8 @@ function offer(select, names) {
 }
 
 function nameOfPassage(text, i, all) {
-  const beginning = text.tokens.join("").replaceAll("⏎", " ").trim().slice(0, BEGINNING);
-  return [i, `${i + 1} of ${all.length}: ${beginning}…`];
+  const words = text.tokens.join("").replaceAll(/⏎|<\|eos\|>/g, " ").trim();
+  return [i, `${i + 1} of ${all.length}: ${words.slice(0, BEGINNING)}…`];
 }
 
 function drawText() {
