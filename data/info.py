@@ -208,7 +208,7 @@ class CorpusInfo(BaseModel):
                 shown = fit_number(each.perplexity, 11, ".2f")  # that of a short file is large
                 read = "read" if each.has_read else "not read"
                 lines.append(
-                    f"  {each.name:<18} {each.nats_per_token:11.4f} {each.bits_per_byte:10.3f} "
+                    f"    {each.name:<16} {each.nats_per_token:11.4f} {each.bits_per_byte:10.3f} "
                     f"{shown:>11}  {WINDOWS.get(each.name, read)}"
                 )
         if self.source_nll is not None:

@@ -106,7 +106,8 @@ function findBaselines(unit) {
     if (same.length === 1) return each.name;
     return `${each.name} (${owners.size === same.length ? each.owner : each.run})`;
   };
-  return all.map(each => [label(each), each.value]).sort((a, b) => a[1] - b[1]);
+  const brief = each => label(each).replace(" (learns)", "*");  // there is little room
+  return all.map(each => [brief(each), each.value]).sort((a, b) => a[1] - b[1]);
 }
 
 // One curve of a run, as a mark of a plot; pointing at it tells its points, and nothing between.
