@@ -104,16 +104,10 @@ def make_verdict(
         if not cfg.run.source:
             advice += f", or larger, --n_layer={cfg.model.n_layer + 1}"
         advice += "."
-    if loses_to_counting(final["best_val_nll"], info) and cfg.tables.max_ngram == 0:
+    lost = [each.name for each in info.baselines if each.nats_per_token < final["best_val_nll"]]
+    if info.name == "shakespeare" and "6-gram" in lost:
         advice += "\nconfig/shakespeare_ngram.toml beats the 6-gram: it adds tables of n-grams."
     return Verdict(ending, "\n".join([*lines, *memorised, advice]))
-
-
-def loses_to_counting(nll: float, info: CorpusInfo) -> bool:
-    """Return whether a loss on the characters of the plays is above that of the 6-gram."""
-    if info.name != "shakespeare" or info.tokenizer != "char":
-        return False
-    return any(each.name == "6-gram" and nll > each.nats_per_token for each in info.baselines)
 
 
 def describe_best(final: Record, last_step: float, info: CorpusInfo) -> Iterator[str]:

@@ -301,6 +301,14 @@ def test_a_rise_that_is_no_overfitting() -> None:
     assert "rates that decay, --schedule=linear" in said
 
 
+def test_who_loses_to_counting_on_the_plays_is_told_what_does_not() -> None:
+    plays = make_info(name="shakespeare")
+    recipe = "config/shakespeare_ngram.toml beats the 6-gram"
+    assert recipe in judge(make_records(4.17, 1.6), plays)
+    assert recipe not in judge(make_records(4.17, 1.5), plays)
+    assert recipe not in verdict(make_records(4.17, 1.6))
+
+
 def test_a_run_whose_loss_rose_above_uniform_at_first() -> None:
     said = verdict(make_records(4.17, 12.2, 2.0))
     assert "At step 200 the validation loss was 12.200, worse than log|V|." in said
