@@ -14,8 +14,8 @@ import lzma
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from multiprocessing.pool import ThreadPool
 
 import numpy as np
 
@@ -35,7 +35,7 @@ from data.tokenizer import Tokenizer
 from surprisal import LN2, bits_per_byte, perplexity, uniform_nll
 
 Compress = Callable[[bytes], bytes]
-Compressed = dict[str, Iterator[bytes]]  # texts, by the name of a compressor
+Compute = Callable[[], Iterable[bytes]]
 
 NGRAMS = ("unigram", "bigram", "3-gram", "4-gram", "5-gram", "6-gram")
 MAX_ORDER = 6  # tokens in the longest n-gram, for small vocabularies
@@ -48,11 +48,7 @@ def find_compressors() -> dict[str, Compress]:
 
     PPMd is prediction by partial matching (Cleary & Witten 1984) in Shkarin's variant H.
     """
-    compressors: dict[str, Compress] = {
-        "gzip": gzip.compress,
-        "bzip2": bz2.compress,
-        "xz": lzma.compress,
-    }
+    compressors: dict[str, Compress] = {}
     try:
         import pyppmd  # here, because it takes a twentieth of a second
     except ImportError:
@@ -60,7 +56,7 @@ def find_compressors() -> dict[str, Compress]:
     else:
         # contexts of 6 bytes at most, in at most 128 MiB of memory
         compressors["PPMd"] = partial(pyppmd.compress, max_order=6, mem_size=2**27, variant="H")
-    return compressors
+    return compressors | {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}
 
 
 def measure_baselines(
@@ -95,9 +91,8 @@ def measure_baselines(
         of_targets = nll if val.unmasked is None else nll[val.unmasked[1:]]
         yield baseline(name, float(of_targets.sum()), nll[shown - 1])
 
-    # PPMd first, while threads are busy with the others
-    for name, results in reversed(compressed.items()):
-        alone, before, both = (8 * LN2 * len(each) for each in results)
+    for name, compute in compressed.items():
+        alone, before, both = (8 * LN2 * len(each) for each in compute())
         costs: list[float] = []
         if name == "gzip":
             for passage in passages:
@@ -109,11 +104,11 @@ def measure_baselines(
         yield baseline(ENTROPY_RATE, num_targets * entropy_rate)
 
 
-def compress_all(train: Split, val: Split, tokenizer: Tokenizer) -> Compressed:
+def compress_all(train: Split, val: Split, tokenizer: Tokenizer) -> dict[str, Compute]:
     """Compress the validation targets, the text before them, and both; nothing under a mask.
 
-    Threads do it while n-grams are counted. PPMd waits until its results are asked for: it takes
-    Python's lock so often that beside another thread it would take a hundred times as long.
+    xz takes longest, and does it while the caller is busy. PPMd would not: it takes Python's lock
+    so often that beside another thread it takes a hundred times as long.
     """
     if val.unmasked is not None:
         return {}
@@ -121,14 +116,12 @@ def compress_all(train: Split, val: Split, tokenizer: Tokenizer) -> Compressed:
     before = tokenizer.decode_bytes(tokens)[-MAX_TRAIN_TOKENS:]
     targets = tokenizer.decode_bytes(val.tokens[1:].tolist())
     texts = (targets, before, before + targets)
-    pool = ThreadPoolExecutor()
-    results: Compressed = {}
+    results: dict[str, Compute] = {}
     for name, compress in find_compressors().items():
-        if name == "PPMd":
-            results[name] = map(compress, texts)
-        else:
-            results[name] = pool.map(compress, texts)
-    pool.shutdown(wait=False)
+        results[name] = partial(map, compress, texts)
+    pool = ThreadPool(1)  # whose thread does not keep the program from ending
+    results["xz"] = pool.map_async(lzma.compress, texts).get
+    pool.close()
     return results
 
 

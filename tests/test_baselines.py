@@ -4,6 +4,7 @@ import bz2
 import gzip
 import lzma
 import sys
+import threading
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -295,6 +296,15 @@ def test_without_pyppmd_a_line_says_so(
     without = measure_text()
     assert capsys.readouterr().err == "without PPMd: `pip install pyppmd` adds it\n"
     assert with_ppmd == without | {key: with_ppmd[key] for key in ("PPMd", "trained PPMd")}
+
+
+def test_ctrl_c_waits_for_no_compressor() -> None:
+    """At its end Python waits for threads that are no daemons."""
+    measured = measure_baselines(Split(np.tile(TOKENS, 20)), Split(TOKENS), TOKENIZER)
+    next(measured)
+    others = [each for each in threading.enumerate() if each is not threading.main_thread()]
+    assert all(each.daemon for each in others)
+    assert len(list(measured)) == 14
 
 
 def test_compressors_see_only_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

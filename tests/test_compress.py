@@ -472,10 +472,10 @@ def test_a_full_disk_leaves_what_was_there(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_it_says_what_it_costs_beside_compressors() -> None:
     done = encode(TEXT.encode())
-    for name in ("this model", "gzip", "bzip2", "xz", "zstd"):
+    for name in ("this model", "gzip", "bzip2", "xz", "PPMd", "zstd"):
         assert re.search(rf"\b{name} \d\.\d{{3}}\b", done.stdout), name
     per_byte = 8 * Path("a.txt.srp").stat().st_size / len(TEXT.encode())
-    assert f"this model {per_byte:.3f}, gzip" in done.stdout
+    assert f"this model {per_byte:.3f}, PPMd" in done.stdout
     assert re.search(
         r"^The model itself, [\d,]+ parameters, is not counted\.$", done.stdout, re.MULTILINE
     )
