@@ -1,6 +1,7 @@
 """Tables of n-grams: which rows they read, how these learn, and what a checkpoint keeps of them."""
 
 import math
+import os
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from config.cli import load_config
 from config.schema import ModelConfig, TablesConfig
+from config.size import count_table_params
 from data.batches import TrainBatches
 from data.documents import Split
 from data.eval_text import EvalText
@@ -23,7 +25,18 @@ from engine.table_use import nll_without_tables
 from engine.workers import Workers
 from model import GPT
 from tables import BETA, NgramTables, RowwiseRMSProp, hash_ngrams, leave_out
-from tests.conftest import CPU, TINY, call, fill_weights, make_model, only_numbers, take_step
+from tests.conftest import (
+    CPU,
+    TINY,
+    call,
+    fill_weights,
+    make_batch,
+    make_model,
+    only_numbers,
+    read_metrics,
+    take_step,
+)
+from tests.test_checkpoints import proc
 
 CFG = TablesConfig(max_ngram=4, table_rows=512)
 
@@ -221,6 +234,40 @@ def rows_of_text(n: int) -> list[int]:
     text = torch.arange(20)[None] % 5
     *_, rows = hash_ngrams(text, 20, n, CFG.table_rows)
     return rows.unique().tolist()
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists() or not os.access("/proc/self/clear_refs", os.W_OK),
+    reason="needs Linux's /proc",
+)
+def test_a_step_needs_memory_for_what_it_reads_only(tmp_path: Path) -> None:
+    """Not a gradient, nor two moments, as large as the tables; nor does saving copy them."""
+    big = TablesConfig(max_ngram=4, table_rows=400_000)
+    model = make_model(tables=big)
+    cfg, _ = load_config([])
+    optimizers = make_optimizers(model, cfg.optim)
+    for table in model.tables.parameters():
+        table.data[100:] = 0.0
+    Path("/proc/self/clear_refs").write_text("5")  # peak = now
+    before = proc("status", "VmRSS") * 1024
+    take_step(model, optimizers, make_batch(), cfg, CPU)
+    save_checkpoint(tmp_path / "last.safetensors", model, TrainState(), optimizers)
+    added = proc("status", "VmHWM") * 1024 - before
+    assert added < 4 * count_table_params(big, 16) / 2
+
+
+def test_a_run_starts_from_one_with_tables_and_learns_from_it(data_dir: Path, monkeypatch) -> None:
+    only_numbers(monkeypatch)
+    text = ["--corpus=text.txt", *TINY]
+    call("train.py", *text, "--out_dir=out/run", "--max_ngram=3", "--table_rows=100")
+    rates = ["--learning_rate=0", "--muon_learning_rate=0", "--table_learning_rate=0"]
+    call("train.py", *text, "--out_dir=out/finer", "--init_from=out/run", *rates)
+    call("train.py", *text, "--out_dir=out/student", "--teacher=out/run")
+    first, last = (read_metrics(data_dir / f"out/{name}")[-1] for name in ("run", "finer"))
+    assert last["best_val_nll"] == pytest.approx(first["best_val_nll"], rel=1e-6)
+    other = ["--init_from=out/run", "--max_ngram=4"]
+    done = call("train.py", *text, "--out_dir=out/other", *other, check=False)
+    assert done.stderr == "error: max_ngram=4: out/run has max_ngram=3\n"
 
 
 # What a checkpoint keeps.
