@@ -247,11 +247,12 @@ def content_of_baselines(
     best: Record,
     best_nll: float | None,
 ) -> Content:
-    """Collect some baselines, those that the best model passed and when, and those ahead of it."""
-    baselines = choose_landmarks(baselines)
+    """Collect some baselines, those that the best model passed and when, and all ahead of it."""
+    landmarks = choose_landmarks(baselines)
     if best_nll is None:
         best_nll = best.get("val_nll", math.inf)
-    passed, ahead = passed_and_ahead(best_nll, baselines)
+    passed, _ = passed_and_ahead(best_nll, landmarks)
+    _, ahead = passed_and_ahead(best_nll, baselines)
     steps = []
     for baseline in passed:
         step = best.get("step")  # if only the exact loss at the end passes it
@@ -260,20 +261,23 @@ def content_of_baselines(
                 step = record["step"]
                 break
         steps.append([baseline.label, step])
-    shown = []
-    for baseline in baselines:
-        nats = baseline.nats_per_token
-        shown.append(
-            {
-                "name": baseline.label,
-                "has_read": baseline.has_read,
-                "learns": baseline.learns,
-                "nats": nats,
-                "bits_per_byte": baseline.bits_per_byte,
-                "perplexity": perplexity(nats),
-            }
-        )
-    return {"baselines": shown, "passed": steps, "ahead": [baseline.label for baseline in ahead]}
+    return {
+        "baselines": [content_of_baseline(baseline) for baseline in landmarks],
+        "passed": steps,
+        "ahead": [content_of_baseline(baseline) for baseline in ahead],
+    }
+
+
+def content_of_baseline(baseline: Baseline) -> Content:
+    nats = baseline.nats_per_token
+    return {
+        "name": baseline.label,
+        "has_read": baseline.has_read,
+        "learns": baseline.learns,
+        "nats": nats,
+        "bits_per_byte": baseline.bits_per_byte,
+        "perplexity": perplexity(nats),
+    }
 
 
 def content_of_passage(

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from data.info import EQUAL, choose_landmarks, read_info
+from data.info import EQUAL, choose_landmarks, passed_and_ahead, read_info
 from engine.run import open_run
 from page.content import content_of_runs
 from page.page import write_live_page, write_page, write_runs
@@ -139,7 +139,7 @@ def test_a_token_shows_its_cost(tab: Tab, own: Path) -> None:
     evals = [record for record in read_metrics(own) if "val_nll" in record]
     best = min(evals, key=lambda record: record["val_nll"])["step"]
     assert tab.text("#timeline output").startswith(f"step {best:.0f} · ")
-    assert tab.text("#timeline output").endswith(" · the best")
+    assert tab.text("#timeline output").endswith(" text, the best")
     (passage,) = [each for each in passages if each["step"] == best]
     tab.page.hover("#token30")
     nats = passage["nll"]
@@ -361,6 +361,26 @@ def test_the_address_has_the_step_the_token_and_the_colouring(tab: Tab) -> None:
     tab.page.reload()
     tab.page.wait_for_function(DRAWN)
     assert tab(state) == [step, 30, "bigram", True]
+
+
+def test_a_pointer_boxes_its_token_until_a_key_is_pressed(tab: Tab) -> None:
+    tab.page.click("#token30")
+    tab.page.hover("#token40")
+    pointed = "[...document.querySelectorAll('.pointed')].map(each => each.id)"
+    assert tab(pointed) == ["token40"]
+    tab.page.keyboard.press("ArrowRight")
+    assert tab(pointed) == []
+    assert tab("document.querySelector('.chosen').id") == "token31"
+
+
+def test_all_baselines_ahead_are_said(tab: Tab, own: Path) -> None:
+    final = read_metrics(own)[-1]["best_val_nll"]
+    _, ahead = passed_and_ahead(final, open_run(own).info.baselines)
+    said = tab.text("#standing")
+    for each in ahead[:4]:
+        assert each.label.replace(" (learns)", "*") in said
+    if len(ahead) > 4:
+        assert f"and {len(ahead) - 4} more" in said
 
 
 def test_a_printed_page_has_all_of_its_charts(tab: Tab) -> None:

@@ -77,26 +77,30 @@ def test_the_panel_says_what_was_expected_and_what_was_paid(tab: Tab, own: Path)
     for i in (ranked_first, surprising):
         tab.page.hover(f"#token{i}")
         nll = best["nll"][i]
-        *likely, sixth = tab(ROWS)[:6]
+        rows = tab(ROWS)
+        names = [name for name, _, _ in rows]
+        after = names.index("others")
+        likely = rows[:5]
         came = tab(f"visible(readText().tokens[{i}])")
         numbers = [float(number.rstrip("%")) for _, number, _ in likely]
         expected = [100 * math.exp(log_q) for log_q in best["log_q"][i]]
         assert numbers == pytest.approx(expected, rel=0.06)
         if i == ranked_first:
             assert likely[0][0::2] == [came, "came"]
-            assert sixth[0] == "others"
+            assert after == 5
         else:
-            assert sixth[0::2] == [came, "came"]
-        costs = {name: number for name, number, _ in tab(ROWS)[6:]}
+            assert rows[5][0::2] == [came, "came"]
+            assert after == 6
+        costs = {name: number for name, number, _ in rows[after + 1 :]}
         assert costs.pop("this model") == in_bits(nll)
-        assert costs.pop("it expected") == in_bits(best["entropy"][i])
+        assert costs.pop("its entropy") == in_bits(best["entropy"][i])
         for baseline in choose_landmarks(run.info.baselines):
             if baseline.passage_nll:
                 assert costs.pop(baseline.name) == in_bits(baseline.passage_nll[i])
         assert not costs
         text = tab.text("#token")
         said = [best["entropy"][i] / math.log(2), nll / math.log(2)]
-        found = re.findall(r"expected ([\d.]+) bits, came ([\d.]+)", text)[0]
+        found = re.findall(r"expected ([\d.]+) bits \(its entropy\), paid ([\d.]+)", text)[0]
         assert [float(each) for each in found] == pytest.approx(said, abs=0.06)
 
 
@@ -175,9 +179,9 @@ def test_few_dear_tokens_make_the_mean(tab: Tab, own: Path) -> None:
         costs = sorted((nll / math.log(2) for nll in record["nll"]), reverse=True)
         count = round(0.1 * len(costs))
         share = round(100 * sum(costs[:count]) / sum(costs))
-        said = tab.text("#dear")
+        said = tab.text("#costly")
         assert f"A tenth of the tokens pays {share}% of the bits" in said
-        assert f"the {count} dearest of {len(costs)} cost" in said
+        assert f"the {count} costliest of {len(costs)} cost" in said
         assert f"The mean is {sum(costs) / len(costs):.2f} bits" in said
         for chart, bins in (("surprisals", 7), ("ranks", 4)):
             widths = tab(SPREAD.format(chart))
@@ -199,7 +203,7 @@ def test_files_of_earlier_editions_say_no_entropy(browser: Any, own: Path) -> No
     write_evaluations(own, records)
     tab = open_page(browser, own)
     tab.page.hover("#token3")
-    assert "expected" not in tab.text("#token")
+    assert "entropy" not in tab.text("#token")
     assert "this model" in tab.text("#token")
     assert tab("temperatures().length") == 7
     tab.close()

@@ -315,6 +315,13 @@ def test_weights_that_do_not_belong_to_the_run_are_left_out(own: Path) -> None:
 
 
 @NEEDS_BROWSER
+def test_the_address_has_what_somebody_typed(tab: Tab) -> None:
+    type_text(tab, SENTENCE)
+    tab.page.reload()
+    tab.page.wait_for_function(READS_ALL)
+    assert tab("typing.text") == SENTENCE
+
+
 def test_typing_colours_each_token_by_what_it_costs(tab: Tab, own: Path) -> None:
     type_text(tab, SENTENCE)
     run = open_run(own)

@@ -106,7 +106,7 @@ function findBaselines(unit) {
     if (same.length === 1) return each.name;
     return `${each.name} (${owners.size === same.length ? each.owner : each.run})`;
   };
-  const brief = each => label(each).replace(" (learns)", "*");  // there is little room
+  const brief = each => starred(label(each));  // there is little room
   return all.map(each => [brief(each), each.value]).sort((a, b) => a[1] - b[1]);
 }
 
@@ -213,12 +213,12 @@ function markRuns(shown, o, x, withTrain) {
   return {marks, spans};
 }
 
-// A dot at the step that the slider of training shows.
+// A ring at the step that the slider of training shows.
 function markMoment(o, x) {
   const run = timedRun(), i = (run.val.step ?? []).indexOf(momentShown());
   if (i < 0 || !isShown(run, page.runs.indexOf(run))) return [];
   const color = isDark() ? "#fff" : "#222";
-  return [{kind: "points", x: [x.at(run.val[o.x][i])], size: 9, color,
+  return [{kind: "points", x: [x.at(run.val[o.x][i])], size: 13, color, isRing: true,
            y: [inUnit(run.val.val_nll[i], run, o.y)]}];
 }
 

@@ -2,7 +2,7 @@
 // Is the model as sure as it is right, and where does its loss come from?
 const GROUPS = {
   "context length": "tokens of context",
-  "times in training": "times a target in the last 8 million tokens of training",
+  "times in training": "times in the last 8 million training tokens",
   "kind of character": "kind of character"};
 const COLUMNS = ["", "targets", "mean confidence", "accuracy", "ECE", "temperature that fits best",
                  "which would gain, nats per token"];
@@ -10,6 +10,7 @@ const ABOUT_CALIBRATION =
   "The confidence is the probability of the likeliest token. ECE, the expected calibration " +
   "error, is the distance between confidence and accuracy in each of 15 bins, averaged over the " +
   "targets. The temperature was fitted to these targets.";
+const FULL = 20;  // targets of a bin whose accuracy is drawn: of fewer it is chance
 const SURE = 0.5;  // percentage points between confidence and accuracy that are no difference
 
 const idOf = kind => "of " + kind;
@@ -81,7 +82,8 @@ function describeCalibration(run) {
 function drawReliability(runs) {
   const marks = [{kind: "line", x: [0, 1], y: [0, 1], color: "#888", dash: "dotted"}];
   for (const [run, i] of runs) {
-    const bins = run.evaluation.groups.confidence ?? [], {color, dash} = pen(i);
+    const all = run.evaluation.groups.confidence ?? [], {color, dash} = pen(i);
+    const full = all.filter(bin => bin.tokens >= FULL), bins = full.length ? full : all;
     const x = bins.map(bin => bin.confidence), y = bins.map(bin => bin.top1);
     const tell = k => `${run.name}: confidence ${x[k].toFixed(3)}, accuracy ${y[k].toFixed(3)}, ` +
       `${percent(bins[k].share)} of the targets`;
@@ -89,8 +91,8 @@ function drawReliability(runs) {
     marks.push({kind: "line", x, y, color, dash});
     marks.push({kind: "points", x, y, color, alpha: 0.7, size, tell});
   }
-  plot(idOf("confidence"), marks, {x: {title: "confidence, in 15 bins", range: [0, 1.02]},
-                                   y: {title: "accuracy", range: [0, 1.02]}});
+  const x = {title: `confidence, in bins of ${FULL} or more targets`, range: [0, 1.02]};
+  plot(idOf("confidence"), marks, {x, y: {title: "accuracy", range: [0, 1.02]}});
 }
 
 // The loss of each group of targets, a bar for each run.

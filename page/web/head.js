@@ -1,5 +1,6 @@
 "use strict";
 // The head of a page: how each run ended, the loss of a single run, and the baselines beside it.
+const NEAREST = 4;  // baselines ahead that are named
 const SILENCE = 30;  // seconds: a sweep writes every 5
 
 function statusOf(status, count = 0) {
@@ -85,7 +86,8 @@ function drawHeadline(run, nats) {
   }
 }
 
-// Baselines as chips: those that the model has passed, from the worst on, and those ahead of it.
+// Baselines as chips: those that the model has passed, from the worst on, and the nearest of those
+// ahead of it.
 function drawStanding(run, nats) {
   const place = byId("standing"), {y: unit} = options();
   place.replaceChildren();
@@ -93,21 +95,28 @@ function drawStanding(run, nats) {
   const byName = new Map(run.baselines.map(each => [each.name, each]));
   if (run.passed.length) element("span", "passed", place, {className: "dim"});
   for (const [name, step] of run.passed) {
-    const chip = element("button", name, place, {type: "button", className: "chip passed"});
+    const look = {type: "button", className: "chip passed"};
+    const chip = element("button", starred(name), place, look);
     const at = `step ${whole.format(step)}`;
     chip.title = `${tellBaseline(byName.get(name))}; passed by ${at}`;
     element("small", ` ${at}`, chip);
     chip.onclick = () => goTo(step);
   }
-  if (run.ahead.length) element("span", "ahead", place, {className: "dim"});
-  for (const name of run.ahead) {
-    const baseline = byName.get(name);
+  if (run.ahead.length) element("span", "still ahead of it", place, {className: "dim"});
+  for (const baseline of run.ahead.slice(0, NEAREST)) {
     const distance = inUnit(nats, run, unit) - baseline[unit];
-    const chip = element("span", name, place, {className: "chip ahead"});
+    const chip = element("span", starred(baseline.name), place, {className: "chip ahead"});
     chip.title = tellBaseline(baseline);
     element("small", ` by ${distance < 0.01 ? "<0.01" : distance.toPrecision(2)}`, chip);
   }
+  const others = run.ahead.slice(NEAREST).map(({name}) => name);
+  if (!others.length) return;
+  const more = element("span", `and ${others.length} more`, place, {className: "dim"});
+  more.title = others.join(", ");
 }
+
+// An asterisk marks what learns while it reads, as in the curves.
+const starred = name => name.replace(" (learns)", "*");
 
 // A baseline's loss, what it has read, and whether it learns while it reads.
 function tellBaseline({name, nats, has_read: hasRead, learns}) {
@@ -123,12 +132,15 @@ function drawSaying(run, nats) {
     `As uncertain as a choice among ${choices} equally likely ${tokenWord(run)}s.`;
   if (!page.curves) return;
   const lines = run.verdict.split("\n").filter(line => line && !line.startsWith(" "));
-  for (const line of lines.slice(1).filter(isOutcome)) place.append(` ${line}`);
+  for (const line of lines.filter(isOutcome)) place.append(` ${line}`);
   if (run.status === "training") place.append(" It is still learning.");
+  for (const line of lines.filter(isAdvice))
+    element("small", ` ${line}`, place, {className: "dim"});
 }
 
 // The lines of a verdict that say what came of a training, and what to try.
-const isOutcome = line => /^(It |Since |At step |No loss |Try |Therefore )/.test(line);
+const isOutcome = line => /^(It |Since |At step |No loss |Therefore )/.test(line);
+const isAdvice = line => line.startsWith("Try ");
 
 function drawMeaning(run, nats) {
   const place = byId("meaning"), [summary] = place.children;

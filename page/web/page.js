@@ -144,7 +144,7 @@ function readAddress() {
 }
 
 function writeAddress() {
-  const kept = {...options(), ...momentState(), ...textState()};
+  const kept = {...options(), ...momentState(), ...textState(), ...typing?.state()};
   if (hidden.size) kept.hidden = [...hidden].join(" ");
   if (filter) kept.filter = filter;
   if (reference !== null) kept.reference = reference;
@@ -203,10 +203,11 @@ function drawPage() {
   drawAll();
 }
 
-// What each run's training said at its end, and what the model wrote at each step.
+// What each run's training said at its end; of many runs, also what the models wrote.
 function drawWords() {
   const place = byId("words");
-  const runs = shownRuns().filter(([run]) => run.verdict || run.samples?.length);
+  const hasWords = run => run.verdict || (isMany() && run.samples?.length);
+  const runs = shownRuns().filter(([run]) => hasWords(run));
   place.hidden = !page.curves || !runs.length;
   place.replaceChildren();
   if (isMany() && runs.length) element("h2", "Verdicts and samples", place);
@@ -222,12 +223,11 @@ function drawWords() {
 
 function drawWordsOf(run, place) {
   if (run.verdict) {
-    if (!isMany()) element("h2", "What came of it", place);
+    if (!isMany()) element("h2", "The result, in full", place);
     element("pre", run.verdict, place);
   }
-  if (!run.samples?.length) return;
-  const tag = isMany() ? "h3" : "h2";
-  element(tag, "What the model writes, as it learns", place, {id: "samples"});
+  if (!run.samples?.length || !isMany()) return;
+  element("h3", "What the model writes, as it learns", place);
   const samples = run.samples.map(sample => [whole.format(sample.step), sample.text]);
   table([["step", ""], ...samples], place, [0]);
 }

@@ -12,7 +12,9 @@ const LABEL_GAP = 15;  // pixels between labels, where there is room
 const LEAST_GAP = 10;
 const NARROW = 500;  // pixels, of a plot
 const NEAR = 14;  // pixels from a curve, where the pointer means it
+const UNSEEN = 1000;  // milliseconds after which plots are drawn that nobody sees: to be printed
 const plots = new Map();  // by place
+let unseenTimer = null;
 // to what is even on the axis, and back
 const scales = log => log ? [Math.log, Math.exp] : [value => value, value => value];
 const mean = values => values.reduce((sum, value) => sum + value, 0) / values.length;
@@ -32,6 +34,8 @@ function plot(id, marks, look) {
   place.hidden = false;
   plots.set(place, Object.assign(plots.get(place) ?? {}, {place, marks, look, waits: true}));
   watch(place);
+  clearTimeout(unseenTimer);
+  unseenTimer = setTimeout(drawUnseen, UNSEEN);
 }
 
 // A plot without anything to show vanishes.
@@ -143,6 +147,10 @@ function addGlyph(figure, mark, source) {
   const whisker = {...line, line_color: {field: "color"}};
   if (kind === "whiskers") return figure.segment(x, low, x, high, whisker);
   if (kind === "bars") return figure.vbar(x, width, y, 0, {...filled, line_color: null});
+  if (mark.isRing) {
+    const ring = {source, fill_color: null, line_color: color, line_width: 2};
+    return figure.scatter(x, y, {...ring, marker, size: {field: "size"}});
+  }
   const edge = marker === "star" ? "white" : null;
   return figure.scatter(x, y, {...filled, marker, size: {field: "size"}, line_color: edge});
 }
@@ -176,6 +184,7 @@ async function point(shown, event) {
   const {x, frame} = found, isLeft = x < frame.bbox.left + 0.5 * frame.bbox.width;
   told.style.left = isLeft ? `${x + 14}px` : "auto";
   told.style.right = isLeft ? "auto" : `${place.clientWidth - x + 14}px`;
+  told.style.maxWidth = `${place.clientWidth}px`;
   told.style.top = `${Math.min(found.y + 10, place.clientHeight - told.offsetHeight - 4)}px`;
 }
 
@@ -511,7 +520,7 @@ function spread(heights, gap, most) {
 // Draws what nobody has seen yet, when there is time.
 function drawUnseen() {
   const waiting = [...plots.values()].find(({waits, place}) => waits && !place.hidden);
-  if (!waiting) return;
+  if (!waiting || !window.Bokeh) return;
   show(waiting.place);
   setTimeout(drawUnseen, 50);
 }

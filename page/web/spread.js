@@ -1,6 +1,6 @@
 "use strict";
-// How the bits of the passage are spread over its tokens: few dear ones make the mean.
-const DEAR = 0.1;  // a share of the tokens
+// How the bits of the passage are spread over its tokens: a few costly ones make the mean.
+const COSTLY = 0.1;  // a share of the tokens
 // Where each bin begins, and its name.
 const SURPRISALS = [[0, "below ½"], [0.5, "½ to 1"], [1, "1 to 2"], [2, "2 to 3"], [3, "3 to 5"],
                     [5, "5 to 8"], [8, "8 or more"]];
@@ -13,18 +13,18 @@ function drawSpread() {
   }
   byId("spread").hidden = !targets.length;
   if (!targets.length) return;
-  byId("dear").textContent = sayWhoPays(targets.map(({cost}) => cost));
+  byId("costly").textContent = sayWhoPays(targets.map(({cost}) => cost));
   drawBins("surprisals", "bits of a token", SURPRISALS, targets, ({cost}) => cost);
   drawBins("ranks", "rank of a token", RANKS, targets, ({rank}) => rank);
 }
 
 function sayWhoPays(costs) {
   const sorted = [...costs].sort((a, b) => b - a);
-  const count = Math.max(1, Math.round(DEAR * sorted.length));
-  const all = sumOf(sorted), dear = sumOf(sorted.slice(0, count));
+  const count = Math.max(1, Math.round(COSTLY * sorted.length));
+  const all = sumOf(sorted), costly = sumOf(sorted.slice(0, count));
   const median = sorted[Math.floor(sorted.length / 2)], mean = all / sorted.length;
-  return `A tenth of the tokens pays ${percent(dear / all)} of the bits: the ${count} dearest of ` +
-    `${sorted.length} cost ${(dear / count).toFixed(1)} bits each. ` +
+  return `A tenth of the tokens pays ${percent(costly / all)} of the bits: the ${count} ` +
+    `costliest of ${sorted.length} cost ${(costly / count).toFixed(1)} bits each. ` +
     `The mean is ${mean.toFixed(2)} bits; half of the tokens cost at most ${median.toFixed(2)}.`;
 }
 

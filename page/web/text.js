@@ -1,6 +1,6 @@
 "use strict";
 // A text, each token coloured by what it cost, or by the difference from what another model paid.
-const DEAREST = 10;  // bits, in the strongest colour; of a difference, half of them
+const COSTLIEST = 10;  // bits, in the strongest colour; of a difference, half of them
 // Vermillion and blue, which colour-blind people can tell apart.
 const WORSE = "213, 94, 0", BETTER = "0, 114, 178";
 const BEGINNING = 28;  // characters of a passage that name it
@@ -9,7 +9,7 @@ let readingRun = null;  // whose text is shown
 let passage = 0;  // which of its texts
 let others = {};  // what baselines and other runs paid for the same tokens, in nats, by name
 let chosen = -1;  // the number of a token
-let isChosen = false;  // by somebody, and not as the dearest
+let isChosen = false;  // by somebody, and not as the costliest
 
 const runsWithText = () => shownRuns().filter(([run]) => run.texts?.length);
 const textOf = run => run.texts[passage] ?? run.texts[0];
@@ -21,7 +21,7 @@ const evaluationNow = () => evaluationAt(readText(), momentWanted(readingRun));
 const endsLine = text => /⏎$|<\|eos\|>$/.test(text);
 const quote = text => `“${text.replace(/^ | $/g, "␣")}”`;
 
-function paint(span, cost, strongest = DEAREST) {
+function paint(span, cost, strongest = COSTLIEST) {
   const share = Math.min(1, Math.abs(cost) / strongest);
   span.style.background = `rgba(${cost < 0 ? BETTER : WORSE}, ${(0.85 * share).toFixed(3)})`;
 }
@@ -74,13 +74,13 @@ function drawText() {
   }
   delete wanted.token;
   if (chosen < 0 && page.versus) versus.value = labelOf(page.runs.at(-1));
-  if (!(chosen in readText().tokens)) chosen = dearest();
+  if (!(chosen in readText().tokens)) chosen = costliest();
   writeTokens();
   drawTemperatures();
   colourText();
 }
 
-function dearest() {
+function costliest() {
   const {nll} = evaluationNow();
   return Math.max(0, nll.indexOf(Math.max(...nll)));
 }
@@ -97,7 +97,7 @@ function writeTokens() {
 // What changes with the step and with what the text is compared to.
 function colourText() {
   const now = evaluationNow(), name = reading.elements.versus.value, other = others[name];
-  const strongest = other ? DEAREST / 2 : DEAREST;
+  const strongest = other ? COSTLIEST / 2 : COSTLIEST;
   for (const [i, nll] of now.nll.entries()) {
     const span = byId(`token${i}`), isKnown = nll !== null && (!other || other[i] !== null);
     span.classList.toggle("masked", !isKnown);
@@ -113,7 +113,7 @@ function colourText() {
 }
 
 function drawLegend(place, name) {
-  const strongest = name ? DEAREST / 2 : DEAREST;
+  const strongest = name ? COSTLIEST / 2 : COSTLIEST;
   place.replaceChildren();
   const title = name ? `bits less (blue) or more (orange) than ${name}: ` : "bits: ";
   element("small", title, place);
@@ -136,7 +136,16 @@ function choose(i) {
   drawDetails();
 }
 
+// Describe the token under the pointer, and box it.
+function pointAt(i) {
+  if (i === undefined) return;
+  heat.querySelector(".pointed")?.classList.remove("pointed");
+  if (i !== chosen) byId(`token${i}`).classList.add("pointed");
+  describeToken(i);
+}
+
 function pickToken(i) {
+  heat.querySelector(".pointed")?.classList.remove("pointed");
   isChosen = true;
   choose(i);
   writeAddress();
@@ -182,11 +191,8 @@ reading.elements.versus.addEventListener("input", () => {
   colourText();
   writeAddress();
 });
-heat.addEventListener("mouseover", event => {
-  const i = tokenOf(event);
-  if (i !== undefined) describeToken(i);
-});
-heat.addEventListener("mouseleave", () => describeToken(chosen));
+heat.addEventListener("mouseover", event => pointAt(tokenOf(event)));
+heat.addEventListener("mouseleave", () => pointAt(chosen));
 heat.addEventListener("click", event => {
   const i = tokenOf(event);
   if (i !== undefined) pickToken(i);

@@ -1,5 +1,6 @@
 "use strict";
 // One slider of training: it moves the colours of the text, a dot on the curve, and the sample.
+const MOST_LINES = 16;  // of a sample, without scrolling
 const FRAME = 350;  // milliseconds of a step that is played
 const timeline = byId("timeline");
 let moment = null;  // the step that somebody chose; null: the best, or the latest while it trains
@@ -53,7 +54,8 @@ function showMoment() {
                      bits_per_byte: `${value.toFixed(3)} bits per byte`};
     text += ` · ${numbers[unit]}`;
   }
-  if (step === run.best?.step) text += " · the best";
+  if (place >= 0) text += ` on a part of the ${run.val_kind} text`;
+  if (step === run.best?.step) text += ", the best";
   output.textContent = text;
   timeline.elements.evaluation.ariaValueText = text;
   drawWriting(run, step);
@@ -64,9 +66,15 @@ function drawWriting(run, step) {
   const place = byId("writing"), samples = (run.samples ?? []).filter(each => each.step <= step);
   place.hidden = isMany() || !page.curves || !samples.length;
   if (place.hidden) return;
-  const sample = samples.at(-1);
+  const sample = samples.at(-1), text = place.querySelector("pre");
   place.querySelector("h2 span").textContent = `at step ${whole.format(sample.step)}`;
-  place.querySelector("pre").textContent = sample.text;
+  text.textContent = sample.text;
+  // as high as the longest, so that nothing below it jumps
+  const lines = run.samples.map(each => each.text.split("\n").length);
+  text.style.height = `${Math.min(MOST_LINES, highest(lines))}lh`;
+  const all = byId("samples"), rows = run.samples.map(each => [whole.format(each.step), each.text]);
+  all.replaceChildren();
+  table([["step", ""], ...rows], all, [0]);
 }
 
 // Show another step in all places.

@@ -49,10 +49,11 @@ function describeCost(i, place) {
   const isTied = now.rank[i] <= now.top[i].length && !now.top[i].includes(text.ids[i]);
   const rank = `rank ${whole.format(now.rank[i])} of ${whole.format(text.vocab_size)}`;
   second.textContent = isTied ? `${rank}, as others` : rank;
+  if (i === costliest()) second.append(`; the costliest of ${whole.format(now.nll.length)}`);
   const entropy = entropyOf(now, i);
   if (entropy === null) return;
   const expected = bits(entropy).toFixed(1), came = bits(nll).toFixed(1);
-  third.textContent = `expected ${expected} bits, came ${came}`;
+  third.textContent = `expected ${expected} bits (its entropy), paid ${came}`;
 }
 
 // The same for who hears the page.
@@ -70,7 +71,7 @@ const entropyOf = (evaluation, i) => evaluation.entropy[i] ?? null;
 // The five likeliest tokens, and the one that came, wherever it ranks.
 function drawPrediction(i, place) {
   const now = evaluationNow(), text = readText(), came = text.ids[i];
-  element("h3", "What it held likely", place);
+  element("h3", "What it expected", place);
   const chart = element("div", "", place, {className: "likely"});
   let rest = 1;
   for (const [k, token] of now.top[i].entries()) {
@@ -78,12 +79,12 @@ function drawPrediction(i, place) {
     rest -= q;
     barRow(visible(text.names[token]), q, percent(q), chart, token === came ? "came" : "");
   }
-  if (now.top[i].includes(came)) {
-    barRow("others", rest, percent(Math.max(0, rest)), chart, "rest");
-  } else {
+  if (!now.top[i].includes(came)) {
     const q = Math.exp(-now.nll[i]);
+    rest -= q;
     barRow(visible(text.tokens[i]), q, percent(q), chart, "came");
   }
+  barRow("others", rest, percent(Math.max(0, rest)), chart, "rest");
 }
 
 // Names and bits of all that was paid for token i, the model's own cost first.
@@ -101,7 +102,7 @@ function drawCosts(i, place) {
   const chart = element("div", "", place);
   const add = (name, cost, look) => barRow(name, cost / MOST_BITS, cost.toFixed(2), chart, look);
   add(page.runs.length > 1 ? readingRun.name : "this model", bits(now.nll[i]), "own");
-  if (entropy !== null) add("it expected", bits(entropy), "expected");
+  if (entropy !== null) add("its entropy", bits(entropy), "expected");
   for (const [name, cost] of costsOf(i)) add(name, cost, "other");
 }
 

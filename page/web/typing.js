@@ -18,9 +18,10 @@ function drawTyping() {
   const title = element("h2", "Type a sentence ", place);
   if (saved.why) explainAbsence(place, saved);
   else {
-    element("span", "each character is coloured by what it costs the model, which is in this page",
+    const step = whole.format(page.runs[0].best?.step ?? 0);
+    element("span", `what each character costs the model of step ${step}, which is in this page`,
             title, {className: "dim"});
-    typing = new Typing(place, saved, firstLine());
+    typing = new Typing(place, saved, wanted.typed ?? firstLine());
   }
 }
 
@@ -171,6 +172,7 @@ class Typing {
     characters.forEach(({name, place}, i) => {
       if (spans[i].textContent !== name) spans[i].textContent = name;
       spans[i].className = place === undefined ? "typing-stranger" : "";
+      if (i >= characters.length - this.written) spans[i].className = "typing-written";
       spans[i].style.background = "";
       if (place < costs.length) paint(spans[i], costs[place]);
     });
@@ -246,7 +248,7 @@ class Typing {
     const others = countOf(plain.length - tokens.length, "other");
     const line = this.temperature === 1 ? "" : " Lines: at temperature 1.";
     this.rest.textContent = `${others}: ${percentOf(Math.max(0, left))}.${line} ` +
-      "Press one to write it, and the text goes on from it.";
+      "Press one to write it here: it replaces what follows, and the model goes on from it.";
   }
 
   // A token's probability, and a line where it is at temperature 1.
@@ -281,6 +283,12 @@ class Typing {
     this.stop();
     this.written = 0;
     this.update();
+    writeAddress();
+  }
+
+  // What somebody has typed, for the address.
+  state() {
+    return this.text === firstLine() ? {} : {typed: this.text};
   }
 
   moveCursor() {
@@ -362,6 +370,7 @@ class Typing {
     this.timer = null;
     this.tellAloud(true);
     this.drawCursor();
+    writeAddress();
   }
 
   // Screen readers read what changes, but not each token that the model writes.
