@@ -52,7 +52,7 @@ def find_compressors() -> dict[str, Compress]:
     try:
         import pyppmd  # here, because it takes a twentieth of a second
     except ImportError:
-        print("without PPMd: `pip install pyppmd` adds it", file=sys.stderr)
+        print("PPMd is left out: it needs `pip install pyppmd`", file=sys.stderr)
     else:
         # contexts of 6 bytes at most, in at most 128 MiB of memory
         compressors["PPMd"] = partial(pyppmd.compress, max_order=6, mem_size=2**27, variant="H")

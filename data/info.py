@@ -198,8 +198,8 @@ class CorpusInfo(BaseModel):
         if train_bytes > MAX_TRAIN_TOKENS or val.tokens > MAX_VAL_TOKENS:
             lines.append(
                 f"  baselines use at most the last {MAX_TRAIN_TOKENS:,} training tokens, and the "
-                f"first {MAX_VAL_TOKENS:,} {self.val_kind} tokens; compressors at most the last "
-                f"{MAX_TRAIN_TOKENS:,} bytes before"
+                f"first {MAX_VAL_TOKENS:,} {self.val_kind} tokens;\n  compressors read at most the "
+                f"last {MAX_TRAIN_TOKENS:,} bytes before these"
             )
         lines += ["", f"  {'baseline':<19} nats/token  bits/byte  perplexity  training text"]
         for group, members in group_baselines(self.baselines).items():

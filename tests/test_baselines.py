@@ -294,7 +294,7 @@ def test_without_pyppmd_a_line_says_so(
     assert capsys.readouterr().err == ""
     monkeypatch.setitem(sys.modules, "pyppmd", None)
     without = measure_text()
-    assert capsys.readouterr().err == "without PPMd: `pip install pyppmd` adds it\n"
+    assert capsys.readouterr().err == "PPMd is left out: it needs `pip install pyppmd`\n"
     assert with_ppmd == without | {key: with_ppmd[key] for key in ("PPMd", "trained PPMd")}
 
 
