@@ -35,6 +35,7 @@ from train import train_step
 
 WARM_UP = 5  # steps
 STEPS = 40
+OPTIMIZERS = ("AdamW", "Muon", "RowwiseRMSProp")  # that a training may have
 SIZE = 2048  # of the matrices whose product is the machine's best
 Function = Callable[..., Any]
 Times = dict[str, list[float]]  # of each part, its seconds in each step
@@ -155,7 +156,7 @@ def main(argv: list[str]) -> None:
     parts = found["parts"]
     steps = [1000 * seconds for seconds in found["steps"]]
     step = statistics.median(steps)
-    optimizers = {name: parts[name] for name in ("AdamW", "Muon") if name in parts}
+    optimizers = {name: parts[name] for name in OPTIMIZERS if name in parts}
     gradients = parts["step"] - sum(optimizers.values())
     rows = {"data": parts["data"]}
     rows[f"gradients of {found['micro_batches']} micro-batches"] = gradients
