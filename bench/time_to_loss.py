@@ -97,12 +97,19 @@ def time_for_gpu(path: str, seed: int) -> Row:
     return {"recipe": "nanoGPT, for a GPU", "seed": seed, "seconds": seconds, "val_nll": loss}
 
 
+def train_cold(recipe: str, seed: int, out_dir: str) -> tuple[float, str]:
+    """Train by a whole command, compile caches cold; returns its seconds, and what it printed."""
+    arguments = ["train.py", *shlex.split(recipe), f"--seed={seed}", f"--out_dir={out_dir}"]
+    with tempfile.TemporaryDirectory() as cache:
+        return run(arguments, str(ROOT), TORCHINDUCTOR_CACHE_DIR=cache)
+
+
 def run_recipe(recipe: str, seed: int) -> Row:
     """Run a whole command in an empty directory; returns its seconds and its best loss."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = ["train.py", *shlex.split(recipe), f"--seed={seed}", f"--out_dir={folder}/run"]
-        seconds, _ = run(arguments, str(ROOT), TORCHINDUCTOR_CACHE_DIR=f"{folder}/compiled")
-        records = open_run(Path(folder, "run")).read_metrics()
+        out_dir = Path(folder, "run")
+        seconds, _ = train_cold(recipe, seed, str(out_dir))
+        records = open_run(out_dir).read_metrics()
     return {
         "recipe": recipe,
         "seed": seed,
