@@ -56,7 +56,7 @@ def find_compressors() -> dict[str, Compress]:
     else:
         # contexts of 6 bytes at most, in at most 128 MiB of memory
         compressors["PPMd"] = partial(pyppmd.compress, max_order=6, mem_size=2**27, variant="H")
-    return compressors | {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}
+    return compressors | {"xz": lzma.compress, "bzip2": bz2.compress, "gzip": gzip.compress}
 
 
 def measure_baselines(
@@ -107,8 +107,8 @@ def measure_baselines(
 def compress_all(train: Split, val: Split, tokenizer: Tokenizer) -> dict[str, Compute]:
     """Compress the validation targets, the text before them, and both; nothing under a mask.
 
-    xz takes longest, and does it while the caller is busy. PPMd would not: it takes Python's lock
-    so often that beside another thread it takes a hundred times as long.
+    Threads do it while the caller is busy. PPMd waits until it is asked for: it takes Python's lock
+    so often that beside another thread it would take a hundred times as long.
     """
     if val.unmasked is not None:
         return {}
@@ -117,10 +117,11 @@ def compress_all(train: Split, val: Split, tokenizer: Tokenizer) -> dict[str, Co
     targets = tokenizer.decode_bytes(val.tokens[1:].tolist())
     texts = (targets, before, before + targets)
     results: dict[str, Compute] = {}
+    pool = ThreadPool(2)  # whose threads do not keep the program from ending
     for name, compress in find_compressors().items():
         results[name] = partial(map, compress, texts)
-    pool = ThreadPool(1)  # whose thread does not keep the program from ending
-    results["xz"] = pool.map_async(lzma.compress, texts).get
+        if name != "PPMd":
+            results[name] = pool.map_async(compress, texts).get
     pool.close()
     return results
 
