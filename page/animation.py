@@ -39,7 +39,8 @@ STYLE = """
       svg { --paper: #14171b; --ink: #e6e9ec; --dim: #9aa4ae; --line: #363c43;
             --cost: #f0803c; --loss: #4aa8e0; } }
     text { fill: var(--ink); font: 15px system-ui, sans-serif; }
-    .text { font: 16px ui-monospace, Menlo, Consolas, monospace; white-space: pre; }
+    .text { font: 16px ui-monospace, Menlo, Consolas, monospace; white-space: pre;
+            direction: ltr; unicode-bidi: bidi-override; }
     .dim { fill: var(--dim); font-size: 13px; }
     .cost { fill: var(--cost); }
     .loss { fill: var(--loss); }
@@ -75,7 +76,7 @@ def draw_run(run: Run) -> str:
     if not evaluations:
         raise UserError(
             f"{run.path}: nothing to animate: it has no passage.jsonl, which a training with "
-            "watchers writes"
+            "watchers writes, or none that can be read"
         )
     names = [show_token(run.tokenizer, token) for token in evaluations[0].tokens]
     nll = [losses[each.step] for each in evaluations]
@@ -128,9 +129,10 @@ def draw_head(run: Run, evaluations: Sequence[Passage], nll: Sequence[float]) ->
     """Draw the loss at each evaluation as a bar up to log|V|, and what it has passed."""
     width = CHARACTER * COLUMNS
     log_v = uniform_nll(run.info.vocab_size)
+    scale = log_v or 1.0  # of a single token in the vocabulary
     unit = "character" if run.tokenizer.kind == "char" else "token"
     right = MARGIN + width
-    lengths = [f"{width * min(1.0, each / log_v):.0f}" for each in nll]
+    lengths = [f"{width * min(1.0, each / scale):.0f}" for each in nll]
     drawn = [
         f'<text x="{right}" y="34" text-anchor="end" class="dim">log|V| = {log_v:.2f} nats</text>',
         rectangle("line", (MARGIN, 46, width, 10)),
@@ -138,7 +140,7 @@ def draw_head(run: Run, evaluations: Sequence[Passage], nll: Sequence[float]) ->
     ]
     landmarks = choose_landmarks(run.info.baselines)
     for baseline in landmarks:
-        place = MARGIN + width * baseline.nats_per_token / log_v
+        place = MARGIN + width * baseline.nats_per_token / scale
         if place < right - 1:
             drawn.append(rectangle("tick", (place, 43, 2, 16)))
     for number, evaluation in enumerate(evaluations):

@@ -71,12 +71,26 @@ def fits(passage: Passage, tokenizer: Tokenizer) -> bool:
     sizes = {len(column) for column in columns}
     if passage.entropy:  # files of earlier editions have none
         sizes.add(len(passage.entropy))
-    if sizes != {len(passage.tokens)}:
+    if sizes != {len(passage.tokens)} or not passage.tokens:
+        return False
+    if not all(fits_in_row(passage, i) for i in range(len(passage.tokens))):
         return False
     ids = set(passage.tokens)
     for row in passage.top:
         ids.update(row or [])
     return all(0 <= token < tokenizer.vocab_size for token in ids)
+
+
+def fits_in_row(passage: Passage, i: int) -> bool:
+    """Tell whether token i has all of its numbers, or none because it is masked."""
+    top = passage.top[i]
+    log_q = passage.log_q[i]
+    log_z = passage.log_z[i]
+    rows = (passage.nll[i], passage.rank[i], top, log_q, log_z)
+    if top is None or log_q is None or log_z is None:
+        return rows == (None,) * len(rows)
+    sizes = (len(log_q), len(log_z))
+    return None not in rows and sizes == (len(top), len(passage.temperatures))
 
 
 def read_evaluation(path: Path) -> Evaluation | None:

@@ -383,6 +383,78 @@ def test_all_baselines_ahead_are_said(tab: Tab, own: Path) -> None:
         assert f"and {len(ahead) - 4} more" in said
 
 
+ADDRESSES = [
+    "x=foo&fit=foo&y=foo&smooth=foo&length=5",
+    "step=abc&token=&hidden=0&filter=zzz&reference=x&theme=purple",
+    "step=1e99&token=99999&versus=nothing&passage=7&run=9",
+]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_nonsense_in_the_address_changes_nothing(browser: Any, own: Path, address: str) -> None:
+    write_runs(own / "whole.html", [own])
+    tab = Tab(browser, own / "whole.html")
+    state = "[options(), evaluationNow().step, reading.elements.versus.value, isDark()]"
+    before = tab(state)
+    tab.page.goto("about:blank")
+    tab.page.goto((own / "whole.html").as_uri() + "#" + address)
+    tab.page.wait_for_function(DRAWN)
+    assert tab(state) == before
+    assert tab.page.is_visible("#numbers")
+    tab.close()
+
+
+def test_an_address_that_somebody_pastes_is_followed(tab: Tab, own: Path) -> None:
+    tab("location.hash = 'step=0&token=5&y=perplexity'")
+    tab.page.wait_for_function("page && chosen === 5 && evaluationNow().step === 0")
+    assert tab("options().y") == "perplexity"
+
+
+def test_a_page_of_hidden_runs_has_nothing_to_play(browser: Any, own: Path) -> None:
+    write_runs(own / "whole.html", [own, own])
+    tab = Tab(browser, own / "whole.html")
+    tab.page.click("#play")
+    tab.page.click("#picker button:has-text('none')")
+    time.sleep(0.5)
+    assert not tab.page.is_visible("#timeline")
+    tab.close()
+
+
+def test_a_training_that_was_killed_does_not_train_for_ever(browser: Any, own: Path) -> None:
+    content = content_of_runs([open_run(own)], live=True)
+    content["runs"][0]["status"] = "training"
+    content["written"] -= 100_000
+    write_page(own / "whole.html", content)
+    (own / "whole.js").touch()
+    tab = Tab(browser, own / "whole.html")
+    said = tab.text("#status")
+    assert said.startswith("interrupted")
+    assert "nothing was written for 28 hours: it seems to have been stopped" in said
+    assert "still learning" not in tab.text("#saying")
+    tab.close()
+
+
+def test_who_plays_a_live_page_to_its_end_follows_it_again(browser: Any, own: Path) -> None:
+    write_page(own / "whole.html", content_of_runs([open_run(own)], live=True))
+    (own / "whole.js").touch()
+    tab = Tab(browser, own / "whole.html")
+    move_slider(tab, 1)
+    assert tab("moment") is not None
+    move_slider(tab, int(tab("timeline.elements.evaluation.max")))
+    assert tab("moment") is None
+    tab.close()
+
+
+def test_a_loss_that_leaves_the_picture_is_said(browser: Any, own: Path) -> None:
+    def change(records: list[Any]) -> list[Any]:
+        records[-2]["val_nll"] = 1e6
+        return records
+
+    tab = Tab(browser, edited(own, change))
+    assert tab.text("#nothing") == "The loss left this picture: it rose to 1.00e6."
+    tab.close()
+
+
 def test_a_printed_page_has_all_of_its_charts(tab: Tab) -> None:
     tab.page.wait_for_function(
         "[...plots.values()].every(each => !each.waits || each.place.hidden)"

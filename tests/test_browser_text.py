@@ -130,7 +130,7 @@ def test_a_reader_chooses_a_passage(browser: Any, own: Path) -> None:
     steps = [record["step"] for record in records]
     for record in list(records):
         if record["step"] in (steps[0], steps[2]):
-            turned = {"step": record["step"], "number": 1}
+            turned = record | {"number": 1}
             for name, column in record.items():
                 if isinstance(column, list) and name != "temperatures":
                     turned[name] = column[::-1]

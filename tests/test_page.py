@@ -201,6 +201,20 @@ def test_a_run_that_is_stopped_is_no_longer_live(data_dir: Path) -> None:
     shutil.rmtree(data_dir / "out/short")
 
 
+FORGED = {"top": None, "log_q": [-1.0], "log_z": [0.5], "nll": None}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_an_evaluation_whose_rows_do_not_fit_is_left_out(own: Path, name: str) -> None:
+    run = open_run(own)
+    path = own / "passage.jsonl"
+    (first, *_) = read_passages(path, run.tokenizer, at_most=100, best_step=0)
+    line = json.loads(first[0].model_dump_json())
+    line[name][3] = FORGED[name]
+    path.write_text(json.dumps(line) + "\n")
+    assert read_passages(path, run.tokenizer, at_most=100, best_step=0) == []
+
+
 def test_each_evaluation_keeps_what_a_passage_costs(own: Path, data_dir: Path) -> None:
     run = open_run(own)
     read = read_passages(own / "passage.jsonl", run.tokenizer, at_most=100, best_step=0)

@@ -334,7 +334,7 @@ def test_typing_colours_each_token_by_what_it_costs(tab: Tab, own: Path) -> None
     paint = "costs => costs.map(cost => { const s = element('i', ''); paint(s, cost); return s; })"
     same = tab.page.evaluate(f"costs => ({paint})(costs).map(s => s.style.background)", costs)
     assert colours == same
-    assert f"8 tokens: {sum(costs):.1f} bits" in tab.text("#typing-sum")
+    assert f"8 characters: {sum(costs):.1f} bits" in tab.text("#typing-sum")
     assert f"“;” before the cursor: {costs[-1]:.2f} bits" in tab.text(".typing-token")
     printed = call("evaluate.py", str(own), f"--explain={SENTENCE}").stdout
     bits = float(printed.split(" nats, ")[1].split(" bits")[0])
@@ -377,7 +377,7 @@ def test_the_model_goes_on_until_somebody_stops_it(tab: Tab) -> None:
     assert text.startswith(SENTENCE)
     written = len(text) - len(SENTENCE)
     own_bits = sum(tab("typing.costs")[-written:]) / written
-    expected = f"The model wrote the last {written} tokens: {own_bits:.2f} bits each."
+    expected = f"The model wrote the last {written} characters: {own_bits:.2f} bits each."
     assert expected in tab.text("#typing")
     tab.page.click("#typing button:has-text('Undo')")
     assert text_of(tab) == SENTENCE
@@ -441,8 +441,8 @@ def test_a_long_text_is_read_in_steps_and_its_windows_move(tab: Tab, own: Path) 
     model = content_of_model(run, "float32")
     expected = logits_in(tab.page, model, window.tolist())[-1]
     assert tab(steps)[8] == pytest.approx(expected.tolist(), abs=1e-2)
-    assert f"{len(text)} tokens: " in tab.text("#typing-sum")
-    assert "It sees 8 tokens at most, then half of them." in tab.text("#typing-sum")
+    assert f"{len(text)} characters: " in tab.text("#typing-sum")
+    assert "It sees 8 characters at most, then half of them." in tab.text("#typing-sum")
 
 
 @NEEDS_BROWSER

@@ -4,6 +4,7 @@ const UNITS = {nats: "cross-entropy, nats per token", perplexity: "perplexity",
                bits_per_byte: "cross-entropy, bits per byte"};
 const AXES = {step: "steps", tokens: "training targets", seconds: "seconds", flops: "FLOPs"};
 const FEW = 5;  // runs whose training losses are drawn too
+const BEYOND = 1.5;  // times the top of the picture: a loss that has left it
 const MARKED = 100;  // evaluations that have a point each: more are hard to see, and slow to draw
 const SMALL = {lr: "learning rate", grad_norm: "gradient norm", tokens_per_second: "tokens/s",
                objective: "objective", smoothing: "label smoothing", z_loss: "z-loss",
@@ -148,8 +149,15 @@ function drawLoss(o) {
   nothing.textContent = shown.length ? "no run that is shown has a curve yet" : "no runs shown";
   if (isEmpty) return hidePlot("loss");
   const range = isMany() ? fitted(shown, o, marks, x) : withBaselines(marks, levels, o);
+  const most = highest(marks.flatMap(mark => mark.y).filter(isFinite));
+  if (!isMany() && most > BEYOND * range[1]) {
+    nothing.hidden = false;
+    nothing.textContent = `The loss left this picture: it rose to ${short(most)}.`;
+  }
+  const words = new Set(shown.map(([run]) => tokenWord(run)));
+  const title = words.size === 1 ? UNITS[o.y].replace("token", ...words) : UNITS[o.y];
   plot("loss", marks, {key: [o.x, o.logx, o.y, o.fit], zoom: true, together: true, levels, spans, x,
-                       y: {title: UNITS[o.y], log: o.logy, range}});
+                       y: {title, log: o.logy, range}});
 }
 
 // Up to log|V|, and down to the lowest of the baselines.

@@ -1,7 +1,10 @@
 "use strict";
 // The head of a page: how each run ended, the loss of a single run, and the baselines beside it.
+const LEVEL = 1e-5;  // a difference of losses that is none
 const NEAREST = 4;  // baselines ahead that are named
 const SILENCE = 30;  // seconds: a sweep writes every 5
+const LONG = 60;  // seconds without data that are long for a run
+const PATIENT = 5;  // times the longest time between two of its evaluations
 
 function statusOf(status, count = 0) {
   const text = count ? `${count} ${status}` : status;
@@ -27,6 +30,12 @@ function showStatus() {
 const ageOf = seconds => `written ${Math.round(seconds)} s ago, this page follows it`;
 
 function drawStatusOf(run, place) {
+  const silence = silenceOf(run);
+  if (silence && run.status === "training") {
+    run.status = "interrupted";
+    drawAll();
+    return;  // which has written it
+  }
   place.append(statusOf(run.status));
   const far = `${whole.format(run.step)} of ${whole.format(run.max_iters)} steps`;
   const parts = [far];
@@ -34,11 +43,19 @@ function drawStatusOf(run, place) {
   if (isLive && run.step > 0 && run.step < run.max_iters)
     parts.push(`about ${duration(run.seconds * (run.max_iters / run.step - 1))} left`);
   else if (run.seconds) parts.push(duration(run.seconds));
-  if (page.live) {
-    const seconds = Date.now() / 1000 - page.written;
-    parts.push(ageOf(seconds));
-  }
+  if (silence)
+    parts.push(`nothing was written for ${duration(silence)}: it seems to have been stopped, ` +
+               "and --init_from=resume goes on");
+  else if (page.live) parts.push(ageOf(Date.now() / 1000 - page.written));
   element("span", parts.join(" · "), place, {className: "dim"});
+}
+
+// For how many seconds a live page has got no data, if that is long for this run; else 0.
+function silenceOf(run) {
+  if (!page.live) return 0;
+  const times = run.val.seconds ?? [], silence = Date.now() / 1000 - page.written;
+  const gaps = times.slice(1).map((time, i) => time - times[i]);
+  return silence > Math.max(LONG, PATIENT * highest(gaps)) ? silence : 0;
 }
 
 // A sweep that was killed could not write that its runs do not train any more.
@@ -90,6 +107,9 @@ function drawHeadline(run, nats) {
 // ahead of it.
 function drawStanding(run, nats) {
   const place = byId("standing"), {y: unit} = options();
+  const drawn = JSON.stringify([run.passed, run.ahead, nats, unit]);
+  if (place.dataset.drawn === drawn) return;  // so that a chip keeps the focus
+  place.dataset.drawn = drawn;
   place.replaceChildren();
   if (!page.curves) return;
   const byName = new Map(run.baselines.map(each => [each.name, each]));
@@ -107,7 +127,8 @@ function drawStanding(run, nats) {
     const distance = inUnit(nats, run, unit) - baseline[unit];
     const chip = element("span", starred(baseline.name), place, {className: "chip ahead"});
     chip.title = tellBaseline(baseline);
-    element("small", ` by ${distance < 0.01 ? "<0.01" : distance.toPrecision(2)}`, chip);
+    const by = distance < 0.01 ? "<0.01" : distance.toPrecision(2);
+    element("small", distance < LEVEL ? " level" : ` by ${by}`, chip);
   }
   const others = run.ahead.slice(NEAREST).map(({name}) => name);
   if (!others.length) return;
@@ -134,8 +155,10 @@ function drawSaying(run, nats) {
   const lines = run.verdict.split("\n").filter(line => line && !line.startsWith(" "));
   for (const line of lines.filter(isOutcome)) place.append(` ${line}`);
   if (run.status === "training") place.append(" It is still learning.");
-  for (const line of lines.filter(isAdvice))
-    element("small", ` ${line}`, place, {className: "dim"});
+  for (const line of lines.filter(isAdvice)) {
+    const small = element("small", "", place, {className: "dim"});
+    for (const word of line.split(" ")) small.append(" ", element("span", word, null));
+  }
 }
 
 // The lines of a verdict that say what came of a training, and what to try.

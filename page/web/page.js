@@ -83,7 +83,7 @@ function duration(seconds) {
 // Runs, and how each is drawn.
 
 const isMany = () => page.runs.length > 1;
-const isShown = (run, i) => !hidden.has(i) && isFound(run);
+const isShown = (run, i) => !isMany() || (!hidden.has(i) && isFound(run));
 const shownRuns = () => page.runs.map((run, i) => [run, i]).filter(([run, i]) => isShown(run, i));
 // A run's tokens are called characters if they are.
 const tokenWord = run => run.tokenizer === "char" ? "character" : "token";
@@ -121,24 +121,34 @@ function options() {
   return found;
 }
 
+// A value that a field cannot have leaves it as it is.
 function setField(field, value) {
   if (field.type === "checkbox") field.checked = value === "true";
-  else field.value = value;
+  else if (field.type === "range") field.value = numberIn(value) ?? field.value;
+  else if (!field.options || [...field.options].some(each => each.value === value))
+    field.value = value;
+}
+
+// The number that a text of the address has; null for all else.
+function numberIn(text) {
+  const number = Number(text);
+  return text.trim() && Number.isFinite(number) ? number : null;
 }
 
 // Before the data comes; what is chosen among its parts waits in `wanted`.
 const wanted = {};
+let address = "";  // as the page wrote it
 
 function readAddress() {
   for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
-    const field = form.elements[name];
+    const field = form.elements.namedItem(name);
     if (field) setField(field, value);
     else wanted[name] = value;
-    if (name === "step") moment = Number(value);
-    if (name === "hidden") hidden = new Set(value.split(" ").filter(Boolean).map(Number));
+    if (name === "step") moment = numberIn(value);
+    if (name === "hidden") hidden = new Set(value.split(" ").map(numberIn));
     if (name === "filter") filter = picker.elements.filter.value = value;
-    if (name === "reference") reference = Number(value);
-    if (name === "theme") theme = value;
+    if (name === "reference") reference = numberIn(value);
+    if (name === "theme" && ["light", "dark"].includes(value)) theme = value;
   }
   showTheme();
 }
@@ -149,7 +159,8 @@ function writeAddress() {
   if (filter) kept.filter = filter;
   if (reference !== null) kept.reference = reference;
   if (theme) kept.theme = theme;
-  location.replace("#" + new URLSearchParams(kept));
+  address = `#${new URLSearchParams(kept)}`;
+  location.replace(address);
 }
 
 function showTheme() {
@@ -196,6 +207,7 @@ function drawNavigation() {
 }
 
 function drawPage() {
+  if (!page) return;
   choosePens();
   drawOverview();
   drawSweep();
@@ -290,7 +302,10 @@ function poll() {
       waiting -= 1;
       if (!waiting) setTimeout(poll, POLL);
     };
-    script.addEventListener("load", end);
+    script.addEventListener("load", () => {
+      if (!page) byId("status").textContent = `${source} is damaged: it cannot be read`;
+      end();
+    });
     script.addEventListener("error", () => {
       if (!page) sayMissing(source);
       end();
@@ -312,12 +327,15 @@ function start() {
   form.elements.mean.addEventListener("input", drawRuns);
   prefersDark.addEventListener("change", () => {
     showTheme();
-    if (page) drawPage();
+    drawPage();
   });
+  // an address that somebody pasted, or went back to
+  addEventListener("hashchange", () => { if (location.hash !== address) location.reload(); });
   byId("theme").addEventListener("click", () => setTheme(!isDark()));
   byId("link").addEventListener("click", event => copy(location.href, event.target));
-  byId("print").addEventListener("click", () => print());
+  byId("print").addEventListener("click", printPage);
   addEventListener("beforeprint", preparePrint);
+  addEventListener("afterprint", endPrint);
   picker.addEventListener("input", pick);
   picker.addEventListener("submit", event => event.preventDefault());
   if (!page || training().length || page.live) poll();

@@ -12,6 +12,7 @@ const LABEL_GAP = 15;  // pixels between labels, where there is room
 const LEAST_GAP = 10;
 const NARROW = 500;  // pixels, of a plot
 const NEAR = 14;  // pixels from a curve, where the pointer means it
+const PRINTED = 300;  // milliseconds after which a chart is on the screen
 const UNSEEN = 1000;  // milliseconds after which plots are drawn that nobody sees: to be printed
 const plots = new Map();  // by place
 let unseenTimer = null;
@@ -117,7 +118,7 @@ function build(shown, key) {
   Object.assign(shown, {key, figure, sources, glyphs, home: new Map(), annotated: "", placed: "",
                         center: [...figure.center]});
   place.replaceChildren();
-  place.role = "img";
+  place.role = "figure";
   place.ariaLabel = `${look.y.title} against ${look.x.title}`;
   shown.view = Plotting.show(figure, place);
   shown.labels = element("div", "", place, {className: "labels"});
@@ -525,14 +526,36 @@ function drawUnseen() {
   setTimeout(drawUnseen, 50);
 }
 
+// Draw all that is to be printed, and wait until it is drawn.
+async function printPage() {
+  for (const {place, waits} of plots.values()) {
+    if (waits && !place.hidden) show(place);
+  }
+  for (const {view} of plots.values()) await view;
+  setTimeout(() => print(), PRINTED);
+}
+
 function preparePrint() {
-  for (const shown of plots.values()) {
-    const {place, drawn} = shown;
+  for (const {place, drawn, waits} of plots.values()) {
     place.querySelector(".print")?.remove();
-    if (place.hidden || !drawn) continue;
+    if (place.hidden) continue;
+    place.classList.add("printed");
+    if (waits || !drawn) {
+      element("p", "This chart was not drawn yet. Print again.", place, {className: "print"});
+      continue;
+    }
     const picture = element("img", "", place, {className: "print", alt: place.ariaLabel});
     picture.src = drawn.export("png", true).canvas.toDataURL();
-    place.classList.add("printed");
   }
-  for (const each of document.querySelectorAll("details")) each.open = true;
+  for (const each of document.querySelectorAll("details:not([open])")) {
+    each.open = true;
+    each.classList.add("opened");
+  }
+}
+
+function endPrint() {
+  for (const each of document.querySelectorAll("details.opened")) {
+    each.open = false;
+    each.classList.remove("opened");
+  }
 }

@@ -23,7 +23,7 @@ function sayWhoPays(costs) {
   const count = Math.max(1, Math.round(COSTLY * sorted.length));
   const all = sumOf(sorted), costly = sumOf(sorted.slice(0, count));
   const median = sorted[Math.floor(sorted.length / 2)], mean = all / sorted.length;
-  return `A tenth of the tokens pays ${percent(costly / all)} of the bits: the ${count} ` +
+  return `A tenth of the tokens pays ${percent(costly / (all || 1))} of the bits: the ${count} ` +
     `costliest of ${sorted.length} cost ${(costly / count).toFixed(1)} bits each. ` +
     `The mean is ${mean.toFixed(2)} bits; half of the tokens cost at most ${median.toFixed(2)}.`;
 }
@@ -41,7 +41,7 @@ function drawBins(id, title, bins, targets, valueOf) {
   element("small", `${title}: share of the tokens`, place);
   element("small", "share of the bits", place);
   for (const [k, [, name]] of bins.entries()) {
-    const tokens = counts[k] / targets.length, paid = costs[k] / all;
+    const tokens = counts[k] / targets.length, paid = costs[k] / (all || 1);
     barRow(name, tokens, percent(tokens), place, "other");
     barRow(name, paid, percent(paid), place, "own");
   }

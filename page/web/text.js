@@ -67,18 +67,23 @@ function drawText() {
   passage = Number(which.value);
   others = otherCosts();
   const differences = Object.keys(others).map(name => [name, `difference from ${name}`]);
+  const isFirst = !versus.options.length, says = wanted.versus !== undefined;
   offer(versus, [["", "surprisal"], ...differences]);
-  if (wanted.token !== undefined) {
-    chosen = Number(wanted.token);
+  const token = numberIn(wanted.token ?? "");
+  if (token !== null) {
+    chosen = token;
     isChosen = true;
   }
   delete wanted.token;
-  if (chosen < 0 && page.versus) versus.value = labelOf(page.runs.at(-1));
+  if (isFirst && !says) versus.value = usualVersus();
   if (!(chosen in readText().tokens)) chosen = costliest();
   writeTokens();
   drawTemperatures();
   colourText();
 }
+
+// The difference that a page of a text of one's own begins with.
+const usualVersus = () => page.versus ? labelOf(page.runs.at(-1)) : "";
 
 function costliest() {
   const {nll} = evaluationNow();
@@ -127,6 +132,7 @@ function choose(i) {
   const before = byId(`token${chosen}`), span = byId(`token${i}`);
   before?.classList.remove("chosen");
   before?.removeAttribute("aria-selected");
+  before?.removeAttribute("aria-label");
   chosen = i;
   span.classList.add("chosen");
   span.ariaSelected = "true";
@@ -157,8 +163,9 @@ function textState() {
   if (!readingRun) return found;
   if (isChosen) found.token = chosen;
   for (const name of ["run", "passage", "versus"]) {
-    const select = reading.elements[name];
-    if (select.selectedIndex > 0) found[name] = select.value;
+    const select = reading.elements[name], usual = name === "versus" ? usualVersus() : "";
+    const isUsual = select.value === usual || (!usual && select.selectedIndex <= 0);
+    if (!isUsual) found[name] = select.value;
   }
   return found;
 }

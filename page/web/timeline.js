@@ -19,7 +19,7 @@ const momentWanted = run => moment ?? bestStep(run);
 const momentIndex = run => nearest(momentsOf(run), momentWanted(run));
 
 function nearest(steps, wanted) {
-  let found = 0;
+  let found = wanted > steps.at(-1) ? steps.length - 1 : 0;
   for (const [i, step] of steps.entries()) {
     if (Math.abs(step - wanted) < Math.abs(steps[found] - wanted)) found = i;
   }
@@ -36,7 +36,8 @@ const momentState = () => moment === null ? {} : {step: moment};
 
 function drawTimeline() {
   const run = timedRun(), steps = momentsOf(run), slider = timeline.elements.evaluation;
-  timeline.hidden = !page.curves || steps.length < 2;
+  timeline.hidden = !page.curves || !readingRun || steps.length < 2;
+  if (timeline.hidden) pause();
   slider.max = steps.length - 1;
   if (steps.length) slider.value = momentIndex(run);
   showMoment();
@@ -50,8 +51,9 @@ function showMoment() {
   let text = `step ${whole.format(step)}`;
   if (place >= 0) {
     const value = inUnit(run.val.val_nll[place], run, unit);
-    const numbers = {nats: `${value.toFixed(3)} nats`, perplexity: `perplexity ${short(value)}`,
-                     bits_per_byte: `${value.toFixed(3)} bits per byte`};
+    const digits = value < 100 ? value.toFixed(3) : short(value);
+    const numbers = {nats: `${digits} nats`, perplexity: `perplexity ${short(value)}`,
+                     bits_per_byte: `${digits} bits per byte`};
     text += ` · ${numbers[unit]}`;
   }
   if (place >= 0) text += ` on a part of the ${run.val_kind} text`;
@@ -80,9 +82,10 @@ function drawWriting(run, step) {
 // Show another step in all places.
 function goTo(step) {
   const run = timedRun(), steps = momentsOf(run);
-  if (!steps.length) return;
+  if (!readingRun || !steps.length) return;
   const index = nearest(steps, step);
   moment = steps[index];
+  if (page.live && index === steps.length - 1) moment = null;  // and it follows the training
   timeline.elements.evaluation.value = index;
   colourText();
   showMoment();

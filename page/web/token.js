@@ -109,5 +109,6 @@ function drawCosts(i, place) {
 function describeSum(i, place) {
   const costs = evaluationNow().nll.slice(0, i + 1).filter(nll => nll !== null);
   const sum = bits(sumOf(costs)), each = (sum / costs.length).toFixed(2);
-  element("div", `up to here ${sum.toFixed(1)} bits, ${each} a token`, place, {className: "dim"});
+  const word = tokenWord(readingRun);
+  element("div", `up to here ${sum.toFixed(1)} bits, ${each} a ${word}`, place, {className: "dim"});
 }

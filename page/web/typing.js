@@ -32,8 +32,9 @@ function explainAbsence(place, {why, commands}) {
 
 // A line of the passage, to begin with.
 function firstLine() {
-  const [run] = page.runs;
-  const lines = (run.texts?.[0]?.tokens.join("") ?? "").split(/⏎|<\|eos\|>/);
+  const {vocabulary, eos} = page.model, ids = page.runs[0].texts?.[0]?.ids ?? [];
+  const text = ids.map(id => id === eos ? "\n" : vocabulary[id]).join("");
+  const lines = text.split("\n").map(line => line.trim());
   return (lines.find(line => line.length >= 20) ?? "").slice(0, 80);
 }
 
@@ -186,12 +187,13 @@ class Typing {
     const each = sumOf(costs) / count, rest = all - count;
     this.sum.textContent = "Nothing is typed yet.";
     if (count > 0) {
-      this.sum.textContent = `${countOf(count, "token")}: ${sumOf(costs).toFixed(1)} bits, ` +
+      this.sum.textContent = `${countOf(count, "character")}: ${sumOf(costs).toFixed(1)} bits, ` +
         `${each.toFixed(2)} each, perplexity ${short(2 ** each)}.`;
-      if (rest) this.sum.append(` The model still reads ${countOf(rest, "token")}.`);
+      if (rest) this.sum.append(` The model still reads ${countOf(rest, "character")}.`);
       const {block_size} = this.saved.cfg;
       if (all > block_size)
-        this.sum.append(` It sees ${whole.format(block_size)} tokens at most, then half of them.`);
+        this.sum.append(` It sees ${whole.format(block_size)} characters at most, then half ` +
+                        "of them.");
     }
     const strangers = characters.filter(({place}) => place === undefined);
     const names = [...new Set(strangers.map(({name}) => shown(name)))].join(" ");
@@ -201,7 +203,7 @@ class Typing {
     const own = costs.slice(costs.length - this.written);
     this.story.textContent = "";
     if (this.written)
-      this.story.textContent = `The model wrote the last ${countOf(own.length, "token")}: ` +
+      this.story.textContent = `The model wrote the last ${countOf(own.length, "character")}: ` +
         `${(sumOf(own) / own.length).toFixed(2)} bits each.`;
   }
 
