@@ -152,7 +152,7 @@ function drawSaying(run, nats) {
   place.textContent =
     `As uncertain as a choice among ${choices} equally likely ${tokenWord(run)}s.`;
   if (!page.curves) return;
-  const lines = run.verdict.split("\n").filter(line => line && !line.startsWith(" "));
+  const lines = (run.verdict ?? "").split("\n").filter(line => line && !line.startsWith(" "));
   for (const line of lines.filter(isOutcome)) place.append(` ${line}`);
   if (run.status === "training") place.append(" It is still learning.");
   for (const line of lines.filter(isAdvice)) {

@@ -404,7 +404,7 @@ function measureLabels(shown) {
   const widthOf = text => ruler.measureText(text).width;
   const width = texts => Math.ceil(highest([0, ...texts.map(widthOf)]));
   const labels = marks.filter(({label}) => label).map(({label}) => label);
-  const isLong = width(labels.map(label => `↑ ${label}`)) + 26 > most;
+  const isLong = labels.length && width(labels.map(label => `↑ ${label}`)) + 26 > most;
   const {shorten, legend} = isLong ? shortenLabels(labels, place.clientWidth < NARROW)
     : {shorten: label => label, legend: ""};
   Object.assign(shown, {shorten, legend});
@@ -518,9 +518,9 @@ function spread(heights, gap, most) {
 
 // Printing. A canvas keeps the size that it has on the screen; its picture takes that of the paper.
 
-// Draws what nobody has seen yet, when there is time.
+// Draws what nobody has scrolled to yet, when there is time.
 function drawUnseen() {
-  const waiting = [...plots.values()].find(({waits, place}) => waits && !place.hidden);
+  const waiting = [...plots.values()].find(({waits, place}) => waits && place.offsetParent);
   if (!waiting || !window.Bokeh) return;
   show(waiting.place);
   setTimeout(drawUnseen, 50);
