@@ -150,9 +150,8 @@ class Device:
         dense = without_sparse(parameters)
         self.all_reduce_each([p.grad for p in dense if p.grad is not None])
         if scale != 1.0:
-            for p in parameters:
-                if p.grad is not None:
-                    p.grad = p.grad / scale
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            torch._foreach_mul_(gradients, 1 / scale)
 
     def _add_rows(self, parameters: list[torch.nn.Parameter]) -> None:
         """Sum the ranks' sparse gradients: the rows that occurred on any of them."""
