@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from config.schema import Config, OptimConfig
-from data.info import CorpusInfo, beside_baselines
+from data.info import CorpusInfo, beside_baselines, passed_and_ahead
 from engine.metrics import Record, is_outcome
 from engine.state import OVERFITTING_RISE, TrainState
 from surprisal import nats_to_bits, perplexity, uniform_nll
@@ -104,8 +104,8 @@ def make_verdict(
         if not cfg.run.source:
             advice += f", or larger, --n_layer={cfg.model.n_layer + 1}"
         advice += "."
-    lost = [each.name for each in info.baselines if each.nats_per_token < final["best_val_nll"]]
-    if info.name == "shakespeare" and "6-gram" in lost:
+    _, ahead = passed_and_ahead(final["best_val_nll"], info.baselines)
+    if info.name == "shakespeare" and "6-gram" in [each.name for each in ahead]:
         advice += "\nconfig/shakespeare_ngram.toml beats the 6-gram: it adds tables of n-grams."
     return Verdict(ending, "\n".join([*lines, *memorised, advice]))
 
