@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from page.page import write_runs
+
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
@@ -62,6 +64,12 @@ class Tab:
     def close(self) -> None:
         self.page.close()
         assert not self.troubles, self.troubles
+
+
+def open_page(browser: Any, run: Path, **kinds: Any) -> Tab:
+    """Write the page of a run, and open it."""
+    write_runs(run / "whole.html", [run])
+    return Tab(browser, run / "whole.html", **kinds)
 
 
 def drawn(tab: Tab, place: str, number: int, column: str = "y") -> list[float]:

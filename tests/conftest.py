@@ -274,6 +274,31 @@ def training_in(folder: Path) -> Iterator[pytest.MonkeyPatch]:
         yield patch
 
 
+@pytest.fixture
+def own(trained, tmp_path: Path) -> Path:
+    """Copy the trained run, for a test that changes its files."""
+    return Path(shutil.copytree(trained[0], tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Start Chromium; without playwright, the tests that ask for it are skipped."""
+    from tests.chromium import chromium
+
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def tab(browser: Any, own: Path) -> Iterator[Any]:
+    """Open a page of one run."""
+    from tests.chromium import open_page
+
+    tab = open_page(browser, own)
+    yield tab
+    tab.close()
+
+
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Make a directory with a run of two steps in out/run/, and what it was prepared from."""

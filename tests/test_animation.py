@@ -2,10 +2,8 @@
 
 import json
 import re
-import shutil
 import xml.etree.ElementTree as ET
 from base64 import b64encode
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +15,10 @@ from data.show import show_token
 from engine.run import open_run
 from page.animation import COLUMNS, FRAMES, LINES, draw_run, lay_out, opacity_of
 from surprisal import LN2
-from tests.chromium import NEEDS_BROWSER, chromium
+from tests.chromium import NEEDS_BROWSER
 from tests.conftest import call, read_metrics, write_metrics
 
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-@pytest.fixture
-def own(trained, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained[0], tmp_path / "run"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
 
 
 def values_of(shape: ET.Element) -> list[str]:

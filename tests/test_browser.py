@@ -9,7 +9,6 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from data.info import EQUAL, choose_landmarks, passed_and_ahead, read_info
 from engine.run import open_run
 from page.content import content_of_runs
 from page.page import write_live_page, write_page, write_runs
-from tests.chromium import DRAWN, LABELS, LOSS, NEEDS_BROWSER, Tab, chromium, drawn
+from tests.chromium import DRAWN, LABELS, LOSS, NEEDS_BROWSER, Tab, drawn
 from tests.conftest import TINY, call, read_metrics, write_metrics
 from tests.one_run import write_data
 
@@ -38,26 +37,6 @@ DRAW_UNSEEN = """(async () => {
     for (const each of plots.values()) await each.view;
 })()"""
 EVIL = "</script><script>document.title = 'stolen'</script><b>&amp;$$x$$"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def own(trained, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained[0], tmp_path / "run"))
-
-
-@pytest.fixture
-def tab(browser: Any, own: Path) -> Iterator[Tab]:
-    """Open a page of one run."""
-    write_runs(own / "whole.html", [own])
-    tab = Tab(browser, own / "whole.html")
-    yield tab
-    tab.close()
 
 
 Values = list[float]

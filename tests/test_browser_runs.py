@@ -6,7 +6,6 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,13 @@ import pytest
 
 from page.page import build_script, write_runs
 from page.sweep import write_sweep_page
-from tests.chromium import LABELS, LOSS, NEEDS_BROWSER, Tab, chromium, drawn
+from tests.chromium import LABELS, LOSS, NEEDS_BROWSER, Tab, drawn
 from tests.many_runs import make_ended_run, make_sweep
 
 pytestmark = NEEDS_BROWSER
 ROWS = "[...document.querySelectorAll('#runs tbody tr:not(.section)')]"
 CELLS = f"{ROWS}.map(row => [...row.cells].map(each => each.textContent))"
 TITLES = "[...document.querySelectorAll('#runs thead th')].map(each => each.textContent)"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,6 @@ Needs Chromium, as tests/test_browser.py does.
 import json
 import math
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,7 @@ import pytest
 
 from data.info import choose_landmarks
 from engine.run import open_run
-from page.page import write_runs
-from tests.chromium import NEEDS_BROWSER, Tab, chromium
+from tests.chromium import NEEDS_BROWSER, Tab, open_page
 
 pytestmark = NEEDS_BROWSER
 # rows of a small chart in the panel: name, number and kind
@@ -25,29 +22,6 @@ ROWS = """[...document.querySelectorAll('#token .bar')].map(row =>
      row.className.replace('bar', '').trim()])"""
 SPREAD = """[...document.querySelectorAll('#{} .bar')].map(row =>
     parseFloat(row.querySelector('i').style.width))"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def own(trained, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained[0], tmp_path / "run"))
-
-
-@pytest.fixture
-def tab(browser: Any, own: Path) -> Iterator[Tab]:
-    tab = open_page(browser, own)
-    yield tab
-    tab.close()
-
-
-def open_page(browser: Any, own: Path, **kinds: Any) -> Tab:
-    write_runs(own / "whole.html", [own])
-    return Tab(browser, own / "whole.html", **kinds)
 
 
 def read_evaluations(own: Path) -> list[dict[str, Any]]:

@@ -37,11 +37,6 @@ from tests.many_runs import make_ended_run, make_sweep
 from tests.one_run import write_data
 
 
-@pytest.fixture
-def own(trained, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained[0], tmp_path / "run"))
-
-
 def data_of(run: Path) -> dict[str, Any]:
     """The data in a run's report.js."""
     script = (run / "report.js").read_text()

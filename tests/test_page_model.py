@@ -4,7 +4,6 @@ The browser's tests need Chromium, as those of tests/test_browser.py do.
 """
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ from model import GPT
 from page.page import write_live_page, write_runs
 from page.weights import DType, content_of_model, shapes_of, to_text
 from surprisal import nats_to_bits
-from tests.chromium import NEEDS_BROWSER, Tab, chromium
+from tests.chromium import NEEDS_BROWSER, Tab, open_page
 from tests.conftest import CPU, ROOT, TINY, call, make_model
 from tests.one_run import write_data
 
@@ -44,12 +43,6 @@ SENTENCE = "the mat;"  # with its context it fits the tiny run's 8 positions
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
 def scripts(browser: Any) -> Iterator[Any]:
     """Open an empty page with model.js alone."""
     page = browser.new_page()
@@ -59,22 +52,16 @@ def scripts(browser: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
-def own(trained, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained[0], tmp_path / "run"))
-
-
-@pytest.fixture
 def tab(browser: Any, own: Path) -> Iterator[Tab]:
     """Open the page of a run, whose model has read the first text; no network is there."""
-    tab = open_page(browser, own)
+    tab = open_and_read(browser, own)
     tab.page.context.set_offline(True)
     yield tab
     tab.close()
 
 
-def open_page(browser: Any, own: Path, **kinds: Any) -> Tab:
-    write_runs(own / "whole.html", [own])
-    tab = Tab(browser, own / "whole.html", **kinds)
+def open_and_read(browser: Any, own: Path, **kinds: Any) -> Tab:
+    tab = open_page(browser, own, **kinds)
     tab.page.wait_for_function(READS_ALL)
     return tab
 
@@ -450,7 +437,7 @@ def test_a_long_text_is_read_in_steps_and_its_windows_move(tab: Tab, own: Path) 
 def test_the_eos_token_begins_and_ends_a_text(browser: Any, data_dir: Path) -> None:
     options = ["--documents=lines", "--max_iters=1", "--out_dir=out/lines"]
     call("train.py", "--corpus=text.txt", *TINY, *options)
-    tab = open_page(browser, data_dir / "out/lines")
+    tab = open_and_read(browser, data_dir / "out/lines")
     type_text(tab, "\n")
     assert "does not know “⏎”" in tab.text(".typing-unknown")  # as evaluate.py says
     assert tab.text("#typing-title") == "What the model expects after <|eos|>"
@@ -466,7 +453,7 @@ def test_the_eos_token_begins_and_ends_a_text(browser: Any, data_dir: Path) -> N
 @pytest.mark.parametrize("width", [390, 1400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_field_lies_over_its_colours(browser: Any, own: Path, width: int, scheme: str) -> None:
-    tab = open_page(browser, own, width=width, color_scheme=scheme)
+    tab = open_and_read(browser, own, width=width, color_scheme=scheme)
     text = "the cat sat on a mat; " * 8
     tab.page.fill("#typing textarea", f"{text}\n\n")
     tab.page.wait_for_function(READS_ALL)
