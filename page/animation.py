@@ -22,7 +22,7 @@ from surprisal import LN2, nats_to_bits, uniform_nll
 FRAMES = 24  # evaluations, spread evenly
 SECONDS = 0.5  # that each is shown
 REST = 8  # times as long is the last one
-DEAREST = 10  # bits, in the strongest colour
+COSTLIEST = 10  # bits, in the strongest colour
 STRONGEST = 0.85  # opacity
 COLUMNS = 64  # characters in a line, at most
 LINES = 14  # of the text, at most
@@ -209,7 +209,7 @@ def opacity_of(nll: float | None) -> str:
     >>> [opacity_of(nll) for nll in (None, 0.0, 1.0, 99.0)]
     ['0', '0', '0.12', '0.85']
     """
-    share = nats_to_bits(nll or 0.0) / DEAREST
+    share = nats_to_bits(nll or 0.0) / COSTLIEST
     return f"{STRONGEST * min(1.0, max(0.0, share)):.2g}"
 
 

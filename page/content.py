@@ -179,11 +179,11 @@ def content_of_options(changed: dict[str, Any], info: CorpusInfo) -> Content:
 def content_of_texts(run: Run, max_passages: int, best_step: float) -> Content:
     """Collect what the model wrote, what training said at its end, and what passages cost."""
     path = run.path / "passage.jsonl"
+    landmarks = choose_landmarks(run.info.baselines)
     texts = []
     start = 0  # of a passage, in what baselines paid for all of them
     for evaluations in read_passages(path, run.tokenizer, max_passages, best_step):
         stop = start + len(evaluations[0].tokens)
-        landmarks = choose_landmarks(run.info.baselines)
         others = {each.name: each.passage_nll[start:stop] for each in landmarks}
         texts.append(content_of_passage(run.tokenizer, evaluations, others))
         start = stop
@@ -260,7 +260,7 @@ def content_of_baselines(
             if passed_and_ahead(record["val_nll"], [baseline])[0]:
                 step = record["step"]
                 break
-        steps.append([baseline.label, step])
+        steps.append([baseline.name, step])
     return {
         "baselines": [content_of_baseline(baseline) for baseline in landmarks],
         "passed": steps,
@@ -271,7 +271,7 @@ def content_of_baselines(
 def content_of_baseline(baseline: Baseline) -> Content:
     nats = baseline.nats_per_token
     return {
-        "name": baseline.label,
+        "name": baseline.name,
         "has_read": baseline.has_read,
         "learns": baseline.learns,
         "nats": nats,

@@ -93,7 +93,8 @@ function findBaselines(unit) {
     if (shown.length > FEW && run.target !== first) continue;
     const uniforms = run.baselines.filter(({name}) => name.startsWith("uniform"));
     const uniform = highest(uniforms.map(each => each[unit]));
-    for (const {name, [unit]: value} of run.baselines.filter(each => each[unit] <= uniform)) {
+    for (const baseline of run.baselines.filter(each => each[unit] <= uniform)) {
+      const name = starred(baseline), value = baseline[unit];
       const key = `${name} ${value.toPrecision(4)}`;
       if (!found.has(key)) found.set(key, {name, value, owner: ownerOf(run), run: nameOf(run)});
     }
@@ -107,8 +108,7 @@ function findBaselines(unit) {
     if (same.length === 1) return each.name;
     return `${each.name} (${owners.size === same.length ? each.owner : each.run})`;
   };
-  const brief = each => starred(label(each));  // there is little room
-  return all.map(each => [brief(each), each.value]).sort((a, b) => a[1] - b[1]);
+  return all.map(each => [label(each), each.value]).sort((a, b) => a[1] - b[1]);
 }
 
 // One curve of a run, as a mark of a plot; pointing at it tells its points, and nothing between.

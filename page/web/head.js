@@ -13,15 +13,15 @@ function statusOf(status, count = 0) {
 
 // What happens now: of one run how far it has come, of many how many have ended.
 function showStatus() {
-  const place = byId("status");
+  const place = byId("status"), seconds = Date.now() / 1000 - page.written;
+  if (page.live && seconds > longestSilence()) silence();
   place.replaceChildren();
-  if (!isMany() && page.curves) return drawStatusOf(page.runs[0], place);
-  const followed = training().length, seconds = Date.now() / 1000 - page.written;
-  if (page.live && page.sweep && seconds > SILENCE) {
-    silence();
+  if (!isMany() && page.curves) return drawStatusOf(page.runs[0], seconds, place);
+  const followed = training().length;
+  if (page.isSilent)
     place.textContent = `${ended().length} of ${page.runs.length} runs have ended; nothing was ` +
       `written for ${duration(seconds)}: the sweep seems to have been stopped`;
-  } else if (page.live) place.textContent = `${page.status}; ${ageOf(seconds)}`;
+  else if (page.live) place.textContent = `${page.status}; ${ageOf(seconds)}`;
   else if (followed)
     place.textContent = `${followed} of ${page.runs.length} runs train; this page follows them`;
   else place.textContent = page.status;
@@ -29,13 +29,7 @@ function showStatus() {
 
 const ageOf = seconds => `written ${Math.round(seconds)} s ago, this page follows it`;
 
-function drawStatusOf(run, place) {
-  const silence = silenceOf(run);
-  if (silence && run.status === "training") {
-    run.status = "interrupted";
-    drawAll();
-    return;  // which has written it
-  }
+function drawStatusOf(run, seconds, place) {
   place.append(statusOf(run.status));
   const far = `${whole.format(run.step)} of ${whole.format(run.max_iters)} steps`;
   const parts = [far];
@@ -43,22 +37,22 @@ function drawStatusOf(run, place) {
   if (isLive && run.step > 0 && run.step < run.max_iters)
     parts.push(`about ${duration(run.seconds * (run.max_iters / run.step - 1))} left`);
   else if (run.seconds) parts.push(duration(run.seconds));
-  if (silence)
-    parts.push(`nothing was written for ${duration(silence)}: it seems to have been stopped, ` +
+  if (page.isSilent)
+    parts.push(`nothing was written for ${duration(seconds)}: it seems to have been stopped, ` +
                "and --init_from=resume goes on");
-  else if (page.live) parts.push(ageOf(Date.now() / 1000 - page.written));
+  else if (page.live) parts.push(ageOf(seconds));
   element("span", parts.join(" · "), place, {className: "dim"});
 }
 
-// For how many seconds a live page has got no data, if that is long for this run; else 0.
-function silenceOf(run) {
-  if (!page.live) return 0;
-  const times = run.val.seconds ?? [], silence = Date.now() / 1000 - page.written;
+// Seconds without new data after which what a live page follows must have been stopped.
+function longestSilence() {
+  if (page.sweep) return SILENCE;
+  const [run] = page.runs, times = run.val.seconds ?? [];
   const gaps = times.slice(1).map((time, i) => time - times[i]);
-  return silence > Math.max(LONG, PATIENT * highest(gaps)) ? silence : 0;
+  return Math.max(LONG, PATIENT * highest(gaps));
 }
 
-// A sweep that was killed could not write that its runs do not train any more.
+// What was killed could not write that nothing trains any more.
 function silence() {
   if (page.isSilent) return;
   page.isSilent = true;
@@ -116,28 +110,28 @@ function drawStanding(run, nats) {
   if (run.passed.length) element("span", "passed", place, {className: "dim"});
   for (const [name, step] of run.passed) {
     const look = {type: "button", className: "chip passed"};
-    const chip = element("button", starred(name), place, look);
+    const baseline = byName.get(name), chip = element("button", starred(baseline), place, look);
     const at = `step ${whole.format(step)}`;
-    chip.title = `${tellBaseline(byName.get(name))}; passed by ${at}`;
+    chip.title = `${tellBaseline(baseline)}; passed by ${at}`;
     element("small", ` ${at}`, chip);
     chip.onclick = () => goTo(step);
   }
   if (run.ahead.length) element("span", "still ahead of it", place, {className: "dim"});
   for (const baseline of run.ahead.slice(0, NEAREST)) {
     const distance = inUnit(nats, run, unit) - baseline[unit];
-    const chip = element("span", starred(baseline.name), place, {className: "chip ahead"});
+    const chip = element("span", starred(baseline), place, {className: "chip ahead"});
     chip.title = tellBaseline(baseline);
     const by = distance < 0.01 ? "<0.01" : distance.toPrecision(2);
     element("small", distance < LEVEL ? " level" : ` by ${by}`, chip);
   }
-  const others = run.ahead.slice(NEAREST).map(({name}) => name);
+  const others = run.ahead.slice(NEAREST).map(starred);
   if (!others.length) return;
   const more = element("span", `and ${others.length} more`, place, {className: "dim"});
   more.title = others.join(", ");
 }
 
 // An asterisk marks what learns while it reads, as in the curves.
-const starred = name => name.replace(" (learns)", "*");
+const starred = ({name, learns}) => learns ? `${name}*` : name;
 
 // A baseline's loss, what it has read, and whether it learns while it reads.
 function tellBaseline({name, nats, has_read: hasRead, learns}) {

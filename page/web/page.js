@@ -240,8 +240,12 @@ function drawWordsOf(run, place) {
   }
   if (!run.samples?.length || !isMany()) return;
   element("h3", "What the model writes, as it learns", place);
-  const samples = run.samples.map(sample => [whole.format(sample.step), sample.text]);
-  table([["step", ""], ...samples], place, [0]);
+  listSamples(run.samples, place);
+}
+
+function listSamples(samples, place) {
+  const rows = samples.map(({step, text}) => [whole.format(step), text]);
+  table([["step", ""], ...rows], place, [0]);
 }
 
 // Data.

@@ -40,6 +40,7 @@ function drawTimeline() {
   if (timeline.hidden) pause();
   slider.max = steps.length - 1;
   if (steps.length) slider.value = momentIndex(run);
+  if (!isMany()) drawSamples(run);
   showMoment();
 }
 
@@ -68,15 +69,17 @@ function drawWriting(run, step) {
   const place = byId("writing"), samples = (run.samples ?? []).filter(each => each.step <= step);
   place.hidden = isMany() || !page.curves || !samples.length;
   if (place.hidden) return;
-  const sample = samples.at(-1), text = place.querySelector("pre");
+  const sample = samples.at(-1);
   place.querySelector("h2 span").textContent = `at step ${whole.format(sample.step)}`;
-  text.textContent = sample.text;
-  // as high as the longest, so that nothing below it jumps
-  const lines = run.samples.map(each => each.text.split("\n").length);
-  text.style.height = `${Math.min(MOST_LINES, highest(lines))}lh`;
-  const all = byId("samples"), rows = run.samples.map(each => [whole.format(each.step), each.text]);
-  all.replaceChildren();
-  table([["step", ""], ...rows], all, [0]);
+  place.querySelector("pre").textContent = sample.text;
+}
+
+// All samples; and the one that is shown is as high as the longest, so that nothing below it jumps.
+function drawSamples({samples = []}) {
+  const lines = samples.map(each => each.text.split("\n").length), place = byId("samples");
+  byId("writing").querySelector("pre").style.height = `${Math.min(MOST_LINES, highest(lines))}lh`;
+  place.replaceChildren();
+  listSamples(samples, place);
 }
 
 // Show another step in all places.

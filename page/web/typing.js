@@ -2,6 +2,7 @@
 // A text that somebody types, coloured by what each token costs the model of model.js; what the
 // model expects at the cursor; and the model's own continuation. A token is a character here.
 const BARS = 8;  // of the likeliest tokens, besides the one that stands at the cursor
+const PLOTS = 500;  // milliseconds for the first plots, before the model is read
 const LONGEST = 2000;  // characters of a text
 const PATIENCE = 25;  // milliseconds: then the page answers before it reads on
 const PACE = 30;  // milliseconds between tokens that the model writes
@@ -21,7 +22,7 @@ function drawTyping() {
     const step = whole.format(page.runs[0].best?.step ?? 0);
     element("span", `what each character costs the model of step ${step}, which is in this page`,
             title, {className: "dim"});
-    typing = new Typing(place, saved, wanted.typed ?? firstLine());
+    typing = new Typing(place, saved, firstLine());
   }
 }
 
@@ -39,8 +40,9 @@ function firstLine() {
 }
 
 class Typing {
-  constructor(place, saved, text) {
+  constructor(place, saved, first) {
     this.saved = saved;
+    this.first = first;  // the text before somebody types
     this.model = null;  // made when there is time
     this.window = null;
     this.random = make_random(1337);
@@ -53,8 +55,8 @@ class Typing {
     this.logits = [];  // after each token that is read
     this.costs = [];  // bits of each; nothing for the context
     this.build(place);
-    this.field.value = text;
-    setTimeout(() => this.begin());
+    this.field.value = wanted.typed ?? first;
+    setTimeout(() => this.begin(), PLOTS);
   }
 
   begin() {
@@ -290,7 +292,7 @@ class Typing {
 
   // What somebody has typed, for the address.
   state() {
-    return this.text === firstLine() ? {} : {typed: this.text};
+    return this.text === this.first ? {} : {typed: this.text};
   }
 
   moveCursor() {
