@@ -78,6 +78,9 @@ class Device:
         """Return the same device, but all cores of a CPU share each operation."""
         return replace(self, workers=Workers(1))
 
+    def in_float32(self) -> "Device":
+        return replace(self, dtype=torch.float32)
+
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Call the function on each item, in order; a CPU's cores compute side by side."""
         return self.workers.map(function, items)

@@ -147,12 +147,15 @@ def generate_texts(
     top_p: float = 1.0,
     seed: int = 1337,
 ) -> list[str]:
-    """Continue a prompt; returns the texts without the prompt and the eos token."""
+    """Continue a prompt; returns the texts without the prompt and the eos token.
+
+    Products are in float32, as in sample.py: autocast would cast all weights once for each token.
+    """
     was_training = model.training
     steps = generate(
         model,
         tokenizer.encode_prompt(prompt),
-        device,
+        device.in_float32(),
         num_samples=num_samples,
         max_new_tokens=max_new_tokens,
         temperature=temperature,

@@ -20,6 +20,7 @@ from config.errors import UserError
 from data.batches import TrainBatches
 from data.documents import Split
 from data.eval_text import EvalText
+from data.tokenizer import Tokenizer
 from engine.checkpoint import for_prediction
 from engine.device import Device, setup_device
 from engine.evaluation import measure_loss
@@ -187,6 +188,16 @@ def without_pictures_and_long_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 
     draw_nothing(monkeypatch)
     monkeypatch.setattr("train.generate_texts", generate_little)
+
+
+def test_the_samples_of_a_training_in_bfloat16_are_in_float32() -> None:
+    """For one token at a time, autocast would spend more on casts of weights than on products."""
+    cfg, _ = load_config(TINY)
+    tokenizer = Tokenizer(kind="char", token_bytes=[b"a", b"b", b"c"])
+    model = GPT(cfg.model, tokenizer.vocab_size, cfg.tables)
+    with Watch() as watch:
+        generate_texts(model, tokenizer, "a", Device(CPU, torch.bfloat16), max_new_tokens=3)
+    assert watch.in_16_bits == set()
 
 
 def test_whole_commands_follow_the_hardware(data_dir, monkeypatch: pytest.MonkeyPatch) -> None:
