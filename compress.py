@@ -24,6 +24,7 @@ from pydantic import Field
 from config.errors import DIVERGED, UserError, not_text, run_command, slow_imports
 from config.files import check_place, check_regular, write_atomically
 from config.parser import load_options
+from config.size import count_flops
 from config.terminal import progress_bar
 from config.values import Section, Text
 from data.baselines import find_compressors
@@ -128,7 +129,8 @@ def main(argv: list[str]) -> None:
     torch.set_num_threads(max(1, threads))  # the order of sums depends on it
     device = setup_device(options.device, options.dtype)
     model, _ = load_model(run, options.checkpoint, device)
-    streams = count_streams(job.num_tokens, model.flops_per_token())
+    flops_per_token = count_flops(model.cfg, model.vocab_size)
+    streams = count_streams(job.num_tokens, flops_per_token)
     first = np.full(streams, run.tokenizer.encode_prompt("")[-1])
 
     # what has to be the same here and there

@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
         CurveOptions, argv, "RUN", "+", "directories of runs, or a directory with runs in it"
     )
     runs = [run for path in paths for run in open_runs(Path(path))]
-    empty = [run.path for run in runs if not run.has_metrics()]
+    empty = [run.path for run in runs if not any(run.records())]  # no further than a line
     without = ", ".join(map(str, empty))
     if len(empty) == len(runs) or any(Path(path) in empty for path in paths):
         raise UserError(f"{without}: no metrics yet; train first")

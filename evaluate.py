@@ -20,7 +20,7 @@ from config.errors import UserError, run_command, slow_imports
 from config.files import check_place
 from config.parser import load_options
 from config.schema import DataConfig
-from config.terminal import print_styled, printable, progress_bar
+from config.terminal import print_styled, printable
 from config.values import Count, FileName, Page, Section, Text, UnknownCharacters
 from data.corpora import read_corpus_text
 from data.documents import Document, Split, encode_documents, split_documents
@@ -123,8 +123,8 @@ class RunScores(NamedTuple):
     tempered: np.ndarray  # the mean NLL at each of TEMPERATURES
     # the first PAGE_TOKENS tokens, for a page; None if all of them are masked
     passage: analysis.Passage | None
-    # with tables up to n only: the NLL of each target by n, 1 = none; empty unless asked for
-    by_longest: dict[int, np.ndarray]
+    # (N, max_ngram) the NLL of each target with some tables left out; None unless asked for
+    by_longest: np.ndarray | None
 
 
 def main(argv: list[str]) -> None:
@@ -330,8 +330,7 @@ def score_run(run: Run, split: Split, options: EvaluateOptions) -> RunScores:
     with slow_imports():
         from engine.checkpoint import load_model
         from engine.device import setup_device
-        from engine.evaluation import measure_passage, score_text
-        from engine.table_use import nll_without_tables
+        from engine.evaluation import measure_passage, nll_without_tables, score_text
 
     where = options.device or run.cfg.run.device
     device = setup_device(where, options.dtype or run.cfg.run.dtype)
@@ -339,19 +338,15 @@ def score_run(run: Run, split: Split, options: EvaluateOptions) -> RunScores:
     # two runs are compared on all of the text
     max_tokens = 0 if options.against or options.explain else options.max_tokens
     text = make_eval_text(run, split, max_tokens, options.stride)
-
-    def show_progress(batches: Iterable[Any]) -> Any:
-        return progress_bar(
-            batches,
-            "evaluating",
-            total=text.num_batches,
-            unit="batch",
-            mininterval=1,
-            disable=False,
-        )
-
     columns, tempered = score_text(
-        model, text, run.tokenizer, analysis.TEMPERATURES, device, progress=show_progress
+        model,
+        text,
+        run.tokenizer,
+        analysis.TEMPERATURES,
+        device,
+        desc="evaluating",
+        mininterval=1,
+        disable=False,
     )
     columns |= byte_offsets(text, run.tokenizer)
     about = {
@@ -365,14 +360,15 @@ def score_run(run: Run, split: Split, options: EvaluateOptions) -> RunScores:
         "of_targets": split.num_targets(),
         "bytes": int(columns["bytes"].sum()),
     }
+    with_tables = options.tables and run.cfg.tables.max_ngram > 1
     passage = None
     start = split.first(PAGE_TOKENS - 1)
     if options.html and start.num_targets() > 0:
         start_text = make_eval_text(run, start, stride=options.stride)
-        costs = measure_passage(model, start_text, 0, analysis.PASSAGE_TEMPERATURES, device)
+        costs = measure_passage(model, start_text, 0, device, with_tables)
         passage = analysis.Passage(step=state.step, **costs)
-    by_longest = {}
-    if options.tables and run.cfg.tables.max_ngram > 1:
+    by_longest = None
+    if with_tables:
         by_longest = nll_without_tables(model, text, device)
     return RunScores(run, text, about, columns, tempered, passage, by_longest)
 
@@ -400,7 +396,7 @@ def explain_sentence(scores: list[RunScores], replaced: Replacer | None) -> str:
     if replaced is not None:
         lines += unknown_lines(cost_of_replaced(replaced, first, bits_per_byte[0]))
     costs = show_costs(tokens, first.columns["nll"], first.run.tokenizer)
-    if first.by_longest:
+    if first.by_longest is not None:
         without = show_costs_without_tables(tokens, first.by_longest, first.run.tokenizer)
         costs = f"{costs}\n\n{without}"
     return "\n".join([*lines, "", costs])
@@ -443,9 +439,10 @@ def add_up(scores: list[RunScores], chosen: Chosen, options: EvaluateOptions) ->
         **summary,
         "against": None,
     }
-    if first.by_longest:
-        means = {longest: float(nll.mean()) for longest, nll in first.by_longest.items()}
-        evaluation["tables"] = means
+    if first.by_longest is not None:
+        means = first.by_longest.mean(axis=0).tolist()
+        by_n = list(enumerate(means, start=1))
+        evaluation["tables"] = dict(reversed(by_n))  # by the longest n-gram; 1: no table
     if chosen.replaced is not None:
         bits_per_byte = losses[0]["bits_per_byte"][0]
         evaluation["unknown"] = cost_of_replaced(chosen.replaced, first, bits_per_byte)

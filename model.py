@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from chunked_loss import next_token_loss
 from config.schema import ModelConfig, TablesConfig
-from config.size import count_flops
 from kernels import attention, causal_mask, dropout, relu2, rms_norm
 from kv_cache import KVCache
 from loss import PLAIN, LossSums, Objective, soft_cap
@@ -235,7 +234,3 @@ class GPT(nn.Module):
 
     def num_params(self) -> int:
         return sum(p.numel() for p in self.parameters())
-
-    def flops_per_token(self) -> int:
-        """Count the FLOPs of training per position."""
-        return count_flops(self.cfg, self.vocab_size)

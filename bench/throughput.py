@@ -23,6 +23,7 @@ from chunked_loss import next_token_loss
 from config.cli import load_config
 from config.errors import run_command
 from config.schema import Config
+from config.size import count_flops
 from data.batches import Batch, TrainBatches
 from data.prepare import prepare_corpus
 from engine.device import Device, micro_batch_size, setup_device
@@ -124,7 +125,7 @@ def measure(cfg: Config, steps: int) -> dict[str, Any]:
         "parts": parts,
         "steps": times,
         "tokens_per_second": tokens / median,
-        "flops": tokens * model.flops_per_token() / median,
+        "flops": tokens * count_flops(model.cfg, model.vocab_size) / median,
         "peak_flops": peak_flops(device),
     }
 

@@ -145,14 +145,17 @@ def out_of_memory(remedy: str) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         # torch.OutOfMemoryError, and what mps and CPUs raise
-        lines = str(error).strip().splitlines()
-        says = type(error).__name__
-        if lines:
-            says = lines[0]
+        says = first_line(error)
         told = re.search(r"out of memory|can't allocate memory", says)
         if told is None and not isinstance(error, MemoryError):
             raise
         raise UserError(f"out of memory: {remedy} ({says:.150})") from None
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says; its type if it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0]
 
 
 def _fail(line: str) -> None:

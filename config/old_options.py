@@ -9,6 +9,13 @@ from config.values import parse_markov
 
 Options = dict[str, Any]
 
+GPT2: Options = {
+    "bias": True,
+    "position": "learned",
+    "norm": "layernorm",
+    "activation": "gelu",
+    "zero_init": False,
+}
 # `form` stands for these.
 FORMS: dict[str, Options] = {
     "nanochat": {
@@ -18,20 +25,8 @@ FORMS: dict[str, Options] = {
         "activation": "relu2",
         "zero_init": True,
     },
-    "gpt2": {
-        "bias": True,
-        "position": "learned",
-        "norm": "layernorm",
-        "activation": "gelu",
-        "zero_init": False,
-    },
-    "nanogpt": {
-        "bias": False,
-        "position": "learned",
-        "norm": "layernorm",
-        "activation": "gelu",
-        "zero_init": False,
-    },
+    "gpt2": GPT2,
+    "nanogpt": GPT2 | {"bias": False},
 }
 WRITE_FORM = (
     "form replaces bias, position, norm, activation and zero_init: write form=nanochat (rotary, "

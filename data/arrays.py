@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config.errors import DamagedError
+from config.errors import DamagedError, first_line
 from config.files import replacing
 
 TOKENS = ("uint16", "uint32")
@@ -53,5 +53,4 @@ def _open(path: Path) -> np.memmap:
     except OSError:
         raise
     except Exception as error:  # what comes of a forged header: many kinds
-        reason = str(error).splitlines() or [type(error).__name__]
-        raise DamagedError(f"{path}: cannot be read: {reason[0]}") from None
+        raise DamagedError(f"{path}: cannot be read: {first_line(error)}") from None

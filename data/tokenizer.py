@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from config.errors import DamagedError, UserError
+from config.errors import DamagedError, UserError, first_line
 from config.files import check_entries, without_bom
 
 PATTERNS = {
@@ -227,7 +227,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         check_tokens(tokenizer)
         return tokenizer
     except ValueError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise DamagedError(f"{path}: not a tokenizer of this program ({reason})") from None
 
 

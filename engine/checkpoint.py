@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from config.errors import DamagedError, UserError
+from config.errors import DamagedError, UserError, first_line
 from config.files import replacing
 from config.old_options import translate
 from config.resume import kept_options
@@ -137,8 +137,7 @@ def telling_damage(path: Path) -> Iterator[None]:
     except (PermissionError, IsADirectoryError) as error:
         raise DamagedError(f"{path}: cannot be read ({error.strerror})") from None
     except (SafetensorError, OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
-        reason = str(error).splitlines() or [type(error).__name__]
-        raise DamagedError(f"{path}: damaged ({reason[0]})") from None
+        raise DamagedError(f"{path}: damaged ({first_line(error)})") from None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

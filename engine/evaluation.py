@@ -7,7 +7,7 @@ measured on all of the validation text, and on training text that it read and di
 import itertools
 import math
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from surprisal import bits_per_byte, perplexity
 MAX_PARTS = 250  # of a text; curves.py compares runs part by part
 MIN_PARTS = 50  # of a text whose loss gets an interval or a standard error
 MIN_TARGETS = 500  # for a standard error
+PASSAGE_TEMPERATURES = (0.5, 0.7, 1.5)  # of the predictions in passage.jsonl
 
 Columns = dict[str, np.ndarray]  # a value for each target of a text, (N,), in its order
 
@@ -190,15 +191,15 @@ def score_text(
     tokenizer: Tokenizer,
     temperatures: Sequence[float],
     device: Device,
-    *,
-    progress: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
+    **bar: Any,
 ) -> tuple[Columns, np.ndarray]:
     """Measure each target of a text: a column for each quantity, in the order of the text.
 
-    Also returns the mean NLL with the logits divided by each of the temperatures, (K,). UserError
-    if the model diverged.
+    Also returns the mean NLL with the logits divided by each of the temperatures, (K,). `bar` are
+    options of its progress bar. UserError if the model diverged.
     """
-    scores = score_targets(predict(model, progress(text.batches()), device), temperatures)
+    batches = progress_bar(text.batches(), total=text.num_batches, unit="batch", **bar)
+    scores = score_targets(predict(model, batches, device), temperatures)
     n_bytes = tokenizer.byte_lengths[text.split.tokens[text.positions]]
     columns = {
         "target": scores.targets,
@@ -211,6 +212,21 @@ def score_text(
         "confidence": scores.confidence,
     }
     return columns, scores.tempered / len(n_bytes)
+
+
+def nll_without_tables(model: GPT, text: EvalText, device: Device) -> np.ndarray:
+    """Measure each target with some tables left out: all, all but the first, ..., none.
+
+    Returns nats (N, max_ngram): column n - 1 has those with n-grams of at most n tokens. The model
+    was trained with all tables (but for table_dropout), so what it loses is what it leaned on, and
+    not what a model without these tables would have.
+    """
+    nll = []
+    for longest in range(1, model.tables.cfg.max_ngram + 1):
+        model.tables.longest = longest  # in the end no table is left out
+        predictions = predict(model, text.batches(), device)
+        nll.append(score_targets(predictions, temperatures=[1.0]).nll)
+    return np.stack(nll, axis=1)
 
 
 # The passages of the validation text whose tokens a watcher shows one by one.
@@ -229,25 +245,27 @@ def cut_passage(val_text: EvalText, passage: slice) -> tuple[EvalText, int]:
 
 
 def measure_passage(
-    model: GPT, text: EvalText, skip: int, temperatures: Sequence[float], device: Device
+    model: GPT, text: EvalText, skip: int, device: Device, with_tables: bool = False
 ) -> dict[str, list[Any]]:
     """Measure what each token of a short text costs, without the first `skip`, which are context.
 
     Returns the columns of a line of passage.jsonl: a value for each token, with three digits after
-    the point, None where it is masked. UserError if the model diverged.
+    the point, None where it is masked. `with_tables` also measures it as `nll_without_tables` does.
+    UserError if the model diverged.
     """
     try:
-        details = detail_targets(predict(model, text.batches(), device), temperatures)
+        predictions = predict(model, text.batches(), device)
+        details = detail_targets(predictions, PASSAGE_TEMPERATURES)._asdict()
+        if with_tables:
+            details["by_longest"] = nll_without_tables(model, text, device)
     finally:
         model.train()
-    tokens = text.split.tokens[skip:].tolist()
-    is_shown = text.positions >= skip
-    places = text.positions[is_shown] - skip
-    columns: dict[str, list[Any]] = {"tokens": tokens, "temperatures": list(temperatures)}
-    for name, values in details._asdict().items():
+    tokens = text.split.tokens.tolist()
+    columns = {"tokens": tokens[skip:], "temperatures": list(PASSAGE_TEMPERATURES)}
+    for name, values in details.items():
         column: list[Any] = [None] * len(tokens)
-        rounded = values[is_shown].astype(float).round(3).tolist()
-        for place, value in zip(places, rounded, strict=True):
+        rounded = values.astype(float).round(3).tolist()
+        for place, value in zip(text.positions, rounded, strict=True):
             column[place] = value
-        columns[name] = column
+        columns[name] = column[skip:]
     return columns

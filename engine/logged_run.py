@@ -27,10 +27,6 @@ class LoggedRun:
         """Read the lines of metrics.jsonl; damaged ones are left out."""
         return list(self.records())
 
-    def has_metrics(self) -> bool:
-        """Return whether any line is not damaged; reads only as far as the first such line."""
-        return any(self.records())
-
     def records(self) -> Iterator[Record]:
         yield from read_records(self.path / "metrics.jsonl")
         if self.final is not None:

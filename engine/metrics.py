@@ -83,7 +83,7 @@ def append_line(path: Path, record: dict[str, Any] | BaseModel) -> None:
     if isinstance(record, dict):
         line = json.dumps(record, ensure_ascii=False)
     else:
-        line = record.model_dump_json()
+        line = record.model_dump_json(exclude_none=True)
     size = 0
     if path.exists():
         size = path.stat().st_size

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-from config.errors import RANK, START_RANKS, WORLD_SIZE, UserError
+from config.errors import RANK, START_RANKS, WORLD_SIZE, UserError, first_line
 
 
 def join_ranks(backend: str, options: dict[str, Any]) -> None:
@@ -25,10 +25,9 @@ def join_ranks(backend: str, options: dict[str, Any]) -> None:
         store, *_ = next(rendezvous("env://"))
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        reason = str(error).splitlines()[0]
         raise UserError(
             f"rank {RANK} could not meet the others at MASTER_ADDR:MASTER_PORT = {place} "
-            f"({reason:.150}); {START_RANKS}"
+            f"({first_line(error):.150}); {START_RANKS}"
         ) from None
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
     store = PrefixStore(f"attempt {attempt}", store)
@@ -77,9 +76,8 @@ def lost_ranks() -> Iterator[None]:
         is_gone = WORLD_SIZE > 1 and re.search(signs, str(error), re.IGNORECASE)
         if not is_gone or "out of memory" in str(error):
             raise
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"another process of this training is gone ({reason:.120}); start all of them again "
-            "with --init_from=resume, or let torchrun do that: torchrun --max-restarts=3 ... "
-            "--init_from=auto"
+            f"another process of this training is gone ({first_line(error):.120}); start all of "
+            "them again with --init_from=resume, or let torchrun do that: torchrun "
+            "--max-restarts=3 ... --init_from=auto"
         ) from None

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from config.errors import first_line
 from config.terminal import say
 from data.batches import Batch
 from engine.device import Device
@@ -53,8 +54,8 @@ def compile_model(
                 loss.objective.backward()
         return compiled
     except Exception as error:  # no C++ compiler, an old GPU, ...: many kinds
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        say(f"warning: torch.compile failed, training continues without it: {lines[0]}")
+        reason = first_line(error)
+        say(f"warning: torch.compile failed, training continues without it: {reason}")
         return model
     finally:
         model.zero_grad()

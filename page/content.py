@@ -304,7 +304,9 @@ def content_of_passage(
         "bytes": num_bytes.tolist(),
         "vocab_size": tokenizer.vocab_size,
         "temperatures": evaluations[-1].temperatures,
-        "evaluations": [each.model_dump(exclude=excluded) for each in evaluations],
+        "evaluations": [
+            each.model_dump(exclude=excluded, exclude_none=True) for each in evaluations
+        ],
         "others": others,
     }
 

@@ -71,6 +71,12 @@ def fits(passage: Passage, tokenizer: Tokenizer) -> bool:
     sizes = {len(column) for column in columns}
     if passage.entropy:  # files of earlier editions have none
         sizes.add(len(passage.entropy))
+    lengths = set()
+    if passage.by_longest is not None:  # of the best model, if it has tables
+        sizes.add(len(passage.by_longest))
+        lengths = {len(row) for row in passage.by_longest if row is not None}
+    if len(lengths) > 1 or 0 in lengths:
+        return False
     if sizes != {len(passage.tokens)} or not passage.tokens:
         return False
     if not all(fits_in_row(passage, i) for i in range(len(passage.tokens))):
@@ -86,9 +92,11 @@ def fits_in_row(passage: Passage, i: int) -> bool:
     top = passage.top[i]
     log_q = passage.log_q[i]
     log_z = passage.log_z[i]
-    rows = (passage.nll[i], passage.rank[i], top, log_q, log_z)
+    rows = [passage.nll[i], passage.rank[i], top, log_q, log_z]
+    if passage.by_longest is not None:
+        rows.append(passage.by_longest[i])
     if top is None or log_q is None or log_z is None:
-        return rows == (None,) * len(rows)
+        return rows == [None] * len(rows)
     sizes = (len(log_q), len(log_z))
     return None not in rows and sizes == (len(top), len(passage.temperatures))
 

@@ -40,7 +40,6 @@ PASSAGE_LENGTH = 64  # targets in a passage that is called hard or easy
 EXAMPLES = 3  # hard passages, and as many easy ones
 MAX_TARGETS = 32_768  # scored for evaluation.json: about a second
 MAX_LOGITS = 2**25  # of these targets
-PASSAGE_TEMPERATURES = (0.5, 0.7, 1.5)  # of the predictions in passage.jsonl
 
 Columns = dict[str, np.ndarray]
 
@@ -58,12 +57,15 @@ class Passage(BaseModel):
 
     step: int
     number: int = 0  # of the passage
+    best_step: int | None = None  # in what was measured of the best model after the last step
     tokens: list[int]
     nll: list[float | None]
     rank: list[int | None]
     top: list[list[int] | None]
     log_q: list[list[float] | None]
     entropy: list[float | None] = []
+    # nll with n-grams of at most 1, 2, ... tokens; None = not measured
+    by_longest: list[list[float] | None] | None = None
     temperatures: list[float] = [0.5, 0.7, 0.85, 1.2, 1.5, 2.0]
     log_z: list[list[float] | None]
 

@@ -35,19 +35,20 @@ def show_costs(
 
 
 def show_costs_without_tables(
-    tokens: Sequence[int], by_longest: dict[int, np.ndarray], tokenizer: Tokenizer
+    tokens: Sequence[int], by_longest: np.ndarray, tokenizer: Tokenizer
 ) -> str:
     """List each token but the first with its nats, as tables of n-grams are left out.
 
-    A column has the NLL (N - 1,) with n-grams of at most so many tokens; the last has none.
+    Column n - 1 of by_longest (N - 1, max_ngram) has the NLL with n-grams of at most n tokens. The
+    last is shown first.
     """
-    heads = [str(longest) for longest in by_longest if longest > 1]
+    heads = [str(longest) for longest in range(by_longest.shape[1], 1, -1)]
     heads.append("none")
     lines = ["nats with n-grams of at most so many tokens:"]
     lines.append("            " + "".join(f"{head:>6}" for head in heads))
     names = [show_token(tokenizer, token).replace(" ", "␣") for token in tokens[1:]]
     names.append("mean")
-    table = np.stack(list(by_longest.values()), axis=1)
+    table = by_longest[:, ::-1]
     rows = [*table, table.mean(axis=0)]
     for name, costs in zip(names, rows, strict=True):
         cells = "".join(f"{cost:6.2f}" for cost in costs)

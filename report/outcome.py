@@ -1,16 +1,13 @@
 """Measures what came of a training: the best model exactly, and what is behind its loss."""
 
 import math
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from config.errors import UserError
-from config.terminal import progress_bar
 from data.baselines import choose_passages
-from data.batches import Batch, TrainBatches
+from data.batches import TrainBatches
 from data.eval_text import EvalText
 from data.prepare import Corpus
 from data.tokenizer import Tokenizer
@@ -25,14 +22,7 @@ from engine.evaluation import (
 from engine.metrics import Record, append_line
 from engine.run_files import RunFiles
 from model import GPT
-from report.analysis import (
-    PASSAGE_TEMPERATURES,
-    TEMPERATURES,
-    Passage,
-    max_targets,
-    summarise,
-    write_evaluation,
-)
+from report.analysis import TEMPERATURES, Passage, max_targets, summarise, write_evaluation
 
 
 def measure_best(
@@ -51,15 +41,13 @@ def measure_best(
     tokenizer = corpus.tokenizer
     val_text = EvalText(corpus.val, get_batch.block_size, get_batch.eos)
     exact, parts = measure_all(model, val_text, corpus, device)
+    if run.cfg.run.watchers and model.tables:
+        write_passages(model, val_text, tokenizer, files, best.step, best_step=best.step)
 
     def write(path: Path) -> None:
         text = replace(val_text, max_tokens=max_targets(tokenizer.vocab_size))
-
-        def show_progress(batches: Iterable[Batch]) -> Any:
-            return progress_bar(batches, "calibration", total=text.num_batches, unit="batch")
-
         columns, tempered = score_text(
-            model, text, tokenizer, TEMPERATURES, device, progress=show_progress
+            model, text, tokenizer, TEMPERATURES, device, desc="calibration"
         )
         summary = summarise(columns, tempered, text, tokenizer, corpus.train)
         write_evaluation(path, summary, parts)
@@ -83,24 +71,34 @@ def measure_best(
 
 
 def write_passages(
-    model: GPT, val_text: EvalText, tokenizer: Tokenizer, files: RunFiles, step: int
+    model: GPT,
+    val_text: EvalText,
+    tokenizer: Tokenizer,
+    files: RunFiles,
+    step: int,
+    *,
+    best_step: int | None = None,
 ) -> None:
     """Append to passage.jsonl what each token of the passages costs now, for the watchers to show.
 
     The first passage is measured at each evaluation, the others at the last and at those whose
-    number is a power of two: the file and the page stay small.
+    number is a power of two: the file and the page stay small. The best model is measured on all of
+    them after the last step, also with tables left out; these lines have its `best_step`.
     """
     passages = choose_passages(val_text.split, tokenizer)
     cfg = files.run.cfg
     number = step // cfg.run.eval_interval
-    if number & (number - 1) != 0 and step != cfg.optim.max_iters:
+    is_best = best_step is not None
+    is_last = step == cfg.optim.max_iters
+    if number & (number - 1) != 0 and not is_last and not is_best:
         passages = passages[:1]
 
     def write(path: Path) -> None:
         with suppress(UserError):  # it diverged
             for number, passage in enumerate(passages):
                 text, skip = cut_passage(val_text, passage)
-                costs = measure_passage(model, text, skip, PASSAGE_TEMPERATURES, files.device)
-                append_line(path, Passage(step=step, number=number, **costs))
+                costs = measure_passage(model, text, skip, files.device, is_best)
+                line = Passage(step=step, number=number, best_step=best_step, **costs)
+                append_line(path, line)
 
     files.attempt("passage.jsonl", write)

@@ -23,7 +23,7 @@ from data.info import PASSAGE, PASSAGES
 from data.tokenizer import char_tokenizer
 from engine.checkpoint import load_model
 from engine.device import setup_device
-from engine.evaluation import cut_passage
+from engine.evaluation import PASSAGE_TEMPERATURES, cut_passage
 from engine.metrics import Record
 from engine.run import Run, open_run
 from engine.run_text import make_eval_text, open_corpus
@@ -31,7 +31,6 @@ from page.content import content_of_runs
 from page.page import WEB
 from page.records import read_passages
 from page.sweep import content_of_sweep, write_sweep_page
-from report.analysis import PASSAGE_TEMPERATURES
 from tests.conftest import TINY, call, make_text, read_metrics, write_metrics
 from tests.many_runs import make_ended_run, make_sweep
 from tests.one_run import write_data
@@ -196,7 +195,7 @@ def test_a_run_that_is_stopped_is_no_longer_live(data_dir: Path) -> None:
     shutil.rmtree(data_dir / "out/short")
 
 
-FORGED = {"top": None, "log_q": [-1.0], "log_z": [0.5], "nll": None}
+FORGED = {"top": None, "log_q": [-1.0], "log_z": [0.5], "nll": None, "by_longest": [0.5]}
 
 
 @pytest.mark.parametrize("name", FORGED)
@@ -205,8 +204,11 @@ def test_an_evaluation_whose_rows_do_not_fit_is_left_out(own: Path, name: str) -
     path = own / "passage.jsonl"
     (first, *_) = read_passages(path, run.tokenizer, at_most=100, best_step=0)
     line = json.loads(first[0].model_dump_json())
+    line["by_longest"] = [[0.5, 0.4] for _ in line["tokens"]]
+    path.write_text(json.dumps(line, separators=(",", ":")) + "\n")
+    assert len(read_passages(path, run.tokenizer, at_most=100, best_step=0)) == 1
     line[name][3] = FORGED[name]
-    path.write_text(json.dumps(line) + "\n")
+    path.write_text(json.dumps(line, separators=(",", ":")) + "\n")
     assert read_passages(path, run.tokenizer, at_most=100, best_step=0) == []
 
 

@@ -1,9 +1,11 @@
 """Tables of n-grams: which rows they read, how these learn, and what a checkpoint keeps of them."""
 
+import json
 import math
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +20,14 @@ from data.documents import Split
 from data.eval_text import EvalText
 from engine.checkpoint import read_checkpoint, save_checkpoint
 from engine.device import Device
+from engine.evaluation import nll_without_tables
 from engine.optim import make_optimizers
+from engine.run import open_run
 from engine.scoring import predict, score_targets
 from engine.state import TrainState
-from engine.table_use import nll_without_tables
 from engine.workers import Workers
 from model import GPT
+from page.records import read_passages
 from tables import BETA, NgramTables, RowwiseRMSProp, hash_ngrams, leave_out
 from tests.conftest import (
     CPU,
@@ -32,6 +36,7 @@ from tests.conftest import (
     fill_weights,
     make_batch,
     make_model,
+    make_text,
     only_numbers,
     read_metrics,
     take_step,
@@ -297,14 +302,14 @@ def test_tables_are_left_out_one_after_the_other() -> None:
     model = make_model(tables=CFG).eval()
     text = EvalText(Split(np.random.default_rng(0).integers(13, size=40)), 8)
     nll = nll_without_tables(model, text, CPU)
-    assert list(nll) == [4, 3, 2, 1]
+    assert nll.shape == (39, 4)
     whole = model.state_dict()
     for longest in (4, 3, 2, 1):
         left = GPT(model.cfg, 13, CFG.model_copy(update={"max_ngram": longest})).eval()
         names = left.state_dict().keys()
         left.load_state_dict({name: whole[name] for name in names})
         expected = score_targets(predict(left, text.batches(), CPU), [1.0]).nll
-        np.testing.assert_allclose(nll[longest], expected, atol=1e-6)
+        np.testing.assert_allclose(nll[:, longest - 1], expected, atol=1e-6)
     assert model.tables.longest == 4
 
 
@@ -327,3 +332,53 @@ def test_evaluate_says_what_the_tables_know(data_dir: Path, monkeypatch) -> None
     call("train.py", "--corpus=text.txt", *TINY, "--out_dir=out/plain")
     done = call("evaluate.py", "out/plain", "--tables", check=False)
     assert done.stderr == "error: tables: out/plain has no tables of n-grams\n"
+
+
+TABLES = ["--max_ngram=3", "--table_rows=100"]
+
+
+def read_passage_lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "passage.jsonl").read_text().splitlines()]
+
+
+def test_the_best_model_is_measured_with_tables_left_out_at_the_end(
+    data_dir: Path, monkeypatch
+) -> None:
+    """Once, on all passages, some of whose tokens may be masked; a resumed run measures it anew."""
+    only_numbers(monkeypatch)
+    (data_dir / "long.txt").write_text(3 * make_text(), encoding="utf-8")
+    options = ["--corpus=long.txt", *TINY, "--out_dir=out/run", *TABLES, "--eval_interval=1"]
+    call("train.py", *options, "--mask=^the")
+    path = data_dir / "out/run"
+    lines = read_passage_lines(path)
+    assert [line.get("best_step") for line in lines[:-3]] == [None] * (len(lines) - 3)
+    assert all("by_longest" not in line for line in lines[:-3])
+    best = read_metrics(path)[-1]["best_step"]
+    run = open_run(path)
+    for number, line in enumerate(lines[-3:]):
+        assert [line["step"], line["number"], line["best_step"]] == [best, number, best]
+        assert line["nll"][1] is not None
+        for nll, row in zip(line["nll"], line["by_longest"], strict=True):
+            assert (row is None) == (nll is None)
+            assert row is None or len(row) == 3
+            assert row is None or row[-1] == pytest.approx(nll, abs=2e-3)
+    passages = read_passages(path / "passage.jsonl", run.tokenizer, at_most=100, best_step=best)
+    for evaluations in passages:
+        assert [each.step for each in evaluations if each.by_longest is not None] == [best]
+
+    call("train.py", *options, "--init_from=resume", "--max_iters=7")
+    lines = read_passage_lines(path)
+    assert [line["number"] for line in lines if "best_step" in line] == [0, 1, 2]
+    assert [line["step"] for line in lines[-3:]] == [read_metrics(path)[-1]["best_step"]] * 3
+
+
+def test_runs_that_nobody_watches_or_without_tables_measure_no_tables(
+    data_dir: Path, monkeypatch
+) -> None:
+    only_numbers(monkeypatch)
+    options = ["--corpus=text.txt", *TINY]
+    call("train.py", *options, *TABLES, "--out_dir=out/unwatched", "--watchers=")
+    assert not (data_dir / "out/unwatched/passage.jsonl").exists()
+    call("train.py", *options, "--out_dir=out/plain")
+    for line in read_passage_lines(data_dir / "out/plain"):
+        assert not {"best_step", "by_longest"} & line.keys()
