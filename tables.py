@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from config.schema import TablesConfig
 from kernels import dropout
 
-BETA = 0.95  # decay of the running mean of a row's squared gradient
+BETA = 0.99  # decay of the running mean of a row's squared gradient
 EPS = 1e-30  # keeps the step of a row whose gradients were all zero finite
 
 
