@@ -181,3 +181,134 @@ def test_files_of_earlier_editions_say_no_entropy(browser: Any, own: Path) -> No
     assert "this model" in tab.text("#token")
     assert tab("temperatures().length") == 7
     tab.close()
+
+
+def leave_out_tables(own: Path) -> dict[str, Any]:
+    """Write what the best model would have paid with tables left out; returns its evaluation.
+
+    Of the tokens that the n-grams of 2 and 3 save 2 bits and 1 bit, the third costs more with them.
+    """
+    records = read_evaluations(own)
+    best = min(records, key=lambda record: sum(record["nll"]))
+    best["by_longest"] = []
+    for i, nll in enumerate(best["nll"]):
+        saved = -1.0 if i == 3 else 1.0
+        by_longest = [nll + 3 * math.log(2), nll + math.log(2) * saved, nll]
+        best["by_longest"].append(by_longest)
+    write_evaluations(own, records)
+    return best
+
+
+def put_best_first(own: Path, step: int) -> None:
+    """Make a step the best that the metrics know."""
+    lines = [json.loads(line) for line in (own / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if "val_nll" in line:
+            line["val_nll"] = 1.0 + (line["step"] != step)
+        if "best_step" in line:
+            line["best_step"] = step
+    (own / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_token_says_what_it_costs_with_tables_left_out(browser: Any, own: Path) -> None:
+    best = leave_out_tables(own)
+    put_best_first(own, best["step"])
+    tab = open_page(browser, own)
+    shown = tab("[readText().tokens.slice(3, 6).map(visible).join(''), momentShown()]")
+    assert shown[1] == best["step"]
+    tab.page.hover("#token6")
+    rows = tab(ROWS)
+    names = [name for name, _, _ in rows]
+    start = names.index("none") - 2
+    bits = best["nll"][6] / math.log(2)
+    assert rows[start : start + 3] == [
+        [shown[0], f"{bits:.2f}", "own"],
+        [shown[0][1:], f"{bits + 1:.2f}", "own most"],
+        ["none", f"{bits + 3:.2f}", "own"],
+    ]
+    assert f"{shown[0][1:]} saves 2.00 bits" in tab.text("#token")
+    assert "Bits with n-grams of at most\n" in tab.text("#token")
+    # the sum of the costs and the baselines have no such row
+    assert "without tables" not in names
+    tab.page.hover("#token3")
+    assert re.search(r"\S+ saves 4.00 bits", tab.text("#token"))
+    tab.page.hover("#token1")  # n-grams that begin before the passage
+    assert [name for name, _, _ in tab(ROWS)][start:][:2] == [
+        f"…{tab('visible(readText().tokens[0])')}"
+    ] * 2
+    # also where the text is coloured by another step
+    before = tab("byId('token').getBoundingClientRect().height")
+    other = 0 if tab("momentIndex(readingRun)") else 1
+    tab.page.fill("[name=evaluation]", str(other))
+    tab.page.hover("#token6")
+    assert f"Bits with n-grams of at most, step {best['step']}\n" in tab.text("#token")
+    assert tab("byId('token').getBoundingClientRect().height") == before
+    tab.close()
+
+
+def test_the_passage_says_which_ngrams_the_model_leans_on(browser: Any, own: Path) -> None:
+    best = leave_out_tables(own)
+    tab = open_page(browser, own)
+    chart = "[...document.querySelectorAll('#ngrams .bar')].map(row => row.innerText.split('\\n'))"
+    count = len(best["nll"])
+    nats = sum(best["nll"]) / count
+    with_2 = nats + math.log(2) * (count - 2) / count
+    values = [nats, with_2, nats + 3 * math.log(2)]
+    names = ["3 characters", "2 characters", "none"]
+    units = {
+        "nats": values,
+        "perplexity": [math.exp(value) for value in values],
+        "bits_per_byte": [
+            value / math.log(2) / open_run(own).info.bytes_per_target for value in values
+        ],
+    }
+    for unit, expected in units.items():
+        tab.page.locator(f"[name=y][value={unit}]").check(force=True)
+        rows = tab(chart)
+        assert [name for name, _ in rows] == names
+        numbers = [float(number) for _, number in rows]
+        assert numbers == pytest.approx(expected, abs=1e-3)
+        said = tab.text("#leans")
+        assert f"{expected[2]:.3f} without tables" in said
+        assert "The n-grams of 2 characters save most" in said
+        assert (f"perplexity {expected[0]:.3f}" in said) == (unit == "perplexity")
+    assert "not what a model trained without them would have" in tab.text("#tables")
+
+    # the colours by what tables save, and the bits of each line without them
+    tab.page.select_option("[name=versus]", "without tables")
+    assert "than without tables" in tab.text("#legend")
+    assert tab("byId('token6').style.background") == tab(
+        "(() => { const span = "
+        "document.createElement('span'); paint(span, -3, 5); return span.style.background; })()"
+    )
+    assert "without tables" in tab.text("#lines")
+    tab.close()
+
+
+def test_a_run_without_tables_shows_none(tab: Tab) -> None:
+    assert tab("byId('tables').hidden")
+    assert "n-grams of at most" not in tab.text("#token")
+    options = tab("[...reading.elements.versus.options].map(option => option.textContent)")
+    assert "what tables save" not in options
+
+
+def test_tokens_are_masked_and_the_panel_keeps_its_height_with_tables(
+    browser: Any, own: Path
+) -> None:
+    leave_out_tables(own)
+    records = read_evaluations(own)
+    for record in records:
+        for name in ("nll", "rank", "top", "log_q", "log_z", "entropy", "by_longest"):
+            if name in record:
+                record[name][5] = None
+    write_evaluations(own, records)
+    for width, scheme in ((1400, "light"), (390, "dark")):
+        tab = open_page(browser, own, width=width, color_scheme=scheme)
+        heights = set()
+        for i in (0, 5, 20, 60, 100):
+            tab(f"describeToken({i})")
+            heights.add(tab("byId('token').getBoundingClientRect().height"))
+        assert len(heights) == 1
+        assert not tab("byId('tables').hidden")
+        assert tab("document.documentElement.scrollWidth") <= width
+        tab.close()

@@ -36,6 +36,8 @@ function otherCosts() {
     if (run === readingRun || other.tokens.join("\0") !== tokens) continue;
     found[labelOf(run)] = evaluationAt(other, run.best?.step ?? 0).nll;
   }
+  const measured = tablesOf(text);
+  if (measured) found[NO_TABLES] = measured.by_longest.map(row => row ? row[0] : null);
   return found;
 }
 
@@ -59,6 +61,7 @@ function drawText() {
   for (const id of ["text", "spread", "details"]) byId(id).hidden = !runs.length;
   if (!runs.length) {
     readingRun = null;
+    drawTables();
     return;
   }
   offer(run, runs.map(([each, i]) => [i, each.name]));
@@ -66,7 +69,8 @@ function drawText() {
   offer(which, readingRun.texts.map(nameOfPassage));
   passage = Number(which.value);
   others = otherCosts();
-  const differences = Object.keys(others).map(name => [name, `difference from ${name}`]);
+  const differences = Object.keys(others).map(name =>
+    [name, name === NO_TABLES ? "what tables save" : `difference from ${name}`]);
   const isFirst = !versus.options.length, says = wanted.versus !== undefined;
   offer(versus, [["", "surprisal"], ...differences]);
   const token = numberIn(wanted.token ?? "");
@@ -80,6 +84,7 @@ function drawText() {
   writeTokens();
   drawTemperatures();
   colourText();
+  drawTables();
 }
 
 // The difference that a page of a text of one's own begins with.

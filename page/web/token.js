@@ -17,13 +17,16 @@ function barRow(name, share, number, parent, look = "") {
 // What the model said before token i, and what that cost.
 function describeToken(i) {
   const place = byId("token");
-  place.style.setProperty("--costs", Math.min(COSTS_SHOWN, Object.keys(others).length));
+  const paid = Object.keys(others).filter(name => name !== NO_TABLES);
+  place.style.setProperty("--costs", Math.min(COSTS_SHOWN, paid.length));
+  byId("passage").style.setProperty("--tables", heightOfTables(readText()));
   place.replaceChildren();
   describeContext(i, place);
   const isMasked = evaluationNow().nll[i] === null;
   describeCost(i, place);
   if (isMasked) return;
   drawPrediction(i, place);
+  drawTokenTables(i, place);
   drawCosts(i, place);
   describeSum(i, place);
 }
@@ -91,7 +94,7 @@ function drawPrediction(i, place) {
 function costsOf(i) {
   const found = [];
   for (const [name, values] of Object.entries(others)) {
-    if (values[i] !== null) found.push([name, bits(values[i])]);
+    if (values[i] !== null && name !== NO_TABLES) found.push([name, bits(values[i])]);
   }
   return found.slice(0, COSTS_SHOWN);
 }
