@@ -35,6 +35,7 @@ class RateTrial(NamedTuple):
     muon_rate: float | None
     losses: list[float]  # of each step, in nats per token
     val_nll: float  # at the end, nats per token
+    table_rate: float | None = None  # of tables of n-grams, if there are any
 
     @property
     def breaks(self) -> bool:
@@ -61,7 +62,11 @@ def try_rates(cfg: Config) -> list[RateTrial]:
         muon_rate = None
         if optim.optimizer == "muon":
             muon_rate = optim.muon_learning_rate
-        found.append(RateTrial(optim.learning_rate, muon_rate, own, trial.measure()))
+        table_rate = None
+        if trial.cfg.tables.max_ngram > 1:
+            table_rate = trial.cfg.tables.table_learning_rate
+        nll = trial.measure()
+        found.append(RateTrial(optim.learning_rate, muon_rate, own, nll, table_rate))
     return found
 
 
@@ -76,7 +81,11 @@ def list_rates() -> list[float]:
 
 
 def with_rate(cfg: Config, rate: float, steps: int) -> Config:
-    """Return the configuration of a short training at a rate; Muon's stays in proportion."""
+    """Return the configuration of a short training at a rate; Muon's stays in proportion.
+
+    That of tables of n-grams stays as it is: the best one depends little on the others, and the
+    command that describe_rates gives leaves it too.
+    """
     optim = cfg.optim
     if optim.learning_rate == 0:
         raise UserError("learning_rate=0: the ratio of Muon's rate to it is unknown; name another")
@@ -115,6 +124,9 @@ def describe_rates(trials: list[RateTrial], arguments: list[str]) -> list[str]:
             row += f"  breaks: the training loss rose to {max(trial.losses):.3g}"
         lines.append(row)
     lines.append("")
+    table_rate = trials[0].table_rate
+    if table_rate is not None:
+        lines.append(f"The tables of n-grams keep their rate: table_learning_rate={table_rate:g}.")
     if best is None:
         return [*lines, "Training breaks at each of these rates: look at the other options."]
     if not any(trial.breaks for trial in trials):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from config.cli import load_config
 from config.files import lock_of, locked
 from config.schema import Config
 from sweeps.rates import RateTrial, describe_rates, find_best_trial, list_rates, with_rate
@@ -42,6 +43,17 @@ def test_eight_rates_take_the_same_batches() -> None:
     assert (FOLDER / "find_lr.png").read_bytes().startswith(b"\x89PNG")
     assert call("sweep.py", *BASE, "--find_lr").stdout == printed
     assert [path.name for path in FOLDER.iterdir()] == ["find_lr.png"]  # it leaves no run
+
+
+@pytest.mark.usefixtures("data_dir")
+def test_the_rate_of_tables_stays_and_that_is_said() -> None:
+    tables = ["--max_ngram=3", "--table_rows=100", "--table_learning_rate=0.05"]
+    printed = call("sweep.py", *BASE, "--find_lr", *tables).stdout
+    assert "The tables of n-grams keep their rate: table_learning_rate=0.05.\n" in printed
+    assert "--table_learning_rate=0.05" in printed.split("  python sweep.py ")[1]
+    cfg, _ = load_config(["--corpus=text.txt", *tables])
+    assert with_rate(cfg, 0.1, 20).tables == cfg.tables
+    assert "tables" not in call("sweep.py", *BASE, "--find_lr").stdout
 
 
 @pytest.mark.usefixtures("data_dir")
