@@ -226,12 +226,12 @@ def test_a_token_says_what_it_costs_with_tables_left_out(browser: Any, own: Path
         [shown[0][1:], f"{bits + 1:.2f}", "own most"],
         ["none", f"{bits + 3:.2f}", "own"],
     ]
-    assert f"{shown[0][1:]} saves 2.00 bits" in tab.text("#token")
+    assert f"“{shown[0][1:]}” saves 2.00 bits" in tab.text("#token")
     assert "Bits with n-grams of at most\n" in tab.text("#token")
     # the sum of the costs and the baselines have no such row
     assert "without tables" not in names
     tab.page.hover("#token3")
-    assert re.search(r"\S+ saves 4.00 bits", tab.text("#token"))
+    assert re.search(r"“\S+” saves 4.00 bits", tab.text("#token"))
     tab.page.hover("#token1")  # n-grams that begin before the passage
     assert [name for name, _, _ in tab(ROWS)][start:][:2] == [
         f"…{tab('visible(readText().tokens[0])')}"

@@ -328,6 +328,9 @@ def test_evaluate_says_what_the_tables_know(data_dir: Path, monkeypatch) -> None
     assert loss is not None
     assert with_all is not None
     assert loss[1] == with_all[1]
+    for option in ([], ["--tables"]):
+        call("evaluate.py", "out/run", "--html=page.html", *option)
+        assert ('"by_longest":[' in Path("page.html").read_text()) == bool(option)
 
     call("train.py", "--corpus=text.txt", *TINY, "--out_dir=out/plain")
     done = call("evaluate.py", "out/plain", "--tables", check=False)

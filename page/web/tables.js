@@ -31,8 +31,8 @@ function drawTokenTables(i, place) {
     barRow(name, value / MOST_BITS, value.toFixed(2), chart, look);
   }
   const change = saved[most - 2], says = change < 0 ? "costs" : "saves";
-  element("div", `${ngramBefore(i, most)} ${says} ${Math.abs(change).toFixed(2)} bits`, place,
-          {className: "dim"});
+  const text = `${quote(ngramBefore(i, most))} ${says} ${Math.abs(change).toFixed(2)} bits`;
+  element("div", text, place, {className: "dim"});
 }
 
 // The height of this in the panel.
