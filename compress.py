@@ -291,7 +291,7 @@ def make_predictor(model: "GPT", device: "Device") -> Predictor:
     @torch.inference_mode()
     def predict(new: np.ndarray, n: int) -> "tuple[Tensor, np.ndarray]":
         tokens = torch.from_numpy(new)[:, None].to(device.torch_device)
-        logits = window.prefill(tokens) if window.is_empty else window.decode(tokens)
+        logits = window.prefill(tokens) if window.cache is None else window.decode(tokens)
         log_q = logits[:n].cpu().double().log_softmax(dim=1)
         if not log_q.isfinite().all():
             raise UserError(DIVERGED)

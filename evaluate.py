@@ -1,5 +1,7 @@
 """The exact loss of a run, and what is behind it: `python evaluate.py RUN [--against=OTHER]`.
 
+With `--ensemble` it is that of several runs, whose probabilities are averaged.
+
 The story, in order: the text, the scores of its tokens, and what they add up to.
 """
 
@@ -9,9 +11,9 @@ end_on_interrupt(__name__)
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -20,7 +22,7 @@ from config.errors import UserError, run_command, slow_imports
 from config.files import check_place
 from config.parser import load_options
 from config.schema import DataConfig
-from config.terminal import print_styled, printable
+from config.terminal import print_styled, printable, progress_bar
 from config.values import Count, FileName, Page, Section, Text, UnknownCharacters
 from data.corpora import read_corpus_text
 from data.documents import Document, Split, encode_documents, split_documents
@@ -36,6 +38,12 @@ from report.costs import show_costs, show_costs_without_tables
 from report.evaluation import in_words, unknown_lines
 from report.intervals import Blocks, byte_offsets, intervals, measure_losses
 from surprisal import nats_to_bits
+
+if TYPE_CHECKING:  # importing torch takes seconds
+    from data.batches import Batch
+    from engine.device import Device
+    from engine.scoring import Predictions, Scores
+    from model import GPT
 
 
 class EvaluateOptions(Section):
@@ -70,6 +78,11 @@ class EvaluateOptions(Section):
     against: FileName = Field(
         "", min_length=1, description="another run to compare with on the same text"
     )
+    ensemble: bool = Field(
+        False,
+        description="average the probabilities of several runs: evaluate.py RUN RUN ... "
+        "--ensemble; each reads the whole text in windows of its own block_size",
+    )
     checkpoint: Literal["best", "last"] = Field("best", description="which checkpoint of the runs")
     device: Text = Field("", description="auto, cpu, mps, cuda or cuda:N; empty = as in training")
     dtype: Literal["", "auto", "float32", "bfloat16", "float16"] = Field(
@@ -92,6 +105,9 @@ class EvaluateOptions(Section):
 EXCLUSIVE = [
     {"split", "text"},
     {"against", "max_tokens"},
+    {"ensemble", "max_tokens"},
+    {"ensemble", "html"},
+    {"ensemble", "tables"},
     {"explain", "text"},
     {"explain", "json_"},
     {"explain", "split"},
@@ -113,8 +129,25 @@ class Chosen(NamedTuple):
     replaced_masked: Replacer | None = None  # and in masked text
 
 
+class OpenRun(NamedTuple):
+    """A run's model, and the text in the windows that it reads."""
+
+    run: Run
+    model: "GPT"
+    step: int
+    device: "Device"
+    text: EvalText
+
+
+class Member(NamedTuple):
+    """Holds what a run of an ensemble makes of a text by itself."""
+
+    about: dict[str, Any]
+    columns: analysis.Columns
+
+
 class RunScores(NamedTuple):
-    """Holds what a run's model makes of a text."""
+    """Holds what a run's model makes of a text, or an ensemble of which the run is the first."""
 
     run: Run
     text: EvalText
@@ -122,20 +155,26 @@ class RunScores(NamedTuple):
     columns: analysis.Columns  # what is known of each target
     tempered: np.ndarray  # the mean NLL at each of TEMPERATURES
     # the first PAGE_TOKENS tokens, for a page; None if all of them are masked
-    passage: analysis.Passage | None
+    passage: analysis.Passage | None = None
     # (N, max_ngram) the NLL of each target with some tables left out; None unless asked for
-    by_longest: np.ndarray | None
+    by_longest: np.ndarray | None = None
+    members: Sequence[Member] = ()  # of an ensemble
 
 
 def main(argv: list[str]) -> None:
-    runs, options = read_arguments(argv)
+    runs, others, options = read_arguments(argv)
 
     # the text
-    chosen = choose_text(runs, options)
+    chosen = choose_text([runs[0], *others], options)
 
     # the scores of its tokens
-    pairs = zip(runs, chosen.splits, strict=True)
-    scores = [score_run(run, split, options) for run, split in pairs]
+    first, *rest = chosen.splits
+    if options.ensemble:
+        scores = [score_ensemble(runs, first, options)]
+    else:
+        scores = [score_run(runs[0], first, options)]
+    for run, split in zip(others, rest, strict=True):
+        scores.append(score_run(run, split, options))
 
     # what they add up to
     evaluation = None
@@ -150,18 +189,30 @@ def main(argv: list[str]) -> None:
     if options.html:
         write_page = load_wing("page of a text")
         shown = [(each.columns, each.passage) for each in scores]
+        runs += others
         write_page(Path(options.html), runs, shown, chosen.name, evaluation)
         stream = sys.stderr if options.json_ else sys.stdout
         print(options.html, file=stream)
 
 
-def read_arguments(argv: list[str]) -> tuple[list[Run], EvaluateOptions]:
-    """Read which run, or two, and the options. UserError for what cannot be done."""
-    paths, options = load_options(EvaluateOptions, argv, "RUN", None, "the directory of a run")
-    if options.against:
-        paths.append(options.against)
+def read_arguments(argv: list[str]) -> tuple[list[Run], list[Run], EvaluateOptions]:
+    """Read which run, or the runs of an ensemble; that of --against, if any; and the options.
+
+    UserError for what cannot be done.
+    """
+    paths, options = load_options(EvaluateOptions, argv, "RUN", "+", "the directory of a run")
+    if options.ensemble and len(paths) == 1:
+        raise UserError("ensemble: name several runs: evaluate.py RUN RUN ... --ensemble")
+    if not options.ensemble and len(paths) > 1:
+        raise UserError(
+            f"{paths[1]}: is a second RUN; --ensemble averages the probabilities of several, and "
+            "--against=OTHER compares two"
+        )
     runs = [open_run(Path(path)) for path in paths]
-    for run in runs:
+    others = []
+    if options.against:
+        others.append(open_run(Path(options.against)))
+    for run in [*runs, *others]:
         block_size = run.cfg.model.block_size
         if options.stride > block_size:
             raise UserError(
@@ -171,16 +222,39 @@ def read_arguments(argv: list[str]) -> tuple[list[Run], EvaluateOptions]:
     for pair in EXCLUSIVE:
         if pair <= options.model_fields_set:
             names = " and ".join(sorted(pair)).rstrip("_")
-            why = "; two runs are compared on all of the text" if "against" in pair else ""
+            why = ""
+            if "max_tokens" in pair and "explain" not in pair:
+                why = "; several runs are measured on all of the text"
             raise UserError(f"{names}: use one of them{why}")
     if options.tables and runs[0].cfg.tables.max_ngram < 2:
         raise UserError(f"tables: {runs[0].path} has no tables of n-grams")
+    check_ensemble(runs, options)
     if options.unknown == "refuse":
-        for run in runs:
+        for run in [*runs, *others]:
             run.tokenizer.encode_prompt(options.explain)  # tells unknown characters
     if options.html:
         check_place(Path(options.html))
-    return runs, options
+    return runs, others, options
+
+
+def check_ensemble(runs: list[Run], options: EvaluateOptions) -> None:
+    """Raise a UserError for a run whose probabilities cannot be averaged with those of the first.
+
+    One that was trained on another text, or another split, may have seen the text.
+    """
+    first, *others = runs
+    for run in others:
+        if run.tokenizer != first.tokenizer:
+            raise UserError(
+                f"{run.path}: has other tokens than {first.path}; an ensemble needs runs with the "
+                "same tokens"
+            )
+        is_own_text = options.text or options.explain
+        if not is_own_text and have_other_splits([first, run], options):
+            raise UserError(
+                f"{run.path}: was trained on another text or split than {first.path}, and may "
+                "have seen this one; use --text=FILE"
+            )
 
 
 # The text.
@@ -328,49 +402,105 @@ def in_tokens_of_each(runs: list[Run], first: Split, encode: Callable[[Run], Spl
 def score_run(run: Run, split: Split, options: EvaluateOptions) -> RunScores:
     """Score each target of a text with a run's model."""
     with slow_imports():
-        from engine.checkpoint import load_model
-        from engine.device import setup_device
         from engine.evaluation import measure_passage, nll_without_tables, score_text
 
-    where = options.device or run.cfg.run.device
-    device = setup_device(where, options.dtype or run.cfg.run.dtype)
-    model, state = load_model(run, options.checkpoint, device)
-    # two runs are compared on all of the text
-    max_tokens = 0 if options.against or options.explain else options.max_tokens
-    text = make_eval_text(run, split, max_tokens, options.stride)
-    columns, tempered = score_text(
-        model,
-        text,
-        run.tokenizer,
-        analysis.TEMPERATURES,
-        device,
-        desc="evaluating",
-        mininterval=1,
-        disable=False,
-    )
+    opened = open_model(run, split, options)
+    text = opened.text
+    predictions = predict_text(opened)
+    columns, tempered = score_text(predictions, run.tokenizer, analysis.TEMPERATURES)
     columns |= byte_offsets(text, run.tokenizer)
-    about = {
-        "run": str(run.path),
-        "checkpoint": options.checkpoint,
-        "step": state.step,
-        "device": str(device),
-        "block_size": text.block_size,
-        "stride": text.stride or text.block_size,
-        "targets": len(columns["nll"]),
-        "of_targets": split.num_targets(),
-        "bytes": int(columns["bytes"].sum()),
-    }
     with_tables = options.tables and run.cfg.tables.max_ngram > 1
     passage = None
     start = split.first(PAGE_TOKENS - 1)
     if options.html and start.num_targets() > 0:
         start_text = make_eval_text(run, start, stride=options.stride)
-        costs = measure_passage(model, start_text, 0, device, with_tables)
-        passage = analysis.Passage(step=state.step, **costs)
+        costs = measure_passage(opened.model, start_text, 0, opened.device, with_tables)
+        passage = analysis.Passage(step=opened.step, **costs)
     by_longest = None
     if with_tables:
-        by_longest = nll_without_tables(model, text, device)
+        by_longest = nll_without_tables(opened.model, text, opened.device)
+    about = describe_run(opened, columns, options)
     return RunScores(run, text, about, columns, tempered, passage, by_longest)
+
+
+def score_ensemble(runs: list[Run], split: Split, options: EvaluateOptions) -> RunScores:
+    """Score each target of a text with the mean of the probabilities of several runs' models.
+
+    All models are in memory at once, and one chunk of each one's predictions.
+    """
+    with slow_imports():
+        from engine.ensemble import average_predictions, columns_of_model
+        from engine.evaluation import score_text
+
+    opened = [open_model(run, split, options) for run in runs]
+    first = opened[0]
+    tokenizer = first.run.tokenizer
+    predictions = [predict_text(each, has_bar=each is first) for each in opened]
+    chunks: list[list[Scores]] = []  # of each chunk of the text, the scores of each run
+    averaged = average_predictions(predictions, chunks)
+    columns, tempered = score_text(averaged, tokenizer, analysis.TEMPERATURES)
+    columns |= byte_offsets(first.text, tokenizer)
+    members = []
+    for each, own_chunks in zip(opened, zip(*chunks, strict=True), strict=True):
+        own = columns | columns_of_model(own_chunks)
+        members.append(Member(describe_run(each, own, options), own))
+    abouts = [member.about for member in members]
+    about = max(abouts, key=lambda about: int(about["block_size"]))
+    about = about | {"run": f"the ensemble of {len(runs)} runs"}
+    about["device"] = " and ".join(dict.fromkeys(each["device"] for each in abouts))
+    del about["step"]
+    return RunScores(first.run, first.text, about, columns, tempered, members=members)
+
+
+def open_model(run: Run, split: Split, options: EvaluateOptions) -> OpenRun:
+    """Load a run's model, and cut the text into its windows."""
+    with slow_imports():
+        from engine.checkpoint import load_model
+        from engine.device import setup_device
+
+    where = options.device or run.cfg.run.device
+    device = setup_device(where, options.dtype or run.cfg.run.dtype)
+    model, state = load_model(run, options.checkpoint, device)
+    max_tokens = options.max_tokens
+    if options.against or options.ensemble or options.explain:  # several runs read all of the text
+        max_tokens = 0
+    text = make_eval_text(run, split, max_tokens, options.stride)
+    return OpenRun(run, model, state.step, device, text)
+
+
+def predict_text(opened: OpenRun, *, has_bar: bool = True) -> "Iterator[Predictions]":
+    """Predict the targets of a text, and show how far that is."""
+    from engine.scoring import predict
+
+    batches: Iterable[Batch] = opened.text.batches()
+    if has_bar:
+        batches = progress_bar(
+            batches,
+            "evaluating",
+            total=opened.text.num_batches,
+            unit="batch",
+            mininterval=1,
+            disable=False,
+        )
+    return predict(opened.model, batches, opened.device)
+
+
+def describe_run(
+    opened: OpenRun, columns: analysis.Columns, options: EvaluateOptions
+) -> dict[str, Any]:
+    """Say which model was measured, and on which targets."""
+    text = opened.text
+    return {
+        "run": str(opened.run.path),
+        "checkpoint": options.checkpoint,
+        "step": opened.step,
+        "device": str(opened.device),
+        "block_size": text.block_size,
+        "stride": text.stride or text.block_size,
+        "targets": len(columns["nll"]),
+        "of_targets": text.split.num_targets(),
+        "bytes": int(columns["bytes"].sum()),
+    }
 
 
 # What they add up to.
@@ -382,16 +512,19 @@ def explain_sentence(scores: list[RunScores], replaced: Replacer | None) -> str:
     tokens = first.text.split.tokens.tolist()
     lines = []
     bits_per_byte = []
-    for each in scores:
+    measured: list[RunScores | Member] = [first, *first.members, *scores[1:]]
+    for each in measured:
         nats = each.columns["nll"].sum()
         (losses,), _ = measure_losses([each.columns])
         loss = {unit: values[0] for unit, values in losses.items()}
         bits_per_byte.append(loss["bits_per_byte"])
+        title = printable(each.about["run"])
+        if "step" in each.about:  # not of an ensemble
+            title += f", step {each.about['step']:,}"
         lines.append(
             f"{nats:.2f} nats, {nats_to_bits(nats):.2f} bits, for {each.about['targets']} tokens: "
             f"{loss['nats_per_token']:.4f} nats per token, perplexity {loss['perplexity']:.2f}, "
-            f"{loss['bits_per_byte']:.3f} bits per byte "
-            f"({printable(str(each.run.path))}, step {each.about['step']:,})"
+            f"{loss['bits_per_byte']:.3f} bits per byte ({title})"
         )
     if replaced is not None:
         lines += unknown_lines(cost_of_replaced(replaced, first, bits_per_byte[0]))
@@ -419,10 +552,16 @@ def cost_of_replaced(
 
 
 def add_up(scores: list[RunScores], chosen: Chosen, options: EvaluateOptions) -> dict[str, Any]:
-    """Say all about the first run's loss, and how the second's compares: what `--json` prints."""
+    """Say all about the first run's loss, and how the second's compares: what `--json` prints.
+
+    The first may be an ensemble: then also the losses of its members.
+    """
     first = scores[0]
     run = first.run
-    losses, blocks = measure_losses([each.columns for each in scores])
+    columns = [each.columns for each in scores]
+    columns += [member.columns for member in first.members]
+    losses, blocks = measure_losses(columns)
+    of_members = losses[len(scores) :]
     baselines = []
     if chosen.has_baselines:
         baselines = list_baselines(first)
@@ -439,6 +578,11 @@ def add_up(scores: list[RunScores], chosen: Chosen, options: EvaluateOptions) ->
         **summary,
         "against": None,
     }
+    if first.members:
+        pairs = zip(first.members, of_members, strict=True)
+        evaluation["members"] = [
+            describe_member(member, own, losses[0], blocks) for member, own in pairs
+        ]
     if first.by_longest is not None:
         means = first.by_longest.mean(axis=0).tolist()
         by_n = list(enumerate(means, start=1))
@@ -449,10 +593,20 @@ def add_up(scores: list[RunScores], chosen: Chosen, options: EvaluateOptions) ->
     if chosen.replaced_masked is not None and chosen.replaced_masked.characters:
         evaluation["unknown_masked"] = chosen.replaced_masked.summary()
     if len(scores) == 2:
-        evaluation["against"] = compare_runs(scores, losses, blocks) | {
-            "may_have_seen_it": not options.text and have_other_splits(scores, options)
+        evaluation["against"] = compare_runs(scores, losses[:2], blocks) | {
+            "may_have_seen_it": not options.text
+            and have_other_splits([each.run for each in scores], options)
         }
     return evaluation
+
+
+def describe_member(
+    member: Member, own: analysis.Columns, ensemble: analysis.Columns, blocks: Blocks
+) -> dict[str, Any]:
+    """Say what the loss of a run of an ensemble is, and how much lower that of the ensemble is."""
+    gain = {name: own[name] - ensemble[name] for name in ("nats_per_token", "bits_per_byte")}
+    losses = {"loss": intervals(own, blocks), "gain": intervals(gain, blocks)}
+    return member.about | losses
 
 
 def measure_kl_gap(scores: RunScores, source_nll: np.ndarray | None) -> float | None:
@@ -492,18 +646,18 @@ def compare_runs(
     }
 
 
-def have_other_splits(scores: list[RunScores], options: EvaluateOptions) -> bool:
+def have_other_splits(runs: list[Run], options: EvaluateOptions) -> bool:
     """Return whether two runs were trained on other texts, or other splits of one text.
 
     A run with a tuning split did not read validation text either.
     """
     splits = set()
-    for each in scores:
-        cfg = each.run.cfg.data
+    for run in runs:
+        cfg = run.cfg.data
         split = cfg.split
-        if (options.split or scores[0].run.cfg.data.split) == "val":
+        if (options.split or runs[0].cfg.data.split) == "val":
             split = "val"
-        splits.add((each.run.info.sha256, cfg.val_fraction, cfg.documents, split))
+        splits.add((run.info.sha256, cfg.val_fraction, cfg.documents, split))
     return len(splits) > 1
 
 

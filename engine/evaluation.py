@@ -7,7 +7,7 @@ measured on all of the validation text, and on training text that it read and di
 import itertools
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from engine.checkpoint import read_model
 from engine.device import Device
 from engine.metrics import Record
 from engine.run import Run
-from engine.scoring import detail_targets, predict, score_targets
+from engine.scoring import Predictions, detail_targets, predict, score_targets
 from engine.state import TrainState
 from loss import LossMeans, LossSums, mean_loss, sum_losses
 from model import GPT
@@ -186,21 +186,14 @@ def standard_error(parts: Sequence[LossSums]) -> float:
 
 
 def score_text(
-    model: GPT,
-    text: EvalText,
-    tokenizer: Tokenizer,
-    temperatures: Sequence[float],
-    device: Device,
-    **bar: Any,
+    predictions: Iterable[Predictions], tokenizer: Tokenizer, temperatures: Sequence[float]
 ) -> tuple[Columns, np.ndarray]:
     """Measure each target of a text: a column for each quantity, in the order of the text.
 
-    Also returns the mean NLL with the logits divided by each of the temperatures, (K,). `bar` are
-    options of its progress bar. UserError if the model diverged.
+    Also returns the mean NLL with the logits divided by each of the temperatures, (K,).
     """
-    batches = progress_bar(text.batches(), total=text.num_batches, unit="batch", **bar)
-    scores = score_targets(predict(model, batches, device), temperatures)
-    n_bytes = tokenizer.byte_lengths[text.split.tokens[text.positions]]
+    scores = score_targets(predictions, temperatures)
+    n_bytes = tokenizer.byte_lengths[scores.targets]
     columns = {
         "target": scores.targets,
         "context_len": scores.context_len,

@@ -1,6 +1,7 @@
 """Text from a model, token by token: prefill the KV cache with the prompt, then decode."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ def generate(
     prompt: list[int],
     device: Device,
     num_samples: int = 1,
-    max_new_tokens: int = 500,
+    max_new_tokens: int = 300,
     *,
     temperature: float = 0.8,
     top_k: int = 0,
@@ -65,10 +66,6 @@ class Window:
         self.device = device
         self.block_size = model.cfg.block_size
         self.cache: KVCache | None = None
-
-    @property
-    def is_empty(self) -> bool:
-        return self.cache is None
 
     def prefill(self, tokens: Tensor) -> Tensor:
         """Read the last of tokens (B, T) anew; returns logits (B, V) of the token after them."""
@@ -140,16 +137,12 @@ def generate_texts(
     prompt: str,
     device: Device,
     num_samples: int = 1,
-    *,
-    max_new_tokens: int = 300,
-    temperature: float = 0.8,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 1337,
+    **sampling: Any,
 ) -> list[str]:
     """Continue a prompt; returns the texts without the prompt and the eos token.
 
-    Products are in float32, as in sample.py: autocast would cast all weights once for each token.
+    `sampling` has options of `generate`, such as the temperature. Products are in float32, as in
+    sample.py: autocast would cast all weights once for each token.
     """
     was_training = model.training
     steps = generate(
@@ -157,12 +150,8 @@ def generate_texts(
         tokenizer.encode_prompt(prompt),
         device.in_float32(),
         num_samples=num_samples,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
         eos=tokenizer.end,
+        **sampling,
     )
     samples: list[list[int]] = [[] for _ in range(num_samples)]
     for tokens in steps:

@@ -102,17 +102,27 @@ def regroup(parts: Iterable[TensorColumns], size: int) -> Iterator[TensorColumns
         yield left
 
 
+def average_logits(logits_of_each: list[Tensor]) -> Tensor:
+    """Return the log of the mean of the probabilities that models predict, (..., V).
+
+    The logits (..., V) of a single model stay as they are.
+    """
+    if len(logits_of_each) == 1:
+        return logits_of_each[0]
+    log_q = torch.stack(logits_of_each).log_softmax(dim=-1)
+    return log_q.logsumexp(dim=0) - np.log(len(log_q))
+
+
 def score_targets(predictions: Iterable[Predictions], temperatures: Sequence[float]) -> Scores:
     """Score all targets; only one chunk of logits is in memory."""
     chunks = [_score_chunk(chunk, temperatures) for chunk in predictions]
-    joined = [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
-    *columns, tempered = joined
-    return Scores._make([*columns, tempered.sum(axis=0)])
+    *columns, tempered = zip(*chunks, strict=True)
+    return Scores._make([*map(np.concatenate, columns), sum(tempered)])
 
 
 @torch.inference_mode()
 def _score_chunk(predictions: Predictions, temperatures: Sequence[float]) -> Scores:
-    """Score the targets of a chunk; `tempered` is (1, K), so that chunks can be joined."""
+    """Score the targets of a chunk."""
     logits = predictions.logits
     z_y = logits.gather(1, predictions.targets[:, None])  # (n, 1) logits of the targets
     higher = (logits > z_y).sum(dim=1)
@@ -138,7 +148,7 @@ def _score_chunk(predictions: Predictions, temperatures: Sequence[float]) -> Sco
         ties,
         1 / exp_sum,
         predictions.context_len,
-        torch.stack(tempered)[None],
+        torch.stack(tempered),
     ]
     return Scores._make(column.cpu().numpy() for column in columns)
 

@@ -226,8 +226,7 @@ class TrainState(BaseModel):
 
     def forget_best(self) -> None:
         """Make the next model that is evaluated the best."""
-        for name in BEST:
-            setattr(self, name, TrainState.model_fields[name].default)
+        self.set_best(TrainState().best_so_far())
         self.forget_rises()
 
     def forget_rises(self) -> None:

@@ -20,6 +20,7 @@ def in_words(evaluation: dict[str, Any]) -> str:
     """Say all of an evaluation, part by part; `--json` prints the same."""
     parts = [
         _headline(evaluation) + _remarks(evaluation),
+        _members(evaluation),
         _comparison(evaluation),
         _targets(evaluation),
         _losses(evaluation["loss"], Blocks(**evaluation["blocks"])),
@@ -35,12 +36,37 @@ def _headline(evaluation: dict[str, Any]) -> list[str]:
     loss = {unit: estimate["value"] for unit, estimate in evaluation["loss"].items()}
     perplexity = fit_number(loss["perplexity"], 10, ".3f")
     return [
-        f"{evaluation['run']}, {evaluation['checkpoint']} checkpoint of step "
-        f"{evaluation['step']:,}, has a loss of {loss['nats_per_token']:.4f} nats per token on "
+        f"{_name(evaluation)} has a loss of {loss['nats_per_token']:.4f} nats per token on "
         f"{evaluation['text']}:",
         f"  {loss['bits_per_byte']:.4f} bits per byte; perplexity {perplexity}; "
         f"top-1 accuracy {loss['top1']:.2%}.",
     ]
+
+
+def _name(about: dict[str, Any]) -> str:
+    """Name the model that was measured, or the ensemble."""
+    if "members" in about:
+        return f"The mean of the probabilities of {len(about['members'])} runs"
+    return f"{about['run']}, {about['checkpoint']} checkpoint of step {about['step']:,},"
+
+
+def _members(evaluation: dict[str, Any]) -> list[str]:
+    """Say what the loss of each run of an ensemble is, and what their mean gains."""
+    if "members" not in evaluation:
+        return []
+    lines = ["The runs by themselves, on the same targets and the same resamples:"]
+    for member in evaluation["members"]:
+        value, low, high = member["loss"]["nats_per_token"].values()
+        gain, least, most = member["gain"]["nats_per_token"].values()
+        perplexity = fit_number(member["loss"]["perplexity"]["value"], 10, ".3f")
+        lines += [
+            f"  {_name(member)} has",
+            f"    {value:.4f} nats per token ({low:.4f} to {high:.4f}), "
+            f"{member['loss']['bits_per_byte']['value']:.4f} bits per byte,",
+            f"    perplexity {perplexity}; the mean gains {gain:+.4f} nats per token "
+            f"({least:+.4f} to {most:+.4f})",
+        ]
+    return lines
 
 
 def _tables(by_longest: dict[int, float]) -> list[str]:
@@ -59,12 +85,15 @@ def _targets(evaluation: dict[str, Any]) -> list[str]:
     if evaluation["targets"] < evaluation["of_targets"]:
         of_targets = evaluation["of_targets"]
         part = f" of {of_targets:,}, spread evenly (--max_tokens=0 evaluates all)"
+    members = evaluation.get("members", [evaluation])
+    sizes = sorted({member["block_size"] for member in members})
+    window = " or ".join(f"{size:,}" for size in sizes)
     moves = ""
     if evaluation["stride"] < evaluation["block_size"]:
         moves = f" that moves on by {evaluation['stride']:,} tokens"
     return [
         f"Measured on {evaluation['targets']:,} targets{part}, {evaluation['bytes']:,} bytes, each "
-        f"once, in a window of {evaluation['block_size']:,}{moves}; {evaluation['device']}"
+        f"once, in a window of {window}{moves}; {evaluation['device']}"
     ]
 
 

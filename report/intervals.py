@@ -5,6 +5,7 @@ Columns have a value for each target of a text, (N,), in its order; NLL in nats.
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -58,7 +59,7 @@ def byte_offsets(text: EvalText, tokenizer: Tokenizer) -> Columns:
 
 
 def measure_losses(runs: Sequence[Columns]) -> tuple[list[Columns], Blocks]:
-    """Measure the loss of one or two runs in every unit, in a text and in resamples of it.
+    """Measure the loss of runs in every unit, in a text and in resamples of it.
 
     Each quantity is (1 + RESAMPLES,); the text itself comes first.
 
@@ -105,12 +106,12 @@ def losses_in_units(sums: Columns) -> Columns:
 
 
 def join_blocks(numbers: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]:
-    """Number the blocks of one or two runs from 0, and count them.
+    """Number the blocks of runs from 0, and count them.
 
     `numbers` has the number of each target's block. A block without a target of some run joins the
     one before.
     """
-    shared = np.intersect1d(numbers[0], numbers[-1])
+    shared = reduce(np.intersect1d, map(np.unique, numbers))
     joined = []
     for number in numbers:
         place = np.searchsorted(shared, number, side="right")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from config.errors import UserError
+from config.terminal import progress_bar
 from data.baselines import choose_passages
 from data.batches import TrainBatches
 from data.eval_text import EvalText
@@ -21,6 +22,7 @@ from engine.evaluation import (
 )
 from engine.metrics import Record, append_line
 from engine.run_files import RunFiles
+from engine.scoring import predict
 from model import GPT
 from report.analysis import TEMPERATURES, Passage, max_targets, summarise, write_evaluation
 
@@ -46,9 +48,8 @@ def measure_best(
 
     def write(path: Path) -> None:
         text = replace(val_text, max_tokens=max_targets(tokenizer.vocab_size))
-        columns, tempered = score_text(
-            model, text, tokenizer, TEMPERATURES, device, desc="calibration"
-        )
+        bar = progress_bar(text.batches(), "calibration", total=text.num_batches, unit="batch")
+        columns, tempered = score_text(predict(model, bar, device), tokenizer, TEMPERATURES)
         summary = summarise(columns, tempered, text, tokenizer, corpus.train)
         write_evaluation(path, summary, parts)
 

@@ -58,6 +58,8 @@ def runs(tmp_path_factory):
             ["whole", "--eval_tokens=0"],
             ["short", "--max_iters=2"],
             ["wide", "--block_size=16"],
+            ["tables", "--seed=2", "--max_ngram=3", "--table_rows=50"],
+            ["gpt2", "--seed=3", "--form=gpt2", "--dtype=float32"],
             ["bpe", "--tokenizer=bpe", "--vocab_size=300", "--eval_tokens=0"],
             ["other", "--corpus=other.txt"],
             ["masked", "--mask=[aeiou]", "--eval_tokens=0"],
@@ -420,6 +422,110 @@ def test_against_another_run(runs) -> None:
     assert found("out/whole", "--against=out/wide")["against"]["block_size"] == 16
 
 
+def probability_of_targets(name: str, tokens: np.ndarray) -> np.ndarray:
+    """Predict each token but the first, as a run does: in windows of its own that lie side by side.
+
+    Returns the distributions (N, V) in float64.
+    """
+    run = open_run(Path(name))
+    model, _ = load_model(run, "best", CPU)
+    size = run.cfg.model.block_size
+    predicted = []
+    with torch.inference_mode():
+        for start in range(0, len(tokens) - 1, size):
+            window = torch.from_numpy(tokens[start : start + size].astype(np.int64))
+            predicted.append(model(window[None])[0].double().softmax(dim=-1))
+    return torch.cat(predicted).numpy()[: len(tokens) - 1]
+
+
+ENSEMBLE = ["out/whole", "out/wide", "out/tables", "out/gpt2"]
+
+
+def test_an_ensemble_averages_the_probabilities_of_its_runs(runs) -> None:
+    """Of other seeds, block sizes and forms, with tables or without: the targets are the same."""
+    result = found(*ENSEMBLE, "--ensemble", "--dtype=float32")
+    tokens = open_corpus(open_run(Path("out/whole"))).val.tokens
+    each = [probability_of_targets(name, tokens) for name in ENSEMBLE]
+    q = np.mean(each, axis=0)
+    targets = np.arange(len(q)), tokens[1:]
+    nll = -np.log(q[targets])
+    nats = result["loss"]["nats_per_token"]["value"]
+    assert nats == pytest.approx(nll.mean(), rel=1e-6)
+    assert result["targets"] == len(q)
+    top1 = (q.argmax(axis=1) == tokens[1:]).mean()
+    assert result["loss"]["top1"]["value"] == pytest.approx(top1, abs=1e-3)
+    confidence = q.max(axis=1).mean()
+    assert result["calibration"]["confidence"] == pytest.approx(confidence, rel=1e-5)
+    for name, own, member in zip(ENSEMBLE, each, result["members"], strict=True):
+        loss = -np.log(own[targets]).mean()
+        assert member["run"] == name
+        assert member["loss"]["nats_per_token"]["value"] == pytest.approx(loss, rel=1e-6)
+        assert member["gain"]["nats_per_token"]["value"] == pytest.approx(loss - nats, abs=1e-6)
+        alone = found(name, "--dtype=float32")
+        for unit, interval in alone["loss"].items():
+            assert member["loss"][unit] == pytest.approx(interval, rel=1e-6)
+    assert "baselines" in result
+    assert result["block_size"] == 16
+    assert result["groups"]["context length"][-1]["name"] == "9-16"
+
+
+def test_an_ensemble_says_what_each_run_has(runs) -> None:
+    words = said(*ENSEMBLE, "--ensemble")
+    result = found(*ENSEMBLE, "--ensemble")
+    mean = result["loss"]["nats_per_token"]["value"]
+    start = f"The mean of the probabilities of 4 runs has a loss of {mean:.4f} nats per token on"
+    assert words.startswith(start)
+    assert "it beats" in words
+    assert "in a window of 8 or 16;" in words
+    for member in result["members"]:
+        value, low, high = member["loss"]["nats_per_token"].values()
+        bits = member["loss"]["bits_per_byte"]["value"]
+        assert f"  {member['run']}, best checkpoint of step {member['step']}, has\n" in words
+        assert f"  {value:.4f} nats per token ({low:.4f} to {high:.4f}), {bits:.4f} bits" in words
+        gain = member["gain"]["nats_per_token"]["value"]
+        assert f"the mean gains {gain:+.4f} nats per token" in words
+
+
+def test_an_ensemble_against_another_run(runs) -> None:
+    """Of a member, the difference is what the mean gains; also in other tokens."""
+    result = found("out/whole", "out/wide", "--ensemble", "--against=out/wide")
+    gain = result["members"][1]["gain"]["nats_per_token"]
+    difference = result["against"]["difference"]["nats_per_token"]
+    assert difference["value"] == pytest.approx(-gain["value"])
+    assert (difference["low"], difference["high"]) == pytest.approx((-gain["high"], -gain["low"]))
+    other = found("out/whole", "out/wide", "--ensemble", "--against=out/bpe")["against"]
+    assert list(other["difference"]) == ["bits_per_byte"]
+    assert other["loss"] == found("out/bpe")["loss"]
+
+
+def test_an_ensemble_of_equal_runs_is_that_run(runs) -> None:
+    alone = found("out/padded", "--stride=3")
+    result = found("out/padded", "out/padded", "--ensemble", "--stride=3")
+    for unit, interval in alone["loss"].items():
+        assert result["loss"][unit] == pytest.approx(interval, rel=1e-6)
+    assert result["blocks"] == alone["blocks"]
+
+
+def test_an_ensemble_on_a_text_and_on_a_sentence(runs) -> None:
+    """Runs that were trained on other texts may be averaged there, if their tokens are the same."""
+    Path("mine.txt").write_text("the cat sat on a mat;\n" * 20, encoding="utf-8")
+    pair = ["out/whole", "out/short", "--ensemble"]
+    losses = []
+    for name in pair[:2]:
+        alone = found(name, "--text=mine.txt")
+        losses.append(alone["loss"]["nats_per_token"]["value"])
+    result = found(*pair, "--text=mine.txt")
+    # by Jensen's inequality
+    assert result["loss"]["nats_per_token"]["value"] < np.mean(losses)
+    printed = said(*pair, "--explain=the cat")
+    lines = printed.splitlines()
+    assert lines[0].endswith("(the ensemble of 2 runs)")
+    assert lines[1].endswith("(out/whole, step 6)")
+    assert lines[2].startswith(said("out/short", "--explain=the cat").splitlines()[0])
+    costs = [float(cost) for cost in re.findall(r" (\d\.\d{3})\b", printed.split("\n\n")[1])]
+    assert lines[0].startswith(f"{sum(costs):.2f} nats")
+
+
 def test_a_short_text_does_not_tell_noise_from_more(runs) -> None:
     Path("short.txt").write_text("the cat sat")
     assert "too short to tell" in said("out/whole", "--text=short.txt", "--against=out/short")
@@ -512,6 +618,25 @@ def test_a_run_that_may_have_seen_the_text_is_named(runs) -> None:
         (["out/whole", "--device=tpu"], "device=tpu"),
         (["out/whole", "--dtype=float64"], "dtype=float64: input should be"),
         (["out/broken"], "broken/best.safetensors: there is no such checkpoint"),
+        (["out/whole", "out/wide"], "out/wide: is a second RUN; --ensemble averages"),
+        (["out/whole", "--ensemble"], "ensemble: name several runs: evaluate.py RUN RUN"),
+        (["out/whole", "out/bpe", "--ensemble"], "out/bpe: has other tokens than out/whole"),
+        (
+            ["out/whole", "out/other", "--ensemble"],
+            "out/other: was trained on another text or split than out/whole",
+        ),
+        (["out/whole", "out/nowhere", "--ensemble"], "out/nowhere: not a run"),
+        (
+            ["out/whole", "out/broken", "--ensemble"],
+            "broken/best.safetensors: there is no such checkpoint",
+        ),
+        (["out/whole", "out/wide", "--ensemble", "--stride=9"], "block_size=8 of out/whole"),
+        (["out/whole", "out/wide", "--ensemble", "--tables"], "ensemble and tables: use one"),
+        (["out/whole", "out/wide", "--ensemble", "--html=a.html"], "ensemble and html: use one"),
+        (
+            ["out/whole", "out/wide", "--ensemble", "--max_tokens=9"],
+            "ensemble and max_tokens: use one of them; several runs are measured on all",
+        ),
     ],
 )
 def test_mistakes_are_one_clear_line(runs, argv, message) -> None:
