@@ -87,9 +87,9 @@ def find_problems(cfg: Config) -> list[str]:
             "its own"
         )
     out_dir = os.path.abspath(cfg.run.out_dir)
-    teacher = cfg.loss.teacher
-    if teacher and os.path.abspath(teacher) == out_dir:
-        found.append(f"teacher={teacher} is out_dir too: a run cannot be its own teacher")
+    for teacher in cfg.loss.teachers:
+        if os.path.abspath(teacher) == out_dir:
+            found.append(f"teacher={teacher} is out_dir too: a run cannot be its own teacher")
     source = cfg.run.source
     if source and os.path.abspath(source) == out_dir:
         found.append(

@@ -6,6 +6,7 @@ values with their ranges, config/checks.py what does not go together.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -188,12 +189,26 @@ class LossConfig(Section):
         0.0, description="weight of (log sum exp of the logits) squared, which keeps them small"
     )
     teacher: FileName = Field(
-        "", description="a run whose predictions are learned too (distillation); empty = none"
+        "",
+        description="a run whose predictions are learned too (distillation), or several with "
+        "commas between: then the mean of their probabilities is learned; empty = none",
     )
     alpha: float = Field(0.5, ge=0, le=1, description="the teacher's share of the objective")
     temperature: float = Field(
         1.0, gt=0, le=100, description="softens the teacher's and the model's predictions"
     )
+
+    @property
+    def teachers(self) -> list[str]:
+        """The runs that `teacher` names; a comma in front of an option is part of a run's name.
+
+        >>> LossConfig(teacher="out/plain,n_layer=2,seed=1,out/other").teachers
+        ['out/plain,n_layer=2,seed=1', 'out/other']
+        """
+        if os.path.isdir(self.teacher):
+            return [self.teacher]
+        names = re.findall(r"[^, ][^,]*(?:,\w+=[^,]*)*", self.teacher)
+        return list(map(os.path.expanduser, names))
 
 
 class OptimConfig(Section):

@@ -60,8 +60,8 @@ def lock_run(cfg: Config) -> Iterator[Run | None]:
             f"{path}: no run to resume; name the directory of one: python train.py out/RUN "
             f"--init_from=resume{nearest_run(path)}"
         )
-    if cfg.loss.teacher:
-        open_run(Path(cfg.loss.teacher))  # tells mistakes before a corpus is prepared
+    for teacher in cfg.loss.teachers:
+        open_run(Path(teacher))  # tells mistakes before a corpus is prepared
     earlier = None
     with ExitStack() as stack:
         if RANK == 0:  # which holds the lock for all

@@ -66,7 +66,7 @@ def warn_of_seen_text(run: Run) -> Iterator[str]:
     """Warn where a model that a new run learns from has itself learned from the tuning text."""
     if run.info.split == "val":
         return
-    for path in filter(None, (run.source, run.cfg.loss.teacher)):
+    for path in filter(None, (run.source, *run.cfg.loss.teachers)):
         info = open_logged_run(Path(path)).info
         if (info.sha256, info.split) == (run.info.sha256, "val"):
             yield f"warning: {path} was trained with split=val, so it learned from the tuning text"

@@ -379,7 +379,8 @@ def take_step(
         terms = terms._replace(alpha=cfg.loss.alpha, temperature=cfg.loss.temperature)
     state = TrainState(step=step)
     state.loss_scale = loss_scale
-    objective = TrainingObjective(terms, teacher)
+    teachers = [teacher] if teacher is not None else []
+    objective = TrainingObjective(terms, teachers)
     return train_step(model, optimizers, batch, objective, device, cfg=cfg, state=state)
 
 

@@ -36,7 +36,7 @@ def train(compiled: bool, *argv: str) -> list[float]:
     optimizers = make_optimizers(model, cfg.optim)
     forward: torch.nn.Module = model
     if compiled:
-        forward = compile_model(model, get_batch(0), TrainingObjective(Objective()), CPU)
+        forward = compile_model(model, get_batch(0), TrainingObjective(Objective(), []), CPU)
         assert all(p.grad is None for p in model.parameters())
     losses = []
     for step in range(5):

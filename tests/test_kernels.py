@@ -156,7 +156,7 @@ list(predict(model, EvalText(Split(np.arange(3)), 8).batches(), device))
 cfg = Config()
 optimizers = make_optimizers(model, cfg.optim)
 batch = [Batch(np.ones((1, 8), int), np.ones((1, 8), int))]
-objective = TrainingObjective(Objective())
+objective = TrainingObjective(Objective(), [])
 state = TrainState()
 result = train_step(model, optimizers, batch, objective, device, cfg=cfg, state=state)
 assert result.is_valid
