@@ -241,7 +241,10 @@ def test_a_token_says_what_it_costs_with_tables_left_out(browser: Any, own: Path
     other = 0 if tab("momentIndex(readingRun)") else 1
     tab.page.fill("[name=evaluation]", str(other))
     tab.page.hover("#token6")
-    assert f"Bits with n-grams of at most, step {best['step']}\n" in tab.text("#token")
+    assert f"Step {best['step']}: n-grams of at most\n" in tab.text("#token")
+    tab("tablesOf(readText()).step = 10_000_000")  # whose name is long, and stays in its line
+    tab.page.hover("#token7")
+    assert "Step 10,000,000: n-grams of at most\n" in tab.text("#token")
     assert tab("byId('token').getBoundingClientRect().height") == before
     tab.close()
 

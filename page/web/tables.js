@@ -22,9 +22,9 @@ function drawTokenTables(i, place) {
   const measured = tablesOf(readText());
   if (!measured) return;
   const row = measured.by_longest[i].map(bits), saved = savedByEach(row);
-  const at = measured === evaluationNow() ? "" : `, step ${whole.format(measured.step)}`;
+  const step = whole.format(measured.step), isNow = measured === evaluationNow();
   const changes = saved.map(Math.abs), most = changes.indexOf(Math.max(...changes)) + 2;
-  element("h3", `Bits with n-grams of at most${at}`, place);
+  element("h3", `${isNow ? "Bits with" : `Step ${step}:`} n-grams of at most`, place);
   const chart = element("div", "", place, {className: "ngrams"});
   for (const {n, value} of fromLongest(row)) {
     const name = n > 1 ? ngramBefore(i, n) : "none", look = n === most ? "own most" : "own";
