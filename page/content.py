@@ -11,7 +11,13 @@ import numpy as np
 
 from config.files import unique_names
 from config.size import count_flops
-from data.info import Baseline, CorpusInfo, choose_landmarks, passed_and_ahead
+from data.info import (
+    MAX_TRAIN_TOKENS,
+    Baseline,
+    CorpusInfo,
+    choose_landmarks,
+    passed_and_ahead,
+)
 from data.show import show_token
 from data.tokenizer import Tokenizer
 from engine.metrics import Record, find_best, parse_record
@@ -148,6 +154,8 @@ def content_of_run(run: Run) -> Content:
         "val": content_of_val(evaluations),
         "train": content_of_train(records),
         "bytes_per_target": run.info.bytes_per_target,
+        "train_tokens": run.info.train.tokens,
+        "counted": min(run.info.train.tokens, MAX_TRAIN_TOKENS),
         "val_kind": run.info.val_kind,
         "status": find_status(run.path, lines),
         "best_nll": best_nll,
@@ -247,12 +255,11 @@ def content_of_baselines(
     best: Record,
     best_nll: float | None,
 ) -> Content:
-    """Collect some baselines, those that the best model passed and when, and all ahead of it."""
+    """Collect some baselines, all that the best model passed and when, and all ahead of it."""
     landmarks = choose_landmarks(baselines)
     if best_nll is None:
         best_nll = best.get("val_nll", math.inf)
-    passed, _ = passed_and_ahead(best_nll, landmarks)
-    _, ahead = passed_and_ahead(best_nll, baselines)
+    passed, ahead = passed_and_ahead(best_nll, baselines)
     steps = []
     for baseline in passed:
         step = best.get("step")  # if only the exact loss at the end passes it

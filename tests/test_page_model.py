@@ -430,7 +430,7 @@ def test_a_long_text_is_read_in_steps_and_its_windows_move(tab: Tab, own: Path) 
     expected = logits_in(tab.page, model, window.tolist())[-1]
     assert tab(steps)[8] == pytest.approx(expected.tolist(), abs=1e-2)
     assert f"{len(text)} characters: " in tab.text("#typing-sum")
-    assert "It sees 8 characters at most, then half of them." in tab.text("#typing-sum")
+    assert "The model sees at most the last 8 characters; at times" in tab.text("#typing-sum")
 
 
 @NEEDS_BROWSER
@@ -440,7 +440,7 @@ def test_the_eos_token_begins_and_ends_a_text(browser: Any, data_dir: Path) -> N
     tab = open_and_read(browser, data_dir / "out/lines")
     type_text(tab, "\n")
     assert "does not know “⏎”" in tab.text(".typing-unknown")  # as evaluate.py says
-    assert tab.text("#typing-title") == "What the model expects after <|eos|>"
+    assert tab.text("#typing-title") == "What the model expects first, as after <|eos|>"
     type_text(tab, "the")
     tab("typing.random = () => 1")  # chooses the last token of the vocabulary
     tab.page.click("#typing button:has-text('Let the model go on')")

@@ -133,6 +133,8 @@ function drawLoss(o) {
     .map(([name, value]) => [`${name} ${value.toPrecision(4)}`, value]);
   form.elements.smooth.nextElementSibling.textContent = Number(o.smooth) ? o.smooth : "";
   form.elements.smooth.parentElement.hidden = !withTrain;
+  byId("smoothed").hidden = !Number(o.smooth);
+  byId("signs").hidden = isMany();
   form.elements.mean.parentElement.hidden = !hasSeeds();
   form.elements.fit.parentElement.hidden = !isMany();
   byId("shaded").hidden = !spans.length;

@@ -68,7 +68,7 @@ function drawSoftmax() {
   const norm = normaliser(T);
   const tempered = withRest(logs.map(log => Math.exp(log / T - norm)));
   const shown = [...names.map((name, k) => quote(name) + (k === came ? " ✓" : "")), "others"];
-  const count = readText().vocab_size - names.length, [blue, orange] = colors();
+  const count = readText().vocab_size - names.length, [blue, orange, , pink] = colors();
   const bars = (y, shift, width, color, label) => ({
     kind: "bars", x: y.map((_, k) => k + shift), y, width, color,
     tell: k => `${k < names.length ? "" : `${whole.format(count)} `}${shown[k]}: ` +
@@ -77,10 +77,10 @@ function drawSoftmax() {
   const ticks = () => shown.map((name, k) => [k, name]);
   const x = {range: [-0.6, shown.length - 0.4], ticks};
   const title = `${(-logs[came] / Math.LN2).toFixed(2)} bits (blue); ` +
-    `at T = ${T}, ${(-Math.log2(tempered[came])).toFixed(2)} bits (orange)`;
-  const hot = bars(tempered, 0.2, 0.4, orange, `q at temperature ${T}`);
+    `at T = ${T}, ${(-Math.log2(tempered[came])).toFixed(2)} bits (pink)`;
+  const hot = bars(tempered, 0.2, 0.4, pink, `q at temperature ${T}`);
   plot("softmax", [bars(q, -0.2, 0.4, blue, "q"), hot],
-       {title, x: {...x, title: "what the model expected; ✓: it came"},
+       {title, x: {...x, title: "the prediction; ✓: it came"},
         y: {title: "probability q", range: [0, 1.02]}});
   const gradient = q.map((share, k) => share - (k === came));
   const signs = q.map((_, k) => k === came ? blue : orange);
@@ -117,7 +117,7 @@ function drawLines() {
   const {rows, count} = costsOfLines(columns);
   place.replaceChildren();
   if (!rows.length) return;  // all of it is masked
-  place.previousElementSibling.textContent = several
+  place.previousElementSibling.firstChild.textContent = several
     ? "Where the model wins, and where it loses: bits of each line, the fewest in bold"
     : "Bits of each line";
   const texts = rows.map(({line, costs, digits}) =>

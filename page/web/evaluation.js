@@ -2,7 +2,7 @@
 // Is the model as sure as it is right, and where does its loss come from?
 const GROUPS = {
   "context length": "tokens of context",
-  "times in training": "times in the last 8 million training tokens",
+  "times in training": "times in the training text",
   "kind of character": "kind of character"};
 const COLUMNS = ["", "targets", "mean confidence", "accuracy", "ECE", "temperature that fits best",
                  "which would gain, nats per token"];
@@ -26,6 +26,9 @@ function drawEvaluation() {
   drawReliability(runs);
   for (const kind of known) drawGroupsOf(kind, runs);
   writePassages(runs[0][0]);
+  const [[first]] = runs, isSaid = page.curves && !isMany() && first.best;
+  byId("evaluation").querySelector("h2 span").textContent =
+    isSaid ? `of the best model, that of step ${whole.format(first.best.step)}` : "";
 }
 
 // All first: each is as wide as they leave it room.
@@ -95,6 +98,13 @@ function drawReliability(runs) {
   plot(idOf("confidence"), marks, {x, y: {title: "accuracy", range: [0, 1.02]}});
 }
 
+// Of a long training text only the end was counted.
+function titleOfTimes(some) {
+  const [run] = some.find(([{counted, train_tokens: all}]) => counted < all) ?? [];
+  if (!run) return GROUPS["times in training"];
+  return `times in the last ${whole.format(run.counted)} training tokens`;
+}
+
 // The loss of each group of targets, a bar for each run.
 function drawGroupsOf(kind, runs) {
   const some = runs.filter(([run]) => run.evaluation.groups[kind]), width = 0.8 / some.length;
@@ -112,7 +122,8 @@ function drawGroupsOf(kind, runs) {
   const shareOf = k => percent(groupsOf(first)[k].share_of_nats);
   const label = (name, k) => some.length > 1 ? name : `${name}: ${shareOf(k)}`;
   const ticks = () => names.map((name, k) => [k, label(name, k)]);
-  plot(idOf(kind), marks, {x: {title: GROUPS[kind], range: [-0.6, names.length - 0.4], ticks},
+  const title = kind === "times in training" ? titleOfTimes(some) : GROUPS[kind];
+  plot(idOf(kind), marks, {x: {title, range: [-0.6, names.length - 0.4], ticks},
                            y: {title: "bits per token", fromZero: true}});
 }
 
@@ -131,10 +142,12 @@ function writePassages(run) {
 function writePassage({nats_per_token, tokens, nll}, place) {
   element("small", `${bits(nats_per_token).toFixed(2)} bits per token`, place);
   const text = element("div", "", place, {className: "text small"});
+  text.append("…");  // it is cut anywhere
   for (const [i, token] of tokens.entries()) {
     const span = element("span", token, text);
     paint(span, bits(nll[i] ?? 0));
     if (nll[i] === null) span.className = "masked";
     else span.title = `${bits(nll[i]).toFixed(2)} bits`;
   }
+  text.append("…");
 }

@@ -1,7 +1,7 @@
 "use strict";
 // The head of a page: how each run ended, the loss of a single run, and the baselines beside it.
 const LEVEL = 1e-5;  // a difference of losses that is none
-const NEAREST = 4;  // baselines ahead that are named
+const NEAREST = 3;  // baselines ahead that are named
 const SILENCE = 30;  // seconds: a sweep writes every 5
 const LONG = 60;  // seconds without data that are long for a run
 const PATIENT = 5;  // times the longest time between two of its evaluations
@@ -95,10 +95,13 @@ function drawHeadline(run, nats) {
     element(i ? "span" : "b", number, part);
     if (each !== "perplexity") part.append(` ${texts[each]}`);
   }
+  if (!page.curves) return;
+  const which = run.best_nll === null ? "a part" : "all";
+  element("small", `on ${which} of the ${run.val_kind} text`, place, {className: "same"});
 }
 
-// Baselines as chips: those that the model has passed, from the worst on, and the nearest of those
-// ahead of it.
+// Baselines as chips: of those that the model has passed, from the worst on, the ones that have a
+// line in the picture; and the nearest of those ahead of it.
 function drawStanding(run, nats) {
   const place = byId("standing"), {y: unit} = options();
   const drawn = JSON.stringify([run.passed, run.ahead, nats, unit]);
@@ -108,7 +111,7 @@ function drawStanding(run, nats) {
   if (!page.curves) return;
   const byName = new Map(run.baselines.map(each => [each.name, each]));
   if (run.passed.length) element("span", "passed", place, {className: "dim"});
-  for (const [name, step] of run.passed) {
+  for (const [name, step] of run.passed.filter(([name]) => byName.has(name))) {
     const look = {type: "button", className: "chip passed"};
     const baseline = byName.get(name), chip = element("button", starred(baseline), place, look);
     const at = `step ${whole.format(step)}`;
@@ -116,7 +119,8 @@ function drawStanding(run, nats) {
     element("small", ` ${at}`, chip);
     chip.onclick = () => goTo(step);
   }
-  if (run.ahead.length) element("span", "still ahead of it", place, {className: "dim"});
+  nameMore(run.passed.filter(([name]) => !byName.has(name)).map(sayPassed), place);
+  if (run.ahead.length) element("span", "still ahead", place, {className: "dim"});
   for (const baseline of run.ahead.slice(0, NEAREST)) {
     const distance = inUnit(nats, run, unit) - baseline[unit];
     const chip = element("span", starred(baseline), place, {className: "chip ahead"});
@@ -124,11 +128,17 @@ function drawStanding(run, nats) {
     const by = distance < 0.01 ? "<0.01" : distance.toPrecision(2);
     element("small", distance < LEVEL ? " level" : ` by ${by}`, chip);
   }
-  const others = run.ahead.slice(NEAREST).map(starred);
-  if (!others.length) return;
-  const more = element("span", `and ${others.length} more`, place, {className: "dim"});
-  more.title = others.join(", ");
+  nameMore(run.ahead.slice(NEAREST).map(starred), place);
 }
+
+// Baselines without a chip; "What do these numbers mean?" names them too.
+function nameMore(names, place) {
+  if (!names.length) return;
+  const look = {className: "more dim", title: names.join(", ")};
+  element("span", `and ${names.length} more`, place, look);
+}
+
+const sayPassed = ([name, step]) => `${name} by step ${whole.format(step)}`;
 
 // An asterisk marks what learns while it reads, as in the curves.
 const starred = ({name, learns}) => learns ? `${name}*` : name;
@@ -176,8 +186,12 @@ function drawMeaning(run, nats) {
   element("p", "The loss is the mean of −log q, where q is the probability that the model gave " +
           `the token that came. Before training it is a guess among |V| = ${size} tokens: ` +
           `log|V| = ln ${size} = ${log_V}.`, place);
+  const passed = run.passed.map(sayPassed).join(", ") || "none";
+  const ahead = run.ahead.map(starred).join(", ") || "none";
+  element("p", `Of all baselines, it has passed ${passed}; still ahead of it: ${ahead}.`, place);
   element("p", "A baseline is passed at the first evaluation below it; evaluations while " +
           `training goes on are on a part of the ${run.val_kind} text. ` +
           "Baselines that learn do so while they read, as compressors do; the others and the " +
-          "model stand still. A trained compressor has read the training text before.", place);
+          "model stand still. A trained compressor has read the training text before. PPMd is a " +
+          "compressor that predicts each byte from those before it.", place);
 }

@@ -33,6 +33,18 @@ function breakable(text, parent) {
   return parent;
 }
 
+// The start and the end of a text, and "…" where it is cut.
+
+function startOf(text, most) {
+  const letters = Array.from(text);
+  return letters.length > most ? `${letters.slice(0, most).join("")}…` : text;
+}
+
+function endOf(text, most) {
+  const letters = Array.from(text);
+  return letters.length > most ? `…${letters.slice(-most).join("")}` : text;
+}
+
 // Rows of texts; the first has the titles. Columns in `numbers` stand to the right.
 function table(rows, parent, numbers = []) {
   const made = element("table", "", parent);
@@ -176,6 +188,7 @@ function draw() {
   writeAddress();
   if (page.curves) drawCurves(options());
   drawResult();
+  showMoment();
   drawComparison();
 }
 

@@ -11,6 +11,7 @@ const TOLD = 6;  // lines that a pointer is told at once
 const LABEL_GAP = 15;  // pixels between labels, where there is room
 const LEAST_GAP = 10;
 const NARROW = 500;  // pixels, of a plot
+const EDGE = 16;  // pixels, which on a narrow screen half a ring needs beside a curve's end
 const NEAR = 14;  // pixels from a curve, where the pointer means it
 const PRINTED = 300;  // milliseconds after which a chart is on the screen
 const UNSEEN = 1000;  // milliseconds after which plots are drawn that nobody sees: to be printed
@@ -70,7 +71,8 @@ function show(place) {
   figure.min_border_top = shown.legend ? 20 : 5;
   annotate(shown);
   const reach = marks.flatMap(({y, low = [], high = []}) => [...y, ...low, ...high]);
-  showAxis(shown, figure.xaxes[0], figure.x_range, look.x, marks.flatMap(mark => mark.x), 0.02);
+  const room = Math.max(0.02, EDGE / place.clientWidth);
+  showAxis(shown, figure.xaxes[0], figure.x_range, look.x, marks.flatMap(mark => mark.x), room);
   showAxis(shown, figure.yaxes[0], figure.y_range, look.y, reach, 0.05);
   placeTicks(shown);
   placeLabels(shown);
@@ -100,10 +102,13 @@ function build(shown, key) {
   }
   figure.title.setv({...text, align: "right"});
   for (const each of figure.axes) each.setv(axis);
-  for (const each of figure.grids) each.grid_line_color = grid;
+  for (const each of figure.grids) each.setv({grid_line_color: grid, level: "image"});
   const sources = marks.map(mark => new ColumnDataSource({data: columns(mark)}));
   const glyphs = marks.map((mark, i) => addGlyph(figure, mark, sources[i]));
-  marks.forEach(({isInMean}, i) => { glyphs[i].visible = !isInMean; });
+  marks.forEach(({kind, isInMean}, i) => {
+    glyphs[i].visible = !isInMean;
+    if (["line", "band"].includes(kind)) glyphs[i].level = "underlay";  // above the grid
+  });
   if (look.together) {
     const line = {visible: false, dimensions: "height", line_color: ink, line_alpha: 0.4};
     figure.add_tools(new CrosshairTool(line));
@@ -167,19 +172,31 @@ function listen(shown) {
   const {place} = shown;
   place.onclick = event => { if (isTouch()) tap(shown, event); };
   if (!shown.look.together) return;
-  place.onpointermove = event => { if (event.pointerType === "mouse") point(shown, event); };
+  place.onpointermove = event => {
+    if (event.pointerType === "mouse" && !event.buttons) point(shown, event);
+  };
   place.onpointerleave = () => {
     shown.told.replaceChildren();
     setLit(null);
   };
 }
 
+// A mouse that chooses a part of a plot leaves what was told of the whole; a finger that taps
+// elsewhere, or scrolls, is done with it. Bokeh lets nobody else hear of a drag.
+function forgetTold({target, pointerType}) {
+  for (const {place, told} of plots.values()) {
+    if (pointerType === "mouse" || !place.contains(target)) told?.replaceChildren();
+  }
+}
+
+document.addEventListener("pointerdown", forgetTold, {capture: true});
+
 async function point(shown, event) {
   const found = locate(shown, await shown.view, event);
   const {told, place} = shown;
   told.replaceChildren();
   if (!found) return setLit(null);
-  const nearest = nearestCurve(found);
+  const nearest = isMany() ? nearestCurve(found) : null;  // of one run, nothing is to be lit
   setLit(nearest?.runs ?? null);
   if (!tellAll(shown, found, nearest)) return;
   const {x, frame} = found, isLeft = x < frame.bbox.left + 0.5 * frame.bbox.width;
@@ -196,7 +213,7 @@ async function tap(shown, event) {
   const found = locate(shown, await shown.view, event);
   if (!found) return;
   if (look.together) {
-    tellAll(shown, found, nearestCurve(found));
+    tellAll(shown, found, isMany() ? nearestCurve(found) : null);
     return;
   }
   let best = Infinity;
@@ -278,8 +295,13 @@ function tellAll({told}, {x, y, frame, placeX, placeY, marks}, nearest) {
   return true;
 }
 
-function swatch({color, dash = "solid"}) {
-  const made = element("span", "", null, {className: "swatch"});
+function swatch({color, marker, dash = "solid", width = 1.5}) {
+  const made = element("span", marker === "star" ? "★" : "", null, {className: "swatch"});
+  if (marker === "star") {
+    made.style.color = color;
+    return made;
+  }
+  made.style.borderTopWidth = `${Math.ceil(width)}px`;
   made.style.borderTopColor = Array.isArray(color) ? color[0] : color;
   made.style.borderTopStyle = dash === "dotdash" ? "double" : dash;
   return made;
@@ -311,7 +333,7 @@ function light({glyphs = [], marks, labels, waits}) {
     if (kind === "line") {
       renderer.glyph.line_alpha = at < 0 ? 0.13 : at > 0 ? 1 : alpha;
       renderer.glyph.line_width = at > 0 ? width + 1.5 : width;
-      renderer.level = at > 0 ? "annotation" : "glyph";  // an overlay would stay
+      renderer.level = at > 0 ? "glyph" : "underlay";  // the levels that end at the axes
     } else if (kind === "band") {
       renderer.glyph.fill_alpha = at < 0 ? 0.3 * alpha : alpha;
     } else {

@@ -53,7 +53,7 @@ function offer(select, names) {
 
 function nameOfPassage(text, i, all) {
   const words = text.tokens.join("").replaceAll(/⏎|<\|eos\|>/g, " ").trim();
-  return [i, `${i + 1} of ${all.length}: ${words.slice(0, BEGINNING)}…`];
+  return [i, `${i + 1} of ${all.length}: ${startOf(words, BEGINNING)}`];
 }
 
 function drawText() {
@@ -114,18 +114,26 @@ function colourText() {
     if (!isKnown) paint(span, 0);
     else paint(span, bits(other ? nll - other[i] : nll), strongest);
   }
-  const isElsewhere = now.step !== momentShown();
-  byId("measured").textContent = isElsewhere ? `measured at step ${whole.format(now.step)}` : "";
+  sayWhen(now.step);
   drawLegend(byId("legend"), other ? name : "");
   choose(chosen);
   drawSpread();
   drawLines();
 }
 
+// Of which step all that is shown of the passage is: each part says so.
+function sayWhen(step) {
+  const at = `at step ${whole.format(step)}`, wanted = momentShown();
+  for (const place of document.querySelectorAll(".moment"))
+    place.textContent = page.curves ? at : "";
+  byId("measured").textContent = step === wanted ? ""
+    : `This passage is shown ${at}: it was not measured at ${whole.format(wanted)}.`;
+}
+
 function drawLegend(place, name) {
   const strongest = name ? COSTLIEST / 2 : COSTLIEST;
   place.replaceChildren();
-  const title = name ? `bits less (blue) or more (orange) than ${name}: ` : "bits: ";
+  const title = name ? `bits more than ${name}: ` : "bits: ";
   element("small", title, place);
   for (const cost of name ? [-5, -2, -1, 0, 1, 2, 5] : [0, 1, 2, 3, 5, 7, 10]) {
     const isOpen = Math.abs(cost) === strongest;

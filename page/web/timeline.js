@@ -32,7 +32,7 @@ function momentShown() {
   return steps.length ? steps[momentIndex(run)] : null;
 }
 
-const momentState = () => moment === null ? {} : {step: moment};
+const momentState = () => moment === null ? {} : {step: momentShown() ?? moment};
 
 function drawTimeline() {
   const run = timedRun(), steps = momentsOf(run), slider = timeline.elements.evaluation;
@@ -41,7 +41,6 @@ function drawTimeline() {
   slider.max = steps.length - 1;
   if (steps.length) slider.value = momentIndex(run);
   if (!isMany()) drawSamples(run);
-  showMoment();
 }
 
 // What is written of the step: its loss, and what the model wrote then.
@@ -70,7 +69,8 @@ function drawWriting(run, step) {
   place.hidden = isMany() || !page.curves || !samples.length;
   if (place.hidden) return;
   const sample = samples.at(-1);
-  place.querySelector("h2 span").textContent = `at step ${whole.format(sample.step)}`;
+  const late = sample.step === step || step === Infinity ? "" : ", the last one so far";
+  place.querySelector("h2 span").textContent = `at step ${whole.format(sample.step)}${late}`;
   place.querySelector("pre").textContent = sample.text;
 }
 

@@ -1,6 +1,6 @@
 "use strict";
 // The panel beside the text: what the model said before a token, and what that token cost.
-const MOST_BITS = 12;  // of the bars: a token that costs more has the whole width
+const MOST_BITS = 12;  // of the bars, which are shorter where something costs more
 const BEFORE = 18, AFTER = 8;  // characters of the context that are shown
 const COSTS_SHOWN = 8;  // baselines and other runs
 
@@ -18,7 +18,8 @@ function barRow(name, share, number, parent, look = "") {
 function describeToken(i) {
   const place = byId("token");
   const paid = Object.keys(others).filter(name => name !== NO_TABLES);
-  place.style.setProperty("--costs", Math.min(COSTS_SHOWN, paid.length));
+  const lines = Math.min(COSTS_SHOWN, paid.length) + ("gzip" in others ? 1 : 0);
+  place.style.setProperty("--costs", lines);
   byId("passage").style.setProperty("--tables", heightOfTables(readText()));
   place.replaceChildren();
   describeContext(i, place);
@@ -34,9 +35,9 @@ function describeToken(i) {
 function describeContext(i, place) {
   const {tokens} = readText(), line = element("div", "", place, {className: "context text"});
   const before = tokens.slice(0, i).join(""), after = tokens.slice(i + 1).join("");
-  element("span", (before.length > BEFORE ? "…" : "") + before.slice(-BEFORE), line);
+  element("span", endOf(before, BEFORE), line);
   element("strong", tokens[i], line);
-  element("span", after.slice(0, AFTER), line, {className: "dim"});
+  element("span", startOf(after, AFTER), line, {className: "dim"});
 }
 
 function describeCost(i, place) {
@@ -74,7 +75,7 @@ const entropyOf = (evaluation, i) => evaluation.entropy[i] ?? null;
 // The five likeliest tokens, and the one that came, wherever it ranks.
 function drawPrediction(i, place) {
   const now = evaluationNow(), text = readText(), came = text.ids[i];
-  element("h3", "What it expected", place);
+  element("h3", "Its prediction", place);
   const chart = element("div", "", place, {className: "likely"});
   let rest = 1;
   for (const [k, token] of now.top[i].entries()) {
@@ -103,10 +104,14 @@ function drawCosts(i, place) {
   const now = evaluationNow(), entropy = entropyOf(now, i);
   element("h3", "Bits that it cost", place);
   const chart = element("div", "", place);
-  const add = (name, cost, look) => barRow(name, cost / MOST_BITS, cost.toFixed(2), chart, look);
+  const costs = [entropy ?? 0, now.nll[i]].map(bits).concat(costsOf(i).map(([, cost]) => cost));
+  const most = Math.max(MOST_BITS, ...costs);
+  const add = (name, cost, look) => barRow(name, cost / most, cost.toFixed(2), chart, look);
   add(page.runs.length > 1 ? readingRun.name : "this model", bits(now.nll[i]), "own");
   if (entropy !== null) add("its entropy", bits(entropy), "expected");
   for (const [name, cost] of costsOf(i)) add(name, cost, "other");
+  if (others.gzip)
+    element("div", "gzip pays whole bytes, match by match", place, {className: "dim"});
 }
 
 function describeSum(i, place) {

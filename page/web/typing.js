@@ -4,6 +4,8 @@
 const BARS = 8;  // of the likeliest tokens, besides the one that stands at the cursor
 const PLOTS = 500;  // milliseconds for the first plots, before the model is read
 const LONGEST = 2000;  // characters of a text
+const FIRST = 80;  // characters, at most, of the one to begin with: whole words
+const TAIL = 12;  // characters before the cursor that are named
 const PATIENCE = 25;  // milliseconds: then the page answers before it reads on
 const PACE = 30;  // milliseconds between tokens that the model writes
 let typing = null;
@@ -36,7 +38,8 @@ function firstLine() {
   const {vocabulary, eos} = page.model, ids = page.runs[0].texts?.[0]?.ids ?? [];
   const text = ids.map(id => id === eos ? "\n" : vocabulary[id]).join("");
   const lines = text.split("\n").map(line => line.trim());
-  return (lines.find(line => line.length >= 20) ?? "").slice(0, 80);
+  const line = lines.find(line => line.length >= 20) ?? "";
+  return line.length > FIRST ? line.slice(0, FIRST + 1).replace(/\s*\S*$/, "") : line;
 }
 
 class Typing {
@@ -194,8 +197,8 @@ class Typing {
       if (rest) this.sum.append(` The model still reads ${countOf(rest, "character")}.`);
       const {block_size} = this.saved.cfg;
       if (all > block_size)
-        this.sum.append(` It sees ${whole.format(block_size)} characters at most, then half ` +
-                        "of them.");
+        this.sum.append(` The model sees at most the last ${whole.format(block_size)} ` +
+                        "characters; at times only half as many.");
     }
     const strangers = characters.filter(({place}) => place === undefined);
     const names = [...new Set(strangers.map(({name}) => shown(name)))].join(" ");
@@ -221,9 +224,9 @@ class Typing {
     const before = characters.slice(0, cursor).filter(({place}) => place !== undefined);
     const logits = this.logits[before.at(-1)?.place ?? 0];
     if (!logits) return;  // it still reads
-    const tail = before.slice(-12).map(({name}) => name).join("");
-    const after = tail ? shown(tail) : this.nameOf(this.saved.context);
-    this.title.textContent = `What the model expects after ${after}`;
+    const tail = endOf(before.map(({name}) => name).join(""), TAIL);
+    const first = `first, as after ${this.nameOf(this.saved.context)}`;
+    this.title.textContent = `What the model expects ${tail ? `after ${shown(tail)}` : first}`;
     this.drawBars(probabilities(logits, temperature), softmax(logits), this.tokens[at]);
   }
 
@@ -252,7 +255,7 @@ class Typing {
     const others = countOf(plain.length - tokens.length, "other");
     const line = this.temperature === 1 ? "" : " Lines: at temperature 1.";
     this.rest.textContent = `${others}: ${percentOf(Math.max(0, left))}.${line} ` +
-      "Press one to write it here: it replaces what follows, and the model goes on from it.";
+      "Press one to write it here. In mid-text it replaces what follows, and the model goes on.";
   }
 
   // A token's probability, and a line where it is at temperature 1.
@@ -273,7 +276,9 @@ class Typing {
   }
 
   drawButtons() {
-    this.button.textContent = this.timer ? "Stop" : "Let the model go on";
+    const isWithin = this.cursor < this.characters?.length;
+    const goes = isWithin ? "Go on, replacing the rest" : "Let the model go on";
+    this.button.textContent = this.timer ? "Stop" : goes;
     this.undo.disabled = !this.before.length;
   }
 
