@@ -11,13 +11,7 @@ import numpy as np
 
 from config.files import unique_names
 from config.size import count_flops
-from data.info import (
-    MAX_TRAIN_TOKENS,
-    Baseline,
-    CorpusInfo,
-    choose_landmarks,
-    passed_and_ahead,
-)
+from data.info import MAX_TRAIN_TOKENS, Baseline, CorpusInfo, choose_landmarks, passed_and_ahead
 from data.show import show_token
 from data.tokenizer import Tokenizer
 from engine.metrics import Record, find_best, parse_record

@@ -25,10 +25,10 @@ function drawTokenTables(i, place) {
   const step = whole.format(measured.step), isNow = measured === evaluationNow();
   const changes = saved.map(Math.abs), most = changes.indexOf(Math.max(...changes)) + 2;
   element("h3", `${isNow ? "Bits with" : `Step ${step}:`} n-grams of at most`, place);
-  const chart = element("div", "", place, {className: "ngrams"});
+  const chart = element("div", "", place, {className: "ngrams"}), widest = widestBits(i);
   for (const {n, value} of fromLongest(row)) {
     const name = n > 1 ? ngramBefore(i, n) : "none", look = n === most ? "own most" : "own";
-    barRow(name, value / MOST_BITS, value.toFixed(2), chart, look);
+    barRow(name, value / widest, value.toFixed(2), chart, look);
   }
   const change = saved[most - 2], says = change < 0 ? "costs" : "saves";
   const text = `${quote(ngramBefore(i, most))} ${says} ${Math.abs(change).toFixed(2)} bits`;

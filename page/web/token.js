@@ -1,6 +1,6 @@
 "use strict";
 // The panel beside the text: what the model said before a token, and what that token cost.
-const MOST_BITS = 12;  // of the bars, which are shorter where something costs more
+const LEAST_WIDEST = 12;  // bits of the widest bar, at least
 const BEFORE = 18, AFTER = 8;  // characters of the context that are shown
 const COSTS_SHOWN = 8;  // baselines and other runs
 
@@ -100,13 +100,19 @@ function costsOf(i) {
   return found.slice(0, COSTS_SHOWN);
 }
 
+// Bits of the widest bar of the panel: all of its bars share a scale.
+function widestBits(i) {
+  const now = evaluationNow(), byLongest = tablesOf(readText())?.by_longest[i] ?? [];
+  const nats = [now.nll[i], entropyOf(now, i) ?? 0, ...byLongest];
+  return Math.max(LEAST_WIDEST, ...nats.map(bits), ...costsOf(i).map(([, cost]) => cost));
+}
+
 function drawCosts(i, place) {
   const now = evaluationNow(), entropy = entropyOf(now, i);
   element("h3", "Bits that it cost", place);
   const chart = element("div", "", place);
-  const costs = [entropy ?? 0, now.nll[i]].map(bits).concat(costsOf(i).map(([, cost]) => cost));
-  const most = Math.max(MOST_BITS, ...costs);
-  const add = (name, cost, look) => barRow(name, cost / most, cost.toFixed(2), chart, look);
+  const widest = widestBits(i);
+  const add = (name, cost, look) => barRow(name, cost / widest, cost.toFixed(2), chart, look);
   add(page.runs.length > 1 ? readingRun.name : "this model", bits(now.nll[i]), "own");
   if (entropy !== null) add("its entropy", bits(entropy), "expected");
   for (const [name, cost] of costsOf(i)) add(name, cost, "other");
