@@ -200,7 +200,8 @@ def read_arguments(argv: list[str]) -> tuple[list[Run], list[Run], EvaluateOptio
 
     UserError for what cannot be done.
     """
-    paths, options = load_options(EvaluateOptions, argv, "RUN", "+", "the directory of a run")
+    meaning = "the directory of a run; with --ensemble, of several"
+    paths, options = load_options(EvaluateOptions, argv, "RUN", "+", meaning)
     if options.ensemble and len(paths) == 1:
         raise UserError("ensemble: name several runs: evaluate.py RUN RUN ... --ensemble")
     if not options.ensemble and len(paths) > 1:
