@@ -172,6 +172,26 @@ def test_the_result_comes_first(tab: Tab, own: Path) -> None:
             assert f"{each.label} step {step:.0f}" in tab.text("#standing")
 
 
+def test_each_part_says_what_it_is_of(tab: Tab) -> None:
+    step = tab("whole.format(page.runs[0].best.step)")
+    assert "on all of the validation text" in tab.text("#numbers")
+    tab.page.check("[name=y][value=perplexity]")
+    assert f"step {step} · perplexity " in tab.text("#timeline output")
+    assert f"of the best model, that of step {step}" in tab.text("#evaluation h2")
+    assert re.fullmatch(r"….+…", tab.text("#passages .text"), re.DOTALL)
+    # of a long training text only the end is counted
+    title = "plots.get(byId('of times in training')).look.x.title"
+    assert tab(title) == "times in the training text"
+    tab("page.runs[0].counted = 1000")
+    tab("drawEvaluation()")
+    assert tab(title) == "times in the last 1,000 training tokens"
+    # what was passed, and has no line in the picture
+    tab("page.runs[0].passed.push(['3-gram', 4])")
+    tab("drawResult()")
+    assert "and 1 more" in tab.text("#standing").split("still ahead")[0]
+    assert "3-gram by step 4; still ahead of it: " in tab("byId('meaning').textContent")
+
+
 def test_nothing_is_offered_to_be_sent_elsewhere(tab: Tab) -> None:
     y_of(tab, 1)
     tools, logo = tab(
@@ -186,8 +206,11 @@ def test_who_zooms_keeps_the_zoom(tab: Tab, own: Path) -> None:
     box = tab.page.locator("#loss").bounding_box()
     left = box["x"]
     top = box["y"]
+    told = "document.querySelector('#loss .told').textContent"
     tab.page.mouse.move(left + 120, top + 100)
+    tab.page.wait_for_function(f"{told} !== ''")
     tab.page.mouse.down()
+    assert tab(told) == ""  # it would be of the whole, beside a part
     tab.page.mouse.move(left + 240, top + 250, steps=4)
     shown = (
         "(({start, end, reset_start, reset_end}) => [start, end, reset_start, reset_end])"
@@ -203,6 +226,9 @@ def test_who_zooms_keeps_the_zoom(tab: Tab, own: Path) -> None:
     y_of(tab, 1)
     start, end, *whole = tab(shown)
     assert [start, end] == whole
+    tab("setLit([0])")
+    levels = tab(f"{LOSS}.glyphs.map(each => each.level)")
+    assert set(levels) <= {"underlay", "glyph"}  # which Bokeh clips at the axes
 
 
 def test_the_lines_add_up(tab: Tab) -> None:
@@ -379,6 +405,7 @@ def test_nonsense_in_the_address_changes_nothing(browser: Any, own: Path, addres
     tab.page.goto((own / "whole.html").as_uri() + "#" + address)
     tab.page.wait_for_function(DRAWN)
     assert tab(state) == before
+    assert not re.search(r"step=(abc|1e)", tab("location.hash"))
     assert tab.page.is_visible("#numbers")
     tab.close()
 

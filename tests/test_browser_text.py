@@ -20,6 +20,13 @@ pytestmark = NEEDS_BROWSER
 ROWS = """[...document.querySelectorAll('#token .bar')].map(row =>
     [row.querySelector('.name').textContent, row.querySelector('.number').textContent,
      row.className.replace('bar', '').trim()])"""
+BARS = """[...document.querySelectorAll('#token .bar')].map(row =>
+    [row.querySelector('.name').textContent, parseFloat(row.querySelector('i').style.width)])"""
+# of the controls, and of what is below them
+PLACES = """[...document.querySelectorAll(
+    '#options label, #loss, #reading label, #passage, #timeline > *, #below')]
+    .map(each => each.getBoundingClientRect()).filter(each => each.width).map(({x, y, width}) =>
+        [x, y + scrollY, width].map(Math.round))"""
 SPREAD = """[...document.querySelectorAll('#{} .bar')].map(row =>
     parseFloat(row.querySelector('i').style.width))"""
 
@@ -74,6 +81,13 @@ def test_the_panel_says_what_was_expected_and_what_was_paid(tab: Tab, own: Path)
         assert not costs
         text = tab.text("#token")
         said = [best["entropy"][i] / math.log(2), nll / math.log(2)]
+        # the bars share a scale, also where something costs much
+        tab(f"others.unigram[{i}] = 30")
+        tab(f"describeToken({i})")
+        bars = dict(tab(BARS)[after + 1 :])
+        assert bars["unigram"] == 100
+        share = 100 * nll / 30
+        assert bars["this model"] == pytest.approx(share, abs=0.01)
         found = re.findall(r"expected ([\d.]+) bits \(its entropy\), paid ([\d.]+)", text)[0]
         assert [float(each) for each in found] == pytest.approx(said, abs=0.06)
 
@@ -92,6 +106,11 @@ def test_nothing_jumps_as_the_pointer_moves(browser: Any, own: Path) -> None:
             tab(f"describeToken({i})")
             heights.add(tab("byId('token').getBoundingClientRect().height"))
         assert len(heights) == 1
+        places = tab(PLACES)
+        tab.page.fill("[name=smooth]", "0.5")
+        tab.page.select_option("[name=versus]", "unigram")
+        tab.page.fill("[name=evaluation]", "0")
+        assert tab(PLACES) == places
         text, panel = tab("['tokens', 'token'].map(id => byId(id).getBoundingClientRect())")
         assert (panel["x"] > text["right"]) == (width == 1400)
         assert (panel["y"] >= text["bottom"]) == (width == 390)
@@ -120,6 +139,8 @@ def test_a_reader_chooses_a_passage(browser: Any, own: Path) -> None:
     tab.page.fill("[name=evaluation]", str(len(steps) - 1))
     assert f"shown at step {steps[2]}: it was not measured at {steps[-1]}." in tab.text("#measured")
     assert tab("evaluationNow().step") == steps[2]
+    moments = tab("[...document.querySelectorAll('.moment')].map(each => each.textContent)")
+    assert moments == [f"at step {steps[2]}"] * 3  # in each part about the passage
     tab.page.fill("[name=evaluation]", "0")
     assert tab.text("#measured") == ""
     tab.page.click("#token7")

@@ -27,7 +27,7 @@ from engine.evaluation import PASSAGE_TEMPERATURES, cut_passage
 from engine.metrics import Record
 from engine.run import Run, open_run
 from engine.run_text import make_eval_text, open_corpus
-from page.content import content_of_runs
+from page.content import content_of_baselines, content_of_runs
 from page.page import WEB
 from page.records import read_passages
 from page.sweep import content_of_sweep, write_sweep_page
@@ -474,3 +474,11 @@ def test_a_page_of_many_evaluations_stays_small(own: Path) -> None:
     assert steps == sorted(steps)
     best = min(evaluations_of(own), key=lambda record: record["val_nll"])
     assert best["step"] in steps
+
+
+def test_all_baselines_are_said_that_the_model_has_passed(trained) -> None:
+    baselines = open_run(trained[0]).info.baselines
+    content = content_of_baselines(baselines, [], {"step": 3, "val_nll": 0.1}, None)
+    assert len(content["passed"]) > len(content["baselines"])  # which have a line in the picture
+    assert {name for name, _ in content["passed"]} == {each.name for each in baselines}
+    assert not content["ahead"]

@@ -4,6 +4,7 @@ The browser's tests need Chromium, as those of tests/test_browser.py do.
 """
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -339,6 +340,7 @@ def test_the_bars_follow_the_cursor_and_the_temperature(tab: Tab) -> None:
     tab.page.keyboard.press("ArrowRight")
     tab.page.wait_for_function(f"{names}.includes('“h” ✓')")
     assert "after “t”" in tab.text("#typing-title")
+    assert tab("typing.button.textContent") == "Go on, replacing the rest"
     plain = np.array(tab(shares))
     all_of_it = tab("[...softmax(typing.logits[1])]")
     assert plain[:8] == pytest.approx(sorted(all_of_it, reverse=True)[:8])
@@ -353,6 +355,7 @@ def test_the_bars_follow_the_cursor_and_the_temperature(tab: Tab) -> None:
 def test_the_model_goes_on_until_somebody_stops_it(tab: Tab) -> None:
     type_text(tab, SENTENCE)
     button = tab.page.get_by_role("button", name="Let the model go on")
+    assert "In mid-text it replaces what follows" in tab.text("#typing")
     button.focus()
     tab.page.keyboard.press("Enter")
     tab.page.wait_for_function(f"typing.text.length > {len(SENTENCE) + 5}")
@@ -364,6 +367,8 @@ def test_the_model_goes_on_until_somebody_stops_it(tab: Tab) -> None:
     assert text.startswith(SENTENCE)
     written = len(text) - len(SENTENCE)
     own_bits = sum(tab("typing.costs")[-written:]) / written
+    before = f"…{text[-12:]}".replace("\n", "⏎")
+    assert re.sub("[␣ ]", "", before) in re.sub("[␣ ]", "", tab.text("#typing-title"))
     expected = f"The model wrote the last {written} characters: {own_bits:.2f} bits each."
     assert expected in tab.text("#typing")
     tab.page.click("#typing button:has-text('Undo')")
