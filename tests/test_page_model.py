@@ -445,7 +445,7 @@ def test_the_eos_token_begins_and_ends_a_text(browser: Any, data_dir: Path) -> N
     tab = open_and_read(browser, data_dir / "out/lines")
     type_text(tab, "\n")
     assert "does not know “⏎”" in tab.text(".typing-unknown")  # as evaluate.py says
-    assert tab.text("#typing-title") == "What the model expects first, as after <|eos|>"
+    assert tab.text("#typing-title") == "Expected first, as after <|eos|>"
     type_text(tab, "the")
     tab("typing.random = () => 1")  # chooses the last token of the vocabulary
     tab.page.click("#typing button:has-text('Let the model go on')")

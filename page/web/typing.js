@@ -226,7 +226,7 @@ class Typing {
     if (!logits) return;  // it still reads
     const tail = endOf(before.map(({name}) => name).join(""), TAIL);
     const first = `first, as after ${this.nameOf(this.saved.context)}`;
-    this.title.textContent = `What the model expects ${tail ? `after ${shown(tail)}` : first}`;
+    this.title.textContent = `Expected ${tail ? `after ${shown(tail)}` : first}`;
     this.drawBars(probabilities(logits, temperature), softmax(logits), this.tokens[at]);
   }
 
