@@ -84,9 +84,9 @@ def make_verdict(
     rise = evaluations[-1]["val_nll"] - (state.best_nll or 0.0)
     worst = max(evaluations, key=lambda record: record["val_nll"])
     if state.overfitting:
-        if state.step < cfg.optim.max_iters and state.is_finished(cfg):
+        is_early = state.step < cfg.optim.max_iters and state.is_finished(cfg)
+        if is_early:
             ending = "stopped_early"
-        is_early = ending == "stopped_early"
         lines += describe_overfitting(rise, state, epochs, kind, stopped_early=is_early)
         advice = f"Try --dropout={cfg.model.dropout + 0.1:.1f}, a smaller model, or more text."
     elif rise > OVERFITTING_RISE:
@@ -100,10 +100,13 @@ def make_verdict(
         advice = advise_calmer_steps(cfg.optim, cfg.run.dtype)
     else:
         lines.append(f"It did not overfit: the last {kind} loss is as good as the best.")
-        advice = f"Try longer, --max_iters={2 * cfg.optim.max_iters}"
-        if not cfg.run.source:
-            advice += f", or larger, --n_layer={cfg.model.n_layer + 1}"
-        advice += "."
+        longer = f"longer, --max_iters={2 * cfg.optim.max_iters}"
+        larger = f"larger, --n_layer={cfg.model.n_layer + 1}"
+        advice = f"Try {longer}, or {larger}."
+        if cfg.tables.max_ngram > 1:  # a second reading harms them
+            advice = f"Try {larger}."
+        if cfg.run.source:
+            advice = f"Try {longer}."
     _, ahead = passed_and_ahead(final["best_val_nll"], info.baselines)
     if info.name == "shakespeare" and "6-gram" in [each.name for each in ahead]:
         advice += "\nconfig/shakespeare_ngram.toml beats the 6-gram: it adds tables of n-grams."

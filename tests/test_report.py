@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from config.schema import Config, OptimConfig, RunConfig
+from config.schema import Config, OptimConfig, RunConfig, TablesConfig
 from data.info import Baseline, CorpusInfo, SplitInfo
 from engine.metrics import Record, parse_record
 from engine.state import TrainState
@@ -105,6 +105,16 @@ def verdict(
     records: list[Record], cfg: Config = DEFAULTS, epochs: float = 0.5, **state: object
 ) -> str:
     return judge(records, make_info(), cfg, epochs, **state)
+
+
+def test_advice_for_a_run_that_did_not_overfit() -> None:
+    """Longer or larger; but a second reading harms tables of n-grams, and a source has its size."""
+    records = make_records(1.9, 1.7, 1.6)
+    tables = Config(tables=TablesConfig(max_ngram=4))
+    source = DEFAULTS.with_run(init_from="out/gpt2")
+    assert verdict(records).endswith("Try longer, --max_iters=1600, or larger, --n_layer=4.")
+    assert verdict(records, tables).endswith("Try larger, --n_layer=4.")
+    assert verdict(records, source).endswith("Try longer, --max_iters=1600.")
 
 
 def test_the_baselines_are_listed_from_the_worst_to_the_best() -> None:
