@@ -227,7 +227,7 @@ def read_arguments(argv: list[str]) -> tuple[list[Run], list[Run], EvaluateOptio
             if "max_tokens" in pair and "explain" not in pair:
                 why = "; several runs are measured on all of the text"
             raise UserError(f"{names}: use one of them{why}")
-    if options.tables and runs[0].cfg.tables.max_ngram < 2:
+    if options.tables and not runs[0].cfg.tables.are_used:
         raise UserError(f"tables: {runs[0].path} has no tables of n-grams")
     check_ensemble(runs, options)
     if options.unknown == "refuse":
@@ -410,7 +410,7 @@ def score_run(run: Run, split: Split, options: EvaluateOptions) -> RunScores:
     predictions = predict_text(opened)
     columns, tempered = score_text(predictions, run.tokenizer, analysis.TEMPERATURES)
     columns |= byte_offsets(text, run.tokenizer)
-    with_tables = options.tables and run.cfg.tables.max_ngram > 1
+    with_tables = options.tables and run.cfg.tables.are_used
     passage = None
     start = split.first(PAGE_TOKENS - 1)
     if options.html and start.num_targets() > 0:

@@ -23,7 +23,7 @@ def find_conflicts(cfg: Config) -> list[str]:
             changed,
             "another corpus: the entropy of markov is known per character of the whole text only",
         )
-    if cfg.tables.max_ngram > 1:
+    if cfg.tables.are_used:
         found += unmet(
             "document_attention", changed, "--max_ngram=0: n-grams look across documents"
         )

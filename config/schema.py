@@ -178,6 +178,10 @@ class TablesConfig(Section):
     )
     table_learning_rate: Rate = Field(0.02, description="peak learning rate of the rows")
 
+    @property
+    def are_used(self) -> bool:
+        return self.max_ngram > 1
+
 
 class LossConfig(Section):
     """[loss] What is optimised. Perplexity always comes from the plain cross-entropy."""

@@ -64,7 +64,7 @@ def to_config_json(run_cfg: Config, tokenizer: Tokenizer, name: str) -> dict[str
     for option, value in form.options.items():
         if own[option] != value:
             others.append(f"{option}={own[option]}")
-    if run_cfg.tables.max_ngram > 1:
+    if run_cfg.tables.are_used:
         others.append(f"max_ngram={run_cfg.tables.max_ngram}")
     if model.document_attention:
         others.append("document_attention=true")

@@ -57,7 +57,7 @@ def check_fits(run: Run) -> None:
     kind = run.tokenizer.kind
     if kind != "char":
         raise UserError(f"its tokens are {kind}, and only char tokens can be made in a page")
-    if run.cfg.tables.max_ngram > 1:
+    if run.cfg.tables.are_used:
         raise UserError("it has tables of n-grams, which are too large for a page")
     num_params = count_params(run.cfg.model, run.info.vocab_size)
     if num_params > MAX_PARAMS:

@@ -103,7 +103,7 @@ def make_verdict(
         longer = f"longer, --max_iters={2 * cfg.optim.max_iters}"
         larger = f"larger, --n_layer={cfg.model.n_layer + 1}"
         advice = f"Try {longer}, or {larger}."
-        if cfg.tables.max_ngram > 1:  # a second reading harms them
+        if cfg.tables.are_used:  # a second reading harms them
             advice = f"Try {larger}."
         if cfg.run.source:
             advice = f"Try {longer}."

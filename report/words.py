@@ -41,7 +41,7 @@ def describe_model(cfg: Config, vocab_size: int) -> str:
         f"n_head={shape.n_head} n_embd={shape.n_embd} block_size={shape.block_size}; "
         f"{count_flops(shape, vocab_size) / 1e6:.1f} MFLOP per training token"
     )
-    if cfg.tables.max_ngram > 1:
+    if cfg.tables.are_used:
         in_tables = count_table_params(cfg.tables, shape.n_embd)
         text += f"\nand {in_tables:,} in tables of the last 2 to {cfg.tables.max_ngram} tokens"
     return text

@@ -63,7 +63,7 @@ def try_rates(cfg: Config) -> list[RateTrial]:
         if optim.optimizer == "muon":
             muon_rate = optim.muon_learning_rate
         table_rate = None
-        if trial.cfg.tables.max_ngram > 1:
+        if trial.cfg.tables.are_used:
             table_rate = trial.cfg.tables.table_learning_rate
         nll = trial.measure()
         found.append(RateTrial(optim.learning_rate, muon_rate, own, nll, table_rate))
