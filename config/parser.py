@@ -4,12 +4,14 @@ import argparse
 import os
 import re
 from functools import partial
-from typing import Any, NoReturn, get_args
+from typing import NoReturn, get_args
 
 from config.errors import UserError
 from config.recipe import Options, merge, sections
 from config.terminal import screen_width
 from config.values import Section
+
+BOOLEAN = "0|1|f|false|n|no|off|on|t|true|y|yes"  # what pydantic reads as one
 
 
 def load_options(
@@ -43,7 +45,7 @@ def parse_repeated(
     )
     vars(parser)["color"] = False  # Python 3.14's escape sequences would be shown as signs
     parser.add_argument(positional, nargs=nargs, help=meaning)
-    names = {"-h", "--help", "--"}
+    names = {"-h": False, "--help": False}
     for section in sections(schema).values():
         names |= _add_section(parser, section)
     found, unknown = parser.parse_known_args(_join_values(argv, names))
@@ -54,42 +56,45 @@ def parse_repeated(
     elif isinstance(paths, str):
         paths = [paths]
     for word in unknown:
+        if nargs == "+" and not word.startswith("-"):
+            paths.append(word)  # argparse takes only paths that stand together
+            continue
         name = word.encode(errors="replace").decode()  # bytes that are no text have no name
         given[name] = [""]
     return [os.path.expanduser(path) for path in paths], given
 
 
-def _add_section(parser: argparse.ArgumentParser, section: type[Section]) -> set[str]:
-    """Add the options of a section to a parser; returns their names, with --."""
+def _add_section(parser: argparse.ArgumentParser, section: type[Section]) -> dict[str, bool]:
+    """Add the options of a section to a parser; returns {name, with --: is it a flag}."""
     group = parser.add_argument_group((section.__doc__ or "").rstrip("."))
     defaults = section()
-    names = set()
+    names = {}
     for name, field in section.model_fields.items():
         option = f"--{field.alias or name}"
-        names.add(option)
+        names[option] = field.annotation is bool
         meaning = field.description or ""
         choices = ", ".join(filter(None, get_args(field.annotation)))
         if choices:
             meaning += f" ({choices})"
         default = str(getattr(defaults, name)).lower()
-        is_flag: dict[str, Any] = {}
-        if field.annotation is bool:
-            is_flag = {"nargs": "?", "const": "true"}
-        group.add_argument(
+        action = group.add_argument(
             option,
             action="append",
             default=argparse.SUPPRESS,
             metavar=default or '""',
             help=meaning,
-            **is_flag,
         )
+        if names[option]:
+            action.nargs = "?"
+            action.const = "true"
     return names
 
 
-def _join_values(argv: list[str], names: set[str]) -> list[str]:
+def _join_values(argv: list[str], names: dict[str, bool]) -> list[str]:
     """Join an unknown option with the word after it: --lr 0.1 becomes --lr=0.1.
 
-    Else 0.1 would be taken for a recipe.
+    Else 0.1 would be taken for a recipe. A flag, such as --json, has no value unless the word after
+    it is a boolean: in `--json RUN`, RUN is a run.
     """
     words: list[str] = []
     last = ""
@@ -98,6 +103,8 @@ def _join_values(argv: list[str], names: set[str]) -> list[str]:
         if is_option and last not in names and not word.startswith("-"):
             words[-1] = f"{last}={word}"
         else:
+            if names.get(last) and not re.fullmatch(BOOLEAN, word.lower()):
+                words[-1] = f"{last}=true"
             words.append(word)
         last = words[-1]
     return words

@@ -269,6 +269,24 @@ def test_a_run_that_is_not_there_gets_the_name_of_one_that_is(
         assert done.stderr.endswith("; did you mean out/tiny?\n"), command
 
 
+def test_a_flag_may_stand_before_the_paths() -> None:
+    """The word after it is its value only where it is a boolean."""
+    for words, paths, ensemble in (
+        ("--ensemble a b", ["a", "b"], True),
+        ("a b --ensemble", ["a", "b"], True),
+        ("a --ensemble b --json", ["a", "b"], True),
+        ("--json --ensemble a --stride 4 b c", ["a", "b", "c"], True),
+        ("--ensemble FALSE a", ["a"], False),
+        ("--ensemble=no a", ["a"], False),
+    ):
+        found, options = load_options(EvaluateOptions, words.split(), "RUN", "+", "")
+        assert (found, options.ensemble) == (paths, ensemble), words
+    cfg, _ = load_config(["--compile", str(ROOT / "config/words.toml")])
+    assert cfg.run.compile
+    with pytest.raises(UserError, match="interpret"):
+        load_options(EvaluateOptions, ["--json=maybe", "a"], "RUN", "+", "")
+
+
 def test_a_tilde_is_the_home_folder(
     trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
