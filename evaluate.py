@@ -419,7 +419,7 @@ def score_run(run: Run, split: Split, options: EvaluateOptions) -> RunScores:
         passage = analysis.Passage(step=opened.step, **costs)
     by_longest = None
     if with_tables:
-        by_longest = nll_without_tables(opened.model, text, opened.device)
+        by_longest = nll_without_tables(opened.model, text, opened.device, columns["nll"])
     about = describe_run(opened, columns, options)
     return RunScores(run, text, about, columns, tempered, passage, by_longest)
 

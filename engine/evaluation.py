@@ -207,19 +207,21 @@ def score_text(
     return columns, scores.tempered / len(n_bytes)
 
 
-def nll_without_tables(model: GPT, text: EvalText, device: Device) -> np.ndarray:
+def nll_without_tables(model: GPT, text: EvalText, device: Device, nll: np.ndarray) -> np.ndarray:
     """Measure each target with some tables left out: all, all but the first, ..., none.
 
-    Returns nats (N, max_ngram): column n - 1 has those with n-grams of at most n tokens. The model
-    was trained with all tables (but for table_dropout), so what it loses is what it leaned on, and
-    not what a model without these tables would have.
+    Returns nats (N, max_ngram): column n - 1 has those with n-grams of at most n tokens. `nll` (N,)
+    is known: that with all tables. The model was trained with all of them (but for table_dropout),
+    so what it loses is what it leaned on, and not what a model without these tables would have.
     """
-    nll = []
-    for longest in range(1, model.tables.cfg.max_ngram + 1):
-        model.tables.longest = longest  # in the end no table is left out
+    max_ngram = model.tables.cfg.max_ngram
+    columns = []
+    for longest in range(1, max_ngram):
+        model.tables.longest = longest
         predictions = predict(model, text.batches(), device)
-        nll.append(score_targets(predictions, temperatures=[1.0]).nll)
-    return np.stack(nll, axis=1)
+        columns.append(score_targets(predictions, temperatures=[1.0]).nll)
+    model.tables.longest = max_ngram
+    return np.stack([*columns, nll], axis=1)
 
 
 # The passages of the validation text whose tokens a watcher shows one by one.
@@ -250,7 +252,7 @@ def measure_passage(
         predictions = predict(model, text.batches(), device)
         details = detail_targets(predictions, PASSAGE_TEMPERATURES)._asdict()
         if with_tables:
-            details["by_longest"] = nll_without_tables(model, text, device)
+            details["by_longest"] = nll_without_tables(model, text, device, details["nll"])
     finally:
         model.train()
     tokens = text.split.tokens.tolist()
