@@ -54,7 +54,8 @@ def find_lr(sweep: Sweep) -> None:
     trials = try_rates(run.cfg)
     rates = ("learning_rate", "muon_learning_rate", "seed")
     others = {name: value for name, value in run.given.items() if name not in rates}
-    print(*describe_rates(trials, to_arguments(run.recipe, others)), sep="\n")
+    arguments = to_arguments(run.recipe, others)
+    print(*describe_rates(trials, arguments, run.cfg.tables), sep="\n")
     picture = sweep.folder / "find_lr.png"
     draw_rates(trials, picture)
     print(picture)

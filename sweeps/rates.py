@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from config.errors import UserError
 from config.files import replacing
-from config.schema import Config
+from config.schema import Config, TablesConfig
 from config.terminal import progress_bar
 from data.prepare import prepare_corpus
 from engine.device import setup_device
@@ -35,7 +35,6 @@ class RateTrial(NamedTuple):
     muon_rate: float | None
     losses: list[float]  # of each step, in nats per token
     val_nll: float  # at the end, nats per token
-    table_rate: float | None = None  # of tables of n-grams, if there are any
 
     @property
     def breaks(self) -> bool:
@@ -62,11 +61,7 @@ def try_rates(cfg: Config) -> list[RateTrial]:
         muon_rate = None
         if optim.optimizer == "muon":
             muon_rate = optim.muon_learning_rate
-        table_rate = None
-        if trial.cfg.tables.are_used:
-            table_rate = trial.cfg.tables.table_learning_rate
-        nll = trial.measure()
-        found.append(RateTrial(optim.learning_rate, muon_rate, own, nll, table_rate))
+        found.append(RateTrial(optim.learning_rate, muon_rate, own, trial.measure()))
     return found
 
 
@@ -98,10 +93,12 @@ def with_rate(cfg: Config, rate: float, steps: int) -> Config:
     return cfg.model_copy(update={"optim": optim.model_copy(update=changes)})
 
 
-def describe_rates(trials: list[RateTrial], arguments: list[str]) -> list[str]:
+def describe_rates(
+    trials: list[RateTrial], arguments: list[str], tables: TablesConfig
+) -> list[str]:
     """Say which rate is best, at which training breaks, and what to do with that.
 
-    `arguments` are those of train.py, without the rates and the seed.
+    `arguments` are those of train.py, without the rates and the seed; `tables` is of the recipe.
     """
     has_muon = trials[0].muon_rate is not None
     title = "learning_rate"
@@ -124,9 +121,9 @@ def describe_rates(trials: list[RateTrial], arguments: list[str]) -> list[str]:
             row += f"  breaks: the training loss rose to {max(trial.losses):.3g}"
         lines.append(row)
     lines.append("")
-    table_rate = trials[0].table_rate
-    if table_rate is not None:
-        lines.append(f"The tables of n-grams keep their rate: table_learning_rate={table_rate:g}.")
+    if tables.are_used:
+        rate = f"table_learning_rate={tables.table_learning_rate:g}"
+        lines.append(f"The tables of n-grams keep their rate: {rate}.")
     if best is None:
         return [*lines, "Training breaks at each of these rates: look at the other options."]
     if not any(trial.breaks for trial in trials):

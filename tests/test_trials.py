@@ -8,7 +8,7 @@ import pytest
 
 from config.cli import load_config
 from config.files import lock_of, locked
-from config.schema import Config
+from config.schema import Config, TablesConfig
 from sweeps.rates import RateTrial, describe_rates, find_best_trial, list_rates, with_rate
 from tests.conftest import TINY, call, read_metrics
 
@@ -40,6 +40,7 @@ def test_eight_rates_take_the_same_batches() -> None:
     command = next(line for line in printed.splitlines() if line.startswith("  python sweep.py "))
     assert "--corpus=text.txt" in command  # and what else its user chose
     assert command.count("--learning_rate=") == 1
+    assert "tables" not in printed
     assert (FOLDER / "find_lr.png").read_bytes().startswith(b"\x89PNG")
     assert call("sweep.py", *BASE, "--find_lr").stdout == printed
     assert [path.name for path in FOLDER.iterdir()] == ["find_lr.png"]  # it leaves no run
@@ -53,7 +54,6 @@ def test_the_rate_of_tables_stays_and_that_is_said() -> None:
     assert "--table_learning_rate=0.05" in printed.split("  python sweep.py ")[1]
     cfg, _ = load_config(["--corpus=text.txt", *tables])
     assert with_rate(cfg, 0.1, 20).tables == cfg.tables
-    assert "tables" not in call("sweep.py", *BASE, "--find_lr").stdout
 
 
 @pytest.mark.usefixtures("data_dir")
@@ -68,11 +68,14 @@ def test_training_breaks_where_its_loss_rises_far_above_where_it_began() -> None
     ends = RateTrial(1.0, None, [4.0, math.nan, math.nan], math.nan)
     assert [trial.breaks for trial in (falls, recovers, ends)] == [False, True, True]
     assert find_best_trial([falls, recovers, ends]) is falls
-    said = describe_rates([falls, recovers, ends], [])
+    tables = TablesConfig()
+    said = describe_rates([falls, recovers, ends], [], tables)
     assert said[3].endswith("3.0000  the best")
     assert said[4].endswith("breaks: the training loss rose to 9")
-    assert "Training breaks at each of these rates" in describe_rates([recovers, ends], [])[-1]
-    assert "It breaks at none of these rates." in describe_rates([falls], [])
+    assert (
+        "Training breaks at each of these rates" in describe_rates([recovers, ends], [], tables)[-1]
+    )
+    assert "It breaks at none of these rates." in describe_rates([falls], [], tables)
 
 
 def test_a_short_training_has_its_share_of_warmup() -> None:
