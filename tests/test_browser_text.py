@@ -334,5 +334,9 @@ def test_tokens_are_masked_and_the_panel_keeps_its_height_with_tables(
             heights.add(tab("byId('token').getBoundingClientRect().height"))
         assert len(heights) == 1
         assert not tab("byId('tables').hidden")
+        # the plot fills its card, also where the panel beside it is taller
+        bottom = "byId('{}').getBoundingClientRect().bottom"
+        below_plot = f"{bottom.format('curves')} - {bottom.format('caption')}"
+        assert tab(below_plot) < 25
         assert tab("document.documentElement.scrollWidth") <= width
         tab.close()
