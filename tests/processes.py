@@ -32,13 +32,19 @@ if hasattr(os, "fork"):
             "torch._dynamo",
             "torch.distributed",
             "safetensors.torch",
+            "multiprocessing.pool",
+            "numpy.ctypeslib",
             "pydantic.main",
+            "pydantic.type_adapter",
             "tqdm",
             "regex",
             "tomli_w",
             "filelock",
             "matplotlib.figure",
             "matplotlib.backends.backend_agg",
+            "PIL.GifImagePlugin",
+            "PIL.JpegImagePlugin",
+            "bokeh",
         ]
     )
 Words = Sequence[str]
@@ -130,6 +136,7 @@ def start_ranks(
 
 def _run(log: str, command: Words, prelude: str, env: Variables) -> None:
     folder = str(Path(log).parent)
+    sys.dont_write_bytecode = False  # the next process need not compile what this one did
     os.environ.update(env)
     os.chdir(folder)
     sys.path.insert(0, folder)
