@@ -1,6 +1,7 @@
 """The exact loss of a run, and what is behind it: `python evaluate.py RUN [--against=OTHER]`.
 
-With `--ensemble` it is that of several runs, whose probabilities are averaged.
+With `--ensemble` it is that of several runs, whose probabilities are averaged; with `--dynamic`
+that of a copy of the run's model, which learns while it reads.
 
 The story, in order: the text, the scores of its tokens, and what they add up to.
 """
@@ -23,7 +24,7 @@ from config.files import check_place
 from config.parser import load_options
 from config.schema import DataConfig
 from config.terminal import print_styled, printable, progress_bar
-from config.values import Count, FileName, Page, Section, Text, UnknownCharacters
+from config.values import Count, FileName, Page, Rate, Section, Text, UnknownCharacters
 from data.corpora import read_corpus_text
 from data.documents import Document, Split, encode_documents, split_documents
 from data.eval_text import EvalText
@@ -83,6 +84,17 @@ class EvaluateOptions(Section):
         description="average the probabilities of several runs: evaluate.py RUN RUN ... "
         "--ensemble; each reads the whole text in windows of its own block_size",
     )
+    dynamic: bool = Field(
+        False,
+        description="a copy of the model learns while it reads: it predicts each window, and only "
+        "then takes a step on it; by default --stride is then 128, or half of block_size",
+    )
+    learning_rate: Rate = Field(
+        0.0002, description="with --dynamic: AdamW's, of all weights but the tables of n-grams"
+    )
+    table_learning_rate: Rate = Field(
+        0.002, description="with --dynamic: that of the tables of n-grams"
+    )
     checkpoint: Literal["best", "last"] = Field("best", description="which checkpoint of the runs")
     device: Text = Field("", description="auto, cpu, mps, cuda or cuda:N; empty = as in training")
     dtype: Literal["", "auto", "float32", "bfloat16", "float16"] = Field(
@@ -108,6 +120,10 @@ EXCLUSIVE = [
     {"ensemble", "max_tokens"},
     {"ensemble", "html"},
     {"ensemble", "tables"},
+    {"dynamic", "ensemble"},
+    {"dynamic", "explain"},
+    {"dynamic", "html"},
+    {"dynamic", "tables"},
     {"explain", "text"},
     {"explain", "json_"},
     {"explain", "split"},
@@ -159,6 +175,8 @@ class RunScores(NamedTuple):
     # (N, max_ngram) the NLL of each target with some tables left out; None unless asked for
     by_longest: np.ndarray | None = None
     members: Sequence[Member] = ()  # of an ensemble
+    # of a model that learned: the same targets, predicted in the same windows before it learned
+    standing_still: analysis.Columns | None = None
 
 
 def main(argv: list[str]) -> None:
@@ -169,12 +187,15 @@ def main(argv: list[str]) -> None:
 
     # the scores of its tokens
     first, *rest = chosen.splits
+    score = score_run
+    if options.dynamic:
+        score = score_learner
     if options.ensemble:
         scores = [score_ensemble(runs, first, options)]
     else:
-        scores = [score_run(runs[0], first, options)]
+        scores = [score(runs[0], first, options)]
     for run, split in zip(others, rest, strict=True):
-        scores.append(score_run(run, split, options))
+        scores.append(score(run, split, options))
 
     # what they add up to
     evaluation = None
@@ -229,6 +250,9 @@ def read_arguments(argv: list[str]) -> tuple[list[Run], list[Run], EvaluateOptio
             raise UserError(f"{names}: use one of them{why}")
     if options.tables and not runs[0].cfg.tables.are_used:
         raise UserError(f"tables: {runs[0].path} has no tables of n-grams")
+    rates = {"learning_rate", "table_learning_rate"} & options.model_fields_set
+    if rates and not options.dynamic:
+        raise UserError(f"{min(rates)}: only a model that learns has one; use --dynamic")
     check_ensemble(runs, options)
     if options.unknown == "refuse":
         for run in [*runs, *others]:
@@ -453,14 +477,63 @@ def score_ensemble(runs: list[Run], split: Split, options: EvaluateOptions) -> R
     return RunScores(first.run, first.text, about, columns, tempered, members=members)
 
 
+def score_learner(run: Run, split: Split, options: EvaluateOptions) -> RunScores:
+    """Score each target with a copy of a run's model that learns while it reads.
+
+    The text is read from its start, up to --max_tokens. Before, the model scores the same windows
+    without learning: what differs is what it learned.
+    """
+    with slow_imports():
+        from engine import dynamic
+        from engine.checkpoint import read_model
+        from engine.evaluation import score_text
+
+    device = choose_device(run, options)
+    model, state = read_model(run, options.checkpoint)
+    model.to(device.torch_device)
+    num_targets = split.num_targets()
+    if options.max_tokens > 0 and not options.against:
+        split = split.first(max(options.max_tokens, split.first_target()))
+    stride = options.stride or dynamic.default_stride(run.cfg.model.block_size)
+    text = dynamic.cut_for_learning(make_eval_text(run, split, stride=stride))
+    groups = dynamic.group_windows(text)
+
+    def batches(title: str) -> "Iterable[Batch]":
+        batches = dynamic.make_batches(text, groups)
+        return show_progress(batches, title, total=len(groups))
+
+    rates = dynamic.Rates(options.learning_rate, options.table_learning_rate)
+    learner = dynamic.Learner(model, rates, device)
+    parts = dynamic.predict_only(learner, batches("standing still"))
+    predictions = dynamic.join(parts, model.vocab_size)
+    still, _ = score_text(predictions, run.tokenizer, [1.0])
+    parts = dynamic.predict_and_learn(learner, batches("learning"))
+    predictions = dynamic.join(parts, model.vocab_size)
+    columns, tempered = score_text(predictions, run.tokenizer, analysis.TEMPERATURES)
+    offsets = byte_offsets(text, run.tokenizer)
+    columns |= offsets
+    still |= offsets
+    opened = OpenRun(run, model, state.step, device, text)
+    about = describe_run(opened, columns, options)
+    about |= {"of_targets": num_targets, "steps": len(groups)}
+    return RunScores(run, text, about, columns, tempered, standing_still=still)
+
+
+def choose_device(run: Run, options: EvaluateOptions) -> "Device":
+    """Set up the device and dtype that the options name, or those of the training."""
+    with slow_imports():
+        from engine.device import setup_device
+
+    where = options.device or run.cfg.run.device
+    return setup_device(where, options.dtype or run.cfg.run.dtype)
+
+
 def open_model(run: Run, split: Split, options: EvaluateOptions) -> OpenRun:
     """Load a run's model, and cut the text into its windows."""
     with slow_imports():
         from engine.checkpoint import load_model
-        from engine.device import setup_device
 
-    where = options.device or run.cfg.run.device
-    device = setup_device(where, options.dtype or run.cfg.run.dtype)
+    device = choose_device(run, options)
     model, state = load_model(run, options.checkpoint, device)
     max_tokens = options.max_tokens
     if options.against or options.ensemble or options.explain:  # several runs read all of the text
@@ -475,15 +548,13 @@ def predict_text(opened: OpenRun, *, has_bar: bool = True) -> "Iterator[Predicti
 
     batches: Iterable[Batch] = opened.text.batches()
     if has_bar:
-        batches = progress_bar(
-            batches,
-            "evaluating",
-            total=opened.text.num_batches,
-            unit="batch",
-            mininterval=1,
-            disable=False,
-        )
+        batches = show_progress(batches, "evaluating", opened.text.num_batches)
     return predict(opened.model, batches, opened.device)
+
+
+def show_progress(batches: "Iterable[Batch]", title: str, total: int) -> "Iterable[Batch]":
+    """Show a bar for batches that are read one after another."""
+    return progress_bar(batches, title, total=total, unit="batch", mininterval=1, disable=False)
 
 
 def describe_run(
@@ -561,8 +632,9 @@ def add_up(scores: list[RunScores], chosen: Chosen, options: EvaluateOptions) ->
     run = first.run
     columns = [each.columns for each in scores]
     columns += [member.columns for member in first.members]
+    columns += [each.standing_still for each in scores if each.standing_still is not None]
     losses, blocks = measure_losses(columns)
-    of_members = losses[len(scores) :]
+    of_others = losses[len(scores) :]  # members, or the models before they learned
     baselines = []
     if chosen.has_baselines:
         baselines = list_baselines(first)
@@ -580,10 +652,12 @@ def add_up(scores: list[RunScores], chosen: Chosen, options: EvaluateOptions) ->
         "against": None,
     }
     if first.members:
-        pairs = zip(first.members, of_members, strict=True)
+        pairs = zip(first.members, of_others, strict=True)
         evaluation["members"] = [
-            describe_member(member, own, losses[0], blocks) for member, own in pairs
+            member.about | compare_with(losses[0], own, blocks) for member, own in pairs
         ]
+    if options.dynamic:
+        evaluation["dynamic"] = describe_learning(losses[0], of_others[0], blocks, options)
     if first.by_longest is not None:
         means = first.by_longest.mean(axis=0).tolist()
         by_n = list(enumerate(means, start=1))
@@ -598,16 +672,31 @@ def add_up(scores: list[RunScores], chosen: Chosen, options: EvaluateOptions) ->
             "may_have_seen_it": not options.text
             and have_other_splits([each.run for each in scores], options)
         }
+        if options.dynamic:
+            learning = describe_learning(losses[1], of_others[1], blocks, options)
+            evaluation["against"]["dynamic"] = learning
     return evaluation
 
 
-def describe_member(
-    member: Member, own: analysis.Columns, ensemble: analysis.Columns, blocks: Blocks
+def describe_learning(
+    learning: analysis.Columns, still: analysis.Columns, blocks: Blocks, options: EvaluateOptions
 ) -> dict[str, Any]:
-    """Say what the loss of a run of an ensemble is, and how much lower that of the ensemble is."""
-    gain = {name: own[name] - ensemble[name] for name in ("nats_per_token", "bits_per_byte")}
-    losses = {"loss": intervals(own, blocks), "gain": intervals(gain, blocks)}
-    return member.about | losses
+    """Say what the loss was before the model learned, what learning gains, and at which rates."""
+    compared = compare_with(learning, still, blocks)
+    return {
+        "learning_rate": options.learning_rate,
+        "table_learning_rate": options.table_learning_rate,
+        "standing_still": compared["loss"],
+        "gain": compared["gain"],
+    }
+
+
+def compare_with(
+    better: analysis.Columns, own: analysis.Columns, blocks: Blocks
+) -> dict[str, dict[str, Any]]:
+    """Say what a loss is, and how much lower that of an ensemble is, or of a model that learns."""
+    gain = {name: own[name] - better[name] for name in ("nats_per_token", "bits_per_byte")}
+    return {"loss": intervals(own, blocks), "gain": intervals(gain, blocks)}
 
 
 def measure_kl_gap(scores: RunScores, source_nll: np.ndarray | None) -> float | None:

@@ -19,7 +19,7 @@ UNITS = [
 def in_words(evaluation: dict[str, Any]) -> str:
     """Say all of an evaluation, part by part; `--json` prints the same."""
     parts = [
-        _headline(evaluation) + _remarks(evaluation),
+        _headline(evaluation) + _learning(evaluation) + _remarks(evaluation),
         _members(evaluation),
         _comparison(evaluation),
         _targets(evaluation),
@@ -35,8 +35,11 @@ def in_words(evaluation: dict[str, Any]) -> str:
 def _headline(evaluation: dict[str, Any]) -> list[str]:
     loss = {unit: estimate["value"] for unit, estimate in evaluation["loss"].items()}
     perplexity = fit_number(loss["perplexity"], 10, ".3f")
+    learns = ""
+    if "dynamic" in evaluation:
+        learns = " learns while it reads, and"
     return [
-        f"{_name(evaluation)} has a loss of {loss['nats_per_token']:.4f} nats per token on "
+        f"{_name(evaluation)}{learns} has a loss of {loss['nats_per_token']:.4f} nats per token on "
         f"{evaluation['text']}:",
         f"  {loss['bits_per_byte']:.4f} bits per byte; perplexity {perplexity}; "
         f"top-1 accuracy {loss['top1']:.2%}.",
@@ -69,6 +72,24 @@ def _members(evaluation: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _learning(about: dict[str, Any]) -> list[str]:
+    """Say what a model that learned has standing still, and what learning gains."""
+    if "dynamic" not in about:
+        return []
+    dynamic = about["dynamic"]
+    value, low, high = dynamic["standing_still"]["nats_per_token"].values()
+    gain, least, most = dynamic["gain"]["nats_per_token"].values()
+    return [
+        f"  Standing still, in the same windows, it has {value:.4f} ({low:.4f} to {high:.4f});",
+        f"  learning gains {gain:+.4f} nats per token ({least:+.4f} to {most:+.4f}), by "
+        f"{about['steps']:,} steps,",
+        f"  each on the last {about['stride']:,} targets, after they were predicted and counted; "
+        "rates:",
+        f"  {dynamic['table_learning_rate']:g} of tables of n-grams, "
+        f"{dynamic['learning_rate']:g} of all else (AdamW).",
+    ]
+
+
 def _tables(by_longest: dict[int, float]) -> list[str]:
     """Say what the loss is as tables of n-grams are left out, the longest first."""
     if not by_longest:
@@ -84,7 +105,8 @@ def _targets(evaluation: dict[str, Any]) -> list[str]:
     part = ""
     if evaluation["targets"] < evaluation["of_targets"]:
         of_targets = evaluation["of_targets"]
-        part = f" of {of_targets:,}, spread evenly (--max_tokens=0 evaluates all)"
+        which = "the first ones" if "dynamic" in evaluation else "spread evenly"
+        part = f" of {of_targets:,}, {which} (--max_tokens=0 evaluates all)"
     members = evaluation.get("members", [evaluation])
     sizes = sorted({member["block_size"] for member in members})
     window = " or ".join(f"{size:,}" for size in sizes)
@@ -133,6 +155,13 @@ def _remarks(evaluation: dict[str, Any]) -> list[str]:
     if evaluation["baselines"]:
         nll = evaluation["loss"]["nats_per_token"]["value"]
         baselines = [Baseline(**each) for each in evaluation["baselines"]]
+        if "dynamic" in evaluation:
+            # each beside those of its kind
+            still = evaluation["dynamic"]["standing_still"]["nats_per_token"]["value"]
+            lines.append("Standing still:")
+            lines += beside_baselines(still, [each for each in baselines if not each.learns])
+            lines.append("Learning:")
+            baselines = [each for each in baselines if each.learns]
         lines += beside_baselines(nll, baselines)
     return lines
 

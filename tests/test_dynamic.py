@@ -1,0 +1,290 @@
+"""A model that learns while it reads: what it predicts, what it learns, what stays as it was."""
+
+import hashlib
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+from config.errors import UserError
+from config.schema import TablesConfig
+from data.batches import IGNORE_INDEX
+from data.documents import Split
+from data.eval_text import EvalText
+from engine.dynamic import (
+    Learner,
+    Rates,
+    cut_for_learning,
+    default_stride,
+    group_windows,
+    make_batches,
+    predict_and_learn,
+    predict_only,
+)
+from engine.scoring import predict, score_targets
+from model import GPT
+from tests.conftest import CPU, TINY, call, make_model, only_numbers, training_in
+
+TABLES = TablesConfig(max_ngram=4, table_rows=50)
+FAST = Rates(learning_rate=0.01, table_learning_rate=0.05)
+EOS = 12
+
+
+def tokens_of(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 12, n)
+
+
+def text_of(split: Split, stride: int = 3, eos: int | None = None) -> EvalText:
+    return cut_for_learning(EvalText(split, 8, eos, stride))
+
+
+def losses(model: GPT, text: EvalText, rates: Rates = FAST) -> np.ndarray:
+    """Return the loss of each target of a text, which the model learns."""
+    batches = make_batches(text, group_windows(text))
+    predictions = predict_and_learn(Learner(model, rates, CPU), batches)
+    return score_targets(predictions, [1.0]).nll
+
+
+@pytest.mark.parametrize("tables", [None, TABLES])
+@pytest.mark.parametrize("form", ["nanochat", "gpt2"])
+def test_with_rates_of_zero_each_loss_is_the_ordinary_one(tables, form: str) -> None:
+    model = make_model(form=form, tables=tables)
+    split = Split(tokens_of(200), np.arange(200) % 5 > 0)
+    text = text_of(split, stride=2)
+    still = losses(model, text, Rates(0.0, 0.0))
+    batches = make_batches(text, group_windows(text))
+    only_predicted = predict_only(Learner(model, FAST, CPU), batches)
+    assert (still == score_targets(only_predicted, [1.0]).nll).all()
+    ordinary = EvalText(split, 8, stride=2)
+    assert (ordinary.positions == text.positions).all()
+    of_ordinary = score_targets(predict(model, ordinary.batches(), CPU), [1.0])
+    assert still == pytest.approx(of_ordinary.nll, abs=1e-5)
+    assert (losses(model, text, FAST) != still).mean() > 0.9
+
+
+@pytest.mark.parametrize("eos", [None, EOS])
+def test_no_target_is_learned_before_it_is_counted(eos) -> None:
+    """A token that changes moves its own loss and later ones, and none before."""
+    tokens = tokens_of(120)
+    tokens[::7] = EOS
+    before = losses(make_model(tables=TABLES), text_of(Split(tokens), eos=eos))
+    for place in (1, 30, 31, 32, 33, 118):
+        changed = tokens.copy()
+        changed[place] = (changed[place] + 1) % 12
+        if eos is not None and EOS in (tokens[place], changed[place]):
+            continue  # it would change the documents
+        after = losses(make_model(tables=TABLES), text_of(Split(changed), eos=eos))
+        assert (after[: place - 1] == before[: place - 1]).all()
+        assert after[place - 1] != before[place - 1]
+        assert (after[place + 10 :] != before[place + 10 :]).all()
+
+
+def test_masked_tokens_are_context_and_are_not_learned() -> None:
+    """What is no target moves no weight, except as the context of a target."""
+    tokens = tokens_of(100)
+    unmasked = np.arange(100) % 20 >= 16  # so that most windows of 3 have no target
+    text = text_of(Split(tokens, unmasked))
+    nll = losses(make_model(), text)
+    assert len(nll) == unmasked.sum() == len(text.positions)
+
+    def losses_with_other(places: slice) -> np.ndarray:
+        changed = tokens.copy()
+        changed[places] = (changed[places] + 1) % 12
+        return losses(make_model(), text_of(Split(changed, unmasked)))
+
+    changed_late = losses_with_other(slice(86, 96))
+    assert changed_late[:-4].tolist() == nll[:-4].tolist()
+    # no window with a target has these as its context
+    assert losses_with_other(slice(40, 48)).tolist() == nll.tolist()
+
+
+def test_two_learners_of_one_text_agree_in_every_bit() -> None:
+    """So a decoder can repeat the steps of an encoder."""
+    one, other, start = (make_model(tables=TABLES) for _ in range(3))
+    text = text_of(Split(tokens_of(100)))
+    assert losses(one, text).tolist() == losses(other, text).tolist()
+    assert all(map(torch.equal, one.parameters(), other.parameters()))
+    assert not any(map(torch.equal, one.parameters(), start.parameters()))
+
+
+def test_a_part_with_a_rate_of_zero_stands_still() -> None:
+    text = text_of(Split(tokens_of(100)))
+    for rates, tables_move in ((Rates(0.01, 0.0), False), (Rates(0.0, 0.01), True)):
+        model = make_model(tables=TABLES)
+        losses(model, text, rates)
+        start = make_model(tables=TABLES)
+        old = dict(start.named_parameters())
+        for name, p in model.named_parameters():
+            moves = name.startswith("tables.") == tables_move
+            assert p.equal(old[name]) != moves
+
+
+def test_a_text_that_repeats_is_learned() -> None:
+    """The loss of what came before falls far below that of a model that stands still."""
+    split = Split(np.tile(tokens_of(30), 20))
+    for tables in (None, TABLES):
+        model = make_model(std=0.02, tables=tables)
+        still = losses(model, text_of(split), Rates(0.0, 0.0))[-100:]
+        learned = losses(model, text_of(split))[-100:]
+        assert learned.mean() < still.mean() - 0.5
+
+
+def test_a_model_that_diverges_says_what_to_do() -> None:
+    text = text_of(Split(tokens_of(100)))
+    with pytest.raises(UserError, match="diverged while it learned: use lower learning rates"):
+        losses(make_model(), text, Rates(learning_rate=1e30))
+
+
+@pytest.mark.parametrize("stride", [1, 3, 4, 8])
+@pytest.mark.parametrize("n", [2, 3, 9, 64, 200])
+@pytest.mark.parametrize("documents", [False, True])
+def test_each_token_is_a_target_once_with_few_new_ones_in_a_step(n, stride, documents) -> None:
+    tokens = np.arange(n)
+    eos = None
+    if documents:
+        eos = n
+        tokens = np.where(np.arange(n) % 11 == 5, eos, tokens)
+    text = text_of(Split(tokens), stride, eos)
+    assert text.positions.tolist() == list(range(1, n))
+    groups = group_windows(text)
+    assert np.concatenate(groups).tolist() == text.windows.tolist()
+    targets = []
+    for inputs, goals, _ in make_batches(text, groups):
+        unmasked = goals != IGNORE_INDEX
+        assert 0 < unmasked.sum() <= stride
+        assert inputs.shape[1] <= 8
+        targets += goals[unmasked].tolist()
+        for row, is_target in zip(inputs, unmasked, strict=True):
+            last = is_target.nonzero()[0][-1]
+            assert eos not in row[1 : last + 1]  # one document
+    assert targets == tokens[1:].tolist()
+    # no group is smaller than it has to be
+    sizes = []
+    for group in groups:
+        lengths, skips = group[:, 1], group[:, 2]
+        sizes.append((lengths - skips).tolist())
+    assert all(sum(one) + other[0] > stride for one, other in itertools.pairwise(sizes))
+
+
+def test_half_of_a_small_window_is_context() -> None:
+    strides = map(default_stride, [1, 2, 8, 256, 1024])
+    assert list(strides) == [1, 1, 4, 128, 128]
+
+
+# The command.
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Make tiny runs in the current directory, each named after what is special in it."""
+    directory = tmp_path_factory.mktemp("dynamic")
+    with training_in(directory) as patch:
+        only_numbers(patch)
+        Path("story.txt").write_text("the cat sat on a mat;\n" * 60, encoding="utf-8")
+        lines = [f'{{"prompt": "{n} and 1", "completion": "make {n + 1}"}}' for n in range(200)]
+        Path("records.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        for out, *arguments in (
+            ["whole"],
+            ["tables", "--max_ngram=3", "--table_rows=50"],
+            ["padded", "--documents=lines", "--padded"],
+            ["records", "--corpus=records.jsonl", "--predict_eos=false"],
+        ):
+            call("train.py", "--corpus=text.txt", f"--out_dir=out/{out}", *TINY, *arguments)
+        yield directory
+
+
+def found(*argv: str) -> dict[str, Any]:
+    """Read what `evaluate.py ... --json` prints."""
+    return json.loads(call("evaluate.py", *argv, "--json").stdout, parse_constant=pytest.fail)
+
+
+RATES = ["--learning_rate=0.003", "--table_learning_rate=0.01"]
+STILL = ["--learning_rate=0", "--table_learning_rate=0"]
+
+
+@pytest.mark.parametrize("run", ["out/whole", "out/tables", "out/padded", "out/records"])
+def test_the_loss_standing_still_and_learning(runs, run: str) -> None:
+    result = found(run, "--dynamic", *RATES)
+    ordinary = found(run, "--stride=4")
+    dynamic = result["dynamic"]
+    nats = ordinary["loss"]["nats_per_token"]["value"]
+    assert dynamic["standing_still"]["nats_per_token"]["value"] == pytest.approx(nats, abs=1e-5)
+    gain = dynamic["gain"]["nats_per_token"]
+    difference = nats - result["loss"]["nats_per_token"]["value"]
+    assert gain["value"] == pytest.approx(difference, abs=1e-5)
+    assert gain["low"] < gain["value"] < gain["high"]
+    assert result["targets"] == ordinary["targets"]
+    assert result["stride"] == 4
+    assert result["steps"] >= result["targets"] / 4
+    assert result["baselines"] == ordinary["baselines"]
+    still = found(run, "--dynamic", *STILL)
+    assert still["loss"] == still["dynamic"]["standing_still"]
+
+
+def test_a_run_learns_a_text_of_ones_own(runs) -> None:
+    result = found("out/tables", "--text=story.txt", "--dynamic", *RATES)
+    assert result["dynamic"]["gain"]["nats_per_token"]["low"] > 0.5
+
+
+def test_the_files_of_a_run_stay_as_they_are(runs) -> None:
+    def checksums() -> dict[str, str]:
+        files = sorted(Path("out/tables").iterdir())
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    before = checksums()
+    call("evaluate.py", "out/tables", "--dynamic", "--against=out/whole")
+    assert checksums() == before
+
+
+def test_against_another_run_both_learn(runs) -> None:
+    result = found("out/tables", "--dynamic", *RATES, "--against=out/whole")
+    other = found("out/whole", "--dynamic", *RATES)
+    against = result["against"]
+    assert against["loss"] == other["loss"]
+    assert against["dynamic"] == other["dynamic"]
+    ours, theirs = (each["loss"]["nats_per_token"]["value"] for each in (result, other))
+    difference = against["difference"]["nats_per_token"]["value"]
+    assert difference == pytest.approx(ours - theirs)
+
+
+def test_a_limit_reads_the_beginning_of_a_text(runs) -> None:
+    part = found("out/whole", "--dynamic", "--max_tokens=300")
+    whole = found("out/whole", "--dynamic")
+    assert part["targets"] == 300
+    assert part["of_targets"] == whole["targets"] == whole["of_targets"]
+    assert part["baselines"] == []
+    said = call("evaluate.py", "out/whole", "--dynamic", "--max_tokens=300").stdout
+    assert "targets of " in said
+    assert ", the first ones (--max_tokens=0 evaluates all)" in said
+
+
+def test_what_is_said_tells_who_learns(runs) -> None:
+    said = call("evaluate.py", "out/tables", "--dynamic").stdout
+    result = found("out/tables", "--dynamic")
+    loss = result["loss"]["nats_per_token"]["value"]
+    still = result["dynamic"]["standing_still"]["nats_per_token"]["value"]
+    assert f"learns while it reads, and has a loss of {loss:.4f} nats per token" in said
+    assert f"Standing still, in the same windows, it has {still:.4f}" in said
+    of_still = said.index("Of those that stand still")
+    assert said.index("Standing still:\n") < of_still < said.index("Learning:\nOf those that ")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--dynamic", "--explain=the cat"], "dynamic and explain: use one of them"),
+        (["--dynamic", "--tables"], "dynamic and tables: use one of them"),
+        (["--dynamic", "--html=page.html"], "dynamic and html: use one of them"),
+        (["--learning_rate=0.1"], "learning_rate: only a model that learns has one; use --dynamic"),
+        (["--dynamic", "--learning_rate=-1"], "learning_rate"),
+        (["out/whole", "--dynamic", "--ensemble"], "dynamic and ensemble: use one of them"),
+    ],
+)
+def test_what_contradicts_it_is_refused(runs, argv: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluate.main(["out/tables", *argv])
