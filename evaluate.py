@@ -25,12 +25,14 @@ from config.parser import load_options
 from config.schema import DataConfig
 from config.terminal import print_styled, printable, progress_bar
 from config.values import Count, FileName, Page, Rate, Section, Text, UnknownCharacters
+from data.baselines import measured_part
 from data.corpora import read_corpus_text
 from data.documents import Document, Split, encode_documents, split_documents
 from data.eval_text import EvalText
 from data.prepare import prepare_corpus
 from data.sources import read_all_documents
 from data.unknown import Replacer, make_replacer
+from engine.mixture import count_ngrams, find_order, mix_causally
 from engine.run import Run, open_run
 from engine.run_text import make_eval_text, open_corpus
 from engine.watchers import load_wing
@@ -95,6 +97,12 @@ class EvaluateOptions(Section):
     table_learning_rate: Rate = Field(
         0.002, description="with --dynamic: that of the tables of n-grams"
     )
+    mix: Text = Field(
+        "",
+        min_length=1,
+        description="also mix the run's probabilities with those of a baseline that counts, "
+        "such as 6-gram: each target with the weights that were best on the targets before it",
+    )
     checkpoint: Literal["best", "last"] = Field("best", description="which checkpoint of the runs")
     device: Text = Field("", description="auto, cpu, mps, cuda or cuda:N; empty = as in training")
     dtype: Literal["", "auto", "float32", "bfloat16", "float16"] = Field(
@@ -124,6 +132,7 @@ EXCLUSIVE = [
     {"dynamic", "explain"},
     {"dynamic", "html"},
     {"dynamic", "tables"},
+    {"mix", "explain"},
     {"explain", "text"},
     {"explain", "json_"},
     {"explain", "split"},
@@ -254,6 +263,8 @@ def read_arguments(argv: list[str]) -> tuple[list[Run], list[Run], EvaluateOptio
     if rates and not options.dynamic:
         raise UserError(f"{min(rates)}: only a model that learns has one; use --dynamic")
     check_ensemble(runs, options)
+    if options.mix:
+        check_mix(runs[0], options)
     if options.unknown == "refuse":
         for run in [*runs, *others]:
             run.tokenizer.encode_prompt(options.explain)  # tells unknown characters
@@ -280,6 +291,15 @@ def check_ensemble(runs: list[Run], options: EvaluateOptions) -> None:
                 f"{run.path}: was trained on another text or split than {first.path}, and may "
                 "have seen this one; use --text=FILE"
             )
+
+
+def check_mix(run: Run, options: EvaluateOptions) -> None:
+    """Raise a UserError if there is no such n-gram, or if it was counted in the text."""
+    find_order(run, options.mix)
+    if options.split == "train":
+        raise UserError(
+            f"mix: the {options.mix} was counted in the training text; use another split"
+        )
 
 
 # The text.
@@ -658,6 +678,8 @@ def add_up(scores: list[RunScores], chosen: Chosen, options: EvaluateOptions) ->
         ]
     if options.dynamic:
         evaluation["dynamic"] = describe_learning(losses[0], of_others[0], blocks, options)
+    if options.mix:
+        evaluation["mix"] = measure_mixture(first, options.mix)
     if first.by_longest is not None:
         means = first.by_longest.mean(axis=0).tolist()
         by_n = list(enumerate(means, start=1))
@@ -697,6 +719,34 @@ def compare_with(
     """Say what a loss is, and how much lower that of an ensemble is, or of a model that learns."""
     gain = {name: own[name] - better[name] for name in ("nats_per_token", "bits_per_byte")}
     return {"loss": intervals(own, blocks), "gain": intervals(gain, blocks)}
+
+
+def measure_mixture(scores: RunScores, name: str) -> dict[str, Any]:
+    """Mix the predictions of a run, or of an ensemble, with an n-gram counted in its training text.
+
+    Of a long text only the targets in its first part count, as for the baselines.
+    """
+    run = scores.run
+    part = measured_part(scores.text.split)
+    is_here = scores.text.positions < len(part.tokens)
+    positions = scores.text.positions[is_here]
+    own = {quantity: values[is_here] for quantity, values in scores.columns.items()}
+    nll = count_ngrams(open_corpus(run).train, part.tokens, run, find_order(run, name))
+    counted = own | {"nll": nll[positions - 1]}
+    mixture = mix_causally(own["nll"], counted["nll"])
+    mixed = own | {"nll": mixture.nll}
+    (alone, of_ngram, loss), blocks = measure_losses([own, counted, mixed])
+    gain = compare_with(loss, alone, blocks)["gain"]
+    for unit in ("top1", "top5"):  # of the n-gram only the probability of each target is known
+        del loss[unit]
+    return {
+        "with": name,
+        "targets": len(positions),
+        "loss": intervals(loss, blocks),
+        "gain": gain,
+        "weight": float(mixture.weights.mean()),
+        "ngram_nats_per_token": float(of_ngram["nats_per_token"][0]),
+    }
 
 
 def measure_kl_gap(scores: RunScores, source_nll: np.ndarray | None) -> float | None:

@@ -22,6 +22,7 @@ def in_words(evaluation: dict[str, Any]) -> str:
         _headline(evaluation) + _learning(evaluation) + _remarks(evaluation),
         _members(evaluation),
         _comparison(evaluation),
+        _mixture(evaluation),
         _targets(evaluation),
         _losses(evaluation["loss"], Blocks(**evaluation["blocks"])),
         _calibration(evaluation),
@@ -87,6 +88,29 @@ def _learning(about: dict[str, Any]) -> list[str]:
         "rates:",
         f"  {dynamic['table_learning_rate']:g} of tables of n-grams, "
         f"{dynamic['learning_rate']:g} of all else (AdamW).",
+    ]
+
+
+def _mixture(evaluation: dict[str, Any]) -> list[str]:
+    """Say what the loss of a mixture with an n-gram is, and what it gains."""
+    if "mix" not in evaluation:
+        return []
+    mix = evaluation["mix"]
+    name = mix["with"]
+    value, low, high = mix["loss"]["nats_per_token"].values()
+    gain, least, most = mix["gain"]["nats_per_token"].values()
+    perplexity = fit_number(mix["loss"]["perplexity"]["value"], 10, ".3f")
+    part = ""
+    if mix["targets"] < evaluation["targets"]:
+        part = f" of the first {mix['targets']:,} targets"
+    return [
+        f"Mixed with the {name}, each target with the weights that were best before it:",
+        f"  {value:.4f} nats per token{part} ({low:.4f} to {high:.4f}), "
+        f"{mix['loss']['bits_per_byte']['value']:.4f} bits per byte,",
+        f"  perplexity {perplexity}; the mixture gains {gain:+.4f} nats per token "
+        f"({least:+.4f} to {most:+.4f})",
+        f"  mean weight of the model {mix['weight']:.3f}; the {name} alone has "
+        f"{mix['ngram_nats_per_token']:.4f}",
     ]
 
 

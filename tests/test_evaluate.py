@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,10 @@ import evaluate
 from config.errors import UserError
 from data.batches import IGNORE_INDEX
 from data.eval_text import EvalText
+from data.ngrams import ngram_nll
 from engine.checkpoint import load_model
 from engine.device import Device
+from engine.mixture import mix_causally
 from engine.run import open_run
 from engine.run_text import open_corpus
 from evaluate import EvaluateOptions
@@ -526,6 +529,74 @@ def test_an_ensemble_on_a_text_and_on_a_sentence(runs) -> None:
     assert lines[0].startswith(f"{sum(costs):.2f} nats")
 
 
+def nll_of_each(name: str, tokens: np.ndarray) -> np.ndarray:
+    """Measure tokens[1:] by a run, in nats."""
+    q = probability_of_targets(name, tokens)
+    return -np.log(q[np.arange(len(q)), tokens[1:]])
+
+
+@pytest.mark.parametrize("ngram", ["unigram", "bigram", "6-gram"])
+def test_a_mixture_with_an_ngram(runs, ngram) -> None:
+    """The n-gram is the baseline, and the loss is that of weights that see no target before it."""
+    result = found("out/whole", f"--mix={ngram}", "--dtype=float32")
+    alone = found("out/whole", "--dtype=float32")
+    mix = result.pop("mix")
+    assert result == alone
+    losses = {each["name"]: each["nats_per_token"] for each in alone["baselines"]}
+    assert mix["ngram_nats_per_token"] == pytest.approx(losses[ngram])
+    corpus = open_corpus(open_run(Path("out/whole")))
+    nll_q = nll_of_each("out/whole", corpus.val.tokens)
+    order = list(losses).index(ngram)  # the uniform distribution is before the unigram
+    *_, nll_p = ngram_nll(corpus.train, corpus.val.tokens, corpus.tokenizer.vocab_size, order)
+    nll, weights = mix_causally(nll_q, nll_p)
+    assert mix["loss"]["nats_per_token"]["value"] == pytest.approx(nll.mean(), rel=1e-5)
+    assert mix["gain"]["nats_per_token"]["value"] == pytest.approx(nll_q.mean() - nll.mean())
+    assert mix["weight"] == pytest.approx(weights.mean(), abs=0.01)
+    assert mix["targets"] == len(nll)
+    low, high = mix["gain"]["bits_per_byte"]["low"], mix["gain"]["bits_per_byte"]["high"]
+    assert low <= mix["gain"]["bits_per_byte"]["value"] <= high
+
+
+def test_a_mixture_says_what_it_gains(runs) -> None:
+    words = said("out/whole", "--mix=6-gram")
+    mix = found("out/whole", "--mix=6-gram")["mix"]
+    value, low, high = mix["gain"]["nats_per_token"].values()
+    assert "Mixed with the 6-gram, each target with the weights that were best before it:" in words
+    assert f"the mixture gains {value:+.4f} nats per token ({low:+.4f} to {high:+.4f})" in words
+    assert f"  mean weight of the model {mix['weight']:.3f}; the 6-gram alone has" in words
+
+
+@pytest.mark.parametrize("run", ["out/masked", "out/padded", "out/bpe_lines", "out/records"])
+def test_a_mixture_predicts_the_targets_of_its_run(runs, run) -> None:
+    """Under a mask, in documents, and in other tokens."""
+    result = found(run, "--mix=4-gram")
+    assert result["mix"]["targets"] == result["targets"]
+    losses = {each["name"]: each["nats_per_token"] for each in result["baselines"]}
+    assert result["mix"]["ngram_nats_per_token"] == pytest.approx(losses["4-gram"])
+
+
+def test_a_mixture_on_a_text_beside_another_run_and_of_an_ensemble(runs) -> None:
+    Path("mine.txt").write_text("the cat sat on a mat;\n" * 20, encoding="utf-8")
+    result = found("out/whole", "--text=mine.txt", "--mix=3-gram", "--against=out/short")
+    assert result["mix"]["targets"] == result["targets"]
+    # the text has few endings of words, all of them in the training text
+    assert result["mix"]["gain"]["nats_per_token"]["low"] > 0
+    mean = found("out/whole", "out/wide", "--ensemble", "--mix=3-gram")
+    alone = found("out/whole", "out/wide", "--ensemble")
+    assert mean["loss"] == alone["loss"]
+    gain = mean["mix"]["gain"]["nats_per_token"]["value"]
+    loss = mean["mix"]["loss"]["nats_per_token"]["value"]
+    assert loss + gain == pytest.approx(alone["loss"]["nats_per_token"]["value"])
+
+
+def test_a_mixture_on_the_first_part_of_a_long_text(runs, monkeypatch) -> None:
+    monkeypatch.setattr("data.baselines.MAX_VAL_TOKENS", 500)
+    result = found("out/whole", "--mix=bigram")
+    assert result["mix"]["targets"] == 500 < result["targets"]
+    words = said("out/whole", "--mix=bigram")
+    assert " nats per token of the first 500 targets (" in words
+
+
 def test_a_short_text_does_not_tell_noise_from_more(runs) -> None:
     Path("short.txt").write_text("the cat sat")
     assert "too short to tell" in said("out/whole", "--text=short.txt", "--against=out/short")
@@ -632,6 +703,15 @@ def test_a_run_that_may_have_seen_the_text_is_named(runs) -> None:
         ),
         (["out/whole", "out/wide", "--ensemble", "--stride=9"], "block_size=8 of out/whole"),
         (["out/whole", "out/wide", "--ensemble", "--tables"], "ensemble and tables: use one"),
+        (["out/whole", "--mix=6-grams"], "mix=6-grams: out/whole can be mixed with unigram, bi"),
+        (["out/whole", "--mix=xz"], "can be mixed with unigram, bigram, .*, 5-gram, 6-gram$"),
+        (["out/fewer", "--mix=6-gram"], "out/fewer can be mixed with unigram, bigram$"),
+        (
+            ["out/whole", "--mix=6-gram", "--split=train"],
+            "mix: the 6-gram was counted in the training text",
+        ),
+        (["out/whole", "--mix=6-gram", "--explain=a"], "explain and mix: use one of them"),
+        (["out/textless", "--mix=6-gram"], "mix=6-gram: out/textless has no n-gram"),
         (["out/whole", "out/wide", "--ensemble", "--html=a.html"], "ensemble and html: use one"),
         (
             ["out/whole", "out/wide", "--ensemble", "--max_tokens=9"],
@@ -648,6 +728,12 @@ def test_mistakes_are_one_clear_line(runs, argv, message) -> None:
     Path("bad.jsonl").write_text(
         '{"prompt": "1", "completion": "2"}\n{"prompt": "1"}', encoding="utf-8"
     )
+    facts = json.loads(Path("out/whole/corpus.json").read_text(encoding="utf-8"))
+    fewer = facts | {"baselines": facts["baselines"][:3]}  # uniform, unigram, bigram
+    textless = facts | {"sha256": "", "baselines": []}  # as of a converted model
+    for name, changed in {"fewer": fewer, "textless": textless}.items():
+        shutil.copytree("out/whole", f"out/{name}", dirs_exist_ok=True)
+        Path(f"out/{name}/corpus.json").write_text(json.dumps(changed), encoding="utf-8")
     Path("out/broken").mkdir(exist_ok=True)
     for name in ("config.toml", "corpus.json", "tokenizer.json"):
         Path("out/broken", name).write_bytes(Path("out/whole", name).read_bytes())
