@@ -88,14 +88,19 @@ class EvaluateOptions(Section):
     )
     dynamic: bool = Field(
         False,
-        description="a copy of the model learns while it reads: it predicts each window, and only "
-        "then takes a step on it; by default --stride is then 128, or half of block_size",
+        description="a copy of the model learns while it reads: it predicts --stride tokens, and "
+        "only then takes a step on them; 0 = 128, or half of block_size",
+    )
+    context: Count = Field(
+        0,
+        description="with --dynamic: tokens before these that a window has; 0 = a quarter of "
+        "block_size",
     )
     learning_rate: Rate = Field(
-        0.0002, description="with --dynamic: AdamW's, of all weights but the tables of n-grams"
+        0.0003, description="with --dynamic: AdamW's, of all weights but the tables of n-grams"
     )
     table_learning_rate: Rate = Field(
-        0.002, description="with --dynamic: that of the tables of n-grams"
+        0.02, description="with --dynamic: that of the tables of n-grams"
     )
     mix: Text = Field(
         "",
@@ -259,9 +264,9 @@ def read_arguments(argv: list[str]) -> tuple[list[Run], list[Run], EvaluateOptio
             raise UserError(f"{names}: use one of them{why}")
     if options.tables and not runs[0].cfg.tables.are_used:
         raise UserError(f"tables: {runs[0].path} has no tables of n-grams")
-    rates = {"learning_rate", "table_learning_rate"} & options.model_fields_set
-    if rates and not options.dynamic:
-        raise UserError(f"{min(rates)}: only a model that learns has one; use --dynamic")
+    of_learning = {"context", "learning_rate", "table_learning_rate"} & options.model_fields_set
+    if of_learning and not options.dynamic:
+        raise UserError(f"{min(of_learning)}: only --dynamic has it")
     check_ensemble(runs, options)
     if options.mix:
         check_mix(runs[0], options)
@@ -514,8 +519,15 @@ def score_learner(run: Run, split: Split, options: EvaluateOptions) -> RunScores
     num_targets = split.num_targets()
     if options.max_tokens > 0 and not options.against:
         split = split.first(max(options.max_tokens, split.first_target()))
-    stride = options.stride or dynamic.default_stride(run.cfg.model.block_size)
-    text = dynamic.cut_for_learning(make_eval_text(run, split, stride=stride))
+    block_size = run.cfg.model.block_size
+    stride = options.stride or dynamic.default_stride(block_size)
+    context = options.context or dynamic.default_context(block_size, stride)
+    if stride + context > block_size:
+        raise UserError(
+            f"context={context}: with stride={stride} it is more than block_size={block_size} of "
+            f"{run.path}"
+        )
+    text = dynamic.cut_for_learning(make_eval_text(run, split, stride=stride), context)
     groups = dynamic.group_windows(text)
 
     def batches(title: str) -> "Iterable[Batch]":
@@ -535,7 +547,7 @@ def score_learner(run: Run, split: Split, options: EvaluateOptions) -> RunScores
     still |= offsets
     opened = OpenRun(run, model, state.step, device, text)
     about = describe_run(opened, columns, options)
-    about |= {"of_targets": num_targets, "steps": len(groups)}
+    about |= {"of_targets": num_targets, "steps": len(groups), "context": context}
     return RunScores(run, text, about, columns, tempered, standing_still=still)
 
 

@@ -5,7 +5,9 @@ other: a receiver who repeats the steps can decode the text (Mikolov et al. 2010
 2018).
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from config.errors import UserError
+from config.size import count_flops
 from data.batches import IGNORE_INDEX, Batch, cut
 from data.eval_text import EvalText
 from data.windows import count_targets, find_windows
@@ -22,15 +25,25 @@ from engine.scoring import CHUNK_LOGITS, MIN_CHUNK, Predictions
 from engine.torch_startup import AdamW
 from loss import cross_entropy
 from model import GPT
-from tables import RowwiseRMSProp
+from tables import EPS, RowwiseRMSProp
 
 INTERVAL = 128  # targets between two steps, if nothing else is said
 BETAS = (0.0, 0.999)  # AdamW's decays of the running means of the gradient and of its square
+# of a step; a CPU's cores share larger ones, and for smaller ones they would wait for each other
+SHARED_FLOPS = 2**33
 
 
 def default_stride(block_size: int) -> int:
-    """Choose how many targets a window has: half of a small block_size is context."""
+    """Choose how many targets a window has: at most half of block_size."""
     return min(INTERVAL, max(1, block_size // 2))
+
+
+def default_context(block_size: int, stride: int) -> int:
+    """Choose how many tokens before its targets a window has: at least a quarter of block_size.
+
+    More of them took longer and gained nothing (bench/NOTES.md).
+    """
+    return min(math.ceil(block_size / 4), block_size - stride)
 
 
 class Rates(NamedTuple):
@@ -39,8 +52,35 @@ class Rates(NamedTuple):
     They were chosen on tuning text (bench/NOTES.md).
     """
 
-    learning_rate: float = 0.0002  # AdamW's, of all weights but the tables of n-grams
-    table_learning_rate: float = 0.002
+    learning_rate: float = 0.0003  # AdamW's, of all weights but the tables of n-grams
+    table_learning_rate: float = 0.02
+
+
+class RowwiseAdaGrad(RowwiseRMSProp):
+    """Takes steps in the rows that occurred, and the shorter the more often a row did.
+
+    The step of a row is lr g / sqrt(v): g is its gradient, and v the sum of the mean squares of all
+    its gradients so far (Duchi et al. 2011; one number a row: Naumov et al. 2019). So an n-gram is
+    learned at once where it comes first, and a frequent one stays near what training learned. Rows
+    are not rounded to 16 bits: no checkpoint keeps them.
+    """
+
+    @torch.no_grad()
+    def _step_table(self, table: Tensor) -> None:
+        assert table.grad is not None
+        grad = table.grad.coalesce()  # each row once, with the sum of its gradients
+        rows = grad.indices()[0]
+        g = grad.values()
+        state = self.state[table]
+        if not state:
+            state["square_sum"] = torch.zeros(len(table), device=table.device)
+        square_sum = state["square_sum"]
+        v = square_sum[rows] + g.square().mean(dim=1)
+        square_sum[rows] = v
+        lr = self.param_groups[0]["lr"]
+        step = lr * g * (v + EPS).rsqrt()[:, None]
+        table.index_copy_(0, rows, table.index_select(0, rows) - step)
+        table[0] = 0.0
 
 
 class Learner:
@@ -66,7 +106,7 @@ class Learner:
             adamw = AdamW(others, rates.learning_rate, BETAS, weight_decay=0.0, fused=True)
             self.optimizers.append(adamw)
         if tables and rates.table_learning_rate > 0:
-            self.optimizers.append(RowwiseRMSProp(tables, rates.table_learning_rate))
+            self.optimizers.append(RowwiseAdaGrad(tables, rates.table_learning_rate))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 for p in group["params"]:
@@ -101,9 +141,24 @@ class Learner:
 def predict_and_learn(learner: Learner, batches: Iterable[Batch]) -> Iterator[Predictions]:
     """Predict the targets of each batch, then learn them."""
     for batch in batches:
-        predictions = learner.predict(*learner.device.to_device(batch.inputs, batch.targets))
+        flops = batch.inputs.size * count_flops(learner.model.cfg, learner.model.vocab_size)
+        with one_thread(flops < SHARED_FLOPS):
+            predictions = learner.predict(*learner.device.to_device(batch.inputs, batch.targets))
         yield predictions._replace(logits=predictions.logits.detach())
-        learner.learn(predictions)
+        with one_thread(flops < SHARED_FLOPS):
+            learner.learn(predictions)
+
+
+@contextmanager
+def one_thread(is_small: bool) -> Iterator[None]:
+    """Let a single core of a CPU compute what is small."""
+    threads = torch.get_num_threads()
+    if is_small:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def predict_only(learner: Learner, batches: Iterable[Batch]) -> Iterator[Predictions]:
@@ -139,16 +194,15 @@ def _concatenate(parts: Sequence[Predictions]) -> Predictions:
     return Predictions._make(torch.cat(columns) for columns in zip(*parts, strict=True))
 
 
-def cut_for_learning(text: EvalText) -> EvalText:
-    """Cut a text into windows with at most `stride` new targets each, and context before them.
+def cut_for_learning(text: EvalText, context: int) -> EvalText:
+    """Cut a text into windows with at most `stride` new targets each, and `context` before them.
 
-    All other tokens of a window are context, as many as block_size leaves and its document has. So
-    also the first windows have few targets, and later ones are those of an ordinary text with this
-    stride, if it divides block_size.
+    The first windows of a document have less context. With all that block_size leaves, the windows
+    of other places are those of an ordinary text with this stride, if it divides block_size.
 
     >>> from data.documents import Split
     >>> text = EvalText(Split(np.arange(8)), block_size=4, stride=2)
-    >>> cut_for_learning(text).windows.tolist()  # start, length, and how many are masked
+    >>> cut_for_learning(text, context=2).windows.tolist()  # start, length, how many are context
     [[0, 2, 0], [0, 4, 2], [2, 4, 2], [4, 3, 2]]
     """
     tokens = text.split.tokens
@@ -158,8 +212,8 @@ def cut_for_learning(text: EvalText) -> EvalText:
     if text.eos is not None:
         borders = np.union1d(borders, np.flatnonzero(tokens == text.eos))
     document = np.searchsorted(borders, starts, side="right") - 1
-    context = np.minimum(starts - borders[document], text.block_size - text.stride)
-    windows += np.stack([-context, context, context], axis=1)
+    before = np.minimum(starts - borders[document], context)
+    windows += np.stack([-before, before, before], axis=1)
     return replace(text, only=windows)
 
 

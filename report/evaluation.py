@@ -135,6 +135,8 @@ def _targets(evaluation: dict[str, Any]) -> list[str]:
     sizes = sorted({member["block_size"] for member in members})
     window = " or ".join(f"{size:,}" for size in sizes)
     moves = ""
+    if "dynamic" in evaluation:
+        window = f"{evaluation['stride'] + evaluation['context']:,}"
     if evaluation["stride"] < evaluation["block_size"]:
         moves = f" that moves on by {evaluation['stride']:,} tokens"
     return [

@@ -19,7 +19,9 @@ from data.eval_text import EvalText
 from engine.dynamic import (
     Learner,
     Rates,
+    RowwiseAdaGrad,
     cut_for_learning,
+    default_context,
     default_stride,
     group_windows,
     make_batches,
@@ -40,7 +42,7 @@ def tokens_of(n: int, seed: int = 0) -> np.ndarray:
 
 
 def text_of(split: Split, stride: int = 3, eos: int | None = None) -> EvalText:
-    return cut_for_learning(EvalText(split, 8, eos, stride))
+    return cut_for_learning(EvalText(split, 8, eos, stride), 8 - stride)
 
 
 def losses(model: GPT, text: EvalText, rates: Rates = FAST) -> np.ndarray:
@@ -124,6 +126,23 @@ def test_a_part_with_a_rate_of_zero_stands_still() -> None:
             assert p.equal(old[name]) != moves
 
 
+def test_a_row_moves_less_the_more_often_it_occurred() -> None:
+    """The step is lr g / sqrt(v), and v sums the mean squares of the row's gradients."""
+    table = torch.nn.Parameter(torch.zeros(4, 2))
+    optimizer = RowwiseAdaGrad([table], lr=0.1)
+    gradients = torch.tensor([[3.0, 4.0], [3.0, 4.0], [6.0, 8.0]])
+    moved = torch.zeros(2)
+    row = torch.tensor([[2]])
+    square_sum = 0.0
+    for g in gradients:
+        table.grad = torch.sparse_coo_tensor(row, g[None], (4, 2), check_invariants=True)
+        optimizer.step()
+        square_sum += float(g.square().mean())
+        moved -= 0.1 * g / square_sum**0.5
+        assert table[2].tolist() == pytest.approx(moved.tolist())
+    assert not table[[0, 1, 3]].any()
+
+
 def test_a_text_that_repeats_is_learned() -> None:
     """The loss of what came before falls far below that of a model that stands still."""
     split = Split(np.tile(tokens_of(30), 20))
@@ -171,9 +190,11 @@ def test_each_token_is_a_target_once_with_few_new_ones_in_a_step(n, stride, docu
     assert all(sum(one) + other[0] > stride for one, other in itertools.pairwise(sizes))
 
 
-def test_half_of_a_small_window_is_context() -> None:
-    strides = map(default_stride, [1, 2, 8, 256, 1024])
-    assert list(strides) == [1, 1, 4, 128, 128]
+def test_a_small_window_has_context_too() -> None:
+    sizes = [1, 2, 8, 256, 1024]
+    strides = list(map(default_stride, sizes))
+    assert strides == [1, 1, 4, 128, 128]
+    assert list(map(default_context, sizes, strides)) == [0, 1, 2, 64, 256]
 
 
 # The command.
@@ -209,7 +230,7 @@ STILL = ["--learning_rate=0", "--table_learning_rate=0"]
 
 @pytest.mark.parametrize("run", ["out/whole", "out/tables", "out/padded", "out/records"])
 def test_the_loss_standing_still_and_learning(runs, run: str) -> None:
-    result = found(run, "--dynamic", *RATES)
+    result = found(run, "--dynamic", "--context=4", *RATES)
     ordinary = found(run, "--stride=4")
     dynamic = result["dynamic"]
     nats = ordinary["loss"]["nats_per_token"]["value"]
@@ -222,7 +243,7 @@ def test_the_loss_standing_still_and_learning(runs, run: str) -> None:
     assert result["stride"] == 4
     assert result["steps"] >= result["targets"] / 4
     assert result["baselines"] == ordinary["baselines"]
-    still = found(run, "--dynamic", *STILL)
+    still = found(run, "--dynamic", "--context=1", *STILL)
     assert still["loss"] == still["dynamic"]["standing_still"]
 
 
@@ -280,7 +301,9 @@ def test_what_is_said_tells_who_learns(runs) -> None:
         (["--dynamic", "--explain=the cat"], "dynamic and explain: use one of them"),
         (["--dynamic", "--tables"], "dynamic and tables: use one of them"),
         (["--dynamic", "--html=page.html"], "dynamic and html: use one of them"),
-        (["--learning_rate=0.1"], "learning_rate: only a model that learns has one; use --dynamic"),
+        (["--learning_rate=0.1"], "learning_rate: only --dynamic has it"),
+        (["--context=3"], "context: only --dynamic has it"),
+        (["--dynamic", "--context=5"], "context=5: with stride=4 it is more than block_size=8 of"),
         (["--dynamic", "--learning_rate=-1"], "learning_rate"),
         (["out/whole", "--dynamic", "--ensemble"], "dynamic and ensemble: use one of them"),
     ],
