@@ -117,28 +117,37 @@ def test_two_machines(clone: Path, alone: dict[str, Path]) -> None:
     assert_same_curve(alone["muon"], clone / "out/two_machines")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_another_number_of_ranks_resumes_after_a_kill(size: int, clone: Path) -> None:
-    """The checkpoint is that of two ranks, one of which was killed."""
-    name = f"killed_{size}"
-    path = clone / "out" / name
-    ranks = start_ranks(clone, *OPTIONS, f"--out_dir=out/{name}", "--max_iters=100000")
+@pytest.fixture(scope="module")
+def killed(clone: Path) -> tuple[Path, list[str]]:
+    """A run of two ranks, one of which was killed; and how to take three more steps.
+
+    A copy, out/killed_alone, has taken them in one process.
+    """
+    path = clone / "out/killed"
+    ranks = start_ranks(clone, *OPTIONS, f"--out_dir={path}", "--max_iters=100000")
     ranks[0].wait_until(lambda: len(read_metrics(path)) > 3)
     ranks[1].kill()
     code, printed = ranks[0].wait()
     assert code == 2, printed
     assert "another process of this training is gone" in printed
-    copy = clone / "out" / f"{name}_copy"
-    shutil.copytree(path, copy)
     step = int(read_checkpoint(path / "last.safetensors")[1]["step"])
     again = ["--init_from=resume", f"--max_iters={step + 3}"]
-    if size == 1:
-        Process(clone, str(path), *again).succeed()
-    else:
-        wait(start_ranks(clone, str(path), *again, size=size))
-    Process(clone, str(copy), *again).succeed()
-    assert_same_curve(copy, path)
+    alone = clone / "out/killed_alone"
+    shutil.copytree(path, alone)
+    Process(clone, str(alone), *again).succeed()
+    return path, again
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3])
+def test_another_number_of_ranks_resumes_after_a_kill(
+    size: int, clone: Path, killed: tuple[Path, list[str]]
+) -> None:
+    path, again = killed
+    copy = clone / f"out/killed_{size}"
+    shutil.copytree(path, copy)
+    wait(start_ranks(clone, str(copy), *again, size=size))
+    assert_same_curve(clone / "out/killed_alone", copy)
 
 
 def test_only_rank_0_has_watchers(clone: Path) -> None:

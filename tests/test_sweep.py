@@ -23,7 +23,7 @@ from sweeps.grid import PlannedRun, read_sweep
 from sweeps.jobs import ROOT, STOPPED, Jobs, choose_jobs, explain_exit, threads
 from sweeps.table import count_statuses
 from sweeps.view import View
-from tests.conftest import TINY, call, without_clocks
+from tests.conftest import TINY, call, make_text, without_clocks
 from tests.screen import Screen, printing_to_a_terminal
 
 FOLDER = Path("out/sweep")
@@ -297,44 +297,61 @@ def sweep_command(*arguments: str, **changes: str) -> list[str]:
 
 
 RATES = ["--learning_rate=0.003,0.03", "--seed=1,2"]
+LONGER = "20"  # steps: so that some kills come while a model trains
 
 
-def test_a_sweep_says_which_is_better_and_whether_that_is_noise(data_dir: Path) -> None:
-    """Real runs, which every other command takes."""
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a real sweep, one run at a time, that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("swept")
+    (folder / "text.txt").write_text(make_text(), encoding="utf-8")
     done = subprocess.run(
-        sweep_command(*RATES), capture_output=True, text=True, check=True, encoding="utf-8"
+        sweep_command(*RATES, "--jobs=1", max_iters=LONGER),
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
-    assert not done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
+    (folder / "printed.txt").write_text(done.stdout, encoding="utf-8")
+    return folder
+
+
+def test_a_sweep_says_which_is_better_and_whether_that_is_noise(
+    swept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real runs, which every other command takes."""
+    monkeypatch.chdir(swept)
+    printed = Path("printed.txt").read_text(encoding="utf-8")
     table = read_table()
     better, worse = table["groups"]
     assert better["name"] == "0.03"
     assert better["mean"] < worse["mean"]
     assert better["seeds"] == 2
-    assert f"{better['mean']:.4f} ± {better['deviation']:.4f}" in done.stdout
+    assert f"{better['mean']:.4f} ± {better['deviation']:.4f}" in printed
     assert re.search(
-        r"^(with )?0\.03 (the loss is lower than with|and) 0\.003 ", done.stdout, re.MULTILINE
+        r"^(with )?0\.03 (the loss is lower than with|and) 0\.003 ", printed, re.MULTILINE
     )
     first = FOLDER / "learning_rate=0.003,seed=1"
     assert "seeds" not in call("sample.py", str(first), "--max_new_tokens=5").stdout
     assert len(call("curves.py", str(FOLDER)).stdout.splitlines()) == 3  # two means, a picture
-    again = subprocess.run(
-        sweep_command(*RATES), capture_output=True, text=True, check=True, encoding="utf-8"
-    )
-    last = done.stdout.splitlines()[-8:]
-    assert again.stdout.splitlines()[-8:] == last
+    _, _, *arguments = sweep_command(*RATES, "--jobs=1", max_iters=LONGER)
+    again = call("sweep.py", *arguments).stdout
+    assert again.splitlines()[-8:] == printed.splitlines()[-8:]
 
 
 @pytest.mark.slow
-def test_losses_do_not_depend_on_how_many_run_at_once(data_dir: Path) -> None:
+def test_losses_do_not_depend_on_how_many_run_at_once(swept: Path, data_dir: Path) -> None:
+    subprocess.run(
+        sweep_command(*RATES, "--jobs=2", max_iters=LONGER),
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        capture_output=True,
+    )
     metrics = []
-    for jobs in (1, 2):
-        subprocess.run(
-            sweep_command(*RATES, f"--jobs={jobs}", out_dir=f"out/{jobs}"),
-            check=True,
-            env=os.environ | {"OMP_NUM_THREADS": "2"},
-            capture_output=True,
-        )
-        runs = sorted(Path(f"out/{jobs}").glob("*/metrics.jsonl"))
+    for folder in (swept, data_dir):
+        runs = sorted((folder / FOLDER).glob("*/metrics.jsonl"))
         metrics.append([without_clocks(run.parent) for run in runs])
     assert len(metrics[0]) == 4
     assert metrics[0] == metrics[1]
@@ -370,16 +387,14 @@ def children_of(process: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds child processes as Linux does")
 def test_a_sweep_killed_at_ten_random_instants_ends_with_the_same_table(
-    data_dir: Path, children: list[int]
+    swept: Path, data_dir: Path, children: list[int]
 ) -> None:
     """kill -9 of the sweep, and every other time of its runs too."""
-    whole = sweep_command(*RATES, max_iters="40", out_dir="out/whole")
-    subprocess.run(whole, check=True, capture_output=True)
-    killed = sweep_command(*RATES, max_iters="40")
+    killed = sweep_command(*RATES, max_iters=LONGER)
     rng = random.Random(0)
     for number in range(10):
         process = subprocess.Popen(killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(1, 7))
+        time.sleep(rng.uniform(1, 5))
         trainings = children_of(process.pid)
         children += trainings
         process.kill()
@@ -389,6 +404,6 @@ def test_a_sweep_killed_at_ten_random_instants_ends_with_the_same_table(
                 kill(training)
     subprocess.run(killed, check=True, capture_output=True)
     table = without_seconds(read_table())
-    expected = without_seconds(json.loads(Path("out/whole/sweep.json").read_bytes()))
+    expected = without_seconds(json.loads((swept / FOLDER / "sweep.json").read_bytes()))
     for name in ("runs", "groups", "differences", "sentences"):
         assert table[name] == expected[name]
