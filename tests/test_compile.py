@@ -72,6 +72,7 @@ def test_a_failing_compiler_is_a_warning(
 def test_a_compiled_model_has_the_same_losses(
     chunked: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no more processes
     if chunked:
         monkeypatch.setattr(chunked_loss, "MAX_LOGITS", 0)
         monkeypatch.setattr(chunked_loss, "MIN_CHUNK", 16)

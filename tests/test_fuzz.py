@@ -30,6 +30,8 @@ from config.schema import Config, DataConfig
 from data import prepare
 from data.documents import read_exchanges
 from engine.generate import generate_texts
+from engine.run import Run
+from report.figures import draw_run
 from tests.one_run import steps
 
 Main = Callable[[list[str]], None]  # of a command
@@ -352,8 +354,19 @@ OPTIONS = NAMES.flatmap(values_of)
 
 @pytest.mark.slow
 def test_whole_trainings(monkeypatch) -> None:
-    """Trainings follow each other in one directory: later ones rename or resume earlier ones."""
+    """Trainings follow each other in one directory: later ones rename or resume earlier ones.
+
+    One in four draws its curves, which takes longer than the training.
+    """
     codes: list[int] = []
+
+    def draw_some(run: Run, path: Path) -> None:
+        if len(codes) % 4 == 0:
+            draw_run(run, path)
+        else:
+            path.touch()
+
+    monkeypatch.setattr("train.draw_run", draw_some)
     monkeypatch.setattr("train.generate_texts", partial(generate_texts, max_new_tokens=9))
 
     def trainings(text, options) -> None:

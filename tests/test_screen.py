@@ -23,7 +23,8 @@ LONG = "out/a_long_name,learning_rate=0.01,max_iters=100"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory with a run in out/run/, and prepared corpora."""
     folder = tmp_path_factory.mktemp("screen")
-    with training_in(folder):
+    with training_in(folder) as patch:
+        patch.setattr("data.corpora.LENGTH", 20_000)  # symbols of a Markov chain's text
         call("train.py", "--corpus=text.txt", "--out_dir=out/run", *TINY)
         call("train.py", "--corpus=text.txt", "--out_dir=out/other", *TINY, "--seed=2")
         Path("even.txt").write_text("the cat sat on a mat; " * 40, encoding="utf-8")

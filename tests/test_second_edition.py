@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import call
+from tests.conftest import call, work_in
 
 SAVED = Path(__file__).with_name("second_edition")
 EXPECTED = json.loads((SAVED / "expected.json").read_text(encoding="utf-8"))
@@ -19,9 +19,16 @@ NAMES = [*QUICK, pytest.param("markov", marks=pytest.mark.slow)]  # 2 million sy
 EXACT = 1e-5  # nats; CPUs add in different orders
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for corpora, which are prepared once for all tests."""
+    return tmp_path_factory.mktemp("prepared")
+
+
 @pytest.fixture
-def saved(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def saved(tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the runs, as runs/NAME in the current directory."""
+    work_in(prepared, monkeypatch)
     shutil.copytree(SAVED, tmp_path / "runs")
     shutil.copy(SAVED / "text.txt", tmp_path)
     monkeypatch.chdir(tmp_path)

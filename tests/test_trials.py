@@ -24,7 +24,12 @@ def error(*arguments: str) -> str:
     return done.stderr
 
 
-@pytest.mark.usefixtures("data_dir")
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.rates.LEAST_STEPS", 5)
+
+
+@pytest.mark.usefixtures("data_dir", "few_steps")
 def test_eight_rates_take_the_same_batches() -> None:
     """The seed decides all else, so the same command finds the same losses."""
     printed = call("sweep.py", *BASE, "--find_lr").stdout
@@ -46,7 +51,7 @@ def test_eight_rates_take_the_same_batches() -> None:
     assert [path.name for path in FOLDER.iterdir()] == ["find_lr.png"]  # it leaves no run
 
 
-@pytest.mark.usefixtures("data_dir")
+@pytest.mark.usefixtures("data_dir", "few_steps")
 def test_the_rate_of_tables_stays_and_that_is_said() -> None:
     tables = ["--max_ngram=3", "--table_rows=100", "--table_learning_rate=0.05"]
     printed = call("sweep.py", *BASE, "--find_lr", *tables).stdout
