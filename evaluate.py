@@ -37,6 +37,7 @@ from engine.run import Run, open_run
 from engine.run_text import make_eval_text, open_corpus
 from engine.watchers import load_wing
 from report import analysis
+from report.along_text import losses_along_text
 from report.costs import show_costs, show_costs_without_tables
 from report.evaluation import in_words, unknown_lines
 from report.intervals import Blocks, byte_offsets, intervals, measure_losses
@@ -544,7 +545,7 @@ def score_learner(run: Run, split: Split, options: EvaluateOptions) -> RunScores
     columns, tempered = score_text(predictions, run.tokenizer, analysis.TEMPERATURES)
     offsets = byte_offsets(text, run.tokenizer)
     columns |= offsets
-    still |= offsets
+    still |= offsets  # the columns of the same targets
     opened = OpenRun(run, model, state.step, device, text)
     about = describe_run(opened, columns, options)
     about |= {"of_targets": num_targets, "steps": len(groups), "context": context}
@@ -690,6 +691,7 @@ def add_up(scores: list[RunScores], chosen: Chosen, options: EvaluateOptions) ->
         ]
     if options.dynamic:
         evaluation["dynamic"] = describe_learning(losses[0], of_others[0], blocks, options)
+        evaluation["along_text"] = measure_along_text(first, chosen, options)
     if options.mix:
         evaluation["mix"] = measure_mixture(first, options.mix)
     if first.by_longest is not None:
@@ -723,6 +725,18 @@ def describe_learning(
         "standing_still": compared["loss"],
         "gain": compared["gain"],
     }
+
+
+def measure_along_text(
+    scores: RunScores, chosen: Chosen, options: EvaluateOptions
+) -> dict[str, Any]:
+    """Measure the loss along a text of a model that stands still, that learns, and of PPMd."""
+    assert scores.standing_still is not None
+    models = {"standing still": scores.standing_still, "learning": scores.columns}
+    train = chosen.train
+    if options.split == "train":  # nothing was read before
+        train = None
+    return losses_along_text(scores.text, scores.run.tokenizer, models, train)
 
 
 def compare_with(

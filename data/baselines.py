@@ -40,6 +40,8 @@ Compute = Callable[[], Iterable[bytes]]
 NGRAMS = ("unigram", "bigram", "3-gram", "4-gram", "5-gram", "6-gram")
 MAX_ORDER = 6  # tokens in the longest n-gram, for small vocabularies
 MAX_ORDER_OF_MANY = 4  # and for others
+PPMD_ORDER = 6  # bytes in its longest context
+PPMD_MEMORY = 2**27  # bytes that it keeps contexts in
 GZIP_WINDOW = 2**15  # bytes that gzip looks back
 
 
@@ -54,8 +56,9 @@ def find_compressors() -> dict[str, Compress]:
     except ImportError:
         print("PPMd is left out: it needs `pip install pyppmd`", file=sys.stderr)
     else:
-        # contexts of 6 bytes at most, in at most 128 MiB of memory
-        compressors["PPMd"] = partial(pyppmd.compress, max_order=6, mem_size=2**27, variant="H")
+        compressors["PPMd"] = partial(
+            pyppmd.compress, max_order=PPMD_ORDER, mem_size=PPMD_MEMORY, variant="H"
+        )
     return compressors | {"xz": lzma.compress, "bzip2": bz2.compress, "gzip": gzip.compress}
 
 

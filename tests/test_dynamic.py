@@ -284,6 +284,40 @@ def test_a_limit_reads_the_beginning_of_a_text(runs) -> None:
     assert ", the first ones (--max_tokens=0 evaluates all)" in said
 
 
+def test_the_loss_along_the_text_adds_up(runs, monkeypatch) -> None:
+    """Of each part: the model standing still, learning, and PPMd after the training text."""
+    monkeypatch.setattr("report.along_text.PART_BYTES", 100)
+    result = found("out/tables", "--dynamic", *RATES)
+    along = result["along_text"]
+    starts = along["start"]
+    assert starts[0] == 0
+    assert len(starts) == pytest.approx(result["bytes"] / 100, abs=1)
+    sizes = np.diff([*starts, result["bytes"]])
+    assert (sizes[:-1] > 90).all()
+    assert (sizes[:-1] < 110).all()
+    trained = [each for each in result["baselines"] if each["name"] == "trained PPMd"]
+    losses = {
+        "standing still": result["dynamic"]["standing_still"]["bits_per_byte"]["value"],
+        "learning": result["loss"]["bits_per_byte"]["value"],
+        "trained PPMd": trained[0]["bits_per_byte"],
+    }
+    assert list(along["bits_per_byte"]) == list(losses)
+    for name, loss in losses.items():
+        bits = sum(sizes * along["bits_per_byte"][name])
+        late = 8 * 5 if name == "trained PPMd" else 0.1  # whole bytes, some of them late
+        assert bits == pytest.approx(loss * result["bytes"], abs=late)
+
+
+def test_ppmd_is_left_out_along_a_masked_text_and_one_without_a_text_before(runs) -> None:
+    for argv in (
+        ["out/records"],
+        ["out/whole", "--text=story.txt"],
+        ["out/whole", "--split=train"],
+    ):
+        along = found(*argv, "--dynamic")["along_text"]
+        assert list(along["bits_per_byte"]) == ["standing still", "learning"]
+
+
 def test_what_is_said_tells_who_learns(runs) -> None:
     said = call("evaluate.py", "out/tables", "--dynamic").stdout
     result = found("out/tables", "--dynamic")
