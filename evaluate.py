@@ -98,7 +98,7 @@ class EvaluateOptions(Section):
         "block_size",
     )
     learning_rate: Rate = Field(
-        0.0003, description="with --dynamic: AdamW's, of all weights but the tables of n-grams"
+        0.0002, description="with --dynamic: AdamW's, of all weights but the tables of n-grams"
     )
     table_learning_rate: Rate = Field(
         0.02, description="with --dynamic: that of the tables of n-grams"

@@ -52,7 +52,7 @@ class Rates(NamedTuple):
     They were chosen on tuning text (bench/NOTES.md).
     """
 
-    learning_rate: float = 0.0003  # AdamW's, of all weights but the tables of n-grams
+    learning_rate: float = 0.0002  # AdamW's, of all weights but the tables of n-grams
     table_learning_rate: float = 0.02
 
 
