@@ -4,6 +4,10 @@ An entropy coder makes about sum -log2 q bits of tokens with probabilities q. De
 same q to the last bit. So both directions take the same steps with the same shapes: S streams,
 parts of the text, grow side by side. Characters that the run does not know are replaced before, and
 listed in the file: data/unknown.py.
+
+With `--learn` a copy of the model learns from what it has read, as `evaluate.py RUN --dynamic`
+does. Both directions take the same steps on the same tokens, and the file has a checksum of the
+weights now and then: a machine where the steps differ gives one line instead of another text.
 """
 
 from config.startup import end_on_interrupt
@@ -46,12 +50,14 @@ MAX_BYTES = 2**32  # of a text
 MIN_STREAM = 1024
 MAX_STREAMS = 128
 MAX_FLOPS = 2**32  # to train on a token of each stream
+LEARNING_STREAMS = 4  # at most: the fewer, the sooner each learns from the text before it
+CHECK_STEPS = 256  # a file has a checksum of the weights after the first step, and after so many
 CODER_BITS = 24  # of the coder's frequencies, none of which is 0: no token takes more bits
 CATEGORICAL = stream.model.Categorical(perfect=False)
 
 # A file is a header, the coder's words, and the list of unknown characters. The header is small,
 # because its bits count too.
-HEADER = struct.Struct("<4I4B2I")
+HEADER = struct.Struct("<4I5B2I")
 
 
 class Header(NamedTuple):
@@ -66,6 +72,7 @@ class Header(NamedTuple):
     streams: int
     torch_major: int
     torch_minor: int
+    interval: int  # tokens of a stream between two steps; 0 = the model stands still
     checkpoint_crc: int  # CRC-32 of the checkpoint
     trial_crc: int  # CRC-32 of a trial of the arithmetic
 
@@ -73,6 +80,11 @@ class Header(NamedTuple):
 class CompressOptions(Section):
     """How to compute, and what to replace."""
 
+    learn: bool = Field(
+        False,
+        description="a copy of the model learns while it reads: a text takes fewer bits, and more "
+        "time; a .srp file says itself whether its model learned",
+    )
     checkpoint: Literal["best", "last"] = Field("best", description="which checkpoint of the run")
     device: Text = Field("auto", min_length=1, description="auto, cpu, mps, cuda or cuda:N")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of matrix products")
@@ -91,6 +103,11 @@ class Job(NamedTuple):
     num_tokens: int
     tokens: np.ndarray | None = None  # (N,) of a text
     header: Header | None = None  # of a file
+
+    @property
+    def learns(self) -> bool:
+        """Whether the model learns while it reads."""
+        return self.options.learn or (self.header is not None and self.header.interval > 0)
 
     @property
     def out(self) -> Path:
@@ -120,8 +137,9 @@ def main(argv: list[str]) -> None:
     with slow_imports():
         import torch
 
-        from engine.checkpoint import load_model
+        from engine.checkpoint import load_model, read_model
         from engine.device import setup_device
+        from engine.dynamic import Rates, default_stride
 
     threads = min(255, torch.get_num_threads())
     if job.header is not None:
@@ -131,6 +149,12 @@ def main(argv: list[str]) -> None:
     model, _ = load_model(run, options.checkpoint, device)
     flops_per_token = count_flops(model.cfg, model.vocab_size)
     streams = count_streams(job.num_tokens, flops_per_token)
+    interval = 0
+    if job.learns:
+        streams = min(streams, LEARNING_STREAMS)
+        interval = max(1, default_stride(model.cfg.block_size) // streams)
+        model, _ = read_model(run, options.checkpoint)
+        model.eval().to(device.torch_device)
     first = np.full(streams, run.tokenizer.encode_prompt("")[-1])
 
     # what has to be the same here and there
@@ -138,7 +162,10 @@ def main(argv: list[str]) -> None:
     tried = code(make_predictor(model, device), first, len(trial), trial)
     checkpoint = run.path / f"{options.checkpoint}.safetensors"
     here = f"torch {torch.__version__}, {device}"
-    trial_crc = crc32(f"{here} {tried[:3]}".encode())
+    arithmetic = f"{here} {tried[:3]}"
+    if job.learns:
+        arithmetic += f" {Rates()}"
+    trial_crc = crc32(arithmetic.encode())
     checkpoint_crc = crc32(checkpoint.read_bytes())
     major, minor = map(int, torch.__version__.split(".")[:2])
     unknown = job.replacer.pack()
@@ -151,19 +178,28 @@ def main(argv: list[str]) -> None:
         streams=streams,
         torch_major=major,
         torch_minor=minor,
+        interval=interval,
         checkpoint_crc=checkpoint_crc,
         trial_crc=trial_crc,
     )
+    checks = None
     words = b""
     if job.header is not None:
         check_same(job.path, job.header, header, f"{checkpoint}, {here}")
         header = job.header
         words = job.content[HEADER.size : len(job.content) - header.list_bytes]
+        checks, words = split_checks(words, header)
 
     # the text, from tokens or from words
+    predict = make_predictor(model, device)
+    if job.learns:
+        learning = LearningPredictor(model, device, interval, checks)
+        predict = learning.predict
     try:
-        coded = code(make_predictor(model, device), first, job.num_tokens, job.tokens, words)
+        coded = code(predict, first, job.num_tokens, job.tokens, words)
         text = restore(job, coded.tokens)
+    except OtherWeightsError as error:
+        raise UserError(f"{job.path}: {error}") from None
     except (AssertionError, IndexError, ValueError):  # the coder's, where the words are impossible
         raise UserError(
             f"{job.path}: the predictions of {checkpoint} do not give its text back"
@@ -171,7 +207,10 @@ def main(argv: list[str]) -> None:
 
     # what is written; a private text stays private
     if job.header is None:
-        body = HEADER.pack(*header)[4:] + coded.words + unknown
+        body = HEADER.pack(*header)[4:]
+        if job.learns:
+            body += np.array(learning.checks, "<u4").tobytes()
+        body += coded.words + unknown
         file = crc32(body).to_bytes(4, "little") + body
         write_atomically(job.out, file, like=job.path)
     else:
@@ -182,6 +221,10 @@ def main(argv: list[str]) -> None:
         f"{job.path}: {len(text):,} bytes, {job.num_tokens:,} tokens in {streams} streams; "
         f"written: {job.out}"
     )
+    if job.learns:
+        print(
+            f"The model learned in {learning.steps:,} steps, each on {interval * streams} tokens."
+        )
     if job.replacer.characters:
         print(f"{job.replacer.summary()}; the list gives them back")
     print(describe_bits(coded, 8 * len(file), 8 * header.list_bytes))
@@ -241,9 +284,11 @@ def read_compressed(run: Run, options: CompressOptions, path: Path, content: byt
     start = content[: HEADER.size].ljust(HEADER.size)
     header = Header._make(HEADER.unpack(start))
     list_start = len(content) - header.list_bytes
-    word_bytes = list_start - HEADER.size
+    word_bytes = list_start - HEADER.size - 4 * count_checks(header)
     if word_bytes < 0 or word_bytes % 4 != 0 or crc32(content[4:]) != header.file_crc:
         raise UserError(f"{path}: damaged, or not a file of compress.py")
+    if options.learn and header.interval == 0:
+        raise UserError(f"learn: {path} was made by a model that stands still; leave --learn out")
     try:
         known = known_to([run.tokenizer]) or frozenset()
         replacer = unpack_list(content[list_start:], known)
@@ -270,6 +315,21 @@ def count_streams(num_tokens: int, flops_per_token: int) -> int:
     return max(1, streams)
 
 
+def count_checks(header: Header) -> int:
+    """Count the checksums of weights in a file."""
+    if header.interval == 0 or header.num_tokens == 0:
+        return 0
+    length = math.ceil(header.num_tokens / max(1, header.streams))
+    steps = (length - 1) // header.interval  # after the last tokens there is none
+    return min(1, steps) + steps // CHECK_STEPS
+
+
+def split_checks(content: bytes, header: Header) -> tuple[list[int], bytes]:
+    """Split what follows the header into checksums of weights and the coder's words."""
+    end = 4 * count_checks(header)
+    return np.frombuffer(content[:end], "<u4").tolist(), content[end:]
+
+
 def restore(job: Job, tokens: np.ndarray) -> bytes:
     """Give back the text of tokens; ValueError if it is not the one that was compressed."""
     text = job.run.tokenizer.decode_bytes(tokens)
@@ -281,7 +341,10 @@ def restore(job: Job, tokens: np.ndarray) -> bytes:
 
 
 def make_predictor(model: "GPT", device: "Device") -> Predictor:
-    """Make a function that predicts the next tokens of streams, and remembers those before."""
+    """Make a function that predicts the next tokens of streams, and remembers those before.
+
+    At first it may be given several tokens of each stream, (S, T).
+    """
     import torch
 
     from engine.generate import Window
@@ -290,7 +353,7 @@ def make_predictor(model: "GPT", device: "Device") -> Predictor:
 
     @torch.inference_mode()
     def predict(new: np.ndarray, n: int) -> "tuple[Tensor, np.ndarray]":
-        tokens = torch.from_numpy(new)[:, None].to(device.torch_device)
+        tokens = torch.from_numpy(new.reshape(len(new), -1)).to(device.torch_device)
         logits = window.prefill(tokens) if window.cache is None else window.decode(tokens)
         log_q = logits[:n].cpu().double().log_softmax(dim=1)
         if not log_q.isfinite().all():
@@ -300,6 +363,80 @@ def make_predictor(model: "GPT", device: "Device") -> Predictor:
         return log_q, q.numpy()
 
     return predict
+
+
+class OtherWeightsError(ValueError):
+    """Says that steps give other weights here than where a file was made."""
+
+
+class LearningPredictor:
+    """Predicts the next tokens of streams, and learns from those before, as engine/dynamic.py does.
+
+    There is a step after each `interval` tokens of the streams, and a checksum of the weights now
+    and then. It is one of `expected`, or OtherWeightsError is raised; None = nothing is expected.
+    """
+
+    def __init__(
+        self, model: "GPT", device: "Device", interval: int, expected: list[int] | None = None
+    ) -> None:
+        from engine.dynamic import Learner, Rates, default_stride
+
+        self.learner = Learner(model, Rates(), device)
+        self.device = device
+        self.interval = interval
+        block_size = model.cfg.block_size
+        self.context = block_size - default_stride(block_size)  # tokens before those to learn
+        self.expected = expected
+        self.checks: list[int] = []
+        self.steps = 0
+        self.inputs: list[np.ndarray] = []  # (S,) each: the context, and what was read after it
+        self.going_on: list[int] = []  # streams with a target after each input that is no context
+        self.predict_in_window = make_predictor(model, device)
+
+    def predict(self, new: np.ndarray, n: int) -> "tuple[Tensor, np.ndarray]":
+        """Predict the next tokens of the first n streams, after the last ones (S,) of all."""
+        if len(self.going_on) == self.interval:
+            self.learn(new)
+            # with these weights the context is read anew
+            start = max(0, len(self.inputs) - self.context)
+            self.inputs = self.inputs[start:]
+            self.going_on = []
+            self.predict_in_window = make_predictor(self.learner.model, self.device)
+            window = np.stack([*self.inputs, new], axis=1)
+        else:
+            window = new
+        self.inputs.append(new)
+        self.going_on.append(n)
+        return self.predict_in_window(window, n)
+
+    def learn(self, new: np.ndarray) -> None:
+        """Take a step on the last `interval` tokens of each stream, of which the last are `new`."""
+        from data.batches import IGNORE_INDEX
+
+        inputs = np.stack(self.inputs, axis=1)  # (S, T)
+        targets = np.stack([*self.inputs[1:], new], axis=1)
+        start = len(self.inputs) - self.interval
+        targets[:, :start] = IGNORE_INDEX
+        for place, n in enumerate(self.going_on, start):
+            targets[n:, place] = IGNORE_INDEX
+        on_device = self.device.to_device(inputs, targets)
+        self.learner.learn(self.learner.predict(*on_device))
+        self.steps += 1
+        if self.steps == 1 or self.steps % CHECK_STEPS == 0:
+            self.check()
+
+    def check(self) -> None:
+        """Compute a checksum of the weights, and compare it with the expected one."""
+        crc = 0
+        for p in self.learner.model.parameters():
+            crc = crc32(p.detach().cpu().numpy().data, crc)
+        place = len(self.checks)
+        self.checks.append(crc)
+        if self.expected is not None and self.expected[place] != crc:
+            raise OtherWeightsError(
+                f"step {self.steps} gives other weights here than where it was made; expand it on "
+                "a machine of the same kind"
+            )
 
 
 def code(

@@ -1,5 +1,6 @@
 """compress.py: every byte comes back, from as many bits as the loss says, or one line says why."""
 
+import json
 import math
 import os
 import re
@@ -15,11 +16,12 @@ import pytest
 import torch
 from constriction import stream
 
-from compress import CATEGORICAL, HEADER, code, make_predictor
+from compress import CATEGORICAL, HEADER, LearningPredictor, code, make_predictor
 from config.errors import UserError
 from config.schema import ModelConfig, TablesConfig
 from engine.checkpoint import load_model, read_model, save_checkpoint
 from engine.device import Device
+from engine.dynamic import Rates
 from engine.run import open_run
 from model import GPT
 from tests.conftest import TINY, Done, call, make_text, only_numbers, training_in
@@ -32,27 +34,24 @@ ODD = "\ufeffnaïve\r\n\r\ncafé \t🎉\x00 \u2028日本\n" * 3
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a directory with a run of each kind of tokenizer: char and bpe."""
+    """Make a directory with a run of each kind of tokenizer, and one with tables of n-grams."""
     folder = tmp_path_factory.mktemp("compress")
     with training_in(folder) as patch:
         only_numbers(patch)
-        for kind, *arguments in (["char"], ["bpe", "--vocab_size=300"]):
-            call(
-                "train.py",
-                "--corpus=text.txt",
-                f"--tokenizer={kind}",
-                f"--out_dir={kind}",
-                *TINY,
-                *arguments,
-            )
+        for name, *arguments in (
+            ["char", "--tokenizer=char"],
+            ["bpe", "--tokenizer=bpe", "--vocab_size=300"],
+            ["tables", "--tokenizer=char", "--max_ngram=3", "--table_rows=50"],
+        ):
+            call("train.py", "--corpus=text.txt", f"--out_dir={name}", *TINY, *arguments)
     return folder
 
 
 @pytest.fixture(autouse=True)
 def here(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Copy the runs to the current directory; a stream has at least 40 tokens, not 1,024."""
-    for kind in ("char", "bpe"):
-        shutil.copytree(runs / kind, tmp_path / kind)
+    for name in ("char", "bpe", "tables"):
+        shutil.copytree(runs / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("compress.MIN_STREAM", 40)
     threads = torch.get_num_threads()
@@ -148,9 +147,9 @@ def test_the_number_of_streams_grows_with_the_text(monkeypatch: pytest.MonkeyPat
 def test_the_header_says_what_decoding_depends_on() -> None:
     encode(TEXT.encode())
     header = HEADER.unpack_from(Path("a.txt.srp").read_bytes())
-    _, crc, tokens, listed, threads, streams, *version, checkpoint, _ = header
+    _, crc, tokens, listed, threads, streams, *version, interval, checkpoint, _ = header
     assert crc == crc32(TEXT.encode())
-    assert (tokens, listed) == (len(TEXT), 0)
+    assert (tokens, listed, interval) == (len(TEXT), 0, 0)
     assert threads == torch.get_num_threads()
     assert streams == len(TEXT) // 40
     assert checkpoint == crc32(Path("char/best.safetensors").read_bytes())
@@ -290,6 +289,7 @@ def forge(**changes: int | bytes) -> None:
         "streams",
         "major",
         "minor",
+        "interval",
         "checkpoint",
         "arithmetic",
     ]
@@ -313,6 +313,7 @@ def forge(**changes: int | bytes) -> None:
         ({"checkpoint": 7}, "another checkpoint"),
         ({"streams": 3}, "another device"),
         ({"threads": 3}, "another device"),
+        ({"interval": 255}, "another device"),
         ({"tokens": 0}, "another device"),
         ({"tokens": 2**32 - 1}, "another device"),
     ],
@@ -506,3 +507,189 @@ def test_a_diverged_model_is_told() -> None:
 def test_mistakes_get_one_line(arguments: list[str], says: str) -> None:
     Path("a.txt").write_text("the", encoding="utf-8")
     assert says in refused(*arguments)
+
+
+# Learning.
+
+
+@pytest.mark.parametrize("run", ["char", "bpe", "tables"])
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 161, 401])
+def test_a_model_that_learns_gives_every_text_back(
+    run: str, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoding needs no option; checksums and header are what the file has beside the loss."""
+    monkeypatch.setattr("compress.CHECK_STEPS", 40)
+    text = TEXT[:length].encode()
+    done = encode(text, run, "--learn")
+    bits, in_file, difference = numbers(done)
+    assert 0 <= difference <= 0.001 * bits + 32 * 12
+    assert decode(run) == text
+    assert in_file == 8 * Path("a.txt.srp").stat().st_size
+
+
+def test_learning_takes_fewer_bits() -> None:
+    bits, *_ = numbers(encode(TEXT.encode(), "tables"))
+    done = encode(TEXT.encode(), "tables", "--learn")
+    learning, *_ = numbers(done)
+    assert learning < bits
+    steps = math.ceil(len(TEXT) / 4) - 1
+    assert f"The model learned in {steps} steps, each on 4 tokens." in done.stdout
+
+
+@pytest.mark.parametrize("run", ["char", "bpe", "tables"])
+def test_it_learns_as_evaluate_does(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one stream, which takes the same steps; evaluate.py predicts no first token."""
+    monkeypatch.setattr("compress.MIN_STREAM", 10**6)
+    text = TEXT[:600]
+    bits, *_ = numbers(encode(text.encode(), run, "--learn"))
+    Path("b.txt").write_text("\n" + text, encoding="utf-8")
+    options = ["--text=b.txt", "--dynamic", "--dtype=float32", "--json"]
+    found = json.loads(call("evaluate.py", run, *options).stdout)
+    expected = found["loss"]["bits_per_token"]["value"] * found["targets"]
+    if run == "bpe":  # whose first token may have the new line and more
+        assert bits == pytest.approx(expected, rel=0.02)
+    else:
+        assert bits == pytest.approx(expected, abs=1)
+
+
+def costs_of(tokens: np.ndarray, streams: int = 3) -> tuple[np.ndarray, LearningPredictor]:
+    """Return what the tokens cost a model that learns, step by step, (length, streams)."""
+    torch.set_num_threads(1)
+    learning = LearningPredictor(random_model(), CPU, interval=2)
+    length = math.ceil(len(tokens) / streams)
+    costs = np.zeros((length, streams))
+    steps = iter(range(length))
+
+    def predict(new: np.ndarray, n: int) -> tuple[torch.Tensor, np.ndarray]:
+        log_q, q = learning.predict(new, n)
+        step = next(steps)
+        came = tokens[step::length]
+        costs[step, :n] = -log_q[np.arange(n), came]
+        return log_q, q
+
+    code(predict, np.full(streams, 5), len(tokens), tokens)
+    return costs, learning
+
+
+def test_a_changed_token_moves_no_earlier_cost() -> None:
+    """Nor that of tokens at its place in other streams: it is learned after it was coded."""
+    tokens = np.random.default_rng(0).integers(13, size=60)
+    before, _ = costs_of(tokens)
+    places = [0, 7, 18]
+    for stream_number, place in enumerate(places):
+        changed = tokens.copy()
+        at = 20 * stream_number + place
+        changed[at] = (changed[at] + 1) % 13
+        after, _ = costs_of(changed)
+        same = before == after
+        assert same[:place].all()
+        assert np.flatnonzero(~same[place]).tolist() == [stream_number]
+        # of other streams, the cost moves when it has been learned
+        learned = place // 2 * 2 + 2
+        before_the_step = same[place + 1 : learned]
+        assert before_the_step.sum(axis=1).tolist() in ([], [2])
+        assert not same[learned:].any()
+
+
+def test_the_context_of_a_step_is_what_was_read_before() -> None:
+    """At most half of a block, and all that there is at first."""
+    lengths = []
+    original = LearningPredictor.learn
+
+    def note(self: LearningPredictor, new: np.ndarray) -> None:
+        lengths.append(len(self.inputs))
+        original(self, new)
+
+    with mock.patch.object(LearningPredictor, "learn", note):
+        costs_of(np.arange(39) % 13)
+    assert lengths == [2, 4, 6, 6, 6, 6]
+
+
+def test_each_step_is_on_what_was_read_last() -> None:
+    """The last stream is shorter; what it lacks is no target."""
+    steps = []
+    original = LearningPredictor.learn
+
+    def note(self: LearningPredictor, new: np.ndarray) -> None:
+        inputs = np.stack(self.inputs, axis=1)
+        steps.append((inputs.tolist(), new.tolist()))
+        original(self, new)
+
+    with mock.patch.object(LearningPredictor, "learn", note):
+        tokens = np.arange(1, 12)
+        _, learning = costs_of(tokens, streams=2)
+    assert learning.steps == len(steps) == 2
+    assert steps[0] == ([[5, 1], [5, 7]], [2, 8])
+    # the context is what the first step learned
+    second = [5, 1, 2, 3], [5, 7, 8, 9]
+    assert steps[1] == (list(second), [4, 10])
+
+
+@pytest.mark.parametrize("number", [0, 1, 4])
+def test_other_weights_are_told_at_the_next_checksum(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a machine adds up in another order."""
+    monkeypatch.setattr("compress.CHECK_STEPS", 10)
+    encode(TEXT[:300].encode(), "tables", "--learn")
+    Path("a.txt").unlink()
+    words = bytearray(Path("a.txt.srp").read_bytes()[HEADER.size :])
+    words[4 * number] ^= 1
+    forge(words=bytes(words))
+    step = max(1, 10 * number)
+    assert refused("tables", "a.txt.srp") == (
+        f"error: a.txt.srp: step {step} gives other weights here than where it was made; expand it "
+        "on a machine of the same kind\n"
+    )
+
+
+def test_steps_at_other_rates_are_another_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    encode(TEXT[:300].encode(), "tables", "--learn")
+    Path("a.txt").unlink()
+    monkeypatch.setattr("engine.dynamic.Rates", lambda: Rates(0.5, 0.5))
+    assert "made with another device, dtype or version" in refused("tables", "a.txt.srp")
+
+
+@pytest.mark.parametrize("words", STRANGE_WORDS, ids=range(12))
+def test_a_strangers_words_give_one_line_where_the_model_learns(words: bytes) -> None:
+    encode(TEXT[:300].encode(), "tables", "--learn")
+    Path("a.txt").unlink()
+    content = Path("a.txt.srp").read_bytes()
+    checks = content[HEADER.size : HEADER.size + 4]
+    forge(words=checks + words)
+    assert re.fullmatch(
+        "error: a.txt.srp: (the predictions of .* do not give its text back|step .*)\n",
+        refused("tables", "a.txt.srp"),
+    )
+
+
+def test_a_forged_number_of_tokens_or_steps_is_refused() -> None:
+    encode(TEXT[:300].encode(), "tables", "--learn")
+    Path("a.txt").unlink()
+    content = Path("a.txt.srp").read_bytes()
+    forged = [("tokens", 2**32 - 1), ("interval", 0), ("streams", 0), ("interval", 9)]
+    for name, value in forged:
+        Path("a.txt.srp").write_bytes(content)
+        forge(**{name: value})
+        assert re.search("damaged|another device", refused("tables", "a.txt.srp"))
+
+
+def test_a_file_says_itself_whether_its_model_learned() -> None:
+    encode(TEXT[:300].encode(), "char")
+    Path("a.txt").unlink()
+    says = "learn: a.txt.srp was made by a model that stands still; leave --learn out"
+    assert says in refused("char", "a.txt.srp", "--learn")
+    encode(TEXT[:300].encode(), "char", "--learn")
+    assert decode("char", "--learn") == TEXT[:300].encode()
+
+
+def test_nothing_is_left_of_an_interrupted_one() -> None:
+    for name in ("a.txt", "a.txt.srp"):
+        encode(TEXT[:300].encode(), "tables", "--learn")
+        Path("a.txt.srp" if name == "a.txt" else "a.txt").unlink()
+        before = read_all()
+        stop = mock.Mock(side_effect=KeyboardInterrupt)
+        with mock.patch.object(LearningPredictor, "check", stop):
+            done = call("compress.py", "tables", name, "--learn", check=False)
+        assert done.returncode != 0
+        assert read_all() == before
