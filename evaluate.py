@@ -11,6 +11,7 @@ from config.startup import end_on_interrupt
 end_on_interrupt(__name__)
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -268,6 +269,8 @@ def read_arguments(argv: list[str]) -> tuple[list[Run], list[Run], EvaluateOptio
     of_learning = {"context", "learning_rate", "table_learning_rate"} & options.model_fields_set
     if of_learning and not options.dynamic:
         raise UserError(f"{min(of_learning)}: only --dynamic has it")
+    if "table_learning_rate" in of_learning and not runs[0].cfg.tables.are_used:
+        raise UserError(f"table_learning_rate: {runs[0].path} has no tables of n-grams")
     check_ensemble(runs, options)
     if options.mix:
         check_mix(runs[0], options)
@@ -690,7 +693,8 @@ def add_up(scores: list[RunScores], chosen: Chosen, options: EvaluateOptions) ->
             member.about | compare_with(losses[0], own, blocks) for member, own in pairs
         ]
     if options.dynamic:
-        evaluation["dynamic"] = describe_learning(losses[0], of_others[0], blocks, options)
+        compared = compare_with(losses[0], of_others[0], blocks)
+        evaluation["dynamic"] = describe_learning(first, compared, options)
         evaluation["along_text"] = measure_along_text(first, chosen, options)
     if options.mix:
         evaluation["mix"] = measure_mixture(first, options.mix)
@@ -709,21 +713,31 @@ def add_up(scores: list[RunScores], chosen: Chosen, options: EvaluateOptions) ->
             and have_other_splits([each.run for each in scores], options)
         }
         if options.dynamic:
-            learning = describe_learning(losses[1], of_others[1], blocks, options)
-            evaluation["against"]["dynamic"] = learning
+            compared = compare_with(losses[1], of_others[1], blocks)
+            evaluation["against"]["dynamic"] = describe_learning(scores[1], compared, options)
     return evaluation
 
 
 def describe_learning(
-    learning: analysis.Columns, still: analysis.Columns, blocks: Blocks, options: EvaluateOptions
+    scores: RunScores, compared: dict[str, dict[str, Any]], options: EvaluateOptions
 ) -> dict[str, Any]:
-    """Say what the loss was before the model learned, what learning gains, and at which rates."""
-    compared = compare_with(learning, still, blocks)
+    """Say what the loss was before a model learned, what learning gains, and at which rates.
+
+    The gain grows along the text, so it is also said of its first and its last tenth.
+    """
+    assert scores.standing_still is not None
+    gains = scores.standing_still["nll"] - scores.columns["nll"]
+    tenth = math.ceil(len(gains) / 10)
+    table_rate = None
+    if scores.run.cfg.tables.are_used:
+        table_rate = options.table_learning_rate
     return {
         "learning_rate": options.learning_rate,
-        "table_learning_rate": options.table_learning_rate,
+        "table_learning_rate": table_rate,
         "standing_still": compared["loss"],
         "gain": compared["gain"],
+        "gain_of_first_tenth": float(gains[:tenth].mean()),
+        "gain_of_last_tenth": float(gains[-tenth:].mean()),
     }
 
 

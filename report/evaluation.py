@@ -80,14 +80,17 @@ def _learning(about: dict[str, Any]) -> list[str]:
     dynamic = about["dynamic"]
     value, low, high = dynamic["standing_still"]["nats_per_token"].values()
     gain, least, most = dynamic["gain"]["nats_per_token"].values()
+    rates = f"{dynamic['learning_rate']:g} by AdamW"
+    if dynamic["table_learning_rate"] is not None:
+        rates += f", tables of n-grams {dynamic['table_learning_rate']:g} by AdaGrad"
     return [
-        f"  Standing still, in the same windows, it has {value:.4f} ({low:.4f} to {high:.4f});",
-        f"  learning gains {gain:+.4f} nats per token ({least:+.4f} to {most:+.4f}), by "
-        f"{about['steps']:,} steps,",
-        f"  each on the last {about['stride']:,} targets, after they were predicted and counted; "
-        "rates:",
-        f"  {dynamic['table_learning_rate']:g} of tables of n-grams, "
-        f"{dynamic['learning_rate']:g} of all else (AdamW).",
+        f"  Standing still, in the same windows, it has {value:.4f} ({low:.4f} to {high:.4f}).",
+        f"  Learning gains {gain:+.4f} nats per token ({least:+.4f} to {most:+.4f}):",
+        f"  {dynamic['gain_of_first_tenth']:+.4f} in the first tenth of the text, "
+        f"{dynamic['gain_of_last_tenth']:+.4f} in the last;",
+        f"  {about['steps']:,} steps, each on at most {about['stride']:,} targets, after these "
+        "were predicted and counted;",
+        f"  rates: {rates}.",
     ]
 
 
@@ -219,6 +222,9 @@ def _comparison(evaluation: dict[str, Any]) -> list[str]:
         lines.append(
             "  It was trained with another mask: these are not the targets that it was trained on."
         )
+    if "dynamic" in against:
+        still = against["dynamic"]["standing_still"]["nats_per_token"]["value"]
+        lines.append(f"  It learned too; standing still it has {still:.4f} nats per token.")
     if against["may_have_seen_it"]:
         lines.append("  It was trained on another text or split, and may have seen this one.")
     lines.append(_judge_difference(evaluation))

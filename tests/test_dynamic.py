@@ -224,13 +224,19 @@ def found(*argv: str) -> dict[str, Any]:
     return json.loads(call("evaluate.py", *argv, "--json").stdout, parse_constant=pytest.fail)
 
 
-RATES = ["--learning_rate=0.003", "--table_learning_rate=0.01"]
-STILL = ["--learning_rate=0", "--table_learning_rate=0"]
+def rates_of(run: str, *, still: bool = False) -> list[str]:
+    """Return the options for the rates of a run, which are 0 if it is to stand still."""
+    options = ["--learning_rate=0.003"]
+    if run == "out/tables":
+        options.append("--table_learning_rate=0.01")
+    if still:
+        options = [option.partition("=")[0] + "=0" for option in options]
+    return options
 
 
 @pytest.mark.parametrize("run", ["out/whole", "out/tables", "out/padded", "out/records"])
 def test_the_loss_standing_still_and_learning(runs, run: str) -> None:
-    result = found(run, "--dynamic", "--context=4", *RATES)
+    result = found(run, "--dynamic", "--context=4", *rates_of(run))
     ordinary = found(run, "--stride=4")
     dynamic = result["dynamic"]
     nats = ordinary["loss"]["nats_per_token"]["value"]
@@ -239,17 +245,20 @@ def test_the_loss_standing_still_and_learning(runs, run: str) -> None:
     difference = nats - result["loss"]["nats_per_token"]["value"]
     assert gain["value"] == pytest.approx(difference, abs=1e-5)
     assert gain["low"] < gain["value"] < gain["high"]
+    assert (dynamic["table_learning_rate"] is None) == (run != "out/tables")
     assert result["targets"] == ordinary["targets"]
     assert result["stride"] == 4
     assert result["steps"] >= result["targets"] / 4
     assert result["baselines"] == ordinary["baselines"]
-    still = found(run, "--dynamic", "--context=1", *STILL)
+    still = found(run, "--dynamic", "--context=1", *rates_of(run, still=True))
     assert still["loss"] == still["dynamic"]["standing_still"]
 
 
 def test_a_run_learns_a_text_of_ones_own(runs) -> None:
-    result = found("out/tables", "--text=story.txt", "--dynamic", *RATES)
-    assert result["dynamic"]["gain"]["nats_per_token"]["low"] > 0.5
+    result = found("out/tables", "--text=story.txt", "--dynamic", *rates_of("out/tables"))
+    dynamic = result["dynamic"]
+    assert dynamic["gain"]["nats_per_token"]["low"] > 0.5
+    assert dynamic["gain_of_first_tenth"] < dynamic["gain_of_last_tenth"] - 0.3
 
 
 def test_the_files_of_a_run_stay_as_they_are(runs) -> None:
@@ -263,8 +272,8 @@ def test_the_files_of_a_run_stay_as_they_are(runs) -> None:
 
 
 def test_against_another_run_both_learn(runs) -> None:
-    result = found("out/tables", "--dynamic", *RATES, "--against=out/whole")
-    other = found("out/whole", "--dynamic", *RATES)
+    result = found("out/tables", "--dynamic", *rates_of("out/tables"), "--against=out/whole")
+    other = found("out/whole", "--dynamic", *rates_of("out/whole"))
     against = result["against"]
     assert against["loss"] == other["loss"]
     assert against["dynamic"] == other["dynamic"]
@@ -287,7 +296,7 @@ def test_a_limit_reads_the_beginning_of_a_text(runs) -> None:
 def test_the_loss_along_the_text_adds_up(runs, monkeypatch) -> None:
     """Of each part: the model standing still, learning, and PPMd after the training text."""
     monkeypatch.setattr("report.along_text.PART_BYTES", 100)
-    result = found("out/tables", "--dynamic", *RATES)
+    result = found("out/tables", "--dynamic", *rates_of("out/tables"))
     along = result["along_text"]
     starts = along["start"]
     assert starts[0] == 0
@@ -318,6 +327,9 @@ def test_ppmd_is_left_out_along_a_masked_text_and_one_without_a_text_before(runs
         assert list(along["bits_per_byte"]) == ["standing still", "learning"]
 
 
+BOTH = ["out/whole", "--against=out/tables"]
+
+
 def test_what_is_said_tells_who_learns(runs) -> None:
     said = call("evaluate.py", "out/tables", "--dynamic").stdout
     result = found("out/tables", "--dynamic")
@@ -325,8 +337,15 @@ def test_what_is_said_tells_who_learns(runs) -> None:
     still = result["dynamic"]["standing_still"]["nats_per_token"]["value"]
     assert f"learns while it reads, and has a loss of {loss:.4f} nats per token" in said
     assert f"Standing still, in the same windows, it has {still:.4f}" in said
+    assert "rates: 0.0002 by AdamW, tables of n-grams 0.02 by AdaGrad.\n" in said
+    assert "It learned too; standing" in call("evaluate.py", *BOTH, "--dynamic").stdout
     of_still = said.index("Of those that stand still")
     assert said.index("Standing still:\n") < of_still < said.index("Learning:\nOf those that ")
+
+
+def test_a_rate_of_tables_needs_tables(runs) -> None:
+    with pytest.raises(UserError, match="table_learning_rate: out/whole has no tables of n-grams"):
+        evaluate.main(["out/whole", "--dynamic", "--table_learning_rate=0.1"])
 
 
 @pytest.mark.parametrize(
