@@ -379,13 +379,14 @@ class LearningPredictor:
     def __init__(
         self, model: "GPT", device: "Device", interval: int, expected: list[int] | None = None
     ) -> None:
-        from engine.dynamic import Learner, Rates, default_stride
+        from engine.dynamic import Learner, Rates, default_context, default_stride
 
         self.learner = Learner(model, Rates(), device)
         self.device = device
         self.interval = interval
         block_size = model.cfg.block_size
-        self.context = block_size - default_stride(block_size)  # tokens before those to learn
+        # tokens before those to learn, as many as in one stream
+        self.context = default_context(block_size, default_stride(block_size))
         self.expected = expected
         self.checks: list[int] = []
         self.steps = 0

@@ -592,7 +592,7 @@ def test_a_changed_token_moves_no_earlier_cost() -> None:
 
 
 def test_the_context_of_a_step_is_what_was_read_before() -> None:
-    """At most half of a block, and all that there is at first."""
+    """At most a quarter of a block, and all that there is at first."""
     lengths = []
     original = LearningPredictor.learn
 
@@ -602,7 +602,7 @@ def test_the_context_of_a_step_is_what_was_read_before() -> None:
 
     with mock.patch.object(LearningPredictor, "learn", note):
         costs_of(np.arange(39) % 13)
-    assert lengths == [2, 4, 6, 6, 6, 6]
+    assert lengths == [2, 4, 4, 4, 4, 4]
 
 
 def test_each_step_is_on_what_was_read_last() -> None:
