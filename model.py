@@ -129,6 +129,9 @@ class GPT(nn.Module):
         if cfg.is_gpt2:
             self.wpe = nn.Embedding(cfg.block_size, cfg.n_embd)
         self.tables = NgramTables(tables, cfg.n_embd)
+        self.smear = None
+        if cfg.smear:
+            self.smear = nn.Parameter(torch.zeros(cfg.n_embd))
         self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layer))
         self.norm = make_norm(cfg)
         self.lm_head = nn.Linear(cfg.n_embd, vocab_size, bias=False)
@@ -176,13 +179,17 @@ class GPT(nn.Module):
         end = context.shape[1]
         start = end - tokens.shape[1]  # the place of the first new token
 
-        x = self.wte(tokens)
+        first = max(start - 1, 0)  # smear needs the token before, too
+        x = self.wte(context[:, first:])
         if self.tables:
-            x = x + self.tables(context, end - start)
+            x = x + self.tables(context, end - first)
         if self.wpe is not None:
-            x = x + self.wpe.weight[start:end]
+            x = x + self.wpe.weight[first:end]
         if self.cfg.embedding_norm:
             x = rms_norm(x)
+        if self.smear is not None:
+            x = x + self.smear * self.one_back(x, context[:, first:])
+        x = x[:, start - first :]
         x = dropout(x, self.cfg.dropout, self.training)
 
         rotation = None
@@ -197,6 +204,16 @@ class GPT(nn.Module):
         if cache is not None:
             cache.length = end  # only now: all layers append after the old length
         return self.norm(x)
+
+    def one_back(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """Return for each of the embeddings x (B, T, C) of tokens (B, T) the one before it.
+
+        It is zero for the first, and, where documents are apart, for the eos token of each.
+        """
+        before = F.pad(x, (0, 0, 1, 0))[:, :-1]
+        if self.cfg.document_attention:
+            before = before.masked_fill((tokens == self.vocab_size - 1)[:, :, None], 0)
+        return before
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits (..., V), in float32, of hidden states (..., C)."""
@@ -218,7 +235,7 @@ class GPT(nn.Module):
 
         The output projections of attention and MLP are divided by sqrt(2 n_layer), or zero in
         nanochat's form. There an lm_head that is not tied is zero too, so that the first loss is
-        log V. Biases and tables of n-grams are zero.
+        log V. Biases, smear and tables of n-grams are zero.
         """
         for name, p in self.named_parameters():  # a tied lm_head is wte, and has no name of its own
             is_projection = name.endswith("proj.weight")

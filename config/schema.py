@@ -145,6 +145,10 @@ class ModelConfig(Section):
     embedding_norm: bool = Field(
         default_factory=_is_nanochat, description="RMSNorm after the embeddings"
     )
+    smear: bool = Field(
+        False,
+        description="add to each embedding a share of the one before it, learned for each feature",
+    )
     tied: bool = Field(
         default_factory=_is_gpt2, description="lm_head shares the weights of the token embedding"
     )

@@ -23,7 +23,7 @@ FORMS = {
     "gpt2": Form(
         "GPT2LMHeadModel",
         {"n_positions": "block_size", "n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd"},
-        {"qk_norm": False, "embedding_norm": False, "softcap": 0.0},
+        {"qk_norm": False, "embedding_norm": False, "smear": False, "softcap": 0.0},
         {
             "activation_function": "gelu_new",
             "layer_norm_epsilon": 1e-5,
@@ -39,7 +39,7 @@ FORMS = {
             "num_attention_heads": "n_head",
             "hidden_size": "n_embd",
         },
-        {"qk_norm": True, "embedding_norm": True},
+        {"qk_norm": True, "embedding_norm": True, "smear": False},
         {
             "hidden_act": "relu2",
             "rms_norm_eps": 1e-6,
@@ -48,6 +48,8 @@ FORMS = {
         },
     ),
 }
+# what neither of them has
+NOWHERE = {"max_ngram": 0, "document_attention": False}
 # older names of other positions
 NEVER = {"rope_theta": 10_000.0, "rope_scaling": None, "partial_rotary_factor": 1.0}
 
@@ -59,19 +61,19 @@ def to_config_json(run_cfg: Config, tokenizer: Tokenizer, name: str) -> dict[str
     if model.is_gpt2:
         kind = "gpt2"
     form = FORMS[kind]
-    own = model.model_dump()
-    others = []
-    for option, value in form.options.items():
-        if own[option] != value:
-            others.append(f"{option}={own[option]}")
+    own = model.model_dump() | {"max_ngram": 0}
     if run_cfg.tables.are_used:
-        others.append(f"max_ngram={run_cfg.tables.max_ngram}")
-    if model.document_attention:
-        others.append("document_attention=true")
+        own["max_ngram"] = run_cfg.tables.max_ngram
+    others = []
+    instead = []  # what to train with
+    for option, value in (form.options | NOWHERE).items():
+        if own[option] != value:
+            others.append(f"{option}={own[option]}".lower())
+            instead.append(f"--{option}={value}".lower())
     if others:
         raise UserError(
             f"{name}: {form.architecture}, the nearest model of transformers, has no "
-            f"{', '.join(others)}"
+            f"{', '.join(others)}; train with {' '.join(instead)} to export it"
         )
     sizes = {theirs: own[ours] for theirs, ours in form.sizes.items()}
     cfg = {

@@ -113,6 +113,8 @@ def shapes_of(cfg: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"wte.weight": table}
     if cfg.is_gpt2:
         shapes["wpe.weight"] = (cfg.block_size, C)
+    if cfg.smear:
+        shapes["smear"] = (C,)
     if not cfg.tied:
         shapes["lm_head.weight"] = table
     linears = {"attn.qkv": (3 * C, C), "attn.proj": (C, C)}

@@ -54,6 +54,7 @@ EDITS = {
     "form": '"gpt2"',
     "qk_norm": "false",
     "embedding_norm": "false",
+    "smear": "true",
     "block_size": "16",
     "softcap": "3.0",
     "tied": "true",

@@ -317,6 +317,7 @@ CHOICES: dict[str, list[object]] = {
     "table_dropout": [0, 0.5],
     "table_learning_rate": [0, 0.01, 1e30],
     "embedding_norm": [True, False],
+    "smear": [True, False],
     "tied": [True, False],
     "softcap": [0, 3],
     "label_smoothing": [0, 0.9],

@@ -702,10 +702,11 @@ def test_an_eos_token_that_this_text_does_not_need(here: Path) -> None:
     [
         (
             "--max_ngram=3",
-            "NanoChatForCausalLM, the nearest model of transformers, has no max_ngram=3",
+            "NanoChatForCausalLM, the nearest model of transformers, has no max_ngram=3; "
+            "train with --max_ngram=0 to export it",
         ),
-        ("--document_attention", "has no document_attention"),
-        ("--qk_norm=false", "has no qk_norm=False"),
+        ("--document_attention --smear", "no smear=true, document_attention=true; train with"),
+        ("--qk_norm=false", "has no qk_norm=false; train with --qk_norm=true"),
         (
             "--form=gpt2 --qk_norm",
             "GPT2LMHeadModel, the nearest model of transformers, has no qk_norm",

@@ -4,18 +4,18 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from config.schema import ModelConfig, TablesConfig
 from config.size import count_flops
-from kernels import attention
+from kernels import attention, rms_norm
 from kv_cache import KVCache
 from loss import IGNORE_INDEX, LossSums, Objective, cross_entropy, mean_loss
 from model import GPT, rotate
 from tests.conftest import fill_weights
 
 V = 11
-MODERN = ModelConfig(block_size=16, n_layer=2, n_head=2, n_embd=32)
+MODERN = ModelConfig(block_size=16, n_layer=2, n_head=2, n_embd=32, smear=True)
 GPT2 = ModelConfig(block_size=16, n_layer=2, n_head=2, n_embd=32, form="gpt2")
 DOCUMENTS = MODERN.model_copy(update={"document_attention": True})
 NGRAMS = TablesConfig(max_ngram=4, table_rows=512)
@@ -186,9 +186,32 @@ def test_parameters_and_operations_are_counted() -> None:
     assert model.num_params() == vocabulary + positions + blocks + layer_norms
     assert count_flops(model.cfg, V) == 6 * (vocabulary + blocks) + 6 * 2 * 16 * 32
     modern = make_model(MODERN)
-    assert modern.num_params() == 2 * vocabulary + blocks
+    smear = 32
+    assert modern.num_params() == 2 * vocabulary + smear + blocks
     tables = make_model(MODERN, NGRAMS)
     assert tables.num_params() == modern.num_params() + 3 * 512 * 32
+
+
+def test_smear_adds_a_share_of_the_embedding_before() -> None:
+    model = make_model(MODERN)
+    assert model.smear is not None
+    model.blocks = nn.ModuleList()
+    tokens = make_tokens()
+    embeddings = rms_norm(model.wte(tokens))
+    expected = embeddings.clone()
+    for place in range(1, 16):
+        expected[:, place] += model.smear * embeddings[:, place - 1]
+    assert torch.allclose(model.hidden_states(tokens), rms_norm(expected), atol=1e-6)
+
+
+def test_smear_does_not_reach_into_another_document() -> None:
+    model = make_model(DOCUMENTS)
+    eos = V - 1
+    document = torch.tensor([[eos, 3, 4]])
+    both = torch.tensor([[eos, 1, 2, eos, 3, 4]])
+    embeddings = torch.randn(1, 6, 32)
+    alone = model.one_back(embeddings[:, 3:], document)
+    assert torch.equal(model.one_back(embeddings, both)[:, 3:], alone)
 
 
 def test_dropout_drops_only_in_training() -> None:

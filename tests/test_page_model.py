@@ -37,7 +37,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "nanogpt": {"form": "nanogpt"},
     "switched": {"qk_norm": False, "embedding_norm": False, "tied": True, "softcap": 3.0},
     "gpt2 switched": {"form": "gpt2", "qk_norm": True, "embedding_norm": True, "tied": False},
-    "documents": {"document_attention": True},
+    "smear": {"smear": True},
+    "documents": {"document_attention": True, "smear": True},
 }
 READS_ALL = "typing && typing.logits.length === typing.tokens.length"
 SENTENCE = "the mat;"  # with its context it fits the tiny run's 8 positions

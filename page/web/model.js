@@ -213,6 +213,7 @@ class GPT {
     this.vocab_size = vocab_size;
     this.wte = new Embedding(weights, "wte", cfg.n_embd);
     this.wpe = cfg.is_gpt2 ? new Embedding(weights, "wpe", cfg.n_embd) : null;
+    this.smear = weights.smear;  // (C), or undefined
     this.blocks = [];
     for (let layer = 0; layer < cfg.n_layer; layer++)
       this.blocks.push(new Block(cfg, weights, layer));
@@ -233,19 +234,28 @@ class GPT {
   hidden_state(token, cache) {
     const position = cache.length;
     cache.tokens[position] = token;
-    let x = this.wte.forward(token);
-    if (this.wpe) x = add(x, this.wpe.forward(position));
-    if (this.cfg.embedding_norm) x = rms_norm(x);
+    const first = this.cfg.document_attention ? this.document_start(cache.tokens, position) : 0;
+    let x = this.embed(token, position);
+    if (this.smear && position > first) {
+      const before = this.embed(cache.tokens[position - 1], position - 1);
+      x = x.map((value, i) => value + this.smear[i] * before[i]);
+    }
 
     let rotation = null;
     if (!this.cfg.is_gpt2) {
       const angles = this.turns.map(turn => position * turn);
       rotation = [angles.map(Math.cos), angles.map(Math.sin)];
     }
-    const first = this.cfg.document_attention ? this.document_start(cache.tokens, position) : 0;
     for (const block of this.blocks) x = block.forward(x, rotation, cache, first);
     cache.length += 1;  // only now: all layers append after the old length
     return this.norm.forward(x);
+  }
+
+  // The embedding of a token at a position, (C).
+  embed(token, position) {
+    let x = this.wte.forward(token);
+    if (this.wpe) x = add(x, this.wpe.forward(position));
+    return this.cfg.embedding_norm ? rms_norm(x) : x;
   }
 
   // Logits (V) of a hidden state (C).
