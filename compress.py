@@ -137,7 +137,7 @@ def main(argv: list[str]) -> None:
     with slow_imports():
         import torch
 
-        from engine.checkpoint import load_model, read_model
+        from engine.checkpoint import for_prediction, read_model
         from engine.device import setup_device
         from engine.dynamic import Rates, default_stride
 
@@ -146,15 +146,16 @@ def main(argv: list[str]) -> None:
         threads = job.header.threads
     torch.set_num_threads(max(1, threads))  # the order of sums depends on it
     device = setup_device(options.device, options.dtype)
-    model, _ = load_model(run, options.checkpoint, device)
+    model, _ = read_model(run, options.checkpoint)
+    model.eval().to(device.torch_device)
     flops_per_token = count_flops(model.cfg, model.vocab_size)
     streams = count_streams(job.num_tokens, flops_per_token)
     interval = 0
     if job.learns:
         streams = min(streams, LEARNING_STREAMS)
         interval = max(1, default_stride(model.cfg.block_size) // streams)
-        model, _ = read_model(run, options.checkpoint)
-        model.eval().to(device.torch_device)
+    else:
+        model = for_prediction(model, device)
     first = np.full(streams, run.tokenizer.encode_prompt("")[-1])
 
     # what has to be the same here and there

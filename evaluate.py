@@ -90,8 +90,8 @@ class EvaluateOptions(Section):
     )
     dynamic: bool = Field(
         False,
-        description="a copy of the model learns while it reads: it predicts --stride tokens, and "
-        "only then takes a step on them; 0 = 128, or half of block_size",
+        description="a copy of the model learns while it reads: it predicts --stride tokens (if "
+        "that is 0, 128 or half of block_size), and only then takes a step on them",
     )
     context: Count = Field(
         0,

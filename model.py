@@ -179,8 +179,11 @@ class GPT(nn.Module):
         end = context.shape[1]
         start = end - tokens.shape[1]  # the place of the first new token
 
-        first = max(start - 1, 0)  # smear needs the token before, too
-        x = self.wte(context[:, first:])
+        first = start
+        if self.smear is not None:
+            first = max(start - 1, 0)  # it needs the token before, too
+        recent = context[:, first:]
+        x = self.wte(recent)
         if self.tables:
             x = x + self.tables(context, end - first)
         if self.wpe is not None:
@@ -188,7 +191,7 @@ class GPT(nn.Module):
         if self.cfg.embedding_norm:
             x = rms_norm(x)
         if self.smear is not None:
-            x = x + self.smear * self.one_back(x, context[:, first:])
+            x = x + self.smear * self.one_back(x, recent)
         x = x[:, start - first :]
         x = dropout(x, self.cfg.dropout, self.training)
 

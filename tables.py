@@ -94,6 +94,13 @@ def leave_out(rows: Tensor, p: float) -> Tensor:
     return rows * (dropout(ones, p) > 0)
 
 
+def rows_and_gradients(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows that occurred, each once (K,), and the sums of their gradients (K, C)."""
+    assert table.grad is not None
+    grad = table.grad.coalesce()
+    return grad.indices()[0], grad.values()
+
+
 class RowwiseRMSProp(torch.optim.Optimizer):
     """Takes steps in the rows that occurred, from sparse gradients.
 
@@ -116,10 +123,7 @@ class RowwiseRMSProp(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _step_table(self, table: Tensor) -> None:
-        assert table.grad is not None
-        grad = table.grad.coalesce()  # each row once, with the sum of its gradients
-        rows = grad.indices()[0]
-        g = grad.values()
+        rows, g = rows_and_gradients(table)
         state = self.state[table]
         if not state:  # at the first step: n and v of each row
             state["count"] = torch.zeros(len(table), device=table.device)

@@ -15,15 +15,14 @@ def count_params(cfg: ModelConfig, vocab_size: int) -> int:
     block = (3 + 1 + 4 + 4) * width**2 + 2 * norm
     if cfg.has_bias:
         block += (3 + 1 + 4 + 1) * width
-    smear = 0
-    if cfg.smear:
-        smear = width
     rows = vocab_size  # of tables with `width` columns: wte,
+    if cfg.smear:
+        rows += 1  # smear,
     if not cfg.tied:
         rows += vocab_size  # lm_head,
     if cfg.is_gpt2:
         rows += cfg.block_size  # and wpe
-    return cfg.n_layer * block + rows * width + smear + norm
+    return cfg.n_layer * block + rows * width + norm
 
 
 def count_table_params(cfg: TablesConfig, width: int) -> int:

@@ -25,7 +25,7 @@ from engine.scoring import CHUNK_LOGITS, MIN_CHUNK, Predictions
 from engine.torch_startup import AdamW
 from loss import cross_entropy
 from model import GPT
-from tables import EPS, RowwiseRMSProp
+from tables import EPS, RowwiseRMSProp, rows_and_gradients
 
 INTERVAL = 128  # targets between two steps, if nothing else is said
 BETAS = (0.0, 0.999)  # AdamW's decays of the running means of the gradient and of its square
@@ -67,10 +67,7 @@ class RowwiseAdaGrad(RowwiseRMSProp):
 
     @torch.no_grad()
     def _step_table(self, table: Tensor) -> None:
-        assert table.grad is not None
-        grad = table.grad.coalesce()  # each row once, with the sum of its gradients
-        rows = grad.indices()[0]
-        g = grad.values()
+        rows, g = rows_and_gradients(table)
         state = self.state[table]
         if not state:
             state["square_sum"] = torch.zeros(len(table), device=table.device)

@@ -60,17 +60,23 @@ def _members(evaluation: dict[str, Any]) -> list[str]:
         return []
     lines = ["The runs by themselves, on the same targets and the same resamples:"]
     for member in evaluation["members"]:
-        value, low, high = member["loss"]["nats_per_token"].values()
-        gain, least, most = member["gain"]["nats_per_token"].values()
-        perplexity = fit_number(member["loss"]["perplexity"]["value"], 10, ".3f")
-        lines += [
-            f"  {_name(member)} has",
-            f"    {value:.4f} nats per token ({low:.4f} to {high:.4f}), "
-            f"{member['loss']['bits_per_byte']['value']:.4f} bits per byte,",
-            f"    perplexity {perplexity}; the mean gains {gain:+.4f} nats per token "
-            f"({least:+.4f} to {most:+.4f})",
-        ]
+        lines.append(f"  {_name(member)} has")
+        lines += [f"    {line}" for line in _loss_and_gain(member, "mean")]
     return lines
+
+
+def _loss_and_gain(compared: dict[str, Any], who: str, part: str = "") -> list[str]:
+    """Say what a loss is, of which part of the targets, and what the mean or the mixture gains."""
+    loss = compared["loss"]
+    value, low, high = loss["nats_per_token"].values()
+    gain, least, most = compared["gain"]["nats_per_token"].values()
+    perplexity = fit_number(loss["perplexity"]["value"], 10, ".3f")
+    return [
+        f"{value:.4f} nats per token{part} ({low:.4f} to {high:.4f}), "
+        f"{loss['bits_per_byte']['value']:.4f} bits per byte,",
+        f"perplexity {perplexity}; the {who} gains {gain:+.4f} nats per token "
+        f"({least:+.4f} to {most:+.4f})",
+    ]
 
 
 def _learning(about: dict[str, Any]) -> list[str]:
@@ -100,18 +106,12 @@ def _mixture(evaluation: dict[str, Any]) -> list[str]:
         return []
     mix = evaluation["mix"]
     name = mix["with"]
-    value, low, high = mix["loss"]["nats_per_token"].values()
-    gain, least, most = mix["gain"]["nats_per_token"].values()
-    perplexity = fit_number(mix["loss"]["perplexity"]["value"], 10, ".3f")
     part = ""
     if mix["targets"] < evaluation["targets"]:
         part = f" of the first {mix['targets']:,} targets"
     return [
         f"Mixed with the {name}, each target with the weights that were best before it:",
-        f"  {value:.4f} nats per token{part} ({low:.4f} to {high:.4f}), "
-        f"{mix['loss']['bits_per_byte']['value']:.4f} bits per byte,",
-        f"  perplexity {perplexity}; the mixture gains {gain:+.4f} nats per token "
-        f"({least:+.4f} to {most:+.4f})",
+        *[f"  {line}" for line in _loss_and_gain(mix, "mixture", part)],
         f"  mean weight of the model {mix['weight']:.3f}; the {name} alone has "
         f"{mix['ngram_nats_per_token']:.4f}",
     ]
