@@ -1,8 +1,9 @@
 """A GPT in nanochat's form or in GPT-2's.
 
 nanochat's form has rotary positions, ReLU^2, and RMSNorm without weights, which also normalises
-queries, keys and embeddings. GPT-2's form has learned positions, LayerNorm and GELU, and uses the
-weights of the token embedding as lm_head.
+queries, keys and embeddings. There each embedding gets a share of the one before it (smear).
+GPT-2's form has learned positions, LayerNorm and GELU, and uses the weights of the token embedding
+as lm_head.
 
 Shapes: B sequences, T tokens, C = n_embd, H heads of width D = C / H, V tokens in the vocabulary.
 In generation a KV cache holds what was read before; then S = cached tokens + T, else S = T.
@@ -179,9 +180,7 @@ class GPT(nn.Module):
         end = context.shape[1]
         start = end - tokens.shape[1]  # the place of the first new token
 
-        first = start
-        if self.smear is not None:
-            first = max(start - 1, 0)  # it needs the token before, too
+        first = max(start - 1, 0)  # smear needs the token before, too
         recent = context[:, first:]
         x = self.wte(recent)
         if self.tables:

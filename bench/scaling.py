@@ -77,7 +77,8 @@ def train(shape: tuple[int, int], batch_size: int, steps: int, seed: int) -> Rec
     """
     n_layer, width = shape
     cfg = Config(
-        model=ModelConfig(n_layer=n_layer, n_head=1, n_embd=width),
+        # without smear, as the runs in docs/scaling.jsonl
+        model=ModelConfig(n_layer=n_layer, n_head=1, n_embd=width, smear=False),
         run=RunConfig(seed=seed),
         optim=OptimConfig(
             batch_size=batch_size,

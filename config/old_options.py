@@ -79,13 +79,13 @@ def translate(options: Options, is_saved: bool) -> list[str]:
     problems = _translate_form(options, is_saved)
     problems += _translate_markov(options, is_saved)
     problems += _refuse_ngrams(options)
+    if is_saved and "n_embd" in options:
+        options.setdefault("smear", False)  # of before there was such an option
     tracker = options.pop("tracker", "none")
     if tracker != "none":
         options["watchers"] = f"{options.get('watchers', 'page')},{tracker}"
     for name, reason in GONE.items():
-        if name not in options:
-            continue
-        value = _read(options.pop(name))
+        value = _read(options.pop(name, ""))
         if value and not is_saved:
             problems.append(f"{name}={value}: this option is gone: {reason}")
     return problems

@@ -128,7 +128,7 @@ def _is_gpt2(options: dict[str, Any]) -> bool:
 
 
 class ModelConfig(Section):
-    """[model] A GPT. The form decides the defaults of qk_norm, embedding_norm and tied."""
+    """[model] A GPT. The form decides the defaults of the norms, smear and tied."""
 
     form: Literal["nanochat", "gpt2", "nanogpt"] = Field(
         "nanochat",
@@ -146,7 +146,7 @@ class ModelConfig(Section):
         default_factory=_is_nanochat, description="RMSNorm after the embeddings"
     )
     smear: bool = Field(
-        False,
+        default_factory=_is_nanochat,
         description="add to each embedding a share of the one before it, learned for each feature",
     )
     tied: bool = Field(

@@ -309,10 +309,14 @@ def tab(browser: Any, own: Path) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Make a directory with a run of two steps in out/run/, and what it was prepared from."""
+    """Make a directory with a run of two steps in out/run/, and what it was prepared from.
+
+    Its model can be exported.
+    """
     folder = tmp_path_factory.mktemp("example")
+    options = [*TINY, "--max_iters=2", "--smear=false"]
     with training_in(folder):
-        call("train.py", "--corpus=text.txt", "--out_dir=out/run", *TINY, "--max_iters=2")
+        call("train.py", "--corpus=text.txt", "--out_dir=out/run", *options)
         yield folder
 
 

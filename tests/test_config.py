@@ -437,7 +437,7 @@ CHANGES: dict[str, tuple[list[str], list[str]]] = {
     "form": (["--form=gpt2"], []),
     "qk_norm": (["--qk_norm=false"], []),
     "embedding_norm": (["--embedding_norm=false"], []),
-    "smear": (["--smear"], []),
+    "smear": (["--smear=false"], []),
     "tied": (["--tied"], []),
     "softcap": (["--softcap=2"], []),
     "max_ngram": (["--max_ngram=2"], []),

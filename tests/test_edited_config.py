@@ -54,7 +54,7 @@ EDITS = {
     "form": '"gpt2"',
     "qk_norm": "false",
     "embedding_norm": "false",
-    "smear": "true",
+    "smear": "false",
     "block_size": "16",
     "softcap": "3.0",
     "tied": "true",
@@ -90,7 +90,6 @@ def test_a_config_edited_to_another_model_or_text_is_refused(finished: Path, nam
         ["evaluate.py", "out/run"],
         ["evaluate.py", "out/run", "--checkpoint=last", "--explain=the cat"],
         ["compress.py", "out/run", "text.txt"],
-        ["convert.py", "out/run", "model"],
         ["evaluate.py", "out/other", "--against=out/run"],
         ["train.py", "--corpus=text.txt", "--init_from=out/run", "--out_dir=out/finer", *TINY],
         ["train.py", "--corpus=text.txt", "--teacher=out/run", "--out_dir=out/student", *TINY],
@@ -117,6 +116,15 @@ def test_every_command_notices_an_edited_config(
     assert says[n_head] in done.stderr
     assert files(finished) == before
     assert not (finished / "../finer/config.toml").exists()
+
+
+def test_an_export_notices_an_edited_config(small_run: Path, data_dir: Path) -> None:
+    shutil.copytree(small_run, data_dir, dirs_exist_ok=True)
+    edit(data_dir / "out/run", "n_head", "4")
+    done = call("convert.py", "out/run", "model", check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "its weights belong to n_head=2, not n_head=4; set that back in" in done.stderr
+    assert not Path("model").exists()
 
 
 def test_what_may_be_edited_in_a_config(finished: Path) -> None:

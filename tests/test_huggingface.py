@@ -43,6 +43,7 @@ TOKENIZERS = {
     "gpt2": Tokenizer(kind="gpt2", token_bytes=[*BPE.token_bytes[:-1], EOS]),
 }
 ONE_TOKEN: dict[str, Any] = {"vocab": {"a": 0}, "merges": []}
+EXPORTABLE = [*TINY, "--smear=false"]
 GPT2_FORM = ["--form=nanogpt", "--tied=false"]
 GPT2 = {
     "vocab_size": 61,
@@ -210,7 +211,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ["lines", "--documents=lines", "--tied"],
             ["bpe", "--tokenizer=bpe", "--vocab_size=300", *GPT2_FORM],
         ):
-            call("train.py", "--corpus=text.txt", f"--out_dir={name}", *TINY, *arguments)
+            call("train.py", "--corpus=text.txt", f"--out_dir={name}", *EXPORTABLE, *arguments)
             call("convert.py", name, f"{name}_exported")
             call("convert.py", f"{name}_exported", f"{name}_back")
     return folder
@@ -350,7 +351,7 @@ def test_an_exported_model_of_documents_keeps_its_eos(here: Path, tmp_path: Path
         "--corpus=part.txt",
         "--documents=lines",
         "--padded",
-        *TINY,
+        *EXPORTABLE,
         "--max_iters=1",
         "--out_dir=padded",
     )
@@ -550,7 +551,7 @@ def test_a_run_that_dies_before_its_first_evaluation_has_its_weights(
             assert call(*command, "--out_dir=again", check=False).returncode == 9
     with monkeypatch.context() as patch:
         patch.setattr("train.validate", lambda *_: sys.exit(9))
-        call("train.py", "--corpus=part.txt", *TINY, "--out_dir=again", check=False)
+        call("train.py", "--corpus=part.txt", *EXPORTABLE, "--out_dir=again", check=False)
     assert not list(Path("again").glob("*.safetensors"))  # of what it does not start from
     assert without_clocks(Path("died")) == without_clocks(Path("whole"))
 
@@ -719,7 +720,7 @@ def test_what_cannot_be_expressed_is_refused(
     text = [
         "--corpus=part.txt",
         "--documents=lines",
-        *TINY,
+        *EXPORTABLE,
         "--max_iters=1",
         f"--out_dir={tmp_path / 'odd'}",
     ]

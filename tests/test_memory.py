@@ -52,7 +52,7 @@ def test_a_model_that_cannot_fit_is_refused_before_anything_is_prepared_or_built
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(
-        "error: a model of 120,000,000,000,200,000 parameters "
+        "error: a model of 120,000,000,000,300,000 parameters "
         "needs at least 1,440,000,000.0 GB to be trained, and cpu has "
     )
     assert done.stderr.endswith(" GB: use a smaller --n_layer, --n_embd or --table_rows\n")
@@ -84,15 +84,15 @@ def test_a_config_that_asks_for_a_huge_model_is_compared_before_it_is_built(
 def test_what_may_fit_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """AdamW has one state more than Muon."""
     shape = ModelConfig(n_layer=1, n_head=1, n_embd=100)
-    assert count_params(shape, 1) == 120_200
+    assert count_params(shape, 1) == 120_300
     sizes: list[int | None] = []
     monkeypatch.setattr(memory, "total_memory", lambda device: sizes.pop())
-    for optimizer, needed in (("muon", 12 * 120_200), ("adamw", 16 * 120_200)):
+    for optimizer, needed in (("muon", 12 * 120_300), ("adamw", 16 * 120_300)):
         cfg = Config(model=shape, optim=OptimConfig(optimizer=optimizer))
-        assert_needs(cfg, needed, 120_200, sizes)
+        assert_needs(cfg, needed, 120_300, sizes)
         tables = TablesConfig(max_ngram=3, table_rows=1000)  # rows have no such states
         with_tables = cfg.model_copy(update={"tables": tables})
-        assert_needs(with_tables, needed + 4 * 200_000, 320_200, sizes)
+        assert_needs(with_tables, needed + 4 * 200_000, 320_300, sizes)
     sizes.append(None)
     huge = ModelConfig(n_layer=1_000_000, n_embd=1_000_000, n_head=1)
     check_memory(Config(model=huge), CPU)

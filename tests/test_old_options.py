@@ -105,3 +105,12 @@ def test_another_mistake_beside_the_form_is_told_alone() -> None:
     first, second = str(error.value).split("\n")
     assert first.strip().startswith("form=")
     assert second.strip().startswith("n_layer=")
+
+
+def test_a_saved_model_of_before_has_no_smear() -> None:
+    saved = {"n_embd": 96}
+    translate(saved, is_saved=True)
+    assert saved == {"n_embd": 96, "smear": False}
+    recipe = {"n_embd": 96}
+    translate(recipe, is_saved=False)
+    assert ModelConfig.model_validate(recipe).smear

@@ -31,7 +31,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A run whose name, corpus, baselines and tokens are hostile, and one that is harmless."""
     folder = tmp_path_factory.mktemp("theirs")
     with training_in(folder):
-        call("train.py", "--corpus=text.txt", "--out_dir=out/mine", *TINY)
+        call("train.py", "--corpus=text.txt", "--out_dir=out/mine", *TINY, "--smear=false")
         run = folder / f"out/evil{EVIL}"
         shutil.copytree("out/mine", run)
         info = json.loads((run / "corpus.json").read_text())
