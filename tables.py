@@ -18,6 +18,7 @@ from config.schema import TablesConfig
 from kernels import dropout
 
 BETA = 0.99  # decay of the running mean of a row's squared gradient
+LEAST_LR = 0.3  # share of the peak learning rate that the rows keep until the end
 EPS = 1e-30  # keeps the step of a row whose gradients were all zero finite
 
 
@@ -104,11 +105,13 @@ def rows_and_gradients(table: Tensor) -> tuple[Tensor, Tensor]:
 class RowwiseRMSProp(torch.optim.Optimizer):
     """Takes steps in the rows that occurred, from sparse gradients.
 
-    The step of a row is lr g / sqrt(v): g is its gradient, and v the running mean of the mean
-    square of g, over the steps in which the row occurred. It starts at zero, so v is divided by
-    1 - BETA^n after n of them, as in Adam. So v is one number a row, as in the row-wise AdaGrad of
-    recommender systems (Naumov et al. 2019), not one for each weight. `map` computes the tables
-    side by side.
+    The n-th step of a row is lr g / (sqrt(v) n^(1/4)): g is its gradient, and v the running mean of
+    the mean square of g, over those n steps. It starts at zero, so v is divided by 1 - BETA^n, as
+    in Adam. So v is one number a row, as in the row-wise AdaGrad of recommender systems (Naumov et
+    al. 2019), not one for each weight. The steps of AdaGrad shrink with n^(1/2).
+
+    As a row's steps become shorter anyway, lr falls from the peak to LEAST_LR of it, not to zero:
+    so rows that first occur late learn too. `map` computes the tables side by side.
     """
 
     def __init__(
@@ -132,8 +135,9 @@ class RowwiseRMSProp(torch.optim.Optimizer):
         v = state["mean_square"][rows].lerp(g.square().mean(dim=1), 1 - BETA)
         state["count"][rows] = n
         state["mean_square"][rows] = v
-        step = g * (v / (1 - BETA**n) + EPS).rsqrt()[:, None]
+        lr = LEAST_LR * self.defaults["lr"] + (1 - LEAST_LR) * self.param_groups[0]["lr"]
+        size = lr * n**-0.25 * (v / (1 - BETA**n) + EPS).rsqrt()  # (K,)
         # quicker than table[rows] on a CPU
-        moved = table.index_select(0, rows).sub_(step, alpha=self.param_groups[0]["lr"])
+        moved = table.index_select(0, rows).sub_(size[:, None] * g)
         table.index_copy_(0, rows, moved.half().float())
         table[0] = 0.0

@@ -180,7 +180,7 @@ class TablesConfig(Section):
     table_dropout: Fraction = Field(
         0.0, description="probability of leaving out a table's embedding in training"
     )
-    table_learning_rate: Rate = Field(0.02, description="peak learning rate of the rows")
+    table_learning_rate: Rate = Field(0.03, description="peak learning rate of the rows")
 
     @property
     def are_used(self) -> bool:

@@ -45,7 +45,7 @@ MAX_STATEMENT = 60  # tokens
 MAX_PARAMETERS = 5  # by position, and as many more by keyword
 
 # The core: many small files with one purpose each, so the number of modules says little.
-MAX_STORY_TOKENS = 60_900  # of train.py and all that it imports
+MAX_STORY_TOKENS = 60_950  # of train.py and all that it imports
 MAX_NAMES = 50  # that train.py imports
 MAX_MODULES = {"train.py": 67, "sample.py": 33, "curves.py": 22}
 

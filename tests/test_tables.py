@@ -29,7 +29,7 @@ from engine.state import TrainState
 from engine.workers import Workers
 from model import GPT
 from page.records import read_passages
-from tables import BETA, NgramTables, RowwiseRMSProp, hash_ngrams, leave_out
+from tables import BETA, LEAST_LR, NgramTables, RowwiseRMSProp, hash_ngrams, leave_out
 from tests.conftest import (
     CPU,
     TINY,
@@ -134,7 +134,7 @@ def dense_steps(gradients: list[Tensor], lr: float) -> Tensor:
                 continue
             n += 1
             v = BETA * v + (1 - BETA) * float(g.square().mean())
-            step = lr * g / math.sqrt(v / (1 - BETA**n))
+            step = lr * g / (math.sqrt(v / (1 - BETA**n)) * n**0.25)
             table[row] = (table[row] - step).half().float()
     return table
 
@@ -182,6 +182,19 @@ def test_rows_that_do_not_occur_do_not_move() -> None:
     assert moved.nonzero().flatten().tolist() == [0, 1, 3, 7]
     assert (moved | stayed).all()
     assert not table[0].any()  # it stands for no n-gram
+
+
+def test_rows_learn_until_the_end() -> None:
+    """The learning rate falls to LEAST_LR of the peak, not to zero."""
+    moved = {}
+    for lr in (0.1, 0.0):
+        table = torch.nn.Parameter(torch.zeros(3, 2))
+        optimizer = RowwiseRMSProp([table], lr=0.1)
+        optimizer.param_groups[0]["lr"] = lr
+        table.grad = sparse_gradient(torch.tensor([1]), torch.ones(1, 2), 3)
+        optimizer.step()
+        moved[lr] = -float(table[1, 0].detach())
+    assert moved[0.0] == pytest.approx(LEAST_LR * moved[0.1], rel=1e-3)
 
 
 def test_a_row_without_a_gradient_stays_finite() -> None:
