@@ -18,7 +18,7 @@ SEEDS = 5  # of a row
 SEEDS_IF_LONG = 3
 LONG = 3000  # seconds of a command, about an hour
 MAX_DIFFERENCE = 0.01  # between the exact loss and the file
-NO_FILE = "by evaluate.py only"  # as it is with an ensemble
+NO_FILE = "by evaluate.py only"  # of an ensemble, and of a model that learns
 TITLES = {"shakespeare": "the 38 plays", "tinyshakespeare": "tinyshakespeare"}
 
 HEAD = """# Records on two cores of a CPU
@@ -38,7 +38,8 @@ predictions are in float32, have other contexts, and include the first character
 difference of the seed where it is largest; above 1% something is wrong.
 
 Every model here stands still while it is measured, unless a title says that it learns while it
-reads: the two never share a ranking.
+reads: the two never share a ranking. The seconds are then those of the training too, without what
+the text takes to be read (`evaluate.py --dynamic`).
 
 To add a row, choose a recipe, a file in `config/` and options, on tuning text (`--split=tuning`).
 Write it into the table RECIPES of `bench/records.py`, and commit it. Then, on 2 cores with nothing

@@ -104,7 +104,8 @@ def test_each_seed_is_trained_compressed_and_expanded(programs: Programs) -> Non
     assert torch.get_num_threads() == threads
     assert programs.count("^train.py") == 2
     assert programs.count("^compress.py") == 4
-    (row,) = read_rows()
+    assert programs.count("^evaluate.py .*--dynamic") == 2
+    row, learning = read_rows()
     assert (row["recipe"], row["commit"]) == (COMMAND, COMMIT)
     assert row["cpu"].startswith(CPU)
     size = len(records.read_val(COMMAND))
@@ -118,14 +119,19 @@ def test_each_seed_is_trained_compressed_and_expanded(programs: Programs) -> Non
         assert COMMIT in log
         assert f"$ python train.py {COMMAND} --seed={seed}\n" in log
         assert log.count("$ python compress.py") == log.count("bits in the file") == 2
-    assert "| 1 | 1.0 (1.0 to 1.0) |" in read_table()
+    assert (row["learns"], learning["learns"]) == (False, True)
+    for seed, run in learning["runs"].items():
+        assert run["seconds"] == 1
+        assert 0 < run["bits_per_byte"] != row["runs"][seed]["bits_per_byte"]
+        assert run["file_bits_per_byte"] is None
+    assert read_table().count("| 1 | 1.0 (1.0 to 1.0) |") == 2
     called = len(programs.called)
     measure()  # there is nothing left to do
     assert len(programs.called) == called
 
 
 @pytest.mark.parametrize(
-    "stop_at", ["train.py", "seed=2", "compress.py", "1.txt.srp", "2.txt --over"]
+    "stop_at", ["train.py", "seed=2", "compress.py", "1.txt.srp", "2.txt --over", "--dynamic"]
 )
 def test_it_goes_on_where_it_was_stopped(programs: Programs, stop_at: str) -> None:
     programs.stop_at = stop_at
@@ -133,8 +139,8 @@ def test_it_goes_on_where_it_was_stopped(programs: Programs, stop_at: str) -> No
     measure()
     assert programs.count("^train.py") == 2
     assert programs.count("^compress.py.*srp") == 2
-    (row,) = read_rows()
-    assert list(row["runs"]) == ["1", "2"]
+    for row in read_rows():
+        assert list(row["runs"]) == ["1", "2"]
     assert "| 1, 2 |" in read_table()
 
 
@@ -153,7 +159,7 @@ def test_a_file_that_gives_another_text_back_is_an_error(programs: Programs, dam
     programs.damaged = damaged
     printed = measure(returns=2)
     assert "1.txt.srp: damaged" in printed or "does not give back the validation text" in printed
-    (row,) = read_rows()
+    row = read_rows()[0]
     assert "file_bits_per_byte" not in row["runs"]["1"]
     assert not Path("docs/records.md").exists()
     programs.damaged = ""
@@ -172,7 +178,7 @@ def test_another_commit_or_cpu_is_another_row(
     assert programs.count("^train.py") == 6
     rows = read_rows()
     assert len({row["log"] for row in rows}) == 3
-    assert read_table().count(f"`{COMMAND}`") == 3
+    assert read_table().count(f"`{COMMAND}`") == 6  # standing still, and learning
 
 
 def test_only_recipes_of_a_board_that_predict_all_of_val_are_measured(
