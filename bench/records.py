@@ -62,10 +62,9 @@ from surprisal import LN2
 DEFAULT = "config/shakespeare_char.toml"
 TABLES = "config/shakespeare_ngram.toml"
 TABLES_DEEP = f"{TABLES} --n_layer=3"
-TABLES_TINY = (  # one reading of the text
-    f"{TABLES} --corpus=tinyshakespeare --n_layer=2 --batch_size=8 --max_iters=490 "
-    "--muon_learning_rate=0.03"
-)
+TINY = f"{TABLES} --corpus=tinyshakespeare --n_layer=2 --batch_size=8 --muon_learning_rate=0.03"
+TABLES_TINY = f"{TINY} --max_iters=490"  # one reading of the text
+TABLES_TINY_SHORTER = f"{TINY} --max_iters=420"
 TABLES_TINY_WIDE = (
     f"{TABLES} --corpus=tinyshakespeare --n_layer=2 --n_embd=128 --batch_size=8 --max_iters=800 "
     "--max_ngram=6 --table_dropout=0.3"
@@ -75,7 +74,11 @@ BEST_TINY = "config/tinyshakespeare_best.toml"
 BEST_TINY_SHORTER = f"{BEST_TINY} --max_iters=2050"
 RECIPES: Recipes = {
     Board("Time to 1.88", "tinyshakespeare", most_nats=1.88): [SPRINT],
-    Board("Time to 1.4697", "tinyshakespeare", most_nats=1.4697): [TABLES_TINY, BEST_TINY_SHORTER],
+    Board("Time to 1.4697", "tinyshakespeare", most_nats=1.4697): [
+        TABLES_TINY_SHORTER,
+        TABLES_TINY,
+        BEST_TINY_SHORTER,
+    ],
     Board("After one minute", "shakespeare", most_seconds=60): [TABLES, DEFAULT],
     Board("After one minute", "tinyshakespeare", most_seconds=60): [
         TABLES_TINY,
