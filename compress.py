@@ -52,6 +52,10 @@ MAX_STREAMS = 128
 MAX_FLOPS = 2**32  # to train on a token of each stream
 LEARNING_STREAMS = 4  # at most: the fewer, the sooner each learns from the text before it
 CHECK_STEPS = 256  # a file has a checksum of the weights after the first step, and after so many
+LEARNING_DIVERGED = (
+    "learn: the model diverged while it learned this text; without --learn it stands still, and "
+    "can compress it"
+)
 CODER_BITS = 24  # of the coder's frequencies, none of which is 0: no token takes more bits
 CATEGORICAL = stream.model.Categorical(perfect=False)
 
@@ -341,10 +345,11 @@ def restore(job: Job, tokens: np.ndarray) -> bytes:
     return text
 
 
-def make_predictor(model: "GPT", device: "Device") -> Predictor:
+def make_predictor(model: "GPT", device: "Device", diverged: str = DIVERGED) -> Predictor:
     """Make a function that predicts the next tokens of streams, and remembers those before.
 
-    At first it may be given several tokens of each stream, (S, T).
+    At first it may be given several tokens of each stream, (S, T). UserError, which says
+    `diverged`, if a prediction is not finite.
     """
     import torch
 
@@ -358,7 +363,7 @@ def make_predictor(model: "GPT", device: "Device") -> Predictor:
         logits = window.prefill(tokens) if window.cache is None else window.decode(tokens)
         log_q = logits[:n].cpu().double().log_softmax(dim=1)
         if not log_q.isfinite().all():
-            raise UserError(DIVERGED)
+            raise UserError(diverged)
         # the coder wants two symbols or more
         q = torch.nn.functional.pad(log_q.exp(), (0, 1))
         return log_q, q.numpy()
@@ -403,7 +408,8 @@ class LearningPredictor:
             start = max(0, len(self.inputs) - self.context)
             self.inputs = self.inputs[start:]
             self.going_on = []
-            self.predict_in_window = make_predictor(self.learner.model, self.device)
+            model = self.learner.model
+            self.predict_in_window = make_predictor(model, self.device, LEARNING_DIVERGED)
             window = np.stack([*self.inputs, new], axis=1)
         else:
             window = new
@@ -414,6 +420,7 @@ class LearningPredictor:
     def learn(self, new: np.ndarray) -> None:
         """Take a step on the last `interval` tokens of each stream, of which the last are `new`."""
         from data.batches import IGNORE_INDEX
+        from engine.dynamic import LearningDivergedError
 
         inputs = np.stack(self.inputs, axis=1)  # (S, T)
         targets = np.stack([*self.inputs[1:], new], axis=1)
@@ -422,7 +429,10 @@ class LearningPredictor:
         for place, n in enumerate(self.going_on, start):
             targets[n:, place] = IGNORE_INDEX
         on_device = self.device.to_device(inputs, targets)
-        self.learner.learn(self.learner.predict(*on_device))
+        try:
+            self.learner.learn(self.learner.predict(*on_device))
+        except LearningDivergedError:
+            raise UserError(LEARNING_DIVERGED) from None
         self.steps += 1
         if self.steps == 1 or self.steps % CHECK_STEPS == 0:
             self.check()

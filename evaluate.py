@@ -30,6 +30,7 @@ from data.baselines import measured_part
 from data.corpora import read_corpus_text
 from data.documents import Document, Split, encode_documents, split_documents
 from data.eval_text import EvalText
+from data.info import ENGLISH
 from data.prepare import prepare_corpus
 from data.sources import read_all_documents
 from data.unknown import Replacer, make_replacer
@@ -38,7 +39,7 @@ from engine.run import Run, open_run
 from engine.run_text import make_eval_text, open_corpus
 from engine.watchers import load_wing
 from report import analysis
-from report.along_text import losses_along_text
+from report.along_text import LearnedText, losses_along_text
 from report.costs import show_costs, show_costs_without_tables
 from report.evaluation import in_words, unknown_lines
 from report.intervals import Blocks, byte_offsets, intervals, measure_losses
@@ -117,8 +118,8 @@ class EvaluateOptions(Section):
     )
     html: Page = Field(
         "",
-        description="also write a page for a browser, with the text token by token: a file such as "
-        "page.html",
+        description="also write a page for a browser, with the text token by token, and with "
+        "--dynamic the loss along it: a file such as page.html",
     )
     tables: bool = Field(
         False,
@@ -137,7 +138,6 @@ EXCLUSIVE = [
     {"ensemble", "tables"},
     {"dynamic", "ensemble"},
     {"dynamic", "explain"},
-    {"dynamic", "html"},
     {"dynamic", "tables"},
     {"mix", "explain"},
     {"explain", "text"},
@@ -226,8 +226,11 @@ def main(argv: list[str]) -> None:
     if options.html:
         write_page = load_wing("page of a text")
         shown = [(each.columns, each.passage) for each in scores]
+        learned = None
+        if options.dynamic:
+            learned = learned_text(scores[0])
         runs += others
-        write_page(Path(options.html), runs, shown, chosen.name, evaluation)
+        write_page(Path(options.html), runs, shown, chosen.name, evaluation, learned=learned)
         stream = sys.stderr if options.json_ else sys.stdout
         print(options.html, file=stream)
 
@@ -695,6 +698,7 @@ def add_up(scores: list[RunScores], chosen: Chosen, options: EvaluateOptions) ->
     if options.dynamic:
         compared = compare_with(losses[0], of_others[0], blocks)
         evaluation["dynamic"] = describe_learning(first, compared, options)
+        evaluation["english"] = beside_english(run, losses[0], options)
         evaluation["along_text"] = measure_along_text(first, chosen, options)
     if options.mix:
         evaluation["mix"] = measure_mixture(first, options.mix)
@@ -741,16 +745,28 @@ def describe_learning(
     }
 
 
+def beside_english(run: Run, loss: analysis.Columns, options: EvaluateOptions) -> str:
+    """Say what is estimated of English, beside a loss on the plays; empty for another text."""
+    is_of_plays = run.info.name.endswith("shakespeare") and not options.text
+    if run.tokenizer.kind != "char" or not is_of_plays:
+        return ""
+    return ENGLISH.format(loss["bits_per_token"][0])
+
+
 def measure_along_text(
     scores: RunScores, chosen: Chosen, options: EvaluateOptions
 ) -> dict[str, Any]:
     """Measure the loss along a text of a model that stands still, that learns, and of PPMd."""
-    assert scores.standing_still is not None
-    models = {"standing still": scores.standing_still, "learning": scores.columns}
     train = chosen.train
     if options.split == "train":  # nothing was read before
         train = None
-    return losses_along_text(scores.text, scores.run.tokenizer, models, train)
+    return losses_along_text(learned_text(scores), scores.run.tokenizer, train)
+
+
+def learned_text(scores: RunScores) -> LearnedText:
+    """Return a text with its costs for a model that stood still, and the same that learned."""
+    assert scores.standing_still is not None
+    return LearnedText(scores.text, scores.standing_still, scores.columns)
 
 
 def compare_with(

@@ -46,6 +46,10 @@ def default_context(block_size: int, stride: int) -> int:
     return min(math.ceil(block_size / 4), block_size - stride)
 
 
+class LearningDivergedError(UserError):
+    """Says that the steps were too large: predictions are no longer finite."""
+
+
 class Rates(NamedTuple):
     """The learning rates of a model that learns while it reads; what has a rate of 0 stands still.
 
@@ -112,14 +116,16 @@ class Learner:
     def predict(self, inputs: Tensor, targets: Tensor) -> Predictions:
         """Predict the targets (B, T) that are not masked, after inputs (B, T).
 
-        UserError if a prediction is not finite.
+        LearningDivergedError if a prediction is not finite.
         """
         is_target = targets != IGNORE_INDEX
         with self.device.autocast():
             hidden = self.model.hidden_states(inputs)
             logits = self.model.logits(hidden[is_target])
         if not logits.isfinite().all():
-            raise UserError("the model diverged while it learned: use lower learning rates")
+            raise LearningDivergedError(
+                "the model diverged while it learned: use lower learning rates"
+            )
         context_len = torch.arange(1, targets.shape[1] + 1, device=targets.device)
         return Predictions(logits, targets[is_target], context_len.expand_as(targets)[is_target])
 

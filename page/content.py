@@ -75,6 +75,7 @@ def content_of_runs(runs: Sequence[Run], live: bool = False) -> Content:
         "targets": target_names,
         "pairs": compare_pairs(runs, evaluations),
         "sweep": None,
+        "along": None,
         "model": None,
         "status": "",
         "live": live,

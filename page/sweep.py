@@ -66,6 +66,7 @@ def content_of_sweep(folder: Path, sweep: dict[str, Any]) -> Content:
         "targets": [""],
         "pairs": [],
         "sweep": about | {"groups": groups},
+        "along": None,
         "status": sweep["progress"],
         "live": sweep["is_live"],
         "few_targets": FEW,

@@ -89,7 +89,7 @@ def _learning(about: dict[str, Any]) -> list[str]:
     rates = f"{dynamic['learning_rate']:g} by AdamW"
     if dynamic["table_learning_rate"] is not None:
         rates += f", tables of n-grams {dynamic['table_learning_rate']:g} by AdaGrad"
-    return [
+    lines = [
         f"  Standing still, in the same windows, it has {value:.4f} ({low:.4f} to {high:.4f}).",
         f"  Learning gains {gain:+.4f} nats per token ({least:+.4f} to {most:+.4f}):",
         f"  {dynamic['gain_of_first_tenth']:+.4f} in the first tenth of the text, "
@@ -98,6 +98,9 @@ def _learning(about: dict[str, Any]) -> list[str]:
         "were predicted and counted;",
         f"  rates: {rates}.",
     ]
+    if about["english"]:
+        lines.append(f"  {about['english']}")
+    return lines
 
 
 def _mixture(evaluation: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from config.schema import Config, OptimConfig
-from data.info import CorpusInfo, beside_baselines, passed_and_ahead
+from data.info import ENGLISH, CorpusInfo, beside_baselines, passed_and_ahead
 from engine.metrics import Record, is_outcome
 from engine.state import OVERFITTING_RISE, TrainState
 from surprisal import nats_to_bits, perplexity, uniform_nll
@@ -132,12 +132,8 @@ def describe_best(final: Record, last_step: float, info: CorpusInfo) -> Iterator
     )
     for line in beside_baselines(nll, info.baselines):
         yield f"  {line}"
-    if info.tokenizer == "char" and info.name in ("shakespeare", "tinyshakespeare"):
-        yield (
-            "  English has about 1.0 to 1.5 bits per character; this is "
-            f"{nats_to_bits(nll):.2f}. That estimate is for modern prose, and for readers who "
-            "know the world. This model read nothing but old plays."
-        )
+    if info.tokenizer == "char" and info.name.endswith("shakespeare"):
+        yield f"  {ENGLISH.format(nats_to_bits(nll))}"
     if info.entropy_rate is not None and info.source_nll is not None:
         yield (
             f"  H(p, q) = H(p) + KL(p || q): {nll:.4f} is the entropy rate "

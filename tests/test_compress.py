@@ -674,6 +674,24 @@ def test_a_forged_number_of_tokens_or_steps_is_refused() -> None:
         assert re.search("damaged|another device", refused("tables", "a.txt.srp"))
 
 
+def test_a_text_on_which_the_model_diverges_is_compressed_without_learning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The line names what compress.py has: it has no option for the rates."""
+    says = "error: learn: the model diverged while it learned this text; without --learn it stands"
+    monkeypatch.setattr("engine.dynamic.Rates", lambda: Rates(1e30, 1e30))
+    Path("a.txt").write_text(TEXT[:300], encoding="utf-8")
+    assert refused("tables", "a.txt", "--learn").startswith(says)
+    # the step itself may be what sees it first
+    with mock.patch("compress.make_predictor"):
+        learning = LearningPredictor(random_model(), CPU, interval=1)
+    torch.nn.init.constant_(learning.learner.model.lm_head.weight, math.nan)
+    learning.inputs = [np.array([1])]
+    learning.going_on = [1]
+    with pytest.raises(UserError, match="diverged while it learned this text"):
+        learning.learn(np.array([2]))
+
+
 def test_a_file_says_itself_whether_its_model_learned() -> None:
     encode(TEXT[:300].encode(), "char")
     Path("a.txt").unlink()

@@ -3,8 +3,11 @@
 import hashlib
 import itertools
 import json
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -28,9 +31,11 @@ from engine.dynamic import (
     predict_and_learn,
     predict_only,
 )
+from engine.run import open_run
 from engine.scoring import predict, score_targets
 from model import GPT
-from tests.conftest import CPU, TINY, call, make_model, only_numbers, training_in
+from page.along import DIGITS, MASKED, STEPS_A_BIT
+from tests.conftest import CPU, TINY, call, make_model, make_text, only_numbers, training_in
 
 TABLES = TablesConfig(max_ngram=4, table_rows=50)
 FAST = Rates(learning_rate=0.01, table_learning_rate=0.05)
@@ -200,6 +205,21 @@ def test_a_small_window_has_context_too() -> None:
 # The command.
 
 
+NAMES = ["hamned", "doramen", "catesan", "someret", "ventos"]  # in letters of the old words
+
+
+NAMES_IN_ORDER = sorted(NAMES)
+
+
+def make_play() -> str:
+    """Write a text in whose second half there are names that its first half does not have."""
+    rng = random.Random(1)
+    text = make_text(60)
+    for _ in range(80):
+        text += " ".join(rng.choices(NAMES, k=3)) + " sat;\n"
+    return text
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Make tiny runs in the current directory, each named after what is special in it."""
@@ -208,6 +228,7 @@ def runs(tmp_path_factory):
         only_numbers(patch)
         Path("story.txt").write_text("the cat sat on a mat;\n" * 60, encoding="utf-8")
         lines = [f'{{"prompt": "{n} and 1", "completion": "make {n + 1}"}}' for n in range(200)]
+        Path("play.txt").write_text(make_play(), encoding="utf-8")
         Path("records.jsonl").write_text("\n".join(lines), encoding="utf-8")
         for out, *arguments in (
             ["whole"],
@@ -317,6 +338,80 @@ def test_the_loss_along_the_text_adds_up(runs, monkeypatch) -> None:
         assert bits == pytest.approx(loss * result["bytes"], abs=late)
 
 
+PLAY = ["out/tables", "--text=play.txt", "--dynamic"]
+
+
+def test_new_words_come_in_where_a_play_begins(runs, monkeypatch) -> None:
+    """There is a mark, and whoever learns pays less for them each time."""
+    monkeypatch.setattr("report.along_text.PART_BYTES", 50)
+    along = found(*PLAY, *rates_of("out/tables"))["along_text"]
+    text = make_play()
+    place = min(text.index(name) for name in NAMES)
+    before = len(text[:place].encode()) - len(text[0])  # the first character is no target
+    (mark,) = along["marks"]
+    assert mark["start"] == before
+    assert sorted(mark["words"]) == NAMES_IN_ORDER
+    new = along["new_words"]
+    assert new["words"] == len(NAMES)
+    assert sorted(new["examples"]) == NAMES_IN_ORDER
+    still, learning = (new["bits"][name] for name in ("standing still", "learning"))
+    assert len(still) == len(learning) == 10
+    assert learning[-1] < learning[0] - 5
+    assert still[-1] == pytest.approx(still[0], abs=2)
+
+
+def unpack(part: dict[str, Any], name: str) -> list[float | None]:
+    """Read the packed costs of a part in a page, in bits."""
+    digits = "".join(DIGITS)
+    packed = part[name]
+    costs: list[float | None] = []
+    for high, low in zip(packed[::2], packed[1::2], strict=True):
+        code = 64 * digits.index(high) + digits.index(low)
+        costs.append(None if code == MASKED else code / STEPS_A_BIT)
+    return costs
+
+
+@pytest.mark.parametrize("run", ["out/tables", "out/padded", "out/records"])
+def test_the_page_has_each_part_token_by_token(runs, run: str, monkeypatch) -> None:
+    """With what each token cost standing still and learning, and none for a masked one."""
+    monkeypatch.setattr("report.along_text.PART_BYTES", 100)
+    written: dict[str, Any] = {}
+    monkeypatch.setattr("page.page.write_page", lambda path, content: written.update(content))
+    result = found(run, "--dynamic", *rates_of(run), "--html=page.html")
+    along = written["along"]
+    assert along["start"] == result["along_text"]["start"]
+    assert along["masks"] == (run == "out/records")
+    sizes = np.diff([*along["start"], along["end"]])
+    costs: dict[str, list[float | None]] = {"standing still": [], "learning": []}
+    for number, part in enumerate(along["parts"]):
+        for name, packed in (("standing still", "still"), ("learning", "learning")):
+            own = unpack(part, packed)
+            assert len(own) == len(part["tokens"])
+            bits = sum(cost for cost in own if cost is not None)
+            expected = along["bits_per_byte"][name][number] * sizes[number]
+            if not along["masks"]:
+                assert bits == pytest.approx(expected, abs=0.01 * len(own))
+            costs[name] += own
+    targets = [cost for cost in costs["learning"] if cost is not None]
+    assert len(targets) == result["targets"]
+    nats = result["loss"]["nats_per_token"]["value"]
+    assert np.mean(targets) * np.log(2) == pytest.approx(nats, abs=0.004)
+    assert (None in costs["learning"]) == along["masks"]
+    joined = "".join("".join(part["tokens"]) for part in along["parts"])
+    assert "the cat" in joined or "make" in joined
+
+
+def test_a_page_of_a_long_text_has_the_start_of_each_part(runs, monkeypatch) -> None:
+    monkeypatch.setattr("page.along.MAX_SHOWN", 60)
+    monkeypatch.setattr("report.along_text.PART_BYTES", 100)
+    written: dict[str, Any] = {}
+    monkeypatch.setattr("page.page.write_page", lambda path, content: written.update(content))
+    found("out/whole", "--dynamic", "--html=page.html")
+    parts = written["along"]["parts"]
+    most = 60 // len(parts)
+    assert [len(part["tokens"]) for part in parts] == [most] * len(parts)
+
+
 def test_ppmd_is_left_out_along_a_masked_text_and_one_without_a_text_before(runs) -> None:
     for argv in (
         ["out/records"],
@@ -343,6 +438,41 @@ def test_what_is_said_tells_who_learns(runs) -> None:
     assert said.index("Standing still:\n") < of_still < said.index("Learning:\nOf those that ")
 
 
+def test_a_learner_is_mixed_with_an_ngram(runs) -> None:
+    """The mixture is of what the learner predicted; the n-gram stands still."""
+    alone = found("out/tables", "--dynamic", *rates_of("out/tables"))
+    result = found("out/tables", "--dynamic", *rates_of("out/tables"), "--mix=3-gram")
+    mix = result.pop("mix")
+    assert result == alone
+    assert mix["targets"] == result["targets"]
+    counted = [each for each in alone["baselines"] if each["name"] == "3-gram"]
+    assert mix["ngram_nats_per_token"] == pytest.approx(counted[0]["nats_per_token"])
+    own, mixed = (each["loss"]["nats_per_token"]["value"] for each in (alone, mix))
+    assert mix["gain"]["nats_per_token"]["value"] == pytest.approx(own - mixed)
+    of_still = found("out/tables", "--stride=4", "--mix=3-gram")["mix"]
+    assert mixed != of_still["loss"]["nats_per_token"]["value"]
+    said = call("evaluate.py", "out/tables", "--dynamic", "--mix=3-gram").stdout
+    assert "Mixed with the 3-gram, each target with the weights that were best before it:" in said
+
+
+def test_beside_a_loss_on_plays_stands_that_of_english(runs) -> None:
+    """The same sentence as at the end of a training, with the loss of the one that learns."""
+    run = open_run(Path("out/whole"))
+    options = evaluate.EvaluateOptions(dynamic=True)
+    loss = {"bits_per_token": np.array([1.76, 1.7, 1.8])}
+    assert evaluate.beside_english(run, loss, options) == ""
+    assert "English has" not in call("evaluate.py", "out/whole", "--dynamic").stdout
+    info = run.info.model_copy(update={"name": "shakespeare"})
+    of_plays = replace(run, info=info)
+    says = evaluate.beside_english(of_plays, loss, options)
+    assert says.startswith("English has about 1.0 to 1.5 bits per character; this is 1.76. That")
+    with mock.patch("evaluate.beside_english", return_value=says):
+        said = call("evaluate.py", "out/whole", "--dynamic").stdout
+    assert f"by AdamW.\n  {says}\n" in said
+    own = evaluate.EvaluateOptions(dynamic=True, text="story.txt")
+    assert evaluate.beside_english(of_plays, loss, own) == ""
+
+
 def test_a_rate_of_tables_needs_tables(runs) -> None:
     with pytest.raises(UserError, match="table_learning_rate: out/whole has no tables of n-grams"):
         evaluate.main(["out/whole", "--dynamic", "--table_learning_rate=0.1"])
@@ -353,7 +483,6 @@ def test_a_rate_of_tables_needs_tables(runs) -> None:
     [
         (["--dynamic", "--explain=the cat"], "dynamic and explain: use one of them"),
         (["--dynamic", "--tables"], "dynamic and tables: use one of them"),
-        (["--dynamic", "--html=page.html"], "dynamic and html: use one of them"),
         (["--learning_rate=0.1"], "learning_rate: only --dynamic has it"),
         (["--context=3"], "context: only --dynamic has it"),
         (["--dynamic", "--context=5"], "context=5: with stride=4 it is more than block_size=8 of"),

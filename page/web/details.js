@@ -4,6 +4,9 @@ const LINES_SHOWN = 60;
 const slider = byId("temperature");
 
 function drawDetails() {
+  const isPredicted = Boolean(evaluationNow().top);
+  for (const place of document.querySelectorAll(".predicted")) place.hidden = !isPredicted;
+  if (!isPredicted) return;
   drawSurprise();
   drawLearning();
   drawSoftmax();

@@ -155,6 +155,7 @@ function drawSaying(run, nats) {
   const place = byId("saying"), choices = Number(Math.exp(nats).toPrecision(3));
   place.textContent =
     `As uncertain as a choice among ${choices} equally likely ${tokenWord(run)}s.`;
+  if (page.along) sayWhatLearningGains(run.evaluation, place);
   if (!page.curves) return;
   const lines = (run.verdict ?? "").split("\n").filter(line => line && !line.startsWith(" "));
   for (const line of lines.filter(isOutcome)) place.append(` ${line}`);
@@ -163,6 +164,15 @@ function drawSaying(run, nats) {
     const small = element("small", "", place, {className: "dim"});
     for (const word of line.split(" ")) small.append(" ", element("span", word, null));
   }
+}
+
+// Beside the loss of a model that learned: what it has standing still, and what English has.
+function sayWhatLearningGains({dynamic, english}, place) {
+  const {value: still} = dynamic.standing_still.nats_per_token;
+  const {value: gain} = dynamic.gain.nats_per_token;
+  place.append(` The model learns while it reads: standing still, it has ${still.toFixed(3)} ` +
+               `nats, so learning saves ${gain.toFixed(3)}.`);
+  if (english) element("small", ` ${english}`, place, {className: "dim"});
 }
 
 // The lines of a verdict that say what came of a training, and what to try.

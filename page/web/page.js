@@ -166,7 +166,7 @@ function readAddress() {
 }
 
 function writeAddress() {
-  const kept = {...options(), ...momentState(), ...textState(), ...typing?.state()};
+  const kept = {...options(), ...momentState(), ...partState(), ...textState(), ...typing?.state()};
   if (hidden.size) kept.hidden = [...hidden].join(" ");
   if (filter) kept.filter = filter;
   if (reference !== null) kept.reference = reference;
@@ -193,6 +193,7 @@ function draw() {
 }
 
 function drawAll() {
+  drawAlong();
   drawText();
   drawTimeline();
   draw();

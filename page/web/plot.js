@@ -5,13 +5,18 @@
 //   in a plot whose marks tell together, {value, text, name, at}; `runs` are the numbers of the
 //   runs that a mark is of, and `label` stands at the end of its line;
 // and how: {title, x: {title, range, ticks}, y: {title, range, log, fromZero}, levels, spans,
-//   together, zoom, key}; where ticks(start, end) gives places of x in this range, and their texts.
+//   together, zoom, key, pins, pick}; where ticks(start, end) gives places of x in this range, and
+//   their texts; `pins` are places of x with a dotted line and a label above it: {at, name, text,
+//   title, pick}; and pick(x) is called for a place of x that somebody clicks.
 // A plot that is drawn again with the same key keeps the zoom that somebody chose.
 const TOLD = 6;  // lines that a pointer is told at once
 const LABEL_GAP = 15;  // pixels between labels, where there is room
 const LEAST_GAP = 10;
 const NARROW = 500;  // pixels, of a plot
 const EDGE = 16;  // pixels, which on a narrow screen half a ring needs beside a curve's end
+const PIN_ROOM = 52;  // pixels above a plot, for its tools and the labels of its pins
+const PIN_WIDTH = 90;  // pixels that a pin's text needs
+const DRAGGED = 5;  // pixels after which a click was none
 const NEAR = 14;  // pixels from a curve, where the pointer means it
 const PRINTED = 300;  // milliseconds after which a chart is on the screen
 const UNSEEN = 1000;  // milliseconds after which plots are drawn that nobody sees: to be printed
@@ -68,7 +73,7 @@ function show(place) {
   marks.forEach((mark, i) => { shown.sources[i].data = columns(mark); });
   if (look.title) figure.title.text = look.title;
   figure.min_border_right = measureLabels(shown);
-  figure.min_border_top = shown.legend ? 20 : 5;
+  figure.min_border_top = look.pins?.length ? PIN_ROOM : shown.legend ? 20 : 5;
   annotate(shown);
   const reach = marks.flatMap(({y, low = [], high = []}) => [...y, ...low, ...high]);
   const room = Math.max(0.02, EDGE / place.clientWidth);
@@ -127,6 +132,7 @@ function build(shown, key) {
   place.ariaLabel = `${look.y.title} against ${look.x.title}`;
   shown.view = Plotting.show(figure, place);
   shown.labels = element("div", "", place, {className: "labels"});
+  shown.pins = element("div", "", place, {className: "pins"});
   shown.told = element("div", "", place, {className: "told"});
   listen(shown);
   shown.drawn = null;
@@ -170,7 +176,13 @@ function columns({x, y, low = y, high = y, color, alpha = 1, size = 6}) {
 
 function listen(shown) {
   const {place} = shown;
-  place.onclick = event => { if (isTouch()) tap(shown, event); };
+  let pressed = null;  // where a button went down
+  place.onpointerdown = ({clientX, clientY}) => { pressed = [clientX, clientY]; };
+  place.onclick = event => {
+    if (isTouch()) tap(shown, event);
+    const [x, y] = pressed ?? [event.clientX, event.clientY];
+    if (Math.hypot(event.clientX - x, event.clientY - y) < DRAGGED) pick(shown, event);
+  };
   if (!shown.look.together) return;
   place.onpointermove = event => {
     if (event.pointerType === "mouse" && !event.buttons) point(shown, event);
@@ -226,6 +238,12 @@ async function tap(shown, event) {
       told.textContent = mark.tell(i);
     });
   }
+}
+
+async function pick(shown, event) {
+  if (!shown.look.pick || event.target.closest("button")) return;
+  const found = locate(shown, await shown.view, event);
+  if (found) shown.look.pick(found.frame.x_scale.invert(found.x));
 }
 
 // Where a pointer is in a plot, in its pixels; null outside the axes.
@@ -386,14 +404,16 @@ function padded(values, room, log = false, fromZero = false) {
 
 // Levels are dotted lines; spans are shaded.
 function annotate(shown) {
-  const {look: {levels = [], spans = []}, figure, center} = shown;
-  const annotated = JSON.stringify([levels, spans]);
+  const {look: {levels = [], spans = [], pins = []}, figure, center} = shown;
+  const annotated = JSON.stringify([levels, spans, pins]);
   if (shown.annotated === annotated) return;
   const dotted = {dimension: "width", line_dash: [2, 4], line_color: "#888"};
   const lines = levels.map(([, location]) => new Bokeh.Span({location, ...dotted}));
   const boxes = spans.map(({from, to, color}) => new Bokeh.BoxAnnotation(
     {left: from, right: to, fill_color: color, fill_alpha: 0.1, line_color: null}));
-  figure.center = [...center, ...boxes, ...lines];
+  const upright = {dimension: "height", line_dash: [2, 3], line_color: isDark() ? "#ccc" : "#444"};
+  const posts = pins.map(({at}) => new Bokeh.Span({location: at, ...upright}));
+  figure.center = [...center, ...boxes, ...lines, ...posts];
   shown.annotated = annotated;
 }
 
@@ -473,7 +493,22 @@ async function placeLabels(shown) {
     Object.assign(legend.style, {top: "-14px", maxWidth: room});
   }
   placeEdges(shown, levelAt, bbox);
+  placePins(shown, bbox);
   light(shown);
+}
+
+// The labels of pins, as long as the next one leaves room.
+function placePins({pins: place, look: {pins = []}, figure: {x_range}}, {left, top, width}) {
+  place.replaceChildren();
+  Object.assign(place.style, {left: `${left}px`, top: `${top}px`});
+  const placeOf = at => width * (at - x_range.start) / (x_range.end - x_range.start);
+  const shown = pins.filter(({at}) => placeOf(at) >= 0 && placeOf(at) <= width);
+  for (const [i, {at, name, text, title, pick}] of shown.entries()) {
+    const end = i + 1 < shown.length ? placeOf(shown[i + 1].at) : width;
+    const room = end - placeOf(at) - 3, words = room > PIN_WIDTH ? `${name} ${text}` : name;
+    const made = element("button", words, place, {type: "button", title, onclick: pick});
+    Object.assign(made.style, {left: `${placeOf(at)}px`, maxWidth: `${room}px`});
+  }
 }
 
 // The labels, in a picture that somebody saves.
@@ -482,7 +517,7 @@ function withLabels({labels, place, figure}, layer) {
   ctx.save();
   ctx.setTransform(ratio, 0, 0, ratio, 0, 0);
   ctx.textBaseline = "middle";
-  for (const label of labels.querySelectorAll("span, .edge")) {
+  for (const label of place.querySelectorAll(".labels span, .edge, .pins button")) {
     const {left, top, height} = label.getBoundingClientRect(), style = getComputedStyle(label);
     ctx.font = `${style.fontWeight} ${style.fontSize} system-ui, sans-serif`;
     ctx.fillStyle = style.color;

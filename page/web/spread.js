@@ -9,13 +9,14 @@ const RANKS = [[1, "1"], [2, "2 to 5"], [6, "6 to 10"], [11, "11 or more"]];
 function drawSpread() {
   const now = evaluationNow(), targets = [];  // those that are not masked
   for (const [i, nll] of now.nll.entries()) {
-    if (nll !== null) targets.push({cost: bits(nll), rank: now.rank[i]});
+    if (nll !== null) targets.push({cost: bits(nll), rank: now.rank?.[i]});
   }
   byId("spread").hidden = !targets.length;
   if (!targets.length) return;
   byId("costly").textContent = sayWhoPays(targets.map(({cost}) => cost));
   drawBins("surprisals", "bits of a token", SURPRISALS, targets, ({cost}) => cost);
-  drawBins("ranks", "rank of a token", RANKS, targets, ({rank}) => rank);
+  byId("ranks").hidden = !now.rank;
+  if (now.rank) drawBins("ranks", "rank of a token", RANKS, targets, ({rank}) => rank);
 }
 
 function sayWhoPays(costs) {

@@ -11,8 +11,9 @@ let others = {};  // what baselines and other runs paid for the same tokens, in 
 let chosen = -1;  // the number of a token
 let isChosen = false;  // by somebody, and not as the costliest
 
-const runsWithText = () => shownRuns().filter(([run]) => run.texts?.length);
-const textOf = run => run.texts[passage] ?? run.texts[0];
+const hasText = run => page.along ? run === page.runs[0] : run.texts?.length > 0;
+const runsWithText = () => shownRuns().filter(([run]) => hasText(run));
+const textOf = run => page.along ? partText() : run.texts[passage] ?? run.texts[0];
 const readText = () => textOf(readingRun);
 const stepsOf = text => text.evaluations.map(each => each.step);
 // A passage may have fewer evaluations than the slider has steps.
@@ -27,7 +28,10 @@ function paint(span, cost, strongest = COSTLIEST) {
 }
 
 // A run's name, which may be that of a baseline.
-const labelOf = run => run.name in readText().others ? `${run.name} (run)` : run.name;
+function labelOf(run) {
+  if (page.along) return LEARNING;
+  return run.name in readText().others ? `${run.name} (run)` : run.name;
+}
 
 function otherCosts() {
   const text = readText(), found = {...text.others}, tokens = text.tokens.join("\0");
@@ -66,13 +70,11 @@ function drawText() {
   }
   offer(run, runs.map(([each, i]) => [i, each.name]));
   readingRun = page.runs[Number(run.value)];
-  offer(which, readingRun.texts.map(nameOfPassage));
+  offer(which, page.along ? [] : readingRun.texts.map(nameOfPassage));
   passage = Number(which.value);
   others = otherCosts();
-  const differences = Object.keys(others).map(name =>
-    [name, name === NO_TABLES ? "what tables save" : `difference from ${name}`]);
   const isFirst = !versus.options.length, says = wanted.versus !== undefined;
-  offer(versus, [["", "surprisal"], ...differences]);
+  offer(versus, waysToColour());
   const token = numberIn(wanted.token ?? "");
   if (token !== null) {
     chosen = token;
@@ -87,8 +89,19 @@ function drawText() {
   drawTables();
 }
 
+function waysToColour() {
+  if (page.along) return [[STILL, "what learning changes"], ["", "bits, learning"],
+                          [ALONE, "bits, standing still"]];
+  const differences = Object.keys(others).map(name =>
+    [name, name === NO_TABLES ? "what tables save" : `difference from ${name}`]);
+  return [["", "surprisal"], ...differences];
+}
+
 // The difference that a page of a text of one's own begins with.
-const usualVersus = () => page.versus ? labelOf(page.runs.at(-1)) : "";
+function usualVersus() {
+  if (page.along) return STILL;
+  return page.versus ? labelOf(page.runs.at(-1)) : "";
+}
 
 function costliest() {
   const {nll} = evaluationNow();
@@ -108,7 +121,8 @@ function writeTokens() {
 function colourText() {
   const now = evaluationNow(), name = reading.elements.versus.value, other = others[name];
   const strongest = other ? COSTLIEST / 2 : COSTLIEST;
-  for (const [i, nll] of now.nll.entries()) {
+  const costs = name === ALONE ? others[STILL] : now.nll;
+  for (const [i, nll] of costs.entries()) {
     const span = byId(`token${i}`), isKnown = nll !== null && (!other || other[i] !== null);
     span.classList.toggle("masked", !isKnown);
     if (!isKnown) paint(span, 0);
@@ -126,14 +140,15 @@ function sayWhen(step) {
   const at = `at step ${whole.format(step)}`, wanted = momentShown();
   for (const place of document.querySelectorAll(".moment"))
     place.textContent = page.curves ? at : "";
-  byId("measured").textContent = step === wanted ? ""
+  byId("measured").textContent = step === wanted || page.along ? ""
     : `This passage is shown ${at}: it was not measured at ${whole.format(wanted)}.`;
 }
 
 function drawLegend(place, name) {
   const strongest = name ? COSTLIEST / 2 : COSTLIEST;
   place.replaceChildren();
-  const title = name ? `bits more than ${name}: ` : "bits: ";
+  const saves = page.along ? " (blue: learning saves)" : "";
+  const title = name ? `bits more than ${name}${saves}: ` : "bits: ";
   element("small", title, place);
   for (const cost of name ? [-5, -2, -1, 0, 1, 2, 5] : [0, 1, 2, 3, 5, 7, 10]) {
     const isOpen = Math.abs(cost) === strongest;

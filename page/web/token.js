@@ -26,7 +26,7 @@ function describeToken(i) {
   const isMasked = evaluationNow().nll[i] === null;
   describeCost(i, place);
   if (isMasked) return;
-  drawPrediction(i, place);
+  if (evaluationNow().top) drawPrediction(i, place);
   drawTokenTables(i, place);
   drawCosts(i, place);
   describeSum(i, place);
@@ -50,6 +50,7 @@ function describeCost(i, place) {
   }
   element("b", `${bits(nll).toFixed(2)} bits`, first);
   first.append(` = probability ${percent(Math.exp(-nll))}`);
+  if (!now.rank) return;
   const isTied = now.rank[i] <= now.top[i].length && !now.top[i].includes(text.ids[i]);
   const rank = `rank ${whole.format(now.rank[i])} of ${whole.format(text.vocab_size)}`;
   second.textContent = isTied ? `${rank}, as others` : rank;
@@ -64,6 +65,7 @@ function describeCost(i, place) {
 function sayToken(i) {
   const {nll, rank} = evaluationNow(), name = quote(readText().tokens[i]);
   if (nll[i] === null) return `${name}: masked`;
+  if (!rank) return `${name}: ${bits(nll[i]).toFixed(2)} bits`;
   return `${name}: ${bits(nll[i]).toFixed(2)} bits, rank ${whole.format(rank[i])}`;
 }
 
@@ -113,7 +115,8 @@ function drawCosts(i, place) {
   const chart = element("div", "", place);
   const widest = widestBits(i);
   const add = (name, cost, look) => barRow(name, cost / widest, cost.toFixed(2), chart, look);
-  add(page.runs.length > 1 ? readingRun.name : "this model", bits(now.nll[i]), "own");
+  const isNamed = page.along || page.runs.length > 1;
+  add(isNamed ? labelOf(readingRun) : "this model", bits(now.nll[i]), "own");
   if (entropy !== null) add("its entropy", bits(entropy), "expected");
   for (const [name, cost] of costsOf(i)) add(name, cost, "other");
   if (others.gzip)
