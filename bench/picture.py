@@ -1,6 +1,6 @@
 """Takes a picture of a part of a page, for docs/: `python bench/picture.py PAGE PART PNG`.
 
-PART is a CSS selector, such as '#along'. Needs Chromium and playwright, as the page's tests do.
+PART is an id in it, such as along. Needs Chromium and playwright, as the page's tests do.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def take_picture(page: Path, part: str, png: Path) -> None:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": WIDTH, "height": 900}, color_scheme="light")
         tab.goto(page.resolve().as_uri())
-        place = tab.locator(part)
+        place = tab.locator(f"#{part}")
         place.scroll_into_view_if_needed()
         tab.wait_for_timeout(DRAWING)
         place.screenshot(path=png)

@@ -181,7 +181,7 @@ function listen(shown) {
   place.onclick = event => {
     if (isTouch()) tap(shown, event);
     const [x, y] = pressed ?? [event.clientX, event.clientY];
-    if (Math.hypot(event.clientX - x, event.clientY - y) < DRAGGED) pick(shown, event);
+    if (Math.hypot(event.clientX - x, event.clientY - y) < DRAGGED) pickPlace(shown, event);
   };
   if (!shown.look.together) return;
   place.onpointermove = event => {
@@ -240,7 +240,7 @@ async function tap(shown, event) {
   }
 }
 
-async function pick(shown, event) {
+async function pickPlace(shown, event) {
   if (!shown.look.pick || event.target.closest("button")) return;
   const found = locate(shown, await shown.view, event);
   if (found) shown.look.pick(found.frame.x_scale.invert(found.x));
