@@ -7,7 +7,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-WIDTH = 1000  # pixels of the page
+WIDTH = 960  # pixels of the page
 DRAWING = 3000  # milliseconds after which its charts are drawn
 
 
