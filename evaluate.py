@@ -30,7 +30,7 @@ from data.baselines import measured_part
 from data.corpora import read_corpus_text
 from data.documents import Document, Split, encode_documents, split_documents
 from data.eval_text import EvalText
-from data.info import ENGLISH
+from data.info import ENGLISH, PLAYS
 from data.prepare import prepare_corpus
 from data.sources import read_all_documents
 from data.unknown import Replacer, make_replacer
@@ -747,7 +747,7 @@ def describe_learning(
 
 def beside_english(run: Run, loss: analysis.Columns, options: EvaluateOptions) -> str:
     """Say what is estimated of English, beside a loss on the plays; empty for another text."""
-    is_of_plays = run.info.name.endswith("shakespeare") and not options.text
+    is_of_plays = run.info.name in PLAYS and not options.text
     if run.tokenizer.kind != "char" or not is_of_plays:
         return ""
     return ENGLISH.format(loss["bits_per_token"][0])

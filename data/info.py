@@ -33,7 +33,8 @@ PASSAGE = 512  # tokens in each, at most
 MAX_BASELINES = 100
 MAX_VOCABULARY = 2_000_000  # there are 1,114,112 code points
 PROMPT_SHOWN = 500  # characters
-ENGLISH = (  # beside the bits of a character of the plays
+PLAYS = ("shakespeare", "tinyshakespeare")
+ENGLISH = (  # beside the bits of a character of PLAYS
     "English has about 1.0 to 1.5 bits per character; this is {:.2f}. That estimate is for modern "
     "prose, and for readers who know the world. This model read nothing but old plays."
 )

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from config.schema import Config, OptimConfig
-from data.info import ENGLISH, CorpusInfo, beside_baselines, passed_and_ahead
+from data.info import ENGLISH, PLAYS, CorpusInfo, beside_baselines, passed_and_ahead
 from engine.metrics import Record, is_outcome
 from engine.state import OVERFITTING_RISE, TrainState
 from surprisal import nats_to_bits, perplexity, uniform_nll
@@ -132,7 +132,7 @@ def describe_best(final: Record, last_step: float, info: CorpusInfo) -> Iterator
     )
     for line in beside_baselines(nll, info.baselines):
         yield f"  {line}"
-    if info.tokenizer == "char" and info.name.endswith("shakespeare"):
+    if info.tokenizer == "char" and info.name in PLAYS:
         yield f"  {ENGLISH.format(nats_to_bits(nll))}"
     if info.entropy_rate is not None and info.source_nll is not None:
         yield (
