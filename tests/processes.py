@@ -49,7 +49,7 @@ if hasattr(os, "fork"):
     )
 Words = Sequence[str]
 Variables = dict[str, str]
-LIMIT = 60  # seconds that a process may take
+LIMIT = 180  # seconds that a process may take, compiling on a slow machine
 PORTS = itertools.count()
 
 
