@@ -212,7 +212,7 @@ class GPT(nn.Module):
 
         It is zero for the first, and, where documents are apart, for the eos token of each.
         """
-        before = F.pad(x, (0, 0, 1, 0))[:, :-1]
+        before = F.pad(x, (0, 0, 1, -1))  # a row of zeros in front, and the last one out
         if self.cfg.document_attention:
             before = before.masked_fill((tokens == self.vocab_size - 1)[:, :, None], 0)
         return before

@@ -76,9 +76,7 @@ def test_a_compiled_model_has_the_same_losses(
     if chunked:
         monkeypatch.setattr(chunked_loss, "MAX_LOGITS", 0)
         monkeypatch.setattr(chunked_loss, "MIN_CHUNK", 16)
-    argv = ["--z_loss=0.01"]
-    if not chunked:  # PyTorch cannot compile smear and tables together, and then says so
-        argv += ["--max_ngram=3", "--table_rows=64", "--smear=false"]
+    argv = ["--z_loss=0.01", "--max_ngram=3", "--table_rows=64"]
     losses = train(True, *argv)
     assert capsys.readouterr().out == ""
     assert losses == pytest.approx(train(False, *argv), abs=1e-4)
