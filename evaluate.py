@@ -699,7 +699,8 @@ def add_up(scores: list[RunScores], chosen: Chosen, options: EvaluateOptions) ->
         compared = compare_with(losses[0], of_others[0], blocks)
         evaluation["dynamic"] = describe_learning(first, compared, options)
         evaluation["english"] = beside_english(run, losses[0], options)
-        evaluation["along_text"] = measure_along_text(first, chosen, options)
+        if options.json_ or options.html:  # what is printed does not have it
+            evaluation["along_text"] = measure_along_text(first, chosen, options)
     if options.mix:
         evaluation["mix"] = measure_mixture(first, options.mix)
     if first.by_longest is not None:

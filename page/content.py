@@ -16,8 +16,10 @@ from data.show import show_token
 from data.tokenizer import Tokenizer
 from engine.metrics import Record, find_best, parse_record
 from engine.run import Run
+from page.along import content_of_along
 from page.pairs import compare_pairs, number_targets
 from page.records import read_evaluation, read_passages
+from report.along_text import LearnedText
 from report.analysis import Columns, Passage
 from report.differences import differing_options, group_runs, name_groups, short_names
 from report.intervals import FEW
@@ -89,14 +91,21 @@ def content_of_text(
     scored: Sequence[tuple[Columns, Passage | None]],
     name: str,
     found: dict[str, Any] | None,
+    *,
+    learned: LearnedText | None = None,
 ) -> Content:
     """Collect what a page of a text shows that one or two runs have read.
 
     `scored` has the targets of the text by each run, and a passage; `found` is what evaluate.py
-    says of the text.
+    says of the text. With `learned`, the page also has the loss along the text, which the first run
+    learned.
     """
     content = content_of_runs(runs)
-    content["title"] = f"{name}, read by {content['title']}"
+    does = "read"
+    if learned is not None and found is not None:
+        does = "read and learned"
+        content["along"] = content_of_along(found["along_text"], learned, runs[0].tokenizer)
+    content["title"] = f"{name}, {does} by {content['title']}"
     content["curves"] = False
     content["versus"] = ""
     for run, own, shown in zip(runs, scored, content["runs"], strict=True):

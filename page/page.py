@@ -14,7 +14,6 @@ from typing import Any
 
 from config.files import write_atomically
 from engine.run import Run, open_run
-from page.along import content_of_along
 from page.content import Content, content_of_runs, content_of_text
 from page.weights import content_of_model
 from report.along_text import LearnedText
@@ -58,15 +57,8 @@ def write_text(
     *,
     learned: LearnedText | None = None,
 ) -> None:
-    """Write a page of a text, for `evaluate.py --html`; content_of_text says what it is made of.
-
-    With `learned`, the page also has the loss along the text, which the first run learned.
-    """
-    content = content_of_text(runs, scored, name, found)
-    if learned is not None and found is not None:
-        content["title"] = content["title"].replace(", read by ", ", read and learned by ", 1)
-        content["along"] = content_of_along(found["along_text"], learned, runs[0].tokenizer)
-    write_page(path, content)
+    """Write a page of a text, for `evaluate.py --html`; content_of_text says what it is made of."""
+    write_page(path, content_of_text(runs, scored, name, found, learned=learned))
 
 
 def write_page(path: Path, content: Content) -> None:
