@@ -1,23 +1,36 @@
-"""Takes a picture of a part of a page, for docs/: `python bench/picture.py PAGE PART PNG`.
+"""Take a picture of a part of a page, for docs/.
 
-PART is an id in it, such as along. Needs Chromium and playwright, as the page's tests do.
+    python bench/picture.py PAGE PART PNG
+
+PART is an id in it, such as along. It needs Chromium and playwright, as the page's tests do.
 """
 
-import argparse
 import shutil
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from config.errors import UserError, run_command
+from config.parser import load_options
+from config.values import Section
 
 WIDTH = 960  # pixels of the page
 DRAWING = 3000  # milliseconds after which its charts are drawn
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Take a picture of a part of a page.")
-    parser.add_argument("page", type=Path)
-    parser.add_argument("part")
-    parser.add_argument("png", type=Path)
-    options = parser.parse_args()
-    take_picture(options.page, options.part, options.png)
+class PictureOptions(Section):
+    """There are none."""
+
+
+def main(argv: list[str]) -> None:
+    words, _ = load_options(
+        PictureOptions, argv, "PAGE PART PNG", 3, "a page, an id in it, and the picture to write"
+    )
+    page, part, png = words
+    if not Path(page).is_file():
+        raise UserError(f"{page}: is no page; evaluate.py RUN --html=page.html writes one")
+    take_picture(Path(page), part, Path(png))
 
 
 def take_picture(page: Path, part: str, png: Path) -> None:
@@ -37,4 +50,4 @@ def take_picture(page: Path, part: str, png: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
