@@ -25,10 +25,11 @@ from engine.scoring import CHUNK_LOGITS, MIN_CHUNK, Predictions
 from engine.torch_startup import AdamW
 from loss import cross_entropy
 from model import GPT
-from tables import EPS, RowwiseRMSProp, rows_and_gradients
+from tables import RowwiseRMSProp, rows_and_gradients
 
 INTERVAL = 128  # targets between two steps, if nothing else is said
 BETAS = (0.0, 0.999)  # AdamW's decays of the running means of the gradient and of its square
+MEAN_SQUARE = 1 / 64  # of a row's gradient, before there is one; it was chosen as the rates were
 # of a step; a CPU's cores share larger ones, and for smaller ones they would wait for each other
 SHARED_FLOPS = 2**33
 
@@ -63,10 +64,11 @@ class Rates(NamedTuple):
 class RowwiseAdaGrad(RowwiseRMSProp):
     """Takes steps in the rows that occurred, and the shorter the more often a row did.
 
-    The step of a row is lr g / sqrt(v): g is its gradient, and v the sum of the mean squares of all
-    its gradients so far (Duchi et al. 2011; one number a row: Naumov et al. 2019). So an n-gram is
-    learned at once where it comes first, and a frequent one stays near what training learned. Rows
-    are not rounded to 16 bits: no checkpoint keeps them.
+    The step of a row is lr g / sqrt(v): g is its gradient, and v is MEAN_SQUARE plus the sum of the
+    mean squares of all its gradients so far (Duchi et al. 2011; one number a row: Naumov et al.
+    2019). So an n-gram that surprises is learned at once where it comes first, one that does not
+    moves little, and a frequent one stays near what training learned. Rows are not rounded to 16
+    bits: no checkpoint keeps them.
     """
 
     @torch.no_grad()
@@ -74,12 +76,12 @@ class RowwiseAdaGrad(RowwiseRMSProp):
         rows, g = rows_and_gradients(table)
         state = self.state[table]
         if not state:
-            state["square_sum"] = torch.zeros(len(table), device=table.device)
+            state["square_sum"] = torch.full((len(table),), MEAN_SQUARE, device=table.device)
         square_sum = state["square_sum"]
         v = square_sum[rows] + g.square().mean(dim=1)
         square_sum[rows] = v
         lr = self.param_groups[0]["lr"]
-        step = lr * g * (v + EPS).rsqrt()[:, None]
+        step = lr * g * v.rsqrt()[:, None]
         table.index_copy_(0, rows, table.index_select(0, rows) - step)
         table[0] = 0.0
 
@@ -130,12 +132,14 @@ class Learner:
         return Predictions(logits, targets[is_target], context_len.expand_as(targets)[is_target])
 
     def learn(self, predictions: Predictions) -> None:
-        """Take one step that lowers the mean loss of targets that `predict` predicted last."""
+        """Take one step that lowers the loss of the targets that `predict` predicted last.
+
+        It is their sum, so that the gradient of a row does not depend on how many there are.
+        """
         if not self.optimizers:
             return
         sums = cross_entropy(predictions.logits, predictions.targets)
-        mean = sums.objective / len(predictions.targets)
-        mean.backward()  # type: ignore[no-untyped-call]
+        sums.objective.backward()  # type: ignore[no-untyped-call]
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()

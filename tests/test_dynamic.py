@@ -20,6 +20,7 @@ from data.batches import IGNORE_INDEX
 from data.documents import Split
 from data.eval_text import EvalText
 from engine.dynamic import (
+    MEAN_SQUARE,
     Learner,
     Rates,
     RowwiseAdaGrad,
@@ -132,13 +133,16 @@ def test_a_part_with_a_rate_of_zero_stands_still() -> None:
 
 
 def test_a_row_moves_less_the_more_often_it_occurred() -> None:
-    """The step is lr g / sqrt(v), and v sums the mean squares of the row's gradients."""
+    """The step is lr g / sqrt(v), and v sums the mean squares of the row's gradients.
+
+    It does not begin at zero: so a row whose first gradient is small moves little.
+    """
     table = torch.nn.Parameter(torch.zeros(4, 2))
     optimizer = RowwiseAdaGrad([table], lr=0.1)
     gradients = torch.tensor([[3.0, 4.0], [3.0, 4.0], [6.0, 8.0]])
     moved = torch.zeros(2)
     row = torch.tensor([[2]])
-    square_sum = 0.0
+    square_sum = MEAN_SQUARE
     for g in gradients:
         table.grad = torch.sparse_coo_tensor(row, g[None], (4, 2), check_invariants=True)
         optimizer.step()
@@ -146,6 +150,10 @@ def test_a_row_moves_less_the_more_often_it_occurred() -> None:
         moved -= 0.1 * g / square_sum**0.5
         assert table[2].tolist() == pytest.approx(moved.tolist())
     assert not table[[0, 1, 3]].any()
+    small = torch.full((1, 2), 1e-3)
+    table.grad = torch.sparse_coo_tensor(torch.tensor([[3]]), small, (4, 2), check_invariants=True)
+    optimizer.step()
+    assert float(table[3].detach().abs().max()) < 0.001  # at zero it would be 0.1
 
 
 def test_a_text_that_repeats_is_learned() -> None:
