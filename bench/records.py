@@ -60,6 +60,7 @@ from surprisal import LN2
 
 # What is measured. A recipe that is on two boards is measured once.
 DEFAULT = "config/shakespeare_char.toml"
+PLAIN_LONGER = f"{DEFAULT} --n_layer=4 --n_embd=128 --max_iters=2600 --eval_interval=200"
 TABLES = "config/shakespeare_ngram.toml"
 TABLES_DEEP = f"{TABLES} --n_layer=3"
 TINY = f"{TABLES} --corpus=tinyshakespeare --n_layer=2 --batch_size=8 --muon_learning_rate=0.03"
@@ -85,7 +86,11 @@ RECIPES: Recipes = {
         TABLES_TINY_WIDE,
         SPRINT,
     ],
-    Board("After ten minutes", "shakespeare", most_seconds=600): [TABLES_DEEP, TABLES],
+    Board("After ten minutes", "shakespeare", most_seconds=600): [
+        TABLES_DEEP,
+        TABLES,
+        PLAIN_LONGER,
+    ],
     Board("After ten minutes", "tinyshakespeare", most_seconds=600): [BEST_TINY, TABLES_TINY_WIDE],
     Board("Without limit", "shakespeare"): [TABLES_DEEP],
     Board("Without limit", "tinyshakespeare"): [BEST_TINY],
