@@ -49,27 +49,28 @@ function writeReading() {
   const {start, marks, masks, bits_per_byte: losses} = page.along, unit = unitOf();
   const size = whole.format((start[1] ?? page.along.end) - start[0]);
   const [run] = page.runs, stride = whole.format(run.evaluation.stride);
-  const begins = "At a dotted line many new words come in, as where a play or a chapter begins: " +
-    "who stands still pays their full price each time, and who learns pays less and less.";
+  const begins = "At a dotted line many new words come in, as where a play or a chapter begins. " +
+    "A model that stands still pays their full price each time; one that learns pays less and " +
+    "less.";
   byId("reading-it").textContent =
-    `The lower a line, the better each ${unit} was predicted, in parts of about ${size}, from ` +
-    `the start of the text to its end. ${marks.length ? begins : ""}`;
+    `The lower a line, the better the text was predicted there. Thin lines have parts of about ` +
+    `${size} ${unit}s, thick ones the mean of up to ${2 * AROUND + 1} parts. The shaded area is ` +
+    `what learning saves. ${marks.length ? begins : ""}`;
   const isOfOne = isMany() ? `of ${run.name}` : "";
   byId("along").querySelector("h2 span").textContent = isOfOne;
   writeLines(losses, stride);
   const place = byId("more-of-it");
   place.replaceChildren();
-  element("li", "Thin lines have each part; thick ones the mean of up to " +
-          `${2 * AROUND + 1} parts, which does not reach across a dotted line. The shaded area ` +
-          "is what learning saves.", place);
   if (marks.length)
-    element("li", "At a dotted line many of the words that follow are new: the text before does " +
-            "not have them, and here they soon come again and again. Nothing else says where " +
-            "something begins: it may also be that new persons or a new subject come in.", place);
+    element("li", "The mean of a thick line does not reach across a dotted line. There many of " +
+            "the words that follow are new: the text before does not have them, and here they " +
+            "soon come again and again. Nothing else says where something begins: it may also " +
+            "be that new persons or a new subject come in.", place);
   if (Object.keys(losses).length < 3)
     element("li", masks ? "PPMd has no line here, because parts of this text are masked."
       : "PPMd has no line here: it has one only on text of the run's own corpus, if pyppmd is " +
         "installed.", place);
+  place.parentElement.hidden = !place.children.length;
 }
 
 // What each line is, in its colour.
@@ -79,7 +80,8 @@ function writeLines(losses, stride) {
     [STILL]: "the model as its training left it",
     [LEARNING]: `a copy of it that takes a step after each ${stride} ${word}s, once they are ` +
       "predicted and counted"};
-  const compressor = "a compressor that has read the training text too, and counts on as it reads";
+  const compressor = "a compressor that has read the training text too, and goes on counting as " +
+    "it reads";
   place.replaceChildren();
   for (const name of Object.keys(losses)) {
     const line = element("li", "", place);
