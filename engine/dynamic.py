@@ -28,8 +28,8 @@ from model import GPT
 from tables import RowwiseRMSProp, rows_and_gradients
 
 INTERVAL = 128  # targets between two steps, if nothing else is said
-BETAS = (0.0, 0.999)  # AdamW's decays of the running means of the gradient and of its square
 MEAN_SQUARE = 1 / 64  # of a row's gradient, before there is one; it was chosen as the rates were
+BETAS = (0.0, 0.999)  # AdamW's decays of the running means of the gradient and of its square
 # of a step; a CPU's cores share larger ones, and for smaller ones they would wait for each other
 SHARED_FLOPS = 2**33
 

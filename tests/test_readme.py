@@ -245,5 +245,5 @@ def test_the_readme_is_short_and_its_code_fits_a_terminal() -> None:
     code = re.findall(r"^    .*$", README, flags=re.MULTILINE)
     for block in re.findall(r"^```\w*\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL):
         code += block.splitlines()
-    assert len(code) > 20
+    assert len(code) > 30
     assert not [line for line in code if len(line) > 100]
